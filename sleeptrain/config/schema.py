@@ -1,0 +1,177 @@
+"""The typed configuration: one dataclass per concept, composed by hydra from `configs/`, checked by `validate`.
+
+Every field is a setting a user may override on the command line by its dotted path (`sleep.passes=4`). What a run was is
+`Config` written to `<run folder>/config.yaml`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+
+@dataclass
+class AttentionConfig:
+    """Softmax attention inside a window: grouped-query, optional output gate and per-head q/k norms, partial RoPE."""
+
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 32
+    rope_theta: float = 10_000.0
+    partial_rotary_factor: float = 0.5
+    gate: bool = True
+    qk_norm: bool = True
+
+
+@dataclass
+class GatedDeltaNetConfig:
+    """Gated DeltaNet mixer: state S is [num_v_heads, head_k_dim, head_v_dim] a sequence."""
+
+    num_k_heads: int = 4
+    num_v_heads: int = 4
+    head_k_dim: int = 32
+    head_v_dim: int = 32
+    conv_size: int = 4
+
+
+@dataclass
+class Mamba2Config:
+    """Mamba-2 (SSD) mixer: state S is [num_heads, state_dim, head_dim] a sequence; B and C are shared by a group's heads."""
+
+    num_heads: int = 8
+    head_dim: int = 32
+    state_dim: int = 64
+    num_groups: int = 1
+    conv_size: int = 4
+
+
+@dataclass
+class ModelConfig:
+    """The decoder. `layers` lists each block's mixer: attention | gated_deltanet | mamba2."""
+
+    vocab_size: int = 0  # 0: taken from the data (tokenizer or task)
+    dim: int = 128
+    ffn_dim: int = 384
+    layers: list[str] = field(default_factory=lambda: ["attention", "gated_deltanet"] * 2)
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = True
+    init_std: float = 0.02
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    gated_deltanet: GatedDeltaNetConfig = field(default_factory=GatedDeltaNetConfig)
+    mamba2: Mamba2Config = field(default_factory=Mamba2Config)
+
+
+@dataclass
+class Stage:
+    """One stage of the curriculum, in force from `tokens` seen on. A field left empty keeps the value of the stage before."""
+
+    tokens: int = 0
+    passes: int | None = None
+    window: int | None = None
+    batch: int | None = None
+
+
+@dataclass
+class SleepConfig:
+    """When and how the model sleeps; `passes` counts the wake pass (N=1 never sleeps)."""
+
+    passes: int = 1
+    window: int = 128
+    when: str = "every"  # every | unlabelled
+    feedback: str = "features"  # features | none
+    eviction: str = "hard"  # hard | sliding
+    conv_state: str = "restart"  # restart | carry
+    core: list[int] | None = None  # [first, last) blocks of the loop; empty: all blocks
+    sample_passes: bool = False  # draw N uniformly from 1..passes at each step
+    recompute: str = "none"  # none | block | pass | window
+    bptt_windows: int | None = None  # gradients flow through at most this many windows; empty: all windows of a step
+    curriculum: list[Stage] = field(default_factory=list)
+
+
+@dataclass
+class ShardsConfig:
+    """Token shards made by `tools/prepare.py`."""
+
+    train: str = ""
+    validation: str = ""
+    tokenizer: str = ""
+
+
+@dataclass
+class Rule110Config:
+    """Rule 110: `strings` random rows of `width` cells, one window each; the label is the first cell after `steps` updates."""
+
+    width: int = 20
+    strings: int = 1
+    steps: int = 8
+    validation_samples: int = 1024
+
+
+@dataclass
+class DataConfig:
+    source: str = "shards"  # shards | rule110
+    sequence: int = 1024  # T, tokens of a row in a step (rule110 derives its own)
+    batch: int = 8  # rows in a step
+    seed: int = 0
+    shards: ShardsConfig = field(default_factory=ShardsConfig)
+    rule110: Rule110Config = field(default_factory=Rule110Config)
+
+
+@dataclass
+class OptimConfig:
+    """Muon on the body's matrices, AdamW on the rest."""
+
+    muon_lr: float = 2e-3
+    muon_momentum: float = 0.95
+    muon_weight_decay: float = 1e-4
+    muon_scaling: str = "keller_jordan"  # keller_jordan | moonshot
+    adamw_lr: float = 1e-3
+    adamw_betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    adamw_weight_decay: float = 1e-4
+    adamw_eps: float = 1e-8
+    clip_norm: float = 1.0  # 0: no clipping
+    schedule: str = "wsd"  # wsd | cosine | constant
+    warmup_fraction: float = 0.01
+    decay_fraction: float = 0.2  # wsd: the last share of the tokens over which the rate falls
+    min_lr_ratio: float = 0.0
+
+
+@dataclass
+class TrainConfig:
+    tokens: int = MISSING  # wake tokens to train on
+    micro_batch: int = 0  # rows a forward holds at once; 0: the whole batch
+    precision: str = "fp32"  # fp32 | bf16 (autocast; S, A_log, dt_bias and the loss stay fp32)
+    device: str = "auto"  # auto | cpu | cuda
+    threads: int = 0  # CPU threads; 0: torch's own choice
+    seed: int = 0
+    nonfinite: str = "stop"  # stop | skip
+    log_every: int = 10
+    eval_every: int = 200  # steps; 0: only at the end
+    eval_batches: int = 8
+    checkpoint_every: int = 200  # steps; 0: only at the end
+    keep_checkpoints: int = 2
+
+
+@dataclass
+class RunConfig:
+    name: str = MISSING
+    root: str = "runs"  # the run folder is <root>/<name>; an existing one is resumed
+
+
+@dataclass
+class WandbConfig:
+    mode: str = "auto"  # auto | online | offline | disabled; auto: online where a key is configured
+    project: str = "sleeptrain"
+    entity: str | None = None
+
+
+@dataclass
+class Config:
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    sleep: SleepConfig = field(default_factory=SleepConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)

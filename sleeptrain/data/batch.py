@@ -1,0 +1,34 @@
+"""What a training step reads: a batch of rows with targets and documents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+IGNORE = -100  # a target without loss (the value torch's cross entropy ignores)
+PAD = -1  # the document id of a pad token
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of T tokens that train together.
+
+    tokens_BT: int64 inputs. targets_BT: int64, the token to predict at each position, IGNORE where there is no loss.
+    documents_BT: int64, equal for the tokens of one document and different for its neighbours in the row, PAD for pads.
+    carried_B: bool, the row begins inside the document that the same row of the step before ended in: S is carried in.
+    continues_B: bool, the row's last document goes on in the same row of the next step: somebody will read its S.
+    """
+
+    tokens_BT: torch.Tensor
+    targets_BT: torch.Tensor
+    documents_BT: torch.Tensor
+    carried_B: torch.Tensor
+    continues_B: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """The rows [start, stop): a micro-batch."""
+        return Batch(*(getattr(self, name)[start:stop] for name in self.__dataclass_fields__))
