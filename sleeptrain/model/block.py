@@ -1,0 +1,42 @@
+"""A block: mixer and feed-forward, each behind a norm and around a residual."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from sleeptrain.config.schema import ModelConfig
+from sleeptrain.model.attention import Attention
+from sleeptrain.model.gated_deltanet import GatedDeltaNet
+from sleeptrain.model.layout import Layout
+from sleeptrain.model.mamba2 import Mamba2
+from sleeptrain.model.mlp import SwiGLU
+from sleeptrain.model.norm import RMSNorm
+from sleeptrain.model.state import Boundary, LayerState
+
+MIXERS: dict[str, type[Attention | GatedDeltaNet | Mamba2]] = {
+    "attention": Attention,
+    "gated_deltanet": GatedDeltaNet,
+    "mamba2": Mamba2,
+}
+
+
+class Block(nn.Module):
+    """x + mixer(norm x), then x + mlp(norm x)."""
+
+    def __init__(self, kind: str, config: ModelConfig):
+        super().__init__()
+        self.mixer_norm = RMSNorm(config.dim, config.norm_eps)
+        self.mixer = MIXERS[kind](config)
+        self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
+        self.mlp = SwiGLU(config.dim, config.ffn_dim)
+
+    def forward(
+        self, x_BTD: torch.Tensor, state: LayerState, layout: Layout, boundary: Boundary, state_only: bool = False
+    ) -> tuple[torch.Tensor | None, LayerState]:
+        """x_BTD, state -> (y_BTD, state). `state_only`: nobody reads the features; y is None, the MLP is not run."""
+        y, state = self.mixer(self.mixer_norm(x_BTD), state, layout, boundary, state_only)
+        if y is None:
+            return None, state
+        x_BTD = x_BTD + y
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD)), state

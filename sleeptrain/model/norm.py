@@ -1,0 +1,75 @@
+"""RMSNorm in the two forms of the native architecture: zero-centred, and gated with a plain weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+
+class _RMSNorm(torch.autograd.Function):
+    """x / rms(x) * weight with a hand-written backward: on a CPU three times faster than the composite of autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        rstd = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, rstd)
+        return (x * rstd).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        x, weight, rstd = ctx.saved_tensors
+        unit = x * rstd
+        grad_weight = (grad * unit).flatten(0, -2).sum(0)
+        inner = grad * weight
+        along = torch.linalg.vecdot(inner, unit).unsqueeze(-1).div_(x.shape[-1])
+        return inner.sub_(unit.mul_(along)).mul_(rstd), grad_weight, None
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x * rsqrt(mean(x^2) + eps) * weight over the last dimension, computed in fp32 or wider, in x's dtype.
+
+    x: [..., D] floating point; weight: [D].
+    """
+    wide = x if x.dtype == torch.float64 else x.float()
+    weight = weight.to(wide.dtype)
+    y = F.rms_norm(wide, weight.shape, weight, eps) if x.is_cuda else _RMSNorm.apply(wide, weight, eps)
+    return y.to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Zero-centred RMSNorm: the scale is 1 + weight, so that weight 0 (and weight decay) means the identity scale."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(dim))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, 1.0 + self.weight, self.eps)
+
+
+class GatedRMSNorm(nn.Module):
+    """RMSNorm with a plain weight and a SiLU gate, after the norm (Gated DeltaNet) or before it (Mamba-2)."""
+
+    def __init__(self, dim: int, eps: float, gate_first: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+        self.gate_first = gate_first
+
+    def forward(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """x, gate: [..., D]; the gate acts in fp32 (fp64 for fp64 inputs)."""
+        wide = x if x.dtype == torch.float64 else x.float()
+        gate = F.silu(gate.to(wide.dtype))
+        y = (
+            rms_norm(wide * gate, self.weight, self.eps)
+            if self.gate_first
+            else rms_norm(wide, self.weight, self.eps) * gate
+        )
+        return y.to(x.dtype)

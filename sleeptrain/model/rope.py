@@ -1,0 +1,27 @@
+"""Rotary positions (RoFormer, arXiv 2104.09864), partial: only the first dimensions of a head are rotated."""
+
+from __future__ import annotations
+
+import torch
+
+
+def rope_tables(
+    first: int, length: int, head_dim: int, fraction: float, theta: float, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin, [length, head_dim * fraction] in at least fp32, for positions first .. first + length - 1."""
+    num_rotated = int(head_dim * fraction)
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    inverse = theta ** (-torch.arange(0, num_rotated, 2, device=like.device, dtype=dtype) / num_rotated)
+    at = torch.arange(first, first + length, device=like.device, dtype=dtype)
+    angles = torch.outer(at, inverse).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BTHD: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotates the first dimensions of each head in pairs (i, i + half), in x's dtype."""
+    cos, sin = (t[:, None, :] for t in tables)
+    num_rotated = cos.shape[-1]
+    x, rest = x_BTHD[..., :num_rotated], x_BTHD[..., num_rotated:]
+    low, high = x.chunk(2, dim=-1)
+    turned = x * cos + torch.cat([-high, low], dim=-1) * sin
+    return torch.cat([turned.to(x_BTHD.dtype), rest], dim=-1)

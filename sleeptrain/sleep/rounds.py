@@ -1,0 +1,132 @@
+"""The round plan: which (window, pass) pairs a step runs, on which rows, and what each of them is for.
+
+It is the one description of a step. The training loop, the recompute policy, the FLOP counter and the log line all read
+it, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sleeptrain.data.batch import IGNORE, PAD, Batch
+
+
+@dataclass(frozen=True)
+class Round:
+    """One pass over one window.
+
+    window: index of the window; it holds the tokens [start, stop) of a row.
+    pass_index: 1 is the wake pass, 2..N are sleep passes.
+    rows: indices of the rows of the batch that take part, ascending.
+    feeds_back: the blocks read the features that the pass before left, not the embeddings.
+    loss: the targets of the window are predicted.
+    coda: the blocks behind the core are run (a loss is wanted, or this is the window's last pass).
+    state_only: nobody reads the features; only the state counts.
+    """
+
+    window: int
+    start: int
+    stop: int
+    pass_index: int
+    rows: tuple[int, ...]
+    feeds_back: bool = False
+    loss: bool = False
+    coda: bool = False
+    state_only: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        return (self.stop - self.start) * len(self.rows)
+
+    @property
+    def is_wake(self) -> bool:
+        return self.pass_index == 1
+
+
+@dataclass(frozen=True)
+class WindowFacts:
+    """What the plan must know of one window, row by row.
+
+    has_target[b]: some token of the row is to be predicted. read_later[b]: the document that is open at the window's
+    end goes on behind it, in this step or the next, so that its state will be read.
+    """
+
+    start: int
+    stop: int
+    has_target: tuple[bool, ...]
+    read_later: tuple[bool, ...]
+
+
+def window_spans(sequence: int, window: int) -> list[tuple[int, int]]:
+    """[start, stop) of each window of a row; the last one is shorter where `window` does not divide `sequence`."""
+    return [(start, min(start + window, sequence)) for start in range(0, sequence, window)]
+
+
+def window_facts(batch: Batch, window: int) -> list[WindowFacts]:
+    """The facts of every window of a batch (on the CPU)."""
+    valid = batch.documents_BT != PAD
+    following = _next_valid_document(batch)
+    facts = []
+    for start, stop in window_spans(batch.tokens_BT.shape[1], window):
+        at = torch.arange(start, stop)
+        last = torch.where(valid[:, start:stop], at, -1).amax(dim=1)
+        open_document = batch.documents_BT.gather(1, last.clamp(min=0)[:, None]).squeeze(1)
+        read_later = (last >= 0) & (open_document == following[:, stop - 1])
+        has_target = (batch.targets_BT[:, start:stop] != IGNORE).any(dim=1)
+        facts.append(WindowFacts(start, stop, tuple(has_target.tolist()), tuple(read_later.tolist())))
+    return facts
+
+
+def _next_valid_document(batch: Batch) -> torch.Tensor:
+    """[B, T]: the document of the first valid token behind each position; at the row's end its own where it goes on."""
+    num_tokens = batch.documents_BT.shape[1]
+    valid = batch.documents_BT != PAD
+    at = torch.arange(num_tokens).expand_as(valid)
+    last = torch.where(valid, at, -1).amax(dim=1)
+    own = batch.documents_BT.gather(1, last.clamp(min=0)[:, None]).squeeze(1)
+    behind_row = torch.where(batch.continues_B & (last >= 0), own, PAD)
+    documents = torch.cat([batch.documents_BT, behind_row[:, None]], dim=1)
+    first_valid = torch.where(documents != PAD, torch.arange(num_tokens + 1), num_tokens)
+    first_behind = first_valid.flip(1).cummin(dim=1).values.flip(1)[:, 1:]
+    return documents.gather(1, first_behind)
+
+
+def plan_rounds(
+    facts: Sequence[WindowFacts], passes: int, when: str = "every", feedback: str = "features"
+) -> list[Round]:
+    """The rounds of a step, in the order of one process.
+
+    facts: of each window. passes: N, the wake pass counted. when: `every` (each window wakes, and sleeps where its
+    state is read later) or `unlabelled` (Algorithm 1 of arXiv 2605.26099: windows with a target get one pass, the
+    others N).
+    feedback: `features` | `none`.
+
+    A row takes part in a window only if somebody reads the outcome: a loss, or a later window's state.
+    """
+    rounds: list[Round] = []
+    for index, fact in enumerate(facts):
+        rows = range(len(fact.has_target))
+        predicted = tuple(b for b in rows if fact.has_target[b])
+        silent = tuple(b for b in rows if fact.read_later[b] and not fact.has_target[b])
+        sleeping = tuple(b for b in rows if fact.read_later[b] and (when == "every" or not fact.has_target[b]))
+        span = (index, fact.start, fact.stop)
+        if predicted:
+            rounds.append(Round(*span, 1, predicted, loss=True, coda=True))
+        if silent:
+            rounds.append(Round(*span, 1, silent, coda=passes == 1, state_only=passes == 1))
+        if sleeping:
+            for n in range(2, passes + 1):
+                last = n == passes
+                rounds.append(Round(*span, n, sleeping, feedback == "features", coda=last, state_only=last))
+    return rounds
+
+
+def windows_of(rounds: Iterable[Round]) -> list[list[Round]]:
+    """The rounds grouped by window, in order."""
+    groups: dict[int, list[Round]] = {}
+    for r in rounds:
+        groups.setdefault(r.window, []).append(r)
+    return list(groups.values())

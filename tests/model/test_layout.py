@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import torch
+
+from sleeptrain.data.batch import PAD
+from sleeptrain.model.layout import first_of_document, sleep_layout, window_layout
+
+
+def starts(row: list[int]) -> list[int]:
+    return first_of_document(torch.tensor([row]))[0].nonzero().flatten().tolist()
+
+
+def test_documents_start_where_the_last_valid_token_was_anothers():
+    assert starts([0, 0, 1, 1, 2]) == [2, 4]
+    assert starts([PAD, PAD, 0, 0]) == [], "the first document of a row goes on from what was carried"
+    assert starts([0, PAD, PAD, 0, 0]) == []
+    assert starts([0, PAD, 1, 1]) == [2]
+
+
+def test_a_plain_window_needs_no_masks():
+    documents = torch.zeros(2, 4, dtype=torch.long)
+    layout = window_layout(documents, first_of_document(documents))
+    assert layout.valid_RL is None and layout.reset_RL is None and layout.mask_RLL is None
+
+
+def test_pads_attend_only_to_pads():
+    documents = torch.tensor([[PAD, 0, 0, 1]])
+    layout = window_layout(documents, first_of_document(documents))
+    assert layout.mask_RLL[0, 0].int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
+    assert layout.valid_RL.tolist() == [[False, True, True, True]]
+    assert layout.reset_RL.tolist() == [[False, False, False, True]]
+
+
+def test_a_sleep_pass_reads_the_open_document_alone():
+    layout = sleep_layout(torch.tensor([[0, 0, 1, 1], [2, 2, 2, PAD]]))
+    assert layout.documents_RL.tolist() == [[PAD, PAD, 1, 1], [2, 2, 2, PAD]]
+    assert layout.reset_RL is None
+
+
+def test_retained_tokens_are_seen_within_the_window():
+    documents = torch.tensor([[5, 5, 6]])
+    layout = window_layout(documents, first_of_document(documents))
+    mask = layout.with_retained(torch.tensor([[4, 5, 5]]), window=3)
+    assert mask[0, 0].int().tolist() == [[0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1]]

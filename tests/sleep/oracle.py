@@ -1,0 +1,68 @@
+"""The method written a second time, row by row and document by document, with no masks, resets or batching."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from sleeptrain.data.batch import IGNORE, PAD, Batch
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.layout import Layout
+from sleeptrain.model.state import FastWeights
+
+
+def causal_layout(num_tokens: int) -> Layout:
+    return Layout(torch.zeros(1, num_tokens, dtype=torch.long), None, None, None)
+
+
+def oracle_loss(
+    model: Hybrid,
+    batch: Batch,
+    window: int,
+    passes: int,
+    when: str = "every",
+    feedback: str = "features",
+    states: list[FastWeights] | None = None,
+) -> tuple[torch.Tensor, list[FastWeights]]:
+    """Summed loss of a batch and each row's state at its end, under hard eviction with the whole stack as the core."""
+    total = torch.zeros((), dtype=torch.float64)
+    left = []
+    for b in range(batch.tokens_BT.shape[0]):
+        state = model.empty_state()
+        if states is not None and batch.carried_B[b]:
+            state = states[b]
+        loss, state = _row(model, batch.rows(b, b + 1), window, passes, when, feedback, state)
+        total = total + loss
+        left.append(state)
+    return total, left
+
+
+def _row(model, row, window, passes, when, feedback, state):  # type: ignore[no-untyped-def]
+    tokens, targets, documents = row.tokens_BT[0], row.targets_BT[0], row.documents_BT[0]
+    num_tokens = len(tokens)
+    total = torch.zeros((), dtype=torch.float64)
+    current = None
+    for start in range(0, num_tokens, window):
+        at = range(start, min(start + window, num_tokens))
+        has_target = any(int(targets[t]) != IGNORE for t in at)
+        runs: list[list[int]] = []
+        for t in at:
+            if int(documents[t]) == PAD:
+                continue
+            if runs and int(documents[runs[-1][-1]]) == int(documents[t]):
+                runs[-1].append(t)
+            else:
+                runs.append([t])
+        for run in runs:
+            if current is not None and int(documents[run[0]]) != current:
+                state = model.empty_state()
+            current = int(documents[run[0]])
+            later = [int(documents[t]) for t in range(at[-1] + 1, num_tokens) if int(documents[t]) != PAD]
+            goes_on = later[0] == current if later else bool(row.continues_B[0])
+            x0 = model.embed(tokens[run][None])
+            x, state = model.run(x0, state, causal_layout(len(run)))
+            total = total + F.cross_entropy(model.logits(x)[0], targets[run], ignore_index=IGNORE, reduction="sum")
+            if run is runs[-1] and goes_on and (when == "every" or not has_target):
+                for _ in range(passes - 1):
+                    x, state = model.run(x if feedback == "features" else x0, state, causal_layout(len(run)))
+    return total, state

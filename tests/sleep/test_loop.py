@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sleeptrain.data.batch import IGNORE, PAD, Batch
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.state import Boundary, FastWeights, Recurrent
+from sleeptrain.sleep.loop import LoopSettings, run_rounds
+from sleeptrain.sleep.recompute import MODES, Recompute
+from sleeptrain.sleep.rounds import plan_rounds, window_facts
+from tests.models import random_batch, tiny_model
+from tests.sleep.oracle import causal_layout, oracle_loss
+
+EXACT = dict(rtol=1e-10, atol=1e-12)
+
+
+def step(
+    model: Hybrid,
+    batch: Batch,
+    window: int,
+    passes: int,
+    when: str = "every",
+    feedback: str = "features",
+    recompute: str = "none",
+    core: tuple[int, int] | None = None,
+    boundary: Boundary | None = None,
+    state: FastWeights | None = None,
+):
+    settings = LoopSettings(core or (0, model.num_layers), boundary or Boundary(), Recompute(recompute))
+    rounds = plan_rounds(window_facts(batch, window), passes, when, feedback)
+    return run_rounds(model, batch, rounds, state or model.empty_state(), settings)
+
+
+def total(losses: dict[int, torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(losses.values())).sum()
+
+
+def gradients(model: Hybrid, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, retain_graph=True)
+    return {
+        n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(model.named_parameters(), grads, strict=True)
+    }
+
+
+def assert_same(model: Hybrid, loss_a: torch.Tensor, loss_b: torch.Tensor, **tolerance: float) -> None:
+    torch.testing.assert_close(loss_a, loss_b, **(tolerance or EXACT))
+    a, b = gradients(model, loss_a), gradients(model, loss_b)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], **(tolerance or EXACT), msg=lambda m, name=name: f"{name}: {m}")
+
+
+ROWS = {
+    "one document": [[0] * 11, [0] * 11],
+    "documents inside windows": [[0] * 3 + [1] * 5 + [2] * 3, [0] * 6 + [1] * 5],
+    "rows that differ": [[0] * 11, [0, 1, 2, 2, 2, 3, 3, 3, 3, 3, 4]],
+    "pads left and right": [[PAD] * 5 + [0] * 6, [0] * 2 + [1] * 4 + [PAD] * 5],
+    "a row of pads": [[PAD] * 11, [0] * 11],
+}
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("when", ["every", "unlabelled"])
+@pytest.mark.parametrize("feedback", ["features", "none"])
+def test_equals_the_method_written_row_by_row(rows, when, feedback):
+    model = tiny_model()
+    batch = random_batch(rows, target_share=0.15 if when == "unlabelled" else 1.0, continues=[True, False])
+    losses, state = step(model, batch, window=4, passes=3, when=when, feedback=feedback)
+    expected, left = oracle_loss(model, batch, 4, 3, when, feedback)
+    assert_same(model, total(losses), expected)
+    if (batch.documents_BT[0, -4:] != PAD).all():  # row 0 goes on behind the step: its state is complete
+        for ours, theirs in zip(state.layers, left[0].layers, strict=True):
+            if isinstance(ours, Recurrent):
+                torch.testing.assert_close(ours.S_BHKV[:1], theirs.S_BHKV, **EXACT)
+
+
+def test_state_carried_into_the_next_step_equals_one_long_step():
+    model = tiny_model()
+    long = random_batch([[0] * 16, [0] * 5 + [1] * 11])
+    losses, _ = step(model, long, window=4, passes=2)
+    cut = [getattr(long, name)[:, :8] for name in ("tokens_BT", "targets_BT", "documents_BT")]
+    rest = [getattr(long, name)[:, 8:] for name in ("tokens_BT", "targets_BT", "documents_BT")]
+    yes, no = torch.tensor([True, True]), torch.tensor([False, False])
+    first, state = step(model, Batch(*cut, no, yes), window=4, passes=2)
+    second, _ = step(model, Batch(*rest, yes, no), window=4, passes=2, state=state)
+    assert_same(model, total(losses), total(first) + total(second))
+
+
+@pytest.mark.parametrize("mode", [m for m in MODES if m != "none"])
+@pytest.mark.parametrize("when", ["every", "unlabelled"])
+def test_recomputation_changes_nothing(mode, when):
+    model = tiny_model()
+    batch = random_batch(ROWS["rows that differ"], target_share=0.4)
+    plain, _ = step(model, batch, 4, 3, when)
+    again, _ = step(model, batch, 4, 3, when, recompute=mode)
+    assert_same(model, total(plain), total(again))
+
+
+def test_one_pass_is_the_plain_hybrid_with_windowed_attention():
+    """Law 1, first half: blocks over the whole row, attention cut at window borders, convolutions restarted there."""
+    model = tiny_model(["attention", "gated_deltanet"])
+    batch = random_batch([[0] * 12])
+    losses, _ = step(model, batch, window=4, passes=1)
+    state, loss = model.empty_state(), 0.0
+    for start in range(0, 12, 4):
+        x, state = model.run(model.embed(batch.tokens_BT[:, start : start + 4]), state, causal_layout(4))
+        targets = batch.targets_BT[0, start : start + 4]
+        loss = loss + torch.nn.functional.cross_entropy(
+            model.logits(x)[0], targets, ignore_index=IGNORE, reduction="sum"
+        )
+    assert_same(model, total(losses), loss)
+
+
+@pytest.mark.parametrize("layers", [["gated_deltanet"] * 2, ["mamba2"] * 2, ["gated_deltanet", "mamba2"]])
+def test_without_attention_one_pass_over_windows_is_one_pass_over_all(layers):
+    """Law 1, second half, with the convolutions carried."""
+    model = tiny_model(layers)
+    batch = random_batch([[0] * 13, [0] * 5 + [1] * 8])
+    carry = Boundary(carry_conv=True)
+    windows, _ = step(model, batch, window=4, passes=1, boundary=carry)
+    whole, _ = step(model, batch, window=13, passes=1, boundary=carry)
+    assert_same(model, total(windows), total(whole))
+    restarted, _ = step(model, batch, window=4, passes=1)
+    assert not torch.allclose(total(windows), total(restarted)), "restarting the convolutions must differ"
+
+
+def test_sliding_eviction_at_one_pass_is_sliding_window_attention():
+    model = tiny_model(["attention", "attention"])
+    batch = random_batch([[0] * 14, [0] * 6 + [1] * 8])
+    windows, _ = step(model, batch, window=4, passes=1, boundary=Boundary(sliding_window=4))
+    layout = causal_layout(14)
+    at = torch.arange(14)
+    near = (at[:, None] >= at) & (at[:, None] - at < 4)
+    same = batch.documents_BT[:, :, None] == batch.documents_BT[:, None, :]
+    layout = type(layout)(batch.documents_BT, None, None, (near & same).unsqueeze(1))
+    x, _ = model.run(model.embed(batch.tokens_BT), model.empty_state(), layout)
+    loss = torch.nn.functional.cross_entropy(
+        model.logits(x).flatten(0, 1), batch.targets_BT.flatten(), ignore_index=IGNORE, reduction="sum"
+    )
+    assert_same(model, total(windows), loss)
+
+
+def test_sliding_eviction_keeps_the_last_pass_of_the_window_before():
+    model = tiny_model(["attention", "gated_deltanet"])
+    batch = random_batch([[0] * 8])
+    losses, _ = step(model, batch, window=4, passes=2, boundary=Boundary(sliding_window=4))
+    sliding = Boundary(sliding_window=4)
+    state = start = model.empty_state()
+    x, state = model.run(model.embed(batch.tokens_BT[:, :4]), start, causal_layout(4), boundary=sliding)
+    first = torch.nn.functional.cross_entropy(model.logits(x)[0], batch.targets_BT[0, :4], reduction="sum")
+    # The sleep pass attends inside its window only, as the wake pass did: nothing was retained before it.
+    x, state = model.run(x, state.replace(0, [None]), causal_layout(4), boundary=sliding)
+    x, _ = model.run(model.embed(batch.tokens_BT[:, 4:]), state, causal_layout(4), boundary=sliding)
+    second = torch.nn.functional.cross_entropy(
+        model.logits(x)[0], batch.targets_BT[0, 4:], ignore_index=IGNORE, reduction="sum"
+    )
+    assert_same(model, total(losses), first + second)
+
+
+def test_partial_core_loops_the_middle_and_writes_prelude_and_coda_once():
+    model = tiny_model(["gated_deltanet"] * 3)
+    batch = random_batch([[0] * 8])
+    losses, _ = step(model, batch, window=4, passes=3, core=(1, 2))
+    layout, empty = causal_layout(4), model.empty_state()
+    x0, s = model.run(model.embed(batch.tokens_BT[:, :4]), empty, layout, first=0, last=1)
+    h, s = model.run(x0, s, layout, first=1, last=2)
+    y, _ = model.run(h, s, layout, first=2, last=3)
+    first = torch.nn.functional.cross_entropy(model.logits(y)[0], batch.targets_BT[0, :4], reduction="sum")
+    for _ in range(2):
+        h, s = model.run(h, s, layout, first=1, last=2)
+    _, s = model.run(h, s, layout, first=2, last=3)
+    x, s = model.run(model.embed(batch.tokens_BT[:, 4:]), s, layout)
+    second = torch.nn.functional.cross_entropy(
+        model.logits(x)[0], batch.targets_BT[0, 4:], ignore_index=IGNORE, reduction="sum"
+    )
+    assert_same(model, total(losses), first + second)
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("eviction", [Boundary(), Boundary(sliding_window=4), Boundary(carry_conv=True)])
+@pytest.mark.parametrize("when", ["every", "unlabelled"])
+def test_no_document_sees_another(passes, eviction, when):
+    """Law 4: other tokens in one document leave the loss of every other document as it was, to the last bit."""
+    model = tiny_model()
+    documents = [[0] * 6 + [1] * 7, [PAD] * 2 + [0] * 3 + [1] * 3 + [2] * 5]
+    batch = random_batch(documents, target_share=0.5 if when == "unlabelled" else 1.0)
+
+    def document_losses(batch: Batch) -> dict[tuple[int, int], float]:
+        found: dict[tuple[int, int], float] = {}
+
+        def read(r, logits, targets):
+            each = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+            where = batch.targets_BT[list(r.rows), r.start : r.stop] != IGNORE
+            rows = torch.tensor(r.rows)[:, None].expand_as(where)[where]
+            ids = batch.documents_BT[list(r.rows), r.start : r.stop][where]
+            for row, document, value in zip(rows.tolist(), ids.tolist(), each.tolist(), strict=True):
+                found[row, document] = found.get((row, document), 0.0) + value
+
+        settings = LoopSettings((0, model.num_layers), eviction)
+        rounds = plan_rounds(window_facts(batch, 4), passes, when)
+        run_rounds(model, batch, rounds, model.empty_state(), settings, read)
+        return found
+
+    before = document_losses(batch)
+    for row, document in before:
+        changed = batch.tokens_BT.clone()
+        mine = batch.documents_BT[row] == document
+        changed[row, mine] = (changed[row, mine] + 1) % 17
+        after = document_losses(Batch(changed, *[getattr(batch, n) for n in list(batch.__dataclass_fields__)[1:]]))
+        assert after[row, document] != before[row, document]
+        others = {key: value for key, value in before.items() if key != (row, document)}
+        assert {key: after[key] for key in others} == others

@@ -1,0 +1,137 @@
+"""The exact rounds of a step, for tables of (windows, N, policy, targets, documents)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sleeptrain.data.batch import IGNORE, PAD, Batch
+from sleeptrain.sleep.rounds import Round, WindowFacts, plan_rounds, window_facts, window_spans, windows_of
+
+
+def wake(window, rows, span, silent=False, last=False):
+    """A wake round: with a loss, or silent (no target); `last` where no sleep pass follows a silent one."""
+    if silent:
+        return Round(window, *span, 1, rows, coda=last, state_only=last)
+    return Round(window, *span, 1, rows, loss=True, coda=True)
+
+
+def sleeps(window, rows, span, passes, feeds_back=True):
+    return [
+        Round(window, *span, n, rows, feeds_back, coda=n == passes, state_only=n == passes)
+        for n in range(2, passes + 1)
+    ]
+
+
+def facts(spans, has_target, read_later):
+    return [WindowFacts(*s, tuple(t), tuple(r)) for s, t, r in zip(spans, has_target, read_later, strict=True)]
+
+
+A, B, C = (0, 4), (4, 8), (8, 10)  # the last window is ragged
+
+TABLE = {
+    "every, N=1: one round a window": (
+        facts([A, B], [[1], [1]], [[1], [0]]),
+        dict(passes=1),
+        [wake(0, (0,), A), wake(1, (0,), B)],
+    ),
+    "every, N=3: all windows sleep but the last, which nobody reads": (
+        facts([A, B, C], [[1], [1], [1]], [[1], [1], [0]]),
+        dict(passes=3),
+        [wake(0, (0,), A), *sleeps(0, (0,), A, 3), wake(1, (0,), B), *sleeps(1, (0,), B, 3), wake(2, (0,), C)],
+    ),
+    "every: the last window sleeps where the document goes on in the next step": (
+        facts([A], [[1, 1]], [[0, 1]]),
+        dict(passes=2),
+        [wake(0, (0, 1), A), *sleeps(0, (1,), A, 2)],
+    ),
+    "every: a window without targets sleeps too": (
+        facts([A, B], [[0], [1]], [[1], [0]]),
+        dict(passes=2),
+        [wake(0, (0,), A, silent=True), *sleeps(0, (0,), A, 2), wake(1, (0,), B)],
+    ),
+    "unlabelled, N=4: context sleeps, the answer window gets one pass": (
+        facts([A, B, C], [[0], [0], [1]], [[1], [1], [0]]),
+        dict(passes=4, when="unlabelled"),
+        [
+            wake(0, (0,), A, silent=True),
+            *sleeps(0, (0,), A, 4),
+            wake(1, (0,), B, silent=True),
+            *sleeps(1, (0,), B, 4),
+            wake(2, (0,), C),
+        ],
+    ),
+    "unlabelled: a target keeps a window awake even where its state is read": (
+        facts([A, B], [[1], [1]], [[1], [0]]),
+        dict(passes=4, when="unlabelled"),
+        [wake(0, (0,), A), wake(1, (0,), B)],
+    ),
+    "unlabelled, rows that differ: each row has its own rule": (
+        facts([A, B], [[0, 1, 0], [1, 1, 0]], [[1, 1, 0], [0, 0, 0]]),
+        dict(passes=2, when="unlabelled"),
+        [wake(0, (1,), A), wake(0, (0,), A, silent=True), *sleeps(0, (0,), A, 2), wake(1, (0, 1), B)],
+    ),
+    "unlabelled, N=1: a silent window is read for its state alone": (
+        facts([A, B], [[0], [1]], [[1], [0]]),
+        dict(passes=1, when="unlabelled"),
+        [wake(0, (0,), A, silent=True, last=True), wake(1, (0,), B)],
+    ),
+    "a window that nobody reads is not run": (
+        facts([A, B], [[0, 1], [0, 0]], [[0, 0], [0, 0]]),
+        dict(passes=2),
+        [wake(0, (1,), A)],
+    ),
+    "feedback none: sleep passes read the embeddings again": (
+        facts([A, B], [[1], [1]], [[1], [0]]),
+        dict(passes=2, feedback="none"),
+        [wake(0, (0,), A), *sleeps(0, (0,), A, 2, feeds_back=False), wake(1, (0,), B)],
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "settings", "expected"), TABLE.values(), ids=TABLE)
+def test_rounds(given, settings, expected):
+    assert plan_rounds(given, **settings) == expected
+
+
+def batch(documents, targets=None, continues=None) -> Batch:
+    ids = torch.tensor(documents)
+    wanted = torch.tensor(targets) if targets else torch.ones_like(ids)
+    carries = torch.zeros(len(documents), dtype=torch.bool)
+    goes_on = torch.tensor(continues) if continues else carries
+    return Batch(torch.zeros_like(ids), torch.where(wanted.bool(), 0, IGNORE), ids, carries, goes_on)
+
+
+FACTS = {
+    "one document over ragged windows": (batch([[0] * 10]), [[True], [True], [False]]),
+    "it goes on in the next step": (batch([[0] * 10], continues=[True]), [[True], [True], [True]]),
+    "a document that ends inside a window": (batch([[0] * 6 + [1] * 4]), [[True], [True], [False]]),
+    "a document that ends at a boundary": (batch([[0] * 4 + [1] * 6]), [[False], [True], [False]]),
+    "rows that differ": (batch([[0] * 10, [0] * 8 + [1] * 2]), [[True, True], [True, False], [False, False]]),
+    "pads behind the document": (batch([[0] * 5 + [PAD] * 5]), [[True], [False], [False]]),
+    "pads before the document": (batch([[PAD] * 5 + [0] * 5]), [[False], [True], [False]]),
+    "the end of a padded row never goes on": (batch([[0] * 4 + [PAD] * 6]), [[False], [False], [False]]),
+    "a window of pads inside a document": (batch([[0] * 4 + [PAD] * 4 + [0] * 2]), [[True], [False], [False]]),
+}
+
+
+@pytest.mark.parametrize(("given", "read_later"), FACTS.values(), ids=FACTS)
+def test_whose_state_is_read_later(given, read_later):
+    assert [list(f.read_later) for f in window_facts(given, 4)] == read_later
+
+
+def test_targets_are_counted_by_window():
+    given = batch([[0] * 10, [0] * 10], targets=[[0] * 9 + [1], [1] + [0] * 9])
+    assert [f.has_target for f in window_facts(given, 4)] == [(False, True), (False, False), (True, False)]
+
+
+def test_ragged_last_window():
+    assert window_spans(10, 4) == [A, B, C]
+    assert window_spans(8, 4) == [A, B]
+    assert window_spans(3, 4) == [(0, 3)]
+
+
+def test_token_passes_and_windows():
+    rounds = plan_rounds(facts([A, B, C], [[1, 1]] * 3, [[1, 1], [1, 0], [0, 0]]), passes=3)
+    assert sum(r.num_tokens for r in rounds) == 2 * 10 + 2 * (2 * 4 + 4)
+    assert [[r.pass_index for r in group] for group in windows_of(rounds)] == [[1, 2, 3], [1, 2, 3], [1]]
