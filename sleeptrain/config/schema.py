@@ -1,7 +1,7 @@
-"""The typed configuration: one dataclass per concept, composed by hydra from `configs/`, checked by `validate`.
+"""The typed configuration: a dataclass for each concept, composed by hydra from `configs/`, checked by `validate`.
 
-Every field is a setting a user may override on the command line by its dotted path (`sleep.passes=4`). What a run was is
-`Config` written to `<run folder>/config.yaml`.
+Every field is a setting a user may override on the command line by its dotted path (`sleep.passes=4`). What a run was
+is `Config` written to `<run folder>/config.yaml`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class GatedDeltaNetConfig:
 
 @dataclass
 class Mamba2Config:
-    """Mamba-2 (SSD) mixer: state S is [num_heads, state_dim, head_dim] a sequence; B and C are shared by a group's heads."""
+    """Mamba-2 (SSD) mixer: S is [num_heads, state_dim, head_dim] a sequence; a group's heads share B and C."""
 
     num_heads: int = 8
     head_dim: int = 32
@@ -64,7 +64,7 @@ class ModelConfig:
 
 @dataclass
 class Stage:
-    """One stage of the curriculum, in force from `tokens` seen on. A field left empty keeps the value of the stage before."""
+    """One stage of the curriculum, in force from `tokens` seen on. An empty field keeps the last stage's value."""
 
     tokens: int = 0
     passes: int | None = None
@@ -100,7 +100,7 @@ class ShardsConfig:
 
 @dataclass
 class Rule110Config:
-    """Rule 110: `strings` random rows of `width` cells, one window each; the label is the first cell after `steps` updates."""
+    """Rule 110: `strings` random rows of `width` cells, a window each; the label is the first cell `steps` updates on."""
 
     width: int = 20
     strings: int = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,11 +18,10 @@ class StepShape:
     batch: int
 
 
-def step_shape(config: Config, tokens_seen: int, step: int) -> StepShape:
-    """The shape of the step that begins when `tokens_seen` wake tokens have been trained on.
+def stage_shape(config: Config, tokens_seen: int) -> StepShape:
+    """The shape that the curriculum gives when `tokens_seen` wake tokens have been trained on.
 
-    Each stage overrides what it names from its `tokens` on. With `sleep.sample_passes` N is drawn uniformly from
-    1..passes by (train.seed, step), so that every process and every resumed run draws the same.
+    Each stage overrides what it names from its `tokens` on.
     """
     passes, window, batch = config.sleep.passes, config.sleep.window, config.data.batch
     for stage in config.sleep.curriculum:
@@ -30,7 +29,16 @@ def step_shape(config: Config, tokens_seen: int, step: int) -> StepShape:
             passes = stage.passes or passes
             window = stage.window or window
             batch = stage.batch or batch
-    if config.sleep.sample_passes:
-        bits = np.random.Philox(key=np.array([config.train.seed, step], dtype=np.uint64))
-        passes = int(np.random.Generator(bits).integers(1, passes, endpoint=True))
     return StepShape(passes, window, batch)
+
+
+def step_shape(config: Config, tokens_seen: int, step: int) -> StepShape:
+    """The shape of one step: its stage's, where with `sleep.sample_passes` N is drawn uniformly from 1..passes.
+
+    The draw is a function of (train.seed, step): every process and every resumed run draws the same.
+    """
+    shape = stage_shape(config, tokens_seen)
+    if not config.sleep.sample_passes:
+        return shape
+    bits = np.random.Philox(key=np.array([config.train.seed, step], dtype=np.uint64))
+    return replace(shape, passes=int(np.random.Generator(bits).integers(1, shape.passes, endpoint=True)))

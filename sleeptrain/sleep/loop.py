@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import register_dataclass
 
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, Batch
@@ -42,6 +43,9 @@ class Features:
     rows: tuple[int, ...]
     core_input_RLD: torch.Tensor | None
     output_RLD: torch.Tensor | None
+
+
+register_dataclass(Features)
 
 
 @dataclass(frozen=True)

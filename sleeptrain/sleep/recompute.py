@@ -13,14 +13,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch.utils._pytree import register_dataclass, tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
+
+from sleeptrain.model.state import FastWeights, Recurrent, Retained
+
+for _kind in (FastWeights, Recurrent, Retained):
+    register_dataclass(_kind)
 
 MODES = ("none", "block", "pass", "window")
 
 
 def _recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function(*arguments)`, of which only the arguments are kept for the backward.
+
+    The tensors inside states and features are handed over one by one: an outer recomputation drops those that it sees.
+    """
+    leaves, structure = tree_flatten(arguments)
+
+    def run(*leaves: Any) -> Any:
+        return function(*tree_unflatten(leaves, structure))
+
     # Nothing in a pass draws random numbers, so the generator's state need not be kept.
-    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(run, *leaves, use_reentrant=False, preserve_rng_state=False)
 
 
 def _plain(function: Callable[..., Any], *arguments: Any) -> Any:

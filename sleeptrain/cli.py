@@ -1,0 +1,178 @@
+"""The console command: `sleeptrain train` and `sleeptrain plan`, with hydra's command line behind each.
+
+Exit codes: 0 done, 2 a mistake that the user can mend (one line on stderr), 1 anything else (a traceback), 130 Ctrl-C;
+a job's own code is passed on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from argparse import ArgumentError
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from sleeptrain.config.schema import Config
+from sleeptrain.config.suggest import setting_names, suggest
+from sleeptrain.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# The heavy imports (hydra, torch) are inside the functions that need them: help and errors answer at once.
+
+
+@dataclass(frozen=True)
+class Command:
+    summary: str
+    run: Callable[[Config], int]
+
+
+class JobFailed(Exception):
+    """A job ended with this exit code and has already said why."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def train(config: Config) -> int:
+    from sleeptrain.train.trainer import train as run_training
+
+    return run_training(config)
+
+
+def plan(config: Config) -> int:
+    from sleeptrain.train.cost import describe
+
+    print(describe(config))
+    return 0
+
+
+COMMANDS = {
+    "train": Command("train a model; an existing run folder is resumed", train),
+    "plan": Command("say what a training run will do, without running it", plan),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line `arguments` (default: the process's own) and return its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    name, *rest = arguments
+    try:
+        if name not in COMMANDS:
+            raise ConfigError(f"unknown command '{name}'; {suggest(name, COMMANDS)}")
+        return _run_with_hydra(name, rest)
+    except UserError as error:
+        return _fail(error)
+    except JobFailed as error:
+        return error.code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _help() -> str:
+    lines = ["usage: sleeptrain COMMAND [experiment=NAME] [setting=value ...] [-m]", "", "commands:"]
+    lines += [f"  {name:<8}{command.summary}" for name, command in COMMANDS.items()]
+    lines += ["", "-m runs all combinations of comma-separated values; `sleeptrain COMMAND --help` lists the settings."]
+    return "\n".join(lines)
+
+
+def _fail(error: Exception) -> int:
+    print(f"sleeptrain: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+def _run_with_hydra(name: str, arguments: list[str]) -> int:
+    import hydra
+
+    from sleeptrain.config import compose
+    from sleeptrain.config.explain import COMPOSITION_ERRORS, explain
+
+    def job(composed: DictConfig) -> None:
+        code = _run_job(COMMANDS[name], composed)
+        if code and compose.in_sweep():
+            raise JobFailed(code)  # hydra goes on with the other jobs and raises it in the end
+        if code:
+            sys.exit(code)
+
+    flags, overrides, sweeps = _split_arguments(arguments)
+    compose.register_schema()
+    application = hydra.main(str(compose.config_dir()), "config", compose.HYDRA_VERSION)(job)
+    try:
+        with ExitStack() as stack:
+            if sweeps:
+                compose.validate_sweep(overrides)
+                # Hydra keeps a copy of the sweep's settings in this folder; each run folder has its own already.
+                overrides.insert(0, f"hydra.sweep.dir={stack.enter_context(TemporaryDirectory())}")
+            stack.enter_context(_process_of_hydra(name, [*flags, *overrides]))
+            application()
+    except SystemExit as end:  # a job's code, or hydra's way to end after `--help`
+        if end.code is not None and not isinstance(end.code, int):
+            raise
+        return end.code or 0
+    except COMPOSITION_ERRORS as error:
+        raise explain(error, overrides) from error
+    return 0
+
+
+def _split_arguments(arguments: list[str]) -> tuple[list[str], list[str], bool]:
+    """(hydra's flags, overrides, whether this is a sweep), so that flags may stand anywhere between the overrides."""
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        parsed, unknown = parser.parse_known_intermixed_args(arguments)
+    except ArgumentError as error:
+        raise ConfigError(str(error)) from error
+    for flag in unknown:
+        name = flag.lstrip("-").partition("=")[0]
+        if name in (*setting_names(Config), "experiment"):
+            raise ConfigError(f"{flag}: settings take no dashes; write {flag.lstrip('-')}")
+        raise ConfigError(f"unknown flag '{flag}'; `sleeptrain COMMAND --help` and `--hydra-help` list the flags")
+    if parsed.config_path or parsed.config_name or parsed.config_dir or parsed.experimental_rerun:
+        raise ConfigError(
+            "--config-path, --config-name, --config-dir and --experimental-rerun are not supported; "
+            "add a folder of groups with hydra.searchpath=[file:///its/absolute/path]"
+        )
+    flags = [argument for argument in arguments if argument not in parsed.overrides]
+    asks_only = parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion
+    sweeps = parsed.multirun or "hydra.mode=MULTIRUN" in parsed.overrides
+    return flags, parsed.overrides, sweeps and not asks_only
+
+
+def _run_job(command: Command, composed: DictConfig) -> int:
+    """The job's exit code. Why it failed is said here: hydra shows only the first failure of a sweep, at its end."""
+    from sleeptrain.config import compose
+
+    try:
+        return command.run(compose.resolve_job(composed))
+    except UserError as error:
+        return _fail(error)
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+@contextmanager
+def _process_of_hydra(name: str, arguments: list[str]) -> Iterator[None]:
+    """What hydra reads of the process: the command line, and the switch that lets exceptions reach the caller."""
+    old_arguments, old_switch = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [f"sleeptrain {name}", *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = old_arguments
+        if old_switch is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = old_switch

@@ -1,0 +1,134 @@
+"""Composition: hydra puts the groups of `configs/` and the overrides together over the typed schema.
+
+`compose([...])` gives one run's configuration. The console command lets hydra compose (`resolve_job`) and asks
+`validate_sweep` before a sweep starts, so that its last job is as good as its first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from sleeptrain.config.explain import COMPOSITION_ERRORS, explain
+from sleeptrain.config.schema import Config
+from sleeptrain.config.validate import refuse_missing, validate
+from sleeptrain.errors import ConfigError
+
+HYDRA_VERSION = "1.3"
+
+
+def config_dir() -> Path:
+    """The folder of the configuration groups: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def register_schema() -> None:
+    """Tell hydra about the dataclasses that `configs/config.yaml` composes over. May be called again."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def compose(overrides: Sequence[str] = ()) -> Config:
+    """The validated configuration of one run, from overrides as on the command line: `["experiment=rule110"]`.
+
+    Raises ConfigError.
+    """
+    with _hydra(overrides):
+        composed = hydra_compose("config", overrides=list(overrides))
+    return resolve(composed)
+
+
+def validate_sweep(overrides: Sequence[str]) -> None:
+    """Compose and validate every job of a sweep (`sleep.passes=1,2,4`).
+
+    Raises ConfigError, also where two jobs would share a run folder.
+    """
+    owners: dict[tuple[str, str], str] = {}
+    for job in _sweep_jobs(overrides):
+        words = " ".join(job)
+        config = _compose_sweep_job(job)
+        folder = (config.run.root, config.run.name)
+        if folder in owners:
+            raise ConfigError(
+                f"run.name={config.run.name} would name the run folder of two jobs of the sweep ({owners[folder]} | "
+                f"{words}): give each its own, or leave run.name to the experiments"
+            )
+        owners[folder] = words
+
+
+def _sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
+    with _hydra(overrides):
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        [jobs] = BasicSweeper.split_arguments(parser.parse_overrides(list(overrides)), max_batch_size=None)
+        return jobs
+
+
+def _compose_sweep_job(job: Sequence[str]) -> Config:
+    with _hydra(job):
+        composed = hydra_compose("config", overrides=list(job), return_hydra_config=True)
+    sweep_job = composed.hydra.job.override_dirname
+    with open_dict(composed):
+        del composed["hydra"]
+    return resolve(composed, sweep_job)
+
+
+@contextmanager
+def _hydra(overrides: Sequence[str]) -> Iterator[None]:
+    """Hydra set up for `configs/`, with what it says against `overrides` turned into ConfigErrors."""
+    register_schema()
+    try:
+        with initialize_config_dir(str(config_dir()), version_base=HYDRA_VERSION):
+            yield
+    except COMPOSITION_ERRORS as error:
+        raise explain(error, overrides) from error
+
+
+def in_sweep() -> bool:
+    """Whether the job that hydra is running is one of a sweep."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def resolve_job(composed: DictConfig) -> Config:
+    """The configuration of the job that hydra is running, with the name that a sweep gives it. Raises ConfigError."""
+    return resolve(composed, HydraConfig.get().job.override_dirname if in_sweep() else None)
+
+
+def resolve(composed: DictConfig, sweep_job: str | None = None) -> Config:
+    """From hydra's composition (without its `hydra` section) to a validated `Config`. Raises ConfigError.
+
+    sweep_job: the overrides that make this job of a sweep, in one string; it becomes part of the run's name.
+    """
+    try:
+        refuse_missing(OmegaConf.missing_keys(composed))
+        # By way of plain values: hydra lets `+key=value` add settings unknown to the schema, the merge refuses them.
+        values = OmegaConf.to_container(composed, resolve=True)
+        config = cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values)))
+    except OmegaConfBaseException as error:
+        raise explain(error) from error
+    if sweep_job is not None:
+        config.run.name = sweep_run_name(config.run.name, sweep_job)
+    validate(config)
+    return config
+
+
+def sweep_run_name(name: str, overrides: str) -> str:
+    """multirun/<name>/<overrides>, the last part fit to be the name of one folder."""
+    folder = overrides.replace("/", "-")
+    if len(folder) > 160:
+        folder = f"{folder[:150]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
+    return "/".join(part for part in ("multirun", name, folder) if part)

@@ -1,0 +1,47 @@
+"""What a run was: its resolved configuration as a file, and how two of them differ."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from sleeptrain.config.schema import Config
+from sleeptrain.config.validate import settings
+from sleeptrain.errors import ConfigError
+
+
+def save_resolved(config: Config, path: str | Path) -> None:
+    """Write `config` as YAML, whole or not at all; `load_resolved` reads the same values back."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(OmegaConf.to_yaml(OmegaConf.structured(config)))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_resolved(path: str | Path) -> Config:
+    """Read what `save_resolved` wrote. ConfigError: not YAML, an unknown setting, a value of a wrong type."""
+    try:
+        written = OmegaConf.load(path)
+        return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), written)))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not a configuration of this version of sleeptrain: {reason}") from error
+
+
+def config_diff(old: Config, new: Config) -> list[str]:
+    """The settings in which two configurations differ, one line each: `sleep.passes: 1 -> 4`."""
+    before, after = dict(settings(old)), dict(settings(new))
+    return [f"{name}: {before[name]} -> {value}" for name, value in after.items() if before[name] != value]

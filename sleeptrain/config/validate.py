@@ -1,0 +1,272 @@
+"""Whether a composed configuration can be run: every refusal names the setting and the way out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import PurePath
+from typing import Any
+
+from omegaconf import MISSING
+
+from sleeptrain.config.schema import Config, ModelConfig, SleepConfig
+from sleeptrain.config.suggest import suggest
+from sleeptrain.errors import ConfigError
+
+MIXERS = ("attention", "gated_deltanet", "mamba2")
+RECURRENT_MIXERS = ("gated_deltanet", "mamba2")
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "sleep.when": ("every", "unlabelled"),
+    "sleep.feedback": ("features", "none"),
+    "sleep.eviction": ("hard", "sliding"),
+    "sleep.conv_state": ("restart", "carry"),
+    "sleep.recompute": ("none", "block", "pass", "window"),
+    "data.source": ("shards", "rule110"),
+    "optim.muon_scaling": ("keller_jordan", "moonshot"),
+    "optim.schedule": ("wsd", "cosine", "constant"),
+    "train.precision": ("fp32", "bf16"),
+    "train.device": ("auto", "cpu", "cuda"),
+    "train.nonfinite": ("stop", "skip"),
+    "wandb.mode": ("auto", "online", "offline", "disabled"),
+}
+
+AT_LEAST: dict[str, int] = {
+    "model.vocab_size": 0,
+    "model.dim": 1,
+    "model.ffn_dim": 1,
+    "model.attention.num_heads": 1,
+    "model.attention.num_kv_heads": 1,
+    "model.attention.head_dim": 1,
+    "model.gated_deltanet.num_k_heads": 1,
+    "model.gated_deltanet.num_v_heads": 1,
+    "model.gated_deltanet.head_k_dim": 1,
+    "model.gated_deltanet.head_v_dim": 1,
+    "model.gated_deltanet.conv_size": 1,
+    "model.mamba2.num_heads": 1,
+    "model.mamba2.head_dim": 1,
+    "model.mamba2.state_dim": 1,
+    "model.mamba2.num_groups": 1,
+    "model.mamba2.conv_size": 1,
+    "sleep.passes": 1,
+    "sleep.window": 1,
+    "sleep.bptt_windows": 1,
+    "data.sequence": 1,
+    "data.batch": 1,
+    "data.seed": 0,
+    "data.rule110.width": 3,  # a cell and its two neighbours
+    "data.rule110.strings": 1,
+    "data.rule110.steps": 1,
+    "data.rule110.validation_samples": 1,
+    "optim.muon_weight_decay": 0,
+    "optim.adamw_weight_decay": 0,
+    "optim.clip_norm": 0,
+    "train.tokens": 1,
+    "train.micro_batch": 0,
+    "train.threads": 0,
+    "train.seed": 0,
+    "train.log_every": 1,
+    "train.eval_every": 0,
+    "train.eval_batches": 1,
+    "train.checkpoint_every": 0,
+    "train.keep_checkpoints": 1,
+}
+
+ABOVE_ZERO = (
+    "model.norm_eps",
+    "model.init_std",
+    "model.attention.rope_theta",
+    "optim.muon_lr",
+    "optim.adamw_lr",
+    "optim.adamw_eps",
+)
+
+FRACTIONS = (
+    "model.attention.partial_rotary_factor",
+    "optim.warmup_fraction",
+    "optim.decay_fraction",
+    "optim.min_lr_ratio",
+)
+
+# (the setting that must divide, the setting it divides)
+DIVIDES = (
+    ("model.attention.num_kv_heads", "model.attention.num_heads"),
+    ("model.gated_deltanet.num_k_heads", "model.gated_deltanet.num_v_heads"),
+    ("model.mamba2.num_groups", "model.mamba2.num_heads"),
+)
+
+
+def validate(config: Config) -> None:
+    """Raise ConfigError at the first setting that is missing, out of range, or does not go with another."""
+    refuse_missing(name for name, value in settings(config) if value == MISSING)
+    _check_ranges(config)
+    _check_run_name(config.run.name)
+    _check_model(config.model)
+    _check_optim(config)
+    _check_curriculum(config.sleep)
+    _check_core(config)
+    _check_data(config)
+    _check_batches(config)
+
+
+def refuse_missing(names: Iterable[str]) -> None:
+    """Raise ConfigError if there is a name in `names`: the mandatory settings without a value."""
+    missing = sorted(names)
+    if missing:
+        raise ConfigError(
+            f"{' and '.join(missing)} must be set: choose an experiment (experiment=stdlib) or add {missing[0]}=..."
+        )
+
+
+def settings(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every setting of a configuration dataclass; a list is one setting."""
+    for item in dataclasses.fields(section):
+        value = getattr(section, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from settings(value, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, value
+
+
+def _check_ranges(config: Config) -> None:
+    values = dict(settings(config))
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name} must be a finite number, not {value}")
+    for name, allowed in CHOICES.items():
+        if values[name] not in allowed:
+            raise ConfigError(f"{name}: unknown value '{values[name]}'; {suggest(values[name], allowed)}")
+    for name, minimum in AT_LEAST.items():
+        if values[name] is not None and values[name] < minimum:
+            raise ConfigError(f"{name} must be at least {minimum}, not {values[name]}")
+    for name in ABOVE_ZERO:
+        if values[name] <= 0:
+            raise ConfigError(f"{name} must be greater than 0, not {values[name]}")
+    for name in FRACTIONS:
+        if not 0 <= values[name] <= 1:
+            raise ConfigError(f"{name} must lie between 0 and 1, not {values[name]}")
+    for divisor, dividend in DIVIDES:
+        if values[dividend] % values[divisor]:
+            raise ConfigError(
+                f"{dividend} ({values[dividend]}) must be a multiple of {divisor} ({values[divisor]})"
+            )
+
+
+def _check_run_name(name: str) -> None:
+    path = PurePath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts:
+        raise ConfigError(f"run.name must name a folder inside run.root, not '{name}'")
+
+
+def _check_model(model: ModelConfig) -> None:
+    if not model.layers:
+        raise ConfigError(f"model.layers must list at least one mixer; allowed: {', '.join(MIXERS)}")
+    for index, mixer in enumerate(model.layers):
+        if mixer not in MIXERS:
+            raise ConfigError(f"model.layers[{index}]: unknown mixer '{mixer}'; {suggest(mixer, MIXERS)}")
+    attention = model.attention
+    rotary_dims = attention.head_dim * attention.partial_rotary_factor
+    if abs(rotary_dims / 2 - round(rotary_dims / 2)) > 1e-9:
+        raise ConfigError(
+            f"model.attention.partial_rotary_factor ({attention.partial_rotary_factor}) of model.attention.head_dim "
+            f"({attention.head_dim}) must be an even number of dimensions, not {rotary_dims:g}"
+        )
+
+
+def _check_optim(config: Config) -> None:
+    optim = config.optim
+    if len(optim.adamw_betas) != 2:
+        raise ConfigError(f"optim.adamw_betas must be two numbers, not {optim.adamw_betas}")
+    decays = [("optim.muon_momentum", optim.muon_momentum)]
+    decays += [(f"optim.adamw_betas[{index}]", beta) for index, beta in enumerate(optim.adamw_betas)]
+    for name, value in decays:
+        if not 0 <= value < 1:
+            raise ConfigError(f"{name} must be at least 0 and less than 1, not {value}")
+    if optim.schedule == "wsd" and optim.warmup_fraction + optim.decay_fraction > 1:
+        raise ConfigError(
+            f"optim.warmup_fraction ({optim.warmup_fraction}) and optim.decay_fraction ({optim.decay_fraction}) "
+            "must not add up to more than 1"
+        )
+
+
+def _check_curriculum(sleep: SleepConfig) -> None:
+    for index, stage in enumerate(sleep.curriculum):
+        name = f"sleep.curriculum[{index}]"
+        if stage.tokens < 0:
+            raise ConfigError(f"{name}.tokens must be at least 0, not {stage.tokens}")
+        if index and stage.tokens <= sleep.curriculum[index - 1].tokens:
+            raise ConfigError(
+                f"{name}.tokens ({stage.tokens}) must be greater than that of the stage before "
+                f"({sleep.curriculum[index - 1].tokens}): sort the stages, one for each number of tokens"
+            )
+        values = {"passes": stage.passes, "window": stage.window, "batch": stage.batch}
+        if all(value is None for value in values.values()):
+            raise ConfigError(f"{name} changes nothing: give it passes, window or batch, or leave it out")
+        for key, value in values.items():
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}.{key} must be at least 1, not {value}")
+
+
+def _values_in_force(config: Config, key: str, base: int, base_name: str) -> list[tuple[str, int]]:
+    """(setting, value) for the base value and each stage's own; a base that no step sees is left out."""
+    stages = config.sleep.curriculum
+    values = [(f"sleep.curriculum[{index}].{key}", getattr(stage, key)) for index, stage in enumerate(stages)]
+    overridden = bool(stages) and stages[0].tokens == 0 and getattr(stages[0], key) is not None
+    own = [(name, value) for name, value in values if value is not None]
+    return own if overridden else [(base_name, base), *own]
+
+
+def _check_core(config: Config) -> None:
+    sleep, layers = config.sleep, config.model.layers
+    core = sleep.core if sleep.core is not None else [0, len(layers)]
+    if len(core) != 2 or not 0 <= core[0] < core[1] <= len(layers):
+        raise ConfigError(
+            f"sleep.core must be [first, last) with 0 <= first < last <= {len(layers)} (the blocks of model.layers), "
+            f"not {sleep.core}"
+        )
+    if any(mixer in RECURRENT_MIXERS for mixer in layers[core[0] : core[1]]):
+        return
+    for name, passes in _values_in_force(config, "passes", sleep.passes, "sleep.passes"):
+        if passes > 1:
+            where = "model.layers" if sleep.core is None else f"blocks {sleep.core} of model.layers (sleep.core)"
+            raise ConfigError(
+                f"{name}={passes}: a plain transformer cannot sleep, for {where} hold no recurrent layer "
+                f"({' or '.join(RECURRENT_MIXERS)}) to keep a window in; add one, or train with sleep=wake (one pass)"
+            )
+
+
+def _check_data(config: Config) -> None:
+    data, sleep = config.data, config.sleep
+    windows = _values_in_force(config, "window", sleep.window, "sleep.window")
+    if data.source == "rule110":
+        for name, window in windows:
+            if window != data.rule110.width:
+                raise ConfigError(
+                    f"{name} ({window}) must equal data.rule110.width ({data.rule110.width}): a string is one window"
+                )
+        return
+    for name, window in windows:
+        if window > data.sequence:
+            raise ConfigError(
+                f"{name} ({window}) is longer than data.sequence ({data.sequence}): shorten it or lengthen the sequence"
+            )
+    if sleep.when == "unlabelled":
+        raise ConfigError(
+            "sleep.when=unlabelled does not go with data.source=shards: every token there has a target, so no window "
+            "would ever sleep; write sleep.when=every"
+        )
+    needed = ["train", "validation"] + ["tokenizer"] * (config.model.vocab_size == 0)
+    for key in needed:
+        if not getattr(data.shards, key):
+            raise ConfigError(f"data.shards.{key} must be set for data.source=shards: give a path or write data=stdlib")
+
+
+def _check_batches(config: Config) -> None:
+    micro_batch = config.train.micro_batch
+    for name, batch in _values_in_force(config, "batch", config.data.batch, "data.batch"):
+        if micro_batch and batch % micro_batch:
+            raise ConfigError(
+                f"train.micro_batch ({micro_batch}) must divide {name} ({batch}): change one of them, "
+                "or write train.micro_batch=0 for the whole batch at once"
+            )

@@ -1,0 +1,23 @@
+"""Counter-based random numbers: what is drawn is a function of (seed, stream, counter), so nothing has to be replayed.
+
+Only Philox' raw words are used: numpy keeps them the same for ever, unlike what its Generator makes of them.
+J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+WORDS_PER_COUNT = 4  # 64-bit words drawn for each value of the counter
+UINT64 = 2**64 - 1
+
+
+def random_words(count: int, seed: int, stream: int, counter: int = 0) -> np.ndarray:
+    """`count` random words, uint64, from `counter` on. Any two integers make a (seed, stream) of their own."""
+    key = np.array([seed & UINT64, stream & UINT64], np.uint64)
+    return np.random.Philox(key=key, counter=counter).random_raw(count)
+
+
+def random_order(num_items: int, seed: int, stream: int) -> np.ndarray:
+    """A permutation of `num_items`, int64, that depends on (seed, stream) only."""
+    return np.argsort(random_words(num_items, seed, stream), kind="stable")

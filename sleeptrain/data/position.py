@@ -1,0 +1,17 @@
+"""A saved position in the data means something only for the data it was saved with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sleeptrain.errors import DataError
+
+
+def check_position(state: dict[str, Any], identity: dict[str, int]) -> None:
+    """Raises DataError, naming the first difference, unless `state` holds every entry of `identity`."""
+    for name, here in identity.items():
+        if state.get(name) != here:
+            raise DataError(
+                f"the saved position in the data has {name}={state.get(name)}, this run has {name}={here}: "
+                "resume with the settings and data it was saved with, or start a new run"
+            )

@@ -1,0 +1,81 @@
+"""Results appear whole or not at all: they are built under a temporary name beside the target and then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from sleeptrain.errors import DataError
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _beside(target: Path, what: str) -> Path:
+    """A name that no other process uses, on another machine of a shared file system neither."""
+    return target.with_name(f".{target.name}.{what}-{secrets.token_hex(4)}")
+
+
+def write_whole(target: Path, content: bytes) -> None:
+    """Write a file that other processes see either whole or not at all; replaces an existing one."""
+    partial = _beside(target, "partial")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        partial.write_bytes(content)
+        _sync(partial)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    _sync(target.parent)
+
+
+@contextlib.contextmanager
+def staged_folder(target: Path, replace: bool = False) -> Iterator[Path]:
+    """An empty folder beside `target` that takes its name when the block ends, and vanishes when the block fails.
+
+    `replace` puts the new folder in the place of an existing one, which stays untouched until then. Raises DataError
+    where `target` exists otherwise (an empty folder does not count).
+    """
+    _refuse_existing(target, replace)
+    partial = _beside(target, "partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in [*partial.rglob("*"), partial]:
+            _sync(path)
+        _refuse_existing(target, replace)
+        _take_place(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _sync(target.parent)
+
+
+def _refuse_existing(target: Path, replace: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise DataError(f"{target} is a file; name a folder")
+    if not replace and target.is_dir() and any(target.iterdir()):
+        raise DataError(f"{target} exists and is not empty; remove it or name another folder")
+
+
+def _take_place(partial: Path, target: Path) -> None:
+    """Rename `partial` to `target`; a rename cannot replace a full folder, so an old one is set aside first."""
+    old = _beside(target, "old")
+    if not target.exists():
+        os.rename(partial, target)
+        return
+    os.rename(target, old)
+    try:
+        os.rename(partial, target)
+    except OSError:
+        os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

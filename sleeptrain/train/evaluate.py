@@ -1,0 +1,68 @@
+"""Held-out loss, window by window, with and without sleep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from sleeptrain.config.schema import Config
+from sleeptrain.data.batch import IGNORE, Batch
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.sleep.loop import loop_settings, run_rounds
+from sleeptrain.sleep.rounds import Round, plan_rounds, window_facts, window_spans
+from sleeptrain.train.step import autocast
+
+# {"loss": {passes: [mean loss of window 1..K]}, "accuracy": {passes: share}}
+Evaluation = dict[str, dict[str, list[float | None] | float]]
+
+
+class _Answers:
+    """Counts the rows whose every target is the most likely token."""
+
+    def __init__(self) -> None:
+        self.right = self.rows = 0
+
+    def read(self, r: Round, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> None:
+        hits = (logits_NV.argmax(dim=-1) == targets_N).view(len(r.rows), -1)
+        self.right += int(hits.all(dim=1).sum())
+        self.rows += len(r.rows)
+
+
+@torch.no_grad()
+def evaluate(
+    model: Hybrid, batches: Iterable[Batch], config: Config, window: int, passes: Iterable[int], count_answers: bool
+) -> Evaluation:
+    """Loss of windows 1..K (nats a token; None where a window has no target) for each number of passes.
+
+    Returns {"loss": {"1": [...], "4": [...]}} and, with `count_answers`, {"accuracy": {"1": ...}}: the share of rows
+    whose targets are all right by argmax.
+    """
+    batches = list(batches)
+    losses: dict[str, list[float | None] | float] = {}
+    accuracy: dict[str, list[float | None] | float] = {}
+    for n in passes:
+        answers = _Answers() if count_answers else None
+        losses[str(n)] = _window_losses(model, batches, config, window, n, answers)
+        if answers is not None:
+            accuracy[str(n)] = answers.right / max(answers.rows, 1)
+    return {"loss": losses, "accuracy": accuracy} if count_answers else {"loss": losses}
+
+
+def _window_losses(
+    model: Hybrid, batches: list[Batch], config: Config, window: int, passes: int, answers: _Answers | None
+) -> list[float | None]:
+    settings = loop_settings(config, window, model.num_layers, recompute="none")
+    spans = window_spans(batches[0].tokens_BT.shape[1], window)
+    sums, counts = [0.0] * len(spans), [0] * len(spans)
+    for batch in batches:
+        rounds = plan_rounds(window_facts(batch, window), passes, config.sleep.when, config.sleep.feedback)
+        with autocast(config, model.head_weight.device):
+            losses, _ = run_rounds(
+                model, batch, rounds, model.empty_state(), settings, None if answers is None else answers.read
+            )
+        for index, (start, stop) in enumerate(spans):
+            counts[index] += int((batch.targets_BT[:, start:stop] != IGNORE).sum())
+            if index in losses:
+                sums[index] += float(losses[index])
+    return [total / count if count else None for total, count in zip(sums, counts, strict=True)]

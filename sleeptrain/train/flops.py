@@ -1,0 +1,74 @@
+"""Model FLOPs of a step, from the round plan: what the mathematics needs, passes counted, recomputation not.
+
+A multiply-add is two FLOPs. Convolutions, norms and other elementwise work are left out, as is usual for MFU.
+Per token and head the delta rule costs 6 K V (read S^T k, write k v^T, read S^T q) and SSD 4 K V.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sleeptrain.config.schema import ModelConfig
+from sleeptrain.sleep.rounds import Round
+
+BACKWARD_AND_FORWARD = 3  # the backward of a matrix product is two products
+
+
+@dataclass(frozen=True)
+class LayerFlops:
+    """Forward FLOPs of one block for one token: to leave its state, and to give its features besides; and for a pair of
+    tokens that attend."""
+
+    state: int
+    features: int
+    pair: int = 0
+
+
+def layer_flops(config: ModelConfig, kind: str) -> LayerFlops:
+    """The cost of a block with a mixer of this kind."""
+    d, mlp = config.dim, 6 * config.dim * config.ffn_dim
+    if kind == "attention":
+        a = config.attention
+        q_rows, kv_rows = a.num_heads * a.head_dim, 2 * a.num_kv_heads * a.head_dim
+        return LayerFlops(2 * d * kv_rows, 2 * d * q_rows * (3 if a.gate else 2) + mlp, 4 * q_rows)
+    if kind == "gated_deltanet":
+        g = config.gated_deltanet
+        value_dim, S = g.num_v_heads * g.head_v_dim, g.num_v_heads * g.head_k_dim * g.head_v_dim
+        to_state = 2 * d * (2 * g.num_k_heads * g.head_k_dim + value_dim + 2 * g.num_v_heads) + 4 * S
+        return LayerFlops(to_state, 2 * S + 4 * d * value_dim + mlp)
+    m = config.mamba2
+    inner, S = m.num_heads * m.head_dim, m.num_heads * m.head_dim * m.state_dim
+    in_rows = 2 * inner + 2 * m.num_groups * m.state_dim + m.num_heads
+    return LayerFlops(2 * d * in_rows + 2 * S, 2 * S + 2 * d * inner + mlp)
+
+
+def round_flops(config: ModelConfig, r: Round, core: tuple[int, int], sliding_window: int | None = None) -> int:
+    """Forward FLOPs of a round over all its rows, the head left out."""
+    length = r.stop - r.start
+    pairs = length * (length + 1) // 2
+    if sliding_window is not None and r.window > 0:
+        pairs = length * sliding_window
+    first, last = 0 if r.is_wake else core[0], len(config.layers) if r.coda else core[1]
+    if r.state_only:
+        stateful = [i for i in range(first, last) if sliding_window is not None or config.layers[i] != "attention"]
+        last = stateful[-1] + 1 if stateful else first
+    total = 0
+    for index in range(first, last):
+        cost = layer_flops(config, config.layers[index])
+        total += cost.state * length
+        if not (r.state_only and index == last - 1):
+            total += cost.features * length + cost.pair * pairs
+    return total * len(r.rows)
+
+
+def step_flops(
+    config: ModelConfig,
+    rounds: Sequence[Round],
+    num_targets: int,
+    core: tuple[int, int],
+    sliding_window: int | None = None,
+) -> int:
+    """FLOPs of a training step: forward and backward of its rounds, and of the head where there is a target."""
+    head = 2 * config.dim * config.vocab_size * num_targets
+    return BACKWARD_AND_FORWARD * (head + sum(round_flops(config, r, core, sliding_window) for r in rounds))

@@ -1,0 +1,113 @@
+"""The record of a run: JSON lines, one a record, each with its `step`. It is what plots and reports read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from sleeptrain.errors import DataError
+
+Record = dict[str, Any]
+
+
+class MetricsFile:
+    """`path`, open for appending. A line that a kill left torn at the end is dropped when the file is opened."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        if self.path.exists():
+            _end_with_whole_line(self.path)
+        self._file = self._open()
+
+    def append(self, record: Record) -> None:
+        """Writes one record, in the file when this returns (on the disk after `sync`).
+
+        Floats are written as Python's shortest repr, so that they read back exactly; NaN and infinities as NaN and
+        Infinity. Raises ValueError for a record without an integer `step`, TypeError for what JSON cannot hold.
+        """
+        if not isinstance(record.get("step"), int):
+            raise ValueError(f"a metrics record needs an integer step: {record}")
+        line = memoryview(json.dumps(record).encode() + b"\n")
+        while line:  # unbuffered: one write as a rule, more only when the disk takes part of it
+            line = line[self._file.write(line) :]
+
+    def sync(self) -> None:
+        """Waits until the disk has every record: call before a checkpoint that counts on them."""
+        os.fsync(self._file.fileno())
+
+    def truncate_after(self, step: int) -> None:
+        """Drops all records of later steps than `step`, which a run resumed there writes again.
+
+        The file is replaced as a whole. Raises DataError for a line that is no record.
+        """
+        kept = [line for line, record in _lines(self.path) if record["step"] <= step]
+        self.close()
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        with open(temporary, "wb") as file:
+            file.writelines(line + b"\n" for line in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+        self._file = self._open()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _open(self) -> FileIO:
+        return open(self.path, "ab", buffering=0)
+
+
+def read_metrics(path: Path | str) -> list[Record]:
+    """All records of a metrics file, in the order written; a line torn at the end (the run may be on) is left out.
+
+    Raises DataError when the file is missing or another line is no record.
+    """
+    return [record for _, record in _lines(Path(path))]
+
+
+def mean_later_windows(losses: Sequence[float | None]) -> float | None:
+    """The mean loss of windows 2..K, those that memory can help; of the only window when K = 1.
+
+    losses: one mean a window, None where no token has a target; the result is None when that is so everywhere.
+    """
+    later = [loss for loss in losses[min(1, len(losses) - 1) :] if loss is not None]
+    return sum(later) / len(later) if later else None
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, Record]]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"metrics file {path} cannot be read: {error.strerror}") from error
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        record = _parse(line)
+        if record is not None:
+            yield line, record
+        elif number < len(lines):
+            raise DataError(f"metrics file {path}, line {number} is no record; remove that line or the file")
+
+
+def _parse(line: bytes) -> Record | None:
+    """The record of a line, or None: an object's closing brace comes last, so a torn line never parses."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def _end_with_whole_line(path: Path) -> None:
+    with open(path, "r+b") as file:
+        content = file.read()
+        end = content.rfind(b"\n") + 1
+        if end == len(content):
+            return
+        if _parse(content[end:]) is None:
+            file.truncate(end)
+        else:
+            file.write(b"\n")  # whole but for the newline, and perhaps of a step that will not be run again

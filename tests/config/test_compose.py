@@ -1,0 +1,129 @@
+"""The groups in configs/ compose to valid, typed configurations; mistakes become one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from sleeptrain.config.compose import compose, config_dir, sweep_run_name, validate_sweep
+from sleeptrain.config.schema import Config, Stage
+from sleeptrain.errors import ConfigError
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+
+
+def refusal(overrides: Sequence[str]) -> str:
+    with pytest.raises(ConfigError) as error:
+        compose(overrides)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_an_experiment_names_its_run_after_itself(experiment: str) -> None:
+    assert compose([f"experiment={experiment}"]).run.name == experiment
+
+
+@pytest.mark.parametrize("group", ["model", "sleep", "data", "optim", "train"])
+def test_every_option_composes(group: str) -> None:
+    base = {"data": "rule110"}.get(group, "stdlib")
+    found = options(group)
+    assert found
+    for option in found:
+        overrides = [f"experiment={base}", f"{group}={option}"]
+        if option == "unlabelled" or (group, option) == ("data", "stdlib"):
+            overrides = ["experiment=rule110" if group == "sleep" else "experiment=stdlib", f"{group}={option}"]
+        if option == "transformer_tiny":
+            overrides.append("sleep=wake")
+        assert isinstance(compose(overrides), Config)
+
+
+def test_the_rule110_experiment() -> None:
+    config = compose(["experiment=rule110"])
+    assert (config.model.layers, config.model.dim) == (["attention", "gated_deltanet"], 64)
+    assert (config.data.source, config.data.batch) == ("rule110", 128)
+    assert (config.data.rule110.width, config.data.rule110.steps, config.data.rule110.strings) == (20, 8, 1)
+    assert (config.sleep.when, config.sleep.window) == ("unlabelled", 20)
+    assert (config.optim.muon_lr, config.optim.schedule) == (2e-3, "constant")
+
+
+def test_the_stdlib_experiment_sleeps_more_and_more() -> None:
+    config = compose(["experiment=stdlib"])
+    assert {"attention", "gated_deltanet"} == set(config.model.layers)
+    assert [stage.passes for stage in config.sleep.curriculum] == [1, 2, 4]
+    assert all(stage.tokens < config.train.tokens for stage in config.sleep.curriculum)
+
+
+def test_the_window_of_rule110_follows_its_width() -> None:
+    assert compose(["experiment=rule110", "data.rule110.width=24"]).sleep.window == 24
+
+
+def test_the_plain_transformer_has_no_recurrent_layer() -> None:
+    assert set(compose(["experiment=stdlib", "model=transformer_tiny", "sleep=wake"]).model.layers) == {"attention"}
+
+
+def test_overrides_win_over_the_experiment_and_are_typed() -> None:
+    stages = "sleep.curriculum=[{tokens:3,passes:2}]"
+    config = compose(["experiment=stdlib", "train.tokens=77", "optim.clip_norm=2", stages])
+    assert config.train.tokens == 77
+    assert isinstance(config.optim.clip_norm, float)
+    assert config.sleep.curriculum == [Stage(tokens=3, passes=2)]
+
+
+REFUSED = [
+    ([], ["run.name", "train.tokens", "experiment="]),
+    (["sleep.pases=4"], ["'sleep.pases'", "'sleep.passes'"]),
+    (["+sleep.pases=4"], ["'sleep.pases'", "'sleep.passes'"]),
+    (["passes=4"], ["'passes'", "'sleep.passes'"]),
+    (["train.batch=4"], ["'train.batch'", "'data.batch'"]),
+    (["optim.lr=1"], ["'optim.lr'", "'optim.muon_lr' or 'optim.adamw_lr'"]),
+    (["modle=tiny"], ["'modle'", "'model'"]),
+    (["run.foo=1"], ["'run.foo'", "name, root"]),
+    (["foo=1"], ["'foo'", "run, model, sleep"]),
+    (["sleep.curriculum=[{tokens:3,pases:2}]"], ["'pases'", "sleep.curriculum", "'passes'"]),
+    (["model=tny"], ["model=tny", "'tiny'", "transformer_tiny"]),
+    (["experiment=stlib"], ["experiment=stlib", "'stdlib'"]),
+    (["model=null"], ["model=null"]),
+    (["sleep=4"], ["sleep=4"]),
+    (["+experiment=rule110"], ["experiment", "'+'"]),
+    (["sleep.passes=many"], ["sleep.passes", "many"]),
+    (["train.tokens=1e6"], ["train.tokens", "1000000.0", "1_000_000"]),
+    (["train.tokens=null"], ["train.tokens", "null"]),
+    (["optim.adamw_betas=[0.9,x]"], ["optim.adamw_betas[1]", "'x'"]),
+    (["sleep.passes=1,2"], ["sleep.passes=1,2", "-m"]),
+    (["sleep.passes=["], ["sleep.passes=[", "key=value"]),
+    (["sleep.passes"], ["'sleep.passes'", "key=value"]),
+    (["~sleep.passes"], ["sleep.passes"]),
+    (["run.name=${nowhere}"], ["run.name", "nowhere"]),
+    (["sleep.passes=0"], ["sleep.passes", "at least 1"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), REFUSED, ids=[" ".join(overrides) for overrides, _ in REFUSED])
+def test_refuses(overrides: list[str], words: list[str]) -> None:
+    message = refusal([*(["experiment=stdlib"] if overrides else []), *overrides])
+    assert [word for word in words if word not in message] == [], message
+
+
+def test_a_sweep_is_refused_for_its_last_job() -> None:
+    validate_sweep(["experiment=stdlib", "sleep.passes=1,2"])
+    with pytest.raises(ConfigError, match=r"sleep\.passes must be at least 1, not 0"):
+        validate_sweep(["experiment=stdlib", "sleep.passes=1,2,0"])
+
+
+def test_a_sweep_may_not_share_a_run_folder() -> None:
+    validate_sweep(["experiment=stdlib,rule110"])
+    with pytest.raises(ConfigError, match=r"run\.name=multirun/same .*experiment=stdlib.*experiment=rule110"):
+        validate_sweep(["experiment=stdlib,rule110", "run.name=same"])
+
+
+def test_the_name_of_a_job_of_a_sweep_is_one_folder_below_the_run() -> None:
+    assert sweep_run_name("rule110", "sleep.passes=2") == "multirun/rule110/sleep.passes=2"
+    assert sweep_run_name("rule110", "") == "multirun/rule110"
+    assert sweep_run_name("a", "data.shards.train=/x/y") == "multirun/a/data.shards.train=-x-y"
+    long = [sweep_run_name("a", "x" * 300 + end) for end in "12"]
+    assert long[0] != long[1] and all(len(part) <= 255 for name in long for part in name.split("/"))

@@ -1,0 +1,153 @@
+"""Every refusal names the setting and the way out; what goes together is let through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from omegaconf import MISSING
+
+from sleeptrain.config import Config, validate
+from sleeptrain.config.schema import ShardsConfig, Stage
+from sleeptrain.config.validate import ABOVE_ZERO, AT_LEAST, CHOICES, FRACTIONS, settings
+from sleeptrain.errors import ConfigError
+
+
+def shards() -> Config:
+    config = Config()
+    config.run.name = "test"
+    config.train.tokens = 1000
+    config.data.shards = ShardsConfig(train="train", validation="validation", tokenizer="tokenizer.model")
+    return config
+
+
+def rule110() -> Config:
+    config = shards()
+    config.data.source = "rule110"
+    config.data.shards = ShardsConfig()
+    config.sleep.when = "unlabelled"
+    config.sleep.window = config.data.rule110.width
+    return config
+
+
+def change(config: Config, changes: dict[str, Any]) -> Config:
+    for name, value in changes.items():
+        *sections, leaf = name.split(".")
+        section: Any = config
+        for part in sections:
+            section = getattr(section, part)
+        assert hasattr(section, leaf), name
+        setattr(section, leaf, value)
+    return config
+
+
+def stages(*triples: tuple[int, int | None, int | None, int | None]) -> list[Stage]:
+    return [Stage(*each) for each in triples]
+
+
+ACCEPTED: list[tuple[Callable[[], Config], dict[str, Any]]] = [
+    (shards, {}),
+    (rule110, {}),
+    (rule110, {"sleep.passes": 4, "sleep.when": "every"}),
+    (shards, {"sleep.passes": 4, "sleep.eviction": "sliding", "sleep.conv_state": "carry", "sleep.feedback": "none"}),
+    (shards, {"sleep.passes": 4, "sleep.core": [1, 2]}),
+    (shards, {"sleep.passes": 4, "model.layers": ["attention", "mamba2"]}),
+    (shards, {"model.layers": ["attention"]}),  # a plain transformer that never sleeps
+    (shards, {"sleep.passes": 1, "sleep.sample_passes": True, "sleep.bptt_windows": 1}),
+    (shards, {"sleep.window": 100}),  # the last window of a sequence may be short
+    (shards, {"sleep.curriculum": stages((0, 1, None, None), (10, 2, 256, None), (20, None, None, 16))}),
+    # The base values are never in force here, so nothing has to go with them.
+    (shards, {"sleep.window": 9999, "sleep.curriculum": stages((0, None, 64, None))}),
+    (shards, {"data.batch": 3, "train.micro_batch": 4, "sleep.curriculum": stages((0, 1, None, 8))}),
+    (shards, {"data.shards.tokenizer": "", "model.vocab_size": 50}),
+    (shards, {"model.attention.partial_rotary_factor": 0.25, "model.attention.head_dim": 24}),
+    (shards, {"optim.schedule": "cosine", "optim.warmup_fraction": 0.9, "optim.decay_fraction": 0.2}),
+    (shards, {"run.name": "multirun/test/sleep.passes=2"}),
+]
+
+# (base, changes, words that the message must hold)
+REFUSED: list[tuple[Callable[[], Config], dict[str, Any], list[str]]] = [
+    (shards, {"run.name": MISSING}, ["run.name", "experiment="]),
+    (shards, {"train.tokens": MISSING}, ["train.tokens", "experiment="]),
+    (shards, {"run.name": ""}, ["run.name"]),
+    (shards, {"run.name": "../elsewhere"}, ["run.name", "../elsewhere"]),
+    (shards, {"run.name": "/elsewhere"}, ["run.name", "/elsewhere"]),
+    (shards, {"model.layers": []}, ["model.layers", "gated_deltanet"]),
+    (shards, {"model.layers": ["attention", "mamba"]}, ["model.layers[1]", "'mamba'", "mamba2"]),
+    (shards, {"model.attention.num_kv_heads": 3}, ["model.attention.num_heads (4)", "num_kv_heads (3)"]),
+    (shards, {"model.gated_deltanet.num_k_heads": 3}, ["gated_deltanet.num_v_heads (4)", "num_k_heads (3)"]),
+    (shards, {"model.mamba2.num_groups": 3}, ["mamba2.num_heads (8)", "num_groups (3)"]),
+    (shards, {"model.attention.head_dim": 6}, ["partial_rotary_factor", "head_dim (6)", "even"]),
+    (shards, {"model.attention.partial_rotary_factor": 0.3}, ["partial_rotary_factor (0.3)", "9.6"]),
+    (shards, {"sleep.passes": 2, "model.layers": ["attention"] * 2}, ["sleep.passes=2", "plain transformer", "sleep="]),
+    (shards, {"sleep.passes": 2, "sleep.core": [0, 1]}, ["sleep.passes=2", "sleep.core"]),
+    (
+        shards,
+        {"model.layers": ["attention"], "sleep.curriculum": stages((5, 2, None, None))},
+        ["sleep.curriculum[0].passes=2", "plain transformer"],
+    ),
+    (shards, {"sleep.core": []}, ["sleep.core", "<= 4"]),
+    (shards, {"sleep.core": [2, 2]}, ["sleep.core", "[2, 2]"]),
+    (shards, {"sleep.core": [0, 5]}, ["sleep.core", "[0, 5]"]),
+    (shards, {"sleep.core": [-1, 2]}, ["sleep.core", "[-1, 2]"]),
+    (shards, {"sleep.core": [1, 2, 3]}, ["sleep.core", "[first, last)"]),
+    (shards, {"sleep.curriculum": stages((9, 2, None, None), (5, 4, None, None))}, ["sleep.curriculum[1].tokens"]),
+    (shards, {"sleep.curriculum": stages((5, 2, None, None), (5, 4, None, None))}, ["sleep.curriculum[1].tokens"]),
+    (shards, {"sleep.curriculum": stages((-5, 2, None, None))}, ["sleep.curriculum[0].tokens", "-5"]),
+    (shards, {"sleep.curriculum": stages((5, None, None, None))}, ["sleep.curriculum[0]", "changes nothing"]),
+    (shards, {"sleep.curriculum": stages((5, 0, None, None))}, ["sleep.curriculum[0].passes", "0"]),
+    (shards, {"sleep.curriculum": stages((5, None, 0, None))}, ["sleep.curriculum[0].window", "0"]),
+    (shards, {"sleep.curriculum": stages((5, None, None, 0))}, ["sleep.curriculum[0].batch", "0"]),
+    (shards, {"sleep.window": 2048}, ["sleep.window (2048)", "data.sequence (1024)"]),
+    (shards, {"sleep.curriculum": stages((5, None, 2048, None))}, ["sleep.curriculum[0].window (2048)"]),
+    (rule110, {"sleep.window": 19}, ["sleep.window (19)", "data.rule110.width (20)"]),
+    (rule110, {"sleep.curriculum": stages((5, None, 40, None))}, ["sleep.curriculum[0].window (40)"]),
+    (shards, {"sleep.when": "unlabelled"}, ["sleep.when=unlabelled", "data.source=shards", "sleep.when=every"]),
+    (shards, {"data.shards.train": ""}, ["data.shards.train", "data=stdlib"]),
+    (shards, {"data.shards.validation": ""}, ["data.shards.validation"]),
+    (shards, {"data.shards.tokenizer": ""}, ["data.shards.tokenizer"]),
+    (shards, {"train.micro_batch": 3}, ["train.micro_batch (3)", "data.batch (8)"]),
+    (shards, {"train.micro_batch": 16}, ["train.micro_batch (16)", "data.batch (8)"]),
+    (
+        shards,
+        {"train.micro_batch": 4, "sleep.curriculum": stages((5, None, None, 6))},
+        ["train.micro_batch (4)", "sleep.curriculum[0].batch (6)"],
+    ),
+    (shards, {"optim.adamw_betas": [0.9]}, ["optim.adamw_betas", "two"]),
+    (shards, {"optim.adamw_betas": [0.9, 1.0]}, ["optim.adamw_betas[1]", "1.0"]),
+    (shards, {"optim.muon_momentum": 1.0}, ["optim.muon_momentum"]),
+    (shards, {"optim.warmup_fraction": 0.9}, ["optim.warmup_fraction (0.9)", "optim.decay_fraction (0.2)"]),
+    (shards, {"optim.muon_lr": float("nan")}, ["optim.muon_lr", "finite"]),
+    (shards, {"optim.clip_norm": float("inf")}, ["optim.clip_norm", "finite"]),
+    *((shards, {name: "evry"}, [name, "evry", *allowed]) for name, allowed in CHOICES.items()),
+    *((shards, {name: minimum - 1}, [name, f"at least {minimum}"]) for name, minimum in AT_LEAST.items()),
+    *((shards, {name: 0}, [name, "greater than 0"]) for name in ABOVE_ZERO),
+    *((shards, {name: value}, [name, "between 0 and 1"]) for name in FRACTIONS for value in (-0.1, 1.1)),
+]
+
+
+@pytest.mark.parametrize(("base", "changes"), ACCEPTED)
+def test_accepts(base: Callable[[], Config], changes: dict[str, Any]) -> None:
+    validate(change(base(), changes))
+
+
+@pytest.mark.parametrize(("base", "changes", "words"), REFUSED, ids=lambda value: str(value)[:60])
+def test_refuses(base: Callable[[], Config], changes: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        validate(change(base(), changes))
+    message = str(refusal.value)
+    assert "\n" not in message
+    assert [word for word in words if word not in message] == [], message
+
+
+def test_an_unknown_value_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'keller_jordan'"):
+        validate(change(shards(), {"optim.muon_scaling": "keler_jordan"}))
+
+
+def test_every_number_is_checked() -> None:
+    """A number that is added to the schema must be added to the checks."""
+    elsewhere = {"optim.muon_momentum", *FRACTIONS, *ABOVE_ZERO, *AT_LEAST}
+    numbers = {name for name, value in settings(shards()) if type(value) in (int, float)}
+    assert numbers - elsewhere == set()

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from sleeptrain.data.tokenizer import SPACE_SYMBOL, Tokenizer, train_tokenizer
+from sleeptrain.errors import DataError
+from tests.data.texts import make_texts
+
+WHITESPACE = ["", " ", "  x  ", "\t\tx", "\n", "\r\n\r", "\u200b", "\u3000"]
+RESERVED = [
+    SPACE_SYMBOL,
+    f"a{SPACE_SYMBOL * 2} b{SPACE_SYMBOL}",
+    "\u2585",
+    " \u2047 ",
+    "<s></s><unk><pad><0x41>",
+    "\0a",
+]
+HARD = [*WHITESPACE, *RESERVED, "\ufffd", "\ufeffx", "a\u0301", "ﬁ", "é漢字😀"]
+
+
+@pytest.mark.parametrize("text", HARD)
+def test_hard_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_any_text_comes_back(tokenizer: Tokenizer) -> None:
+    rng = random.Random(0)
+    pieces = [*HARD, "self", "return", "    "]
+    for _ in range(2000):
+        parts = [rng.choice(pieces) if rng.random() < 0.8 else chr(rng.randrange(0xD800)) for _ in range(8)]
+        text = "".join([*parts, chr(rng.randrange(0xE000, 0x110000))])
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert not {tokenizer.bos_id, tokenizer.eos_id} & set(ids)
+
+
+def test_decode_takes_arrays_and_leaves_control_ids_out(tokenizer: Tokenizer) -> None:
+    ids = [tokenizer.bos_id, *tokenizer.encode("  value"), tokenizer.eos_id]
+    assert tokenizer.decode(np.array(ids, np.uint16)) == "  value"
+
+
+def test_learns_merges_also_of_indents(tokenizer: Tokenizer) -> None:
+    assert len(tokenizer.encode("    ")) == 1
+    assert len(tokenizer.encode("self")) < 4
+
+
+def test_same_documents_same_model(texts: list[str], tokenizer: Tokenizer, tmp_path: Path) -> None:
+    again = train_tokenizer(texts, 320, tmp_path / "other-name.model")
+    assert again.hash == tokenizer.hash == hashlib.sha256((tmp_path / "other-name.model").read_bytes()).hexdigest()
+    assert again.vocab_size == 320
+    assert train_tokenizer(make_texts(40, seed=1), 320, tmp_path / "c.model").hash != tokenizer.hash
+
+
+def test_long_document_is_learnt_whole(tmp_path: Path) -> None:
+    text = "alpha " * 1000 + "x" * 20_000 + " zeta" * 3000
+    tokenizer = train_tokenizer([text], 290, tmp_path / "long.model")
+    assert len(tokenizer.encode(" zeta")) == 1
+
+
+@pytest.mark.parametrize(("vocab_size", "side"), [(100, "small"), (5000, "large")])
+def test_wrong_vocab_size_names_the_bound(texts: list[str], tmp_path: Path, vocab_size: int, side: str) -> None:
+    with pytest.raises(DataError, match=f"vocab_size {vocab_size} is too {side}") as raised:
+        train_tokenizer(texts, vocab_size, tmp_path / "t.model")
+    assert not list(tmp_path.iterdir())
+    bound = re.search(r"set at (?:least|most) (\d+)", str(raised.value))
+    assert bound
+    assert train_tokenizer(texts, int(bound[1]), tmp_path / "t.model").vocab_size == int(bound[1])
+
+
+@pytest.mark.parametrize("vocab_size", [0, -5])
+def test_senseless_vocab_size(texts: list[str], tmp_path: Path, vocab_size: int) -> None:
+    with pytest.raises(DataError, match=f"vocab_size {vocab_size}"):
+        train_tokenizer(texts, vocab_size, tmp_path / "t.model")
+
+
+def test_no_text(tmp_path: Path) -> None:
+    for documents in ([], [""]):
+        with pytest.raises(DataError, match="no text"):
+            train_tokenizer(documents, 300, tmp_path / "t.model")
+
+
+def test_training_is_silent(texts: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train_tokenizer(texts, 320, tmp_path / "t.model")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_lone_surrogate(tokenizer: Tokenizer) -> None:
+    with pytest.raises(DataError, match="surrogate"):
+        tokenizer.encode("a\ud800")
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"absent\.model"):
+        Tokenizer(tmp_path / "absent.model")
+    for content, message in [(b"", "is empty"), (b"junk" * 10, "not a SentencePiece model")]:
+        (tmp_path / "bad.model").write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            Tokenizer(tmp_path / "bad.model")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"bos_id": -1, "byte_fallback": True}, "no BOS"), ({}, "no byte fallback")]
+)
+def test_unfit_models(texts: list[str], tmp_path: Path, options: dict, message: str) -> None:
+    with (tmp_path / "foreign.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=file, vocab_size=320, model_type="bpe", minloglevel=2,
+            hard_vocab_limit=False, **options,
+        )  # fmt: skip
+    with pytest.raises(DataError, match=message):
+        Tokenizer(tmp_path / "foreign.model")

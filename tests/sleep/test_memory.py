@@ -1,0 +1,104 @@
+"""Law 7: with recomputation, peak memory does not grow with the passes beyond the rounds' boundary values."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, ModelConfig
+from sleeptrain.data.batch import Batch
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.sleep.loop import LoopSettings, run_rounds
+from sleeptrain.sleep.recompute import Recompute
+from sleeptrain.sleep.rounds import plan_rounds, window_facts
+
+WINDOWS, WINDOW, ROWS = 8, 64, 4
+
+
+@pytest.fixture(scope="module")
+def model() -> Hybrid:
+    config = ModelConfig(
+        vocab_size=64,
+        dim=32,
+        ffn_dim=256,
+        layers=["attention", "gated_deltanet"] * 3,
+        attention=AttentionConfig(num_heads=2, num_kv_heads=2, head_dim=16),
+        gated_deltanet=GatedDeltaNetConfig(num_k_heads=1, num_v_heads=1, head_k_dim=8, head_v_dim=16),
+    )
+    model = Hybrid(config)
+    model.init_weights(0)
+    return model
+
+
+class PeakBytes(TorchDispatchMode):
+    """The most bytes in storages that operations made under it and that were alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+def peak_bytes(model: Hybrid, passes: int, mode: str) -> int:
+    """The most bytes alive during a forward and backward over all windows, those of weights and gradients left out."""
+    shape = (ROWS, WINDOWS * WINDOW)
+    tokens = torch.randint(64, shape, generator=torch.Generator().manual_seed(0))
+    no = torch.zeros(ROWS, dtype=torch.bool)
+    batch = Batch(tokens, tokens, torch.zeros(shape, dtype=torch.long), no, ~no)
+    rounds = plan_rounds(window_facts(batch, WINDOW), passes)
+    settings = LoopSettings((0, model.num_layers), recompute=Recompute(mode))
+    with PeakBytes() as memory:
+        losses, _ = run_rounds(model, batch, rounds, model.empty_state(), settings)
+        torch.stack(list(losses.values())).sum().backward()
+    assert memory.peak > 0
+    return memory.peak
+
+
+def boundary_bytes(model: Hybrid, passes: int) -> int:
+    """Features and fast weights at the rounds' borders of one window (two-level recomputation keeps no more)."""
+    features = ROWS * WINDOW * model.config.dim * 4
+    delta = model.config.gated_deltanet
+    states = 3 * ROWS * delta.num_v_heads * delta.head_k_dim * delta.head_v_dim * 4
+    return (passes - 1) * (features + states)
+
+
+def test_peak_at_eight_passes_is_that_of_one(model):
+    one, eight = (peak_bytes(model, n, "window") for n in (1, 8))
+    assert eight <= 1.15 * one
+    # Features and their gradients may stand side by side at each border.
+    assert eight - one <= 3 * boundary_bytes(model, 8)
+
+
+def test_without_recomputation_it_grows(model):
+    assert peak_bytes(model, 4, "none") > 2.5 * peak_bytes(model, 1, "none")
+
+
+@pytest.mark.parametrize(("mode", "more"), [("block", "none"), ("pass", "block"), ("window", "pass")])
+def test_a_pass_costs_less_in_each_mode_than_in_the_one_before(model, mode, more):
+    def growth(mode: str) -> int:
+        return peak_bytes(model, 4, mode) - peak_bytes(model, 2, mode)
+
+    assert growth(mode) < 0.6 * growth(more)

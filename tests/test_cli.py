@@ -1,0 +1,227 @@
+"""The console command: what it prints, what it returns, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from sleeptrain.cli import main
+from sleeptrain.config import Config
+from sleeptrain.errors import DataError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """The configurations that `train` was called with; nothing is trained."""
+    return fake_trainer(monkeypatch, lambda config: 0)
+
+
+def fake_trainer(monkeypatch: pytest.MonkeyPatch, job: Callable[[Config], int]) -> list[Config]:
+    configs: list[Config] = []
+
+    def train(config: Config) -> int:
+        configs.append(config)
+        return job(config)
+
+    monkeypatch.setitem(sys.modules, "sleeptrain.train.trainer", SimpleNamespace(train=train))
+    return configs
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sleeptrain", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "train" in out and "plan" in out
+
+
+def test_help_of_a_command_lists_groups_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "experiment: rule110, stdlib" in out and "transformer_tiny" in out and "passes: 1" in out
+
+
+def test_cfg_prints_the_composed_settings(capsys: pytest.CaptureFixture[str], trained: list[Config]) -> None:
+    assert main(["train", "--cfg", "job", "experiment=rule110", "sleep.passes=3"]) == 0
+    out = capsys.readouterr().out
+    assert "passes: 3" in out and "hydra:" not in out
+    assert trained == []
+
+
+def test_train_gets_the_composed_configuration(trained: list[Config], empty_folder: Path) -> None:
+    assert main(["train", "experiment=rule110", "sleep.passes=3", "train.seed=5"]) == 0
+    [config] = trained
+    assert isinstance(config, Config)
+    assert (config.run.name, config.sleep.passes, config.train.seed) == ("rule110", 3, 5)
+    assert list(empty_folder.iterdir()) == []
+
+
+def test_plan_prints_the_description(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    cost = SimpleNamespace(describe=lambda config: f"plan of {config.run.name}")
+    monkeypatch.setitem(sys.modules, "sleeptrain.train.cost", cost)
+    assert main(["plan", "experiment=rule110"]) == 0
+    assert capsys.readouterr().out == "plan of rule110\n"
+
+
+@pytest.mark.parametrize("flags_last", [False, True])
+def test_a_sweep_runs_every_job_in_a_folder_of_its_own(
+    trained: list[Config], empty_folder: Path, flags_last: bool
+) -> None:
+    overrides = ["experiment=rule110", "sleep.passes=1,2", "train.seed=0,1"]
+    assert main(["train", *overrides, "-m"] if flags_last else ["train", "-m", *overrides]) == 0
+    assert [(config.sleep.passes, config.train.seed) for config in trained] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert [config.run.name for config in trained][:2] == [
+        "multirun/rule110/sleep.passes=1,train.seed=0",
+        "multirun/rule110/sleep.passes=1,train.seed=1",
+    ]
+    assert list(empty_folder.iterdir()) == []
+
+
+MISTAKES = [
+    (["tran"], ["'tran'", "'train'"]),
+    (["train", "experiment=stdlib", "sleep.pases=4"], ["'sleep.pases'", "'sleep.passes'"]),
+    (["train", "experiment=stdlib", "model=tny"], ["model=tny", "'tiny'"]),
+    (["train", "experiment=stdlib", "sleep.passes=0"], ["sleep.passes", "at least 1"]),
+    (["train", "experiment=stdlib", "sleep.when=never"], ["sleep.when", "'never'", "every, unlabelled"]),
+    (["train", "experiment=stdlib", "sleep.passes=["], ["sleep.passes=["]),
+    (["train", "experiment=stdlib", "sleep.passes=1,2"], ["sleep.passes=1,2", "-m"]),
+    (["train", "experiment=stdlib", "--sleep.passes=2"], ["--sleep.passes=2", "no dashes"]),
+    (["train", "experiment=stdlib", "--fast"], ["--fast", "--help"]),
+    (["train", "experiment=stdlib", "--cfg", "jobs"], ["--cfg", "'jobs'", "'job'"]),
+    (["train", "--cfg", "job", "-m"], ["--cfg", "--multirun"]),
+    (["train", "--config-name", "other"], ["--config-name", "hydra.searchpath"]),
+    (["train", "experiment=stdlib", "model=null"], ["model=null"]),
+    (["train"], ["run.name", "experiment="]),
+    (["plan", "experiment=stdlib", "sleep.window=0"], ["sleep.window"]),
+    (["train", "-m", "experiment=stdlib", "sleep.passes=1,2,0"], ["sleep.passes", "at least 1"]),
+    (["train", "-m", "experiment=stdlib", "sleep.pases=1,2"], ["'sleep.pases'", "'sleep.passes'"]),
+    (["train", "-m", "experiment=stdlib", "model=tiny,tny"], ["model=tny", "'tiny'"]),
+    (["train", "hydra.mode=MULTIRUN", "experiment=stdlib", "sleep.passes=1,0"], ["sleep.passes", "at least 1"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=[" ".join(arguments) for arguments, _ in MISTAKES])
+def test_a_mistake_is_one_line_before_anything_runs(
+    arguments: list[str],
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    trained: list[Config],
+    empty_folder: Path,
+) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("sleeptrain: ") and captured.err.count("\n") == 1, captured.err
+    assert [word for word in words if word not in captured.err] == [], captured.err
+    assert trained == []
+    assert list(empty_folder.iterdir()) == []
+
+
+def test_a_user_error_of_the_job_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(config: Config) -> int:
+        raise DataError("data/stdlib/train: no such folder;\nrun tools/prepare.py")
+
+    fake_trainer(monkeypatch, absent)
+    assert main(["train", "experiment=stdlib"]) == 2
+    assert capsys.readouterr().err == "sleeptrain: data/stdlib/train: no such folder; run tools/prepare.py\n"
+
+
+def test_any_other_error_of_the_job_is_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(config: Config) -> int:
+        raise ValueError("a mistake in the code")
+
+    fake_trainer(monkeypatch, broken)
+    assert main(["train", "experiment=stdlib"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err and "in broken" in err and err.endswith("ValueError: a mistake in the code\n")
+
+
+def test_the_exit_code_of_the_job_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_trainer(monkeypatch, lambda config: 7)
+    assert main(["train", "experiment=stdlib"]) == 7
+
+
+def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(config: Config) -> int:
+        raise KeyboardInterrupt
+
+    fake_trainer(monkeypatch, interrupted)
+    assert main(["train", "experiment=stdlib"]) == 130
+
+
+def test_a_sweep_goes_on_after_a_failed_job_and_tells(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_at_two_passes(config: Config) -> int:
+        if config.sleep.passes == 2:
+            raise DataError("a shard is damaged")
+        return 0
+
+    configs = fake_trainer(monkeypatch, fail_at_two_passes)
+    assert main(["train", "-m", "experiment=rule110", "sleep.passes=1,2,3"]) == 2
+    assert [config.sleep.passes for config in configs] == [1, 2, 3]
+    assert "sleeptrain: a shard is damaged\n" in capsys.readouterr().err
+
+
+def test_the_process_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch, trained: list[Config]) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    arguments, folder = list(sys.argv), os.getcwd()
+    main(["train", "experiment=rule110"])
+    assert (sys.argv, os.getcwd(), os.environ["HYDRA_FULL_ERROR"]) == (arguments, folder, "0")
+
+
+def test_mistakes_are_answered_without_torch(empty_folder: Path) -> None:
+    code = "import sys; from sleeptrain.cli import main; main(['train', 'pases=1']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
+
+
+def test_python_m_sleeptrain(empty_folder: Path) -> None:
+    done = run("train", "experiment=stdlib", "sleep.pases=4")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert list(empty_folder.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_brings_its_configs(tmp_path: Path) -> None:
+    offline = ["--no-build-isolation"] if importlib.util.find_spec("hatchling") else []
+    pip = [sys.executable, "-m", "pip"]
+    wheels, site = tmp_path / "wheels", tmp_path / "site"
+    subprocess.run([*pip, "wheel", "--no-deps", *offline, "-w", wheels, ROOT], check=True, timeout=240)
+    subprocess.run([*pip, "install", "--no-deps", "--target", site, *wheels.iterdir()], check=True, timeout=120)
+
+    def installed(*arguments: str) -> subprocess.CompletedProcess[str]:
+        # The wheel stands before the checkout on the path, as in an environment of its own.
+        code = "import sleeptrain, sys; from sleeptrain.cli import main; print(sleeptrain.__file__); sys.exit(main())"
+        command = [sys.executable, "-c", code, *arguments]
+        environment = os.environ | {"PYTHONPATH": str(site)}
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment)
+
+    done = installed("train", "--cfg", "job", "experiment=rule110")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(site)) and "name: rule110" in done.stdout
+    assert installed("train", "experiment=stdlib", "model=tny").returncode == 2

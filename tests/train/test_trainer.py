@@ -1,0 +1,193 @@
+"""Runs from a configuration to their end: stops, starts and numbers that are not finite included."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sleeptrain.config import load_resolved, save_resolved
+from sleeptrain.config.compose import compose
+from sleeptrain.config.schema import Config
+from sleeptrain.errors import ConfigError
+from sleeptrain.train import trainer
+from sleeptrain.train.checkpoint import checkpoints, load_checkpoint
+from sleeptrain.train.health import NonFiniteError
+from sleeptrain.train.metrics import read_metrics
+from sleeptrain.train.run import Run
+
+TIMES = ("time", "tokens_per_second", "passes_per_second", "mfu", "memory_mb", "eta_seconds")
+
+
+def settings(folder: Path, *more: str) -> list[str]:
+    """A run of 12 steps on Rule 110 that takes a second."""
+    return [
+        "experiment=rule110",
+        f"run.root={folder}",
+        "run.name=r",
+        "data.rule110.width=6",
+        "data.rule110.steps=2",
+        "data.rule110.validation_samples=16",
+        "data.batch=8",
+        "model.dim=16",
+        "model.ffn_dim=16",
+        "sleep.passes=2",
+        f"train.tokens={12 * 8 * 7}",
+        "train.log_every=1",
+        "train.eval_every=5",
+        "train.checkpoint_every=3",
+        "wandb.mode=disabled",
+        *more,
+    ]
+
+
+def run(folder: Path, *more: str) -> Config:
+    config = compose(settings(folder, *more))
+    assert trainer.train(config) == 0
+    return config
+
+
+def records(folder: Path) -> list[dict[str, object]]:
+    return [{k: v for k, v in r.items() if k not in TIMES} for r in read_metrics(folder / "r" / "metrics.jsonl")]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(checkpoints(folder / "r" / "checkpoints")[-1])["model"]
+
+
+def test_a_run_leaves_its_config_metrics_and_checkpoint(tmp_path):
+    config = run(tmp_path)
+    assert load_resolved(tmp_path / "r" / "config.yaml") == config
+    steps = [r for r in records(tmp_path) if "loss" in r]
+    assert [r["step"] for r in steps] == list(range(1, 13))
+    assert all(r["passes"] == 2 and r["window"] == 6 for r in steps)
+    evaluations = [r for r in records(tmp_path) if "eval" in r]
+    assert [r["step"] for r in evaluations] == [5, 10, 12]
+    assert evaluations[0]["eval"]["loss"]["2"][0] is None, "a window without targets has no loss"
+    assert 0 <= evaluations[0]["eval"]["accuracy"]["2"] <= 1
+    assert [p.name for p in checkpoints(tmp_path / "r" / "checkpoints")] == ["step-00000009.pt", "step-00000012.pt"]
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    run(tmp_path)
+    before = records(tmp_path)
+    run(tmp_path)
+    assert records(tmp_path) == before
+
+
+def test_a_changed_setting_is_refused_where_it_changes_the_run(tmp_path):
+    run(tmp_path)
+    with pytest.raises(ConfigError, match=r"other settings \(optim.muon_lr"):
+        run(tmp_path, "optim.muon_lr=0.5")
+    run(tmp_path, "train.checkpoint_every=4", "wandb.project=other")
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "sleeptrain", "train", *settings(folder, *more)],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    path, deadline = folder / "r" / "metrics.jsonl", time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        lines = path.read_text().splitlines() if path.exists() else []
+        if any(json.loads(line).get("step", 0) >= step for line in lines if line.endswith("}")):
+            return
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_at_a_random_step_and_restarted_equals_an_undisturbed_run(tmp_path, seed):
+    """Law 5: metrics and weights to the last bit, over changes of N and of the batch."""
+    curriculum = "sleep.curriculum=[{tokens: 0, passes: 1}, {tokens: 280, passes: 3}, {tokens: 400, batch: 4}]"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole, curriculum).wait(timeout=120) == 0
+    process = start(killed, curriculum)
+    try:
+        wait_for_step(killed, random.Random(seed).randint(1, 12), process)
+    finally:
+        process.kill()
+        process.wait()
+    assert start(killed, curriculum).wait(timeout=120) == 0
+    assert records(killed) == records(whole)
+    a, b = weights(killed), weights(whole)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
+    process = start(tmp_path, "train.checkpoint_every=0", f"train.tokens={10_000 * 56}")
+    try:
+        wait_for_step(tmp_path, 3, process)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+    saved = load_checkpoint(checkpoints(tmp_path / "r" / "checkpoints")[-1])
+    assert saved["step"] >= 3
+    assert records(tmp_path)[-1]["step"] == saved["step"]
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A model one of whose recurrences overflows in the third step."""
+
+    def break_it(made: Run) -> None:
+        calls = {"n": 0}
+
+        def hook(module, inputs, output):
+            features, state = output
+            calls["n"] = made.step
+            if made.step == 2 and features is not None:
+                return features * torch.inf, state
+            return output
+
+        made.model.blocks[1].register_forward_hook(hook, prepend=True)
+
+    opened = Run.open
+    monkeypatch.setattr(Run, "open", lambda self: (break_it(self), opened(self))[1])
+
+
+def test_a_step_that_is_not_finite_stops_the_run_and_is_named(tmp_path, broken):
+    config = compose(settings(tmp_path))
+    with pytest.raises(NonFiniteError, match=r"step 3: loss nan.*window \d, pass \d, layer 1"):
+        trainer.train(config)
+    assert records(tmp_path)[-1]["step"] == 2
+    assert all(bool(w.isfinite().all()) for w in weights(tmp_path).values())
+
+
+def test_it_is_skipped_and_counted_when_asked(tmp_path, broken, capsys):
+    run(tmp_path, "train.nonfinite=skip")
+    steps = [r for r in records(tmp_path) if "loss" in r]
+    assert [r["skipped"] for r in steps] == [0, 0] + [1] * 10
+    assert "skipped step 3" in capsys.readouterr().err
+    assert all(bool(w.isfinite().all()) for w in weights(tmp_path).values())
+
+
+def test_memory_carried_in_the_middle_of_a_document_survives_a_restart(tmp_path, tiny_shards):
+    """A row's document goes on behind the step where the run stops: its S is in the checkpoint, and is used."""
+    more = (*tiny_shards, "sleep.passes=2", "train.checkpoint_every=1", "train.keep_checkpoints=1000")
+    run(tmp_path / "whole", *more)
+    saved = checkpoints(tmp_path / "whole" / "r" / "checkpoints")
+    middle = next(p for p in saved if load_checkpoint(p)["carried"] and load_checkpoint(p)["step"] > 2)
+    stopped = tmp_path / "stopped" / "r"
+    (stopped / "checkpoints").mkdir(parents=True)
+    shutil.copy(middle, stopped / "checkpoints")
+    config = load_resolved(tmp_path / "whole" / "r" / "config.yaml")
+    config.run.root = str(tmp_path / "stopped")
+    save_resolved(config, stopped / "config.yaml")
+    assert trainer.train(config) == 0
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    assert all(torch.equal(a[name], b[name]) for name in a)
