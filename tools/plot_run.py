@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from sleeptrain.errors import ConfigError, DataError, UserError
+from sleeptrain.files import whole_file
 from sleeptrain.train.metrics import Record, mean_later_windows, read_metrics
 
 INK, GRID = "#2b2b33", "#e4e4ea"
@@ -238,12 +238,8 @@ def save(figure: Figure, path: Path) -> None:
         raise ConfigError(f"--out {path} is no PNG; give a name that ends in .png")
     if not path.parent.is_dir():
         raise ConfigError(f"--out {path}: there is no folder {path.parent}; make it first")
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with whole_file(path) as file:
         figure.savefig(file, format="png", dpi=130)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
     plt.close(figure)
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from sleeptrain.data.corpus import Corpus, folder_corpus, name_rank, split_names, stdlib_corpus
 from sleeptrain.data.shards import TokenShards, write_shards
-from sleeptrain.data.staging import staged_folder
 from sleeptrain.data.tokenizer import Tokenizer, train_tokenizer
 from sleeptrain.errors import DataError, UserError
+from sleeptrain.files import staged_folder
 
 FORMAT = 1  # raise it when the same settings would give other files
 TOKENIZER_CHARACTERS = 32 * 2**20  # of training text that the tokenizer sees at most

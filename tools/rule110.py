@@ -24,6 +24,7 @@ import matplotlib.pyplot as plt
 
 from sleeptrain.config import load_resolved
 from sleeptrain.errors import UserError
+from sleeptrain.files import whole_file
 from sleeptrain.tasks.rule110 import majority_accuracy
 from sleeptrain.train.metrics import read_metrics
 
@@ -131,9 +132,8 @@ def draw(trials: list[Trial], path: Path) -> Path:
     )
     axes.legend(loc="lower right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=150, format="png")
-    os.replace(temporary, path)
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=150, format="png")
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import cast
 
@@ -13,20 +12,12 @@ from yaml import YAMLError
 from sleeptrain.config.schema import Config
 from sleeptrain.config.validate import settings
 from sleeptrain.errors import ConfigError
+from sleeptrain.files import write_whole
 
 
 def save_resolved(config: Config, path: str | Path) -> None:
     """Write `config` as YAML, whole or not at all; `load_resolved` reads the same values back."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(OmegaConf.to_yaml(OmegaConf.structured(config)))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(Path(path), OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
 
 
 def load_resolved(path: str | Path) -> Config:

@@ -100,7 +100,7 @@ class ShardsConfig:
 
 @dataclass
 class Rule110Config:
-    """Rule 110: `strings` random rows of `width` cells, a window each; the label is the first cell `steps` updates on."""
+    """Rule 110: `strings` random rows of `width` cells, a window each; a label is the first cell `steps` updates on."""
 
     width: int = 20
     strings: int = 1

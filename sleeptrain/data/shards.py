@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import webdataset
 
-from sleeptrain.data.staging import staged_folder
 from sleeptrain.data.tar_index import index_arrays
 from sleeptrain.data.tokenizer import Tokenizer
 from sleeptrain.errors import DataError
+from sleeptrain.files import staged_folder
 
 INDEX_NAME = "index.json"
 INDEX_KIND = "wids-shard-index-v1"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import sentencepiece
 
-from sleeptrain.data.staging import write_whole
 from sleeptrain.errors import DataError
+from sleeptrain.files import write_whole
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = range(4)
 # SentencePiece writes a space as U+2581 inside its pieces, so a U+2581 of the text itself would come back as a space.

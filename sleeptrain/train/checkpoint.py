@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from sleeptrain.errors import DataError
+from sleeptrain.files import whole_file
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{8})\.pt")
@@ -20,15 +20,9 @@ def save_checkpoint(folder: Path, step: int, contents: dict[str, Any], keep: int
 
     contents: nested dicts and lists of tensors and plain values only, so that loading executes no pickled code.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
+    with whole_file(path) as file:
         torch.save({"format": FORMAT_VERSION, **contents}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    _sync_folder(folder)
     for old in checkpoints(folder)[:-keep] if keep > 0 else []:
         old.unlink()
     return path
@@ -52,11 +46,3 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if contents.get("format") != FORMAT_VERSION:
         raise DataError(f"checkpoint {path} has format {contents.get('format')}, this version reads {FORMAT_VERSION}")
     return contents
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

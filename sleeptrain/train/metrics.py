@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sleeptrain.errors import DataError
+from sleeptrain.files import whole_file
 
 Record = dict[str, Any]
 
@@ -46,12 +47,8 @@ class MetricsFile:
         """
         kept = [line for line, record in _lines(self.path) if record["step"] <= step]
         self.close()
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with open(temporary, "wb") as file:
+        with whole_file(self.path) as file:
             file.writelines(line + b"\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
         self._file = self._open()
 
     def close(self) -> None:

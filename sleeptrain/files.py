@@ -1,4 +1,4 @@
-"""Results appear whole or not at all: they are built under a temporary name beside the target and then renamed."""
+"""Files and folders that appear whole or not at all: built under a temporary name beside the target, then renamed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from sleeptrain.errors import DataError
 
@@ -25,17 +26,26 @@ def _beside(target: Path, what: str) -> Path:
     return target.with_name(f".{target.name}.{what}-{secrets.token_hex(4)}")
 
 
-def write_whole(target: Path, content: bytes) -> None:
-    """Write a file that other processes see either whole or not at all; replaces an existing one."""
+@contextlib.contextmanager
+def whole_file(target: Path) -> Iterator[BinaryIO]:
+    """A file to write to that takes the place of `target` when the block ends, on the disk; nothing when it fails."""
     partial = _beside(target, "partial")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        partial.write_bytes(content)
-        _sync(partial)
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
     _sync(target.parent)
+
+
+def write_whole(target: Path, content: bytes) -> None:
+    """Write a file that other processes see either whole or not at all; replaces an existing one."""
+    with whole_file(target) as file:
+        file.write(content)
 
 
 @contextlib.contextmanager

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sleeptrain.data.staging import staged_folder, write_whole
 from sleeptrain.errors import DataError
+from sleeptrain.files import staged_folder, write_whole
 
 
 def names(folder: Path) -> list[str]:

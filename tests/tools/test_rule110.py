@@ -1,0 +1,58 @@
+"""The comparison of passes on Rule 110, on runs that take a second each."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from sleeptrain.train.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SMALL = [
+    "data.rule110.width=6",
+    "data.rule110.steps=1",
+    "data.rule110.validation_samples=16",
+    "data.batch=8",
+    "model.dim=16",
+    "model.ffn_dim=16",
+    f"train.tokens={4 * 8 * 7}",
+    "train.eval_every=2",
+    "wandb.mode=disabled",
+]
+
+
+def compare(root: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "tools/rule110.py",
+        "--passes",
+        "1",
+        "2",
+        "--seeds",
+        "2",
+        "--root",
+        str(root),
+        *SMALL,
+        *more,
+    ]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_trains_each_number_of_passes_and_draws_them(tmp_path):
+    done = compare(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "rule110.png").stat().st_size > 10_000
+    ends = {}
+    for n in (1, 2):
+        records = [r for r in read_metrics(tmp_path / f"n{n}-seed0" / "metrics.jsonl") if "eval" in r]
+        assert [r["step"] for r in records] == [2, 4]
+        ends[n] = 100 * records[-1]["eval"]["accuracy"][str(n)]
+    assert f"N=2 is {ends[2] - ends[1]:+.1f} points ahead of N=1" in done.stdout
+
+
+def test_a_run_that_fails_is_named(tmp_path):
+    done = compare(tmp_path, "optim.muon_lr=-1")
+    assert done.returncode == 2
+    assert "rule110: n" in done.stderr and "optim.muon_lr" in done.stderr
