@@ -60,14 +60,6 @@ def first_cells(cells: np.ndarray, steps: int) -> np.ndarray:
     return np.unpackbits(evolve(packed, steps)[0], count=len(flat)).reshape(shape)
 
 
-def check_window(config: Rule110Config, window: int) -> None:
-    """Raises ConfigError unless a window of `window` tokens holds exactly one string."""
-    if window != config.width:
-        raise ConfigError(
-            f"sleep.window={window} must equal data.rule110.width={config.width}: each window holds one string"
-        )
-
-
 def exact_accuracy(logits_BSV: torch.Tensor, labels_BS: torch.Tensor) -> float:
     """The share of rows whose answers are all right by argmax.
 

@@ -11,6 +11,7 @@ from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.loop import loop_settings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_rounds, window_facts, window_spans
+from sleeptrain.tasks.rule110 import exact_accuracy
 from sleeptrain.train.step import autocast
 
 # {"loss": {passes: [mean loss of window 1..K]}, "accuracy": {passes: share}}
@@ -18,15 +19,18 @@ Evaluation = dict[str, dict[str, list[float | None] | float]]
 
 
 class _Answers:
-    """Counts the rows whose every target is the most likely token."""
+    """Collects the answers of each row: logits [rows, answers, V] and labels [rows, answers]."""
 
     def __init__(self) -> None:
-        self.right = self.rows = 0
+        self._logits: list[torch.Tensor] = []
+        self._labels: list[torch.Tensor] = []
 
     def read(self, r: Round, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> None:
-        hits = (logits_NV.argmax(dim=-1) == targets_N).view(len(r.rows), -1)
-        self.right += int(hits.all(dim=1).sum())
-        self.rows += len(r.rows)
+        self._logits.append(logits_NV.unflatten(0, (len(r.rows), -1)))
+        self._labels.append(targets_N.unflatten(0, (len(r.rows), -1)))
+
+    def accuracy(self) -> float:
+        return exact_accuracy(torch.cat(self._logits), torch.cat(self._labels))
 
 
 @torch.no_grad()
@@ -45,7 +49,7 @@ def evaluate(
         answers = _Answers() if count_answers else None
         losses[str(n)] = _window_losses(model, batches, config, window, n, answers)
         if answers is not None:
-            accuracy[str(n)] = answers.right / max(answers.rows, 1)
+            accuracy[str(n)] = answers.accuracy()
     return {"loss": losses, "accuracy": accuracy} if count_answers else {"loss": losses}
 
 

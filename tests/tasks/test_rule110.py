@@ -10,7 +10,6 @@ from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.tasks.rule110 import (
     SEP,
     Rule110Source,
-    check_window,
     evolve,
     exact_accuracy,
     first_cells,
@@ -126,12 +125,6 @@ def test_exact_accuracy_counts_whole_rows() -> None:
     labels_BS = torch.tensor([[0, 1], [1, 1], [0, 0], [1, 0]])
     answers_BS = torch.tensor([[0, 1], [1, 0], [0, 0], [0, 1]])
     assert exact_accuracy(torch.nn.functional.one_hot(answers_BS, 3).float(), labels_BS) == 0.5
-
-
-def test_window_must_hold_one_string() -> None:
-    check_window(CONFIG, 11)
-    with pytest.raises(ConfigError, match=r"sleep\.window=12.*data\.rule110\.width=11"):
-        check_window(CONFIG, 12)
 
 
 @pytest.mark.parametrize(
