@@ -1,0 +1,109 @@
+"""The recurrences by flash-linear-attention's Triton kernels, for CUDA tensors.
+
+The kernels know documents as sequences of one long row (`cu_seqlens`) with one state each. Rows that are cut by resets
+are laid end to end; the first segment of a row begins with the row's state unless the row begins with a reset, all
+others with zeros; the row's last segment leaves the row's state.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from sleeptrain.errors import ConfigError
+
+
+class Segments(NamedTuple):
+    """The pieces that resets cut B rows of T tokens into, in the order in which the flattened rows hold them."""
+
+    cu_seqlens: torch.Tensor  # int64 [segments + 1], boundaries in the flattened [B * T]
+    row: torch.Tensor  # int64 [segments]
+    continues: torch.Tensor  # bool [segments]: begins with the row's initial state
+    last_of_row: torch.Tensor  # int64 [B]: the segment that leaves the row's final state
+
+
+def segments(reset_BT: torch.Tensor) -> Segments:
+    """Cut rows at their resets; a row's start is a boundary too."""
+    batch, num_tokens = reset_BT.shape
+    begins = reset_BT.bool().clone()
+    begins[:, 0] = True
+    starts = begins.flatten().nonzero().squeeze(1)
+    cu_seqlens = torch.cat([starts, starts.new_tensor([batch * num_tokens])])
+    continues = ~reset_BT.bool().flatten()[starts]
+    return Segments(cu_seqlens, starts // num_tokens, continues, begins.sum(1).cumsum(0) - 1)
+
+
+def segment_states(initial_state: torch.Tensor | None, cut: Segments) -> torch.Tensor | None:
+    """[B, ...] -> [segments, ...]: the row's state where a segment continues it, zeros elsewhere."""
+    if initial_state is None:
+        return None
+    continues = cut.continues.view(-1, *[1] * (initial_state.dim() - 1))
+    return initial_state[cut.row].masked_fill(~continues, 0.0)
+
+
+def run_kernel(
+    kernel: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    tensors: tuple[torch.Tensor, ...],
+    initial_state: torch.Tensor | None,
+    reset_BT: torch.Tensor | None,
+    **options: object,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Call a kernel on [B, T, ...] tensors, with rows cut at resets where there are any."""
+    state = None if initial_state is None else initial_state.float()
+    if reset_BT is None:
+        return kernel(*tensors, initial_state=state, output_final_state=True, **options)
+    cut = segments(reset_BT)
+    flat = (x.flatten(0, 1).unsqueeze(0) for x in tensors)
+    o, S = kernel(
+        *flat, initial_state=segment_states(state, cut), output_final_state=True, cu_seqlens=cut.cu_seqlens, **options
+    )
+    return o.unflatten(1, reset_BT.shape).squeeze(0), S[cut.last_of_row]
+
+
+def gated_delta_rule(
+    q_BTHK: torch.Tensor,
+    k_BTHK: torch.Tensor,
+    v_BTGV: torch.Tensor,
+    g_BTG: torch.Tensor,
+    beta_BTG: torch.Tensor,
+    *,
+    initial_state: torch.Tensor | None,
+    reset_BT: torch.Tensor | None,
+    qk_l2norm: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`sleeptrain.ops.gated_delta_rule` on a GPU; raises ConfigError where flash-linear-attention is missing."""
+    tensors = (q_BTHK.to(v_BTGV.dtype), k_BTHK.to(v_BTGV.dtype), v_BTGV, g_BTG.float(), beta_BTG)
+    kernel = _kernel("fla.ops.gated_delta_rule", "chunk_gated_delta_rule")
+    return run_kernel(kernel, tensors, initial_state, reset_BT, use_qk_l2norm_in_kernel=qk_l2norm)
+
+
+def ssd(
+    C_BTNK: torch.Tensor,
+    B_BTNK: torch.Tensor,
+    x_BTHV: torch.Tensor,
+    dt_BTH: torch.Tensor,
+    A_H: torch.Tensor,
+    *,
+    initial_state: torch.Tensor | None,
+    reset_BT: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`sleeptrain.ops.ssd` on a GPU, as gated linear attention without a scale; raises ConfigError as above."""
+    shared = x_BTHV.shape[2] // B_BTNK.shape[2]
+    C_BTHK, B_BTHK = (x.to(x_BTHV.dtype).repeat_interleave(shared, dim=2) for x in (C_BTNK, B_BTNK))
+    written = (x_BTHV * dt_BTH.unsqueeze(-1)).to(x_BTHV.dtype)
+    g_BTH = dt_BTH.float() * A_H.float()
+    kernel = _kernel("fla.ops.simple_gla", "chunk_simple_gla")
+    return run_kernel(kernel, (C_BTHK, B_BTHK, written, g_BTH), initial_state, reset_BT, scale=1.0)
+
+
+def _kernel(module: str, name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError as missing:
+        raise ConfigError(
+            f"CUDA tensors need the Triton kernels of flash-linear-attention ({missing}): "
+            "pip install 'sleeptrain[gpu]', or ask for implementation='chunked'"
+        ) from missing

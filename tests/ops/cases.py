@@ -1,0 +1,64 @@
+"""Random inputs of the recurrences, and the comparison with an oracle that every test here makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def delta_inputs(
+    B: int, T: int, H: int, G: int, K: int, V: int, *, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> list[torch.Tensor]:
+    """q, k (unit length), v, g, beta, initial state; leaves."""
+    draw = torch.Generator().manual_seed(seed)
+    q, k = (torch.randn(B, T, H, K, generator=draw, dtype=torch.float64) for _ in range(2))
+    v = torch.randn(B, T, G, V, generator=draw, dtype=torch.float64)
+    g, beta = (torch.rand(B, T, G, generator=draw, dtype=torch.float64) for _ in range(2))
+    S = torch.randn(B, G, K, V, generator=draw, dtype=torch.float64)
+    return leaves([q, torch.nn.functional.normalize(k, dim=-1), v, -2 * g, beta, S], dtype)
+
+
+def ssd_inputs(
+    B: int, T: int, N: int, H: int, K: int, V: int, *, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> list[torch.Tensor]:
+    """C, B, x, dt, A, initial state; leaves."""
+    draw = torch.Generator().manual_seed(seed)
+    C, Bm = (torch.randn(B, T, N, K, generator=draw, dtype=torch.float64) for _ in range(2))
+    x = torch.randn(B, T, H, V, generator=draw, dtype=torch.float64)
+    dt, A = torch.rand(B, T, H, generator=draw, dtype=torch.float64), torch.rand(H, generator=draw, dtype=torch.float64)
+    S = torch.randn(B, H, K, V, generator=draw, dtype=torch.float64)
+    return leaves([C, Bm, x, dt, -3 * A, S], dtype)
+
+
+def leaves(tensors: Sequence[torch.Tensor], dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+    return [x.detach().to(dtype or x.dtype).clone().requires_grad_() for x in tensors]
+
+
+def resets(B: int, T: int, *, seed: int = 0) -> torch.Tensor:
+    """Random document starts; row 0 starts one at its first token and two side by side, the last row has none."""
+    draw = torch.Generator().manual_seed(seed)
+    reset = torch.rand(B, T, generator=draw) < 0.1
+    reset[0, 0] = True
+    reset[0, T // 2 : T // 2 + 2] = True
+    reset[-1] = False
+    return reset
+
+
+def outcome(run: Callable[..., Pair], tensors: Sequence[torch.Tensor], *, seed: int = 1) -> list[torch.Tensor]:
+    """Both outputs and the gradients of all tensors for a random cotangent on both outputs."""
+    outputs = run(*tensors)
+    draw = torch.Generator().manual_seed(seed)
+    cotangents = [torch.randn(x.shape, generator=draw, dtype=torch.float64).to(x) for x in outputs]
+    return [*outputs, *torch.autograd.grad(outputs, tensors, cotangents)]
+
+
+def worst(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
+    """The largest difference, each tensor's relative to its own largest value."""
+    assert len(found) == len(expected)
+    return max(
+        ((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-30)).item()
+        for a, b in zip(found, expected, strict=True)
+    )
