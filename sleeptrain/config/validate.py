@@ -193,8 +193,11 @@ def _check_optim(config: Config) -> None:
 def _check_curriculum(sleep: SleepConfig) -> None:
     for index, stage in enumerate(sleep.curriculum):
         name = f"sleep.curriculum[{index}]"
-        if stage.tokens < 0:
-            raise ConfigError(f"{name}.tokens must be at least 0, not {stage.tokens}")
+        if stage.tokens < 1:
+            raise ConfigError(
+                f"{name}.tokens must be at least 1, not {stage.tokens}: what holds from the first token on are "
+                "sleep.passes, sleep.window and data.batch"
+            )
         if index and stage.tokens <= sleep.curriculum[index - 1].tokens:
             raise ConfigError(
                 f"{name}.tokens ({stage.tokens}) must be greater than that of the stage before "
@@ -209,12 +212,10 @@ def _check_curriculum(sleep: SleepConfig) -> None:
 
 
 def _values_in_force(config: Config, key: str, base: int, base_name: str) -> list[tuple[str, int]]:
-    """(setting, value) for the base value and each stage's own; a base that no step sees is left out."""
-    stages = config.sleep.curriculum
-    values = [(f"sleep.curriculum[{index}].{key}", getattr(stage, key)) for index, stage in enumerate(stages)]
-    overridden = bool(stages) and stages[0].tokens == 0 and getattr(stages[0], key) is not None
-    own = [(name, value) for name, value in values if value is not None]
-    return own if overridden else [(base_name, base), *own]
+    """(setting, value) for the base value and each stage's own."""
+    stages = enumerate(config.sleep.curriculum)
+    own = [(f"sleep.curriculum[{index}].{key}", getattr(stage, key)) for index, stage in stages]
+    return [(base_name, base), *((name, value) for name, value in own if value is not None)]
 
 
 def _check_core(config: Config) -> None:

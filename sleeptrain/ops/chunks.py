@@ -116,5 +116,18 @@ class Decays:
         return dg_nBHC.transpose(2, 3)
 
 
+def decay_gradient(within: torch.Tensor, by_end: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """The gradient of the summed log decays, [..., C], from what the tokens of a chunk take part in.
+
+    within [..., C]: their pairs and their reading of the state before. by_end [..., C]: their part in the state after,
+    which grows with the last sum and shrinks with their own; the last token's does not depend on either. whole [...]:
+    the part of the state before in the state after.
+    """
+    dlog = within.clone()
+    dlog[..., :-1] -= by_end[..., :-1]
+    dlog[..., -1] += by_end[..., :-1].sum(-1) + whole
+    return dlog
+
+
 def _apply(M_nB1CC: torch.Tensor, x_nBHC: torch.Tensor) -> torch.Tensor:
     return torch.einsum("nbij,nbhj->nbhi", M_nB1CC.squeeze(2).to(x_nBHC.dtype), x_nBHC)

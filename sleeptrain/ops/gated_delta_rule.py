@@ -7,8 +7,9 @@ With the summed log decay c_i of a chunk, D_ij = exp(c_i - c_j) for i >= j, and 
     S' = exp(c_C) S + (exp(c_C - c) K)^T U
 
 The backward uses R = (I + ...)^-T dU, with which dV = b R, the gradient of the triangular matrix is -R U^T and that of
-its product with S is -R S^T: nothing is differentiated through the inverse itself. The gradients of the decays and of b
-follow from row products of q, k and their gradients, because c_i only ever scales q_i and k_i.
+its product with S is -R S^T: nothing is differentiated through the inverse itself. The gradient of c_i is a sum over
+the pairs of which i is one end, minus those of which it is the other. A token's pair with itself does not depend on c
+and is left out: with strong decays it is nearly all there is, and the rest would drown in its rounding.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sleeptrain.ops.chunks import Cut, Decays
+from sleeptrain.ops.chunks import Cut, Decays, decay_gradient
 from sleeptrain.ops.inverse import unit_lower_inverse
 
 L2_EPS = 1e-6
@@ -35,7 +36,8 @@ class _Slab(NamedTuple):
     qk_M2CK: torch.Tensor  # scaled (and normalised) queries, (normalised) keys
     norm_M2C: torch.Tensor | None  # the factors that gave them unit length
     between_MCC: torch.Tensor
-    attention_MCC: torch.Tensor
+    attention_MCC: torch.Tensor  # D * Q K^T, lower
+    recall_MCC: torch.Tensor  # D * K K^T, strictly lower
     T_MCC: torch.Tensor
     W_MCK: torch.Tensor
     U_MCV: torch.Tensor
@@ -98,7 +100,9 @@ def _absorb(problem: _Problem, slab: slice, S_NKV: torch.Tensor) -> _Slab:
     qk, norm = problem.queries_and_keys(slab)
     q, k = qk.unbind(1)
     between = problem.decays.between(slab).flatten(0, 2)
-    T = unit_lower_inverse(torch.bmm(k, k.mT).mul_(between).mul_(beta.unsqueeze(-1)))
+    recall = torch.bmm(k, k.mT).mul_(between)
+    recall.diagonal(dim1=1, dim2=2).zero_()
+    T = unit_lower_inverse(recall * beta.unsqueeze(-1))
     U = torch.bmm(T * beta.unsqueeze(1), problem.values(problem.v, slab))
     W = torch.bmm(T * (beta * into).unsqueeze(1), k)
     k_out = k * out.unsqueeze(-1)
@@ -110,7 +114,7 @@ def _absorb(problem: _Problem, slab: slice, S_NKV: torch.Tensor) -> _Slab:
         U_c = U[at].baddbmm_(W[at], states[c], alpha=-1)
         torch.mul(states[c], whole[c], out=states[c + 1]).baddbmm_(k_out[at].mT, U_c)
     attention = torch.bmm(q, k.mT).mul_(between)
-    return _Slab(qk, norm, between, attention, T, W, U, states)
+    return _Slab(qk, norm, between, attention, recall, T, W, U, states)
 
 
 def _read(problem: _Problem, slab: slice, s: _Slab) -> torch.Tensor:
@@ -184,27 +188,34 @@ def _differentiate(
     dU, dstates = _rewind(problem, slab, s, do, dS_NKV)
     R = torch.bmm(s.T_MCC.mT, dU)
     read = torch.stack((do, R.neg()), dim=1).flatten(1, 2)  # what read the state and the writes: queries, keys
-    # Gradients of (q, k as a reader / b): through the pairs inside the chunk, then through the state before it.
-    dpairs = torch.bmm(read, s.U_MCV.mT).unflatten(1, (2, -1)).mul_(s.between_MCC.unsqueeze(1))
+    # Gradients of (q, k as a reader / b): through the state before the chunk, then through the pairs inside it.
+    dread = torch.bmm(read, s.states_nNKV[:-1].flatten(0, 1).mT).unflatten(1, (2, -1)).mul_(into[:, None, :, None])
+    by_state = (s.qk_M2CK * dread).sum(-1)
+    dpairs = torch.bmm(read, s.U_MCV.mT).unflatten(1, (2, -1))
+    by_pair = dpairs * torch.stack((s.attention_MCC, s.recall_MCC), dim=1)
+    dpairs.mul_(s.between_MCC.unsqueeze(1))
     dpairs[:, 1].diagonal(dim1=1, dim2=2).zero_()  # a token does not recall what it writes itself
-    dread = torch.bmm(read, s.states_nNKV[:-1].flatten(0, 1).mT).unflatten(1, (2, -1))
-    dread.mul_(into[:, None, :, None]).flatten(1, 2).baddbmm_(dpairs.flatten(1, 2), k)
-    q_dq, k_dread = (s.qk_M2CK * dread).sum(-1).unbind(1)
-    # Gradient of k as what is written and what is read within the chunk.
-    dpairs[:, 1].mul_(beta.unsqueeze(-1))
+    dread.flatten(1, 2).baddbmm_(dpairs.flatten(1, 2), k)
+    # Gradient of k as what is written: through the state after the chunk, then through the pairs.
     dk = torch.bmm(s.U_MCV, dstates[1:].flatten(0, 1).mT).mul_(out.unsqueeze(-1))
+    by_end = (k * dk).sum(-1)
+    dpairs[:, 1].mul_(beta.unsqueeze(-1))
     dk.baddbmm_(dpairs.flatten(1, 2).mT, s.qk_M2CK.flatten(1, 2))
-    k_dk = (k * dk).sum(-1)
 
-    dlog = q_dq + beta * k_dread - k_dk
-    dlog[:, -1] += (s.states_nNKV[1:] * dstates[1:]).sum((-2, -1)).flatten()
+    with_itself = by_pair[:, 0].diagonal(dim1=1, dim2=2).clone()
+    by_pair[:, 0].diagonal(dim1=1, dim2=2).zero_()
+    q_dq, k_dread = (by_state + by_pair.sum(-1)).unbind(1)
+    as_written = (by_pair[:, 0] + beta.unsqueeze(-1) * by_pair[:, 1]).sum(-2)
+    whole = problem.decays.whole_nBH[slab].flatten() * (s.states_nNKV[:-1] * dstates[1:]).sum((-2, -1)).flatten()
+    dlog = decay_gradient(q_dq + beta * k_dread - as_written, by_end, whole)
     grads.dlog_nBGC[slab] = dlog.view_as(grads.dlog_nBGC[slab])
     dbeta = k_dread + (R * problem.values(problem.v, slab)).sum(-1)
     grads.dbeta_nBGC[slab] = dbeta.view_as(grads.dbeta_nBGC[slab])
     dq, dk = dread[:, 0].mul_(problem.scale), dk.addcmul_(dread[:, 1], beta.unsqueeze(-1))
     if s.norm_M2C is not None:
-        dq.addcmul_(q, (q_dq / -problem.scale).unsqueeze(-1)).mul_(s.norm_M2C[:, 0].unsqueeze(-1))
-        dk.addcmul_(k, -(beta * k_dread + k_dk).unsqueeze(-1)).mul_(s.norm_M2C[:, 1].unsqueeze(-1))
+        along_q, along_k = (q_dq + with_itself) / problem.scale, beta * k_dread + as_written + with_itself + by_end
+        dq.addcmul_(q, along_q.unsqueeze(-1), value=-1).mul_(s.norm_M2C[:, 0].unsqueeze(-1))
+        dk.addcmul_(k, along_k.unsqueeze(-1), value=-1).mul_(s.norm_M2C[:, 1].unsqueeze(-1))
     _store(problem, slab, grads, (dq, dk, R.mul_(beta.unsqueeze(-1))))
     return dstates[0]
 

@@ -6,7 +6,9 @@ With the summed log decay c_i of a chunk, D_ij = exp(c_i - c_j) for i >= j, X = 
     S' = exp(c_C) S + B^T (exp(c_C - c) X)
 
 The heads of a group share B and C, so whatever meets the state is one product of width R*V for the R heads of a group,
-and C B^T is formed once a group. c_i scales y_i and unscales X_i, hence dc_i = y_i dy_i - X_i dX_i.
+and C B^T is formed once a group. The gradient of c_i is a sum over the pairs of which i is the later token, minus those
+of which it is the earlier one; its pair with itself, which does not depend on c, is left out, for its rounding would
+drown the rest where decays are strong.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sleeptrain.ops.chunks import Cut, Decays
+from sleeptrain.ops.chunks import Cut, Decays, decay_gradient
 
 CHUNK = 64
 
@@ -172,24 +174,26 @@ def _differentiate(
     before, after = s.states_nNKW[:-1].flatten(0, 1), dstates[1:].flatten(0, 1)
 
     dpairs = torch.bmm(dy.flatten(0, 1), s.X_MRCV.flatten(0, 1).mT).view(s.between_MRCC.shape)
+    by_pair = dpairs * s.attention_MRCC
+    by_pair.diagonal(dim1=2, dim2=3).zero_()
     dpairs = dpairs.mul_(s.between_MRCC).sum(1)
     dC = torch.bmm(into_dy, before.mT).baddbmm_(dpairs, s.B_MCK)
     dB = torch.bmm(s.out_X_MCW, after.mT).baddbmm_(dpairs.mT, s.C_MCK)
     dX = torch.bmm(s.attention_MRCC.flatten(0, 1).mT, dy.flatten(0, 1)).view(dy.shape)
-    out = problem.decays.out_nBHC[slab].reshape(*dX.shape[:3], 1)
-    dX.addcmul_(problem.heads(torch.bmm(s.B_MCK, after)), out)
+    dX_by_end = problem.heads(torch.bmm(s.B_MCK, after))
+    dX.addcmul_(dX_by_end, problem.decays.out_nBHC[slab].reshape(*dX.shape[:3], 1))
 
-    dX_nBCHV, dt = problem.tokens(dX), problem.dt_nBCH[slab]
-    x_dX = (problem.x[slab] * dX_nBCHV).sum(-1)
-    grads.x_dX_nBCH[slab] = x_dX
-    y_dy = (_read(problem, slab, s) * problem.tokens(dy)).sum(-1)
-    dlog = (y_dy - dt * x_dX).transpose(2, 3)
-    at_end = (s.states_nNKW[1:] * dstates[1:]).sum(2).unflatten(2, (problem.shared, -1)).sum(-1)
-    dlog[..., -1] += at_end.view(dlog.shape[:-1])
-    grads.dlog_nBHC[slab] = dlog
+    by_state = (problem.heads(into_dy) * problem.heads(torch.bmm(s.C_MCK, before))).sum(-1)
+    by_end = (problem.heads(s.out_X_MCW) * dX_by_end).sum(-1)
+    carried = (s.states_nNKW[:-1] * dstates[1:]).sum(2).unflatten(2, (problem.shared, -1)).sum(-1)
+    whole = problem.decays.whole_nBH[slab].reshape(carried.shape) * carried
+    dlog = decay_gradient(by_state + by_pair.sum(-1) - by_pair.sum(-2), by_end, whole.flatten(0, 1))
+    grads.dlog_nBHC[slab] = dlog.view_as(grads.dlog_nBHC[slab])
+    dX_nBCHV = problem.tokens(dX)
+    grads.x_dX_nBCH[slab] = (problem.x[slab] * dX_nBCHV).sum(-1)
     for chunks, dx in zip(grads.chunks[:2], (dC, dB), strict=True):
         chunks[slab] = dx.view(-1, problem.batch, problem.num_groups, *dx.shape[1:]).transpose(2, 3)
-    torch.mul(dX_nBCHV, dt.unsqueeze(-1), out=grads.chunks[2][slab])
+    torch.mul(dX_nBCHV, problem.dt_nBCH[slab].unsqueeze(-1), out=grads.chunks[2][slab])
     return dstates[0]
 
 

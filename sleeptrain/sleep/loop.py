@@ -133,19 +133,21 @@ def run_round(
     first, last = settings.core
     if settings.on_round is not None:
         settings.on_round(r)
-    # Sleep passes restart the convolutions: what they read is not the continuation of the window before.
-    boundary = settings.boundary if r.is_wake else replace(settings.boundary, carry_conv=False)
-    run = partial(model.run, layout=given.layout, boundary=boundary, run_block=settings.recompute.block)
+    run = partial(model.run, layout=given.layout, run_block=settings.recompute.block)
+    # Sleep passes restart the core's convolutions: what they read is not the continuation of the window before.
+    across = settings.boundary if r.is_wake else replace(settings.boundary, carry_conv=False)
     s = _readable(state, boundary_state, last)
     if source is None:
-        core_input, s = run(model.embed(given.tokens_RL), s, first=0, last=first)
+        core_input, s = run(model.embed(given.tokens_RL), s, first=0, last=first, boundary=across)
     else:
         core_input = source.output_RLD if r.feeds_back else source.core_input_RLD
     has_coda = r.coda and last < model.num_layers
-    output, s = run(core_input, s, first=first, last=last, state_only=r.state_only and not has_coda)
+    state_only = r.state_only and not has_coda
+    output, s = run(core_input, s, first=first, last=last, boundary=across, state_only=state_only)
     top = output
     if has_coda:
-        top, s = run(output, s, first=last, last=model.num_layers, state_only=r.state_only)
+        coda = partial(run, first=last, last=model.num_layers, boundary=settings.boundary)
+        top, s = coda(output, s, state_only=r.state_only)
     loss = _loss(model, top, r, given, read_logits) if r.loss and top is not None else None
     begin, end = 0 if r.is_wake else first, model.num_layers if r.coda else last
     return Features(r.rows, core_input, output), state.replace(begin, s.layers[begin:end]), loss

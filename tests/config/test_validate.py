@@ -56,10 +56,8 @@ ACCEPTED: list[tuple[Callable[[], Config], dict[str, Any]]] = [
     (shards, {"model.layers": ["attention"]}),  # a plain transformer that never sleeps
     (shards, {"sleep.passes": 1, "sleep.sample_passes": True, "sleep.bptt_windows": 1}),
     (shards, {"sleep.window": 100}),  # the last window of a sequence may be short
-    (shards, {"sleep.curriculum": stages((0, 1, None, None), (10, 2, 256, None), (20, None, None, 16))}),
+    (shards, {"sleep.curriculum": stages((1, 1, None, None), (10, 2, 256, None), (20, None, None, 16))}),
     # The base values are never in force here, so nothing has to go with them.
-    (shards, {"sleep.window": 9999, "sleep.curriculum": stages((0, None, 64, None))}),
-    (shards, {"data.batch": 3, "train.micro_batch": 4, "sleep.curriculum": stages((0, 1, None, 8))}),
     (shards, {"data.shards.tokenizer": "", "model.vocab_size": 50}),
     (shards, {"model.attention.partial_rotary_factor": 0.25, "model.attention.head_dim": 24}),
     (shards, {"optim.schedule": "cosine", "optim.warmup_fraction": 0.9, "optim.decay_fraction": 0.2}),
@@ -95,6 +93,7 @@ REFUSED: list[tuple[Callable[[], Config], dict[str, Any], list[str]]] = [
     (shards, {"sleep.curriculum": stages((9, 2, None, None), (5, 4, None, None))}, ["sleep.curriculum[1].tokens"]),
     (shards, {"sleep.curriculum": stages((5, 2, None, None), (5, 4, None, None))}, ["sleep.curriculum[1].tokens"]),
     (shards, {"sleep.curriculum": stages((-5, 2, None, None))}, ["sleep.curriculum[0].tokens", "-5"]),
+    (shards, {"sleep.curriculum": stages((0, 2, None, None))}, ["sleep.curriculum[0].tokens", "sleep.passes"]),
     (shards, {"sleep.curriculum": stages((5, None, None, None))}, ["sleep.curriculum[0]", "changes nothing"]),
     (shards, {"sleep.curriculum": stages((5, 0, None, None))}, ["sleep.curriculum[0].passes", "0"]),
     (shards, {"sleep.curriculum": stages((5, None, 0, None))}, ["sleep.curriculum[0].window", "0"]),

@@ -119,6 +119,14 @@ def test_strong_decays_across_a_reset_do_not_overflow() -> None:
     assert worst(outcome(run("chunked", reset_BT=reset), strong), expected) < 1e-4
 
 
+def test_the_decays_gradient_keeps_its_digits_where_decays_are_strong() -> None:
+    """It is tiny beside what a token gives to itself, which must not enter it."""
+    q, k, v, g, beta, S = delta_inputs(2, 70, 1, 1, 32, 32)
+    strong = leaves([q, k, v, g - 3, beta, S], torch.float32)
+    expected = outcome(run("reference"), leaves(strong, torch.float64))
+    assert worst(outcome(run("chunked"), strong)[5:6], expected[5:6]) < 5e-7
+
+
 def test_pads_are_inert() -> None:
     tensors = delta_inputs(2, 45, 1, 1, 8, 8, dtype=torch.float32)
     pad = torch.rand(2, 45, generator=torch.Generator().manual_seed(3)) < 0.4

@@ -99,6 +99,13 @@ def test_strong_decays_across_a_reset_do_not_overflow() -> None:
     assert worst(found[:6] + found[7:], expected[:6] + expected[7:]) < 1e-5
 
 
+def test_the_decays_gradient_keeps_its_digits_where_decays_are_strong() -> None:
+    C, B, x, dt, A, S = ssd_inputs(2, 70, 1, 2, 16, 16)
+    strong = leaves([C, B, x, dt + 0.5, A - 3, S], torch.float32)
+    expected = outcome(run("reference"), leaves(strong, torch.float64))
+    assert worst(outcome(run("chunked"), strong)[6:7], expected[6:7]) < 1e-4
+
+
 def test_pads_are_inert() -> None:
     tensors = ssd_inputs(2, 100, 1, 2, 8, 8, dtype=torch.float32)
     pad = torch.rand(2, 100, generator=torch.Generator().manual_seed(3)) < 0.4

@@ -27,8 +27,8 @@ def test_each_stage_overrides_what_it_names_from_its_tokens_on():
 
 
 def test_sampled_passes_are_uniform_and_a_function_of_the_step():
-    made = config(curriculum=[Stage(tokens=0, passes=4)], sample_passes=True)
-    drawn = [step_shape(made, 0, step).passes for step in range(400)]
-    assert drawn == [step_shape(made, 0, step).passes for step in range(400)]
+    made = config(curriculum=[Stage(tokens=1, passes=4)], sample_passes=True)
+    drawn = [step_shape(made, 1, step).passes for step in range(400)]
+    assert drawn == [step_shape(made, 1, step).passes for step in range(400)]
     counts = Counter(drawn)
     assert set(counts) == {1, 2, 3, 4} and min(counts.values()) > 60

@@ -176,6 +176,23 @@ def test_partial_core_loops_the_middle_and_writes_prelude_and_coda_once():
     assert_same(model, total(losses), first + second)
 
 
+def test_a_coda_carries_its_convolution_over_slept_windows():
+    """It runs once a window, on the last pass's features: window by window its inputs are one sequence."""
+    model = tiny_model(["gated_deltanet"] * 2)
+    batch = random_batch([[0] * 12], continues=[True])
+    carry = Boundary(carry_conv=True)
+    _, state = step(model, batch, window=4, passes=2, core=(0, 1), boundary=carry)
+    s, refined = model.empty_state(), []
+    for start in range(0, 12, 4):
+        x = model.embed(batch.tokens_BT[:, start : start + 4])
+        h, s = model.run(x, s, causal_layout(4), first=0, last=1, boundary=carry)
+        h, s = model.run(h, s, causal_layout(4), first=0, last=1)
+        refined.append(h)
+    _, whole = model.run(torch.cat(refined, dim=1), model.empty_state(), causal_layout(12), first=1, boundary=carry)
+    torch.testing.assert_close(state[1].S_BHKV, whole[1].S_BHKV, **EXACT)
+    torch.testing.assert_close(state[1].conv_BWD, whole[1].conv_BWD, **EXACT)
+
+
 @pytest.mark.parametrize("passes", [1, 3])
 @pytest.mark.parametrize("eviction", [Boundary(), Boundary(sliding_window=4), Boundary(carry_conv=True)])
 @pytest.mark.parametrize("when", ["every", "unlabelled"])

@@ -1,0 +1,134 @@
+"""The documents say what is so: links lead somewhere, commands compose, settings and defaults are the schema's."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import MISSING, OmegaConf
+
+from sleeptrain.cli import COMMANDS
+from sleeptrain.config.compose import compose, validate_sweep
+from sleeptrain.config.schema import Config, Stage
+from sleeptrain.config.validate import CHOICES, settings
+from sleeptrain.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+FLAGS_WITH_VALUE = ("--cfg",)
+STAGE = "sleep.curriculum[]."
+
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
+SETTING_ROW = re.compile(r"^\| `([a-z0-9_]+(?:\.[a-z0-9_\[\]]+)+)` \| (.*?) \| (.*?) \| .* \|$", re.MULTILINE)
+
+
+def names(documents: list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in documents]
+
+
+def links(text: str) -> list[str]:
+    """The targets of links within the repository, outside code."""
+    found = LINK.findall(re.sub(r"`[^`\n]*`", "", FENCE.sub("", text)))
+    return [target for target in found if not re.match(r"[a-z]+:", target)]
+
+
+def anchors(text: str) -> set[str]:
+    """The fragments that a Markdown page offers: its headings as GitHub writes them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def commands(text: str) -> list[list[str]]:
+    """The lines of code blocks, continued lines joined, each cut into words."""
+    lines = [line for block in FENCE.findall(text) for line in block.replace("\\\n", " ").splitlines()[1:-1]]
+    return [shlex.split(line, comments=True) for line in lines if re.match(r"(\S*/)?(sleeptrain|make)\s", line)]
+
+
+def job(words: list[str]) -> tuple[list[str], bool]:
+    """The overrides of a command line behind `sleeptrain <command>`, and whether it is a sweep."""
+    overrides = [word for word in words if not word.startswith("-")]
+    for flag in FLAGS_WITH_VALUE:
+        if flag in words:
+            overrides.remove(words[words.index(flag) + 1])
+    return overrides, "-m" in words
+
+
+def all_commands(program: str) -> list[tuple[str, list[str]]]:
+    found = [(path.name, words) for path in DOCUMENTS for words in commands(path.read_text())]
+    return [(name, words[1:]) for name, words in found if Path(words[0]).name == program]
+
+
+def documented_settings() -> dict[str, tuple[str, str]]:
+    """(default, allowed) as written, of every setting in the tables of docs/configuration.md."""
+    rows = SETTING_ROW.findall((ROOT / "docs/configuration.md").read_text())
+    assert len({name for name, _, _ in rows}) == len(rows), "a setting stands in two rows"
+    return {name: (default, allowed) for name, default, allowed in rows}
+
+
+def schema_settings() -> dict[str, Any]:
+    return dict(settings(Config())) | {STAGE + name: value for name, value in settings(Stage())}
+
+
+def value_of(default: str) -> Any:
+    if default == "required":
+        return MISSING
+    assert default.startswith("`") and default.endswith("`"), default
+    return OmegaConf.to_object(OmegaConf.create(f"value: {default.strip('`')}"))["value"]  # type: ignore[index, call-overload]
+
+
+@pytest.mark.parametrize("name", names(DOCUMENTS))
+def test_every_link_resolves(name: str) -> None:
+    page = ROOT / name
+    for target in links(page.read_text()):
+        path, _, fragment = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.is_relative_to(ROOT) and linked.exists(), f"{name} links to {target}"
+        if fragment:
+            assert fragment in anchors(linked.read_text()), f"{name} links to {target}, which is no heading there"
+
+
+def test_the_index_and_the_readme_lead_to_every_page() -> None:
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert set(links((ROOT / "docs/index.md").read_text())) >= pages
+    assert "docs/index.md" in (ROOT / "README.md").read_text()
+
+
+def test_every_command_line_composes() -> None:
+    found = all_commands("sleeptrain")
+    assert {words[0] for _, words in found} == set(COMMANDS)
+    for name, (command, *words) in found:
+        overrides, sweeps = job(words)
+        if not overrides and "--help" in words:
+            continue
+        try:
+            validate_sweep(overrides) if sweeps else compose(overrides)
+        except ConfigError as error:
+            pytest.fail(f"{name}: sleeptrain {command} {' '.join(words)}: {error}")
+
+
+def test_every_make_target_exists() -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    found = {word for _, words in all_commands("make") for word in words if "=" not in word}
+    assert found >= {"train", "rule110", "test"}
+    assert found <= targets
+
+
+def test_every_setting_is_documented() -> None:
+    documented, schema = set(documented_settings()), set(schema_settings())
+    assert documented - schema == set(), "documented, but not in the schema"
+    assert schema - documented == set(), "in the schema, but not documented"
+
+
+@pytest.mark.parametrize("name", schema_settings())
+def test_a_documented_default_is_the_true_one(name: str) -> None:
+    written, true = value_of(documented_settings()[name][0]), schema_settings()[name]
+    assert (written, type(written)) == (true, type(true))
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_the_documented_choices_are_those_allowed(name: str) -> None:
+    assert tuple(re.findall(r"`([^`]+)`", documented_settings()[name][1])) == CHOICES[name]

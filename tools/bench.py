@@ -1,0 +1,73 @@
+"""Run a benchmark: python tools/bench.py NAME [--json] [--quick].
+
+With --json the last line printed is one JSON object {"bench", "rows", "versions", "machine", "method"}; a row is
+{"name", "value", "unit", "goal", "better", "ok"}. The exit code is 0 whenever the benchmark ran: whether a goal is met
+is in the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks import MODULES, Row, load
+from benchmarks.timing import METHOD
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=sorted(MODULES))
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats: a rougher number sooner")
+    asked = parser.parse_args()
+    report = describe(asked.name, load(asked.name)(asked.quick))
+    print(json.dumps(report) if asked.json else table(report), flush=True)
+
+
+def describe(name: str, rows: list[Row]) -> dict[str, Any]:
+    return {
+        "bench": name,
+        "rows": [asdict(row) | {"ok": row.ok} for row in rows],
+        "versions": {"python": platform.python_version()}
+        | {package: _version(package) for package in ("sleeptrain", "torch", "transformers")},
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()},
+        "method": METHOD,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def processor() -> str:
+    """The processor's model where Linux tells it."""
+    described = Path("/proc/cpuinfo")
+    if described.exists():
+        for line in described.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def table(report: dict[str, Any]) -> str:
+    rows = report["rows"]
+    width = max(len(row["name"]) for row in rows)
+    lines = [f"{report['bench']}: {report['method']}", f"{report['machine']['processor']}, {report['versions']}"]
+    for row in rows:
+        sign = ">=" if row["better"] == "higher" else "<="
+        goal = "" if row["goal"] is None else f"   goal {sign} {row['goal']:g} {'met' if row['ok'] else 'MISSED'}"
+        lines.append(f"{row['name']:<{width}}  {row['value']:10.2f} {row['unit']:<3}{goal}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
