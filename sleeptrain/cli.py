@@ -1,7 +1,7 @@
 """The console command: `sleeptrain train` and `sleeptrain plan`, with hydra's command line behind each.
 
-Exit codes: 0 done, 2 a mistake that the user can mend (one line on stderr), 1 anything else (a traceback), 130 Ctrl-C;
-a job's own code is passed on.
+Exit codes: 0 done, 2 a mistake that the user can mend (one line on stderr), 1 anything else (one line where a number
+is not finite, else a traceback), 130 Ctrl-C; a job's own code is passed on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from sleeptrain.config.schema import Config
 from sleeptrain.config.suggest import setting_names, suggest
-from sleeptrain.errors import ConfigError, UserError
+from sleeptrain.errors import ConfigError, NonFiniteError, UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -110,6 +110,7 @@ def _run_with_hydra(name: str, arguments: list[str]) -> int:
         with ExitStack() as stack:
             if sweeps:
                 compose.validate_sweep(overrides)
+                overrides = [*compose.name_by_sweep(overrides), *overrides]
                 # Hydra keeps a copy of the sweep's settings in this folder; each run folder has its own already.
                 overrides.insert(0, f"hydra.sweep.dir={stack.enter_context(TemporaryDirectory())}")
             stack.enter_context(_process_of_hydra(name, [*flags, *overrides]))
@@ -157,6 +158,9 @@ def _run_job(command: Command, composed: DictConfig) -> int:
         return command.run(compose.resolve_job(composed))
     except UserError as error:
         return _fail(error)
+    except NonFiniteError as error:
+        _fail(error)
+        return 1
     except Exception:
         traceback.print_exc()
         return 1

@@ -1,8 +1,12 @@
-"""Errors that a user can mend: each message names the setting or file and the way out."""
+"""Errors with a message for the user, who is shown no traceback."""
 
 
 class UserError(Exception):
     """Shown as one line without a traceback; the command exits with code 2."""
+
+
+class NonFiniteError(Exception):
+    """A loss or gradient is NaN or infinite; names step, window, pass and layer. Shown as one line; exit code 1."""
 
 
 class ConfigError(UserError):

@@ -59,8 +59,8 @@ def validate_sweep(overrides: Sequence[str]) -> None:
     Raises ConfigError, also where two jobs would share a run folder.
     """
     owners: dict[tuple[str, str], str] = {}
-    for job in _sweep_jobs(overrides):
-        words = " ".join(job)
+    for job in _sweep_jobs([*name_by_sweep(overrides), *overrides]):
+        words = " ".join(word for word in job if not word.startswith("hydra."))
         config = _compose_sweep_job(job)
         folder = (config.run.root, config.run.name)
         if folder in owners:
@@ -69,6 +69,15 @@ def validate_sweep(overrides: Sequence[str]) -> None:
                 f"{words}): give each its own, or leave run.name to the experiments"
             )
         owners[folder] = words
+
+
+def name_by_sweep(overrides: Sequence[str]) -> list[str]:
+    """Overrides for hydra by which a sweep's jobs are named after what differs between them, and nothing else."""
+    with _hydra(overrides):
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    same = [o.key_or_group for o in parsed if not o.is_sweep_override() and not o.is_hydra_override()]
+    excluded = dict.fromkeys(["experiment", "run.name", "run.root", *same])
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(excluded)}]"]
 
 
 def _sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:

@@ -16,10 +16,6 @@ from sleeptrain.sleep.rounds import Round
 from sleeptrain.train.step import forward_backward
 
 
-class NonFiniteError(Exception):
-    """A loss or gradient is NaN or infinite; the message names step, window, pass and layer."""
-
-
 class _Finder:
     """Watches every block's output in the forward and its gradient in the backward; keeps the first bad one of each."""
 

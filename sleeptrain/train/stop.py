@@ -7,6 +7,10 @@ import threading
 from types import FrameType
 
 
+class Stopped(SystemExit):
+    """A run ended early because it was asked to, and is saved. Ends the process with its code, a whole sweep too."""
+
+
 class StopRequest:
     """Handles SIGTERM and SIGUSR1 (a scheduler's notice) and SIGINT while in use as a context manager.
 

@@ -6,21 +6,22 @@ import math
 
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import PAD, Batch
+from sleeptrain.errors import NonFiniteError
 from sleeptrain.sleep.curriculum import StepShape, step_shape
 from sleeptrain.train.evaluate import Evaluation, evaluate
-from sleeptrain.train.health import NonFiniteError, locate_nonfinite
+from sleeptrain.train.health import locate_nonfinite
 from sleeptrain.train.lr import lr_scale
 from sleeptrain.train.pace import Pace
 from sleeptrain.train.run import Run
 from sleeptrain.train.step import StepResult, forward_backward
-from sleeptrain.train.stop import StopRequest
+from sleeptrain.train.stop import Stopped, StopRequest
 
 
 def train(config: Config) -> int:
     """Trains until `train.tokens` are seen or a signal asks to stop; the same call goes on from where it stopped.
 
-    Returns the exit code: 0 also after a signal, once everything is saved. Raises ConfigError and DataError before
-    anything is written, NonFiniteError when a loss or gradient is not finite and `train.nonfinite=stop`.
+    Returns the exit code 0. Raises Stopped after a signal, once everything is saved; ConfigError and DataError before
+    anything is written; NonFiniteError when a loss or gradient is not finite and `train.nonfinite=stop`.
     """
     with StopRequest() as stop:
         run = Run(config).open()
@@ -40,12 +41,12 @@ def train(config: Config) -> int:
                 if run.done or due(run, config.train.eval_every):
                     run.log({"eval": evaluation(run, shape)})
                     pace.restart()
-                if run.done or stop.requested or due(run, config.train.checkpoint_every):
+                if run.done or due(run, config.train.checkpoint_every):
                     run.save()
             if not run.done:
-                run.progress.message(
-                    f"{stop.signal_name}: saved at step {run.step}; the same command goes on from here"
-                )
+                run.save()
+                run.progress.message(f"{stop.signal_name}: saved at step {run.step}; the same command goes on")
+                raise Stopped(0)
         finally:
             run.close()
     return 0

@@ -18,10 +18,9 @@ import torch
 from sleeptrain.config import load_resolved, save_resolved
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
-from sleeptrain.errors import ConfigError
+from sleeptrain.errors import ConfigError, NonFiniteError
 from sleeptrain.train import trainer
 from sleeptrain.train.checkpoint import checkpoints, load_checkpoint
-from sleeptrain.train.health import NonFiniteError
 from sleeptrain.train.metrics import read_metrics
 from sleeptrain.train.run import Run
 
@@ -138,6 +137,21 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
     saved = load_checkpoint(checkpoints(tmp_path / "r" / "checkpoints")[-1])
     assert saved["step"] >= 3
     assert records(tmp_path)[-1]["step"] == saved["step"]
+
+
+def test_a_signal_ends_a_whole_sweep(tmp_path):
+    process = start(tmp_path, "-m", "train.seed=0,1", f"train.tokens={10_000 * 56}")
+    jobs, deadline = tmp_path / "multirun" / "r", time.monotonic() + 60
+    try:
+        while not list(jobs.glob("*seed=0*/metrics.jsonl")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.terminate()
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+    assert list(jobs.glob("*seed=0*/checkpoints/*.pt"))
+    assert not list(jobs.glob("*seed=1*"))
 
 
 @pytest.fixture
