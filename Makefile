@@ -48,7 +48,7 @@ ifeq ($(GPU),1)
 else
 	@# PyPI's torch for Linux brings 3 GB of CUDA; pytorch.org has the same version without, unless pip was told of another place.
 	@index=; \
-	if [ "$$(uname -s)" = Linux ] && ! $(BIN)/python -m pip config list | grep -q find-links; then \
+	if [ "$$(uname -s)" = Linux ] && ! $(BIN)/python -m pip config list | grep find-links >/dev/null; then \
 		index="--extra-index-url $(CPU_INDEX)"; \
 	fi; \
 	set -x; $(BIN)/python -m pip install $$index -e '.[dev]'

@@ -175,9 +175,9 @@ def draw_gain(axes: Axes, evaluations: list[Record]) -> None:
         return
     if both:
         axes.fill_between(*zip(*both, strict=True), color=SLEEP, alpha=0.12, linewidth=0)  # type: ignore[arg-type]
-        tokens, many, one = both[-1]
-        where = {"xytext": (0, 14), "textcoords": "offset points", "ha": "right", "color": INK}
-        axes.annotate(f"{many - one:+.3f}", (tokens, max(many, one)), **where)  # type: ignore[arg-type]
+        _, many, one = both[-1]
+        # In words, for the two curves may lie on each other.
+        axes.text(0.02, 0.05, f"at the end {many - one:+.4f} nats with sleep", transform=axes.transAxes, color=INK)
     if awake:
         axes.plot(*zip(*awake, strict=True), "o-", color=AWAKE, markersize=3.5, label="without sleep (N=1)")
     if asleep:
