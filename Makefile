@@ -31,6 +31,7 @@ test-full: install ## all tests; those that need a GPU skip themselves without o
 
 check: install ## lint and types
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
 clean: ## remove .venv, caches and builds; runs/ and data/ stay

@@ -148,9 +148,7 @@ def _check_ranges(config: Config) -> None:
             raise ConfigError(f"{name} must lie between 0 and 1, not {values[name]}")
     for divisor, dividend in DIVIDES:
         if values[dividend] % values[divisor]:
-            raise ConfigError(
-                f"{dividend} ({values[dividend]}) must be a multiple of {divisor} ({values[divisor]})"
-            )
+            raise ConfigError(f"{dividend} ({values[dividend]}) must be a multiple of {divisor} ({values[divisor]})")
 
 
 def _check_run_name(name: str) -> None:

@@ -26,9 +26,6 @@ class Batch:
     carried_B: torch.Tensor
     continues_B: torch.Tensor
 
-    def to(self, device: torch.device | str) -> Batch:
-        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
-
     def rows(self, start: int, stop: int) -> Batch:
         """The rows [start, stop): a micro-batch."""
         return Batch(*(getattr(self, name)[start:stop] for name in self.__dataclass_fields__))

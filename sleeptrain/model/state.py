@@ -118,10 +118,6 @@ class FastWeights:
 
         return FastWeights(tuple(_map(s, keep) for s in self.layers))
 
-    def norms(self) -> list[float | None]:
-        """The root mean square of each layer's S, for the health of a run (a looped model blows up there first)."""
-        return [s.S_BHKV.square().mean().sqrt().item() if isinstance(s, Recurrent) else None for s in self.layers]
-
     def to_state_dict(self) -> dict[str, torch.Tensor]:
         """Tensors by `<layer>.<field>`, for a checkpoint."""
         named: dict[str, torch.Tensor] = {}

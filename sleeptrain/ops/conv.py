@@ -62,9 +62,7 @@ def _history(
     return history, _documents(num_tokens, reach, reset_BT, valid_BT)
 
 
-def _documents(
-    num_tokens: int, reach: int, reset_BT: torch.Tensor | None, valid_BT: torch.Tensor | None
-) -> _Documents:
+def _documents(num_tokens: int, reach: int, reset_BT: torch.Tensor | None, valid_BT: torch.Tensor | None) -> _Documents:
     given = reset_BT if reset_BT is not None else valid_BT
     if given is None:
         return _Documents(None, None, None)

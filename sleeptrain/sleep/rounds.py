@@ -38,10 +38,6 @@ class Round:
     state_only: bool = False
 
     @property
-    def num_tokens(self) -> int:
-        return (self.stop - self.start) * len(self.rows)
-
-    @property
     def is_wake(self) -> bool:
         return self.pass_index == 1
 

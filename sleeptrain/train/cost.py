@@ -21,14 +21,13 @@ from sleeptrain.train.flops import step_flops
 
 @dataclass(frozen=True)
 class StageCost:
-    """One stage of the curriculum: its shape, its steps, and of each step the rounds, FLOPs and tokens."""
+    """One stage of the curriculum: its shape, its steps, and of each step the rounds and FLOPs."""
 
     first_token: int
     shape: StepShape
     num_steps: int
     num_rounds: int
     flops: int
-    step_tokens: int
 
 
 def describe(config: Config) -> str:
@@ -71,7 +70,7 @@ def stage_costs(config: Config, model: Hybrid) -> list[StageCost]:
         rounds = plan_rounds(window_facts(batch, shape.window), shape.passes, config.sleep.when, config.sleep.feedback)
         num_targets = int((batch.targets_BT != IGNORE).sum())
         flops = step_flops(config.model, rounds, num_targets, settings.core, settings.boundary.sliding_window)
-        stages.append(StageCost(start, shape, num_steps, len(rounds), flops, num_tokens))
+        stages.append(StageCost(start, shape, num_steps, len(rounds), flops))
     return stages
 
 

@@ -74,9 +74,7 @@ def test_ssd_is_gated_linear_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fla, "_kernel", lambda module, name: per_sequence(attention))
     tensors, reset = ssd_inputs(2, 9, 2, 4, 3, 5, dtype=torch.float32), resets(2, 9)
     found = outcome(lambda *x: fla.ssd(*x[:5], initial_state=x[5], reset_BT=reset), tensors)
-    expected = outcome(
-        lambda *x: ssd(*x[:5], initial_state=x[5], reset_BT=reset, implementation="reference"), tensors
-    )
+    expected = outcome(lambda *x: ssd(*x[:5], initial_state=x[5], reset_BT=reset, implementation="reference"), tensors)
     assert worst(found, expected) < 1e-5
 
 

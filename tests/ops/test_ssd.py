@@ -10,9 +10,7 @@ from tests.ops.cases import leaves, outcome, resets, ssd_inputs, worst
 
 
 def run(implementation: str, **options: Any):
-    return lambda C, B, x, dt, A, S=None: ssd(
-        C, B, x, dt, A, initial_state=S, implementation=implementation, **options
-    )
+    return lambda C, B, x, dt, A, S=None: ssd(C, B, x, dt, A, initial_state=S, implementation=implementation, **options)
 
 
 CASES = [  # B, T, groups, H, K, V
