@@ -94,7 +94,7 @@ def summary(steps: list[Record], evaluations: list[Record]) -> str:
         one = "" if awake is None else f" {awake:.4f}"
         return "\n".join([*lines, f"windows 2..K: N=1{one or ' not evaluated'}", "with sleep: not evaluated"])
     lines.append(f"windows 2..K: N={most} {asleep:.4f}, N=1 {awake:.4f}")
-    relative = f" (relative {100 * (asleep - awake) / awake:+.1f}%)" if awake else ""
+    relative = f" (relative {100 * (asleep - awake) / awake:+.2f}%)" if awake else ""
     lines.append(f"with sleep: {abs(awake - asleep):.4f} {'HIGHER' if asleep > awake else 'lower'}{relative}")
     return "\n".join(lines)
 

@@ -26,6 +26,8 @@ def train(config: Config) -> int:
     with StopRequest() as stop:
         run = Run(config).open()
         try:
+            if run.done:
+                run.progress.message(f"{run.folder} is complete: {run.step} steps, {run.tokens} tokens")
             pace = Pace(run.device)
             while not run.done and not stop.requested:
                 shape = step_shape(config, run.tokens, run.step)

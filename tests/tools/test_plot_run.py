@@ -52,7 +52,7 @@ def test_draws_and_tells(plot_run: ModuleType, tmp_path: Path, capsys: pytest.Ca
         str(picture),
         "loss 2.0100 at step 99, 50,688 tokens",
         "windows 2..K: N=4 1.6250, N=1 2.0000",
-        "with sleep: 0.3750 lower (relative -18.8%)",
+        "with sleep: 0.3750 lower (relative -18.75%)",
     ]
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl", "report.png"]
@@ -81,7 +81,7 @@ def test_the_curves_are_the_records(plot_run: ModuleType, tmp_path: Path) -> Non
         ((step(1, 2.0), evaluation(1, n1=[2.0])), ["windows 2..K: N=1 2.0000", "with sleep: not evaluated"]),
         (
             (step(1, float("nan")), evaluation(1, n1=[2.0, 1.0], n2=[2.0, 1.25])),
-            ["windows 2..K: N=2 1.2500, N=1 1.0000", "with sleep: 0.2500 HIGHER (relative +25.0%)"],
+            ["windows 2..K: N=2 1.2500, N=1 1.0000", "with sleep: 0.2500 HIGHER (relative +25.00%)"],
         ),
         (
             (step(1, 2.0), evaluation(1, accuracy=True, n1=[None, 2.0], n3=[None, float("nan")])),

@@ -76,11 +76,12 @@ def test_a_run_leaves_its_config_metrics_and_checkpoint(tmp_path):
     assert [p.name for p in checkpoints(tmp_path / "r" / "checkpoints")] == ["step-00000009.pt", "step-00000012.pt"]
 
 
-def test_a_finished_run_is_not_run_again(tmp_path):
+def test_a_finished_run_is_not_run_again(tmp_path, capsys):
     run(tmp_path)
     before = records(tmp_path)
     run(tmp_path)
     assert records(tmp_path) == before
+    assert "r is complete: 12 steps, 672 tokens" in capsys.readouterr().err
 
 
 def test_a_changed_setting_is_refused_where_it_changes_the_run(tmp_path):
