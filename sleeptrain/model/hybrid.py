@@ -67,7 +67,7 @@ class Hybrid(nn.Module):
         """
         last = self.num_layers if last is None else last
         if state_only:
-            last = max((i + 1 for i in range(first, last) if self.leaves_state(i, boundary)), default=first)
+            last = state_only_end(self.config.layers, first, last, boundary.sliding_window is not None)
         states: list[LayerState] = []
         x = x_BTD
         for index in range(first, last):
@@ -76,10 +76,6 @@ class Hybrid(nn.Module):
             x, left = block(*arguments) if run_block is None else run_block(block, *arguments)
             states.append(left)
         return (None if state_only else x), state.replace(first, states)
-
-    def leaves_state(self, layer: int, boundary: Boundary) -> bool:
-        """Whether anything of this layer crosses an eviction boundary."""
-        return self.config.layers[layer] != "attention" or boundary.sliding_window is not None
 
     def logits(self, x_ND: torch.Tensor) -> torch.Tensor:
         """Features of any leading shape -> logits over the vocabulary, in the features' dtype."""
@@ -110,6 +106,14 @@ class Hybrid(nn.Module):
                 init_decay(A_log, dt_bias, parameter_generator(seed, f"{name}.A_log"))
                 module.A_log.copy_(A_log)
                 module.dt_bias.copy_(dt_bias)
+
+
+def state_only_end(layers: list[str], first: int, last: int, sliding: bool) -> int:
+    """Behind the last block of [first, last) that leaves a state; `first` where none does.
+
+    Recurrent mixers always leave one, attention only under sliding eviction.
+    """
+    return max((i + 1 for i in range(first, last) if sliding or layers[i] != "attention"), default=first)
 
 
 def parameter_generator(seed: int, name: str) -> torch.Generator:

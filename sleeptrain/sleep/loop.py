@@ -77,10 +77,10 @@ def run_rounds(
     fp32 or wider, nats) of each window that predicts, and the memory after the last round, both with their gradients.
     """
     starts_BT = first_of_document(batch.documents_BT)
+    num_rows = batch.tokens_BT.shape[0]
     losses: dict[int, torch.Tensor] = {}
     for group in windows_of(rounds):
         inputs = [round_inputs(batch, starts_BT, r, model.head_weight.device) for r in group]
-        num_rows = batch.tokens_BT.shape[0]
         loss, state = settings.recompute.window(
             run_window, model, num_rows, group, inputs, state, settings, read_logits
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sleeptrain.config.schema import SleepConfig
 from sleeptrain.data.batch import IGNORE, PAD, Batch
 
 
@@ -118,6 +119,11 @@ def plan_rounds(
                 last = n == passes
                 rounds.append(Round(*span, n, sleeping, feedback == "features", coda=last, state_only=last))
     return rounds
+
+
+def plan_batch(batch: Batch, window: int, passes: int, sleep: SleepConfig) -> list[Round]:
+    """The rounds of a batch (on the CPU) under the configured policy and feedback."""
+    return plan_rounds(window_facts(batch, window), passes, sleep.when, sleep.feedback)
 
 
 def windows_of(rounds: Iterable[Round]) -> list[list[Round]]:

@@ -14,7 +14,7 @@ from sleeptrain.errors import ConfigError
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.curriculum import StepShape, stage_shape
 from sleeptrain.sleep.loop import loop_settings
-from sleeptrain.sleep.rounds import plan_rounds, window_facts
+from sleeptrain.sleep.rounds import plan_batch
 from sleeptrain.tasks.rule110 import VOCAB_SIZE, Rule110Source
 from sleeptrain.train.flops import step_flops
 
@@ -67,7 +67,7 @@ def stage_costs(config: Config, model: Hybrid) -> list[StageCost]:
         num_steps = max(-(-(stop - seen) // num_tokens), 0)
         seen += num_steps * num_tokens
         settings = loop_settings(config, shape.window, model.num_layers)
-        rounds = plan_rounds(window_facts(batch, shape.window), shape.passes, config.sleep.when, config.sleep.feedback)
+        rounds = plan_batch(batch, shape.window, shape.passes, config.sleep)
         num_targets = int((batch.targets_BT != IGNORE).sum())
         flops = step_flops(config.model, rounds, num_targets, settings.core, settings.boundary.sliding_window)
         stages.append(StageCost(start, shape, num_steps, len(rounds), flops))

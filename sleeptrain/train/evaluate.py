@@ -10,7 +10,7 @@ from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.loop import loop_settings, run_rounds
-from sleeptrain.sleep.rounds import Round, plan_rounds, window_facts, window_spans
+from sleeptrain.sleep.rounds import Round, plan_batch, window_spans
 from sleeptrain.tasks.rule110 import exact_accuracy
 from sleeptrain.train.step import autocast
 
@@ -60,7 +60,7 @@ def _window_losses(
     spans = window_spans(batches[0].tokens_BT.shape[1], window)
     sums, counts = [0.0] * len(spans), [0] * len(spans)
     for batch in batches:
-        rounds = plan_rounds(window_facts(batch, window), passes, config.sleep.when, config.sleep.feedback)
+        rounds = plan_batch(batch, window, passes, config.sleep)
         with autocast(config, model.head_weight.device):
             losses, _ = run_rounds(
                 model, batch, rounds, model.empty_state(), settings, None if answers is None else answers.read

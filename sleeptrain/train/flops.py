@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sleeptrain.config.schema import ModelConfig
+from sleeptrain.model.hybrid import state_only_end
 from sleeptrain.sleep.rounds import Round
 
 BACKWARD_AND_FORWARD = 3  # the backward of a matrix product is two products
@@ -51,8 +52,7 @@ def round_flops(config: ModelConfig, r: Round, core: tuple[int, int], sliding_wi
         pairs = length * sliding_window
     first, last = 0 if r.is_wake else core[0], len(config.layers) if r.coda else core[1]
     if r.state_only:
-        stateful = [i for i in range(first, last) if sliding_window is not None or config.layers[i] != "attention"]
-        last = stateful[-1] + 1 if stateful else first
+        last = state_only_end(config.layers, first, last, sliding_window is not None)
     total = 0
     for index in range(first, last):
         cost = layer_flops(config, config.layers[index])

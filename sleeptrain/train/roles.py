@@ -8,9 +8,8 @@ from sleeptrain.model.attention import Attention
 from sleeptrain.model.gated_deltanet import GatedDeltaNet
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.mamba2 import Mamba2
+from sleeptrain.train.muon import Blocks
 from sleeptrain.train.optim import ParameterRole
-
-Blocks = tuple[slice | torch.Tensor, ...]
 
 # Small per-head gates, which are no feature maps of their own.
 _GATES = ("in_proj_a.weight", "in_proj_b.weight")

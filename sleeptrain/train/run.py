@@ -74,7 +74,6 @@ class Run:
         self.wandb = WandbLogger(self.config.wandb, self.folder, self.config.run.name, plain, self._wandb_id)
         self._wandb_id = self.wandb.run_id
         self.progress = Progress(self.config.train.tokens)
-        self.clock = time.perf_counter()
         if not saved:
             self.save()  # from the first moment on a killed run keeps its identity
         return self

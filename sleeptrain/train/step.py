@@ -13,7 +13,7 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.loop import LoopSettings, loop_settings, run_rounds
-from sleeptrain.sleep.rounds import Round, plan_rounds, window_facts, windows_of
+from sleeptrain.sleep.rounds import Round, plan_batch, windows_of
 from sleeptrain.train.flops import step_flops
 
 
@@ -24,6 +24,10 @@ class MicroBatch:
     first: int
     batch: Batch
     rounds: list[Round]
+
+    def rows(self, device: torch.device) -> torch.Tensor:
+        """The indices of its rows in the step's batch, int64."""
+        return torch.arange(self.first, self.first + self.batch.tokens_BT.shape[0], device=device)
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,7 @@ def micro_batches(batch: Batch, shape: StepShape, config: Config) -> Iterator[Mi
     size = config.train.micro_batch or num_rows
     for first in range(0, num_rows, size):
         part = batch.rows(first, first + size)
-        facts = window_facts(part, shape.window)
-        yield MicroBatch(first, part, plan_rounds(facts, shape.passes, config.sleep.when, config.sleep.feedback))
+        yield MicroBatch(first, part, plan_batch(part, shape.window, shape.passes, config.sleep))
 
 
 def forward_backward(
@@ -67,7 +70,7 @@ def forward_backward(
     device, divisor = model.head_weight.device, max(num_targets, 1)
     settings = settings or loop_settings(config, shape.window, model.num_layers)
     total = torch.zeros((), dtype=torch.float64)
-    left, num_rounds, flops = model.empty_state(), 0, 0
+    left, planned = model.empty_state(), list[Round]()
     for micro in micro_batches(batch, shape, config):
         state = start_state(model, micro, carried)
         for rounds in truncated(micro.rounds, config.sleep.bptt_windows):
@@ -78,12 +81,10 @@ def forward_backward(
                 loss.backward()
                 total += loss.detach().to("cpu", torch.float64)
             state = state.detach()
-        rows = torch.arange(micro.first, micro.first + micro.batch.tokens_BT.shape[0], device=device)
-        left = left.put_rows(rows, state, num_rows)
-        num_rounds += len(micro.rounds)
-        flops += _flops(config, micro.rounds, settings)
-    flops += step_flops(config.model, [], num_targets, settings.core)
-    return StepResult(float(total), left, num_rounds, flops)
+        left = left.put_rows(micro.rows(device), state, num_rows)
+        planned += micro.rounds
+    flops = step_flops(config.model, planned, num_targets, settings.core, settings.boundary.sliding_window)
+    return StepResult(float(total), left, len(planned), flops)
 
 
 def start_state(model: Hybrid, micro: MicroBatch, carried: FastWeights | None) -> FastWeights:
@@ -91,8 +92,7 @@ def start_state(model: Hybrid, micro: MicroBatch, carried: FastWeights | None) -
     if carried is None or not bool(micro.batch.carried_B.any()):
         return model.empty_state()
     device = model.head_weight.device
-    rows = torch.arange(micro.first, micro.first + micro.batch.tokens_BT.shape[0], device=device)
-    return carried.rows(rows).keep_rows(micro.batch.carried_B.to(device))
+    return carried.rows(micro.rows(device)).keep_rows(micro.batch.carried_B.to(device))
 
 
 def truncated(rounds: Sequence[Round], bptt_windows: int | None) -> Iterator[list[Round]]:
@@ -105,7 +105,3 @@ def truncated(rounds: Sequence[Round], bptt_windows: int | None) -> Iterator[lis
 
 def autocast(config: Config, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16")
-
-
-def _flops(config: Config, rounds: Sequence[Round], settings: LoopSettings) -> int:
-    return step_flops(config.model, rounds, 0, settings.core, settings.boundary.sliding_window)
