@@ -105,5 +105,6 @@ class Row:
         row_ends = sum(starts) + np.cumsum(pieces["size"])
         begins = row_ends - pieces["size"]
         pieces["begin"] = begins
-        self._latest = Stretch(number, sum(starts), sum(ends), pieces, begins, row_ends)
-        return self._latest
+        stretch = Stretch(number, sum(starts), sum(ends), pieces, begins, row_ends)
+        self._latest = stretch  # for the next call, of whatever thread
+        return stretch

@@ -7,8 +7,8 @@ from sleeptrain.data.batch import IGNORE, PAD, Batch
 from sleeptrain.data.validation import validation_batches
 from tests.data.numbered import SOURCES, NumberedShards, assert_equal
 
-LENGTHS = [[2, 3, 40, 5], [131, 17], [2, 64, 9, 30, 2], [21]]
-SEQUENCE = 20
+LENGTHS = [[2, 3, 40, 5], [131, 17], [2, 64, 9, 30, 2], [20, 19, 21]]
+SEQUENCE = 20  # one document has as many, one has one less
 FLAT = [length for shard in LENGTHS for length in shard]
 STARTS = (np.cumsum(FLAT) - FLAT).tolist()
 OWNER = np.repeat(np.arange(len(FLAT)), FLAT).tolist()  # the document, over all shards, of a token
@@ -36,6 +36,11 @@ def test_long_documents_come_first_from_their_beginning() -> None:
         start = STARTS[OWNER[tokens[0]]]
         assert tokens == list(range(start, start + SEQUENCE))
         assert len(set(documents)) == 1
+
+
+def test_the_order_is_the_same_for_ever() -> None:
+    """A change here would make the evaluations of a resumed run another thing than those before."""
+    assert [OWNER[tokens[0]] for tokens, _, _ in rows_of(batches(1))[:6]] == [2, 11, 9, 13, 4, 7]
 
 
 def test_short_documents_are_packed() -> None:
