@@ -62,7 +62,7 @@ class Cut:
         for span in self._leftovers(row):
             if span.lane < end and begin < span.lane + span.end - span.begin:
                 yield span
-        leftover, length = self._leftover(row), self._length(row)
+        leftover, length = self._leftover(row), self.length(row)
         epoch = max(0, begin - leftover) // length
         while (lane := leftover + epoch * length) < end:
             start = (self._first_epoch + epoch) * self._epoch_size
@@ -77,11 +77,11 @@ class Cut:
         begun = max(self._epochs_begun(row, read) for row, read in enumerate(read_B))
         left: list[tuple[int, int]] = []
         for row, read in enumerate(read_B):
-            end = self._leftover(row) + begun * self._length(row)
+            end = self._leftover(row) + begun * self.length(row)
             left += [(span.begin + max(0, read - span.lane), span.end) for span in self.lane(row, read, end)]
         return sorted(left, key=lambda span: span[0] // self._epoch_size), self._first_epoch + begun
 
-    def _length(self, row: int) -> int:
+    def length(self, row: int) -> int:
         """Positions of the row's lane in a whole epoch."""
         return self._bounds[row + 1] - self._bounds[row]
 
@@ -90,7 +90,7 @@ class Cut:
         return self._leftover_bounds[row + 1] - self._leftover_bounds[row]
 
     def _epochs_begun(self, row: int, read: int) -> int:
-        return -(-max(0, read - self._leftover(row)) // self._length(row))
+        return -(-max(0, read - self._leftover(row)) // self.length(row))
 
     def _leftovers(self, row: int) -> Iterator[Span]:
         first, last = self._leftover_bounds[row], self._leftover_bounds[row + 1]
@@ -110,6 +110,11 @@ class Lane:
         self._cut = cut
         self._row = row
         self._prefetched = range(0)  # the lane positions for which all has been asked
+
+    @property
+    def epoch_size(self) -> int:
+        """Positions of the lane in a whole epoch."""
+        return self._cut.length(self._row)
 
     def pieces(self, begin: int, end: int) -> np.ndarray:
         """The pieces that begin at the lane positions [begin, end), in order: PIECE [P]."""

@@ -20,7 +20,8 @@ ROW_PIECE = np.dtype(
     [(name, "i8") for name in ("begin", "size", "line", "offset", "length")]
     + [(name, "i4") for name in ("source", "shard", "index")]
 )
-STRETCH = 2**20  # clock time that is planned at once
+STRETCH = 2**20  # clock time that is planned at once, at most
+EPOCHS = 64  # and of the source with the shortest lane, epochs
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Row:
     def __init__(self, lanes: Sequence[Lane], quotas: Sequence[Quota]) -> None:
         self._lanes = lanes
         self._quotas = quotas
+        self._stretch = min(STRETCH, EPOCHS * min(lane.epoch_size for lane in lanes))
         self._latest: Stretch | None = None
 
     def pieces(self, begin: int, end: int) -> np.ndarray:
@@ -70,9 +72,9 @@ class Row:
         if stretch is not None and stretch.begin <= position < stretch.end:
             return stretch
         # The clock runs no faster than the row but for what documents took in advance, so this is near, mostly there.
-        number = position // STRETCH if stretch is None or position < stretch.begin else stretch.number + 1
+        number = position // self._stretch if stretch is None or position < stretch.begin else stretch.number + 1
         while number and self._begin(number) > position:
-            number = max(0, number - max(1, (self._begin(number) - position) // STRETCH))
+            number = max(0, number - max(1, (self._begin(number) - position) // self._stretch))
         while self._begin(number + 1) <= position:
             number += 1
         return self._plan(number)
@@ -83,7 +85,7 @@ class Row:
 
     def _starts(self, number: int) -> list[int]:
         """Each source's lane position at which a stretch begins."""
-        owed = [quota.owed(number * STRETCH) for quota in self._quotas]
+        owed = [quota.owed(number * self._stretch) for quota in self._quotas]
         return [lane.next_begin(position) for lane, position in zip(self._lanes, owed, strict=True)]
 
     def _plan(self, number: int) -> Stretch:
