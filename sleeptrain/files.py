@@ -13,7 +13,8 @@ from typing import BinaryIO
 from sleeptrain.errors import DataError
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a folder: makes renames last through a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -39,7 +40,7 @@ def whole_file(target: Path) -> Iterator[BinaryIO]:
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def write_whole(target: Path, content: bytes) -> None:
@@ -61,12 +62,12 @@ def staged_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     try:
         yield partial
         for path in [*partial.rglob("*"), partial]:
-            _sync(path)
+            sync(path)
         _refuse_existing(target, replace)
         _take_place(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def _refuse_existing(target: Path, replace: bool) -> None:

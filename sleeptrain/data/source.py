@@ -67,7 +67,7 @@ class ShardsSource:
     def __init__(self, config: DataConfig, part: Part | None = None) -> None:
         shards = config.shards
         tokenizer = load_tokenizer(Path(shards.tokenizer)).hash if shards.tokenizer else None
-        cache = Cache(Path(shards.cache), shards.cache_gib) if shards.cache else Cache(gib=shards.cache_gib)
+        cache = Cache(shards.cache, shards.cache_gib)
         self.train = {source.name: TokenShards(source.train, tokenizer, cache) for source in shards.sources}
         named = [source for source in shards.sources if source.validation]
         self._validation = {source.name: TokenShards(source.validation, tokenizer, cache) for source in named}

@@ -10,10 +10,10 @@ from pathlib import Path
 from sleeptrain.data.shard_index import Shard, index_name, write_index
 from sleeptrain.data.tokenizer import Tokenizer
 from sleeptrain.errors import DataError
-from sleeptrain.files import write_whole
+from sleeptrain.files import sync, write_whole
 from sleeptrain.prepare.report import UnitReport, total
 from sleeptrain.prepare.split import SIDES
-from sleeptrain.prepare.work import Work, sync_folder
+from sleeptrain.prepare.work import Work
 from sleeptrain.prepare.worker import unit_folder
 
 RECORD = "prepared.json"
@@ -38,7 +38,7 @@ def assemble(work: Work, units: Sequence[tuple[int, UnitReport]], tokenizer: Tok
             tokenizer_hash=tokenizer.hash,
             num_bytes=totals.sides[side].num_bytes,
         )
-        sync_folder(folder)
+        sync(folder)
     for name, content in tokenizer.files.items():
         write_whole(work.result / name, content)
     write_whole(work.result / RECORD, record)

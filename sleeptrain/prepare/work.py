@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sleeptrain.errors import DataError
-from sleeptrain.files import write_whole
+from sleeptrain.files import sync, write_whole
 from sleeptrain.prepare.split import SIDES
 
 DIFFERENCES_SHOWN = 5
@@ -74,13 +74,13 @@ class Work:
     def publish(self, replace: bool) -> None:
         """Give `result` the name of the target; an earlier target goes with the work folder."""
         self._publishing.touch()
-        sync_folder(self.path)
+        sync(self.path)
         if self.out.exists():
             if any(self.out.iterdir()) and not replace:
                 raise DataError(f"{self.out} came to be meanwhile and is not empty; move it away and call again")
             os.rename(self.out, self.path / "replaced")
         os.rename(self.result, self.out)
-        sync_folder(self.out.parent)
+        sync(self.out.parent)
 
     def remove(self) -> None:
         """What is left after a kill in here has no plan, and is cleared at the next call."""
@@ -107,15 +107,6 @@ class Work:
                 shutil.rmtree(path)
             elif path.name != "lock":
                 path.unlink()
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames inside `path` last through a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
