@@ -65,7 +65,13 @@ class Running:
         self.units = corpus / f".{out}.work" / "units"
         self.found: list[int] = []
         self.process = subprocess.Popen(
-            command(corpus, out, workers), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT
+            command(corpus, out, workers),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            cwd=ROOT,
+            # A shell's background job, as these tests may be, ignores Ctrl-C, and so would its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def wait_for(self, units: int) -> None:
