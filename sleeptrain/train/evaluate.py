@@ -61,7 +61,7 @@ def _window_losses(
     sums, counts = [0.0] * len(spans), [0] * len(spans)
     for batch in batches:
         rounds = plan_batch(batch, window, passes, config.sleep)
-        with autocast(config, model.head_weight.device):
+        with autocast(config, model.device):
             losses, _ = run_rounds(
                 model, batch, rounds, model.empty_state(), settings, None if answers is None else answers.read
             )

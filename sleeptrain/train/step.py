@@ -67,7 +67,7 @@ def forward_backward(
     targets of the whole batch, so that the cut does not weigh in. settings: how rounds are run, if not as configured.
     """
     num_rows, num_targets = batch.tokens_BT.shape[0], int((batch.targets_BT != IGNORE).sum())
-    device, divisor = model.head_weight.device, max(num_targets, 1)
+    device, divisor = model.device, max(num_targets, 1)
     settings = settings or loop_settings(config, shape.window, model.num_layers)
     total = torch.zeros((), dtype=torch.float64)
     left, planned = model.empty_state(), list[Round]()
@@ -91,7 +91,7 @@ def start_state(model: Hybrid, micro: MicroBatch, carried: FastWeights | None) -
     """The memory that a micro-batch begins with: what was carried where its rows go on, nothing elsewhere."""
     if carried is None or not bool(micro.batch.carried_B.any()):
         return model.empty_state()
-    device = model.head_weight.device
+    device = model.device
     return carried.rows(micro.rows(device)).keep_rows(micro.batch.carried_B.to(device))
 
 
