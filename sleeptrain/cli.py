@@ -1,4 +1,5 @@
-"""The console command: `sleeptrain train` and `sleeptrain plan`, with hydra's command line behind each.
+"""The console command: `sleeptrain train` and `sleeptrain plan`, with hydra's command line behind each, and
+`sleeptrain data`, with its own.
 
 Exit codes: 0 done, 2 a mistake that the user can mend (one line on stderr), 1 anything else (one line where a number
 is not finite, else a traceback), 130 Ctrl-C; a job's own code is passed on.
@@ -53,6 +54,7 @@ def plan(config: Config) -> int:
     return 0
 
 
+DATA_SUMMARY = "say which documents a step read (which), or what a configuration reads and wastes (describe)"
 COMMANDS = {
     "train": Command("train a model; an existing run folder is resumed", train),
     "plan": Command("say what a training run will do, without running it", plan),
@@ -70,8 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = arguments
     try:
+        if name == "data":
+            return _ask_data(rest)
         if name not in COMMANDS:
-            raise ConfigError(f"unknown command '{name}'; {suggest(name, COMMANDS)}")
+            raise ConfigError(f"unknown command '{name}'; {suggest(name, [*COMMANDS, 'data'])}")
         return _run_with_hydra(name, rest)
     except UserError as error:
         return _fail(error)
@@ -81,9 +85,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _ask_data(arguments: list[str]) -> int:
+    from sleeptrain.data.command import main as data_main
+
+    try:
+        return data_main(arguments)
+    except SystemExit as end:  # argparse: `--help`, or a usage error that it has printed
+        return int(end.code or 0)
+
+
 def _help() -> str:
     lines = ["usage: sleeptrain COMMAND [experiment=NAME] [setting=value ...] [-m]", "", "commands:"]
     lines += [f"  {name:<8}{command.summary}" for name, command in COMMANDS.items()]
+    lines += [f"  {'data':<8}{DATA_SUMMARY}"]
     lines += ["", "-m runs all combinations of comma-separated values; `sleeptrain COMMAND --help` lists the settings."]
     return "\n".join(lines)
 

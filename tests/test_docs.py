@@ -12,14 +12,20 @@ from omegaconf import MISSING, OmegaConf
 
 from sleeptrain.cli import COMMANDS
 from sleeptrain.config.compose import compose, validate_sweep
-from sleeptrain.config.schema import Config, Stage
+from sleeptrain.config.schema import Config, MixtureStage, ShardSource, Stage
 from sleeptrain.config.validate import CHOICES, settings
+from sleeptrain.data.command import parser as data_parser
 from sleeptrain.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
 FLAGS_WITH_VALUE = ("--cfg",)
-STAGE = "sleep.curriculum[]."
+# Lists of dataclasses: the settings of an item stand under the list's name and [].
+ITEMS = {
+    "sleep.curriculum[].": Stage(),
+    "data.shards.sources[].": ShardSource(),
+    "data.shards.curriculum[].": MixtureStage(),
+}
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
@@ -70,7 +76,8 @@ def documented_settings() -> dict[str, tuple[str, str]]:
 
 
 def schema_settings() -> dict[str, Any]:
-    return dict(settings(Config())) | {STAGE + name: value for name, value in settings(Stage())}
+    items = {prefix + name: value for prefix, item in ITEMS.items() for name, value in settings(item)}
+    return dict(settings(Config())) | items
 
 
 def value_of(default: str) -> Any:
@@ -98,7 +105,7 @@ def test_the_index_and_the_readme_lead_to_every_page() -> None:
 
 
 def test_every_command_line_composes() -> None:
-    found = all_commands("sleeptrain")
+    found = [(name, words) for name, words in all_commands("sleeptrain") if words[0] != "data"]
     assert {words[0] for _, words in found} == set(COMMANDS)
     for name, (command, *words) in found:
         overrides, sweeps = job(words)
@@ -108,6 +115,13 @@ def test_every_command_line_composes() -> None:
             validate_sweep(overrides) if sweeps else compose(overrides)
         except ConfigError as error:
             pytest.fail(f"{name}: sleeptrain {command} {' '.join(words)}: {error}")
+
+
+def test_every_question_about_data_is_understood() -> None:
+    found = [words for _, words in all_commands("sleeptrain") if words[0] == "data"]
+    assert {words[1] for words in found} == {"which", "describe"}
+    for _, *words in found:
+        data_parser().parse_args(words)
 
 
 def test_every_make_target_exists() -> None:

@@ -1,153 +1,112 @@
 """Make token shards from text: `python tools/prepare.py --stdlib --out data/stdlib --vocab-size 2048`.
 
-Writes `<out>/tokenizer.model`, `<out>/train/`, `<out>/validation/` and, last, `<out>/prepared.json`: the settings and
-the report. The folder appears when all is done. The same call again changes nothing; other settings are refused without
+Writes `<out>/tokenizer.model` (or the tokenizer that is given), `<out>/train/`, `<out>/validation/` and
+`<out>/prepared.json`: the settings and the report. The folder appears when all is done. Killed at any moment, the same
+call goes on and ends with the same bytes. When all is done it changes nothing; other settings are refused without
 `--force`. Exit code 2 and one line when the user can mend it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sleeptrain.data.corpus import Corpus, folder_corpus, name_rank, split_names, stdlib_corpus
-from sleeptrain.data.shards import TokenShards, write_shards
-from sleeptrain.data.tokenizer import Tokenizer, train_tokenizer
+from sleeptrain.data.shard_writer import SHARD_BYTES
+from sleeptrain.data.tokenizer import load_tokenizer
 from sleeptrain.errors import DataError, UserError
-from sleeptrain.files import staged_folder
+from sleeptrain.prepare.job import Job, prepare
+from sleeptrain.prepare.options import add_input_options, inputs_of
+from sleeptrain.prepare.split import SIDES
+from sleeptrain.prepare.units import UNIT_BYTES
 
-FORMAT = 1  # raise it when the same settings would give other files
-TOKENIZER_CHARACTERS = 32 * 2**20  # of training text that the tokenizer sees at most
-RECORD = "prepared.json"
-SIDES = ("train", "validation")
+VOCAB_SIZE = 2048
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    start = time.monotonic()
     try:
-        report = prepare(options)
+        report = prepare(_job(options))
     except UserError as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"prepare: {error.filename or options.out}: {error.strerror}", file=sys.stderr)
         return 2
-    for side in SIDES:
-        print(f"{side:10}  " + "  ".join(f"{name} {value:,}" for name, value in report[side].items()))
+    except KeyboardInterrupt:
+        print("prepare: interrupted; the same call goes on", file=sys.stderr)
+        return 130
+    _tell(report, time.monotonic() - start)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="prepare", description="Make a tokenizer and token shards from text.")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--stdlib", action="store_true", help="the running Python's standard library")
-    source.add_argument("--folder", type=Path, help="a folder of UTF-8 text files, one document a file")
-    parser.add_argument("--glob", default="*.txt", help="the files of --folder, at any depth (default: %(default)s)")
+    add_input_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
-    parser.add_argument("--vocab-size", type=int, default=2048, help="ids of the tokenizer (default: %(default)s)")
+    tokenizer = parser.add_mutually_exclusive_group()
+    tokenizer.add_argument("--vocab-size", type=int, help=f"train a tokenizer of so many ids (default: {VOCAB_SIZE})")
+    tokenizer.add_argument(
+        "--tokenizer", type=Path, help="a SentencePiece model or a Hugging Face tokenizer.json (or its folder) to use"
+    )
+    parser.add_argument("--bos-token", help="the BOS of a Hugging Face tokenizer; '' for none (default: as it says)")
+    parser.add_argument("--eos-token", help="the EOS of a Hugging Face tokenizer (default: as it says)")
     parser.add_argument("--max-documents", type=int, help="use the first so many documents only")
     parser.add_argument(
-        "--validation-share", type=float, default=0.05, help="share of the documents held out (default: %(default)s)"
+        "--on-bad-document",
+        choices=("stop", "skip"),
+        help="not UTF-8, no JSON, no text field: stop, or leave out and count (default: stop; skip with --stdlib)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes (default: one a CPU, here %(default)s)"
+    )
+    parser.add_argument(
+        "--shard-bytes", type=int, default=SHARD_BYTES, help="size at which a shard ends (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--unit-bytes",
+        type=int,
+        default=UNIT_BYTES,
+        help="text that a process takes at a time, where also a shard ends (default: %(default)s)",
     )
     parser.add_argument("--force", action="store_true", help="make it anew where other settings or damage are found")
     return parser
 
 
-def prepare(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """The report of each side: what was there already, or what has been made. Raises DataError."""
-    if options.max_documents is not None and options.max_documents < 2:
-        raise DataError(f"--max-documents {options.max_documents}: at least 2 are needed")
-    if not 0 < options.validation_share < 1:
-        raise DataError(f"--validation-share {options.validation_share}: must lie between 0 and 1")
-    corpus = _corpus(options)
-    settings = {
-        "format": FORMAT,
-        "corpus_sha256": corpus.sha256,
-        "documents": len(corpus.names),
-        "vocab_size": options.vocab_size,
-        "validation_share": options.validation_share,
-    }
-    found = _found(options.out, settings, options.force)
-    if found is not None:
-        print(f"{options.out} is complete and was made with the same settings: nothing to do")
-        return found
-    print(f"{len(corpus.names)} documents; left out: {len(corpus.undecodable)} not UTF-8, {corpus.empty} empty")
-    with staged_folder(options.out, replace=options.force) as staged:
-        report = _make(corpus, staged, options)
-        (staged / RECORD).write_text(json.dumps({"settings": settings, "report": report}, indent=2) + "\n")
-    return report
+def _job(options: argparse.Namespace) -> Job:
+    tokenizer = None
+    if options.tokenizer is not None:
+        tokenizer = load_tokenizer(options.tokenizer, options.bos_token, options.eos_token)
+    elif options.bos_token is not None or options.eos_token is not None:
+        raise DataError("--bos-token and --eos-token go with --tokenizer only")
+    return Job(
+        sources=inputs_of(options),
+        out=options.out,
+        tokenizer=tokenizer,
+        vocab_size=options.vocab_size if options.vocab_size is not None else VOCAB_SIZE,
+        text_field=options.text_field,
+        validation_share=options.validation_share,
+        max_documents=options.max_documents,
+        shard_bytes=options.shard_bytes,
+        unit_bytes=options.unit_bytes,
+        skip_bad=(options.on_bad_document or ("skip" if options.stdlib else "stop")) == "skip",
+        workers=options.workers,
+        force=options.force,
+    )
 
 
-def _corpus(options: argparse.Namespace) -> Corpus:
-    if options.stdlib:
-        return stdlib_corpus(options.max_documents)
-    return folder_corpus(options.folder, options.glob, options.max_documents)
-
-
-def _found(out: Path, settings: dict[str, Any], force: bool) -> dict[str, dict[str, Any]] | None:
-    """The report of a sound earlier result, None where there is to be made one. Raises DataError for anything else."""
-    if not out.is_dir() or not any(out.iterdir()):
-        return None
-    try:
-        record = json.loads((out / RECORD).read_bytes())
-        earlier, report = record["settings"], record["report"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        # Never replaced, not even by force: this may be a folder with somebody's own files.
-        raise DataError(f"{out} is not empty and not a prepared corpus; name another --out") from error
-    if force:
-        return None
-    differing = [name for name in settings if earlier.get(name) != settings[name]]
-    changed = [f"{name} {earlier.get(name)}, now {settings[name]}" for name in differing]
-    if changed:
-        raise DataError(f"{out} was made with other settings ({'; '.join(changed)}); name another --out or use --force")
-    try:
-        tokenizer = Tokenizer(out / "tokenizer.model")
-        for side in SIDES:
-            TokenShards(out / side, expect_tokenizer=tokenizer.hash)
-    except DataError as error:
-        raise DataError(f"{error}; make it anew with --force") from error
-    return report
-
-
-def _make(corpus: Corpus, folder: Path, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    train, validation = split_names(corpus.names, options.validation_share)
-    print(f"training a tokenizer of {options.vocab_size} ids")
-    tokenizer = train_tokenizer(_sample(corpus, train), options.vocab_size, folder / "tokenizer.model")
-    report = {}
-    for side, names in zip(SIDES, (train, validation), strict=True):
-        texts = _with_progress(corpus.texts(names), len(names), side)
-        shards = write_shards(folder / side, texts, tokenizer, name=f"{options.out.name} {side}")
-        report[side] = {
-            "documents": shards.num_documents,
-            "tokens": shards.num_tokens,
-            "bytes_per_token": round(shards.num_bytes / shards.num_tokens, 3),
-            "longest": int(shards.lengths_D.max()),
-        }
-    return report
-
-
-def _sample(corpus: Corpus, names: Sequence[str]) -> Iterator[str]:
-    """Documents in an order that has nothing to do with their place, until the tokenizer has seen enough."""
-    seen = 0
-    for name in sorted(names, key=name_rank):
-        if seen >= TOKENIZER_CHARACTERS:
-            return
-        text = corpus.text(name)[: TOKENIZER_CHARACTERS - seen]
-        seen += len(text)
-        yield text
-
-
-def _with_progress(texts: Iterable[str], total: int, side: str) -> Iterator[str]:
-    """`texts`, while one line on a terminal tells how many have been taken."""
-    for done, text in enumerate(texts, 1):
-        if sys.stderr.isatty():
-            end = "\n" if done == total else ""
-            print(f"\rtokenizing {side}: {done}/{total}", end=end, file=sys.stderr, flush=True)
-        yield text
+def _tell(report: dict[str, Any], seconds: float) -> None:
+    for side in SIDES:
+        print(f"{side:10}  " + "  ".join(f"{name} {value:,}" for name, value in report[side].items()))
+    print(f"{'left out':10}  empty {report['empty']:,}  bad {report['bad']:,}")
+    if report["first_bad"]:
+        print(f"{'first bad':10}  {report['first_bad']}")
+    print(f"{'units':10}  {report['units']:,} in {seconds:.1f} s")
 
 
 if __name__ == "__main__":

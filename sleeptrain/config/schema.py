@@ -90,12 +90,35 @@ class SleepConfig:
 
 
 @dataclass
-class ShardsConfig:
-    """Token shards made by `tools/prepare.py`."""
+class ShardSource:
+    """Token shards of one kind of text, and how much of it is read; `validation` may be left out."""
 
+    name: str = "text"
     train: str = ""
     validation: str = ""
+    weight: float = 1.0
+
+
+@dataclass
+class MixtureStage:
+    """The sources' weights from `tokens` seen on; a source that is not named has weight 0."""
+
+    tokens: int = 0
+    weights: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class ShardsConfig:
+    """Token shards made by `tools/prepare.py`, of one source or a mixture."""
+
     tokenizer: str = ""
+    sources: list[ShardSource] = field(default_factory=list)
+    curriculum: list[MixtureStage] = field(default_factory=list)
+    shuffle: int = 8  # shards whose documents are shuffled together
+    on_damage: str = "stop"  # stop | skip: the tokens of a damaged document become pads
+    workers: int = 1  # steps that are read ahead, each by a thread
+    cache: str = ""  # where remote shards are kept; empty: $SLEEPTRAIN_CACHE or ~/.cache/sleeptrain/shards
+    cache_gib: int = 64  # of remote shards, at most
 
 
 @dataclass
@@ -111,6 +134,7 @@ class Rule110Config:
 @dataclass
 class DataConfig:
     source: str = "shards"  # shards | rule110
+    layout: str = "lanes"  # lanes | packed | one_document: how documents fill rows (shards)
     sequence: int = 1024  # T, tokens of a row in a step (rule110 derives its own)
     batch: int = 8  # rows in a step
     seed: int = 0

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from sleeptrain.config.schema import Config, ModelConfig, SleepConfig
+from sleeptrain.config.schema import Config, ModelConfig, ShardsConfig, ShardSource, SleepConfig
 from sleeptrain.config.suggest import suggest
 from sleeptrain.errors import ConfigError
 
@@ -24,6 +24,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sleep.conv_state": ("restart", "carry"),
     "sleep.recompute": ("none", "block", "pass", "window"),
     "data.source": ("shards", "rule110"),
+    "data.layout": ("lanes", "packed", "one_document"),
+    "data.shards.on_damage": ("stop", "skip"),
     "optim.muon_scaling": ("keller_jordan", "moonshot"),
     "optim.schedule": ("wsd", "cosine", "constant"),
     "train.precision": ("fp32", "bf16"),
@@ -55,6 +57,9 @@ AT_LEAST: dict[str, int] = {
     "data.sequence": 1,
     "data.batch": 1,
     "data.seed": 0,
+    "data.shards.shuffle": 1,
+    "data.shards.workers": 0,
+    "data.shards.cache_gib": 1,
     "data.rule110.width": 3,  # a cell and its two neighbours
     "data.rule110.strings": 1,
     "data.rule110.steps": 1,
@@ -258,10 +263,55 @@ def _check_data(config: Config) -> None:
             "sleep.when=unlabelled does not go with data.source=shards: every token there has a target, so no window "
             "would ever sleep; write sleep.when=every"
         )
-    needed = ["train", "validation"] + ["tokenizer"] * (config.model.vocab_size == 0)
-    for key in needed:
-        if not getattr(data.shards, key):
-            raise ConfigError(f"data.shards.{key} must be set for data.source=shards: give a path or write data=stdlib")
+    _check_sources(data.shards.sources)
+    _check_mixture(data.shards)
+
+
+def _check_sources(sources: list[ShardSource]) -> None:
+    if not sources:
+        raise ConfigError(
+            "data.shards.sources must list at least one source for data.source=shards: write data=stdlib, or "
+            "'data.shards.sources=[{train: FOLDER, validation: FOLDER}]'"
+        )
+    names = [source.name for source in sources]
+    for index, source in enumerate(sources):
+        if not source.name or names.index(source.name) < index:
+            raise ConfigError(
+                f"data.shards.sources[{index}].name must be one that no other source has: '{source.name}'"
+            )
+        if not source.train:
+            raise ConfigError(f"data.shards.sources[{index}].train must be set: name the folder of its shards")
+    if not any(source.validation for source in sources):
+        raise ConfigError(
+            "data.shards.sources[0].validation must be set: at least one source needs held-out shards to evaluate on"
+        )
+
+
+def _check_mixture(shards: ShardsConfig) -> None:
+    names = [source.name for source in shards.sources]
+    weights = [(f"data.shards.sources[{index}].weight", source.weight) for index, source in enumerate(shards.sources)]
+    _check_weights("data.shards.sources", weights)
+    before = 0
+    for index, stage in enumerate(shards.curriculum):
+        name = f"data.shards.curriculum[{index}]"
+        if stage.tokens <= before:
+            raise ConfigError(
+                f"{name}.tokens ({stage.tokens}) must be greater than {before}: sort the stages; what holds from the "
+                "first token on are the sources' own weights"
+            )
+        before = stage.tokens
+        for source in stage.weights:
+            if source not in names:
+                raise ConfigError(f"{name}.weights: unknown source '{source}'; {suggest(source, names)}")
+        _check_weights(f"{name}.weights", [(f"{name}.weights.{key}", weight) for key, weight in stage.weights.items()])
+
+
+def _check_weights(name: str, weights: list[tuple[str, float]]) -> None:
+    for setting, weight in weights:
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ConfigError(f"{setting} must be a finite number and at least 0, not {weight}")
+    if not any(weight for _, weight in weights):
+        raise ConfigError(f"{name}: at least one weight must be greater than 0")
 
 
 def _check_batches(config: Config) -> None:

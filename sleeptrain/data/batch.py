@@ -8,6 +8,7 @@ import torch
 
 IGNORE = -100  # a target without loss (the value torch's cross entropy ignores)
 PAD = -1  # the document id of a pad token
+PAD_TOKEN = 0  # what stands in `tokens_BT` at a pad; any id will do, nothing reads it
 
 
 @dataclass(frozen=True)
@@ -29,3 +30,14 @@ class Batch:
     def rows(self, start: int, stop: int) -> Batch:
         """The rows [start, stop): a micro-batch."""
         return Batch(*(getattr(self, name)[start:stop] for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of a batch that one of several data-parallel processes reads: an equal share, in order."""
+
+    rank: int = 0
+    ranks: int = 1
+
+    def rows(self, total: int) -> range:
+        return range(total * self.rank // self.ranks, total * (self.rank + 1) // self.ranks)

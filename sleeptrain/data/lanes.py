@@ -1,54 +1,162 @@
-"""Cutting an epoch's token stream into lanes: pure arithmetic on positions, no data.
+"""Lanes: how the rows of a batch share the line of a source, so that each row reads on where it stopped.
 
-The documents of an epoch, put one after the other, are one stream of positions [0, E). What is left to read of it is a
-list of spans. A cut lays the spans end to end and divides them into equal lanes, one a row; step s reads the positions
-[s*T, s*T + T) of every lane. Cutting anew takes the unread tails of the lanes as the spans of the next cut.
+Every epoch is cut into as many contiguous lanes as a batch has rows. A row reads its lane of one epoch, then its lane
+of the next. When the number of rows changes, what is unread is laid end to end and cut anew; it is read first.
+
+Two coordinates are used: a *line* position, which the source counts, and a *lane* position, which counts what one row
+has read of the source since the last cut.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 
+from sleeptrain.data.order import DOCUMENT, Line
+
+# A document, or the part of it that one lane holds. begin: lane position. line: the line position of its first token.
+# size: positions taken. offset: tokens of the document before it. length: tokens.
+PIECE = np.dtype(
+    [(name, "i8") for name in ("begin", "line", "size", "offset", "length")] + [("shard", "i4"), ("index", "i4")]
+)
+
+
+class Span(NamedTuple):
+    """The line positions [begin, end); `lane` is the lane position of the first one."""
+
+    lane: int
+    begin: int
+    end: int
+
 
 class Cut:
-    """`spans_S2` (int64, [begin, end) positions of the stream, none empty) in `rows` lanes, read `sequence` a step."""
+    """The line of a source in `rows` lanes: the unread `spans` first, then whole epochs from `first_epoch` on.
 
-    def __init__(self, spans_S2: np.ndarray, rows: int, sequence: int) -> None:
+    spans: (begin, end) line positions, none empty. All lengths are multiples of `unit`. The lanes of an epoch differ by
+    one unit at most.
+    """
+
+    def __init__(
+        self,
+        epoch_size: int,
+        rows: int,
+        unit: int = 1,
+        spans: Sequence[tuple[int, int]] = (),
+        first_epoch: int = 0,
+    ) -> None:
         self.rows = rows
-        self._spans_S2 = spans_S2
-        self._sequence = sequence
-        # Laid end to end, span i covers the offsets [_bounds[i], _bounds[i + 1]).
-        self._bounds = np.concatenate([[0], np.cumsum(spans_S2[:, 1] - spans_S2[:, 0])])
-        # Lane lengths differ by one at most, so all lanes end at the same step, give or take one token.
-        self._lane_bounds = np.arange(rows + 1, dtype=np.int64) * self._bounds[-1] // rows
-        self.num_steps = -(-int(np.diff(self._lane_bounds).max()) // sequence)
+        self._epoch_size = epoch_size
+        self._first_epoch = first_epoch
+        self._bounds = _equal_parts(epoch_size, rows, unit)
+        self._spans = spans
+        # Laid end to end, span i of the leftovers covers the offsets [_ends[i], _ends[i + 1]).
+        self._ends = list(accumulate((end - begin for begin, end in spans), initial=0))
+        self._leftover_bounds = _equal_parts(self._ends[-1], rows, unit)
 
-    def step(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions of the stream and begins of their spans, both int64 [rows, 1 + T + 1], of step `index`.
+    def lane(self, row: int, begin: int, end: int) -> Iterator[Span]:
+        """The spans of row `row` in which the lane positions [begin, end) lie, each whole, in order."""
+        for span in self._leftovers(row):
+            if span.lane < end and begin < span.lane + span.end - span.begin:
+                yield span
+        leftover, length = self._leftover(row), self._length(row)
+        epoch = max(0, begin - leftover) // length
+        while (lane := leftover + epoch * length) < end:
+            start = (self._first_epoch + epoch) * self._epoch_size
+            yield Span(lane, start + self._bounds[row], start + self._bounds[row + 1])
+            epoch += 1
 
-        The first column is the lane's token before the step, the last one its token after it: what a row carries in and
-        leaves behind. Where a lane has no such token both are -1.
+    def unread(self, read_B: Sequence[int]) -> tuple[list[tuple[int, int]], int]:
+        """What rows that have read `read_B` lane positions leave of the epochs they have begun, and the epoch behind.
+
+        The spans are in the order of the epochs, then of the rows.
         """
-        begins_B1, ends_B1 = self._lane_bounds[:-1, None], self._lane_bounds[1:, None]
-        offsets = begins_B1 + np.arange(-1, self._sequence + 1) + index * self._sequence
-        inside = (begins_B1 <= offsets) & (offsets < ends_B1)
-        spans = np.searchsorted(self._bounds, np.where(inside, offsets, 0), side="right") - 1
-        span_begins = self._spans_S2[spans, 0]
-        positions = span_begins + offsets - self._bounds[spans]
-        return np.where(inside, positions, -1), np.where(inside, span_begins, -1)
+        begun = max(self._epochs_begun(row, read) for row, read in enumerate(read_B))
+        left: list[tuple[int, int]] = []
+        for row, read in enumerate(read_B):
+            end = self._leftover(row) + begun * self._length(row)
+            left += [(span.begin + max(0, read - span.lane), span.end) for span in self.lane(row, read, end)]
+        return sorted(left, key=lambda span: span[0] // self._epoch_size), self._first_epoch + begun
 
-    def unread(self, steps: int) -> np.ndarray:
-        """The spans [S, 2] that are left after the first `steps` steps, lane by lane."""
-        tails = [
-            self._slice(min(begin + steps * self._sequence, end), end) for begin, end in pairwise(self._lane_bounds)
-        ]
-        return np.concatenate(tails)
+    def _length(self, row: int) -> int:
+        """Positions of the row's lane in a whole epoch."""
+        return self._bounds[row + 1] - self._bounds[row]
 
-    def _slice(self, begin: int, end: int) -> np.ndarray:
-        """The spans of the offsets [begin, end)."""
-        first = np.maximum(begin, self._bounds[:-1])
-        last = np.minimum(end, self._bounds[1:])
-        shift = self._spans_S2[:, 0] - self._bounds[:-1]
-        return np.stack([first + shift, last + shift], axis=1)[first < last]
+    def _leftover(self, row: int) -> int:
+        """Positions of the row's lane before the first whole epoch."""
+        return self._leftover_bounds[row + 1] - self._leftover_bounds[row]
+
+    def _epochs_begun(self, row: int, read: int) -> int:
+        return -(-max(0, read - self._leftover(row)) // self._length(row))
+
+    def _leftovers(self, row: int) -> Iterator[Span]:
+        first, last = self._leftover_bounds[row], self._leftover_bounds[row + 1]
+        index = bisect_right(self._ends, first) - 1
+        while first < last:
+            stop = min(last, self._ends[index + 1])
+            begin = self._spans[index][0] + first - self._ends[index]
+            yield Span(first - self._leftover_bounds[row], begin, begin + stop - first)
+            first, index = stop, index + 1
+
+
+class Lane:
+    """One row's lane of one source, in pieces of documents."""
+
+    def __init__(self, line: Line, cut: Cut, row: int) -> None:
+        self._line = line
+        self._cut = cut
+        self._row = row
+        self._prefetched = range(0)  # the lane positions for which all has been asked
+
+    def pieces(self, begin: int, end: int) -> np.ndarray:
+        """The pieces that begin at the lane positions [begin, end), in order: PIECE [P]."""
+        parts = [np.empty(0, PIECE)]
+        for span in self._cut.lane(self._row, begin, end):
+            first, last = max(span.begin, span.begin + begin - span.lane), min(span.end, span.begin + end - span.lane)
+            documents = self._line.documents(first, last)
+            if begin <= span.lane and (not len(documents) or documents["begin"][0] > span.begin):
+                opening = np.array([self._line.document_at(span.begin)], DOCUMENT)
+                documents = np.concatenate([opening, documents])
+            parts.append(_cut_to(documents, span))
+        return np.concatenate(parts)
+
+    def next_begin(self, position: int) -> int:
+        """The first lane position, from `position` on, at which a piece begins."""
+        span = next(self._cut.lane(self._row, position, position + 1))
+        if position == span.lane:
+            return position
+        following = self._line.next_begin(span.begin + position - span.lane)
+        return span.lane + min(following, span.end) - span.begin
+
+    def prefetch(self, position: int) -> None:
+        """Asks for the shards that this lane needs at `position` and after those, once."""
+        if position in self._prefetched:
+            return
+        span = next(self._cut.lane(self._row, position, position + 1))
+        here = span.begin + position - span.lane
+        behind = min(self._line.group_end(here), span.end)
+        self._prefetched = range(position, span.lane + behind - span.begin)
+        if behind == span.end:
+            behind = next(self._cut.lane(self._row, self._prefetched.stop, self._prefetched.stop + 1)).begin
+        self._line.prefetch(here)
+        self._line.prefetch(behind)
+
+
+def _cut_to(documents: np.ndarray, span: Span) -> np.ndarray:
+    """The parts of `documents` that lie in `span`."""
+    pieces = np.empty(len(documents), PIECE)
+    pieces["line"] = np.maximum(documents["begin"], span.begin)
+    pieces["begin"] = pieces["line"] - span.begin + span.lane
+    pieces["size"] = np.minimum(documents["begin"] + documents["size"], span.end) - pieces["line"]
+    pieces["offset"] = pieces["line"] - documents["begin"]
+    pieces["length"] = np.minimum(documents["length"] - pieces["offset"], pieces["size"])
+    pieces["shard"], pieces["index"] = documents["shard"], documents["index"]
+    return pieces
+
+
+def _equal_parts(size: int, parts: int, unit: int) -> list[int]:
+    """The bounds of `parts` contiguous parts of [0, size), in multiples of `unit`."""
+    return [part * (size // unit) // parts * unit for part in range(parts + 1)]

@@ -6,6 +6,9 @@ J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import numpy as np
 
 WORDS_PER_COUNT = 4  # 64-bit words drawn for each value of the counter
@@ -21,3 +24,9 @@ def random_words(count: int, seed: int, stream: int, counter: int = 0) -> np.nda
 def random_order(num_items: int, seed: int, stream: int) -> np.ndarray:
     """A permutation of `num_items`, int64, that depends on (seed, stream) only."""
     return np.argsort(random_words(num_items, seed, stream), kind="stable")
+
+
+def named_stream(*names: str | int) -> int:
+    """The stream of a purpose, 63 bits of a hash of its names: streams of different names are independent."""
+    digest = hashlib.blake2b(json.dumps(names).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

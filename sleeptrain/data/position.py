@@ -7,7 +7,7 @@ from typing import Any
 from sleeptrain.errors import DataError
 
 
-def check_position(state: dict[str, Any], identity: dict[str, int]) -> None:
+def check_position(state: dict[str, Any], identity: dict[str, Any]) -> None:
     """Raises DataError, naming the first difference, unless `state` holds every entry of `identity`."""
     for name, here in identity.items():
         if state.get(name) != here:

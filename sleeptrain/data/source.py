@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sleeptrain.config.schema import DataConfig
-from sleeptrain.data.batch import Batch
+from sleeptrain.config.schema import DataConfig, ShardsConfig
+from sleeptrain.data.assignment import MixtureShares, StreamSettings
+from sleeptrain.data.batch import Batch, Part
+from sleeptrain.data.mixture import shares
+from sleeptrain.data.position import check_position
 from sleeptrain.data.shards import TokenShards
-from sleeptrain.data.stream import LaneStream
-from sleeptrain.data.tokenizer import Tokenizer
+from sleeptrain.data.storage import Cache
+from sleeptrain.data.stream import ShardStream
+from sleeptrain.data.tokenizer import load_tokenizer
 from sleeptrain.data.validation import validation_batches
-from sleeptrain.errors import ConfigError
+from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.tasks.rule110 import Rule110Source
 
 
 class Source(Protocol):
-    """An endless, resumable stream of training batches, and validation batches that stay the same.
+    """An endless, resumable stream of training batches, and held-out batches that stay the same.
 
-    sequence: T, tokens of a row. vocab_size: ids are below it.
+    sequence: T, tokens of a row. vocab_size: ids are below it. part: the rows that this process reads. held_out: the
+    names of the held-out sets.
     """
 
     @property
@@ -28,53 +33,105 @@ class Source(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
-    def batch(self, rows: int) -> Batch:
-        """The next training batch, `rows` rows of `sequence` tokens."""
+    @property
+    def part(self) -> Part: ...
 
-    def validation_batches(self, rows: int, count: int | None = None) -> Iterator[Batch]:
-        """At most `count` held-out batches (all without it), anew at each call; the last one may have fewer rows."""
+    @property
+    def held_out(self) -> Sequence[str]: ...
+
+    def batch(self, rows: int) -> Batch:
+        """The next training batch, `rows` rows of `sequence` tokens; of these the rows of this process's part."""
+
+    def skip(self, rows: int) -> None:
+        """Go on as after `batch(rows)`, without reading."""
+
+    def validation_batches(self, name: str, rows: int, count: int | None = None) -> Iterator[Batch]:
+        """At most `count` batches (all without it) of a held-out set, anew at each call; the last may be smaller."""
+
+    def report(self) -> dict[str, Any]:
+        """What is worth logging of the position: numbers under names."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the training stream: integers."""
+        """The position in the training stream: integers, and what they are a position in."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved position; the batches from there on are the same bit for bit. Raises DataError: other data."""
 
 
 class ShardsSource:
-    """Token shards: lane packing for training, documents from their beginning for validation.
+    """Token shards, of one source or a mixture; a held-out set for each source that has one.
 
-    Raises ConfigError for a path that is not set, DataError for missing, damaged or mismatched shards and tokenizer.
+    Raises DataError for missing, damaged or mismatched shards and tokenizers, ConfigError for impossible weights.
     """
 
-    def __init__(self, config: DataConfig) -> None:
-        for name in ("train", "validation", "tokenizer"):
-            if not getattr(config.shards, name):
-                raise ConfigError(f"data.shards.{name} is not set: name what tools/prepare.py wrote")
-        self.tokenizer = Tokenizer(Path(config.shards.tokenizer))
-        self._validation = TokenShards(Path(config.shards.validation), expect_tokenizer=self.tokenizer.hash)
-        train = TokenShards(Path(config.shards.train), expect_tokenizer=self.tokenizer.hash)
-        self._stream = LaneStream(train, config.sequence, config.seed)
+    def __init__(self, config: DataConfig, part: Part | None = None) -> None:
+        shards = config.shards
+        tokenizer = load_tokenizer(Path(shards.tokenizer)).hash if shards.tokenizer else None
+        cache = Cache(Path(shards.cache), shards.cache_gib) if shards.cache else Cache(gib=shards.cache_gib)
+        self.train = {source.name: TokenShards(source.train, tokenizer, cache) for source in shards.sources}
+        named = [source for source in shards.sources if source.validation]
+        self._validation = {source.name: TokenShards(source.validation, tokenizer, cache) for source in named}
+        _refuse_other_tokenizers([*self.train.values(), *self._validation.values()])
+        settings = StreamSettings(config.sequence, mixture_stages(shards), config.layout, config.seed, shards.shuffle)
+        self.part = part or Part()
+        self.stream = ShardStream(self.train, settings, self.part, shards.workers, shards.on_damage == "skip")
         self.sequence = config.sequence
-        self.vocab_size = self.tokenizer.vocab_size
+        self.vocab_size = next(iter(self.train.values())).vocab_size
+        self.held_out = list(self._validation)
 
     def batch(self, rows: int) -> Batch:
-        return self._stream.batch(rows)
+        return self.stream.batch(rows)
 
-    def validation_batches(self, rows: int, count: int | None = None) -> Iterator[Batch]:
-        return validation_batches(self._validation, self.sequence, rows, count)
+    def skip(self, rows: int) -> None:
+        self.stream.next_step(rows)
+
+    def validation_batches(self, name: str, rows: int, count: int | None = None) -> Iterator[Batch]:
+        return validation_batches(self._validation[name], self.sequence, rows, count)
+
+    def report(self) -> dict[str, Any]:
+        """epochs: how often each source has been read. damaged: documents skipped, where there are any."""
+        damaged = len(self.stream.assembler.damaged)
+        return {"epochs": self.stream.epochs()} | ({"damaged": damaged} if damaged else {})
 
     def state_dict(self) -> dict[str, Any]:
-        return self._stream.state_dict()
+        return self.stream.state_dict() | self._held_out_data()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._stream.load_state_dict(state)
+        check_position(state, self._held_out_data())
+        self.stream.load_state_dict(state)
+
+    def _held_out_data(self) -> dict[str, Any]:
+        """What the evaluations of one run must have in common."""
+        return {"held-out data": {name: shards.fingerprint for name, shards in self._validation.items()}}
 
 
-def build_source(config: DataConfig) -> Source:
-    """The source that `data.source` names. Raises ConfigError for an unknown one, and what the source itself raises."""
+def mixture_stages(config: ShardsConfig) -> list[MixtureShares]:
+    """The sources' shares, stage by stage. Raises ConfigError for weights that cannot be kept exactly."""
+    base = {source.name: source.weight for source in config.sources}
+    none = dict.fromkeys(base, 0.0)
+    stages: list[tuple[int, Mapping[str, float]]] = [(0, base)]
+    stages += [(stage.tokens, none | stage.weights) for stage in config.curriculum]
+    return [MixtureShares(tokens, shares(weights)) for tokens, weights in stages]
+
+
+def _refuse_other_tokenizers(all_shards: Sequence[TokenShards]) -> None:
+    first = all_shards[0]
+    for shards in all_shards[1:]:
+        if (shards.tokenizer_hash, shards.vocab_size) != (first.tokenizer_hash, first.vocab_size):
+            raise DataError(
+                f"{shards.location} was made with another tokenizer (sha256 {shards.tokenizer_hash}, "
+                f"{shards.vocab_size} ids) than {first.location} ({first.tokenizer_hash}, {first.vocab_size} ids): "
+                "make all sources of a mixture with one tokenizer (tools/prepare.py --tokenizer)"
+            )
+
+
+def build_source(config: DataConfig, part: Part | None = None) -> Source:
+    """The source that `data.source` names; `part`: the rows that this data-parallel process reads (all without it).
+
+    Raises ConfigError for an unknown one, and what the source itself raises.
+    """
     if config.source == "shards":
-        return ShardsSource(config)
+        return ShardsSource(config, part)
     if config.source == "rule110":
-        return Rule110Source(config.rule110, config.seed)
+        return Rule110Source(config.rule110, config.seed, part)
     raise ConfigError(f"data.source={config.source!r} is unknown: set shards or rule110")

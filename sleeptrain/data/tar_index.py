@@ -1,58 +1,135 @@
-"""Where the arrays of a tar file of `.npy` members lie, read from the headers alone."""
+"""The arrays in a tar file of `.npy` members, read once from its beginning to its end."""
 
 from __future__ import annotations
 
-import mmap
-from pathlib import Path
-from typing import Any
+import hashlib
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from sleeptrain.errors import DataError
-
 BLOCK = 512
+CHUNK = 2**20
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
 NPY_PREFIX = len(NPY_MAGIC) + 2  # the magic, then the header's length as uint16
+FILE, EXTENDED, EXTENDED_FOR_ALL, LONG_NAME = (b"0", b"\0"), b"x", b"g", b"L"
+CHECKSUM = slice(148, 156)
 
 
-def index_arrays(buffer: mmap.mmap, dtype: np.dtype[Any], path: Path, remedy: str) -> tuple[np.ndarray, np.ndarray]:
-    """Byte offset and number of elements of each member's array, both int64 [D], in file order.
+def padding(size: int, block: int = BLOCK) -> int:
+    """The bytes missing to a multiple of `block`."""
+    return -size % block
 
-    `buffer` is a USTAR file whose members are one-dimensional `.npy` arrays of `dtype`. Raises DataError, naming `path`
-    and `remedy`, where it is anything else or ends early.
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One `.npy` member: its name without the suffix, its array (one dimension), and where in the file that begins."""
+
+    key: str
+    offset: int
+    array: np.ndarray
+
+
+class TarArrays:
+    """The members of a tar file of one-dimensional `.npy` arrays, in file order.
+
+    `file` is read in sequence and held a member at a time. Iterating raises ValueError, which names the byte, where the
+    file is anything else, is damaged, or ends early. When it is done, `size` and `sha256` are those of the whole file.
     """
-    offsets: list[int] = []
-    lengths: list[int] = []
-    position = 0
-    while True:
-        header = buffer[position : position + BLOCK]
-        if len(header) < BLOCK:
-            raise DataError(f"{path}: the tar file ends early; {remedy}")
-        if not header.strip(b"\0"):  # a block of zeros ends the archive
-            return np.array(offsets, np.int64), np.array(lengths, np.int64)
-        try:
-            size = _member_size(header)
-            offset, length = _array_span(buffer, position + BLOCK, size, dtype)
-        except ValueError as error:
-            raise DataError(f"{path}: damaged at byte {position} ({error}); {remedy}") from error
-        offsets.append(offset)
-        lengths.append(length)
-        position += BLOCK + -(-size // BLOCK) * BLOCK
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.size = 0
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def __iter__(self) -> Iterator[Member]:
+        name = ""
+        while True:
+            start = self.size
+            header = self._take(BLOCK)
+            if not header.strip(b"\0"):  # a block of zeros ends the archive
+                break
+            try:
+                kind, size = _parse_header(header)
+                content_start = self.size
+                content = self._take(size + padding(size))[:size]
+                if kind in (EXTENDED, LONG_NAME):
+                    name = _long_name(kind, content) or name
+                elif kind != EXTENDED_FOR_ALL:
+                    key, name = _key(name or _short_name(header)), ""
+                    offset, array = _parse_npy(content)
+                    yield Member(key, content_start + offset, array)
+            except ValueError as error:
+                raise ValueError(f"damaged or no array at byte {start}: {error}") from error
+        while self._read(CHUNK):
+            pass
+
+    def _read(self, size: int) -> bytes:
+        content = self._file.read(size)
+        self._digest.update(content)
+        self.size += len(content)
+        return content
+
+    def _take(self, size: int) -> bytes:
+        content = self._read(size)
+        if len(content) < size:
+            raise ValueError(f"the tar file ends early, at byte {self.size}")
+        return content
 
 
-def _member_size(header: bytes) -> int:
-    if header[257:262] != b"ustar" or header[156:157] not in (b"0", b"\0"):
-        raise ValueError("no USTAR header of a file")
-    return int(header[124:136].rstrip(b"\0 "), 8)
+def _parse_header(header: bytes) -> tuple[bytes, int]:
+    """Kind and size of a member."""
+    if header[257:262] != b"ustar":
+        raise ValueError("no USTAR header")
+    if sum(header) - sum(header[CHECKSUM]) + 8 * ord(" ") != int(header[CHECKSUM].strip(b"\0 "), 8):
+        raise ValueError("the header does not match its checksum")
+    kind = header[156:157]
+    if kind not in (*FILE, EXTENDED, EXTENDED_FOR_ALL, LONG_NAME):
+        raise ValueError(f"{_short_name(header)!r} is no file")
+    return kind, int(header[124:136].strip(b"\0 "), 8)
 
 
-def _array_span(buffer: mmap.mmap, start: int, size: int, dtype: np.dtype[Any]) -> tuple[int, int]:
-    prefix = buffer[start : start + NPY_PREFIX]
-    if start + size > len(buffer) or prefix[: len(NPY_MAGIC)] != NPY_MAGIC:
-        raise ValueError("no .npy array")
-    offset = start + NPY_PREFIX + int.from_bytes(prefix[-2:], "little")
-    header = buffer[start + NPY_PREFIX : offset]
-    length, rest = divmod(start + size - offset, dtype.itemsize)
-    if f"'descr': '{dtype.str}'".encode() not in header or f"'shape': ({length},)".encode() not in header or rest:
-        raise ValueError(f"no one-dimensional array of {dtype.str}")
-    return offset, length
+def _short_name(header: bytes) -> str:
+    name, prefix = (field.split(b"\0")[0].decode() for field in (header[:100], header[345:500]))
+    return f"{prefix}/{name}" if prefix and header[257:263] == b"ustar\0" else name
+
+
+def _long_name(kind: bytes, content: bytes) -> str:
+    """The name in an extended header; empty where it holds other things only."""
+    if kind == LONG_NAME:
+        return content.rstrip(b"\0").decode()
+    found = re.search(rb"(?:^|\n)\d+ path=([^\n]*)\n", content)
+    return found[1].decode() if found else ""
+
+
+def _key(name: str) -> str:
+    folder, slash, base = name.rpartition("/")
+    key, _, suffix = base.partition(".")
+    if suffix != "npy" or not key:
+        raise ValueError(f"{name!r} is no .npy file")
+    return folder + slash + key
+
+
+def _parse_npy(content: bytes) -> tuple[int, np.ndarray]:
+    """The array of a `.npy` file, and the byte in the file at which its elements begin."""
+    if content[: len(NPY_MAGIC)] != NPY_MAGIC:
+        raise ValueError("no .npy array of version 1.0")
+    offset = NPY_PREFIX + int.from_bytes(content[NPY_PREFIX - 2 : NPY_PREFIX], "little")
+    dtype, shape = _array_type(content[NPY_PREFIX - 2 : offset])
+    if len(shape) != 1 or dtype.hasobject or shape[0] * dtype.itemsize != len(content) - offset:
+        raise ValueError(f"an array of {dtype.str}{list(shape)} is not one-dimensional, or cut")
+    return offset, np.frombuffer(content, dtype, shape[0], offset)
+
+
+@lru_cache(2**16)  # documents of equal length have equal headers
+def _array_type(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    shape, _, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(header))
+    return dtype, shape

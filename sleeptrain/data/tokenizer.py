@@ -1,7 +1,7 @@
-"""SentencePiece tokenizer that gives back any text exactly: byte-pair encoding, identity normalisation, byte fallback.
+"""Tokenizers: text to ids and back. SentencePiece, trained here or elsewhere; Hugging Face's in `hf_tokenizer`.
 
 T. Kudo and J. Richardson, "SentencePiece: A simple and language independent subword tokenizer and detokenizer for
-Neural Text Processing", 2018 (arXiv 1808.06226).
+Neural Text Processing", 2018 (arXiv 1808.06226). Unigram: T. Kudo, "Subword Regularization", 2018 (arXiv 1804.10959).
 """
 
 from __future__ import annotations
@@ -9,14 +9,19 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import sentencepiece
 
+from sleeptrain.data.hf_tokenizer import TOKENIZER_JSON, HuggingFaceTokenizer
 from sleeptrain.errors import DataError
 from sleeptrain.files import write_whole
 
+MODEL_NAME = "tokenizer.model"
+MODEL_TYPES = ("bpe", "unigram")
+NORMALIZATIONS = ("identity", "nfkc", "nmt_nfkc")
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = range(4)
 # SentencePiece writes a space as U+2581 inside its pieces, so a U+2581 of the text itself would come back as a space.
 SPACE_SYMBOL = "\u2581"
@@ -24,20 +29,73 @@ SPACE_SYMBOL = "\u2581"
 SENTENCE_CHARACTERS = 4096
 
 
-def train_tokenizer(documents: Iterable[str], vocab_size: int, out: Path) -> Tokenizer:
-    """Train on `documents` and write the model to `out`; the same documents give the same bytes.
+class Tokenizer(Protocol):
+    """What preparation and training ask of a tokenizer.
 
-    Raises DataError when `vocab_size` is too small or too large for the documents, or these hold no text.
+    vocab_size: one more than the largest id. bos_id, eos_id: the ids around a document, bos_id None where there is
+    none. hash: hexadecimal sha256 of all that decides which ids a text gets. files: name to content of what, written
+    into one folder, `load_tokenizer` makes the same tokenizer of; the first is the one to name.
     """
+
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int
+    hash: str
+    files: dict[str, bytes]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text` without BOS and EOS; text that spells a control token gives ordinary ids.
+
+        Raises DataError for a lone surrogate, which is no Unicode text.
+        """
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; control ids (pad, BOS, EOS) give nothing."""
+
+
+def load_tokenizer(path: Path, bos_token: str | None = None, eos_token: str | None = None) -> Tokenizer:
+    """A SentencePiece model (`.model`), a Hugging Face `tokenizer.json`, or a folder that holds one of them.
+
+    `bos_token` (empty: none) and `eos_token` replace what a Hugging Face tokenizer says of itself. Raises DataError: no
+    such file, not a tokenizer, unfit for documents, or tokens given for a SentencePiece model, which has its own.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / (MODEL_NAME if not (path / TOKENIZER_JSON).exists() else TOKENIZER_JSON)
+    if path.suffix == ".json":
+        return HuggingFaceTokenizer(path, bos_token, eos_token)
+    if bos_token is not None or eos_token is not None:
+        raise DataError(f"tokenizer {path}: a SentencePiece model has its own BOS and EOS; leave the options away")
+    return SentencePieceTokenizer(path)
+
+
+def train_tokenizer(
+    documents: Iterable[str],
+    vocab_size: int,
+    out: Path,
+    model_type: str = "bpe",
+    normalization: str = "identity",
+    control_tokens: Sequence[str] = (),
+) -> SentencePieceTokenizer:
+    """Train on `documents` and write the model to `out`; the same documents and settings give the same bytes.
+
+    model_type: one of MODEL_TYPES. normalization: one of NORMALIZATIONS, a rule of SentencePiece that the model holds
+    and applies to all text; only with `identity` does any text come back exactly. control_tokens take the ids from 4
+    on, in order, and no text ever yields them. Raises DataError when a setting is none of these, `vocab_size` is too
+    small or too large for the documents, these hold no text, or a control token is empty or taken.
+    """
+    _check(model_type, MODEL_TYPES, "model_type")
+    _check(normalization, NORMALIZATIONS, "normalization")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_sentences(documents),
             model_writer=model,
-            model_type="bpe",
+            model_type=model_type,
             vocab_size=vocab_size,
             byte_fallback=True,
-            normalization_rule_name="identity",
+            normalization_rule_name=normalization,
+            control_symbols=_distinct(control_tokens),
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
@@ -52,7 +110,22 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, out: Path) -> Tok
     except RuntimeError as error:
         raise _explained(error, vocab_size) from error
     write_whole(out, model.getvalue())
-    return Tokenizer(out)
+    return SentencePieceTokenizer(out)
+
+
+def _check(value: str, allowed: Sequence[str], name: str) -> None:
+    if value not in allowed:
+        raise DataError(f"{name} {value!r} is none of {', '.join(allowed)}")
+
+
+def _distinct(control_tokens: Sequence[str]) -> list[str]:
+    """The control tokens, none empty, doubled or a name that every model of ours has."""
+    taken = {"<pad>", "<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))}
+    for token in control_tokens:
+        if not token or token in taken:
+            raise DataError(f"control token {token!r} is {'taken' if token else 'empty'}: name another")
+        taken.add(token)
+    return list(control_tokens)
 
 
 def _sentences(documents: Iterable[str]) -> Iterator[str]:
@@ -83,11 +156,11 @@ def _load(path: Path, model: bytes) -> sentencepiece.SentencePieceProcessor:
         raise DataError(f"tokenizer {path} is not a SentencePiece model; make it anew with tools/prepare.py") from error
 
 
-class Tokenizer:
-    """A SentencePiece model with BOS and EOS.
+class SentencePieceTokenizer:
+    """A SentencePiece model with EOS and byte fallback; see `Tokenizer`.
 
-    vocab_size: number of ids. bos_id, eos_id: the ids around a document. hash: sha256 of the model file, hexadecimal.
-    Raises DataError: no such file, not a SentencePiece model, or a model without BOS, EOS or byte fallback.
+    control_tokens: name to id of every control token. Any text comes back exactly from a model of `train_tokenizer`
+    with identity normalisation. Raises DataError: no such file, not a SentencePiece model, no EOS or no byte fallback.
     """
 
     def __init__(self, path: Path) -> None:
@@ -97,21 +170,29 @@ class Tokenizer:
             raise DataError(f"tokenizer {path}: {error.strerror}; make it with tools/prepare.py") from error
         self._model = _load(path, model)
         self.vocab_size: int = self._model.vocab_size()
-        self.bos_id: int = self._model.bos_id()
+        self.bos_id: int | None = None if self._model.bos_id() < 0 else self._model.bos_id()
         self.eos_id: int = self._model.eos_id()
         self.hash: str = hashlib.sha256(model).hexdigest()
+        self.files = {MODEL_NAME: model}
         self._space_symbol = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_SYMBOL.encode()]
-        if min(self.bos_id, self.eos_id) < 0:
-            raise DataError(f"tokenizer {path} has no BOS or no EOS; documents could not be told apart")
+        if self.eos_id < 0:
+            raise DataError(f"tokenizer {path} has no EOS; documents could not be told apart")
         if self._model.unk_id() in self._space_symbol:
             raise DataError(f"tokenizer {path} has no byte fallback; text would not come back as it was")
+        # Such a model puts a space before every text it is given, so a text must not be given in parts.
+        self._prefixes = self._model.encode("a", out_type=str)[0].startswith(SPACE_SYMBOL)
+
+    @property
+    def control_tokens(self) -> dict[str, int]:
+        ids = (id for id in range(self.vocab_size) if self._model.is_control(id))
+        return {self._model.id_to_piece(id): id for id in ids}
+
+    def is_byte(self, id: int) -> bool:
+        """Whether `id` stands for one byte of a character that the vocabulary lacks."""
+        return self._model.is_byte(id)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without BOS and EOS; `decode` gives the text back exactly.
-
-        Raises DataError for a lone surrogate, which is no Unicode text.
-        """
-        first, *rest = text.split(SPACE_SYMBOL)
+        first, *rest = [text] if self._prefixes else text.split(SPACE_SYMBOL)
         try:
             ids = self._model.encode(first)
             for part in rest:
@@ -121,5 +202,4 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; control ids (pad, BOS, EOS) give nothing."""
         return self._model.decode([int(id) for id in ids])

@@ -8,10 +8,9 @@ from itertools import islice
 import numpy as np
 import torch
 
-from sleeptrain.data.batch import IGNORE, PAD, Batch
+from sleeptrain.data.batch import IGNORE, PAD, PAD_TOKEN, Batch
 from sleeptrain.data.philox import random_order
 from sleeptrain.data.shards import TokenShards
-from sleeptrain.data.stream import PAD_TOKEN, inputs_and_targets
 
 
 def validation_batches(shards: TokenShards, sequence: int, rows: int, count: int | None) -> Iterator[Batch]:
@@ -21,10 +20,12 @@ def validation_batches(shards: TokenShards, sequence: int, rows: int, count: int
     several to a row, of which the last is cut off; the very last row is padded. No document is used twice. The last
     batch has fewer rows where the documents run out. No row carries anything in or leaves anything behind.
     """
-    plan = _rows(shards.lengths_D, sequence)
+    lengths = [shards.lengths(shard) for shard in range(shards.num_shards)]
+    firsts = np.cumsum([0, *map(len, lengths)])  # the number, over all shards, of each shard's first document
+    plan = _rows(np.concatenate(lengths), sequence)
     batches = iter(lambda: list(islice(plan, rows)), [])
-    for documents in islice(batches, count):
-        yield _assemble(shards, documents, sequence)
+    for numbers in islice(batches, count):
+        yield _assemble(shards, firsts, numbers, sequence)
 
 
 def _rows(lengths_D: np.ndarray, sequence: int) -> Iterator[list[int]]:
@@ -44,19 +45,20 @@ def _rows(lengths_D: np.ndarray, sequence: int) -> Iterator[list[int]]:
         yield row
 
 
-def _assemble(shards: TokenShards, rows: list[list[int]], sequence: int) -> Batch:
+def _assemble(shards: TokenShards, firsts: np.ndarray, rows: list[list[int]], sequence: int) -> Batch:
     tokens_BT = np.full((len(rows), sequence), PAD_TOKEN, np.int64)
     targets_BT = np.full_like(tokens_BT, IGNORE)
     documents_BT = np.full_like(tokens_BT, PAD)
-    for row, documents in enumerate(rows):
+    for row, numbers in enumerate(rows):
         begin = 0
-        for document in documents:
-            length = min(int(shards.lengths_D[document]), sequence - begin)
-            part = slice(begin, begin + length)
-            tokens_BT[row, part], targets_BT[row, part] = inputs_and_targets(shards.document(document), 0, length)
-            documents_BT[row, part] = document
-            begin += length
-    apart_B = torch.zeros(len(rows), dtype=torch.bool)
-    return Batch(
-        torch.from_numpy(tokens_BT), torch.from_numpy(targets_BT), torch.from_numpy(documents_BT), apart_B, apart_B
-    )
+        for number in numbers:
+            shard = int(np.searchsorted(firsts, number, side="right")) - 1
+            document = shards.document(shard, number - int(firsts[shard]))
+            part = slice(begin, min(begin + len(document), sequence))
+            tokens_BT[row, part] = document[: part.stop - begin]
+            targets = document[1 : part.stop - begin + 1]
+            targets_BT[row, begin : begin + len(targets)] = targets
+            documents_BT[row, part] = number
+            begin = part.stop
+    apart_B = np.zeros(len(rows), bool)
+    return Batch(*map(torch.from_numpy, (tokens_BT, targets_BT, documents_BT, apart_B, apart_B)))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from sleeptrain.config.schema import Rule110Config
-from sleeptrain.data.batch import IGNORE, Batch
+from sleeptrain.data.batch import IGNORE, Batch, Part
 from sleeptrain.data.philox import WORDS_PER_COUNT, random_words
 from sleeptrain.data.position import check_position
 from sleeptrain.errors import ConfigError
@@ -47,7 +47,7 @@ def draw_strings(config: Rule110Config, seed: int, stream: int, first: int, coun
     bits = config.strings * config.width
     counts = -(-bits // (64 * WORDS_PER_COUNT))
     words = random_words(count * counts * WORDS_PER_COUNT, seed, stream, first * counts)
-    words = words.astype("<u8").reshape(count, -1)
+    words = words.astype("<u8").reshape(count, counts * WORDS_PER_COUNT)
     drawn = np.unpackbits(words.view(np.uint8), axis=1, count=bits)
     return drawn.reshape(count, config.strings, config.width)
 
@@ -86,9 +86,11 @@ class Rule110Source:
     """
 
     vocab_size = VOCAB_SIZE
+    held_out = ("rule110",)
 
-    def __init__(self, config: Rule110Config, seed: int) -> None:
+    def __init__(self, config: Rule110Config, seed: int, part: Part | None = None) -> None:
         _check(config)
+        self.part = part or Part()
         self._config = config
         self._seed = seed
         self._position = 0
@@ -96,16 +98,23 @@ class Rule110Source:
         self.sequence = config.strings * config.width + config.strings
 
     def batch(self, rows: int) -> Batch:
-        batch = self._samples(self._seed, TRAIN, self._position, rows)
-        self._position += rows
+        mine = self.part.rows(rows)
+        batch = self._samples(self._seed, TRAIN, self._position + mine.start, len(mine))
+        self.skip(rows)
         return batch
 
-    def validation_batches(self, rows: int, count: int | None = None) -> Iterator[Batch]:
+    def skip(self, rows: int) -> None:
+        self._position += rows
+
+    def validation_batches(self, name: str, rows: int, count: int | None = None) -> Iterator[Batch]:
         """The `validation_samples` held-out samples, the same for every seed; `count` keeps the first batches."""
         total = self._config.validation_samples
         stop = total if count is None else min(total, count * rows)
         for first in range(0, stop, rows):
             yield self._samples(0, VALIDATION, first, min(rows, stop - first))
+
+    def report(self) -> dict[str, Any]:
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """position: samples drawn so far."""
@@ -128,7 +137,7 @@ class Rule110Source:
     def _samples(self, seed: int, stream: int, first: int, rows: int) -> Batch:
         cells_BSW = draw_strings(self._config, seed, stream, first, rows)
         labels_BS = torch.from_numpy(first_cells(cells_BSW, self._config.steps).astype(np.int64))
-        cells_BT = torch.from_numpy(cells_BSW.reshape(rows, -1).astype(np.int64))
+        cells_BT = torch.from_numpy(cells_BSW.astype(np.int64)).flatten(1)
         separator_B1 = torch.full((rows, 1), SEP)
         apart_B = torch.zeros(rows, dtype=torch.bool)
         return Batch(

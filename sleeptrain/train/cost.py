@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, Batch
-from sleeptrain.data.tokenizer import Tokenizer
-from sleeptrain.errors import ConfigError
+from sleeptrain.data.shards import TokenShards
+from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.curriculum import StepShape, stage_shape
 from sleeptrain.sleep.loop import loop_settings
@@ -86,10 +85,11 @@ def _typical_batch(config: Config, shape: StepShape) -> Batch:
 def _vocabulary(config: Config) -> int:
     if config.data.source == "rule110":
         return VOCAB_SIZE
-    path = Path(config.data.shards.tokenizer)
-    if not path.exists():
-        raise ConfigError(f"model.vocab_size is 0 and data.shards.tokenizer={path} does not exist yet: set one of them")
-    return Tokenizer(path).vocab_size
+    location = config.data.shards.sources[0].train
+    try:
+        return TokenShards(location).vocab_size
+    except DataError as error:
+        raise ConfigError(f"model.vocab_size is 0, and the data cannot say it: {error}") from error
 
 
 def _state_bytes(config: Config) -> int:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 import torch
 
@@ -14,8 +18,8 @@ from sleeptrain.sleep.rounds import Round, plan_batch, window_spans
 from sleeptrain.tasks.rule110 import exact_accuracy
 from sleeptrain.train.step import autocast
 
-# {"loss": {passes: [mean loss of window 1..K]}, "accuracy": {passes: share}}
-Evaluation = dict[str, dict[str, list[float | None] | float]]
+# {"loss": {passes: [mean loss of window 1..K]}, "accuracy": {passes: share}, "sets": {name: {"loss": ...}}}
+Evaluation = dict[str, Any]
 
 
 class _Answers:
@@ -33,32 +37,59 @@ class _Answers:
         return exact_accuracy(torch.cat(self._logits), torch.cat(self._labels))
 
 
+@dataclass
+class _Windows:
+    """Sums of losses and counts of targets, window by window."""
+
+    sums: list[float]
+    counts: list[int]
+
+    def means(self) -> list[float | None]:
+        return [total / count if count else None for total, count in zip(self.sums, self.counts, strict=True)]
+
+    def __add__(self, other: _Windows) -> _Windows:
+        return _Windows(
+            [a + b for a, b in zip(self.sums, other.sums, strict=True)],
+            [a + b for a, b in zip(self.counts, other.counts, strict=True)],
+        )
+
+
 @torch.no_grad()
 def evaluate(
-    model: Hybrid, batches: Iterable[Batch], config: Config, window: int, passes: Iterable[int], count_answers: bool
+    model: Hybrid,
+    sets: Mapping[str, Iterable[Batch]],
+    config: Config,
+    window: int,
+    passes: Iterable[int],
+    count_answers: bool,
 ) -> Evaluation:
     """Loss of windows 1..K (nats a token; None where a window has no target) for each number of passes.
 
-    Returns {"loss": {"1": [...], "4": [...]}} and, with `count_answers`, {"accuracy": {"1": ...}}: the share of rows
-    whose targets are all right by argmax.
+    sets: batches of each held-out set. Returns {"loss": {"1": [...], "4": [...]}} over all targets of all sets; with
+    `count_answers` {"accuracy": {"1": ...}}: the share of rows whose targets are all right by argmax; where there are
+    several sets {"sets": {name: {"loss": ...}}}.
     """
-    batches = list(batches)
-    losses: dict[str, list[float | None] | float] = {}
-    accuracy: dict[str, list[float | None] | float] = {}
+    batches = {name: list(given) for name, given in sets.items()}
+    result: Evaluation = {"loss": {}} | ({"accuracy": {}} if count_answers else {})
+    if len(batches) > 1:
+        result["sets"] = {name: {"loss": {}} for name in batches}
     for n in passes:
         answers = _Answers() if count_answers else None
-        losses[str(n)] = _window_losses(model, batches, config, window, n, answers)
+        by_set = {name: _window_losses(model, given, config, window, n, answers) for name, given in batches.items()}
+        result["loss"][str(n)] = reduce(operator.add, by_set.values()).means()
         if answers is not None:
-            accuracy[str(n)] = answers.accuracy()
-    return {"loss": losses, "accuracy": accuracy} if count_answers else {"loss": losses}
+            result["accuracy"][str(n)] = answers.accuracy()
+        for name in result.get("sets", {}):
+            result["sets"][name]["loss"][str(n)] = by_set[name].means()
+    return result
 
 
 def _window_losses(
     model: Hybrid, batches: list[Batch], config: Config, window: int, passes: int, answers: _Answers | None
-) -> list[float | None]:
+) -> _Windows:
     settings = loop_settings(config, window, model.num_layers, recompute="none")
     spans = window_spans(batches[0].tokens_BT.shape[1], window)
-    sums, counts = [0.0] * len(spans), [0] * len(spans)
+    found = _Windows([0.0] * len(spans), [0] * len(spans))
     for batch in batches:
         rounds = plan_batch(batch, window, passes, config.sleep)
         with autocast(config, model.device):
@@ -66,7 +97,7 @@ def _window_losses(
                 model, batch, rounds, model.empty_state(), settings, None if answers is None else answers.read
             )
         for index, (start, stop) in enumerate(spans):
-            counts[index] += int((batch.targets_BT[:, start:stop] != IGNORE).sum())
+            found.counts[index] += int((batch.targets_BT[:, start:stop] != IGNORE).sum())
             if index in losses:
-                sums[index] += float(losses[index])
-    return [total / count if count else None for total, count in zip(sums, counts, strict=True)]
+                found.sums[index] += float(losses[index])
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,9 @@ from sleeptrain.train.wandb_log import WandbLogger
 FREE_SETTINGS = (
     "run.",
     "wandb.",
+    "data.shards.on_damage",
+    "data.shards.workers",
+    "data.shards.cache",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
@@ -142,9 +146,19 @@ def _settle_vocabulary(config: Config, vocab_size: int) -> None:
 
 
 def _refuse_other_config(path: Path, config: Config) -> None:
-    changed = [line for line in config_diff(load_resolved(path), config) if not line.startswith(FREE_SETTINGS)]
+    lines = config_diff(_without_places(load_resolved(path)), _without_places(config))
+    changed = [line for line in lines if not line.startswith(FREE_SETTINGS)]
     if changed:
         raise ConfigError(
             f"{path.parent} holds a run with other settings ({'; '.join(changed)}); "
             "choose another run.name, or the same settings to go on"
         )
+
+
+def _without_places(config: Config) -> Config:
+    """Data may move from one folder to another: what it is, the saved position knows."""
+    config = deepcopy(config)
+    for source in config.data.shards.sources:
+        source.train = source.validation = ""
+    config.data.shards.tokenizer = ""
+    return config

@@ -80,6 +80,7 @@ def step_record(run: Run, shape: StepShape, result: StepResult, norm: float, sca
         "window": shape.window,
         "batch": shape.batch,
         "skipped": run.skipped,
+        "data": run.source.report(),
     }
 
 
@@ -87,9 +88,10 @@ def evaluation(run: Run, shape: StepShape) -> Evaluation:
     """Held-out loss at this step's window, with the configured number of passes and with one."""
     config = run.config
     rows = min(shape.batch, 8) if config.data.source == "shards" else shape.batch
-    batches = run.source.validation_batches(rows, config.train.eval_batches)
+    count = config.train.eval_batches
+    sets = {name: run.source.validation_batches(name, rows, count) for name in run.source.held_out}
     passes = sorted({1, shape.passes})
-    return evaluate(run.model, batches, config, shape.window, passes, config.data.source == "rule110")
+    return evaluate(run.model, sets, config, shape.window, passes, config.data.source == "rule110")
 
 
 def due(run: Run, every: int) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import MISSING
 
 from sleeptrain.config import Config, validate
-from sleeptrain.config.schema import ShardsConfig, Stage
+from sleeptrain.config.schema import MixtureStage, ShardsConfig, ShardSource, Stage
 from sleeptrain.config.validate import ABOVE_ZERO, AT_LEAST, CHOICES, FRACTIONS, settings
 from sleeptrain.errors import ConfigError
 
@@ -18,7 +18,7 @@ def shards() -> Config:
     config = Config()
     config.run.name = "test"
     config.train.tokens = 1000
-    config.data.shards = ShardsConfig(train="train", validation="validation", tokenizer="tokenizer.model")
+    config.data.shards = ShardsConfig(sources=[ShardSource(train="train", validation="validation")])
     return config
 
 
@@ -46,6 +46,14 @@ def stages(*triples: tuple[int, int | None, int | None, int | None]) -> list[Sta
     return [Stage(*each) for each in triples]
 
 
+def sources(*weights: tuple[str, float]) -> list[ShardSource]:
+    return [ShardSource(name, "train", "validation", weight) for name, weight in weights]
+
+
+def mixture(*pairs: tuple[int, dict[str, float]]) -> list[MixtureStage]:
+    return [MixtureStage(*pair) for pair in pairs]
+
+
 ACCEPTED: list[tuple[Callable[[], Config], dict[str, Any]]] = [
     (shards, {}),
     (rule110, {}),
@@ -58,7 +66,7 @@ ACCEPTED: list[tuple[Callable[[], Config], dict[str, Any]]] = [
     (shards, {"sleep.window": 100}),  # the last window of a sequence may be short
     (shards, {"sleep.curriculum": stages((1, 1, None, None), (10, 2, 256, None), (20, None, None, 16))}),
     # The base values are never in force here, so nothing has to go with them.
-    (shards, {"data.shards.tokenizer": "", "model.vocab_size": 50}),
+    (shards, {"data.shards.sources": sources(("a", 0.7), ("b", 0)), "data.shards.curriculum": mixture((5, {"b": 1}))}),
     (shards, {"model.attention.partial_rotary_factor": 0.25, "model.attention.head_dim": 24}),
     (shards, {"optim.schedule": "cosine", "optim.warmup_fraction": 0.9, "optim.decay_fraction": 0.2}),
     (shards, {"run.name": "multirun/test/sleep.passes=2"}),
@@ -103,9 +111,19 @@ REFUSED: list[tuple[Callable[[], Config], dict[str, Any], list[str]]] = [
     (rule110, {"sleep.window": 19}, ["sleep.window (19)", "data.rule110.width (20)"]),
     (rule110, {"sleep.curriculum": stages((5, None, 40, None))}, ["sleep.curriculum[0].window (40)"]),
     (shards, {"sleep.when": "unlabelled"}, ["sleep.when=unlabelled", "data.source=shards", "sleep.when=every"]),
-    (shards, {"data.shards.train": ""}, ["data.shards.train", "data=stdlib"]),
-    (shards, {"data.shards.validation": ""}, ["data.shards.validation"]),
-    (shards, {"data.shards.tokenizer": ""}, ["data.shards.tokenizer"]),
+    (shards, {"data.shards.sources": []}, ["data.shards.sources", "data=stdlib"]),
+    (shards, {"data.shards.sources": [ShardSource(validation="v")]}, ["data.shards.sources[0].train"]),
+    (shards, {"data.shards.sources": [ShardSource(train="t")]}, ["data.shards.sources[0].validation"]),
+    (shards, {"data.shards.sources": sources(("a", 1), ("a", 1))}, ["data.shards.sources[1].name", "'a'"]),
+    (shards, {"data.shards.sources": sources(("", 1))}, ["data.shards.sources[0].name"]),
+    (shards, {"data.shards.sources": sources(("a", 1), ("b", -1))}, ["data.shards.sources[1].weight", "-1"]),
+    (shards, {"data.shards.sources": sources(("a", float("nan")))}, ["data.shards.sources[0].weight", "nan"]),
+    (shards, {"data.shards.sources": sources(("a", 0), ("b", 0))}, ["data.shards.sources", "greater than 0"]),
+    (shards, {"data.shards.curriculum": mixture((0, {"text": 1}))}, ["data.shards.curriculum[0].tokens", "weights"]),
+    (shards, {"data.shards.curriculum": mixture((9, {"text": 1}), (9, {"text": 1}))}, ["curriculum[1].tokens (9)"]),
+    (shards, {"data.shards.curriculum": mixture((9, {"txt": 1}))}, ["curriculum[0].weights", "'txt'", "'text'"]),
+    (shards, {"data.shards.curriculum": mixture((9, {"text": -1}))}, ["curriculum[0].weights.text", "-1"]),
+    (shards, {"data.shards.curriculum": mixture((9, {}))}, ["data.shards.curriculum[0].weights", "greater than 0"]),
     (shards, {"train.micro_batch": 3}, ["train.micro_batch (3)", "data.batch (8)"]),
     (shards, {"train.micro_batch": 16}, ["train.micro_batch (16)", "data.batch (8)"]),
     (

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
+import os
+import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +14,22 @@ import pytest
 import webdataset
 import wids
 
-from sleeptrain.data.shards import TokenShards, token_dtype, write_shards
+from sleeptrain.data.shard_open import OpenShard, OpenShards
+from sleeptrain.data.shards import DamagedDocument, TokenShards
+from sleeptrain.data.storage import Retries
 from sleeptrain.data.tokenizer import Tokenizer
 from sleeptrain.errors import DataError
+
+AT_ONCE = Retries(attempts=3, first_wait=0)
+
+
+@pytest.fixture
+def folder(shards: TokenShards, tmp_path: Path) -> Path:
+    return tmp_path / "shards"
+
+
+def every(shards: TokenShards) -> list[tuple[int, int]]:
+    return [(shard, index) for shard in range(shards.num_shards) for index in range(len(shards.lengths(shard)))]
 
 
 def edit_index(folder: Path, change: Callable[[dict], object]) -> None:
@@ -21,181 +38,343 @@ def edit_index(folder: Path, change: Callable[[dict], object]) -> None:
     (folder / "index.json").write_text(json.dumps(index))
 
 
+def flip_byte(path: Path, position: int) -> None:
+    """Damage that leaves size and time as they were."""
+    stat = path.stat()
+    with path.open("r+b") as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ 0xFF]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def offset(folder: Path, shard: int, index: int) -> int:
+    return int(np.load(folder / f"shard-{shard:06d}.index.npy")["offset"][index])
+
+
+def num_descriptors(folder: Path) -> int:
+    opened = 0
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            opened += str(folder) in os.readlink(link)
+        except FileNotFoundError:
+            continue
+    return opened
+
+
 def test_documents_come_back(shards: TokenShards, tokenizer: Tokenizer, texts: list[str]) -> None:
-    assert len(list(shards.folder.glob("shard-*.tar"))) >= 3
-    assert shards.num_documents == len(texts)
-    for index, text in enumerate(texts):
-        document = shards.document(index)
+    assert shards.num_shards >= 3
+    assert shards.num_documents == len(texts) == shards.shard_documents_S.sum()
+    for (shard, index), text in zip(every(shards), texts, strict=True):
+        document = shards.document(shard, index)
         assert document.dtype == np.uint16
         assert document.tolist() == [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
-        assert len(document) == shards.lengths_D[index]
-    assert shards.num_tokens == shards.lengths_D.sum()
+        assert len(document) == shards.lengths(shard)[index]
+    assert [shards.lengths(shard).sum() for shard in range(shards.num_shards)] == shards.shard_tokens_S.tolist()
+    assert shards.num_tokens == shards.shard_tokens_S.sum()
+    assert shards.lengths(0).dtype == shards.shard_tokens_S.dtype == shards.shard_documents_S.dtype == np.int64
     assert shards.num_bytes == sum(len(text.encode()) for text in texts)
-    for index in (-1, len(texts)):
+    assert (shards.vocab_size, shards.tokenizer_hash) == (tokenizer.vocab_size, tokenizer.hash)
+
+
+def test_no_such_document(shards: TokenShards) -> None:
+    for shard, index in ((0, -1), (0, len(shards.lengths(0))), (-1, 0), (shards.num_shards, 0)):
         with pytest.raises(IndexError):
-            shards.document(index)
+            shards.document(shard, index)
 
 
-def test_document_is_a_read_only_view(shards: TokenShards) -> None:
+def test_document_is_read_only(shards: TokenShards) -> None:
     with pytest.raises(ValueError, match="read-only"):
-        shards.document(0)[0] = 1
+        shards.document(0, 0)[0] = 1
 
 
-def test_index_says_what_is_there(shards: TokenShards, tokenizer: Tokenizer) -> None:
-    index = json.loads((shards.folder / "index.json").read_text())
-    assert (index["__kind__"], index["wids_version"], index["name"]) == ("wids-shard-index-v1", 1, "test")
-    assert (index["dtype"], index["vocab_size"], index["tokenizer_sha256"]) == ("<u2", 320, tokenizer.hash)
-    for number, shard in enumerate(index["shardlist"]):
-        content = (shards.folder / shard["url"]).read_bytes()
-        assert shard["url"] == f"shard-{number:06d}.tar"
-        assert shard["filesize"] == len(content)
-        assert shard["sha256"] == hashlib.sha256(content).hexdigest()
-    assert sum(shard["nsamples"] for shard in index["shardlist"]) == index["documents"]
-    assert sum(shard["tokens"] for shard in index["shardlist"]) == index["tokens"]
-
-
-def test_webdataset_reads_the_same(shards: TokenShards) -> None:
-    urls = [str(path) for path in sorted(shards.folder.glob("*.tar"))]
+def test_webdataset_reads_the_same(shards: TokenShards, folder: Path) -> None:
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
     assert [sample["__key__"] for sample in samples] == [f"{index:09d}" for index in range(shards.num_documents)]
-    for index, sample in enumerate(samples):
-        np.testing.assert_array_equal(sample["npy"], shards.document(index))
+    for sample, (shard, index) in zip(samples, every(shards), strict=True):
+        np.testing.assert_array_equal(sample["npy"], shards.document(shard, index))
 
 
 @pytest.mark.filterwarnings("ignore:String specifications:UserWarning")
-def test_wids_reads_the_same(shards: TokenShards, tmp_path: Path) -> None:
-    dataset = wids.ShardListDataset(str(shards.folder / "index.json"), cache_dir=str(tmp_path / "cache"))
+def test_wids_reads_the_same(shards: TokenShards, folder: Path, tmp_path: Path) -> None:
+    dataset = wids.ShardListDataset(str(folder / "index.json"), cache_dir=str(tmp_path / "cache"))
     assert len(dataset) == shards.num_documents
-    for index in range(len(dataset)):
-        np.testing.assert_array_equal(dataset[index][".npy"], shards.document(index))
+    for number, (shard, index) in enumerate(every(shards)):
+        np.testing.assert_array_equal(dataset[number][".npy"], shards.document(shard, index))
 
 
-def test_same_bytes_every_time(shards: TokenShards, tokenizer: Tokenizer, texts: list[str], tmp_path: Path) -> None:
-    again = write_shards(tmp_path / "again", texts, tokenizer, name="test", shard_bytes=20_000)
-    for path in sorted(shards.folder.iterdir()):
-        assert (again.folder / path.name).read_bytes() == path.read_bytes()
-
-
-class WideTokenizer:
-    """More ids than 16 bits hold."""
-
-    vocab_size, bos_id, eos_id, hash = 70_000, 2, 3, "wide"
-
-    def encode(self, text: str) -> list[int]:
-        return [69_999] * len(text)
-
-
-def test_large_vocabulary_takes_32_bits(tmp_path: Path) -> None:
-    assert [token_dtype(size).str for size in (2**16 - 1, 2**16)] == ["<u2", "<u4"]
-    shards = write_shards(tmp_path / "wide", ["abc"], WideTokenizer(), name="wide")  # type: ignore[arg-type]
-    assert shards.document(0).dtype == np.uint32
-    assert shards.document(0).tolist() == [2, 69_999, 69_999, 69_999, 3]
-
-
-def test_failed_writing_leaves_nothing(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    def broken():
-        yield "text"
-        raise RuntimeError("broken")
-
-    with pytest.raises(RuntimeError, match="broken"):
-        write_shards(tmp_path / "shards", broken(), tokenizer, name="test")
-    with pytest.raises(DataError, match="no document"):
-        write_shards(tmp_path / "shards", [], tokenizer, name="test")
-    assert not list(tmp_path.iterdir())
-
-
-def test_wrong_tokenizer_names_both(shards: TokenShards, tokenizer: Tokenizer) -> None:
-    TokenShards(shards.folder, expect_tokenizer=tokenizer.hash)
+def test_wrong_tokenizer_names_both(folder: Path, tokenizer: Tokenizer) -> None:
+    TokenShards(folder, expect_tokenizer=tokenizer.hash)
     with pytest.raises(DataError, match=rf"{tokenizer.hash}.*0123abc.*data\.shards\.tokenizer"):
-        TokenShards(shards.folder, expect_tokenizer="0123abc")
+        TokenShards(folder, expect_tokenizer="0123abc")
 
 
-def flip_byte(path: Path, position: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[position] ^= 0xFF
-    path.write_bytes(content)
+def test_fingerprint_is_of_the_content(shards: TokenShards, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    edit_index(tmp_path / "copy", lambda index: index.update(name="other", bytes=1))
+    assert TokenShards(tmp_path / "copy").fingerprint == shards.fingerprint
+    part = TokenShards(folder / "shard-{000000..000001}.tar")
+    assert part.fingerprint != shards.fingerprint
+    for change in (
+        lambda index: index.update(tokenizer_sha256="x"),
+        lambda index: index.update(dtype="<u4"),
+        lambda index: index["shardlist"][1].update(sha256="0" * 64),
+    ):
+        edit_index(tmp_path / "copy", change)
+        assert TokenShards(tmp_path / "copy").fingerprint != shards.fingerprint
+        shutil.copy(folder / "index.json", tmp_path / "copy")
 
 
-def test_flipped_token_is_noticed(shards: TokenShards) -> None:
-    path = shards.folder / "shard-000001.tar"
-    flip_byte(path, 512 + 128 + 2)
-    with pytest.raises(DataError, match=r"shard-000001\.tar.*sha256.*prepare"):
-        TokenShards(shards.folder)
-    TokenShards(shards.folder, verify=False)
+# Opening
 
 
-@pytest.mark.parametrize("position", [130, 156, 257, 512, 512 + 8, 512 + 24, 512 + 60])
-def test_damaged_header_is_noticed_without_reading_all(shards: TokenShards, position: int) -> None:
-    flip_byte(shards.folder / "shard-000000.tar", position)
-    with pytest.raises(DataError, match=r"shard-000000\.tar: damaged at byte 0"):
-        TokenShards(shards.folder, verify=False)
+def test_opening_reads_no_sidecar(folder: Path, tmp_path: Path) -> None:
+    for path in folder.glob("*.npy"):
+        path.unlink()
+    shards = TokenShards(folder)
+    with pytest.raises(DataError, match=r"shard-000001\.index\.npy: No such file.*tools/shards\.py index"):
+        shards.lengths(1)
+    with pytest.raises(DamagedDocument, match=r"shard-000001\.tar: document 0 cannot be read"):
+        shards.document(1, 0)
 
 
-def test_truncated_shard(shards: TokenShards) -> None:
-    path = shards.folder / "shard-000000.tar"
-    content = path.read_bytes()
-    for size in (0, len(content) // 2):
-        path.write_bytes(content[:size])
-        with pytest.raises(DataError, match=rf"shard-000000\.tar: {size} bytes instead of {len(content)}"):
-            TokenShards(shards.folder, verify=False)
+@pytest.mark.parametrize("name", ["shard-000001.tar", "index.json"])
+def test_missing_file(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(DataError, match=rf"{name}: No such file"):
+        TokenShards(folder)
 
 
-@pytest.mark.parametrize("size", [512, 700, 1024])
-def test_tar_without_an_end(shards: TokenShards, size: int) -> None:
-    path = shards.folder / "shard-000000.tar"
-    path.write_bytes(path.read_bytes()[:size])
-    edit_index(shards.folder, lambda index: index["shardlist"][0].update(filesize=size))
-    with pytest.raises(DataError, match=r"shard-000000\.tar: (damaged|the tar file ends early)"):
-        TokenShards(shards.folder, verify=False)
-
-
-def test_tar_without_its_end_blocks(shards: TokenShards) -> None:
-    path = shards.folder / "shard-000000.tar"
-    content = path.read_bytes().rstrip(b"\0")
-    path.write_bytes(content + bytes(-len(content) % 512))
-    edit_index(shards.folder, lambda index: index["shardlist"][0].update(filesize=path.stat().st_size))
-    with pytest.raises(DataError, match=r"shard-000000\.tar: the tar file ends early"):
-        TokenShards(shards.folder, verify=False)
-
-
-def test_missing_pieces(shards: TokenShards, tmp_path: Path) -> None:
+def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         TokenShards(tmp_path / "nowhere")
-    (shards.folder / "shard-000001.tar").unlink()
-    with pytest.raises(DataError, match=r"shard-000001\.tar"):
-        TokenShards(shards.folder)
-    (shards.folder / "index.json").unlink()
-    with pytest.raises(DataError, match=r"index\.json"):
-        TokenShards(shards.folder)
+
+
+@pytest.mark.parametrize("part", [0, 0.5])
+def test_truncated_shard(folder: Path, part: float) -> None:
+    path = folder / "shard-000000.tar"
+    size = path.stat().st_size
+    os.truncate(path, int(size * part))
+    with pytest.raises(DataError, match=rf"shard-000000\.tar: {int(size * part)} bytes instead of {size}.*restore"):
+        TokenShards(folder)
+
+
+def test_bad_index_is_named(folder: Path) -> None:
+    edit_index(folder, lambda index: index["shardlist"].reverse())
+    with pytest.raises(DataError, match=r"index\.json: .*not sorted"):
+        TokenShards(folder)
+
+
+def test_shard_newer_than_the_index(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = folder / "shard-000001.tar"
+    later = (folder / "index.json").stat().st_mtime_ns + 1
+    os.utime(path, ns=(later, later))
+    TokenShards(folder)  # a plain copy
+    assert "1 shards are newer" in caplog.text
+    flip_byte(path, 5000)
+    with pytest.raises(DataError, match=r"shard-000001\.tar: changed after its index was written.*tools/shards\.py"):
+        TokenShards(folder)
+    os.utime(path, ns=(later - 1, later - 1))
+    TokenShards(folder)  # not read again
+
+
+def test_pattern_reads_the_shards_it_names(shards: TokenShards, folder: Path) -> None:
+    part = TokenShards(folder / "shard-{000001..000002}.tar")
+    assert part.num_shards == 2
+    assert part.num_documents == shards.shard_documents_S[1:3].sum()
+    assert part.num_tokens == shards.shard_tokens_S[1:3].sum()
+    assert part.num_bytes == shards.num_bytes * part.num_tokens // shards.num_tokens
+    np.testing.assert_array_equal(part.document(0, 3), shards.document(1, 3))
+    (folder / "shard-000000.tar").unlink()
+    TokenShards(folder / "shard-{000001..000002}.tar")
+    with pytest.raises(DataError, match=r"shard-000099\.tar is not in index\.json"):
+        TokenShards(folder / "shard-{000001,000099}.tar")
+
+
+# Damage
+
+
+def test_flipped_token(shards: TokenShards, folder: Path) -> None:
+    at = offset(folder, 1, 2)
+    flip_byte(folder / "shard-000001.tar", at + 3)
+    with pytest.raises(DamagedDocument, match=rf"shard-000001\.tar: document 2 .* at byte {at}, .*on_damage=skip") as e:
+        shards.document(1, 2)
+    assert (e.value.shard, e.value.index) == (1, 2)
+    assert len(shards.document(1, 1)) == shards.lengths(1)[1]
+    assert len(shards.document(1, 3)) == shards.lengths(1)[3]
+
+
+def test_every_flipped_byte_of_a_document(shards: TokenShards, folder: Path) -> None:
+    at, size = offset(folder, 0, 0), 2 * int(shards.lengths(0)[0])
+    for position in range(at, at + size):
+        flip_byte(folder / "shard-000000.tar", position)
+        with pytest.raises(DamagedDocument):
+            shards.document(0, 0)
+        flip_byte(folder / "shard-000000.tar", position)
+    shards.document(0, 0)
+
+
+def test_flipped_byte_in_a_sidecar(folder: Path) -> None:
+    shards = TokenShards(folder)
+    path = folder / "shard-000001.index.npy"
+    for position in (10, 130, path.stat().st_size - 1):
+        flip_byte(path, position)
+        with pytest.raises(DataError, match=r"shard-000001\.index\.npy: does not match its sha256.*tools/shards\.py"):
+            shards.lengths(1)
+        flip_byte(path, position)
+    shards.lengths(1)
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        lambda index: index.pop("shardlist"),
-        lambda index: index.pop("documents"),
-        lambda index: index.update(shardlist=[]),
-        lambda index: index["shardlist"][0].pop("sha256"),
-        lambda index: index.update(__kind__="other"),
-        lambda index: index.update(dtype="<u4"),
-        lambda index: index.update(tokens=index["tokens"] + 1),
-        lambda index: index["shardlist"].pop(),
-    ],
+    ("field", "change", "message"), [("nsamples", 1, "other documents"), ("tokens", 2, "other tokens")]
 )
-def test_bad_index(shards: TokenShards, change: Callable[[dict], object]) -> None:
-    edit_index(shards.folder, change)
-    with pytest.raises(DataError, match=r"index\.json"):
-        TokenShards(shards.folder)
+def test_sidecar_of_other_documents(folder: Path, field: str, change: int, message: str) -> None:
+    def move(index: dict) -> None:
+        for shard, sign in zip(index["shardlist"], (1, -1), strict=False):
+            shard[field] += sign * change
+
+    edit_index(folder, move)
+    with pytest.raises(DataError, match=rf"shard-000000\.index\.npy: holds {message} than index\.json says"):
+        TokenShards(folder).lengths(0)
 
 
-def test_index_that_is_no_json(shards: TokenShards) -> None:
-    for content in ("{", "[]", "7"):
-        (shards.folder / "index.json").write_text(content)
-        with pytest.raises(DataError, match=r"index\.json: not an index"):
-            TokenShards(shards.folder)
+def test_shard_cut_while_in_use(shards: TokenShards, folder: Path) -> None:
+    shards.document(0, 0)
+    os.truncate(folder / "shard-000000.tar", offset(folder, 0, 3) + 2)
+    shards.document(0, 2)
+    with pytest.raises(DamagedDocument, match=r"shard-000000\.tar: document 3"):
+        shards.document(0, 3)
 
 
-def test_swapped_shards_are_noticed(shards: TokenShards) -> None:
-    edit_index(shards.folder, lambda index: index["shardlist"][0].update(nsamples=1))
-    with pytest.raises(DataError, match=r"shard-000000\.tar: holds other documents"):
-        TokenShards(shards.folder)
+def test_shard_removed_before_use(folder: Path) -> None:
+    shards = TokenShards(folder, retries=AT_ONCE)
+    (folder / "shard-000000.tar").unlink()
+    at = offset(folder, 0, 1)
+    with pytest.raises(DamagedDocument, match=rf"shard-000000\.tar: document 1, at byte {at}, .*No such file"):
+        shards.document(0, 1)
+    shards.document(1, 0)
+
+
+def test_mismatch_is_looked_at_twice(shards: TokenShards, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another descriptor: a network file system may have given what it had in its own cache."""
+    expected = shards.document(0, 0).tolist()
+    pread, used = os.pread, []
+
+    def first_time_wrong(descriptor: int, size: int, offset: int) -> bytes:
+        used.append(os.fstat(descriptor).st_ino)
+        content = pread(descriptor, size, offset)
+        return content if len(used) > 1 else bytes(size)
+
+    monkeypatch.setattr(os, "pread", first_time_wrong)
+    held = shards._open.get(0)
+    assert shards.document(0, 0).tolist() == expected
+    assert len(used) == 2
+    assert shards._open.get(0) is not held
+
+
+def test_failing_disk_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = TokenShards(folder, retries=AT_ONCE)
+    expected = shards.document(0, 0).tolist()
+    pread, failures = os.pread, [3]
+
+    def failing(descriptor: int, size: int, offset: int) -> bytes:
+        if failures[0]:
+            failures[0] -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        return pread(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", failing)
+    assert shards.document(0, 0).tolist() == expected
+    failures[0] = 4
+    with pytest.raises(DamagedDocument, match=r"shard-000000\.tar: document 0, .*Input/output error"):
+        shards.document(0, 0)
+    assert shards.document(0, 0).tolist() == expected  # the shard is not given up for one failure
+
+
+def test_verify_finds_nothing(shards: TokenShards, folder: Path) -> None:
+    assert list(shards.verify()) == [(str(path), None) for path in sorted(folder.glob("*.tar"))]
+
+
+def test_verify_names_each_problem(shards: TokenShards, folder: Path) -> None:
+    at = offset(folder, 0, 1)
+    flip_byte(folder / "shard-000000.tar", at)
+    flip_byte(folder / "shard-000001.tar", 20)
+    flip_byte(folder / "shard-000002.index.npy", 200)
+    sound = [where for where, problem in shards.verify() if problem is None]
+    problems = [problem for _, problem in shards.verify() if problem is not None]
+    assert len(sound) == shards.num_shards - 3
+    assert f"shard-000000.tar: document 1 at byte {at} is not the one" in problems[0]
+    assert "shard-000001.tar: damaged or no array at byte 0: the header does not match its checksum" in problems[1]
+    assert "shard-000002.index.npy: does not match its sha256" in problems[2]
+
+
+def test_verify_reads_what_no_document_covers(shards: TokenShards, folder: Path) -> None:
+    path = folder / "shard-000000.tar"
+    flip_byte(path, path.stat().st_size - 1)
+    flip_byte(folder / "shard-000001.tar", offset(folder, 1, 0) + 2 * int(shards.lengths(1)[0]))  # padding
+    problems = [problem for _, problem in shards.verify() if problem is not None]
+    assert ["does not match the sha256" in problem for problem in problems] == [True, True]
+
+
+# Many shards, many threads
+
+
+def test_held_shards_are_bounded(folder: Path) -> None:
+    shards = TokenShards(folder, open_shards=2)
+    for _ in range(2):
+        for shard, index in every(shards):
+            shards.document(shard, index)
+    assert num_descriptors(folder) == 2
+    del shards
+    assert num_descriptors(folder) == 0
+
+
+def test_the_shard_used_last_stays() -> None:
+    held = OpenShards(limit=2)
+    for number in (0, 1):
+        held.put(number, OpenShard(bytes(16)))
+    held.get(0)
+    held.put(2, OpenShard(bytes(16)))
+    assert [held.get(number) is not None for number in range(3)] == [True, False, True]
+
+
+def test_held_records_are_bounded_by_size() -> None:
+    held = OpenShards(limit=10, limit_bytes=100)
+    for number in range(3):
+        held.put(number, OpenShard(bytes(40)))
+    assert [held.get(number) is not None for number in range(3)] == [False, True, True]
+    held.forget(1)
+    held.put(3, OpenShard(bytes(60)))
+    assert [held.get(number) is not None for number in range(4)] == [False, False, True, True]
+    held.put(4, OpenShard(bytes(1000)))  # one is always held
+    assert [held.get(number) is not None for number in range(5)] == [False] * 4 + [True]
+
+
+def test_threads_read_what_one_reads(folder: Path) -> None:
+    shards = TokenShards(folder, open_shards=2)
+    which = every(shards)
+    expected = {(shard, index): shards.document(shard, index).tolist() for shard, index in which}
+    wrong: list[object] = []
+
+    def read(seed: int) -> None:
+        try:
+            for number in np.random.default_rng(seed).integers(len(which), size=300).tolist():
+                shard, index = which[number]
+                shards.prefetch(shard)
+                if shards.document(shard, index).tolist() != expected[shard, index]:
+                    wrong.append((shard, index))
+                shards.lengths(shard)
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong
+    while any(thread.name == "prefetch" for thread in threading.enumerate()):
+        time.sleep(0.01)
+    assert num_descriptors(folder) == 2

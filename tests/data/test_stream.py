@@ -1,215 +1,316 @@
-"""The stream is tested on documents in which every token is different, so that it can be told from where it came."""
+"""The stream is tested on documents in which every token is different, and against the order written a second time."""
 
 from __future__ import annotations
 
 import json
-import math
-import random
-from collections.abc import Iterator
-from itertools import pairwise
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sleeptrain.data.batch import IGNORE, PAD, Batch
-from sleeptrain.data.philox import random_order
-from sleeptrain.data.stream import LaneStream
+from sleeptrain.data import rows as rows_module
+from sleeptrain.data.assignment import StreamSettings
+from sleeptrain.data.batch import IGNORE, PAD, Batch, Part
+from sleeptrain.data.shards import DamagedDocument
+from sleeptrain.data.stream import ShardStream
 from sleeptrain.errors import DataError
+from tests.data.numbered import (
+    SOURCES,
+    Case,
+    NumberedShards,
+    assert_equal,
+    cases,
+    joined,
+    mixture,
+    short_stretches,
+    tokens,
+)
+from tests.data.oracle import Oracle
 
-LENGTHS = [2, 3, 40, 5, 131, 17, 2, 64, 9, 30, 2, 21]
-TOTAL = sum(LENGTHS)
-
-
-class NumberedShards:
-    """Token = its place in the corpus: the documents hold 0, 1, 2, ... one after the other."""
-
-    def __init__(self, lengths: list[int]) -> None:
-        self.lengths_D = np.array(lengths, np.int64)
-        self.num_documents, self.num_tokens = len(lengths), sum(lengths)
-        self.starts_D = np.cumsum(self.lengths_D) - self.lengths_D
-
-    def document(self, index: int) -> np.ndarray:
-        return np.arange(self.lengths_D[index], dtype=np.uint16) + self.starts_D[index].astype(np.uint16)
-
-
-SHARDS = NumberedShards(LENGTHS)
-LAST_TOKENS = set((SHARDS.starts_D + SHARDS.lengths_D - 1).tolist())
-OWNER = np.repeat(np.arange(len(LENGTHS)), LENGTHS)  # the document of a token
+FEW = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+MANY = settings(max_examples=3000, deadline=None, derandomize=True, database=None)
+LENGTHS = [[2, 3, 40], [5, 131], [17, 2, 64, 9], [30], [2, 21]]
+CODE = [[7, 1, 12], [33, 4, 4, 4], [50]]
+TOTAL = sum(map(sum, LENGTHS))
 
 
-def make(sequence: int, seed: int = 0, lengths: list[int] | None = None) -> LaneStream:
-    return LaneStream(NumberedShards(lengths or LENGTHS), sequence, seed)  # type: ignore[arg-type]
+@pytest.fixture(autouse=True)
+def _short_stretches() -> Iterator[None]:
+    with short_stretches():
+        yield
 
 
-def epoch(stream: LaneStream, rows: int) -> list[Batch]:
-    """All batches of the current epoch that are left."""
-    number = stream.state_dict()["epoch"]
-    batches = []
-    while stream.state_dict()["epoch"] == number:
-        batches.append(stream.batch(rows))
-    return batches
+def make(layout: str = "lanes", sequence: int = 6, seed: int = 0, shuffle: int = 2, **options: object) -> ShardStream:
+    """One source."""
+    parameters = StreamSettings(sequence, mixture(text=1), layout, seed, shuffle)
+    return ShardStream({"text": NumberedShards(LENGTHS)}, parameters, **options)  # type: ignore
 
 
-def inputs(batches: list[Batch]) -> list[int]:
-    return [token for batch in batches for token in batch.tokens_BT[batch.documents_BT != PAD].tolist()]
+def make_mixture(sequence: int = 6, **options: object) -> ShardStream:
+    parameters = StreamSettings(sequence, mixture(text=0.7, code=0.3), "lanes", 0, 2)
+    return ShardStream({"text": NumberedShards(LENGTHS), "code": NumberedShards(CODE, 1)}, parameters, **options)  # type: ignore
 
 
-def _integers(batch: Batch) -> tuple[torch.Tensor, ...]:
-    return batch.tokens_BT, batch.targets_BT, batch.documents_BT
+def read(stream: ShardStream, plan: Sequence[int]) -> list[Batch]:
+    return [stream.batch(rows) for rows in plan]
 
 
-def equal(left: Batch, right: Batch) -> bool:
-    return all(torch.equal(getattr(left, name), getattr(right, name)) for name in Batch.__dataclass_fields__)
+def steps_of(epochs: int, rows: int, sequence: int = 6) -> int:
+    return -(-epochs * TOTAL // (rows * sequence))
 
 
-def changing(stream: LaneStream, seed: int, steps: int) -> Iterator[tuple[int, int, Batch]]:
-    """Batches whose number of rows changes now and then, each with its epoch and that number."""
-    rng = random.Random(seed)
-    rows = 3
-    for _ in range(steps):
-        rows = rng.choice([1, 2, 3, 5, 8]) if rng.random() < 0.3 else rows
-        yield stream.state_dict()["epoch"], rows, stream.batch(rows)
+# What is read
 
 
-@pytest.mark.parametrize("sequence", [1, 7, 16])
-@pytest.mark.parametrize("rows", [1, 2, 3, 7, 50])
-def test_every_token_is_an_input_once_an_epoch(rows: int, sequence: int) -> None:
-    stream = make(sequence)
-    for number in range(2):
-        batches = epoch(stream, rows)
-        assert sorted(inputs(batches)) == list(range(TOTAL))
-        assert len(batches) == math.ceil(math.ceil(TOTAL / rows) / sequence)
-        assert stream.state_dict()["epoch"] == number + 1
-    assert all(batch.tokens_BT.shape == (rows, sequence) for batch in batches)
-    assert all(tensor.dtype == torch.int64 for batch in batches for tensor in _integers(batch))
+def check_against_the_oracle(case: Case) -> None:
+    expected = Oracle(case.shards(), case.settings).batches(case.plan)
+    with case.planned():
+        for batch, oracle in zip(read(case.stream(), case.plan), expected, strict=True):
+            assert_equal(batch, oracle)
 
 
-def test_more_rows_than_tokens() -> None:
-    batches = epoch(make(4, lengths=[2, 3]), 9)
-    assert len(batches) == 1
-    assert sorted(inputs(batches)) == list(range(5))
-    assert not batches[0].carried_B.any() and not batches[0].continues_B.any()
+@FEW
+@given(cases())
+def test_equals_the_order_written_a_second_time(case: Case) -> None:
+    check_against_the_oracle(case)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_no_token_is_lost_or_repeated_when_rows_change(seed: int) -> None:
-    stream = make(sequence=6)
-    seen: dict[int, list[int]] = {}
-    for number, _, batch in changing(stream, seed, 120):
-        seen.setdefault(number, []).extend(inputs([batch]))
-    num_complete = stream.state_dict()["epoch"]
-    assert num_complete >= 3
-    for number in range(num_complete):
-        assert sorted(seen[number]) == list(range(TOTAL))
+@pytest.mark.slow
+@MANY
+@given(cases())
+def test_equals_the_order_written_a_second_time_in_many_cases(case: Case) -> None:
+    check_against_the_oracle(case)
 
 
-def test_targets_are_the_next_token_of_the_document() -> None:
-    for _, _, batch in changing(make(sequence=6), 0, 100):
-        for token, target, document in zip(
-            batch.tokens_BT.flatten().tolist(),
-            batch.targets_BT.flatten().tolist(),
-            batch.documents_BT.flatten().tolist(),
-            strict=True,
-        ):
-            assert target == (IGNORE if document == PAD or token in LAST_TOKENS else token + 1)
+@FEW
+@given(cases())
+def test_every_epoch_is_read_once(case: Case) -> None:
+    """No token twice in an epoch, and all of it in an epoch that every row has left behind."""
+    shards = case.shards()
+    with case.planned():
+        stream = case.stream()
+        batches = read(stream, case.plan)
+    sizes = [source.line.epoch_size for source in stream._sources]
+    read_in: dict[tuple[int, int], Counter[int]] = {}
+    latest = np.full((case.plan[-1], len(shards)), -1)  # since the last cut: the epoch that a row reads of a source
+    last_cut = len(case.plan) - next(i for i, r in enumerate([*case.plan[::-1], 0]) if r != case.plan[-1])
+    for step, batch in enumerate(batches):
+        for row in range(case.plan[step]):
+            for token, identity in zip(batch.tokens_BT[row].tolist(), batch.documents_BT[row].tolist(), strict=True):
+                if identity == PAD:
+                    continue
+                k = identity % len(shards)
+                assert token % SOURCES == k
+                epoch = identity // len(shards) // sizes[k]
+                read_in.setdefault((k, epoch), Counter())[token // SOURCES] += 1
+                if step >= last_cut:
+                    latest[row, k] = epoch
+    assert all(count == 1 for counter in read_in.values() for count in counter.values())
+    for k, source in enumerate(shards.values()):
+        for epoch in range(latest[:, k].min()):
+            assert len(read_in[k, epoch]) == source.num_tokens
 
 
-def test_lanes_are_contiguous_and_pads_come_last() -> None:
-    order = np.concatenate([SHARDS.document(index) for index in random_order(len(LENGTHS), 0, 0)])
-    batches = epoch(make(sequence=7), 4)
-    lanes = []
-    for row in range(4):
-        valid = torch.cat([batch.documents_BT[row] != PAD for batch in batches])
-        assert not valid[int(valid.sum()) :].any()
-        lanes.append(torch.cat([batch.tokens_BT[row] for batch in batches])[valid])
-    assert torch.cat(lanes).tolist() == order.tolist()
-    assert {len(lane) for lane in lanes} <= {TOTAL // 4, TOTAL // 4 + 1}
+@FEW
+@given(cases())
+def test_rows_go_on_with_their_documents(case: Case) -> None:
+    """Ids, targets and flags, from what the batches themselves say: the oracle knows no better."""
+    shards = case.shards()
+    documents = [
+        source.document(shard, index).tolist()
+        for source in shards.values()
+        for shard in range(source.num_shards)
+        for index in range(len(source.lengths(shard)))
+    ]
+    follower = {a: b for document in documents for a, b in zip(document, [*document[1:], IGNORE], strict=True)}
+    with case.planned():
+        batches = read(case.stream(), case.plan)
+    for batch in batches:
+        for row in range(len(batch.tokens_BT)):
+            check_documents(batch.rows(row, row + 1), follower)
+            if case.settings.layout == "one_document":
+                real = batch.documents_BT[row] != PAD
+                assert real[: int(real.sum())].all() and len(batch.documents_BT[row][real].unique()) == 1
+    for before, batch in zip([None, *batches], batches, strict=False):
+        goes_on = torch.zeros_like(batch.carried_B)
+        if before is not None and len(before.tokens_BT) == len(batch.tokens_BT):
+            goes_on = (batch.documents_BT[:, 0] == before.documents_BT[:, -1]) & (batch.documents_BT[:, 0] != PAD)
+            for row in goes_on.nonzero().flatten().tolist():
+                assert int(batch.tokens_BT[row, 0]) == follower[int(before.tokens_BT[row, -1])]
+            goes_on &= case.settings.layout != "packed"
+            assert torch.equal(before.continues_B, goes_on)
+        assert torch.equal(batch.carried_B, goes_on)
 
 
-def test_ids_tell_pieces_apart() -> None:
-    """In a row, two neighbours share their id exactly when the second is the next token of the first's document."""
-    gaps = 0
-    for _, _, batch in changing(make(sequence=6), 1, 200):
-        for tokens, documents in zip(batch.tokens_BT.tolist(), batch.documents_BT.tolist(), strict=True):
-            pairs = [(i, i + 1) for i in range(len(tokens) - 1) if documents[i + 1] != PAD]
-            for here, after in pairs:
-                follows = tokens[after] == tokens[here] + 1 and tokens[here] not in LAST_TOKENS
-                assert (documents[here] == documents[after]) == follows
-                gaps += OWNER[tokens[here]] == OWNER[tokens[after]] and not follows
-            ids = [documents[0]] + [documents[after] for here, after in pairs if documents[here] != documents[after]]
-            assert len(set(ids)) == len(ids)
-    assert gaps  # the case of one document with a gap in it has been met
+def check_documents(row: Batch, follower: dict[int, int]) -> None:
+    """Targets, and one id for each document, which stands in one place."""
+    text, ids = row.tokens_BT[0].tolist(), row.documents_BT[0].tolist()
+    targets = [IGNORE if i == PAD else follower[t] for t, i in zip(text, ids, strict=True)]
+    assert row.targets_BT[0].tolist() == targets
+    runs = [identity for identity, _ in groupby(ids) if identity != PAD]
+    assert len(runs) == len(set(runs))
+    for at in range(1, len(ids)):
+        assert ids[at] != ids[at - 1] or ids[at] == PAD or text[at] == follower[text[at - 1]]
 
 
 def test_long_document_goes_on_in_its_row_with_one_id() -> None:
-    batches = epoch(make(sequence=8), 1)
-    longest = int(SHARDS.lengths_D.argmax())
-    holding = [batch for batch in batches if (OWNER[batch.tokens_BT[0]] == longest).all()]
+    batches = read(make(sequence=8), [1] * 60)
+    longest = set(NumberedShards(LENGTHS).document(1, 1).tolist())
+    holding = [batch for batch in batches[:41] if set(tokens(batch)) <= longest]
     assert len(holding) >= 14
     assert len({int(batch.documents_BT[0, 0]) for batch in holding}) == 1
-    assert all(bool(batch.carried_B) for batch in holding)
+    assert all(bool(batch.carried_B) for batch in holding[1:])
     assert all(bool(batch.continues_B) for batch in holding[:-1])
 
 
-def test_carried_exactly_where_a_row_goes_on() -> None:
-    steps = list(changing(make(sequence=6), 2, 200))
-    num_carried = 0
-    for (number_before, rows_before, before), (number, rows, batch) in pairwise(steps):
-        if number != number_before:
-            assert not before.continues_B.any()
-        if (number, rows) != (number_before, rows_before):
-            assert not batch.carried_B.any()
-            continue
-        for row in range(rows):
-            last, first = int(before.tokens_BT[row, -1]), int(batch.tokens_BT[row, 0])
-            goes_on = batch.documents_BT[row, 0] != PAD and first == last + 1 and last not in LAST_TOKENS
-            assert bool(batch.carried_B[row]) == bool(before.continues_B[row]) == goes_on
-            if goes_on:
-                assert batch.documents_BT[row, 0] == before.documents_BT[row, -1]
-            num_carried += bool(goes_on)
-    assert num_carried > 100
-
-
 def test_first_step_of_a_cut_carries_nothing() -> None:
-    stream = make(sequence=6)
+    stream = make()
     assert not stream.batch(2).carried_B.any()
     assert stream.batch(2).continues_B.any()
     assert not stream.batch(3).carried_B.any()
-    rest = epoch(stream, 3)
-    assert any(batch.carried_B.any() for batch in rest)
-    assert not rest[-1].continues_B.any()
-    assert not stream.batch(3).carried_B.any()
+    assert any(stream.batch(3).carried_B.any() for _ in range(5))
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_resume_equals_uninterrupted(seed: int) -> None:
-    plan = [rows for _, rows, _ in changing(make(sequence=6), seed, 90)]
-    whole = make(sequence=6)
-    batches, states = [], []
-    for rows in plan:
-        states.append(json.dumps(whole.state_dict()))
-        batches.append(whole.batch(rows))
-    for point in range(0, len(plan), 7):
-        resumed = make(sequence=6)
-        resumed.batch(4)  # what it did before does not matter
-        resumed.load_state_dict(json.loads(states[point]))
-        assert json.dumps(resumed.state_dict()) == states[point]
-        for rows, batch in zip(plan[point : point + 30], batches[point : point + 30], strict=True):
-            assert equal(resumed.batch(rows), batch)
+def test_a_number_of_rows_that_comes_and_goes_loses_nothing() -> None:
+    stream = make()
+    plan = [1, 5, 2, 5, 1, 3] * 30
+    seen = Counter(token for batch in read(stream, plan) for token in tokens(batch))
+    assert sum(seen.values()) == 6 * sum(plan)
+    rounds, rest = divmod(6 * sum(plan), TOTAL)
+    assert max(seen.values()) - min(seen.values()) <= 2
+    assert rounds == stream.epochs()["text"] // 1 and rest
+    assert len(seen) == TOTAL
+
+
+@pytest.mark.parametrize("plan", [[4] * 3000, [1] * 500 + [6] * 800 + [3] * 400], ids=["one cut", "three cuts"])
+def test_epochs_are_the_share_of_what_was_read(plan: list[int]) -> None:
+    """Up to a document and a lead for each row and source, of each cut."""
+    stream = make_mixture()
+    read_of = Counter(token % SOURCES for batch in read(stream, plan) for token in tokens(batch))
+    assert sum(read_of.values()) == 6 * sum(plan)
+    cuts = {rows: plan.count(rows) for rows in plan}
+    for k, (name, size, longest, share) in enumerate([("text", TOTAL, 131, 0.7), ("code", 115, 50, 0.3)]):
+        owed = stream.epochs()[name] * size
+        assert owed == pytest.approx(share * 6 * sum(plan), abs=len(cuts) * 6)
+        assert abs(read_of[k] - owed) <= sum(cuts) * (longest + 131 + 50)
+    assert make().epochs() == {"text": 0}
+
+
+# Ranks, workers, resuming
+
+
+@pytest.mark.parametrize("build", [make, make_mixture])
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 1), (4, 3), (9, 1)])
+def test_ranks_and_workers_change_nothing(build: Callable[..., ShardStream], ranks: int, workers: int) -> None:
+    """Two epochs and more; nine ranks are more than there are shards, and more than rows."""
+    plan = [8] * steps_of(2, 8) + [3] * 20
+    whole = read(build(), plan)
+    parts = [build(part=Part(rank, ranks), workers=workers) for rank in range(ranks)]
+    for rows, batch in zip(plan, whole, strict=True):
+        assert_equal(joined([part.batch(rows) for part in parts]), batch)
+    assert all(part.state_dict() == parts[0].state_dict() for part in parts)
+    assert min(parts[0].epochs().values()) >= 1
+
+
+def check_kill_and_resume(case: Case, data: st.DataObject) -> None:
+    killed = data.draw(st.integers(0, len(case.plan)), "killed before step")
+    ranks_before, ranks_after = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 8)), "ranks")
+    workers = data.draw(st.sampled_from([0, 0, 0, 2]), "workers")
+    with case.planned():
+        whole = read(case.stream(), case.plan)
+        before = [case.stream(part=Part(rank, ranks_before), workers=workers) for rank in range(ranks_before)]
+        lived = [joined([part.batch(rows) for part in before]) for rows in case.plan[:killed]]
+        states = {json.dumps(part.state_dict()) for part in before}
+        assert len(states) == 1
+        after = [case.stream(part=Part(rank, ranks_after), workers=workers) for rank in range(ranks_after)]
+        for part in after:
+            part.load_state_dict(json.loads(next(iter(states))))
+        lived += [joined([part.batch(rows) for part in after]) for rows in case.plan[killed:]]
+    for batch, expected in zip(lived, whole, strict=True):
+        assert_equal(batch, expected)
+
+
+@FEW
+@given(cases(), st.data())
+def test_killed_and_resumed_on_other_ranks(case: Case, data: st.DataObject) -> None:
+    check_kill_and_resume(case, data)
+
+
+@pytest.mark.slow
+@MANY
+@given(cases(), st.data())
+def test_killed_and_resumed_on_other_ranks_in_many_cases(case: Case, data: st.DataObject) -> None:
+    check_kill_and_resume(case, data)
+
+
+def test_a_stream_that_was_elsewhere_resumes_too() -> None:
+    whole = make_mixture(workers=2)
+    read(whole, [4] * 9 + [2] * 5)
+    state = json.loads(json.dumps(whole.state_dict()))
+    expected = read(whole, [2] * 10)
+    other = make_mixture(workers=2)
+    read(other, [3] * 4)
+    other.load_state_dict(state)
+    for batch, again in zip(read(other, [2] * 10), expected, strict=True):
+        assert_equal(batch, again)
+    assert other.state_dict()["cuts"] == [[4, 9], [2, 15]]
+
+
+def huge(shards: int = 60, documents: int = 50, seed: int = 0) -> dict[str, NumberedShards]:
+    """Two sources of some hundred thousand tokens."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: NumberedShards(rng.integers(1, 120, (shards, documents)).tolist(), k)
+        for k, name in enumerate(["text", "code"])
+    }
+
+
+HUGE = StreamSettings(128, mixture(text=0.7, code=0.3), shuffle_shards=4)
+
+
+@pytest.mark.parametrize("cuts", [[[8, 10**7]], [[8, 10**7], [4, 5], [8, 3 * 10**6]]])
+def test_resuming_costs_no_more_after_many_steps(cuts: list[list[int]]) -> None:
+    """A row looks at the groups around the two ends of a stretch, for each cut; however far they are."""
+    sources = huge()
+    stream = ShardStream(sources, HUGE)  # type: ignore[arg-type]
+    few = json.dumps(stream.state_dict() | {"cuts": [[8, 10]]})
+    stream.load_state_dict(json.loads(few) | {"cuts": cuts})
+    for source in sources.values():
+        assert len(source.asked) <= 8 * len(cuts) * 6 * HUGE.shuffle_shards
+    assert len(json.dumps(stream.state_dict())) <= len(few) + 20 * len(cuts)
+    assignment, step = stream.next_step(8)
+    assert step == cuts[-1][1]
+    fresh = ShardStream(huge(), HUGE)  # type: ignore[arg-type]
+    fresh.load_state_dict(json.loads(few) | {"cuts": [*cuts[:-1], [8, step - 3]]})
+    walked = read(fresh, [8] * 4)[-1]
+    again = ShardStream(huge(), HUGE)  # type: ignore[arg-type]
+    again.load_state_dict(json.loads(few) | {"cuts": cuts})
+    direct = again.batch(8)
+    assert_equal(direct, walked)
+    for row in range(8):
+        pieces = assignment.pieces(step, row)
+        ids = (pieces["line"] * 2 + pieces["source"]).tolist()
+        assert list(dict.fromkeys(direct.documents_BT[row].tolist())) == ids
 
 
 def test_state_does_not_grow_with_the_steps() -> None:
-    stream = make(sequence=2)
+    stream = make()
     stream.batch(2)
     few = len(str(stream.state_dict()))
-    for _ in range(50):
-        stream.batch(2)
-    assert len(str(stream.state_dict())) <= few + 2
+    read(stream, [2] * 98)
+    assert len(str(stream.state_dict())) == few + 1
+    assert stream.state_dict()["cuts"] == [[2, 99]]
 
 
 def test_saved_state_is_not_changed_by_going_on() -> None:
-    stream = make(sequence=2)
+    stream = make()
     stream.batch(2)
     state = stream.state_dict()
     before = json.dumps(state)
@@ -217,36 +318,100 @@ def test_saved_state_is_not_changed_by_going_on() -> None:
     assert json.dumps(state) == before
 
 
-def test_order_depends_on_seed_and_epoch_only() -> None:
-    first, again, other = make(16), make(16), make(16, seed=1)
-    epochs = [inputs(epoch(first, 1)) for _ in range(2)]
-    assert [inputs(epoch(again, 1)) for _ in range(2)] == epochs
-    assert epochs[0] != epochs[1]
-    assert inputs(epoch(other, 1)) not in epochs
-
-
-def test_ids_of_two_epochs_differ() -> None:
-    stream = make(16)
-    ids = [{int(i) for batch in epoch(stream, 2) for i in batch.documents_BT.flatten()} - {PAD} for _ in range(2)]
-    assert not ids[0] & ids[1]
-
-
 @pytest.mark.parametrize(
     ("other", "name"),
     [
-        (make(5), r"data\.sequence=6.*data\.sequence=5"),
-        (make(6, seed=1), r"data\.seed=0.*data\.seed=1"),
-        (make(6, lengths=[TOTAL]), "documents="),
-        (make(6, lengths=[*LENGTHS[:-1], 1]), "tokens="),
+        (make(sequence=5), r"data\.sequence=6.*data\.sequence=5"),
+        (make(seed=1), r"data\.seed=0.*data\.seed=1"),
+        (make("packed"), r"data\.layout=lanes.*data\.layout=packed"),
+        (make(shuffle=3), r"data\.shards\.shuffle=2.*data\.shards\.shuffle=3"),
+        (make_mixture(), r"data\.shards\.sources="),
+        (
+            ShardStream({"text": NumberedShards([*LENGTHS, [1]])}, make().settings),  # type: ignore
+            r"data\.shards\.sources=",
+        ),
+        (
+            ShardStream(
+                {"text": NumberedShards(LENGTHS)},  # type: ignore
+                replace(make().settings, stages=[*mixture(text=1), replace(mixture(text=1)[0], tokens=100)]),
+            ),
+            r"data\.shards\.weights=",
+        ),
     ],
+    ids=["sequence", "seed", "layout", "shuffle", "sources", "data", "weights"],
 )
-def test_foreign_state_is_refused(other: LaneStream, name: str) -> None:
+def test_foreign_state_is_refused(other: ShardStream, name: str) -> None:
     with pytest.raises(DataError, match=name):
-        other.load_state_dict(make(6).state_dict())
+        other.load_state_dict(make().state_dict())
+    other.load_state_dict(other.state_dict())
 
 
-def test_order_is_the_same_for_ever() -> None:
-    """A change here would send every resumed run to other data."""
-    assert random_order(8, seed=0, stream=0).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
-    assert random_order(8, seed=1, stream=2).tolist() == [4, 2, 0, 6, 1, 5, 7, 3]
-    assert sorted(random_order(100, seed=-1, stream=0).tolist()) == list(range(100))
+def test_sources_in_another_order_are_refused() -> None:
+    """Where two documents are due together, the first source's goes first."""
+    sources = {"code": NumberedShards(CODE, 1), "text": NumberedShards(LENGTHS)}
+    other = ShardStream(sources, make_mixture().settings)  # type: ignore
+    with pytest.raises(DataError, match=r"data\.shards\.sources="):
+        other.load_state_dict(make_mixture().state_dict())
+
+
+def test_order_depends_on_seed_and_epoch_only() -> None:
+    def epochs(stream: ShardStream) -> list[list[int]]:
+        order = [token for batch in read(stream, [1] * steps_of(2, 1)) for token in tokens(batch)]
+        return [order[:TOTAL], order[TOTAL : 2 * TOTAL]]
+
+    first, second = epochs(make())
+    assert epochs(make(sequence=16)) == [first, second]
+    assert first != second and sorted(first) == sorted(second)
+    assert first not in epochs(make(seed=1))
+
+
+def test_too_many_rows_are_refused() -> None:
+    with pytest.raises(DataError, match=r"data\.shards\.sources\.text has 326 tokens, fewer than the 327 rows"):
+        make().batch(TOTAL + 1)
+    with patch.object(rows_module, "STRETCH", 8):
+        assert len(make().batch(TOTAL).tokens_BT) == TOTAL
+    with pytest.raises(DataError, match=r"text has 59 rows of 6 tokens, fewer than the 60 rows"):
+        make("one_document").batch(60)
+
+
+# Damage
+
+DAMAGED = [(0, 2), (3, 0)]
+
+
+def damaged(**options: object) -> ShardStream:
+    shards = {"text": NumberedShards(LENGTHS, damaged=DAMAGED)}
+    return ShardStream(shards, make().settings, **options)  # type: ignore
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_documents_become_pads(workers: int) -> None:
+    plan = [3] * steps_of(2, 3)
+    stream, lost = damaged(workers=workers, skip_damaged=True), set()
+    for shard, index in DAMAGED:
+        lost |= set(NumberedShards(LENGTHS).document(shard, index).tolist())
+    pads = 0
+    for batch, whole in zip(read(stream, plan), read(make(), plan), strict=True):
+        gone = np.isin(whole.tokens_BT.numpy(), list(lost))
+        pads += int(gone.sum())
+        assert (batch.documents_BT.numpy()[gone] == PAD).all() and (batch.targets_BT.numpy()[gone] == IGNORE).all()
+        for name in ("tokens_BT", "targets_BT", "documents_BT"):
+            assert (getattr(batch, name).numpy()[~gone] == getattr(whole, name).numpy()[~gone]).all(), name
+        assert batch.carried_B.tolist() == (whole.carried_B.numpy() & ~gone[:, 0]).tolist()
+        assert batch.continues_B.tolist() == (whole.continues_B.numpy() & ~gone[:, -1]).tolist()
+    assert pads >= 2 * len(lost)
+    assert stream.assembler.damaged == {(0, *which) for which in DAMAGED}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_document_stops_the_run(workers: int) -> None:
+    lost = {*NumberedShards(LENGTHS).document(4, 1).tolist()}
+    whole = read(make(), [3] * steps_of(2, 3))
+    first = next(step for step, batch in enumerate(whole) if lost & {*tokens(batch)})
+    assert first > 0
+    shards = {"text": NumberedShards(LENGTHS, damaged=[(4, 1)])}
+    stream = ShardStream(shards, make().settings, workers=workers)  # type: ignore
+    for batch in whole[:first]:
+        assert_equal(stream.batch(3), batch)
+    with pytest.raises(DamagedDocument, match="shard 4, document 1"):
+        stream.batch(3)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from sleeptrain.data.tokenizer import SPACE_SYMBOL, Tokenizer, train_tokenizer
+from sleeptrain.data.tokenizer import SPACE_SYMBOL, SentencePieceTokenizer, Tokenizer, load_tokenizer, train_tokenizer
 from sleeptrain.errors import DataError
 from tests.data.texts import make_texts
 
@@ -98,21 +98,91 @@ def test_lone_surrogate(tokenizer: Tokenizer) -> None:
 
 def test_bad_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.model"):
-        Tokenizer(tmp_path / "absent.model")
+        load_tokenizer(tmp_path / "absent.model")
     for content, message in [(b"", "is empty"), (b"junk" * 10, "not a SentencePiece model")]:
         (tmp_path / "bad.model").write_bytes(content)
         with pytest.raises(DataError, match=message):
-            Tokenizer(tmp_path / "bad.model")
+            load_tokenizer(tmp_path / "bad.model")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"), [({"bos_id": -1, "byte_fallback": True}, "no BOS"), ({}, "no byte fallback")]
-)
-def test_unfit_models(texts: list[str], tmp_path: Path, options: dict, message: str) -> None:
-    with (tmp_path / "foreign.model").open("wb") as file:
+def foreign(texts: list[str], path: Path, **options: object) -> Path:
+    """A model that was not made by `train_tokenizer`."""
+    with path.open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts), model_writer=file, vocab_size=320, model_type="bpe", minloglevel=2,
             hard_vocab_limit=False, **options,
         )  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"eos_id": -1, "byte_fallback": True}, "no EOS"), ({}, "no byte fallback")]
+)
+def test_unfit_models(texts: list[str], tmp_path: Path, options: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        Tokenizer(tmp_path / "foreign.model")
+        load_tokenizer(foreign(texts, tmp_path / "foreign.model", **options))
+
+
+def test_foreign_models(texts: list[str], tmp_path: Path) -> None:
+    without_bos = load_tokenizer(foreign(texts, tmp_path / "a.model", bos_id=-1, byte_fallback=True))
+    assert without_bos.bos_id is None and without_bos.eos_id > 0
+    # It puts a space before a text: in front of every part of it, if a text were given in parts.
+    prefixing = load_tokenizer(foreign(texts, tmp_path / "b.model", byte_fallback=True))
+    assert prefixing.decode(prefixing.encode(f"a{SPACE_SYMBOL}b")) == "a b"
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_both_model_types_give_text_back(texts: list[str], tmp_path: Path, model_type: str) -> None:
+    models = [train_tokenizer(texts, 290, tmp_path / f"{i}.model", model_type) for i in range(2)]
+    assert models[0].hash == models[1].hash
+    assert [models[0].decode(models[0].encode(text)) for text in [*texts, *HARD]] == [*texts, *HARD]
+    kinds = {name: train_tokenizer(texts, 290, tmp_path / "t.model", name).hash for name in ("bpe", "unigram")}
+    assert kinds["bpe"] != kinds["unigram"]
+
+
+@pytest.mark.parametrize(("normalization", "expected"), [("identity", "ﬁ①"), ("nfkc", "fi1"), ("nmt_nfkc", "fi1")])
+def test_normalization_is_in_the_model(texts: list[str], tmp_path: Path, normalization: str, expected: str) -> None:
+    model = train_tokenizer(texts, 320, tmp_path / "t.model", normalization=normalization)
+    assert model.decode(model.encode("ﬁ①")) == expected
+
+
+CONTROL = ["<|im_start|>", "<|im_end|>", "<|reserved_0|>"]
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_control_tokens_never_come_from_text(texts: list[str], tmp_path: Path, model_type: str) -> None:
+    spelt = ["".join(CONTROL), *CONTROL, *(f"a{token} b" for token in CONTROL), "</s><s><pad>"]
+    model = train_tokenizer([*texts, *spelt * 50], 310, tmp_path / "t.model", model_type, control_tokens=CONTROL)
+    assert [model.control_tokens[token] for token in CONTROL] == [4, 5, 6]
+    assert {model.bos_id, model.eos_id} < set(model.control_tokens.values())
+    for text in spelt:
+        ids = model.encode(text)
+        assert not set(ids) & set(model.control_tokens.values())
+        assert model.decode([4, *ids, 6]) == text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"control_tokens": ["<s>"]}, "control token '<s>' is taken"),
+        ({"control_tokens": ["<0x41>"]}, "control token '<0x41>' is taken"),
+        ({"control_tokens": ["<a>", "<a>"]}, "control token '<a>' is taken"),
+        ({"control_tokens": [""]}, "control token '' is empty"),
+        ({"model_type": "word"}, "model_type 'word' is none of bpe, unigram"),
+        ({"normalization": "nfd"}, "normalization 'nfd' is none of identity"),
+    ],
+)
+def test_settings_that_make_no_sense(texts: list[str], tmp_path: Path, settings: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        train_tokenizer(texts, 320, tmp_path / "t.model", **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_load_by_name(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
+    for name, content in tokenizer.files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "other-name.model").write_bytes(tokenizer.files["tokenizer.model"])
+    for path in (tmp_path, tmp_path / "tokenizer.model", tmp_path / "other-name.model"):
+        assert load_tokenizer(path).hash == tokenizer.hash
+    with pytest.raises(DataError, match="has its own BOS and EOS"):
+        load_tokenizer(tmp_path, eos_token="</s>")

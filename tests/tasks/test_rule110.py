@@ -70,7 +70,7 @@ def test_sample_depends_on_seed_and_number_alone(width: int) -> None:
 def test_samples_are_fresh() -> None:
     source = Rule110Source(Rule110Config(width=24, strings=4), seed=0)
     rows = torch.cat([source.batch(256).tokens_BT for _ in range(8)])
-    held_out = torch.cat([batch.tokens_BT for batch in source.validation_batches(256)])
+    held_out = torch.cat([batch.tokens_BT for batch in source.validation_batches("rule110", 256)])
     assert len(torch.cat([rows, held_out])[:, :96].unique(dim=0)) == len(rows) + len(held_out)
     assert abs(rows[:, :96].double().mean() - 0.5) < 0.01
 
@@ -96,14 +96,14 @@ def test_foreign_state_is_refused() -> None:
 
 def test_validation_is_fixed_and_complete() -> None:
     source = Rule110Source(CONFIG, seed=0)
-    before = list(source.validation_batches(16))
+    before = list(source.validation_batches("rule110", 16))
     assert [len(batch.tokens_BT) for batch in before] == [16, 16, 16, 2]
     source.batch(3)
     other = Rule110Source(CONFIG, seed=8)
-    for again in (source.validation_batches(16), other.validation_batches(16)):
+    for again in (source.validation_batches("rule110", 16), other.validation_batches("rule110", 16)):
         assert all(equal(left, right) for left, right in zip(before, again, strict=True))
-    assert equal(join(list(source.validation_batches(7))), join(before))
-    assert [len(batch.tokens_BT) for batch in source.validation_batches(16, count=2)] == [16, 16]
+    assert equal(join(list(source.validation_batches("rule110", 7))), join(before))
+    assert [len(batch.tokens_BT) for batch in source.validation_batches("rule110", 16, count=2)] == [16, 16]
     assert source.state_dict()["position"] == 3
 
 
@@ -116,7 +116,9 @@ def test_prior_of_the_first_cell(steps: int) -> None:
 
 def test_majority_is_what_constant_answers_get() -> None:
     config = Rule110Config(width=24, strings=2, steps=8, validation_samples=20_000)
-    labels_BS = torch.cat([batch.targets_BT[:, -2:] for batch in Rule110Source(config, 0).validation_batches(4000)])
+    labels_BS = torch.cat(
+        [batch.targets_BT[:, -2:] for batch in Rule110Source(config, 0).validation_batches("rule110", 4000)]
+    )
     ones_BSV = torch.tensor([0.0, 1.0, -1.0]).expand(*labels_BS.shape, 3)
     assert exact_accuracy(ones_BSV, labels_BS) == pytest.approx(majority_accuracy(config), abs=0.015)
 

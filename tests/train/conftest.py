@@ -18,8 +18,7 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     return (
         "data=stdlib",
         "sleep=every",
-        f"data.shards.train={folder / 'train'}",
-        f"data.shards.validation={folder / 'validation'}",
+        f"data.shards.sources=[{{train: {folder / 'train'}, validation: {folder / 'validation'}}}]",
         f"data.shards.tokenizer={folder / 'tokenizer.model'}",
         "data.sequence=40",
         "data.batch=2",

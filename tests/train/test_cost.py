@@ -53,6 +53,6 @@ def test_described_in_words():
 
 
 def test_an_unknown_vocabulary_is_refused(tmp_path):
-    config = compose(["experiment=stdlib", f"data.shards.tokenizer={tmp_path / 'none.model'}"])
-    with pytest.raises(ConfigError, match=r"model\.vocab_size is 0 and data\.shards\.tokenizer=.* does not exist"):
+    config = compose(["experiment=stdlib", f"data.shards.sources.0.train={tmp_path / 'none'}"])
+    with pytest.raises(ConfigError, match=r"model\.vocab_size is 0, and the data cannot say it: .*none"):
         describe(config)

@@ -22,7 +22,7 @@ def batches():
 @pytest.mark.parametrize("passes", [1, 3])
 def test_every_token_of_a_window_counts_the_same(passes):
     model, given = tiny_model(), batches()
-    losses = evaluate(model, given, config(), 4, [passes], count_answers=False)["loss"][str(passes)]
+    losses = evaluate(model, {"text": given}, config(), 4, [passes], count_answers=False)["loss"][str(passes)]
     counts = [sum(int((b.targets_BT[:, s : s + 4] != IGNORE).sum()) for b in given) for s in range(0, 11, 4)]
     total = sum(oracle_loss(model, b, 4, passes)[0] for b in given)
     torch.testing.assert_close(sum(x * n for x, n in zip(losses, counts, strict=True)), float(total.detach()))
@@ -31,7 +31,7 @@ def test_every_token_of_a_window_counts_the_same(passes):
 def test_a_window_without_targets_has_no_loss():
     batch = random_batch([[0] * 8])
     batch.targets_BT[:, :4] = IGNORE
-    losses = evaluate(tiny_model(), [batch], config(), 4, [1, 2], count_answers=False)["loss"]
+    losses = evaluate(tiny_model(), {"text": [batch]}, config(), 4, [1, 2], count_answers=False)["loss"]
     assert losses["1"][0] is None and losses["2"][0] is None and losses["2"][1] > 0
 
 
@@ -48,5 +48,17 @@ def test_a_row_is_right_when_all_its_answers_are():
         best = model.logits(x).argmax(-1)
     batch.targets_BT[:, -2:] = best[:, -2:]
     batch.targets_BT[4:, -1] = (best[4:, -1] + 1) % 17  # one of two answers wrong
-    result = evaluate(model, [batch], config(sleep__when="unlabelled"), 6, [1], count_answers=True)
+    result = evaluate(model, {"task": [batch]}, config(sleep__when="unlabelled"), 6, [1], count_answers=True)
     assert result["accuracy"]["1"] == pytest.approx(4 / 6)
+
+
+def test_several_sets_are_told_apart_and_summed_up_by_their_targets():
+    model, (first, second) = tiny_model(), batches()
+    both = evaluate(model, {"a": [first], "b": [second]}, config(), 4, [1, 2], count_answers=False)
+    for name, batch in (("a", first), ("b", second)):
+        alone = evaluate(model, {name: [batch]}, config(), 4, [1, 2], count_answers=False)
+        assert "sets" not in alone
+        assert both["sets"][name] == alone
+    together = evaluate(model, {"both": [first, second]}, config(), 4, [1, 2], count_answers=False)
+    for passes, losses in together["loss"].items():
+        assert both["loss"][passes] == pytest.approx(losses)

@@ -1,0 +1,72 @@
+"""Batches for processes that train on the same rows: one of them reads, the others are told."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from sleeptrain.data.batch import Batch
+from sleeptrain.data.source import Source
+from sleeptrain.errors import DataError
+
+READ, FAILED = 0, 1
+
+
+class SharedReading:
+    """The training batches of `source` for all processes of `group`, whose first one reads them.
+
+    Every process holds the source and knows its position; only the first opens data for a batch. device: where the
+    group's backend wants its tensors (the CPU for gloo). All processes must call `batch` together. What the first one
+    raises, it raises; the others raise DataError then.
+    """
+
+    def __init__(self, source: Source, group: dist.ProcessGroup, device: torch.device) -> None:
+        self._source = source
+        self._group = group
+        self._device = device
+        self._reader = dist.get_global_rank(group, 0)
+        self._reads = dist.get_rank() == self._reader
+
+    def batch(self, rows: int) -> Batch:
+        """The next batch, on the CPU: the rows of this process's part, as `source.batch` gives them."""
+        size = (len(self._source.part.rows(rows)), self._source.sequence)
+        if not self._reads:
+            self._source.skip(rows)
+            message = self._broadcast(_message(*size))
+            if message[0] == FAILED:
+                raise DataError(f"rank {self._reader} could not read the batch of this rank; its message says why")
+            return _unpack(message, *size)
+        try:
+            batch = self._source.batch(rows)
+        except Exception:
+            self._broadcast(_message(*size).fill_(FAILED))
+            raise
+        self._broadcast(_pack(batch))
+        return batch
+
+    def _broadcast(self, message: torch.Tensor) -> torch.Tensor:
+        message = message.to(self._device)
+        dist.broadcast(message, self._reader, self._group)
+        return message.cpu()
+
+
+def _message(num_rows: int, sequence: int) -> torch.Tensor:
+    """Room for what became of the reading and for a batch in one piece, int64."""
+    return torch.full((1 + num_rows * (3 * sequence + 2),), READ)
+
+
+def _pack(batch: Batch) -> torch.Tensor:
+    columns = [
+        batch.tokens_BT,
+        batch.targets_BT,
+        batch.documents_BT,
+        batch.carried_B[:, None],
+        batch.continues_B[:, None],
+    ]
+    return torch.cat([torch.tensor([READ]), torch.cat(columns, dim=1).flatten()])
+
+
+def _unpack(message: torch.Tensor, num_rows: int, sequence: int) -> Batch:
+    columns = message[1:].view(num_rows, -1).split([sequence, sequence, sequence, 1, 1], dim=1)
+    tokens_BT, targets_BT, documents_BT = (column.contiguous() for column in columns[:3])
+    return Batch(tokens_BT, targets_BT, documents_BT, *(column.squeeze(1).bool() for column in columns[3:]))

@@ -1,0 +1,71 @@
+"""The shards whose records and files are held ready: those used last, so that memory does not grow with the data."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+
+# A process may have 1,024 open files nearly everywhere, and a batch of 64 rows that each read eight shards at a time
+# takes half of them. Sidecars are bounded by size as well, as the documents of a shard may be few or millions: this
+# holds those of 512 shards of 64 MiB with documents of 1,000 tokens.
+OPEN_SHARDS = 512
+SIDECAR_BYTES = 256 * 2**20
+
+
+class OpenShard:
+    """The records of a shard's documents and, once a document was asked for, a descriptor of its tar file."""
+
+    __slots__ = ("descriptor", "records")
+
+    def __init__(self, records: bytes) -> None:
+        self.records = records
+        self.descriptor: int | None = None
+
+    def __del__(self) -> None:
+        # Here and nowhere else: a thread may still read from a shard that another one has just put out.
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+
+
+class OpenShards:
+    """At most `limit` shards with at most `limit_bytes` of records, or one; any thread may call."""
+
+    def __init__(self, limit: int, limit_bytes: int = SIDECAR_BYTES) -> None:
+        self._limit = limit
+        self._limit_bytes = limit_bytes
+        self._bytes = 0
+        self._shards: OrderedDict[int, OpenShard] = OrderedDict()  # the one used last at the end
+        self._lock = threading.Lock()
+
+    def get(self, number: int) -> OpenShard | None:
+        with self._lock:
+            found = self._shards.get(number)
+            if found is not None:
+                self._shards.move_to_end(number)
+            return found
+
+    def put(self, number: int, opened: OpenShard) -> OpenShard:
+        """Hold `opened`; where another thread was first, theirs is the one held and returned."""
+        with self._lock:
+            held = self._shards.setdefault(number, opened)
+            if held is opened:
+                self._bytes += len(opened.records)
+            while len(self._shards) > 1 and (len(self._shards) > self._limit or self._bytes > self._limit_bytes):
+                self._bytes -= len(self._shards.popitem(last=False)[1].records)
+            return held
+
+    def set_descriptor(self, opened: OpenShard, descriptor: int) -> int:
+        """Give a shard its descriptor; where another thread was first, theirs stays and `descriptor` is closed."""
+        with self._lock:
+            if opened.descriptor is None:
+                opened.descriptor = descriptor
+            else:
+                os.close(descriptor)
+            return opened.descriptor
+
+    def forget(self, number: int) -> None:
+        with self._lock:
+            opened = self._shards.pop(number, None)
+            if opened is not None:
+                self._bytes -= len(opened.records)

@@ -1,0 +1,270 @@
+"""Where files of a data set lie: a local folder, an object store, or behind a shell command.
+
+What is remote is fetched whole into a folder on this machine, where a file is named by the sha256 of its content. All
+processes of the machine share that folder: one fetches, the others wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol, TypeVar
+
+import fsspec
+from braceexpand import braceexpand
+
+from sleeptrain.data.pipes import PIPE, open_pipe
+from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.files import whole_file
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+CHUNK = 2**20
+NUM_LOCKS = 256
+ABANDONED = 3600  # seconds after which nobody writes a partial file any more
+# A file name with a list or a range in braces: characters that no shell and no URL reads in another way.
+NAME_CHARACTERS = r"[\w.,@%+={}-]*"
+SLOT = re.compile(NAME_CHARACTERS + r"\{[\w-]*(?:\.\.|,)[\w.,-]*\}" + NAME_CHARACTERS)
+
+
+@dataclass(frozen=True)
+class Retries:
+    """How often a failing read is tried, and the seconds between: `first_wait`, then twice as long each time."""
+
+    attempts: int = 6
+    first_wait: float = 0.5
+
+    def run(self, action: Callable[[], Result], what: str, errors: type[Exception]) -> Result:
+        """The result of `action`; the last error of type `errors` when all attempts fail."""
+        for attempt in range(self.attempts - 1):
+            try:
+                return action()
+            except errors as error:
+                wait = self.first_wait * 2**attempt
+                logger.warning("%s: %s; trying again in %g s", what, error or type(error).__name__, wait)
+                time.sleep(wait)
+        return action()
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The local copies of remote files: at most `gib` GiB in `folder`, those used least recently go first.
+
+    folder: empty for $SLEEPTRAIN_CACHE or, where that is not set, ~/.cache/sleeptrain/shards.
+    """
+
+    folder: str | Path = ""
+    gib: float = 64
+
+    @property
+    def path(self) -> Path:
+        named = self.folder or os.environ.get("SLEEPTRAIN_CACHE")
+        return Path(named) if named else Path.home() / ".cache" / "sleeptrain" / "shards"
+
+
+DEFAULT_RETRIES = Retries()
+DEFAULT_CACHE = Cache()
+
+
+class Storage(Protocol):
+    """Files of one folder by their names. Files of known content are asked for with its sha256."""
+
+    def where(self, name: str) -> str:
+        """The file's path, URL or command, for a message."""
+
+    def read(self, name: str) -> bytes:
+        """All of a file of unknown content. Raises OSError, and DataError: no use to try again."""
+
+    def open(self, name: str, sha256: str) -> int:
+        """A descriptor to read from, the caller's to close. Raises OSError, and DataError: no use to try again."""
+
+    def discard(self, name: str, sha256: str) -> None:
+        """Forget a copy that proved damaged: the next `open` gets the file from where it comes from."""
+
+    def prefetch(self, name: str, sha256: str) -> None:
+        """Bring the file near, so that `open` and reading do not wait. Raises what `open` raises."""
+
+
+class LocalFolder:
+    """Files where they are."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def where(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def read(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
+
+    def open(self, name: str, sha256: str) -> int:
+        try:
+            return os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, PermissionError) as error:
+            raise DataError(f"{self.where(name)}: {error.strerror}") from error
+
+    def discard(self, name: str, sha256: str) -> None:
+        """Nothing to do: the file is the original."""
+
+    def prefetch(self, name: str, sha256: str) -> None:
+        if hasattr(os, "posix_fadvise"):
+            descriptor = self.open(name, sha256)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
+
+
+class RemoteFolder:
+    """Files at `prefix` + name + `suffix`, a URL that fsspec opens or `pipe:` and a shell command that writes the file.
+
+    A file arrives whole and with the right sha256 or not at all, whatever fails in between.
+    Raises DataError: no such protocol, or the cache folder cannot be made.
+    """
+
+    def __init__(self, prefix: str, suffix: str, cache: Cache, retries: Retries) -> None:
+        self._prefix = prefix
+        self._suffix = suffix
+        self._folder = cache.path
+        self._limit = int(cache.gib * 2**30)
+        self._retries = retries
+        if not prefix.startswith(PIPE):
+            _check_protocol(prefix)
+        try:
+            (self._folder / "locks").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"{self._folder}: remote shards cannot be kept here ({error.strerror}); set data.shards.cache or "
+                "SLEEPTRAIN_CACHE to a folder that can be written"
+            ) from error
+
+    def where(self, name: str) -> str:
+        return f"{self._prefix}{name}{self._suffix}"
+
+    def read(self, name: str) -> bytes:
+        def read_once() -> bytes:
+            with self._stream(name) as stream:
+                return stream.read()
+
+        return self._retried(read_once, name)
+
+    def open(self, name: str, sha256: str) -> int:
+        path = self._folder / sha256
+        for _ in range(self._retries.attempts):  # another process may remove it again between the two steps
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                with contextlib.suppress(OSError):  # the time of use; a copy that vanished meanwhile needs none
+                    os.utime(path)
+                return descriptor
+            self.prefetch(name, sha256)
+        raise DataError(f"{self.where(name)}: its copy in {self._folder} vanishes; raise data.shards.cache_gib")
+
+    def discard(self, name: str, sha256: str) -> None:
+        (self._folder / sha256).unlink(missing_ok=True)
+
+    def prefetch(self, name: str, sha256: str) -> None:
+        path = self._folder / sha256
+        with self._locked(sha256):
+            if path.exists():
+                return
+            self._retried(lambda: self._download(name, sha256, path), name)
+        self._make_room(path)
+
+    def _stream(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+        url = self.where(name)
+        return open_pipe(url) if url.startswith(PIPE) else fsspec.open(url, "rb")
+
+    def _retried(self, action: Callable[[], Result], name: str) -> Result:
+        try:
+            return self._retries.run(action, self.where(name), Exception)  # each protocol fails in its own ways
+        except Exception as error:
+            raise DataError(
+                f"{self.where(name)}: cannot be fetched in {self._retries.attempts} attempts "
+                f"({error or type(error).__name__}); check the location and that this machine may read it"
+            ) from error
+
+    def _download(self, name: str, sha256: str, path: Path) -> None:
+        digest = hashlib.sha256()
+        with whole_file(path) as file:
+            with self._stream(name) as stream:
+                while chunk := stream.read(CHUNK):
+                    digest.update(chunk)
+                    file.write(chunk)
+            if digest.hexdigest() != sha256:
+                raise OSError(f"the {file.tell()} bytes that came do not match the sha256 in the index: cut or changed")
+
+    @contextlib.contextmanager
+    def _locked(self, sha256: str) -> Iterator[None]:
+        """One process and thread at a time; lock files are few and stay, as removing one in use would free it."""
+        with open(self._folder / "locks" / f"{int(sha256[:8], 16) % NUM_LOCKS:02x}", "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _make_room(self, keep: Path) -> None:
+        """Remove what was used least recently until the limit is kept. An open file stays readable when removed."""
+        found: list[tuple[float, int, str]] = []
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # another process makes room at the same time
+                    stat = entry.stat()
+                    partial = entry.name.startswith(".") and time.time() - stat.st_mtime < ABANDONED
+                    if entry.is_file() and not partial:
+                        found.append((stat.st_mtime, stat.st_size, entry.name))
+        excess = sum(size for _, size, _ in found) - self._limit
+        for _, size, name in sorted(found):
+            if excess <= 0:
+                return
+            if name != keep.name:
+                (self._folder / name).unlink(missing_ok=True)
+                excess -= size
+
+
+def locate(location: str | Path, cache: Cache, retries: Retries) -> tuple[Storage, list[str] | None]:
+    """The storage at `location` and, where it is a pattern with braces, the names that the pattern stands for.
+
+    `location` is a folder, the fsspec URL of one (`s3://bucket/train`), or a pattern as webdataset users write it:
+    `/data/train/shard-{000000..000127}.tar`, `s3://bucket/train/shard-{000000..000127}.tar`,
+    `pipe:aws s3 cp s3://bucket/train/shard-{000000..000127}.tar -`. Any file of the folder is reached by putting its
+    name in the place of the file name that holds the braces.
+    Raises ConfigError: no pattern that can be read so. DataError: no such folder or protocol.
+    """
+    text = str(location)
+    remote = text.startswith(PIPE) or "://" in text
+    slots = list(SLOT.finditer(text))
+    if not slots and text.startswith(PIPE):
+        raise ConfigError(f"{text}: a command needs the file name with braces, such as shard-{{000000..000127}}.tar")
+    if not slots:
+        return (RemoteFolder(text.rstrip("/") + "/", "", cache, retries) if remote else _local(Path(text))), None
+    prefix, suffix = text[: slots[0].start()], text[slots[0].end() :]
+    if len(slots) > 1 or suffix.startswith("/") or (suffix and not remote):
+        raise ConfigError(f"{text}: braces must be in one file name only, such as shard-{{000000..000127}}.tar")
+    try:
+        names = list(braceexpand(slots[0].group()))
+    except ValueError as error:
+        raise ConfigError(f"{text}: {error}") from error
+    return (RemoteFolder(prefix, suffix, cache, retries) if remote else _local(Path(prefix))), names
+
+
+def _local(folder: Path) -> LocalFolder:
+    if folder.is_file():
+        raise DataError(f"{folder} is a file; name its folder, or a pattern with braces")
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of token shards; make it with tools/prepare.py")
+    return LocalFolder(folder)
+
+
+def _check_protocol(url: str) -> None:
+    protocol = url.split("://")[0]
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{url}: fsspec cannot open {protocol}:// here ({error})") from error

@@ -1,0 +1,64 @@
+"""Whole units to the target: shards with consecutive numbers, an index for each side, the tokenizer, the record."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sleeptrain.data.shard_index import Shard, index_name, write_index
+from sleeptrain.data.tokenizer import Tokenizer
+from sleeptrain.errors import DataError
+from sleeptrain.files import write_whole
+from sleeptrain.prepare.report import UnitReport, total
+from sleeptrain.prepare.split import SIDES
+from sleeptrain.prepare.work import Work, sync_folder
+from sleeptrain.prepare.worker import unit_folder
+
+RECORD = "prepared.json"
+
+
+def assemble(work: Work, units: Sequence[tuple[int, UnitReport]], tokenizer: Tokenizer, record: bytes) -> None:
+    """Build `work.result` of the units, given by number and report in order; every side has a document.
+
+    Shards are moved, not copied, and where each one goes follows from the reports alone: the same call after a kill
+    moves what is left. Raises DataError when a shard is in neither place.
+    """
+    totals = total(report for _, report in units)
+    for side in SIDES:
+        folder = work.result / side
+        folder.mkdir(parents=True, exist_ok=True)
+        shards = list(_moved(work, units, side, folder))
+        write_index(
+            folder,
+            shards,
+            name=f"{work.out.name} {side}",
+            vocab_size=tokenizer.vocab_size,
+            tokenizer_hash=tokenizer.hash,
+            num_bytes=totals.sides[side].num_bytes,
+        )
+        sync_folder(folder)
+    for name, content in tokenizer.files.items():
+        write_whole(work.result / name, content)
+    write_whole(work.result / RECORD, record)
+
+
+def _moved(work: Work, units: Iterable[tuple[int, UnitReport]], side: str, folder: Path) -> Iterable[Shard]:
+    """The shards of one side under the names they get in `folder`, where they are when this ends."""
+    count = 0
+    for number, report in units:
+        for shard in report.sides[side].shards:
+            moved = replace(shard, url=f"shard-{count:06d}.tar")
+            origin = unit_folder(work.units, number) / side
+            _move(origin / shard.url, folder / moved.url)
+            _move(origin / index_name(shard.url), folder / index_name(moved.url))
+            count += 1
+            yield moved
+
+
+def _move(origin: Path, target: Path) -> None:
+    if origin.exists():
+        os.rename(origin, target)
+    elif not target.exists():
+        raise DataError(f"{origin} is gone; drop the work so far with --force")

@@ -1,0 +1,46 @@
+"""The command line options that say which text a tool reads, and how."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sleeptrain.errors import DataError
+from sleeptrain.prepare.inputs import Source, folder_inputs, named_inputs, stdlib_inputs
+
+
+def add_input_options(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--stdlib", action="store_true", help="the running Python's standard library")
+    source.add_argument("--folder", type=Path, help="a folder, whose files --glob names")
+    source.add_argument(
+        "--input",
+        nargs="+",
+        metavar="FILE",
+        help="files or globs: .jsonl .ndjson .json (an object a line), .parquet, any other is UTF-8 text; all but "
+        "parquet also as .gz or .zst",
+    )
+    parser.add_argument("--glob", default="*.txt", help="the files of --folder, at any depth (default: %(default)s)")
+    parser.add_argument(
+        "--document",
+        choices=("file", "line"),
+        default="file",
+        help="a document of a .txt is the file or a line of it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--text-field", default="text", help="the JSON field or parquet column with the text (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--validation-share", type=float, default=0.05, help="share of the documents held out (default: %(default)s)"
+    )
+
+
+def inputs_of(options: argparse.Namespace) -> list[Source]:
+    """The files that the options name, in order. Raises DataError."""
+    if not 0 < options.validation_share < 1:
+        raise DataError(f"--validation-share {options.validation_share}: must lie between 0 and 1")
+    if options.stdlib:
+        return stdlib_inputs()
+    if options.folder is not None:
+        return folder_inputs(options.folder, options.glob, options.document)
+    return named_inputs(options.input, options.document)

@@ -1,0 +1,83 @@
+"""What was counted while text became tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sleeptrain.data.shard_index import Shard
+from sleeptrain.prepare.split import SIDES
+
+
+@dataclass
+class Tally:
+    """One side: documents, tokens (BOS and EOS counted), num_bytes of text, tokens of the longest document, shards."""
+
+    documents: int = 0
+    tokens: int = 0
+    num_bytes: int = 0
+    longest: int = 0
+    shards: list[Shard] = field(default_factory=list)
+
+    def add(self, tokens: int, num_bytes: int) -> None:
+        self.documents += 1
+        self.tokens += tokens
+        self.num_bytes += num_bytes
+        self.longest = max(self.longest, tokens)
+
+    def summary(self) -> dict[str, Any]:
+        """As the user sees it."""
+        return {
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "bytes_per_token": round(self.num_bytes / self.tokens, 3) if self.tokens else 0.0,
+            "longest": self.longest,
+        }
+
+
+@dataclass
+class UnitReport:
+    """One unit: each side, what was left out as empty or bad, and the first bad one in words."""
+
+    sides: dict[str, Tally] = field(default_factory=lambda: {name: Tally() for name in SIDES})
+    empty: int = 0
+    bad: int = 0
+    first_bad: str | None = None
+
+    @property
+    def documents(self) -> int:
+        return sum(tally.documents for tally in self.sides.values())
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tally.num_bytes for tally in self.sides.values())
+
+    def to_json(self) -> bytes:
+        return (json.dumps(asdict(self), indent=2) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> UnitReport:
+        found = json.loads(content)
+        for name, tally in found["sides"].items():
+            tally["shards"] = [Shard(**shard) for shard in tally["shards"]]
+            found["sides"][name] = Tally(**tally)
+        return cls(**found)
+
+
+def total(reports: Iterable[UnitReport]) -> UnitReport:
+    """The sum of units in order; its shards are named as their own units name them."""
+    result = UnitReport()
+    for report in reports:
+        for name, tally in report.sides.items():
+            side = result.sides[name]
+            side.documents += tally.documents
+            side.tokens += tally.tokens
+            side.num_bytes += tally.num_bytes
+            side.longest = max(side.longest, tally.longest)
+            side.shards += tally.shards
+        result.empty += report.empty
+        result.bad += report.bad
+        result.first_bad = result.first_bad or report.first_bad
+    return result

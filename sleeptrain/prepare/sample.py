@@ -1,0 +1,49 @@
+"""The text a tokenizer is trained on: a sample of the training side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from sleeptrain.prepare.readers import documents
+from sleeptrain.prepare.split import side
+from sleeptrain.prepare.units import Unit
+
+SAMPLE_CHARACTERS = 32 * 2**20
+SAMPLE_UNITS = 256  # the most that are opened
+
+
+def sample(
+    units: Sequence[Unit],
+    text_field: str,
+    validation_share: float,
+    max_documents: int | None = None,
+    characters: int = SAMPLE_CHARACTERS,
+    wanted: str = "train",
+) -> Iterator[str]:
+    """Documents of the side `wanted`, from units spread evenly over the corpus, of `characters` in all at most.
+
+    Every unit gives the same share from its beginning on; what a short one leaves goes to those behind it. With
+    `max_documents` only the first so many of the corpus are looked at, in order. What is no document is passed over.
+    Raises DataError when a file cannot be read.
+    """
+    step = 1 if max_documents is not None else -(-len(units) // SAMPLE_UNITS) or 1
+    chosen = units[::step]
+    documents_left = max_documents
+    for place, unit in enumerate(chosen):
+        share = characters if max_documents is not None else -(-characters // (len(chosen) - place))
+        for text in _texts(unit, text_field):
+            if share <= 0 or documents_left == 0:
+                break
+            if documents_left is not None:
+                documents_left -= 1
+            if side(text, validation_share) == wanted:
+                yield text[:share]
+                characters -= len(text[:share])
+                share -= len(text)
+
+
+def _texts(unit: Unit, text_field: str) -> Iterator[str]:
+    for part in unit.slices:
+        for text in documents(part, text_field):
+            if isinstance(text, str) and text.strip():
+                yield text

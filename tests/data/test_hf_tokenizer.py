@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from sleeptrain.data.hf_tokenizer import HuggingFaceTokenizer
+from sleeptrain.data.tokenizer import load_tokenizer
+from sleeptrain.errors import DataError
+from tests.data.texts import make_texts
+
+BOS, EOS, OTHER = "<|begin|>", "<|end|>", "<|other|>"
+
+
+def make(folder: Path, config: dict[str, Any] | None = None, **changes: Any) -> Path:
+    """A byte-level BPE that adds BOS and EOS, cuts off and pads, unless it is told not to."""
+    model = tokenizers.Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=310,
+        special_tokens=[BOS, EOS, OTHER],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    model.train_from_iterator(make_texts(40), trainer)
+    model.post_processor = processors.TemplateProcessing(single=f"{BOS} $A {EOS}", special_tokens=[(BOS, 0), (EOS, 1)])
+    model.enable_truncation(8)
+    model.enable_padding(length=16)
+    description = json.loads(model.to_str())
+    description.update(changes)
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(description))
+    if config is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make(tmp_path / "hf", {"bos_token": BOS, "eos_token": {"content": EOS, "lstrip": False}})
+
+
+def test_text_comes_back_whole_and_as_ordinary_text(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size) == (0, 1, 310)
+    for text in [*make_texts(20), f"a{EOS}b", BOS + EOS + OTHER, "  é漢😀\r\n", "", "x" * 5000]:
+        ids = tokenizer.encode(text)
+        assert not {0, 1, 2} & set(ids)
+        assert tokenizer.decode([0, *ids, 1]) == text
+    assert len(tokenizer.encode("return")) < 6
+
+
+def test_eos_that_is_not_marked_as_special_is_no_way_around(tmp_path: Path) -> None:
+    made = json.loads((make(tmp_path / "a") / "tokenizer.json").read_text())
+    added = [token | {"special": False} for token in made["added_tokens"]]
+    tokenizer = load_tokenizer(make(tmp_path / "b", {"eos_token": EOS}, added_tokens=added))
+    assert tokenizer.eos_id not in tokenizer.encode(f"a{EOS}b")
+
+
+def test_eos_that_text_can_spell_is_refused(folder: Path) -> None:
+    with pytest.raises(DataError, match="text that spells 'r' would give the token itself"):
+        load_tokenizer(folder, eos_token="r")
+
+
+@pytest.mark.parametrize("name", ["", "tokenizer.json"])
+def test_folder_or_file(folder: Path, name: str) -> None:
+    assert load_tokenizer(folder / name).eos_id == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "expected"),
+    [
+        ({"eos_token": EOS}, {}, (None, 1)),
+        ({"eos_token": EOS, "bos_token": None}, {}, (None, 1)),
+        ({"eos_token": EOS, "bos_token": BOS, "add_bos_token": False}, {}, (None, 1)),
+        ({"eos_token": EOS, "bos_token": BOS, "add_bos_token": False}, {"bos_token": BOS}, (0, 1)),
+        ({"eos_token": EOS, "bos_token": BOS}, {"bos_token": ""}, (None, 1)),
+        ({"eos_token": EOS, "bos_token": BOS}, {"eos_token": OTHER}, (0, 2)),
+        (None, {"eos_token": OTHER}, (None, 2)),
+    ],
+)
+def test_what_is_bos_and_eos(tmp_path: Path, config: dict | None, options: dict, expected: tuple) -> None:
+    tokenizer = load_tokenizer(make(tmp_path / "hf", config), **options)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == expected
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name, content in tokenizer.files.items():
+        (copy / name).write_bytes(content)
+    again = load_tokenizer(copy)
+    assert (again.bos_id, again.eos_id, again.hash) == (*expected, tokenizer.hash)
+
+
+def test_the_hash_covers_all_that_changes_ids(folder: Path) -> None:
+    found = {load_tokenizer(folder).hash, load_tokenizer(folder, eos_token=OTHER).hash}
+    found |= {load_tokenizer(folder, bos_token="").hash, load_tokenizer(folder, bos_token=OTHER).hash}
+    path = folder / "tokenizer.json"
+    path.write_bytes(path.read_bytes() + b" ")
+    assert len(found | {load_tokenizer(folder).hash}) == 5
+
+
+def test_lone_surrogate(folder: Path) -> None:
+    with pytest.raises(DataError, match="surrogate"):
+        load_tokenizer(folder).encode("a\ud800")
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "message"),
+    [
+        ({}, {}, r"names no EOS in tokenizer_config\.json; .*--eos-token"),
+        ({}, {"eos_token": "<none>"}, "has no token '<none>'; .*--eos-token"),
+        ({}, {"eos_token": EOS, "bos_token": "<none>"}, "has no token '<none>'; .*--bos-token"),
+        ({"tokenizer.json": "{}"}, {"eos_token": EOS}, "not a Hugging Face tokenizer"),
+        ({"tokenizer.json": "junk"}, {"eos_token": EOS}, r"tokenizer\.json is not JSON"),
+        ({"tokenizer_config.json": "["}, {"eos_token": EOS}, r"tokenizer_config\.json is not JSON"),
+        ({"tokenizer_config.json": "[]"}, {"eos_token": EOS}, r"tokenizer_config\.json is not a JSON object"),
+    ],
+)
+def test_unfit_files(tmp_path: Path, files: dict, options: dict, message: str) -> None:
+    folder = make(tmp_path / "hf")
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        load_tokenizer(folder / "tokenizer.json", **options)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"absent\.json"):
+        load_tokenizer(tmp_path / "absent.json")

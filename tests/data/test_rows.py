@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sleeptrain.data import rows as rows_module
+from sleeptrain.data.assignment import Assignment, MixtureShares, Source, StreamSettings
+from sleeptrain.data.mixture import shares
+from tests.data.numbered import Case, NumberedShards, cases, mixture
+
+FEW = settings(max_examples=100, deadline=None, derandomize=True, database=None)
+
+
+def assignment(case: Case) -> Assignment:
+    sources = [Source(shards, name, case.settings) for name, shards in case.shards().items()]
+    return Assignment(sources, case.settings, case.plan[0])
+
+
+@FEW
+@given(cases(max_cuts=1), st.lists(st.tuples(st.integers(0, 500), st.integers(1, 60)), min_size=1, max_size=6))
+def test_any_part_of_a_row_is_the_part_of_the_whole(case: Case, asked: list[tuple[int, int]]) -> None:
+    """In any order, whatever was asked before, and whatever the length of a stretch."""
+    with case.planned():
+        row = assignment(case)._row(0)
+        found = [row.pieces(begin, begin + length) for begin, length in asked]
+        read = [row.read(begin) for begin, _ in asked]
+    with patch.object(rows_module, "STRETCH", 700):
+        whole = assignment(case)._row(0).pieces(0, 600)
+    ends = whole["begin"] + whole["size"]
+    assert whole["begin"][0] == 0 and (whole["begin"][1:] == ends[:-1]).all() and (whole["size"] > 0).all()
+    for (begin, length), pieces, counts in zip(asked, found, read, strict=True):
+        assert (pieces == whole[(ends > begin) & (whole["begin"] < begin + length)]).all()
+        assert len(pieces) and pieces["begin"][0] <= begin < pieces["begin"][0] + pieces["size"][0]
+        before = whole[whole["begin"] < begin]
+        sizes = np.minimum(before["size"], begin - before["begin"])
+        assert counts == [int(sizes[before["source"] == k].sum()) for k in range(len(case.sources))]
+
+
+LONGEST = {"text": 120, "code": 40, "maths": 300}
+
+
+def three_sources() -> dict[str, NumberedShards]:
+    rng = np.random.default_rng(0)
+    return {
+        name: NumberedShards(rng.integers(1, longest + 1, (20, 40)).tolist(), k)
+        for k, (name, longest) in enumerate(LONGEST.items())
+    }
+
+
+def refuse_stray(
+    position: int,
+    owed: dict[str, Fraction],
+    read: dict[str, int],
+    leads: dict[str, int],
+    highest: dict[str, Fraction],
+) -> None:
+    """Fail where a row has read more or less of a source than its weight allows at a row position.
+
+    At clock time t, R_k lies in [Q_k - lead_k, Q_k + longest_k): a document that is due is read whole. The row position
+    is the sum of all R_k, so it runs ahead of the clock by less than the sum of the longest, and behind by no more than
+    the leads and a token a source and stage; of that a source is owed at most its
+    highest share.
+    """
+    ahead, behind = sum(LONGEST.values()), sum(leads.values()) + 2 * len(LONGEST)
+    for name, amount in owed.items():
+        excess = read[name] - amount
+        most = LONGEST[name] + behind * highest[name]
+        assert -leads[name] - 2 - ahead * highest[name] <= excess <= most, (position, name, excess)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_shares_are_kept_exactly(rows: int) -> None:
+    """The weights change at 60,000 tokens, one source begins and one ends there; every row, every few documents."""
+    first, second = shares({"text": 0.7, "code": 0.3, "maths": 0}), shares({"text": 0.05, "code": 0, "maths": 0.95})
+    stages = [MixtureShares(0, first), MixtureShares(60_000, second)]
+    highest = {name: max(first[name], second[name]) for name in LONGEST}
+    parameters = StreamSettings(64, stages, shuffle_shards=3)
+    sources = [Source(shards, name, parameters) for name, shards in three_sources().items()]
+    made = Assignment(sources, parameters, rows)
+    with patch.object(rows_module, "STRETCH", 2**13):
+        for number in range(rows):
+            row = made._row(number)
+            leads = {source.name: made._lead(source, number) for source in sources}
+            assert all(leads[source.name] < source.mean_size for source in sources) and any(leads.values())
+            change = 60_000 // rows
+            for position in [*range(0, 2 * change, 331), 10**6]:
+                owed = {
+                    name: first[name] * min(position, change) + second[name] * max(0, position - change)
+                    for name in LONGEST
+                }
+                read = dict(zip(LONGEST, row.read(position), strict=True))
+                assert sum(read.values()) == position
+                refuse_stray(position, owed, read, leads, highest)
+
+
+@pytest.mark.parametrize(
+    "weights", [{"text": 0.7, "code": 0.3}, {"text": 0.999, "code": 0.001}, {"text": 1, "code": 0}]
+)
+def test_a_million_tokens_have_the_shares_of_the_weights(weights: dict[str, float]) -> None:
+    parameters = StreamSettings(1000, mixture(**weights), shuffle_shards=3)
+    shards = {name: made for name, made in three_sources().items() if name in weights}
+    sources = [Source(made, name, parameters) for name, made in shards.items()]
+    made = Assignment(sources, parameters, 4)
+    with patch.object(rows_module, "STRETCH", 2**15):
+        read = np.sum([made._row(row).read(250_000) for row in range(4)], axis=0)
+    owed = [10**6 * share for share in parameters.stages[0].shares.values()]
+    assert made.owed(250) == owed
+    assert read.sum() == 10**6
+    for amount, due in zip(read.tolist(), owed, strict=True):
+        assert abs(amount - due) <= 4 * (120 + 40)
+    if weights["code"] == 0:
+        assert read[1] == 0 and not shards["code"].asked and not shards["code"].fetched
+
+
+def test_rows_do_not_turn_to_a_source_together() -> None:
+    """The clocks are out of phase, so that a batch holds the mixture and not one source after the other."""
+    parameters = StreamSettings(100, mixture(text=0.5, code=0.5))
+    shards = {"text": NumberedShards([[100] * 400]), "code": NumberedShards([[100] * 400], 1)}
+    sources = [Source(made, name, parameters) for name, made in shards.items()]
+    made = Assignment(sources, parameters, 40)
+    with patch.object(rows_module, "STRETCH", 2**10):
+        for step in range(3):
+            code = sum(int(piece["source"]) for row in range(40) for piece in made.pieces(step, row)[:1])
+            assert 5 <= code <= 35
+    other = replace(parameters, seed=1)
+    words = [Assignment(sources, setting, 40)._lead(sources[0], 7) for setting in (parameters, other)]
+    assert words[0] != words[1]
+
+
+def test_documents_are_read_when_they_are_due() -> None:
+    """By hand: halves of documents of 2 tokens and of 6, no lead: due at clock times 0, 4, 8, ... and 0, 12, 24, ..."""
+    parameters = StreamSettings(8, mixture(a=0.5, b=0.5))
+    shards = {"a": NumberedShards([[2] * 60]), "b": NumberedShards([[6] * 20], 1)}
+    sources = [Source(made, name, parameters) for name, made in shards.items()]
+    with (
+        patch.object(Assignment, "_lead", lambda self, source, row: 0),
+        patch.object(rows_module, "STRETCH", 64),
+    ):
+        pieces = Assignment(sources, parameters, 1).pieces(0, 0)
+        more = Assignment(sources, parameters, 1)._row(0).pieces(0, 48)
+    assert pieces["source"].tolist() == [0, 1]
+    assert more["source"].tolist() == [0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0][: len(more)]
+    assert more["begin"].tolist()[:6] == [0, 2, 8, 10, 12, 14]

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sleeptrain.errors import DataError
+from sleeptrain.prepare.inputs import folder_inputs, named_inputs, stdlib_inputs
+
+
+def fill(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+def test_stdlib_is_source_without_tests() -> None:
+    names = [source.name for source in stdlib_inputs()]
+    assert len(names) > 300
+    assert names == sorted(set(names))
+    assert {"argparse.py", "asyncio/base_events.py"} <= set(names)
+    parts = {part for name in names for part in name.split("/")}
+    assert not parts & {"site-packages", "test", "tests", "idlelib", "__pycache__"}
+    assert {source.kind for source in stdlib_inputs()} == {"text"}
+
+
+def test_folder_in_the_order_of_names(tmp_path: Path) -> None:
+    fill(tmp_path, "b.txt", "sub/a.txt", "c.md")
+    found = folder_inputs(tmp_path)
+    assert [(source.name, source.path, source.size) for source in found] == [
+        ("b.txt", tmp_path / "b.txt", 1),
+        ("sub/a.txt", tmp_path / "sub/a.txt", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "document", "kind", "compression"),
+    [
+        ("a.txt", "file", "text", ""),
+        ("a.txt", "line", "lines", ""),
+        ("a.TXT.gz", "line", "lines", "gzip"),
+        ("a.py", "line", "text", ""),
+        ("a.md.zst", "file", "text", "zstd"),
+        ("a.jsonl", "file", "json", ""),
+        ("a.json", "line", "json", ""),
+        ("a.ndjson.gz", "file", "json", "gzip"),
+        ("a.jsonl.zst", "file", "json", "zstd"),
+        ("a.parquet", "line", "parquet", ""),
+        ("gz", "file", "text", ""),
+    ],
+)
+def test_the_name_tells_the_format(tmp_path: Path, name: str, document: str, kind: str, compression: str) -> None:
+    (source,) = named_inputs([str(fill(tmp_path, name) / name)], document)
+    assert (source.kind, source.compression) == (kind, compression)
+
+
+def test_patterns_in_the_order_given_each_sorted(tmp_path: Path) -> None:
+    fill(tmp_path, "b.md", "a.md", "z/deep/q.txt", "x[1].txt")
+    patterns = [f"{tmp_path}/x[1].txt", f"{tmp_path}/**/q.txt", f"{tmp_path}/*.md"]
+    assert [source.path.name for source in named_inputs(patterns)] == ["x[1].txt", "q.txt", "a.md", "b.md"]
+
+
+def test_named_twice_is_refused_in_whatever_way(tmp_path: Path) -> None:
+    fill(tmp_path, "a.txt", "sub/b.txt")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
+    for patterns in (["a.txt", "*.txt"], ["link.txt", "a.txt"], ["sub/b.txt", "sub/../sub/b.txt"]):
+        with pytest.raises(DataError, match="is given twice"):
+            named_inputs([f"{tmp_path}/{pattern}" for pattern in patterns])
+
+
+def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        folder_inputs(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"no file matches '\*\.txt'"):
+        folder_inputs(tmp_path)
+    with pytest.raises(DataError, match="not a pattern relative"):
+        folder_inputs(tmp_path, "/absolute")
+    with pytest.raises(DataError, match=r"absent\*: no such file"):
+        named_inputs([f"{tmp_path}/absent*"])
+    with pytest.raises(DataError, match="is a folder: give it with --folder"):
+        named_inputs([str(tmp_path)])
+    (tmp_path / "broken.txt").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"broken\.txt: cannot be read"):
+        named_inputs([f"{tmp_path}/broken.txt"])
+    with pytest.raises(DataError, match="compressed parquet"):
+        named_inputs([str(fill(tmp_path, "a.parquet.gz") / "a.parquet.gz")])
+
+
+def test_a_change_is_noticed(tmp_path: Path) -> None:
+    (source,) = folder_inputs(fill(tmp_path, "a.txt"))
+    source.check_unchanged()
+    (tmp_path / "a.txt").write_bytes(b"xy")
+    with pytest.raises(DataError, match=r"a\.txt changed"):
+        source.check_unchanged()
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(DataError, match=r"a\.txt: cannot be read"):
+        source.check_unchanged()

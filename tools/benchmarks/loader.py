@@ -1,0 +1,142 @@
+"""The stream of token shards against slices of one flat file and against webdataset's own pipeline, same tokens.
+
+Everything that training needs is in our number: two mixed sources, shuffling, lanes, document ids, targets, checksums.
+The flat file is read by random slices of T + 1 tokens. webdataset decodes and shuffles; its documents are laid end to
+end into rows of T + 1 tokens. Both give batches of inputs and targets, int64, and know nothing of documents. Files are
+in the page cache.
+
+Documents have T tokens in the mean, so that all three handle pieces of about one size. A last case has short documents
+in long rows, where a slice of the flat file holds many documents, of which it knows nothing; it has no goal.
+
+The comparison with a GPU: a 2B model costs at least 6 FLOPs a parameter and token (N=1; sleep and attention only add),
+and eight H200 do at most 8 x 989 TFLOP/s in dense bf16, so they cannot eat more than 8 * 989e12 / (6 * 2e9) tokens a
+second.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+
+from benchmarks import Row
+from benchmarks.timing import round_robin
+from sleeptrain.data.assignment import MixtureShares, StreamSettings
+from sleeptrain.data.shards import ShardWriter, TokenShards, write_index
+from sleeptrain.data.stream import ShardStream
+
+VOCAB_SIZE = 50_000
+SHARD_BYTES = 16 * 2**20
+SPREAD = 1.0  # of the lengths of documents, which are lognormal
+ROWS = 8
+CASES = ((2048, 2048), (8192, 8192), (8192, 1200))  # T, mean tokens of a document
+SHARES = {"most": Fraction(7, 10), "rest": Fraction(3, 10)}
+TOKENS_EATEN = 8 * 989e12 / (6 * 2e9)
+GOALS = {"memmap": 0.2, "webdataset": 4.0, "eaten": 10.0}
+
+
+def run(quick: bool) -> list[Row]:
+    torch.set_num_threads(1)
+    return [row for case in CASES for row in _compare(*case, 2**26 if quick else 2**27, 2 if quick else 5)]
+
+
+def _compare(sequence: int, mean_tokens: int, num_tokens: int, rounds: int) -> list[Row]:
+    steps = 2**24 // (ROWS * sequence)  # several stretches of the plan: its cost is in every round
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(folder)
+        _write(corpus, num_tokens, mean_tokens)
+        candidates = {
+            "stream": _stream(corpus, sequence, steps),
+            "memmap": _memmap(corpus, sequence, steps),
+            "webdataset": _webdataset(corpus, sequence, steps),
+        }
+        seconds = round_robin(candidates, rounds)
+    rate = {name: steps * ROWS * sequence / seconds[name] for name in candidates}
+    case = f"T={sequence}, documents of {mean_tokens}"
+    goals = GOALS if sequence == mean_tokens else {}
+    rows = [Row(f"{case}: {name}", rate[name] / 1e6, "M tokens/s") for name in candidates]
+    for name in ("memmap", "webdataset"):
+        rows.append(Row(f"{case}: stream against {name}", rate["stream"] / rate[name], "x", goals.get(name)))
+    eaten = rate["stream"] / TOKENS_EATEN
+    return [*rows, Row(f"{case}: stream against a 2B model on 8 H200", eaten, "x", goals.get("eaten"))]
+
+
+def _write(corpus: Path, num_tokens: int, mean_tokens: int) -> None:
+    """Documents of random tokens, seven in ten of them `most`, and all of them once more in one flat file."""
+    rng = np.random.default_rng(0)
+    with open(corpus / "flat.bin", "wb") as flat:
+        for name, share in SHARES.items():
+            folder = corpus / name
+            folder.mkdir()
+            writer = ShardWriter(folder, np.dtype("<u2"), SHARD_BYTES)
+            written = number = 0
+            while written < num_tokens * share:
+                length = 2 + int(rng.lognormal(np.log(mean_tokens) - SPREAD**2 / 2, SPREAD))
+                tokens = rng.integers(0, VOCAB_SIZE, length, dtype=np.uint16)
+                writer.add(f"{number:09d}", tokens)
+                flat.write(tokens.tobytes())
+                written, number = written + length, number + 1
+            write_index(
+                folder, writer.close(), name=name, vocab_size=VOCAB_SIZE, tokenizer_hash="0" * 64, num_bytes=written
+            )
+
+
+def _stream(corpus: Path, sequence: int, steps: int) -> Callable[[], None]:
+    sources = {name: TokenShards(corpus / name) for name in SHARES}
+    stream = ShardStream(sources, StreamSettings(sequence, [MixtureShares(0, SHARES)]))
+
+    def read() -> None:
+        for _ in range(steps):
+            stream.batch(ROWS)
+
+    return read
+
+
+def _memmap(corpus: Path, sequence: int, steps: int) -> Callable[[], None]:
+    tokens = np.memmap(corpus / "flat.bin", np.uint16, "r")
+    starts = np.random.default_rng(0).integers(0, len(tokens) - sequence - 1, (steps, ROWS))
+
+    def read() -> None:
+        for row_starts in starts.tolist():
+            rows = [torch.from_numpy(tokens[start : start + sequence + 1].astype(np.int64)) for start in row_starts]
+            batch = torch.stack(rows)
+            batch[:, :-1], batch[:, 1:]
+
+    return read
+
+
+def _webdataset(corpus: Path, sequence: int, steps: int) -> Callable[[], None]:
+    urls = sorted(str(path) for path in corpus.glob("*/*.tar"))
+    dataset = webdataset.WebDataset(urls, shardshuffle=len(urls), detshuffle=True, seed=0).shuffle(1000).decode()
+    rows = iter(
+        dataset.repeat()
+        .compose(lambda samples: _rows_of(samples, sequence + 1))
+        .batched(ROWS, collation_fn=torch.stack)
+    )
+
+    def read() -> None:
+        for _ in range(steps):
+            batch = next(rows)
+            batch[:, :-1], batch[:, 1:]
+
+    return read
+
+
+def _rows_of(samples: Iterable[dict[str, Any]], length: int) -> Iterator[torch.Tensor]:
+    """Documents laid end to end and cut every `length` tokens."""
+    row, filled = torch.empty(length, dtype=torch.int64), 0
+    for sample in samples:
+        tokens = torch.from_numpy(sample["npy"].astype(np.int64))
+        while len(tokens):
+            part = tokens[: length - filled]
+            row[filled : filled + len(part)] = part
+            filled, tokens = filled + len(part), tokens[len(part) :]
+            if filled == length:
+                yield row
+                row, filled = torch.empty(length, dtype=torch.int64), 0

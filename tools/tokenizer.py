@@ -1,0 +1,93 @@
+"""Train a SentencePiece tokenizer on a sample: `python tools/tokenizer.py --input '*.jsonl' --out tokenizer.model`.
+
+The sample is of the training side, spread over the corpus; what the tokenizer does to held-out text is told at the end.
+Exit code 2 and one line when the user can mend it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sleeptrain.data.tokenizer import MODEL_TYPES, NORMALIZATIONS, SentencePieceTokenizer, train_tokenizer
+from sleeptrain.errors import DataError, UserError
+from sleeptrain.prepare.options import add_input_options, inputs_of
+from sleeptrain.prepare.sample import SAMPLE_CHARACTERS, sample
+from sleeptrain.prepare.units import plan_units
+
+HELD_OUT_CHARACTERS = 2 * 2**20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        _train(options)
+    except UserError as error:
+        print(f"tokenizer: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"tokenizer: {error.filename or options.out}: {error.strerror}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tokenizer", description="Train a SentencePiece tokenizer on text.")
+    add_input_options(parser)
+    parser.add_argument("--out", type=Path, required=True, help="the model to write, such as tokenizer.model")
+    parser.add_argument("--vocab-size", type=int, required=True, help="ids, with control tokens and bytes")
+    parser.add_argument("--model-type", choices=MODEL_TYPES, default="bpe", help="default: %(default)s")
+    parser.add_argument(
+        "--normalization",
+        choices=NORMALIZATIONS,
+        default="identity",
+        help="only identity gives back any text exactly (default: %(default)s)",
+    )
+    parser.add_argument("--control-tokens", nargs="+", default=[], metavar="TOKEN", help="ids that no text yields")
+    parser.add_argument("--reserved", type=int, default=0, help="so many more of these: <|reserved_0|> and on")
+    parser.add_argument(
+        "--characters", type=int, default=SAMPLE_CHARACTERS, help="of text to train on at most (default: %(default)s)"
+    )
+    return parser
+
+
+def _train(options: argparse.Namespace) -> None:
+    if options.out.suffix != ".model":
+        raise DataError(f"--out {options.out}: give it a name that ends in .model")
+    for name in ("characters", "reserved"):
+        if getattr(options, name) < (name == "characters"):
+            raise DataError(f"--{name} {getattr(options, name)}: too small")
+    units = plan_units(inputs_of(options), options.text_field)
+    share = options.validation_share
+    control_tokens = [*options.control_tokens, *(f"<|reserved_{number}|>" for number in range(options.reserved))]
+    tokenizer = train_tokenizer(
+        sample(units, options.text_field, share, characters=options.characters),
+        options.vocab_size,
+        options.out,
+        options.model_type,
+        options.normalization,
+        control_tokens,
+    )
+    held_out = sample(units, options.text_field, share, characters=HELD_OUT_CHARACTERS, wanted="validation")
+    print(f"{options.out}: {tokenizer.vocab_size:,} ids, {options.model_type}, normalization {options.normalization}")
+    print("control  " + "  ".join(f"{token} {id}" for token, id in tokenizer.control_tokens.items()))
+    print(_measured(tokenizer, held_out))
+
+
+def _measured(tokenizer: SentencePieceTokenizer, texts: Iterable[str]) -> str:
+    num_bytes = num_tokens = fallbacks = 0
+    for text in texts:
+        ids = tokenizer.encode(text)
+        num_bytes += len(text.encode())
+        num_tokens += len(ids)
+        fallbacks += sum(map(tokenizer.is_byte, ids))
+    if not num_tokens:
+        return "held out  no document (give more, or a larger --validation-share)"
+    share = f"{fallbacks / num_tokens:.3%} of the tokens single bytes"
+    return f"held out  {num_bytes:,} bytes, {num_bytes / num_tokens:.3f} a token, {share}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
