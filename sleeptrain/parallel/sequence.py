@@ -18,7 +18,7 @@ from sleeptrain.data.batch import Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.layout import first_of_document
 from sleeptrain.model.state import FastWeights
-from sleeptrain.sleep.loop import LoopSettings, gather_rows, round_inputs, run_layers, summed_loss
+from sleeptrain.sleep.loop import LoopSettings, ReadLogits, gather_rows, round_inputs, run_layers, summed_loss
 from sleeptrain.sleep.rounds import Round
 
 RunBackward = Callable[[torch.Tensor], None]
@@ -70,12 +70,14 @@ class StageSequence:
         settings: LoopSettings,
         divisor: float,
         detached_before: frozenset[int] = frozenset(),
+        read_logits: ReadLogits | None = None,
     ) -> None:
         self.rounds = rounds
         self.state = state
         self.loss = torch.zeros((), dtype=torch.float64)
         self._model, self._batch, self._settings = model, batch, settings
         self._divisor, self._detached_before = divisor, detached_before
+        self._read_logits = read_logits
         self._starts_BT = first_of_document(batch.documents_BT)
         self._boundary: tuple[int, FastWeights] | None = None  # window, and the state at its start
         self._kept: dict[int, _Kept] = {}
@@ -128,7 +130,9 @@ class StageSequence:
         if given.rows_R is not None:
             after = kept.state.put_rows(given.rows_R, after, self._batch.tokens_BT.shape[0])
         ends = self._model.layers.stop == self._model.num_layers
-        loss = summed_loss(self._model, top, r, given) if r.loss and ends and top is not None else None
+        loss = (
+            summed_loss(self._model, top, r, given, self._read_logits) if r.loss and ends and top is not None else None
+        )
         return Left(top, features.core_input_RLD, features.output_RLD, loss), after
 
     def _hand_back(self, index: int, state: FastWeights, boundary: FastWeights, begins_window: bool) -> None:

@@ -232,9 +232,7 @@ def _select(features: Sequence[Features], rows: tuple[int, ...]) -> Features:
     return Features(rows, gather_rows(inputs, rows), gather_rows(outputs, rows))
 
 
-def gather_rows(
-    parts: Sequence[tuple[tuple[int, ...], torch.Tensor]], rows: tuple[int, ...]
-) -> torch.Tensor:
+def gather_rows(parts: Sequence[tuple[tuple[int, ...], torch.Tensor]], rows: tuple[int, ...]) -> torch.Tensor:
     """The features of `rows` [R, L, D], from parts that name the rows they hold."""
     if len(parts) == 1 and parts[0][0] == rows:
         return parts[0][1]

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-MODULES = {"loader": "benchmarks.loader", "ops": "benchmarks.ops", "step": "benchmarks.step"}
+MODULES = {"loader": "benchmarks.loader", "ops": "benchmarks.ops", "pipeline": "benchmarks.pipeline", "step": "benchmarks.step"}
 
 
 @dataclass(frozen=True)
