@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -121,15 +122,22 @@ class PartOfModel:
     def _check_collectives(self, batch: Batch, shape: StepShape) -> None:
         """ZeRO-2 and 3 sum gradients in the order in which backwards make them, which must be that of all replicas.
 
-        It is where every micro-batch begins with a round that predicts, for then that round's gradients come last.
+        It is where their plans are alike, and where every backward begins with a round that predicts, which runs all
+        layers: its gradients come last.
         """
-        if self._config.parallel.zero < 2:
+        zero, sleep = self._config.parallel.zero, self._config.sleep
+        if zero < 2:
             return
         plans = [m.rounds for m in micro_batches(batch, shape, self._config)]
-        if self._world.any(not all(rounds and rounds[0].loss for rounds in plans)):
+        stretches = [rounds for plan in plans for rounds in truncated(plan, sleep.bptt_windows)]
+        if self._world.agree([[replace(r, rows=()) for r in rounds] for rounds in stretches]):
+            return
+        alike = self._world.agree(len(stretches))
+        if self._world.any(not all(rounds[0].loss for rounds in stretches)) or not alike:
             raise ConfigError(
-                f"parallel.zero={self._config.parallel.zero} needs a target in the first window of every micro-batch, "
-                "and this data has none in some; use parallel.zero=1"
+                f"parallel.zero={zero} needs replicas with like rounds, or a target in the first window of every "
+                "micro-batch (with sleep.bptt_windows, of every backward), and this step has neither; use "
+                "parallel.zero=1"
             )
 
     def step(self, scale: float) -> float:
@@ -149,7 +157,8 @@ class PartOfModel:
     ) -> Mapping[int, torch.Tensor]:
         model, state = self.model, self.model.empty_state()
         if self._world.mesh.pipeline.size == 1:
-            return self._zero.forward(lambda _: run_rounds(model, batch, rounds, state, settings, read_logits)[0])
+            # In a tuple, as in training: of a dict at the top ZeRO-3 wants the keys to be strings.
+            return self._zero.forward(lambda _: run_rounds(model, batch, rounds, state, settings, read_logits))[0]
         sequence = HeldOutSequence(model, batch, rounds, state, settings, 1.0, read_logits=read_logits)
         with self._autocast():
             self._run(forwards_of(self._schedule((tuple(rounds),))), [sequence])

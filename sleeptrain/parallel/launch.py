@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import subprocess
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -71,6 +72,7 @@ def join(config: Config) -> World:
     if place.size == 1:
         return World(Mesh.single(), device)
     _check_surroundings(device)
+    _quieten()
     opened = not dist.is_initialized()
     if opened:
         _initialise(place, device)
@@ -105,6 +107,12 @@ def find_device(name: str, local_rank: int = 0) -> torch.device:
             f"process {local_rank} of this machine has no GPU: it has {count}; start one process for each"
         )
     return torch.device("cuda", local_rank) if local_rank or count > 1 else torch.device("cuda")
+
+
+def _quieten() -> None:
+    """Every process would warn of what megatron-core could use besides, and of its names for torch's collectives."""
+    warnings.filterwarnings("ignore", "Transformer Engine and Apex are not installed")
+    warnings.filterwarnings("ignore", ".*deprecated.*", FutureWarning, "torch.distributed")
 
 
 def _check_surroundings(device: torch.device) -> None:

@@ -34,6 +34,8 @@ def check_layout(config: Config, world_size: int) -> int:
         )
     _check_zero(config)
     _check_rows(config, world_size // replica)
+    _check_one_backward(config, world_size // replica)
+    _check_recompute(config)
     _check_sequence(config)
     return world_size // replica
 
@@ -83,7 +85,12 @@ def _check_zero(config: Config) -> None:
     if parallel.zero == 3 and parallel.pipeline > 1:
         raise ConfigError(
             f"parallel.zero=3 does not go with parallel.pipeline={parallel.pipeline}: DeepSpeed gathers a parameter "
-            "over all processes, and the stages would wait for each other; use parallel.zero=1 or 2"
+            "over all processes, and the stages would wait for each other; use parallel.zero=1"
+        )
+    if parallel.zero == 2 and parallel.pipeline > 1:
+        raise ConfigError(
+            f"parallel.zero=2 does not go with parallel.pipeline={parallel.pipeline}: it sums gradients at each "
+            "backward, of which stages of several replicas have different ones; use parallel.zero=1"
         )
     if parallel.zero == 0 and parallel.tensor * parallel.pipeline > 1:
         raise ConfigError(
@@ -101,6 +108,33 @@ def _check_rows(config: Config, data: int) -> None:
                 f"{name} ({batch}) must be a multiple of the {data * micro_batch} rows that {rows} take: "
                 f"use {name}={_next_multiple(batch, data * micro_batch)}"
             )
+
+
+def _check_one_backward(config: Config, data: int) -> None:
+    """Under ZeRO-3 a second backward of a step would replace the gradients of the first."""
+    if config.parallel.zero != 3 or data * config.parallel.tensor == 1:
+        return
+    if config.sleep.bptt_windows is not None:
+        raise ConfigError(
+            "parallel.zero=3 takes one backward a step, sleep.bptt_windows makes several; use parallel.zero=1 or 2, or "
+            "leave sleep.bptt_windows empty"
+        )
+    for name, batch in values_in_force(config, "batch", config.data.batch, "data.batch"):
+        if config.train.micro_batch not in (0, batch // data):
+            raise ConfigError(
+                f"parallel.zero=3 takes one backward a step, but train.micro_batch ({config.train.micro_batch}) cuts "
+                f"the {batch // data} rows that each of {data} replicas has of {name} ({batch}); use "
+                "train.micro_batch=0, or parallel.zero=1 or 2"
+            )
+
+
+def _check_recompute(config: Config) -> None:
+    pipeline = config.parallel.pipeline
+    if pipeline > 1 and config.sleep.recompute == "window":
+        raise ConfigError(
+            f"sleep.recompute=window does not go with parallel.pipeline={pipeline}, which runs each round again by "
+            "itself in its backward; use sleep.recompute=pass, or block for less memory in it"
+        )
 
 
 def _check_sequence(config: Config) -> None:

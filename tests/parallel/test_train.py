@@ -115,7 +115,9 @@ def assert_same(found: Path, wanted: Path) -> None:
         assert ours.keys() == theirs.keys()
         for name, tensor in theirs.items():
             if tensor is not None:
-                torch.testing.assert_close(ours[name], tensor, rtol=TOLERANCE, atol=TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
+                torch.testing.assert_close(
+                    ours[name], tensor, rtol=TOLERANCE, atol=TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
+                )
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +146,94 @@ def test_a_run_equals_that_of_one_process(
 ) -> None:
     train(tmp_path, *layout(tensor, pipeline, zero), "train.micro_batch=2", ranks=tensor * pipeline * data)
     assert_same(tmp_path, one_process)
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_weights_cut_over_replicas(tmp_path: Path, one_process: Path, tensor: int) -> None:
+    """ZeRO-3 takes one backward a step."""
+    train(tmp_path, *layout(tensor, 1, 3), ranks=2 * tensor)
+    assert_same(tmp_path, one_process)
+
+
+@pytest.fixture(scope="module")
+def one_process_on_text(tmp_path_factory: pytest.TempPathFactory, tiny_shards: tuple[str, ...], imported: None) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    train(folder, *text(tiny_shards))
+    return folder
+
+
+def text(tiny_shards: tuple[str, ...]) -> tuple[str, ...]:
+    """Rows of which documents begin, end and go on: plans differ between replicas, memory is carried over steps."""
+    return (*tiny_shards, "data.batch=4", "train.micro_batch=1", f"train.tokens={3 * 4 * 40}")
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize(
+    ("tensor", "pipeline", "data", "zero", "more"),
+    [
+        (1, 1, 2, 1, ()),
+        (1, 1, 2, 2, ()),
+        (2, 1, 1, 1, ("parallel.sequence=true",)),
+        (1, 2, 2, 1, ()),
+        (2, 2, 1, 1, ()),
+    ],
+)
+def test_a_run_on_text_equals_that_of_one_process(
+    tmp_path: Path,
+    one_process_on_text: Path,
+    tiny_shards: tuple[str, ...],
+    tensor: int,
+    pipeline: int,
+    data: int,
+    zero: int,
+    more: tuple[str, ...],
+) -> None:
+    parallel = (*layout(tensor, pipeline, zero), *more)
+    train(tmp_path, *text(tiny_shards), *parallel, ranks=tensor * pipeline * data)
+    assert saved(one_process_on_text)["carried"], "the case needs memory that goes on"
+    assert_same(tmp_path, one_process_on_text)
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((1, 1, 1), (1, 1, 2)), ((1, 2, 2), (2, 1, 1)), ((2, 1, 2), (1, 1, 1)), ((1, 1, 1), (2, 2, 1))],
+)
+def test_a_run_goes_on_under_another_layout(
+    tmp_path: Path,
+    one_process_on_text: Path,
+    tiny_shards: tuple[str, ...],
+    before: tuple[int, int, int],
+    after: tuple[int, int, int],
+) -> None:
+    """(tensor, pipeline, data) before and after; the run is cut back to its second step between them."""
+    train(tmp_path, *text(tiny_shards), *layout(*before[:2], 1), ranks=math.prod(before))
+    checkpoints(tmp_path / "r" / "checkpoints")[-1].unlink()
+    train(tmp_path, *text(tiny_shards), *layout(*after[:2], 1), ranks=math.prod(after))
+    assert_same(tmp_path, one_process_on_text)
+
+
+@pytest.mark.parametrize(
+    ("more", "ranks", "message"),
+    [
+        (("parallel.tensor=2",), 1, "start 2 processes"),
+        (("parallel.pipeline=2", "parallel.zero=2"), 2, "parallel.zero=2 does not go with parallel.pipeline=2"),
+        (("parallel.pipeline=2", "sleep.recompute=window"), 2, "use sleep.recompute=pass"),
+        (
+            ("parallel.zero=3", "train.micro_batch=2"),
+            2,
+            "parallel.zero=3 takes one backward a step.*train.micro_batch=0",
+        ),
+        (("parallel.zero=3", "sleep.bptt_windows=1"), 2, "parallel.zero=3 takes one backward a step"),
+    ],
+)
+def test_what_is_not_supported_is_refused_before_anything_is_written(
+    tmp_path: Path, more: tuple[str, ...], ranks: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"WORLD_SIZE": ranks, "RANK": 0, "LOCAL_RANK": 0, "MASTER_PORT": 1, "MASTER_ADDR": "127.0.0.1"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(ConfigError, match=message):
+        trainer.train(compose(settings(tmp_path, *more)))
+    assert not (tmp_path / "r").exists()
