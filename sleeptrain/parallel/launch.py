@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import logging
 import os
 import subprocess
 import warnings
@@ -72,7 +74,7 @@ def join(config: Config) -> World:
     if place.size == 1:
         return World(Mesh.single(), device)
     _check_surroundings(device)
-    _quieten()
+    _load_packages()
     opened = not dist.is_initialized()
     if opened:
         _initialise(place, device)
@@ -109,10 +111,19 @@ def find_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank) if local_rank or count > 1 else torch.device("cuda")
 
 
-def _quieten() -> None:
-    """Every process would warn of what megatron-core could use besides, and of its names for torch's collectives."""
+def _load_packages() -> None:
+    """Loads what else is loaded on the way, where every process would tell of what it could use besides."""
     warnings.filterwarnings("ignore", "Transformer Engine and Apex are not installed")
     warnings.filterwarnings("ignore", ".*deprecated.*", FutureWarning, "torch.distributed")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for one, and warns that there is none
+    level = logging.root.level
+    logging.root.setLevel(logging.WARNING)
+    try:
+        for module in PACKAGES:
+            importlib.import_module(module)
+    finally:
+        logging.root.setLevel(level)
 
 
 def _check_surroundings(device: torch.device) -> None:

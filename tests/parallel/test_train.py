@@ -15,6 +15,7 @@ from sleeptrain.errors import ConfigError
 from sleeptrain.train import trainer
 from sleeptrain.train.checkpoint import checkpoints, load_checkpoint
 from sleeptrain.train.metrics import read_metrics
+from sleeptrain.train.run import Run
 from tests.parallel.processes import run_ranks
 from tests.train.conftest import tiny_shards
 
@@ -212,6 +213,51 @@ def test_a_run_goes_on_under_another_layout(
     checkpoints(tmp_path / "r" / "checkpoints")[-1].unlink()
     train(tmp_path, *text(tiny_shards), *layout(*after[:2], 1), ranks=math.prod(after))
     assert_same(tmp_path, one_process_on_text)
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("sleep.bptt_windows=1",),
+        ("sleep.curriculum=[{tokens: 160, passes: 3, batch: 8}]",),
+        ("sleep.core=[1,3]", "model.tie_embeddings=false", "sleep.recompute=block"),
+    ],
+    ids=lambda more: more[0],
+)
+def test_two_stages_of_two_replicas(tmp_path: Path, tiny_shards: tuple[str, ...], more: tuple[str, ...]) -> None:
+    train(tmp_path / "one", *text(tiny_shards), *more)
+    train(tmp_path / "four", *text(tiny_shards), *more, *layout(1, 2, 1), ranks=4)
+    assert_same(tmp_path / "four", tmp_path / "one")
+
+
+@pytest.mark.timeout(150)
+def test_bf16_in_stages(tmp_path: Path) -> None:
+    for name, ranks in (("one", 1), ("two", 2)):
+        train(tmp_path / name, "train.precision=bf16", *layout(1, ranks, 1), "train.micro_batch=2", ranks=ranks)
+    first, wanted = records(tmp_path / "two")[0], records(tmp_path / "one")[0]
+    assert first["loss"] == pytest.approx(wanted["loss"], rel=1e-3)
+    assert first["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.timeout(150)
+def test_a_step_that_is_not_finite_is_skipped_by_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One replica's second step overflows, on one of its stages."""
+
+    def breaks(made: Run) -> None:
+        def hook(module: Any, inputs: Any, output: Any) -> Any:
+            broken = made.step == 1 and made.world.rank == 1
+            return (output[0] * torch.inf, output[1]) if broken and output[0] is not None else output
+
+        next(iter(made.model.blocks.values())).register_forward_hook(hook)
+
+    opened = Run.open
+    monkeypatch.setattr(Run, "open", lambda self: (breaks(self), opened(self))[1])
+    train(tmp_path, *layout(1, 2, 1), "train.nonfinite=skip", "train.micro_batch=2", ranks=4)
+    assert [r["skipped"] for r in records(tmp_path) if "loss" in r] == [0, 1, 1]
+    assert all(bool(w.isfinite().all()) for w in saved(tmp_path)["model"].values())
+    before, after = saved(tmp_path, 1)["model"], saved(tmp_path, 2)["model"]
+    assert all(torch.equal(after[name], w) for name, w in before.items()), "the broken step changes nothing"
 
 
 @pytest.mark.parametrize(
