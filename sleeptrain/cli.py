@@ -42,9 +42,11 @@ class JobFailed(Exception):
 
 
 def train(config: Config) -> int:
+    from sleeptrain.parallel.spawn import num_workers, train_in_workers
     from sleeptrain.train.trainer import train as run_training
 
-    return run_training(config)
+    workers = num_workers(config)
+    return train_in_workers(config, workers) if workers else run_training(config)
 
 
 def plan(config: Config) -> int:
@@ -197,3 +199,7 @@ def _process_of_hydra(name: str, arguments: list[str]) -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = old_switch
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -178,6 +178,20 @@ class TrainConfig:
 
 
 @dataclass
+class ParallelConfig:
+    """How a run is spread over its processes; what tensor and pipeline leave over are data-parallel replicas.
+
+    ZeRO-1 is the default because it is right in every layout and costs nothing: the optimizer's state is cut over the
+    replicas, with one replica over nobody. 2 also cuts the gradients, 3 the weights.
+    """
+
+    tensor: int = 1  # parts of each layer: heads, feed-forward, vocabulary
+    pipeline: int = 1  # stages of consecutive blocks
+    zero: int = 1  # 0 | 1 | 2 | 3: what DeepSpeed cuts over the replicas
+    sequence: bool = False  # between mixers each tensor rank holds its part of a window's tokens
+
+
+@dataclass
 class RunConfig:
     name: str = MISSING
     root: str = "runs"  # the run folder is <root>/<name>; an existing one is resumed
@@ -198,4 +212,5 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)

@@ -67,6 +67,9 @@ AT_LEAST: dict[str, int] = {
     "optim.muon_weight_decay": 0,
     "optim.adamw_weight_decay": 0,
     "optim.clip_norm": 0,
+    "parallel.tensor": 1,
+    "parallel.pipeline": 1,
+    "parallel.zero": 0,
     "train.tokens": 1,
     "train.micro_batch": 0,
     "train.threads": 0,
@@ -214,7 +217,7 @@ def _check_curriculum(sleep: SleepConfig) -> None:
                 raise ConfigError(f"{name}.{key} must be at least 1, not {value}")
 
 
-def _values_in_force(config: Config, key: str, base: int, base_name: str) -> list[tuple[str, int]]:
+def values_in_force(config: Config, key: str, base: int, base_name: str) -> list[tuple[str, int]]:
     """(setting, value) for the base value and each stage's own."""
     stages = enumerate(config.sleep.curriculum)
     own = [(f"sleep.curriculum[{index}].{key}", getattr(stage, key)) for index, stage in stages]
@@ -231,7 +234,7 @@ def _check_core(config: Config) -> None:
         )
     if any(mixer in RECURRENT_MIXERS for mixer in layers[core[0] : core[1]]):
         return
-    for name, passes in _values_in_force(config, "passes", sleep.passes, "sleep.passes"):
+    for name, passes in values_in_force(config, "passes", sleep.passes, "sleep.passes"):
         if passes > 1:
             where = "model.layers" if sleep.core is None else f"blocks {sleep.core} of model.layers (sleep.core)"
             raise ConfigError(
@@ -242,7 +245,7 @@ def _check_core(config: Config) -> None:
 
 def _check_data(config: Config) -> None:
     data, sleep = config.data, config.sleep
-    windows = _values_in_force(config, "window", sleep.window, "sleep.window")
+    windows = values_in_force(config, "window", sleep.window, "sleep.window")
     if data.source == "rule110":
         for name, window in windows:
             if window != data.rule110.width:
@@ -313,7 +316,7 @@ def _check_weights(name: str, weights: list[tuple[str, float]]) -> None:
 
 def _check_batches(config: Config) -> None:
     micro_batch = config.train.micro_batch
-    for name, batch in _values_in_force(config, "batch", config.data.batch, "data.batch"):
+    for name, batch in values_in_force(config, "batch", config.data.batch, "data.batch"):
         if micro_batch and batch % micro_batch:
             raise ConfigError(
                 f"train.micro_batch ({micro_batch}) must divide {name} ({batch}): change one of them, "

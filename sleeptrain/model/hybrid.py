@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,30 +22,53 @@ from sleeptrain.model.state import HARD, Boundary, FastWeights, LayerState
 RunBlock = Callable[..., tuple[torch.Tensor | None, LayerState]]
 
 
-class Hybrid(nn.Module):
-    """A stack of blocks. It knows nothing of windows and passes: `run` reads features and states and returns both."""
+class Blocks(nn.ModuleDict):
+    """Blocks by their number in the whole model, ascending; a part of a model holds some of them."""
 
-    def __init__(self, config: ModelConfig):
+    def __getitem__(self, layer: int) -> nn.Module:  # type: ignore[override]
+        return super().__getitem__(str(layer))
+
+
+class Hybrid(nn.Module):
+    """A stack of blocks. It knows nothing of windows and passes: `run` reads features and states and returns both.
+
+    layers: the blocks held, all of them if not given. A part of a model has embeddings if it begins the stack, norm and
+    head if it ends it (tied embeddings are in both), and the names and numbers of the whole.
+    """
+
+    def __init__(self, config: ModelConfig, layers: range | None = None):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.blocks = nn.ModuleList(Block(kind, config) for kind in config.layers)
-        self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.layers = range(len(config.layers)) if layers is None else layers
+        begins, ends = self.layers.start == 0, self.layers.stop == self.num_layers
+        embeds = begins or (ends and config.tie_embeddings)
+        self.embedding: nn.Module | None = nn.Embedding(config.vocab_size, config.dim) if embeds else None
+        self.blocks = Blocks({str(i): Block(config.layers[i], config) for i in self.layers})
+        self.norm = RMSNorm(config.dim, config.norm_eps) if ends else None
+        has_head = ends and not config.tie_embeddings
+        self.head = nn.Linear(config.dim, config.vocab_size, bias=False) if has_head else None
 
     @property
     def num_layers(self) -> int:
-        return len(self.blocks)
+        """Of the whole model, whatever part of it this is."""
+        return len(self.config.layers)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
 
     @property
     def head_weight(self) -> torch.Tensor:
-        return self.embedding.weight if self.head is None else self.head.weight
+        holder = self.embedding if self.config.tie_embeddings else self.head
+        assert holder is not None, "this part of the model has no head"
+        return cast(torch.Tensor, holder.weight)
 
     def empty_state(self) -> FastWeights:
         """The memory at the start of a document: nothing (a mixer takes None as S = 0)."""
         return FastWeights((None,) * self.num_layers)
 
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        assert self.embedding is not None, "this part of the model has no embeddings"
         return self.embedding(tokens_BT)
 
     def run(
@@ -53,19 +77,20 @@ class Hybrid(nn.Module):
         state: FastWeights,
         layout: Layout,
         *,
-        first: int = 0,
+        first: int | None = None,
         last: int | None = None,
         boundary: Boundary = HARD,
         state_only: bool = False,
         run_block: RunBlock | None = None,
     ) -> tuple[torch.Tensor | None, FastWeights]:
-        """The blocks [first, last) over one window.
+        """The blocks [first, last), by default all that are held, over one window.
 
         x_BTD: features; state: of all layers. Returns the features and the state with these blocks' entries renewed.
         `state_only`: nobody reads the features: blocks behind the last one that leaves a state are not run, and the
         features returned are None.
         """
-        last = self.num_layers if last is None else last
+        first = self.layers.start if first is None else first
+        last = self.layers.stop if last is None else last
         if state_only:
             last = state_only_end(self.config.layers, first, last, boundary.sliding_window is not None)
         states: list[LayerState] = []
@@ -79,36 +104,58 @@ class Hybrid(nn.Module):
 
     def logits(self, x_ND: torch.Tensor) -> torch.Tensor:
         """Features of any leading shape -> logits over the vocabulary, in the features' dtype."""
+        assert self.norm is not None, "this part of the model has no head"
         return F.linear(self.norm(x_ND), self.head_weight.to(x_ND.dtype))
+
+    def cross_entropy(
+        self, x_ND: torch.Tensor, targets_N: torch.Tensor, read_logits: Callable[[torch.Tensor], None] | None = None
+    ) -> torch.Tensor:
+        """The summed cross entropy of the targets (int64) in nats, a scalar in fp32 or wider.
+
+        read_logits: called with the logits [N, V], as wide.
+        """
+        logits = at_least_fp32(self.logits(x_ND))
+        if read_logits is not None:
+            read_logits(logits)
+        return F.cross_entropy(logits, targets_N, reduction="sum")
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Normal weights of `init_std`, branch outputs smaller by sqrt(2 * layers), decays as Mamba does.
-
-        Every parameter draws from a generator seeded by (seed, its name): the values do not depend on how the model is
-        laid out over ranks or on which other parameters exist.
-        """
-        std, out_std = self.config.init_std, self.config.init_std / math.sqrt(2 * self.num_layers)
+        """Draws every parameter by `initial_weight`; those it leaves out keep the identity they were built with."""
         for name, parameter in self.named_parameters():
-            leaf = name.rsplit(".", 1)[-1]
-            generator = parameter_generator(seed, name)
-            if "norm" in name or leaf in ("A_log", "dt_bias", "D", "conv_bias"):
-                continue  # norms and D keep the identity they were built with; the decays follow below
-            if leaf == "conv_weight":
-                bound = 1 / math.sqrt(parameter.shape[-1])
-                parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
-            else:
-                scale = out_std if name.endswith(("out_proj.weight", "o_proj.weight", "down_proj.weight")) else std
-                parameter.copy_(torch.empty(parameter.shape).normal_(0.0, scale, generator=generator))
-        for name, module in self.named_modules():
-            if hasattr(module, "A_log"):
-                A_log, dt_bias = torch.empty(module.A_log.shape), torch.empty(module.dt_bias.shape)
-                init_decay(A_log, dt_bias, parameter_generator(seed, f"{name}.A_log"))
-                module.A_log.copy_(A_log)
-                module.dt_bias.copy_(dt_bias)
+            weight = initial_weight(self.config, name, tuple(parameter.shape), seed)
+            if weight is not None:
+                parameter.copy_(weight)
 
 
-def state_only_end(layers: list[str], first: int, last: int, sliding: bool) -> int:
+def initial_weight(config: ModelConfig, name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor | None:
+    """Normal weights of `init_std`, branch outputs smaller by sqrt(2 * layers), decays as Mamba does; fp32.
+
+    name, shape: of a parameter of the whole model. It draws from a generator seeded by (seed, its name): the values do
+    not depend on how the model is laid out over ranks or on which other parameters exist. None for norms, D and the
+    convolutions' biases, which begin as the identity.
+    """
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf in ("A_log", "dt_bias"):
+        A_log, dt_bias = torch.empty(shape), torch.empty(shape)
+        init_decay(A_log, dt_bias, parameter_generator(seed, f"{name.removesuffix(leaf)}A_log"))
+        return A_log if leaf == "A_log" else dt_bias
+    if "norm" in name or leaf in ("D", "conv_bias"):
+        return None
+    generator = parameter_generator(seed, name)
+    if leaf == "conv_weight":
+        bound = 1 / math.sqrt(shape[-1])
+        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    ends_branch = name.endswith(("out_proj.weight", "o_proj.weight", "down_proj.weight"))
+    std = config.init_std / (math.sqrt(2 * len(config.layers)) if ends_branch else 1)
+    return torch.empty(shape).normal_(0.0, std, generator=generator)
+
+
+def at_least_fp32(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def state_only_end(layers: Sequence[str], first: int, last: int, sliding: bool) -> int:
     """Behind the last block of [first, last) that leaves a state; `first` where none does.
 
     Recurrent mixers always leave one, attention only under sliding eviction.

@@ -50,15 +50,14 @@ class Mamba2(KeepsDecayWide, nn.Module):
             reset_BT=layout.reset_RL,
             valid_BT=layout.valid_RL,
         )
-        x, B, C = mixed.split([self.inner_dim, self.group_dim, self.group_dim], dim=-1)
-        x_BTHV = x.unflatten(-1, (c.num_heads, c.head_dim))
+        x_BTHV, B_BTNK, C_BTNK = self.split_mixed(mixed)
         wide = torch.promote_types(dt.dtype, torch.float32)
         dt = F.softplus(dt.to(wide) + self.dt_bias.to(wide))
         if layout.valid_RL is not None:
             dt = dt.masked_fill(~layout.valid_RL.unsqueeze(-1), 0.0)
         y, S = ssd(
-            C.unflatten(-1, (c.num_groups, c.state_dim)),
-            B.unflatten(-1, (c.num_groups, c.state_dim)),
+            C_BTNK,
+            B_BTNK,
             x_BTHV,
             dt,
             -self.A_log.to(wide).exp(),
@@ -70,3 +69,10 @@ class Mamba2(KeepsDecayWide, nn.Module):
             return None, left
         y = (y + self.D.to(y.dtype).unsqueeze(-1) * x_BTHV).flatten(2)
         return self.out_proj(self.norm(y, z)), left
+
+    def split_mixed(self, mixed_BTC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The convolved channels [x | B | C] -> x_BTHV, B_BTNK, C_BTNK."""
+        c = self.config
+        x, B, C = mixed_BTC.split([self.inner_dim, self.group_dim, self.group_dim], dim=-1)
+        by_group = (c.num_groups, c.state_dim)
+        return x.unflatten(-1, (c.num_heads, c.head_dim)), B.unflatten(-1, by_group), C.unflatten(-1, by_group)

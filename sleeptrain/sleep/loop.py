@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch.utils._pytree import register_dataclass
 
 from sleeptrain.config.schema import Config
@@ -16,7 +14,7 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.layout import Layout, first_of_document, sleep_layout, window_layout
 from sleeptrain.model.state import HARD, Boundary, FastWeights, Retained
 from sleeptrain.sleep.recompute import Recompute
-from sleeptrain.sleep.rounds import Round, windows_of
+from sleeptrain.sleep.rounds import Round, round_layers, windows_of
 
 # Called with the logits [N, V] and targets [N] of a round that predicts.
 ReadLogits = Callable[[Round, torch.Tensor, torch.Tensor], None]
@@ -80,7 +78,7 @@ def run_rounds(
     num_rows = batch.tokens_BT.shape[0]
     losses: dict[int, torch.Tensor] = {}
     for group in windows_of(rounds):
-        inputs = [round_inputs(batch, starts_BT, r, model.head_weight.device) for r in group]
+        inputs = [round_inputs(batch, starts_BT, r, model.device) for r in group]
         loss, state = settings.recompute.window(
             run_window, model, num_rows, group, inputs, state, settings, read_logits
         )
@@ -130,27 +128,58 @@ def run_round(
     boundary_state: the memory at the window's start. Core recurrences go on from the pass before; the coda and the
     caches of sliding eviction read what they had at the window's start, because they are written once a window.
     """
-    first, last = settings.core
     if settings.on_round is not None:
         settings.on_round(r)
-    run = partial(model.run, layout=given.layout, run_block=settings.recompute.block)
+    x = None
+    if source is not None:
+        x = source.output_RLD if r.feeds_back else source.core_input_RLD
+    features, top, state = run_layers(model, r, given, x, state, boundary_state, settings)
+    loss = summed_loss(model, top, r, given, read_logits) if r.loss and top is not None else None
+    return features, state, loss
+
+
+def run_layers(
+    model: Hybrid,
+    r: Round,
+    given: RoundInputs,
+    x_RLD: torch.Tensor | None,
+    state: FastWeights,
+    boundary_state: FastWeights,
+    settings: LoopSettings,
+) -> tuple[Features, torch.Tensor | None, FastWeights]:
+    """The layers of a round that `model`, which may be a part of a larger one, holds.
+
+    x_RLD: what they read; None where the tokens are embedded. Returns what is kept of the core for later passes, what
+    the last of the layers leaves (None where nobody reads it), and the state.
+    """
+    first, last = settings.core
+    x: torch.Tensor | None = model.embed(given.tokens_RL) if x_RLD is None else x_RLD
+    core_input = core_output = None
     # Sleep passes restart the core's convolutions: what they read is not the continuation of the window before.
     across = settings.boundary if r.is_wake else replace(settings.boundary, carry_conv=False)
     s = _readable(state, boundary_state, last)
-    if source is None:
-        core_input, s = run(model.embed(given.tokens_RL), s, first=0, last=first, boundary=across)
-    else:
-        core_input = source.output_RLD if r.feeds_back else source.core_input_RLD
-    has_coda = r.coda and last < model.num_layers
-    state_only = r.state_only and not has_coda
-    output, s = run(core_input, s, first=first, last=last, boundary=across, state_only=state_only)
-    top = output
-    if has_coda:
-        coda = partial(run, first=last, last=model.num_layers, boundary=settings.boundary)
-        top, s = coda(output, s, state_only=r.state_only)
-    loss = _loss(model, top, r, given, read_logits) if r.loss and top is not None else None
+    wanted = round_layers(r, model.config.layers, settings.core, settings.boundary.sliding_window is not None)
+    sections = ((0, first, across), (first, last, across), (last, model.num_layers, settings.boundary))
+    for begin, end, boundary in sections:
+        low, high = max(begin, wanted.start, model.layers.start), min(end, wanted.stop, model.layers.stop)
+        if low >= high:
+            continue
+        if low == first:
+            core_input = x
+        x, s = model.run(
+            x,
+            s,
+            given.layout,
+            first=low,
+            last=high,
+            boundary=boundary,
+            state_only=r.state_only and high == wanted.stop,
+            run_block=settings.recompute.block,
+        )
+        if high == last:
+            core_output = x
     begin, end = 0 if r.is_wake else first, model.num_layers if r.coda else last
-    return Features(r.rows, core_input, output), state.replace(begin, s.layers[begin:end]), loss
+    return Features(r.rows, core_input, core_output), x, state.replace(begin, s.layers[begin:end])
 
 
 def _readable(state: FastWeights, boundary_state: FastWeights, coda: int) -> FastWeights:
@@ -163,18 +192,15 @@ def _readable(state: FastWeights, boundary_state: FastWeights, coda: int) -> Fas
     )
 
 
-def _loss(
-    model: Hybrid, x_RLD: torch.Tensor, r: Round, given: RoundInputs, read_logits: ReadLogits | None
+def summed_loss(
+    model: Hybrid, x_RLD: torch.Tensor, r: Round, given: RoundInputs, read_logits: ReadLogits | None = None
 ) -> torch.Tensor:
     """Summed cross entropy over the targets; the head is run only where there is one."""
     x_ND = x_RLD.flatten(0, 1)
     if given.target_index_N is not None:
         x_ND = x_ND.index_select(0, given.target_index_N)
-    logits = model.logits(x_ND)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if read_logits is not None:
-        read_logits(r, logits, given.targets_N)
-    return F.cross_entropy(logits, given.targets_N, reduction="sum")
+    read = None if read_logits is None else lambda logits_NV: read_logits(r, logits_NV, given.targets_N)
+    return model.cross_entropy(x_ND, given.targets_N, read)
 
 
 def round_inputs(batch: Batch, starts_BT: torch.Tensor, r: Round, device: torch.device) -> RoundInputs:
@@ -202,14 +228,18 @@ def round_inputs(batch: Batch, starts_BT: torch.Tensor, r: Round, device: torch.
 
 def _select(features: Sequence[Features], rows: tuple[int, ...]) -> Features:
     """The features of `rows`, gathered from those that the rounds before left."""
-    if len(features) == 1 and features[0].rows == rows:
-        return features[0]
-    have = [b for part in features for b in part.rows]
-    place = {b: i for i, b in enumerate(have)}
-    core_inputs = torch.cat([part.core_input_RLD for part in features if part.core_input_RLD is not None])
-    outputs = torch.cat([part.output_RLD for part in features if part.output_RLD is not None])
-    index = torch.tensor([place[b] for b in rows], device=outputs.device)
-    return Features(rows, core_inputs.index_select(0, index), outputs.index_select(0, index))
+    inputs = [(part.rows, part.core_input_RLD) for part in features if part.core_input_RLD is not None]
+    outputs = [(part.rows, part.output_RLD) for part in features if part.output_RLD is not None]
+    return Features(rows, gather_rows(inputs, rows), gather_rows(outputs, rows))
+
+
+def gather_rows(parts: Sequence[tuple[tuple[int, ...], torch.Tensor]], rows: tuple[int, ...]) -> torch.Tensor:
+    """The features of `rows` [R, L, D], from parts that name the rows they hold."""
+    if len(parts) == 1 and parts[0][0] == rows:
+        return parts[0][1]
+    place = {b: i for i, b in enumerate(b for held, _ in parts for b in held)}
+    together = torch.cat([features for _, features in parts])
+    return together.index_select(0, torch.tensor([place[b] for b in rows], device=together.device))
 
 
 def loop_settings(config: Config, window: int, num_layers: int, recompute: str | None = None) -> LoopSettings:

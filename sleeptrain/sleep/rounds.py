@@ -13,6 +13,7 @@ import torch
 
 from sleeptrain.config.schema import SleepConfig
 from sleeptrain.data.batch import IGNORE, PAD, Batch
+from sleeptrain.model.hybrid import state_only_end
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,15 @@ class WindowFacts:
     stop: int
     has_target: tuple[bool, ...]
     read_later: tuple[bool, ...]
+
+
+def round_layers(r: Round, layers: Sequence[str], core: tuple[int, int], sliding: bool) -> range:
+    """The blocks that a round runs: all of them for a wake round with a loss, the core for a sleep pass.
+
+    layers: each block's mixer. core: the blocks [first, last) that sleep passes repeat. sliding: eviction is sliding.
+    """
+    first, last = 0 if r.is_wake else core[0], len(layers) if r.coda else core[1]
+    return range(first, state_only_end(layers, first, last, sliding) if r.state_only else last)
 
 
 def window_spans(sequence: int, window: int) -> list[tuple[int, int]]:

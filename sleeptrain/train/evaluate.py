@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -13,13 +13,16 @@ import torch
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.sleep.loop import loop_settings, run_rounds
+from sleeptrain.sleep.loop import LoopSettings, ReadLogits, loop_settings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_batch, window_spans
 from sleeptrain.tasks.rule110 import exact_accuracy
 from sleeptrain.train.step import autocast
 
 # {"loss": {passes: [mean loss of window 1..K]}, "accuracy": {passes: share}, "sets": {name: {"loss": ...}}}
 Evaluation = dict[str, Any]
+
+# The summed loss of each window of a batch that has one, for its rounds.
+WindowLosses = Callable[[Batch, Sequence[Round], LoopSettings, ReadLogits | None], Mapping[int, torch.Tensor]]
 
 
 class _Answers:
@@ -62,20 +65,24 @@ def evaluate(
     window: int,
     passes: Iterable[int],
     count_answers: bool,
+    run: WindowLosses | None = None,
 ) -> Evaluation:
     """Loss of windows 1..K (nats a token; None where a window has no target) for each number of passes.
 
     sets: batches of each held-out set. Returns {"loss": {"1": [...], "4": [...]}} over all targets of all sets; with
     `count_answers` {"accuracy": {"1": ...}}: the share of rows whose targets are all right by argmax; where there are
-    several sets {"sets": {name: {"loss": ...}}}.
+    several sets {"sets": {name: {"loss": ...}}}. run: how the rounds of a batch are run where the model is in parts.
     """
+    run = run or (lambda batch, rounds, *how: run_rounds(model, batch, rounds, model.empty_state(), *how)[0])
     batches = {name: list(given) for name, given in sets.items()}
     result: Evaluation = {"loss": {}} | ({"accuracy": {}} if count_answers else {})
     if len(batches) > 1:
         result["sets"] = {name: {"loss": {}} for name in batches}
     for n in passes:
         answers = _Answers() if count_answers else None
-        by_set = {name: _window_losses(model, given, config, window, n, answers) for name, given in batches.items()}
+        by_set = {
+            name: _window_losses(run, model, given, config, window, n, answers) for name, given in batches.items()
+        }
         result["loss"][str(n)] = reduce(operator.add, by_set.values()).means()
         if answers is not None:
             result["accuracy"][str(n)] = answers.accuracy()
@@ -85,17 +92,21 @@ def evaluate(
 
 
 def _window_losses(
-    model: Hybrid, batches: list[Batch], config: Config, window: int, passes: int, answers: _Answers | None
+    run: WindowLosses,
+    model: Hybrid,
+    batches: list[Batch],
+    config: Config,
+    window: int,
+    passes: int,
+    answers: _Answers | None,
 ) -> _Windows:
     settings = loop_settings(config, window, model.num_layers, recompute="none")
     spans = window_spans(batches[0].tokens_BT.shape[1], window)
     found = _Windows([0.0] * len(spans), [0] * len(spans))
     for batch in batches:
         rounds = plan_batch(batch, window, passes, config.sleep)
-        with autocast(config, model.head_weight.device):
-            losses, _ = run_rounds(
-                model, batch, rounds, model.empty_state(), settings, None if answers is None else answers.read
-            )
+        with autocast(config, model.device):
+            losses = run(batch, rounds, settings, None if answers is None else answers.read)
         for index, (start, stop) in enumerate(spans):
             found.counts[index] += int((batch.targets_BT[:, start:stop] != IGNORE).sum())
             if index in losses:

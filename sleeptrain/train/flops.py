@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sleeptrain.config.schema import ModelConfig
-from sleeptrain.model.hybrid import state_only_end
-from sleeptrain.sleep.rounds import Round
+from sleeptrain.sleep.rounds import Round, round_layers
 
 BACKWARD_AND_FORWARD = 3  # the backward of a matrix product is two products
 
@@ -50,14 +49,12 @@ def round_flops(config: ModelConfig, r: Round, core: tuple[int, int], sliding_wi
     pairs = length * (length + 1) // 2
     if sliding_window is not None and r.window > 0:
         pairs = length * sliding_window
-    first, last = 0 if r.is_wake else core[0], len(config.layers) if r.coda else core[1]
-    if r.state_only:
-        last = state_only_end(config.layers, first, last, sliding_window is not None)
+    layers = round_layers(r, config.layers, core, sliding_window is not None)
     total = 0
-    for index in range(first, last):
+    for index in layers:
         cost = layer_flops(config, config.layers[index])
         total += cost.state * length
-        if not (r.state_only and index == last - 1):
+        if not (r.state_only and index == layers[-1]):
             total += cost.features * length + cost.pair * pairs
     return total * len(r.rows)
 

@@ -25,7 +25,7 @@ class _Finder:
         self._round: Round | None = None
         self._handles = [
             block.register_forward_hook(lambda _m, _i, output, layer=layer: self._check(layer, output))
-            for layer, block in enumerate(model.blocks)
+            for layer, block in model.blocks.items()
         ]
 
     def on_round(self, r: Round) -> None:

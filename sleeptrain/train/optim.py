@@ -15,6 +15,9 @@ from sleeptrain.train.muon import SCALINGS, Blocks, Muon, partition
 STATE = {"muon": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
 KINDS = tuple(STATE)
 
+# Added to the norm that divides, as torch's clip_grad_norm_ and DeepSpeed do: one factor, whatever the layout.
+CLIP_EPS = 1e-6
+
 
 @dataclass(frozen=True)
 class ParameterRole:
@@ -96,7 +99,7 @@ class Optimizers:
         norm = torch.linalg.vector_norm(torch.stack([n.to(wide) for n in torch._foreach_norm(gradients, 2, wide)]))
         if max_norm > 0:
             # The condition stays on the device: a product with one is cheaper than waiting for the norm.
-            scale = torch.where(norm.isfinite(), (max_norm / norm).clamp(max=1.0), 1.0)
+            scale = torch.where(norm.isfinite(), (max_norm / (norm + CLIP_EPS)).clamp(max=1.0), 1.0)
             torch._foreach_mul_(gradients, scale)
         return norm
 

@@ -11,25 +11,27 @@ import torch
 from omegaconf import OmegaConf
 
 from sleeptrain.config import Config, config_diff, load_resolved, save_resolved
-from sleeptrain.data.batch import Batch
+from sleeptrain.data.batch import PAD, Batch
 from sleeptrain.data.source import build_source
-from sleeptrain.errors import ConfigError
+from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
+from sleeptrain.parallel.launch import join, shared_reading
 from sleeptrain.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from sleeptrain.train.engine import build_engine
 from sleeptrain.train.metrics import MetricsFile
-from sleeptrain.train.optim import Optimizers
 from sleeptrain.train.progress import Progress
-from sleeptrain.train.roles import parameter_roles
 from sleeptrain.train.wandb_log import WandbLogger
 
 # Settings that a run may change when it goes on: they touch neither its data nor its mathematics.
 FREE_SETTINGS = (
     "run.",
+    "parallel.",
     "wandb.",
     "data.shards.on_damage",
     "data.shards.workers",
     "data.shards.cache",
+    "train.micro_batch",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
@@ -38,7 +40,10 @@ FREE_SETTINGS = (
 
 
 class Run:
-    """Model, optimizers, data, position and logs of one job. Building it reads data; only `open` writes anything."""
+    """Model, optimizers, data, position and logs of one job; in each of its processes, this one's part of them.
+
+    Building it meets the other processes and reads data; only `open` writes anything, and only where `world.leads`.
+    """
 
     def __init__(self, config: Config):
         self.config = config
@@ -46,16 +51,22 @@ class Run:
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         torch.manual_seed(config.train.seed)
-        self.device = _device(config.train.device)
-        self.source = build_source(config.data)
+        self.world = join(config)
+        self.source = build_source(config.data, self.world.part)
         _settle_vocabulary(config, self.source.vocab_size)
-        self.model = Hybrid(config.model)
-        self.model.init_weights(config.train.seed)
-        self.model.to(self.device)
-        self.optim = Optimizers(parameter_roles(self.model), dict(self.model.named_parameters()), config.optim)
+        self.reading = shared_reading(self.source, self.world)
+        self.engine = build_engine(config, self.world)
         self.step = self.tokens = self.skipped = 0
         self.carried: FastWeights | None = None
         self._wandb_id: str | None = None
+
+    @property
+    def model(self) -> Hybrid:
+        return self.engine.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.world.device
 
     @property
     def done(self) -> bool:
@@ -64,12 +75,22 @@ class Run:
     def open(self) -> Run:
         """Makes the run folder, or goes on where its newest checkpoint stands; then opens the logs.
 
-        Raises ConfigError when the folder holds a run of another configuration, DataError for a damaged checkpoint.
+        Raises ConfigError when the folder holds a run of another configuration, DataError for a damaged checkpoint or
+        where not all processes see the same one.
         """
         saved = checkpoints(self.folder / "checkpoints")
+        if not self.world.agree([path.name for path in saved]):
+            raise DataError(f"the processes see different files in {self.folder}: put run.root where all can read it")
         if saved:
             _refuse_other_config(self.folder / "config.yaml", self.config)
             self._restore(load_checkpoint(saved[-1]))
+        if self.world.leads:
+            self._open_logs()
+        if not saved:
+            self.save()  # from the first moment on a killed run keeps its identity
+        return self
+
+    def _open_logs(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         save_resolved(self.config, self.folder / "config.yaml")
         self.metrics = MetricsFile(self.folder / "metrics.jsonl")
@@ -78,14 +99,19 @@ class Run:
         self.wandb = WandbLogger(self.config.wandb, self.folder, self.config.run.name, plain, self._wandb_id)
         self._wandb_id = self.wandb.run_id
         self.progress = Progress(self.config.train.tokens)
-        if not saved:
-            self.save()  # from the first moment on a killed run keeps its identity
-        return self
 
     def close(self) -> None:
+        if not self.world.leads:
+            return
         self.progress.close()
         self.metrics.close()
         self.wandb.finish()
+
+    def next_batch(self, num_rows: int) -> tuple[Batch, int]:
+        """This process's rows of the next batch of `num_rows`, and the tokens of all rows (pads are none)."""
+        batch = self.reading.batch(num_rows)
+        own = int((batch.documents_BT != PAD).sum())
+        return batch, round(self.world.sum(own)[0] / self.world.replica)
 
     def advance(self, batch: Batch, num_tokens: int, state: FastWeights) -> None:
         """One step is done: counts its tokens (pads are none) and keeps the memory of the rows that go on."""
@@ -95,22 +121,30 @@ class Run:
 
     def log(self, record: dict[str, Any]) -> None:
         """Writes one record to the metrics file, wandb and the progress line."""
+        if not self.world.leads:
+            return
         record = {"step": self.step, "tokens": self.tokens, **record, "time": time.time()}
         self.metrics.append(record)
         self.wandb.log(record, self.step)
         self.progress.update(record)
 
+    def message(self, text: str) -> None:
+        if self.world.leads:
+            self.progress.message(text)
+
     def save(self) -> None:
+        """Writes a checkpoint in one format for all layouts."""
+        trained, carried = self.engine.state_dict(), self.engine.whole_state(self.carried)
+        if trained is None:
+            return
         self.metrics.sync()
-        carried = None if self.carried is None else self.carried.to("cpu").to_state_dict()
         contents = {
             "step": self.step,
             "tokens": self.tokens,
             "skipped": self.skipped,
-            "model": self.model.state_dict(),
-            "optim": self.optim.state_dict(),
+            **trained,
             "data": self.source.state_dict(),
-            "carried": carried,
+            "carried": None if carried is None else carried.to_state_dict(),
             "rng": torch.get_rng_state(),
             "wandb_id": self._wandb_id,
         }
@@ -118,21 +152,12 @@ class Run:
 
     def _restore(self, saved: dict[str, Any]) -> None:
         self.step, self.tokens, self.skipped = saved["step"], saved["tokens"], saved["skipped"]
-        self.model.load_state_dict(saved["model"])
-        self.optim.load_state_dict(saved["optim"])
+        self.engine.load_state_dict(saved)
         self.source.load_state_dict(saved["data"])
         if saved["carried"] is not None:
-            self.carried = FastWeights.from_state_dict(saved["carried"], self.model.num_layers).to(self.device)
+            self.carried = self.engine.own_state(FastWeights.from_state_dict(saved["carried"], self.model.num_layers))
         torch.set_rng_state(saved["rng"])
         self._wandb_id = saved["wandb_id"]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device=cuda, but torch sees no CUDA device; use train.device=auto or cpu")
-    return torch.device(name)
 
 
 def _settle_vocabulary(config: Config, vocab_size: int) -> None:

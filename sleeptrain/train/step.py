@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -35,7 +37,7 @@ class StepResult:
     """loss: mean cross entropy over the step's targets, nats a token.
 
     state: the memory behind the last window, detached, for the step that continues these rows. num_rounds: (window,
-    pass) pairs run. flops: model FLOPs, passes counted.
+    pass) pairs run. flops: model FLOPs, passes counted; of several processes, an equal share of them.
     """
 
     loss: float
@@ -60,25 +62,32 @@ def forward_backward(
     config: Config,
     carried: FastWeights | None,
     settings: LoopSettings | None = None,
+    *,
+    divisor: int | None = None,
+    forward: Callable[[Callable[[Any], Any]], Any] | None = None,
+    backward: Callable[[torch.Tensor], None] = torch.Tensor.backward,
 ) -> StepResult:
     """Adds the gradient of the step's mean loss to the parameters.
 
-    carried: the memory that the step before left in these rows (None: none). Every micro-batch's loss is divided by the
-    targets of the whole batch, so that the cut does not weigh in. settings: how rounds are run, if not as configured.
+    carried: the memory that the step before left in these rows (None: none). settings: how rounds are run, if not as
+    configured. divisor: what every micro-batch's summed loss is divided by, so that the cut does not weigh in; the
+    targets of the batch if not given. forward, backward: how another one calls a function of the model, and adds the
+    gradients of a scalar (`sleeptrain.parallel.zero.ZeroEngine`).
     """
     num_rows, num_targets = batch.tokens_BT.shape[0], int((batch.targets_BT != IGNORE).sum())
-    device, divisor = model.head_weight.device, max(num_targets, 1)
+    device, divisor = model.device, divisor or max(num_targets, 1)
     settings = settings or loop_settings(config, shape.window, model.num_layers)
     total = torch.zeros((), dtype=torch.float64)
     left, planned = model.empty_state(), list[Round]()
     for micro in micro_batches(batch, shape, config):
         state = start_state(model, micro, carried)
         for rounds in truncated(micro.rounds, config.sleep.bptt_windows):
+            run = partial(run_rounds, batch=micro.batch, rounds=rounds, state=state, settings=settings)
             with autocast(config, device):
-                losses, state = run_rounds(model, micro.batch, rounds, state, settings)
+                losses, state = run(model) if forward is None else forward(run)
             if losses:
                 loss = torch.stack(list(losses.values())).sum() / divisor
-                loss.backward()
+                backward(loss)
                 total += loss.detach().to("cpu", torch.float64)
             state = state.detach()
         left = left.put_rows(micro.rows(device), state, num_rows)
@@ -91,7 +100,7 @@ def start_state(model: Hybrid, micro: MicroBatch, carried: FastWeights | None) -
     """The memory that a micro-batch begins with: what was carried where its rows go on, nothing elsewhere."""
     if carried is None or not bool(micro.batch.carried_B.any()):
         return model.empty_state()
-    device = model.head_weight.device
+    device = model.device
     return carried.rows(micro.rows(device)).keep_rows(micro.batch.carried_B.to(device))
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 
 from sleeptrain.config.schema import Config
-from sleeptrain.data.batch import PAD, Batch
+from sleeptrain.data.batch import Batch
 from sleeptrain.errors import NonFiniteError
 from sleeptrain.sleep.curriculum import StepShape, step_shape
 from sleeptrain.train.evaluate import Evaluation, evaluate
-from sleeptrain.train.health import locate_nonfinite
 from sleeptrain.train.lr import lr_scale
 from sleeptrain.train.pace import Pace
 from sleeptrain.train.run import Run
-from sleeptrain.train.step import StepResult, forward_backward
+from sleeptrain.train.step import StepResult
 from sleeptrain.train.stop import Stopped, StopRequest
 
 
@@ -27,12 +26,11 @@ def train(config: Config) -> int:
         run = Run(config).open()
         try:
             if run.done:
-                run.progress.message(f"{run.folder} is complete: {run.step} steps, {run.tokens} tokens")
+                run.message(f"{run.folder} is complete: {run.step} steps, {run.tokens} tokens")
             pace = Pace(run.device)
-            while not run.done and not stop.requested:
+            while not run.done and not run.world.any(stop.requested):
                 shape = step_shape(config, run.tokens, run.step)
-                batch = run.source.batch(shape.batch)
-                num_tokens = int((batch.documents_BT != PAD).sum())
+                batch, num_tokens = run.next_batch(shape.batch)
                 # The rate of the step's middle: neither a first nor a last step at rate 0.
                 scale = lr_scale(run.tokens + num_tokens // 2, config.train.tokens, config.optim)
                 result, norm = train_step(run, batch, shape, scale)
@@ -47,8 +45,11 @@ def train(config: Config) -> int:
                     run.save()
             if not run.done:
                 run.save()
-                run.progress.message(f"{stop.signal_name}: saved at step {run.step}; the same command goes on")
+                run.message(
+                    f"{stop.signal_name or 'a signal elsewhere'}: saved at step {run.step}; the same command goes on"
+                )
                 raise Stopped(0)
+            run.world.close()
         finally:
             run.close()
     return 0
@@ -56,18 +57,16 @@ def train(config: Config) -> int:
 
 def train_step(run: Run, batch: Batch, shape: StepShape, scale: float) -> tuple[StepResult, float]:
     """Forward, backward, clip, update. A step that is not finite leaves the weights as they are."""
-    run.optim.zero_grad()
-    result = forward_backward(run.model, batch, shape, run.config, run.carried)
-    norm = float(run.optim.clip(run.config.optim.clip_norm))
-    if math.isfinite(result.loss) and math.isfinite(norm):
-        run.optim.step(scale)
+    result = run.engine.forward_backward(batch, shape, run.carried)
+    norm = run.engine.step(scale) if math.isfinite(result.loss) else math.nan
+    if math.isfinite(norm):
         return result, norm
-    where = locate_nonfinite(run.model, batch, shape, run.config, run.carried)
-    text = f"step {run.step + 1}: loss {result.loss}, gradient norm {norm}; first seen at {where}"
+    where = run.engine.locate_nonfinite(batch, shape, run.carried)
+    text = f"step {run.step + 1}: loss {result.loss}, gradient norm {norm}; {where}"
     if run.config.train.nonfinite == "stop":
         raise NonFiniteError(f"{text}. The last checkpoint is whole; train.nonfinite=skip passes over such steps")
     run.skipped += 1
-    run.progress.message(f"skipped {text} ({run.skipped} skipped so far)")
+    run.message(f"skipped {text} ({run.skipped} skipped so far)")
     return StepResult(result.loss, run.model.empty_state(), result.num_rounds, result.flops), norm
 
 
@@ -91,7 +90,10 @@ def evaluation(run: Run, shape: StepShape) -> Evaluation:
     count = config.train.eval_batches
     sets = {name: run.source.validation_batches(name, rows, count) for name in run.source.held_out}
     passes = sorted({1, shape.passes})
-    return evaluate(run.model, sets, config, shape.window, passes, config.data.source == "rule110")
+    # Only where the model's end is held are losses and answers known; all are told of them.
+    counts = config.data.source == "rule110" and run.model.layers.stop == run.model.num_layers
+    found = evaluate(run.model, sets, config, shape.window, passes, counts, run.engine.window_losses)
+    return run.world.from_last(found)
 
 
 def due(run: Run, every: int) -> bool:

@@ -47,7 +47,7 @@ def test_a_fresh_model_remembers_a_window():
     """Half of the heads keep more than a tenth of their state over 64 tokens; with dt_bias = 1 none keeps 1e-6."""
     model = Hybrid(tiny_config(["gated_deltanet"] * 8))
     model.init_weights(0)
-    rates = torch.stack([-m.A_log.exp() * F.softplus(m.dt_bias) for m in (b.mixer for b in model.blocks)])
+    rates = torch.stack([-m.A_log.exp() * F.softplus(m.dt_bias) for m in (b.mixer for b in model.blocks.values())])
     kept = (64 * rates).exp()
     assert (kept > 0.1).float().mean() > 0.3
     assert (-64 * 8 * F.softplus(torch.tensor(1.0))).exp() < 1e-6
@@ -96,3 +96,21 @@ def test_rotation_is_relative():
     torch.testing.assert_close(scores[0], scores[1])
     torch.testing.assert_close(scores[0], scores[2])
     assert not torch.allclose(scores[0][0, 0], scores[0][0, 5])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parts_of_a_model_compute_what_the_whole_does(tied):
+    whole = tiny_model(tie_embeddings=tied)
+    weights = whole.state_dict()
+    lower, upper = (Hybrid(whole.config, layers).double() for layers in (range(1), range(1, 3)))
+    for part in (lower, upper):
+        part.load_state_dict({name: weights[name] for name in part.state_dict()})
+    assert {*lower.state_dict(), *upper.state_dict()} == set(weights)
+    assert ("embedding.weight" in upper.state_dict()) == tied
+    tokens, layout = torch.arange(6)[None], causal_layout(6)
+    x, state = lower.run(lower.embed(tokens), lower.empty_state(), layout)
+    x, state = upper.run(x, state, layout)
+    y, expected = whole.run(whole.embed(tokens), whole.empty_state(), layout)
+    torch.testing.assert_close(upper.logits(x), whole.logits(y), rtol=0, atol=0)
+    for ours, theirs in zip(state.to_state_dict().values(), expected.to_state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)

@@ -1,12 +1,12 @@
-"""The project's benchmarks: one module a benchmark, each with `run(quick: bool) -> list[Row]`."""
+"""The project's benchmarks: one module a benchmark, with `run(quick) -> list[Row]` and `METHOD`, how it measures."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, cast
 
-MODULES = {"loader": "benchmarks.loader", "ops": "benchmarks.ops", "step": "benchmarks.step"}
+NAMES = ("loader", "ops", "pipeline", "step")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,12 @@ class Row:
         return self.value >= self.goal if self.better == "higher" else self.value <= self.goal
 
 
-def load(name: str) -> Callable[[bool], list[Row]]:
-    """The benchmark's `run`; its imports are made only now."""
-    return importlib.import_module(MODULES[name]).run
+class Benchmark(Protocol):
+    METHOD: str
+
+    def run(self, quick: bool) -> list[Row]: ...
+
+
+def load(name: str) -> Benchmark:
+    """The benchmark's module; its imports are made only now."""
+    return cast(Benchmark, importlib.import_module(f"benchmarks.{name}"))

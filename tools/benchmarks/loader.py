@@ -26,6 +26,7 @@ import torch
 import webdataset
 
 from benchmarks import Row
+from benchmarks.timing import METHOD as METHOD
 from benchmarks.timing import round_robin
 from sleeptrain.data.assignment import MixtureShares, StreamSettings
 from sleeptrain.data.shards import ShardWriter, TokenShards, write_index

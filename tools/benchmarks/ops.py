@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import Row
+from benchmarks.timing import METHOD as METHOD
 from benchmarks.timing import round_robin
 from sleeptrain.ops import gated_delta_rule, ssd
 

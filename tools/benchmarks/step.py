@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks import Row
+from benchmarks.timing import METHOD as METHOD
 from benchmarks.timing import round_robin
 from sleeptrain.config.schema import AttentionConfig, Config, GatedDeltaNetConfig, ModelConfig, TrainConfig
 from sleeptrain.data.batch import IGNORE, Batch

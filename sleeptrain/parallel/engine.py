@@ -1,0 +1,182 @@
+"""One process's part of the model in training: data parallel under ZeRO, in tensor shards and pipeline stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from sleeptrain.config.schema import Config
+from sleeptrain.data.batch import IGNORE, Batch
+from sleeptrain.errors import ConfigError
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.state import FastWeights
+from sleeptrain.parallel.build import build_model
+from sleeptrain.parallel.held_out import HeldOutSequence, forwards_of
+from sleeptrain.parallel.mailbox import Mailbox
+from sleeptrain.parallel.pipeline import StageStep
+from sleeptrain.parallel.saved import join_carried, merge_stages, named_tensors, own_carried
+from sleeptrain.parallel.schedule import Schedule, schedule
+from sleeptrain.parallel.sequence import StageSequence
+from sleeptrain.parallel.sharding import ModelSharding
+from sleeptrain.parallel.stage_split import schedule_costs, split_stages
+from sleeptrain.parallel.tied import TiedEmbedding
+from sleeptrain.parallel.world import World
+from sleeptrain.parallel.zero import wrap
+from sleeptrain.parallel.zero_state import load_state_dict, state_dict
+from sleeptrain.sleep.curriculum import StepShape
+from sleeptrain.sleep.loop import LoopSettings, ReadLogits, loop_settings, run_rounds
+from sleeptrain.sleep.rounds import Round
+from sleeptrain.train.flops import step_flops
+from sleeptrain.train.roles import parameter_roles
+from sleeptrain.train.step import MicroBatch, StepResult, forward_backward, micro_batches, start_state, truncated
+
+# Plans of rounds hang on the data: where every step has another one, few of them are worth keeping.
+KEPT_SCHEDULES = 64
+
+
+class PartOfModel:
+    """The engine of one process of several (see `sleeptrain.train.engine.Engine`)."""
+
+    def __init__(self, config: Config, world: World):
+        self._config, self._world = config, world
+        mesh = world.mesh
+        self._stages = split_stages(config, mesh.pipeline.size)
+        layers = range(*self._stages.bounds[mesh.pipeline.rank : mesh.pipeline.rank + 2])
+        self.model = build_model(config.model, mesh, layers, config.parallel.sequence)
+        self.model.init_weights(config.train.seed)
+        self.model.to(world.device)
+        self._tied = TiedEmbedding(self.model, mesh)
+        self._sharding = ModelSharding(config.model, mesh.tensor.size)
+        with torch.device("meta"):
+            whole = Hybrid(config.model)
+        held = {name for name, _ in self.model.named_parameters()}
+        roles = {name: role for name, role in parameter_roles(whole).items() if name in held}
+        shapes = {name: tuple(p.shape) for name, p in whole.named_parameters() if name in held}
+        self._zero = wrap(self.model, roles, config.optim, config.parallel.zero, mesh, self._sharding, shapes)
+        self._costs = schedule_costs(config)
+        self._schedule = lru_cache(KEPT_SCHEDULES)(self._make_schedule)
+
+    def forward_backward(self, batch: Batch, shape: StepShape, carried: FastWeights | None) -> StepResult:
+        self._zero.zero_grad()
+        num_targets = round(self._world.sum(int((batch.targets_BT != IGNORE).sum()))[0] / self._world.replica)
+        if self._world.mesh.pipeline.size > 1:
+            result = self._pipelined(batch, shape, carried, max(num_targets, 1))
+        else:
+            self._check_collectives(batch, shape)
+            result = forward_backward(
+                self.model, batch, shape, self._config, carried,
+                divisor=max(num_targets, 1), forward=self._zero.forward, backward=self._zero.backward,
+            )  # fmt: skip
+        # Each of its tensor ranks knows a replica's loss, on the last stage; everybody knows rounds and FLOPs.
+        tensor, replica = self._world.mesh.tensor.size, self._world.replica
+        loss, rounds, flops = self._world.sum(result.loss / tensor, result.num_rounds, result.flops / replica)
+        return StepResult(loss, result.state, round(rounds / replica), round(flops / self._world.size))
+
+    def _pipelined(self, batch: Batch, shape: StepShape, carried: FastWeights | None, divisor: int) -> StepResult:
+        settings = loop_settings(self._config, shape.window, self.model.num_layers)
+        micros = list(micro_batches(batch, shape, self._config))
+        sequences = [
+            StageSequence(
+                self.model, m.batch, m.rounds, start_state(self.model, m, carried), settings, divisor, self._cuts(m)
+            )
+            for m in micros
+        ]
+        with self._autocast():
+            self._run(self._schedule(tuple(tuple(m.rounds) for m in micros)), sequences)
+        left, num_rows = self.model.empty_state(), batch.tokens_BT.shape[0]
+        for m, sequence in zip(micros, sequences, strict=True):
+            left = left.put_rows(m.rows(self._world.device), sequence.state, num_rows)
+        planned = [r for m in micros for r in m.rounds]
+        num_targets = int((batch.targets_BT != IGNORE).sum())
+        flops = step_flops(self._config.model, planned, num_targets, settings.core, settings.boundary.sliding_window)
+        return StepResult(float(sum(s.loss for s in sequences)), left.detach(), len(planned), flops)
+
+    def _run(self, plan: Schedule, sequences: Sequence[StageSequence]) -> None:
+        pipeline = self._world.mesh.pipeline
+        assert pipeline.group is not None
+        mailbox = Mailbox(pipeline.group, torch.float32, self._world.device)  # the residual stream is fp32
+        StageStep(plan, pipeline.rank, sequences, mailbox, self._config.model.dim).run(self._backward)
+
+    def _backward(self, surrogate: torch.Tensor) -> None:
+        with torch.autocast(self._world.device.type, enabled=False):
+            self._zero.backward(surrogate)
+
+    def _autocast(self) -> torch.autocast:
+        """Casts are not kept: forwards, which build no graph, would leave weights cast without one to the backwards."""
+        enabled = self._config.train.precision == "bf16"
+        return torch.autocast(self._world.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+    def _make_schedule(self, plans: tuple[tuple[Round, ...], ...]) -> Schedule:
+        return schedule(plans, self._stages, self._costs)
+
+    def _cuts(self, micro: MicroBatch) -> frozenset[int]:
+        """The rounds before which the state is detached (`sleep.bptt_windows`)."""
+        stretches = list(truncated(micro.rounds, self._config.sleep.bptt_windows))
+        starts = [sum(len(s) for s in stretches[:i]) for i in range(1, len(stretches))]
+        return frozenset(starts)
+
+    def _check_collectives(self, batch: Batch, shape: StepShape) -> None:
+        """ZeRO-2 and 3 sum gradients in the order in which backwards make them, which must be that of all replicas.
+
+        It is where their plans are alike, and where every backward begins with a round that predicts, which runs all
+        layers: its gradients come last.
+        """
+        zero, sleep = self._config.parallel.zero, self._config.sleep
+        if zero < 2:
+            return
+        plans = [m.rounds for m in micro_batches(batch, shape, self._config)]
+        stretches = [rounds for plan in plans for rounds in truncated(plan, sleep.bptt_windows)]
+        if self._world.agree([[replace(r, rows=()) for r in rounds] for rounds in stretches]):
+            return
+        alike = self._world.agree(len(stretches))
+        if self._world.any(not all(rounds[0].loss for rounds in stretches)) or not alike:
+            raise ConfigError(
+                f"parallel.zero={zero} needs replicas with like rounds, or a target in the first window of every "
+                "micro-batch (with sleep.bptt_windows, of every backward), and this step has neither; use "
+                "parallel.zero=1"
+            )
+
+    def step(self, scale: float) -> float:
+        if self._config.parallel.zero < 2:
+            for parameter in self._zero.parameters.values():
+                # A replica without a target takes part all the same.
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        self._tied.sum_gradients()
+        return self._zero.step(scale)
+
+    def locate_nonfinite(self, batch: Batch, shape: StepShape, carried: FastWeights | None) -> str:
+        return "one process (parallel.tensor=1 parallel.pipeline=1), gone on from a checkpoint, names window and layer"
+
+    @torch.no_grad()
+    def window_losses(
+        self, batch: Batch, rounds: Sequence[Round], settings: LoopSettings, read_logits: ReadLogits | None
+    ) -> Mapping[int, torch.Tensor]:
+        model, state = self.model, self.model.empty_state()
+        if self._world.mesh.pipeline.size == 1:
+            # In a tuple, as in training: of a dict at the top ZeRO-3 wants the keys to be strings.
+            return self._zero.forward(lambda _: run_rounds(model, batch, rounds, state, settings, read_logits))[0]
+        sequence = HeldOutSequence(model, batch, rounds, state, settings, 1.0, read_logits=read_logits)
+        with self._autocast():
+            self._run(forwards_of(self._schedule((tuple(rounds),))), [sequence])
+        return sequence.losses
+
+    def state_dict(self) -> dict[str, Any] | None:
+        own = state_dict(self._zero)
+        found = self._world.collect({} if own is None else named_tensors(own))
+        return None if found is None else merge_stages(found)
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        load_state_dict(self._zero, saved)
+
+    def whole_state(self, carried: FastWeights | None) -> FastWeights | None:
+        place = torch.tensor([self._world.mesh.data.rank, self._world.mesh.pipeline.rank, self._world.mesh.tensor.rank])
+        found = self._world.collect({"place": place} | ({} if carried is None else carried.to_state_dict()))
+        return None if found is None else join_carried(found, self._sharding, self._world.part.ranks)
+
+    def own_state(self, whole: FastWeights) -> FastWeights:
+        own = own_carried(whole, self._world.part, self.model.layers)
+        return self._sharding.take_state(own, self._world.mesh.tensor.rank).to(self._world.device)

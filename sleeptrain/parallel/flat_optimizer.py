@@ -1,0 +1,221 @@
+"""Muon and AdamW in one optimizer over the flat partitions that ZeRO makes of the parameters.
+
+DeepSpeed hands its optimizer one-dimensional pieces. AdamW, momentum and look-ahead are elementwise and stay there, so
+their state is sharded as ZeRO shards the weights. Only the look-ahead travels: each matrix to its owner, where it is
+orthogonalised whole, once among all processes of a pipeline stage, tensor parallel shards joined.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.optim.adamw import adamw
+
+from sleeptrain.config.schema import OptimConfig
+from sleeptrain.errors import ConfigError
+from sleeptrain.parallel.exchange import (
+    Exchange,
+    Fragment,
+    Holding,
+    Shards,
+    assign_owners,
+    gather_holdings,
+    newton_schulz_cost,
+)
+from sleeptrain.train.muon import SCALINGS, Muon
+from sleeptrain.train.optim import KINDS, STATE, ParameterRole
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Tensors that are stepped together, and what lies in them.
+
+    tensors: those that the optimizer sees. names: of the parameters that lie in it, on whichever data rank.
+    fragments: of this process; their offsets count through all tensors, laid end to end.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    tensors: tuple[torch.Tensor, ...]
+    fragments: tuple[Fragment, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The processes that hold one pipeline stage, and how a parameter is spread over them.
+
+    group: tensor and data ranks together (None: all processes). shard: this process's tensor rank. local: the shape of
+    its shard of each parameter. whole: the shape of each parameter. shards: how shards form a whole.
+    """
+
+    group: dist.ProcessGroup | None
+    shard: int
+    local: Mapping[str, tuple[int, ...]]
+    whole: Mapping[str, tuple[int, ...]]
+    shards: Shards
+
+
+class FlatOptimizer(torch.optim.Optimizer):
+    """The updates of `sleeptrain.train.optim.Optimizers`, in groups of one kind and weight decay.
+
+    Each group's `lr` is to be set before a step; `peak_lr` is the configured one. `bind` must be called before the
+    first step, once ZeRO has replaced the parameters by their partitions. A step may be made group by group and
+    partition by partition, as ZeRO does, but in the same order in all processes: it communicates.
+    Raises ConfigError for an unknown `optim.muon_scaling`.
+    """
+
+    def __init__(
+        self,
+        roles: Mapping[str, ParameterRole],
+        named_parameters: Mapping[str, torch.nn.Parameter],
+        config: OptimConfig,
+    ):
+        if config.muon_scaling not in SCALINGS:
+            raise ConfigError(f"optim.muon_scaling is {config.muon_scaling!r}; it is one of {', '.join(SCALINGS)}")
+        self._roles, self._config = dict(roles), config
+        self._updates: dict[torch.Tensor, _MuonUpdate] = {}
+        self.partitions: tuple[Partition, ...] = ()
+        super().__init__(list(_groups(roles, named_parameters, config)), {"lr": 0.0})
+
+    def bind(self, partitions: Sequence[Partition], stage: Stage) -> None:
+        """Takes over what lies where; every process of the stage must call it with partitions in the same order.
+
+        Makes the state, all zero. Raises LayoutError when the processes' fragments do not make up whole matrices.
+        """
+        self.partitions = tuple(partitions)
+        for partition in partitions:
+            for tensor in partition.tensors:
+                self.state[tensor] = _new_state(partition.kind, tensor)
+            if partition.kind == "muon":
+                self._updates[partition.tensors[0]] = _MuonUpdate(partition, stage, self._roles, self._config)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of the partitions that the groups hold at this moment."""
+        for group in self.param_groups:
+            tensors = [t for t in group["params"] if t.grad is not None]
+            if tensors and group["kind"] == "muon":
+                self._step_muon(tensors, group)
+            elif tensors:
+                self._step_adamw(tensors, group)
+
+    def _step_muon(self, tensors: list[torch.Tensor], group: dict[str, Any]) -> None:
+        beta = self._config.muon_momentum
+        gradients = [t.grad for t in tensors if t.grad is not None]
+        momenta = [self.state[t]["momentum_buffer"] for t in tensors]
+        torch._foreach_lerp_(momenta, gradients, 1 - beta)
+        look_ahead = torch._foreach_lerp(gradients, momenta, beta)
+        updates = self._updates[tensors[0]](look_ahead)
+        torch._foreach_mul_(tensors, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(tensors, updates, alpha=-group["lr"])
+
+    def _step_adamw(self, tensors: list[torch.Tensor], group: dict[str, Any]) -> None:
+        beta1, beta2 = self._config.adamw_betas
+        adamw(
+            tensors,
+            [t.grad for t in tensors if t.grad is not None],
+            [self.state[t]["exp_avg"] for t in tensors],
+            [self.state[t]["exp_avg_sq"] for t in tensors],
+            [],
+            [self.state[t]["step"] for t in tensors],
+            fused=True,  # elementwise, so that a partition is updated as the whole would be
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=self._config.adamw_eps,
+            maximize=False,
+        )
+
+
+class WholeOptimizer(FlatOptimizer):
+    """For whole, replicated parameters (ZeRO-0), where DeepSpeed clips but tells no norm: clips and measures itself.
+
+    A step whose gradient norm is not finite changes nothing. DeepSpeed's engine reads `overflow` and the norm from here
+    as from its own optimizers.
+    """
+
+    overflow = False
+    _global_grad_norm = 0.0
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        tensors = [t for group in self.param_groups for t in group["params"] if t.grad is not None]
+        norm = torch.nn.utils.get_total_norm([t.grad for t in tensors if t.grad is not None])
+        self.overflow = not bool(norm.isfinite())
+        self._global_grad_norm = math.inf if self.overflow else float(norm)
+        if self.overflow:
+            return
+        if self._config.clip_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(tensors, self._config.clip_norm, norm)
+        super().step()
+
+
+class _MuonUpdate:
+    """From the look-ahead of a partition to its update: out to the owners, through Newton-Schulz, and back."""
+
+    def __init__(self, partition: Partition, stage: Stage, roles: Mapping[str, ParameterRole], config: OptimConfig):
+        holdings = gather_holdings(Holding(stage.shard, stage.local, partition.fragments), stage.group)
+        costs = {n: newton_schulz_cost(stage.whole[n], roles[n].blocks) for n in partition.names}
+        owners = assign_owners(costs, len(holdings))
+        self._exchange = Exchange(holdings, owners, stage.shards, dist.get_rank(stage.group), stage.group)
+        self._sizes = [t.numel() for t in partition.tensors]
+        self._work = _Orthogonaliser(
+            {n: (stage.whole[n], roles[n]) for n in self._exchange.owned}, partition.tensors[0], config.muon_scaling
+        )
+
+    def __call__(self, look_ahead: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        flat = torch.cat([u.reshape(-1) for u in look_ahead])
+        updates = self._exchange(flat, self._work).split(self._sizes)
+        return [update.view_as(u) for update, u in zip(updates, look_ahead, strict=True)]
+
+
+class _Orthogonaliser(Muon):
+    """Muon's treatment of whole matrices alone: blocks, Newton-Schulz on stacks of one shape, scale."""
+
+    def __init__(self, owned: Mapping[str, tuple[tuple[int, ...], ParameterRole]], like: torch.Tensor, scaling: str):
+        # Stand-ins that have a shape but no storage of that size: nothing here is a parameter or keeps a state.
+        self._by_name = {n: torch.nn.Parameter(like.new_zeros(()).expand(shape)) for n, (shape, _) in owned.items()}
+        blocks = {self._by_name[n]: role.blocks for n, (_, role) in owned.items() if role.blocks is not None}
+        if owned:
+            super().__init__(self._by_name.values(), scaling=scaling, blocks=blocks)
+
+    @torch.no_grad()
+    def __call__(self, wholes: dict[str, torch.Tensor]) -> None:
+        if wholes:
+            self._orthogonalise({self._by_name[n]: whole for n, whole in wholes.items()})
+
+
+def _groups(
+    roles: Mapping[str, ParameterRole], named_parameters: Mapping[str, torch.nn.Parameter], config: OptimConfig
+) -> Iterator[dict[str, Any]]:
+    rates = {"muon": config.muon_lr, "adamw": config.adamw_lr}
+    decays = {"muon": config.muon_weight_decay, "adamw": config.adamw_weight_decay}
+    for kind in KINDS:
+        for decay in (True, False):
+            names = tuple(n for n in named_parameters if (roles[n].kind, roles[n].decay) == (kind, decay))
+            if names:
+                yield {
+                    "params": [named_parameters[n] for n in names],
+                    "names": names,
+                    "kind": kind,
+                    "weight_decay": decays[kind] if decay else 0.0,
+                    "lr": rates[kind],
+                    "peak_lr": rates[kind],
+                }
+
+
+def _new_state(kind: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`step` is kept in fp32 whatever the weights are, as torch's AdamW does."""
+    return {
+        key: tensor.new_zeros((), dtype=torch.float32)
+        if key == "step"
+        else torch.zeros_like(tensor, requires_grad=False, memory_format=torch.contiguous_format)
+        for key in sorted(STATE[kind])
+    }

@@ -1,0 +1,162 @@
+"""Whether a configuration can be spread over so many processes; every refusal names a layout that would work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sleeptrain.config.schema import Config, ModelConfig
+from sleeptrain.config.validate import values_in_force
+from sleeptrain.errors import ConfigError
+from sleeptrain.sleep.rounds import window_spans
+
+ZERO_STAGES = (0, 1, 2, 3)
+
+
+def check_layout(config: Config, world_size: int) -> int:
+    """The number of data-parallel replicas when `config.parallel` is laid over `world_size` processes.
+
+    Raises ConfigError at the first setting that does not go with another.
+    """
+    parallel = config.parallel
+    _check_tensor(config, world_size)
+    num_layers = len(config.model.layers)
+    if parallel.pipeline > num_layers:
+        raise ConfigError(
+            f"parallel.pipeline ({parallel.pipeline}) is more than the blocks of model.layers ({num_layers}): a stage "
+            f"needs one at least; use parallel.pipeline={num_layers} or less"
+        )
+    replica = parallel.tensor * parallel.pipeline
+    if world_size % replica:
+        raise ConfigError(
+            f"parallel.tensor ({parallel.tensor}) times parallel.pipeline ({parallel.pipeline}) is {replica}, which "
+            f"must divide the number of processes ({world_size}): start {_next_multiple(world_size, replica)} "
+            "processes, or make one of the two smaller"
+        )
+    _check_zero(config)
+    _check_rows(config, world_size // replica)
+    _check_one_backward(config, world_size // replica)
+    _check_recompute(config)
+    _check_sequence(config)
+    return world_size // replica
+
+
+def tensor_obstacles(model: ModelConfig, size: int) -> Iterator[str]:
+    """What in the model cannot be cut over `size` tensor ranks, each as `<setting> (<value>)`.
+
+    The vocabulary never is: its last part is padded. Key-value heads of attention and groups of Mamba-2 may also be
+    fewer than ranks: then each serves several of them, and the rows that make it are cut evenly all the same.
+    """
+    kinds, attention, gdn, mamba = set(model.layers), model.attention, model.gated_deltanet, model.mamba2
+    settings = {"model.ffn_dim": model.ffn_dim}
+    if "attention" in kinds:
+        settings["model.attention.num_heads"] = attention.num_heads
+    if "gated_deltanet" in kinds:
+        settings["model.gated_deltanet.num_k_heads"] = gdn.num_k_heads
+        settings["model.gated_deltanet.num_v_heads"] = gdn.num_v_heads
+    if "mamba2" in kinds:
+        settings["model.mamba2.num_heads"] = mamba.num_heads
+    yield from (f"{name} ({value})" for name, value in settings.items() if value % size)
+    if "attention" in kinds and not _shareable(attention.num_kv_heads, attention.head_dim, size):
+        yield f"model.attention.num_kv_heads ({attention.num_kv_heads}) of head_dim {attention.head_dim}"
+    if "mamba2" in kinds and not _shareable(mamba.num_groups, mamba.state_dim, size):
+        yield f"model.mamba2.num_groups ({mamba.num_groups}) of state_dim {mamba.state_dim}"
+
+
+def _shareable(num_heads: int, head_dim: int, size: int) -> bool:
+    """Whether each rank gets whole heads, or several ranks share one whose rows they store in equal parts."""
+    return num_heads % size == 0 or (size % num_heads == 0 and num_heads * head_dim % size == 0)
+
+
+def _check_tensor(config: Config, world_size: int) -> None:
+    size = config.parallel.tensor
+    if obstacles := list(tensor_obstacles(config.model, size)):
+        sizes = [n for n in range(1, world_size + 1) if world_size % n == 0]
+        fitting = [str(n) for n in sizes if not any(tensor_obstacles(config.model, n))]
+        raise ConfigError(
+            f"parallel.tensor ({size}) does not go with {', '.join(obstacles)}; "
+            f"with this model and {world_size} processes parallel.tensor can be {', '.join(fitting)}"
+        )
+
+
+def _check_zero(config: Config) -> None:
+    parallel = config.parallel
+    if parallel.zero not in ZERO_STAGES:
+        raise ConfigError(f"parallel.zero must be one of 0, 1, 2, 3, not {parallel.zero}; 1 suits every layout")
+    if parallel.zero == 3 and parallel.pipeline > 1:
+        raise ConfigError(
+            f"parallel.zero=3 does not go with parallel.pipeline={parallel.pipeline}: DeepSpeed gathers a parameter "
+            "over all processes, and the stages would wait for each other; use parallel.zero=1"
+        )
+    if parallel.zero == 2 and parallel.pipeline > 1:
+        raise ConfigError(
+            f"parallel.zero=2 does not go with parallel.pipeline={parallel.pipeline}: it sums gradients at each "
+            "backward, of which stages of several replicas have different ones; use parallel.zero=1"
+        )
+    if parallel.zero == 0 and parallel.tensor * parallel.pipeline > 1:
+        raise ConfigError(
+            f"parallel.zero=0 does not go with parallel.tensor={parallel.tensor} and parallel.pipeline="
+            f"{parallel.pipeline}: DeepSpeed's gradient norm would be wrong there; use parallel.zero=1"
+        )
+
+
+def _check_rows(config: Config, data: int) -> None:
+    micro_batch = config.train.micro_batch or 1
+    for name, batch in values_in_force(config, "batch", config.data.batch, "data.batch"):
+        if batch % (data * micro_batch):
+            rows = f"{data} replicas of train.micro_batch ({micro_batch})" if micro_batch > 1 else f"{data} replicas"
+            raise ConfigError(
+                f"{name} ({batch}) must be a multiple of the {data * micro_batch} rows that {rows} take: "
+                f"use {name}={_next_multiple(batch, data * micro_batch)}"
+            )
+
+
+def _check_one_backward(config: Config, data: int) -> None:
+    """Under ZeRO-3 a second backward of a step would replace the gradients of the first."""
+    if config.parallel.zero != 3 or data * config.parallel.tensor == 1:
+        return
+    if config.sleep.bptt_windows is not None:
+        raise ConfigError(
+            "parallel.zero=3 takes one backward a step, sleep.bptt_windows makes several; use parallel.zero=1 or 2, or "
+            "leave sleep.bptt_windows empty"
+        )
+    for name, batch in values_in_force(config, "batch", config.data.batch, "data.batch"):
+        if config.train.micro_batch not in (0, batch // data):
+            raise ConfigError(
+                f"parallel.zero=3 takes one backward a step, but train.micro_batch ({config.train.micro_batch}) cuts "
+                f"the {batch // data} rows that each of {data} replicas has of {name} ({batch}); use "
+                "train.micro_batch=0, or parallel.zero=1 or 2"
+            )
+
+
+def _check_recompute(config: Config) -> None:
+    pipeline = config.parallel.pipeline
+    if pipeline > 1 and config.sleep.recompute == "window":
+        raise ConfigError(
+            f"sleep.recompute=window does not go with parallel.pipeline={pipeline}, which runs each round again by "
+            "itself in its backward; use sleep.recompute=pass, or block for less memory in it"
+        )
+
+
+def _check_sequence(config: Config) -> None:
+    size = config.parallel.tensor
+    if not config.parallel.sequence:
+        return
+    if size == 1:
+        raise ConfigError(
+            "parallel.sequence=true splits tokens over tensor ranks, of which there is one: set parallel.tensor to 2 "
+            "or more, or parallel.sequence=false"
+        )
+    for name, window in values_in_force(config, "window", config.sleep.window, "sleep.window"):
+        if config.data.source == "shards":
+            lengths = {stop - start for start, stop in window_spans(config.data.sequence, window)}
+        else:
+            lengths = {window}
+        if odd := [length for length in lengths if length % size]:
+            raise ConfigError(
+                f"parallel.sequence=true splits each window over parallel.tensor ({size}), but {name}={window} leaves "
+                f"one of {odd[0]} tokens: make it and data.sequence multiples of {size}, or use parallel.sequence=false"
+            )
+
+
+def _next_multiple(value: int, of: int) -> int:
+    return -(-value // of) * of

@@ -1,0 +1,172 @@
+"""One sequence on one pipeline stage: its rounds forward, and backward in reverse, one at a time.
+
+A forward builds no graph; what the round read is kept, and its backward runs it again. State never leaves its stage:
+the backward of a round gets the gradient in the state that it left from the round behind it, and hands the gradient in
+the state that it found to the round before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from sleeptrain.data.batch import Batch
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.layout import first_of_document
+from sleeptrain.model.state import FastWeights
+from sleeptrain.sleep.loop import LoopSettings, ReadLogits, gather_rows, round_inputs, run_layers, summed_loss
+from sleeptrain.sleep.rounds import Round
+
+RunBackward = Callable[[torch.Tensor], None]
+Gradients = list[torch.Tensor | None]  # of the floating tensors of a state, in order; None is zero
+
+
+class Part(NamedTuple):
+    """Features [R, L, D] of some rows of the sequence."""
+
+    rows: tuple[int, ...]
+    features_RLD: torch.Tensor
+
+
+class Left(NamedTuple):
+    """What a round leaves on a stage, or the gradients in it; None where there is nothing.
+
+    top: for the next stage. core_input, core_output: for later passes. loss: the sum over its targets.
+    """
+
+    top_RLD: torch.Tensor | None = None
+    core_input_RLD: torch.Tensor | None = None
+    core_output_RLD: torch.Tensor | None = None
+    loss: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a round read: features by rows (none: the tokens), the state, and that of the window's start."""
+
+    entry: tuple[Part, ...]
+    state: FastWeights
+    boundary_state: FastWeights
+
+
+class StageSequence:
+    """The rows of one micro-batch on the part of the model that this rank holds.
+
+    rounds: its plan; indices name them here. state: the memory that its rows begin with, afterwards that they leave.
+    divisor: what a summed loss is divided by. detached_before: rounds at which the state is detached, which end the
+    backpropagation (`sleep.bptt_windows`). loss: of the forwards so far, divided.
+    """
+
+    def __init__(
+        self,
+        model: Hybrid,
+        batch: Batch,
+        rounds: Sequence[Round],
+        state: FastWeights,
+        settings: LoopSettings,
+        divisor: float,
+        detached_before: frozenset[int] = frozenset(),
+        read_logits: ReadLogits | None = None,
+    ) -> None:
+        self.rounds = rounds
+        self.state = state
+        self.loss = torch.zeros((), dtype=torch.float64)
+        self._model, self._batch, self._settings = model, batch, settings
+        self._divisor, self._detached_before = divisor, detached_before
+        self._read_logits = read_logits
+        self._starts_BT = first_of_document(batch.documents_BT)
+        self._boundary: tuple[int, FastWeights] | None = None  # window, and the state at its start
+        self._kept: dict[int, _Kept] = {}
+        self._state_gradient: Gradients | None = None
+        self._boundary_gradient: Gradients | None = None
+
+    def forward(self, index: int, entry: Sequence[Part], trained: bool) -> Left:
+        """Run a round; what its backward needs is kept if it is `trained`."""
+        r = self.rounds[index]
+        if self._boundary is None or self._boundary[0] != r.window:
+            self._boundary = (r.window, self.state)
+        kept = _Kept(tuple(entry), self.state, self._boundary[1])
+        with torch.no_grad():
+            left, self.state = self._run(r, kept)
+        if trained:
+            self._kept[index] = kept
+        if left.loss is not None:
+            self.loss += left.loss.to("cpu", torch.float64) / self._divisor
+        return left
+
+    def backward(self, index: int, gradients: Left, run_backward: RunBackward) -> tuple[Part, ...]:
+        """Run a round again and propagate the gradients in what it left; returns those in its entry.
+
+        run_backward: adds the gradients of a scalar to all leaves.
+        """
+        kept = self._kept.pop(index)
+        entry = tuple(Part(part.rows, _leaf(part.features_RLD)) for part in kept.entry)
+        state = _leaves(kept.state)
+        begins_window = kept.state is kept.boundary_state
+        boundary = state if begins_window else _leaves(kept.boundary_state)
+        left, after = self._run(self.rounds[index], _Kept(entry, state, boundary))
+        pairs = list(zip(left[:3], gradients[:3], strict=True))
+        pairs += zip(_floating(after), self._state_gradient or [None] * len(_floating(after)), strict=True)
+        parts = [(output * gradient).sum() for output, gradient in pairs if output is not None and gradient is not None]
+        if left.loss is not None:
+            parts.append(left.loss / self._divisor)
+        if parts:
+            run_backward(torch.stack([part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]).sum())
+        self._hand_back(index, state, boundary, begins_window)
+        return tuple(Part(part.rows, _gradient(part.features_RLD)) for part in entry)
+
+    def _run(self, r: Round, kept: _Kept) -> tuple[Left, FastWeights]:
+        """The round on this part of the model, from the state of all rows to that of all rows."""
+        given = round_inputs(self._batch, self._starts_BT, r, self._model.device)
+        state, boundary = kept.state, kept.boundary_state
+        if given.rows_R is not None:
+            state, boundary = state.rows(given.rows_R), boundary.rows(given.rows_R)
+        x = gather_rows(kept.entry, r.rows) if kept.entry else None
+        features, top, after = run_layers(self._model, r, given, x, state, boundary, self._settings)
+        if given.rows_R is not None:
+            after = kept.state.put_rows(given.rows_R, after, self._batch.tokens_BT.shape[0])
+        ends = self._model.layers.stop == self._model.num_layers
+        loss = (
+            summed_loss(self._model, top, r, given, self._read_logits) if r.loss and ends and top is not None else None
+        )
+        return Left(top, features.core_input_RLD, features.output_RLD, loss), after
+
+    def _hand_back(self, index: int, state: FastWeights, boundary: FastWeights, begins_window: bool) -> None:
+        """The gradient in the state that the round found becomes that in what the round before left."""
+        if index in self._detached_before:
+            self._state_gradient = self._boundary_gradient = None
+            return
+        found: Gradients = [leaf.grad for leaf in _floating(state)]
+        if not begins_window:
+            at_start: Gradients = [leaf.grad for leaf in _floating(boundary)]
+            self._boundary_gradient = _sum(at_start, self._boundary_gradient)
+        elif self._boundary_gradient is not None:
+            found, self._boundary_gradient = _sum(found, self._boundary_gradient), None
+        self._state_gradient = found
+
+
+def _leaf(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values as the beginning of a graph; integers need none."""
+    return tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
+
+
+def _leaves(state: FastWeights) -> FastWeights:
+    return tree_map_only(torch.Tensor, _leaf, state)
+
+
+def _floating(state: FastWeights) -> list[torch.Tensor]:
+    return [t for t in tree_leaves(state) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+
+
+def _gradient(leaf: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def _sum(one: Gradients, other: Gradients | None) -> Gradients:
+    if other is None:
+        return one
+    return [b if a is None else a if b is None else a + b for a, b in zip(one, other, strict=True)]

@@ -1,0 +1,170 @@
+"""A run of several processes without a launcher: this process starts them on its machine, and ends with them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from types import FrameType
+from typing import NoReturn
+
+from sleeptrain.config.schema import Config
+from sleeptrain.errors import ConfigError, NonFiniteError, UserError
+from sleeptrain.train.stop import Stopped, StopRequest
+
+# How long the others may go on after one worker has failed: long enough to report errors of their own.
+GRACE_SECONDS = 5.0
+PR_SET_PDEATHSIG = 1
+
+
+def num_workers(config: Config) -> int:
+    """The processes to start here: those of one replica where no launcher has started any, else 0.
+
+    Raises ConfigError where each would need a GPU that is not there.
+    """
+    from sleeptrain.parallel.launch import find_device, find_place
+
+    size = config.parallel.tensor * config.parallel.pipeline
+    if size == 1 or find_place(os.environ).size > 1:
+        return 0
+    if find_device(config.train.device).type == "cuda":
+        import torch
+
+        if size > (count := torch.cuda.device_count()):
+            raise ConfigError(
+                f"parallel.tensor ({config.parallel.tensor}) times parallel.pipeline ({config.parallel.pipeline}) is "
+                f"{size}, one GPU each, and this machine has {count}: make them smaller, or start more machines with "
+                "torchrun or srun"
+            )
+    return size
+
+
+def train_in_workers(config: Config, size: int) -> int:
+    """Trains in `size` processes started here; returns the exit code of the first that fails, or 0.
+
+    When one fails or dies, all end, and what it said is shown. Signals are passed on; nothing outlives this process.
+    Raises ConfigError for a layout that does not fit, Stopped once all have saved after a signal.
+    """
+    from sleeptrain.parallel.layout_check import check_layout
+
+    check_layout(config, size)
+    print(f"sleeptrain: no launcher, so {size} processes are started on this machine", file=sys.stderr, flush=True)
+    context = multiprocessing.get_context("spawn")
+    port, workers, reports = _free_port(), list[SpawnProcess](), list[Connection]()
+    with StopRequest() as stop:
+        try:
+            for rank in range(size):
+                receiver, sender = context.Pipe(duplex=False)
+                worker = context.Process(target=_work, args=(config, rank, size, port, sender), name=f"rank{rank}")
+                worker.start()
+                sender.close()
+                workers.append(worker)
+                reports.append(receiver)
+            with _passing_on(workers):
+                failed = _wait(workers)
+        finally:
+            for worker in workers:
+                _kill(worker)
+        if failed is None and stop.requested:
+            raise Stopped(0)
+    return 0 if failed is None else _tell(failed, workers, reports)
+
+
+def _wait(workers: Sequence[SpawnProcess]) -> int | None:
+    """Until all have ended, or the grace after a first failure is over. The rank of the first that failed."""
+    failed, deadline = None, float("inf")
+    running = {worker.sentinel: rank for rank, worker in enumerate(workers)}
+    while running and (left := deadline - time.monotonic()) > 0:
+        for sentinel in wait(list(running), timeout=min(left, 60.0)):
+            rank = running.pop(sentinel)  # type: ignore[arg-type]
+            workers[rank].join()
+            if workers[rank].exitcode and failed is None:
+                failed, deadline = rank, time.monotonic() + GRACE_SECONDS
+    return failed
+
+
+def _tell(rank: int, workers: Sequence[SpawnProcess], reports: Sequence[Connection]) -> int:
+    """Shows what the worker that failed first has said; its exit code."""
+    code = workers[rank].exitcode or 1
+    text = ""
+    with contextlib.suppress(EOFError):
+        text = reports[rank].recv() if reports[rank].poll() else ""
+    if code < 0:
+        text = f"sleeptrain: it was ended by {signal.Signals(-code).name}"
+        code = 128 - code
+    print(text.rstrip(), file=sys.stderr)
+    print(f"sleeptrain: process {rank} of {len(workers)} failed, and all have been ended", file=sys.stderr, flush=True)
+    return code
+
+
+@contextlib.contextmanager
+def _passing_on(workers: Sequence[SpawnProcess]) -> Iterator[None]:
+    """Signals to this process also reach the workers, which are not in its terminal's group."""
+    before = {number: signal.getsignal(number) for number in StopRequest.SIGNALS}
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for worker in workers:
+            if worker.is_alive() and worker.pid is not None:
+                os.kill(worker.pid, number)
+        handler = before[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+
+    for number in before:
+        signal.signal(number, pass_on)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _kill(worker: SpawnProcess) -> None:
+    """The worker and all that it started."""
+    if worker.pid is not None and worker.is_alive():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.kill()
+    worker.join()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _work(config: Config, rank: int, size: int, port: int, report: Connection) -> NoReturn:
+    """A worker's whole life: its place, the training, its report."""
+    os.setsid()  # a Ctrl-C at the terminal comes through the starting process alone
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no worker outlives it
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    import torch
+
+    from sleeptrain.train.trainer import train
+
+    if not config.train.threads and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max((os.cpu_count() or 1) // size, 1))
+    code, text = 0, ""
+    try:
+        code = train(config)
+    except Stopped:
+        pass
+    except (UserError, NonFiniteError) as error:
+        code, text = 2 if isinstance(error, UserError) else 1, f"sleeptrain: {' '.join(str(error).split())}"
+    except BaseException:
+        code, text = 1, traceback.format_exc()
+    report.send(text)
+    sys.stderr.flush()
+    os._exit(code)  # a failed one would wait for the others in the clean-up of torch.distributed

@@ -1,0 +1,94 @@
+"""The model cut into pipeline stages: which stages a round visits, what it runs there, whose features it reads."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sleeptrain.errors import ConfigError
+from sleeptrain.model.hybrid import state_only_end
+from sleeptrain.sleep.rounds import Round
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Contiguous layers on each stage; the embedding lives on the first one, the norm, head and loss on the last.
+
+    bounds: stage s holds the layers [bounds[s], bounds[s + 1]). layers: each block's mixer, as in `model.layers`.
+    core: the blocks [first, last) that sleep passes repeat. sliding: eviction is sliding, attention leaves a state too.
+    Raises ConfigError for bounds that are not ascending from 0 to the number of layers, and for a core outside them.
+    """
+
+    bounds: tuple[int, ...]
+    layers: tuple[str, ...]
+    core: tuple[int, int]
+    sliding: bool = False
+
+    def __post_init__(self) -> None:
+        num_layers = len(self.layers)
+        ascending = all(low < high for low, high in zip(self.bounds, self.bounds[1:], strict=False))
+        if len(self.bounds) < 2 or self.bounds[0] != 0 or self.bounds[-1] != num_layers or not ascending:
+            raise ConfigError(
+                f"pipeline stages {list(self.bounds)}: bounds must rise from 0 to the {num_layers} layers of "
+                "model.layers, with at least one layer on each stage; use fewer stages or more layers"
+            )
+        if not 0 <= self.core[0] < self.core[1] <= num_layers:
+            raise ConfigError(f"sleep.core {list(self.core)}: must be a range within the {num_layers} layers")
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.bounds) - 1
+
+    @property
+    def first_core(self) -> int:
+        """The stage of the core's first layer, where sleep passes begin."""
+        return self.stage_of(self.core[0])
+
+    @property
+    def last_core(self) -> int:
+        """The stage of the core's last layer, where the features that the next pass reads are left."""
+        return self.stage_of(self.core[1] - 1)
+
+    def stage_of(self, layer: int) -> int:
+        return bisect_right(self.bounds, layer) - 1
+
+    def layers_of(self, r: Round) -> range:
+        """The layers that a round runs: all of them for a wake round with a loss, the core for a sleep pass."""
+        first = 0 if r.is_wake else self.core[0]
+        last = len(self.layers) if r.coda else self.core[1]
+        if r.state_only:
+            last = state_only_end(list(self.layers), first, last, self.sliding)
+        return range(first, last)
+
+    def visited(self, r: Round) -> range:
+        """The stages that a round visits, in order; empty where nothing it could run would leave a state."""
+        layers = self.layers_of(r)
+        return range(self.stage_of(layers[0]), self.stage_of(layers[-1]) + 1) if layers else range(0)
+
+    def layers_on(self, r: Round, stage: int) -> int:
+        """How many layers of a stage a round runs."""
+        layers = self.layers_of(r)
+        return max(0, min(layers.stop, self.bounds[stage + 1]) - max(layers.start, self.bounds[stage]))
+
+    def ring_width(self, plans: Sequence[Sequence[Round]]) -> int:
+        """How many stages features cross before they are fed back: so many sequences keep the ring busy."""
+        feeds_back = any(r.feeds_back and self.visited(r) for rounds in plans for r in rounds)
+        return self.last_core - self.first_core + 1 if feeds_back else 1
+
+
+def feature_sources(rounds: Sequence[Round]) -> list[tuple[int, ...]]:
+    """For each round of a sequence, the indices of the rounds whose output features it reads.
+
+    The first sleep pass reads the window's wake rounds (one with targets, one without, on different rows), a later one
+    the pass before. A pass that is not fed back reads the core's input, which its wake round left on the same stage.
+    """
+    sources: list[tuple[int, ...]] = []
+    left: list[int] = []
+    for index, r in enumerate(rounds):
+        if r.is_wake:
+            left = [i for i in left if rounds[i].is_wake and rounds[i].window == r.window]
+        read = [i for i in left if set(rounds[i].rows) & set(r.rows)] if r.feeds_back else []
+        sources.append(tuple(read))
+        left = [*left, index] if r.is_wake else [index]
+    return sources

@@ -1,0 +1,164 @@
+"""The model over tensor parallel ranks: the same mixers on their share of the heads, between megatron-core's linears.
+
+S belongs to heads, so each rank keeps its own and nothing of it is ever communicated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
+from megatron.core.tensor_parallel.layers import VocabParallelEmbedding, set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
+from torch import nn
+
+from sleeptrain.config.schema import ModelConfig
+from sleeptrain.model.block import Block
+from sleeptrain.model.hybrid import Hybrid, at_least_fp32, initial_weight
+from sleeptrain.model.mamba2 import Mamba2
+from sleeptrain.model.state import FastWeights
+from sleeptrain.parallel.mesh import Axis
+from sleeptrain.parallel.regions import (
+    ColumnLinear,
+    EnteringNorm,
+    RowLinear,
+    SharedGroupMamba2,
+    SharedHeadLinear,
+    SplitGatedRMSNorm,
+    megatron_config,
+    split_tokens,
+    sum_gradient,
+    whole_tokens,
+)
+from sleeptrain.parallel.sharding import ModelSharding, padded_size
+
+
+def local_config(config: ModelConfig, size: int) -> ModelConfig:
+    """The model that one of `size` ranks computes: its heads, groups, feed-forward columns, part of the vocabulary."""
+    attention, gdn, mamba = config.attention, config.gated_deltanet, config.mamba2
+    return replace(
+        config,
+        vocab_size=padded_size(config.vocab_size, size) // size,
+        ffn_dim=config.ffn_dim // size,
+        attention=replace(
+            attention,
+            num_heads=attention.num_heads // size,
+            num_kv_heads=max(attention.num_kv_heads // size, 1),
+        ),
+        gated_deltanet=replace(gdn, num_k_heads=gdn.num_k_heads // size, num_v_heads=gdn.num_v_heads // size),
+        mamba2=replace(mamba, num_heads=mamba.num_heads // size, num_groups=max(mamba.num_groups // size, 1)),
+    )
+
+
+class TensorParallelHybrid(Hybrid):
+    """One rank's share of a `Hybrid`, under the names of the whole; parameters lie as `ModelSharding` says.
+
+    Features and losses are the same on all ranks; states and gradients are the rank's own. Tokens, targets and layouts
+    must be the same on all ranks. `sequence`: between mixers a rank holds its part of each window's tokens. Change its
+    device or dtype by `to`, which keeps the parameters, their hooks and attributes; a copy would lose the hooks.
+    """
+
+    def __init__(self, config: ModelConfig, axis: Axis, layers: range | None = None, sequence: bool = False):
+        super().__init__(local_config(config, axis.size), layers)
+        self.whole_config, self.sharding = config, ModelSharding(config, axis.size)
+        self._axis, self._sequence = axis, sequence
+        if self.embedding is not None:
+            self.embedding = VocabParallelEmbedding(
+                padded_size(config.vocab_size, axis.size),
+                config.dim,
+                init_method=nn.init.zeros_,
+                config=megatron_config(axis),
+                tp_group=axis.group,
+            )
+        for block in self.blocks.values():
+            _spread_mixer(cast(Block, block), config, self.config, axis)
+            _spread_block(cast(Block, block), self.config, axis, sequence)
+        if self.norm is not None:
+            self.norm = EnteringNorm(config.dim, config.norm_eps, axis)
+        self._mark_parameters()
+
+    def _mark_parameters(self) -> None:
+        """Tells megatron-core and DeepSpeed which parameters are cut, and sums the gradients that are partial."""
+        token_norms = ("mixer_norm.weight", "mlp_norm.weight") if self._sequence else ()
+        for name, parameter in self.named_parameters():
+            rule = self.sharding[name]
+            cut = rule.dim is not None
+            set_tensor_model_parallel_attributes(parameter, cut, rule.dim if cut else -1, 1)
+            if rule.partial_gradient or name.endswith(token_norms):
+                sum_gradient(parameter, self._axis)
+
+    def run(
+        self, x_BTD: torch.Tensor | None, state: FastWeights, *args: Any, **options: Any
+    ) -> tuple[torch.Tensor | None, FastWeights]:
+        """As `Hybrid.run`; features are whole outside. With sequence parallelism they are split between mixers."""
+        first, last = options.get("first", self.layers.start), options.get("last", self.layers.stop)
+        if not self._sequence or x_BTD is None or first == last:
+            return super().run(x_BTD, state, *args, **options)
+        y, state = super().run(split_tokens(x_BTD, self._axis), state, *args, **options)
+        return (None if y is None else whole_tokens(y, self._axis, same_use=True)), state
+
+    def logits(self, x_ND: torch.Tensor) -> torch.Tensor:
+        """The logits over the whole vocabulary, on every rank."""
+        return self._gather(self._own_logits(x_ND))
+
+    def cross_entropy(
+        self, x_ND: torch.Tensor, targets_N: torch.Tensor, read_logits: Callable[[torch.Tensor], None] | None = None
+    ) -> torch.Tensor:
+        """As `Hybrid.cross_entropy`; without `read_logits` no rank sees more than its part of the vocabulary."""
+        logits = at_least_fp32(self._own_logits(x_ND))
+        if read_logits is not None:
+            read_logits(self._gather(logits))
+        return vocab_parallel_cross_entropy(logits, targets_N).sum()
+
+    def _own_logits(self, x_ND: torch.Tensor) -> torch.Tensor:
+        """[N, padded vocabulary / ranks]; the padding cannot be predicted and gets no gradient."""
+        logits = super().logits(x_ND)
+        num_own = logits.shape[-1]
+        num_valid = self.whole_config.vocab_size - self._axis.rank * num_own
+        if num_valid >= num_own:
+            return logits
+        padding = torch.arange(num_own, device=logits.device) >= num_valid
+        return logits.masked_fill(padding, float("-inf"))
+
+    def _gather(self, own_logits: torch.Tensor) -> torch.Tensor:
+        whole = gather_from_tensor_model_parallel_region(own_logits, self._axis.group)
+        return whole[..., : self.whole_config.vocab_size]
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """The shards of exactly those weights that one process would draw."""
+        for name, parameter in self.named_parameters():
+            shape = self.sharding[name].whole_shape(parameter.shape)
+            weight = initial_weight(self.whole_config, name, shape, seed)
+            if weight is not None:
+                parameter.copy_(self.sharding.take(name, weight, self._axis.rank))
+
+
+def _spread_mixer(block: Block, whole: ModelConfig, own: ModelConfig, axis: Axis) -> None:
+    """Where key-value heads or groups are fewer than ranks, and where a norm spans all heads, ranks must exchange."""
+    mixer = block.mixer
+    if isinstance(mixer, Mamba2):
+        if whole.mamba2.num_groups % axis.size:
+            mixer = block.mixer = SharedGroupMamba2(own, whole.mamba2.num_groups, axis)
+        mixer.norm = SplitGatedRMSNorm(mixer.inner_dim, own.norm_eps, axis)
+    elif hasattr(mixer, "k_proj") and whole.attention.num_kv_heads % axis.size:
+        c = whole.attention
+        mixer.k_proj = SharedHeadLinear(whole.dim, c.num_kv_heads, c.head_dim, axis)
+        mixer.v_proj = SharedHeadLinear(whole.dim, c.num_kv_heads, c.head_dim, axis)
+
+
+def _spread_block(block: Block, own: ModelConfig, axis: Axis, sequence: bool) -> None:
+    """The norms that open a region, and the linears inside: those that end it sum over the ranks."""
+    block.mixer_norm = EnteringNorm(own.dim, own.norm_eps, axis, sequence)
+    block.mlp_norm = EnteringNorm(own.dim, own.norm_eps, axis, sequence)
+    for part in (block.mixer, block.mlp):
+        for name, linear in list(part.named_children()):
+            if not isinstance(linear, nn.Linear):
+                continue
+            if name in ("o_proj", "out_proj", "down_proj"):
+                setattr(part, name, RowLinear(linear.in_features, linear.out_features, axis, sequence))
+            else:
+                setattr(part, name, ColumnLinear(linear.in_features, linear.out_features, axis))

@@ -1,0 +1,101 @@
+"""All processes of a run: who speaks for them, and what they agree on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from sleeptrain.data.batch import Part
+from sleeptrain.parallel.mesh import Mesh
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of a run.
+
+    control: all processes over gloo, for small numbers and checkpoints on the CPU; None where there is one process.
+    opened: torch.distributed was initialised for this run and ends with it.
+    """
+
+    mesh: Mesh
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    control: dist.ProcessGroup | None = None
+    opened: bool = False
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes: one of all does."""
+        return self.rank == 0
+
+    @property
+    def part(self) -> Part:
+        """The rows of each batch that this process's replica trains on."""
+        return Part(self.mesh.data.rank, self.mesh.data.size)
+
+    @property
+    def replica(self) -> int:
+        """How many processes hold one copy of the model."""
+        return self.mesh.tensor.size * self.mesh.pipeline.size
+
+    def sum(self, *values: float) -> list[float]:
+        """The sum over all processes of each value, in fp64."""
+        if self.control is None:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total, group=self.control)
+        return total.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in some process."""
+        return self.sum(float(flag))[0] > 0
+
+    def agree(self, value: object) -> bool:
+        """Whether the value is the same in all processes."""
+        if self.control is None:
+            return True
+        values: list[object] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return all(other == value for other in values)
+
+    def from_last(self, value: T) -> T:
+        """The value that the last process, one of those that hold the model's end, has."""
+        if self.control is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, self.size - 1, group=self.control)
+        return box[0]
+
+    def collect(self, tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]] | None:
+        """The tensors of every process, by rank, on the CPU of the one that leads; None elsewhere."""
+        if self.control is None:
+            return [tensors]
+        layout = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
+        layouts: list[dict] | None = [{}] * self.size if self.leads else None
+        dist.gather_object(layout, layouts, 0, group=self.control)
+        if layouts is None:
+            for tensor in tensors.values():
+                dist.send(tensor.detach().cpu().contiguous(), 0, group=self.control)
+            return None
+        found = [{name: t.detach().cpu() for name, t in tensors.items()}]
+        for rank in range(1, self.size):
+            found.append({name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in layouts[rank].items()})
+            for tensor in found[-1].values():
+                dist.recv(tensor, rank, group=self.control)
+        return found
+
+    def close(self) -> None:
+        """Leaves together with the others; only at the end of a run that has not failed."""
+        if self.control is None or not self.opened:
+            return
+        from megatron.core import parallel_state
+
+        dist.barrier(group=self.control)
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()

@@ -1,0 +1,127 @@
+"""A run that starts its own workers: they are one run to whoever started it, whatever becomes of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sleeptrain.config.compose import compose
+from sleeptrain.errors import ConfigError
+from sleeptrain.parallel.launch import find_place
+from sleeptrain.parallel.spawn import num_workers
+from sleeptrain.train.checkpoint import checkpoints, load_checkpoint
+from tests.parallel.test_train import records, settings
+
+pytest.importorskip("megatron.core")
+pytest.importorskip("deepspeed")
+
+
+@contextmanager
+def started(folder: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
+    """A run over two stages; nothing of it is left behind."""
+    arguments = [*settings(folder, "train.micro_batch=4", "train.checkpoint_every=0", *more), "parallel.pipeline=2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sleeptrain", "train", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        yield process
+    finally:
+        for one in [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []:
+            one.kill()
+        process.kill()
+        process.wait()
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    children = psutil.Process(process.pid).children()
+    return [c for c in children if any("spawn_main" in part for part in c.cmdline())]
+
+
+def wait_for_steps(folder: Path, process: subprocess.Popen[str]) -> None:
+    path, deadline = folder / "r" / "metrics.jsonl", time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and path.read_text().count("\n") >= 2:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no steps; exit code {process.poll()}")
+
+
+LONG = f"train.tokens={100_000 * 56}"
+
+
+@pytest.mark.timeout(120)
+def test_the_death_of_a_worker_ends_all(tmp_path: Path) -> None:
+    with started(tmp_path, LONG) as process:
+        wait_for_steps(tmp_path, process)
+        workers = workers_of(process)
+        assert len(workers) == 2
+        workers[1].kill()
+        _, said = process.communicate(timeout=30)
+        assert process.returncode != 0
+        assert "2 processes are started on this machine" in said and "failed, and all have been ended" in said
+        assert not any(worker.is_running() for worker in workers)
+
+
+@pytest.mark.timeout(120)
+def test_workers_do_not_outlive_who_started_them(tmp_path: Path) -> None:
+    with started(tmp_path, LONG) as process:
+        wait_for_steps(tmp_path, process)
+        workers = workers_of(process)
+        process.kill()
+        _, alive = psutil.wait_procs(workers, timeout=10)
+        assert not [w for w in alive if w.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.timeout(120)
+def test_a_signal_saves_in_all(tmp_path: Path) -> None:
+    with started(tmp_path, LONG) as process:
+        wait_for_steps(tmp_path, process)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 0, said
+    saved = load_checkpoint(checkpoints(tmp_path / "r" / "checkpoints")[-1])
+    assert saved["step"] == records(tmp_path)[-1]["step"] >= 2
+    assert f"SIGTERM: saved at step {saved['step']}" in said
+
+
+@pytest.mark.timeout(60)
+def test_a_mistake_that_all_workers_find_is_told_once(tmp_path: Path) -> None:
+    missing = f"data.shards.sources=[{{train: {tmp_path / 'none'}, validation: {tmp_path / 'none'}}}]"
+    with started(tmp_path, "data=stdlib", "data.shards.tokenizer=''", missing) as process:
+        _, said = process.communicate(timeout=50)
+    assert process.returncode == 2, said
+    assert said.count(str(tmp_path / "none")) == 1 and "Traceback" not in said
+
+
+def test_workers_are_started_where_no_launcher_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    four = compose(settings(tmp_path, "parallel.tensor=2", "parallel.pipeline=2"))
+    assert num_workers(four) == 4 and num_workers(compose(settings(tmp_path))) == 0
+    for name, value in {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="MASTER_ADDR is not set"):
+        num_workers(four)
+    monkeypatch.setenv("MASTER_ADDR", "host")
+    assert num_workers(four) == 0
+
+
+def test_places() -> None:
+    assert find_place({}).size == 1
+    batch_script = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}
+    assert find_place(batch_script).size == 1
+    meeting = {"MASTER_ADDR": "host", "MASTER_PORT": "1"}
+    place = find_place(
+        {**batch_script, **meeting, "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
+    )
+    assert (place.rank, place.size, place.local_rank) == (3, 4, 1)

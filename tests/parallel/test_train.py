@@ -1,0 +1,285 @@
+"""Whole runs under every kind of layout: losses, weights and memory are those of one process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sleeptrain.config.compose import compose
+from sleeptrain.errors import ConfigError
+from sleeptrain.train import trainer
+from sleeptrain.train.checkpoint import checkpoints, load_checkpoint
+from sleeptrain.train.metrics import read_metrics
+from sleeptrain.train.run import Run
+from tests.parallel.processes import run_ranks
+from tests.train.conftest import tiny_shards
+
+__all__ = ["tiny_shards"]  # the fixture holds here too
+
+TOLERANCE = 1e-5  # fp32, after three steps of which each is larger than 1e-3
+STEPS, ROWS = 3, 8
+
+RULE110 = (
+    "experiment=rule110",
+    "data.rule110.width=6",
+    "data.rule110.steps=2",
+    "data.rule110.validation_samples=16",
+    f"data.batch={ROWS}",
+    f"train.tokens={STEPS * ROWS * 7}",
+)
+SHARDS = ("experiment=stdlib", "sleep.curriculum=[]", "optim.warmup_fraction=0", "sleep.passes=2")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> Iterator[None]:
+    """Workers are forks: what they import is imported once, here. The ranks are on the CPU, also beside CUDA."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        pytest.importorskip("megatron.core")
+        pytest.importorskip("deepspeed")
+        yield
+
+
+def settings(folder: Path, *more: str) -> list[str]:
+    return [
+        *(RULE110 if not any("data=stdlib" in m for m in more) else SHARDS),
+        f"run.root={folder}",
+        "run.name=r",
+        "model.layers=[gated_deltanet,attention,mamba2,gated_deltanet]",
+        "model.dim=16",
+        "model.ffn_dim=16",
+        "model.attention.head_dim=8",
+        "model.init_std=0.2",
+        "sleep.passes=2",
+        "train.device=cpu",
+        "train.log_every=1",
+        "train.eval_every=0",
+        "train.eval_batches=2",
+        "train.checkpoint_every=1",
+        "train.keep_checkpoints=100",
+        "wandb.mode=disabled",
+        *more,
+    ]
+
+
+def layout(tensor: int, pipeline: int, zero: int) -> tuple[str, ...]:
+    return (f"parallel.tensor={tensor}", f"parallel.pipeline={pipeline}", f"parallel.zero={zero}")
+
+
+def train(folder: Path, *more: str, ranks: int = 1) -> None:
+    """A run in one process (this one) or in `ranks` forks."""
+    config = compose(settings(folder, *more))
+    if ranks == 1:
+        assert trainer.train(config) == 0
+    else:
+        assert run_ranks(trainer.train, ranks, config, timeout=120) == [0] * ranks
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return read_metrics(folder / "r" / "metrics.jsonl")
+
+
+def saved(folder: Path, index: int = -1) -> dict[str, Any]:
+    return load_checkpoint(checkpoints(folder / "r" / "checkpoints")[index])
+
+
+def flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {name: leaf for key, value in tree.items() for name, leaf in flat(value, f"{path}/{key}").items()}
+
+
+def numbers(record: dict[str, Any]) -> dict[str, float]:
+    """What a record says of the mathematics: loss, norm, rate, evaluation."""
+    kept = {key: record[key] for key in ("loss", "grad_norm", "lr", "eval") if key in record}
+    listed = {name: leaf if isinstance(leaf, list) else [leaf] for name, leaf in flat(kept).items()}
+    return {f"{n}[{i}]": value for n, leaves in listed.items() for i, value in enumerate(leaves) if value is not None}
+
+
+def assert_same(found: Path, wanted: Path) -> None:
+    """Records and the last checkpoint."""
+    for a, b in zip(records(found), records(wanted), strict=True):
+        assert {"step", "tokens"} <= a.keys() and (a["step"], a["tokens"]) == (b["step"], b["tokens"])
+        found_numbers, wanted_numbers = numbers(a), numbers(b)
+        assert found_numbers.keys() == wanted_numbers.keys()
+        for name, value in wanted_numbers.items():
+            assert found_numbers[name] == pytest.approx(value, rel=TOLERANCE), f"{name} of step {a['step']}"
+    a, b = saved(found), saved(wanted)
+    assert a["data"] == b["data"]
+    for part in ("model", "optim", "carried"):
+        ours, theirs = flat(a[part]), flat(b[part])
+        assert ours.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            if tensor is not None:
+                torch.testing.assert_close(
+                    ours[name], tensor, rtol=TOLERANCE, atol=TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
+                )
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory, imported: None) -> Path:
+    folder = tmp_path_factory.mktemp("rule110")
+    train(folder, "train.micro_batch=2")
+    return folder
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize(
+    ("tensor", "pipeline", "data", "zero"),
+    [
+        (1, 1, 2, 0),
+        (1, 1, 2, 1),
+        (1, 1, 2, 2),
+        (2, 1, 1, 1),
+        (1, 2, 1, 1),
+        (1, 2, 2, 1),
+        (2, 2, 1, 1),
+        (2, 1, 2, 2),
+    ],
+)
+def test_a_run_equals_that_of_one_process(
+    tmp_path: Path, one_process: Path, tensor: int, pipeline: int, data: int, zero: int
+) -> None:
+    train(tmp_path, *layout(tensor, pipeline, zero), "train.micro_batch=2", ranks=tensor * pipeline * data)
+    assert_same(tmp_path, one_process)
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_weights_cut_over_replicas(tmp_path: Path, one_process: Path, tensor: int) -> None:
+    """ZeRO-3 takes one backward a step."""
+    train(tmp_path, *layout(tensor, 1, 3), ranks=2 * tensor)
+    assert_same(tmp_path, one_process)
+
+
+@pytest.fixture(scope="module")
+def one_process_on_text(tmp_path_factory: pytest.TempPathFactory, tiny_shards: tuple[str, ...], imported: None) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    train(folder, *text(tiny_shards))
+    return folder
+
+
+def text(tiny_shards: tuple[str, ...]) -> tuple[str, ...]:
+    """Rows of which documents begin, end and go on: plans differ between replicas, memory is carried over steps."""
+    return (*tiny_shards, "data.batch=4", "train.micro_batch=1", f"train.tokens={3 * 4 * 40}")
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize(
+    ("tensor", "pipeline", "data", "zero", "more"),
+    [
+        (1, 1, 2, 1, ()),
+        (1, 1, 2, 2, ()),
+        (2, 1, 1, 1, ("parallel.sequence=true",)),
+        (1, 2, 2, 1, ()),
+        (2, 2, 1, 1, ()),
+    ],
+)
+def test_a_run_on_text_equals_that_of_one_process(
+    tmp_path: Path,
+    one_process_on_text: Path,
+    tiny_shards: tuple[str, ...],
+    tensor: int,
+    pipeline: int,
+    data: int,
+    zero: int,
+    more: tuple[str, ...],
+) -> None:
+    parallel = (*layout(tensor, pipeline, zero), *more)
+    train(tmp_path, *text(tiny_shards), *parallel, ranks=tensor * pipeline * data)
+    assert saved(one_process_on_text)["carried"], "the case needs memory that goes on"
+    assert_same(tmp_path, one_process_on_text)
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((1, 1, 1), (1, 1, 2)), ((1, 2, 2), (2, 1, 1)), ((2, 1, 2), (1, 1, 1)), ((1, 1, 1), (2, 2, 1))],
+)
+def test_a_run_goes_on_under_another_layout(
+    tmp_path: Path,
+    one_process_on_text: Path,
+    tiny_shards: tuple[str, ...],
+    before: tuple[int, int, int],
+    after: tuple[int, int, int],
+) -> None:
+    """(tensor, pipeline, data) before and after; the run is cut back to its second step between them."""
+    train(tmp_path, *text(tiny_shards), *layout(*before[:2], 1), ranks=math.prod(before))
+    checkpoints(tmp_path / "r" / "checkpoints")[-1].unlink()
+    train(tmp_path, *text(tiny_shards), *layout(*after[:2], 1), ranks=math.prod(after))
+    assert_same(tmp_path, one_process_on_text)
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("sleep.bptt_windows=1",),
+        ("sleep.curriculum=[{tokens: 160, passes: 3, batch: 8}]",),
+        ("sleep.core=[1,3]", "model.tie_embeddings=false", "sleep.recompute=block"),
+    ],
+    ids=lambda more: more[0],
+)
+def test_two_stages_of_two_replicas(tmp_path: Path, tiny_shards: tuple[str, ...], more: tuple[str, ...]) -> None:
+    train(tmp_path / "one", *text(tiny_shards), *more)
+    train(tmp_path / "four", *text(tiny_shards), *more, *layout(1, 2, 1), ranks=4)
+    assert_same(tmp_path / "four", tmp_path / "one")
+
+
+@pytest.mark.timeout(150)
+def test_bf16_in_stages(tmp_path: Path) -> None:
+    for name, ranks in (("one", 1), ("two", 2)):
+        train(tmp_path / name, "train.precision=bf16", *layout(1, ranks, 1), "train.micro_batch=2", ranks=ranks)
+    first, wanted = records(tmp_path / "two")[0], records(tmp_path / "one")[0]
+    assert first["loss"] == pytest.approx(wanted["loss"], rel=1e-3)
+    assert first["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.timeout(150)
+def test_a_step_that_is_not_finite_is_skipped_by_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One replica's second step overflows, on one of its stages."""
+
+    def breaks(made: Run) -> None:
+        def hook(module: Any, inputs: Any, output: Any) -> Any:
+            broken = made.step == 1 and made.world.rank == 1
+            return (output[0] * torch.inf, output[1]) if broken and output[0] is not None else output
+
+        next(iter(made.model.blocks.values())).register_forward_hook(hook)
+
+    opened = Run.open
+    monkeypatch.setattr(Run, "open", lambda self: (breaks(self), opened(self))[1])
+    train(tmp_path, *layout(1, 2, 1), "train.nonfinite=skip", "train.micro_batch=2", ranks=4)
+    assert [r["skipped"] for r in records(tmp_path) if "loss" in r] == [0, 1, 1]
+    assert all(bool(w.isfinite().all()) for w in saved(tmp_path)["model"].values())
+    before, after = saved(tmp_path, 1)["model"], saved(tmp_path, 2)["model"]
+    assert all(torch.equal(after[name], w) for name, w in before.items()), "the broken step changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("more", "ranks", "message"),
+    [
+        (("parallel.tensor=2",), 1, "start 2 processes"),
+        (("parallel.pipeline=2", "parallel.zero=2"), 2, "parallel.zero=2 does not go with parallel.pipeline=2"),
+        (("parallel.pipeline=2", "sleep.recompute=window"), 2, "use sleep.recompute=pass"),
+        (
+            ("parallel.zero=3", "train.micro_batch=2"),
+            2,
+            "parallel.zero=3 takes one backward a step.*train.micro_batch=0",
+        ),
+        (("parallel.zero=3", "sleep.bptt_windows=1"), 2, "parallel.zero=3 takes one backward a step"),
+    ],
+)
+def test_what_is_not_supported_is_refused_before_anything_is_written(
+    tmp_path: Path, more: tuple[str, ...], ranks: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"WORLD_SIZE": ranks, "RANK": 0, "LOCAL_RANK": 0, "MASTER_PORT": 1, "MASTER_ADDR": "127.0.0.1"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(ConfigError, match=message):
+        trainer.train(compose(settings(tmp_path, *more)))
+    assert not (tmp_path / "r").exists()
