@@ -106,7 +106,7 @@ class PartOfModel:
             self._zero.backward(surrogate)
 
     def _autocast(self) -> torch.autocast:
-        """Casts are not kept: forwards, which build no graph, would leave weights cast without one to the backwards."""
+        """Keeps no casts: torch versions differ in whether one made without a graph serves a backward with one."""
         enabled = self._config.train.precision == "bf16"
         return torch.autocast(self._world.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
@@ -141,10 +141,10 @@ class PartOfModel:
             )
 
     def step(self, scale: float) -> float:
-        if self._config.parallel.zero < 2:
-            for parameter in self._zero.parameters.values():
-                # A replica without a target takes part all the same.
-                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        without = [p for p in self._zero.parameters.values() if p.grad is None]
+        if self._config.parallel.zero < 2 and without:
+            # A replica without a target takes part all the same; DeepSpeed makes ready for that in a backward.
+            self._zero.backward(torch.stack([0.0 * p.sum() for p in without]).sum())
         self._tied.sum_gradients()
         return self._zero.step(scale)
 

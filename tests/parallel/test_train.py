@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 from sleeptrain.config.compose import compose
+from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.errors import ConfigError
+from sleeptrain.tasks.rule110 import Rule110Source
 from sleeptrain.train import trainer
 from sleeptrain.train.checkpoint import checkpoints, load_checkpoint
 from sleeptrain.train.metrics import read_metrics
@@ -229,6 +232,22 @@ def test_two_stages_of_two_replicas(tmp_path: Path, tiny_shards: tuple[str, ...]
     train(tmp_path / "one", *text(tiny_shards), *more)
     train(tmp_path / "four", *text(tiny_shards), *more, *layout(1, 2, 1), ranks=4)
     assert_same(tmp_path / "four", tmp_path / "one")
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("pipeline", [1, 2])
+def test_a_replica_without_a_target_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: int) -> None:
+    drawn = Rule110Source.batch
+
+    def half_silent(source: Rule110Source, rows: int) -> Batch:
+        batch = drawn(source, rows)
+        silent = torch.tensor([row >= rows // 2 for row in source.part.rows(rows)])
+        return replace(batch, targets_BT=batch.targets_BT.masked_fill(silent[:, None], IGNORE))
+
+    monkeypatch.setattr(Rule110Source, "batch", half_silent)
+    train(tmp_path / "one", "train.micro_batch=2")
+    train(tmp_path / "parts", "train.micro_batch=2", *layout(1, pipeline, 1), ranks=2 * pipeline)
+    assert_same(tmp_path / "parts", tmp_path / "one")
 
 
 @pytest.mark.timeout(150)
