@@ -25,6 +25,7 @@ from tests.train.conftest import tiny_shards
 __all__ = ["tiny_shards"]  # the fixture holds here too
 
 TOLERANCE = 1e-5  # fp32, after three steps of which each is larger than 1e-3
+CARRIED = 1e-4  # of the memory, which adds up the rounding of many tokens
 STEPS, ROWS = 3, 8
 
 RULE110 = (
@@ -116,11 +117,12 @@ def assert_same(found: Path, wanted: Path) -> None:
     assert a["data"] == b["data"]
     for part in ("model", "optim", "carried"):
         ours, theirs = flat(a[part]), flat(b[part])
+        tolerance = CARRIED if part == "carried" else TOLERANCE
         assert ours.keys() == theirs.keys()
         for name, tensor in theirs.items():
             if tensor is not None:
                 torch.testing.assert_close(
-                    ours[name], tensor, rtol=TOLERANCE, atol=TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
+                    ours[name], tensor, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
                 )
 
 
