@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
-from sleeptrain.parallel.stages import Stages, feature_sources
+from sleeptrain.parallel.stages import Stages, feature_sources, num_trained
 from sleeptrain.sleep.rounds import Round
 
 
@@ -82,12 +82,12 @@ def build_graph(plans: Sequence[Sequence[Round]], stages: Stages) -> Graph:
 def _add_sequence(graph: Graph, seq: int, rounds: Sequence[Round], stages: Stages) -> None:
     features, state = _forward_reads(rounds, stages)
     # A round with a loss visits every stage and reads there the state that all rounds before it have written.
-    num_trained = 1 + max((index for index, r in enumerate(rounds) if r.loss), default=-1)
+    trained_rounds = num_trained(rounds)
     for visit, sources in features.items():
         forward = Task(False, seq, *visit)
         before = [*sources, *state[visit]]
         graph.before[forward] = [Task(False, seq, *v) for v in before]
-        trained = visit.round < num_trained
+        trained = visit.round < trained_rounds
         if trained:
             graph.before.setdefault(Task(True, seq, *visit), []).append(forward)
             for v in before:

@@ -10,7 +10,7 @@ from sleeptrain.parallel.graph import Kind, Message
 from sleeptrain.parallel.mailbox import Mailbox
 from sleeptrain.parallel.schedule import Backward, Forward, Receive, Schedule, Send
 from sleeptrain.parallel.sequence import Left, Part, RunBackward, StageSequence
-from sleeptrain.parallel.stages import feature_sources
+from sleeptrain.parallel.stages import feature_sources, num_trained
 from sleeptrain.sleep.rounds import Round
 
 
@@ -26,6 +26,7 @@ class StageStep:
         self._schedule, self._stages, self._rank = schedule, schedule.stages, rank
         self._sequences, self._mailbox, self._dim = sequences, mailbox, dim
         self._sources = [feature_sources(plan) for plan in schedule.plans]
+        self._num_trained = [num_trained(plan) for plan in schedule.plans]
         self._left: dict[int, dict[int, Left]] = {}  # by sequence and round: what its window's passes may read here
         self._gradients: dict[tuple[int, int], Left] = {}  # in what a round left, from readers on this stage
         self._outgoing: dict[Message, torch.Tensor] = {}
@@ -118,7 +119,7 @@ class StageStep:
 
     def _is_trained(self, seq: int, index: int) -> bool:
         """Whether a gradient comes back to the round: none does behind a sequence's last loss."""
-        return any(r.loss for r in self._schedule.plans[seq][index:])
+        return index < self._num_trained[seq]
 
     def _readers(self, seq: int, index: int) -> list[int]:
         """The rounds that read what a round left of the core."""

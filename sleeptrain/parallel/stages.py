@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sleeptrain.errors import ConfigError
-from sleeptrain.model.hybrid import state_only_end
-from sleeptrain.sleep.rounds import Round
+from sleeptrain.sleep.rounds import Round, round_layers
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,7 @@ class Stages:
 
     def layers_of(self, r: Round) -> range:
         """The layers that a round runs: all of them for a wake round with a loss, the core for a sleep pass."""
-        first = 0 if r.is_wake else self.core[0]
-        last = len(self.layers) if r.coda else self.core[1]
-        if r.state_only:
-            last = state_only_end(list(self.layers), first, last, self.sliding)
-        return range(first, last)
+        return round_layers(r, self.layers, self.core, self.sliding)
 
     def visited(self, r: Round) -> range:
         """The stages that a round visits, in order; empty where nothing it could run would leave a state."""
@@ -92,3 +87,8 @@ def feature_sources(rounds: Sequence[Round]) -> list[tuple[int, ...]]:
         sources.append(tuple(read))
         left = [*left, index] if r.is_wake else [index]
     return sources
+
+
+def num_trained(rounds: Sequence[Round]) -> int:
+    """How many rounds of a sequence have a backward: up to the last loss, behind which no gradient comes back."""
+    return 1 + max((index for index, r in enumerate(rounds) if r.loss), default=-1)
