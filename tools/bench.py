@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,17 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--quick", action="store_true", help="fewer repeats: a rougher number sooner")
     asked = parser.parse_args()
+    _quiet_packages()
     benchmark = load(asked.name)
     report = describe(asked.name, benchmark.run(asked.quick), benchmark.METHOD)
     print(json.dumps(report) if asked.json else table(report), flush=True)
+
+
+def _quiet_packages() -> None:
+    """megatron-core tells every process that loads it of packages that it could use besides."""
+    notice = "Transformer Engine and Apex are not installed"
+    warnings.filterwarnings("ignore", notice)
+    os.environ["PYTHONWARNINGS"] = f"ignore:{notice}"  # of the processes that a benchmark starts
 
 
 def describe(name: str, rows: list[Row], method: str) -> dict[str, Any]:

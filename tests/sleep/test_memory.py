@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from benchmarks.live_bytes import LiveBytes
 
 from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, ModelConfig
 from sleeptrain.data.batch import Batch
@@ -34,34 +31,6 @@ def model() -> Hybrid:
     return model
 
 
-class PeakBytes(TorchDispatchMode):
-    """The most bytes in storages that operations made under it and that were alive at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(result):
-            if isinstance(tensor, torch.Tensor):
-                self._add(tensor.untyped_storage())
-        return result
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._known:
-            self._known.add(key)
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._drop, key, size)
-
-    def _drop(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
-
-
 def peak_bytes(model: Hybrid, passes: int, mode: str) -> int:
     """The most bytes alive during a forward and backward over all windows, those of weights and gradients left out."""
     shape = (ROWS, WINDOWS * WINDOW)
@@ -70,7 +39,7 @@ def peak_bytes(model: Hybrid, passes: int, mode: str) -> int:
     batch = Batch(tokens, tokens, torch.zeros(shape, dtype=torch.long), no, ~no)
     rounds = plan_rounds(window_facts(batch, WINDOW), passes)
     settings = LoopSettings((0, model.num_layers), recompute=Recompute(mode))
-    with PeakBytes() as memory:
+    with LiveBytes() as memory:
         losses, _ = run_rounds(model, batch, rounds, model.empty_state(), settings)
         torch.stack(list(losses.values())).sum().backward()
     assert memory.peak > 0

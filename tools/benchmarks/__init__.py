@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-NAMES = ("loader", "ops", "pipeline", "step")
+NAMES = ("loader", "memory", "ops", "pipeline", "step")
 
 
 @dataclass(frozen=True)
