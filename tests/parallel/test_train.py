@@ -143,6 +143,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory, imported: None) -> Pat
         (2, 1, 1, 1),
         (1, 2, 1, 1),
         (1, 2, 2, 1),
+        (1, 2, 2, 2),
         (2, 2, 1, 1),
         (2, 1, 2, 2),
     ],
@@ -182,6 +183,7 @@ def text(tiny_shards: tuple[str, ...]) -> tuple[str, ...]:
         (1, 1, 2, 2, ()),
         (2, 1, 1, 1, ("parallel.sequence=true",)),
         (1, 2, 2, 1, ()),
+        (1, 2, 2, 2, ()),
         (2, 2, 1, 1, ()),
     ],
 )
