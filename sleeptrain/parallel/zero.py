@@ -96,7 +96,7 @@ class ZeroEngine:
 
     @contextmanager
     def sum_once(self) -> Iterator[None]:
-        """Backwards inside keep whole gradients; what is there at the end is summed over data ranks, once, under ZeRO-2.
+        """Backwards inside keep whole gradients; under ZeRO-2 they are summed over data ranks once, at the end.
 
         So replicas may differ in their backwards there, as they may under ZeRO-0 and 1, which always sum in `step`. At
         the end every parameter must have a gradient in all of them, or in none. Not for ZeRO-3.
