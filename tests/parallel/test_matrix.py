@@ -135,6 +135,8 @@ def configuration(text: Path, folder: Path, layout: Layout, sleep: Sleep, micro_
         f"sleep.eviction={sleep.eviction}",
         "sleep.core=[1,4]",
         "optim.warmup_fraction=0",
+        "optim.muon_weight_decay=0.1",
+        "optim.adamw_weight_decay=0.1",
         f"optim.clip_norm={CLIP}",
         f"train.tokens={STEPS * ROWS * SEQUENCE}",
         f"train.micro_batch={micro_batch}",
