@@ -63,18 +63,23 @@ class PartOfModel:
     def forward_backward(self, batch: Batch, shape: StepShape, carried: FastWeights | None) -> StepResult:
         self._zero.zero_grad()
         num_targets = round(self._world.sum(int((batch.targets_BT != IGNORE).sum()))[0] / self._world.replica)
-        if self._world.mesh.pipeline.size > 1:
-            result = self._pipelined(batch, shape, carried, max(num_targets, 1))
+        run = self._pipelined if self._world.mesh.pipeline.size > 1 else self._whole
+        if self._sums_each_backward(batch, shape):
+            result = run(batch, shape, carried, max(num_targets, 1))
         else:
-            self._check_collectives(batch, shape)
-            result = forward_backward(
-                self.model, batch, shape, self._config, carried,
-                divisor=max(num_targets, 1), forward=self._zero.forward, backward=self._zero.backward,
-            )  # fmt: skip
+            with self._zero.sum_once():
+                result = run(batch, shape, carried, max(num_targets, 1))
+                self._complete_gradients()
         # Each of its tensor ranks knows a replica's loss, on the last stage; everybody knows rounds and FLOPs.
         tensor, replica = self._world.mesh.tensor.size, self._world.replica
         loss, rounds, flops = self._world.sum(result.loss / tensor, result.num_rounds, result.flops / replica)
         return StepResult(loss, result.state, round(rounds / replica), round(flops / self._world.size))
+
+    def _whole(self, batch: Batch, shape: StepShape, carried: FastWeights | None, divisor: int) -> StepResult:
+        return forward_backward(
+            self.model, batch, shape, self._config, carried,
+            divisor=divisor, forward=self._zero.forward, backward=self._zero.backward,
+        )  # fmt: skip
 
     def _pipelined(self, batch: Batch, shape: StepShape, carried: FastWeights | None, divisor: int) -> StepResult:
         settings = loop_settings(self._config, shape.window, self.model.num_layers)
@@ -119,33 +124,38 @@ class PartOfModel:
         starts = [sum(len(s) for s in stretches[:i]) for i in range(1, len(stretches))]
         return frozenset(starts)
 
-    def _check_collectives(self, batch: Batch, shape: StepShape) -> None:
-        """ZeRO-2 and 3 sum gradients in the order in which backwards make them, which must be that of all replicas.
+    def _sums_each_backward(self, batch: Batch, shape: StepShape) -> bool:
+        """Whether gradients are summed over replicas while backwards make them: under ZeRO-3, and ZeRO-2 if possible.
 
-        It is where their plans are alike, and where every backward begins with a round that predicts, which runs all
-        layers: its gradients come last.
+        Their order must be that of all replicas. It is where plans are alike, and where every backward begins with a
+        round that predicts, which runs all layers: its gradients come last. Stages of a pipeline differ in more.
         """
         zero, sleep = self._config.parallel.zero, self._config.sleep
-        if zero < 2:
-            return
+        if zero < 2 or self._world.mesh.pipeline.size > 1:
+            return False
         plans = [m.rounds for m in micro_batches(batch, shape, self._config)]
         stretches = [rounds for plan in plans for rounds in truncated(plan, sleep.bptt_windows)]
         if self._world.agree([[replace(r, rows=()) for r in rounds] for rounds in stretches]):
-            return
+            return True
         alike = self._world.agree(len(stretches))
-        if self._world.any(not all(rounds[0].loss for rounds in stretches)) or not alike:
+        if alike and not self._world.any(not all(rounds[0].loss for rounds in stretches)):
+            return True
+        if zero == 3:
             raise ConfigError(
-                f"parallel.zero={zero} needs replicas with like rounds, or a target in the first window of every "
-                "micro-batch (with sleep.bptt_windows, of every backward), and this step has neither; use "
-                "parallel.zero=1"
+                "parallel.zero=3 needs replicas with like rounds, or a target in the first window of each, and "
+                "this step has neither; use parallel.zero=1 or 2"
             )
+        return False
 
-    def step(self, scale: float) -> float:
+    def _complete_gradients(self) -> None:
+        """Every parameter gets a gradient, also in a replica without a target; tied embeddings the sum of theirs."""
         without = [p for p in self._zero.parameters.values() if p.grad is None]
-        if self._config.parallel.zero < 2 and without:
-            # A replica without a target takes part all the same; DeepSpeed makes ready for that in a backward.
+        if without:
+            # In a backward, which makes DeepSpeed ready to sum.
             self._zero.backward(torch.stack([0.0 * p.sum() for p in without]).sum())
         self._tied.sum_gradients()
+
+    def step(self, scale: float) -> float:
         return self._zero.step(scale)
 
     def locate_nonfinite(self, batch: Batch, shape: StepShape, carried: FastWeights | None) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from sleeptrain.parallel.exchange import (
     gather_holdings,
     newton_schulz_cost,
 )
-from sleeptrain.train.muon import SCALINGS, Muon
+from sleeptrain.train.muon import SCALINGS, blocks_of_rows, orthogonalise
 from sleeptrain.train.optim import KINDS, STATE, ParameterRole
 
 
@@ -61,7 +62,10 @@ class Stage:
 
 
 class FlatOptimizer(torch.optim.Optimizer):
-    """The updates of `sleeptrain.train.optim.Optimizers`, in groups of one kind and weight decay.
+    """The updates of `sleeptrain.train.optim.Optimizers`, in a group for each kind.
+
+    DeepSpeed adds the norm up over pipeline stages group by group, so that all stages must have as many: each holds
+    matrices for Muon and norms for AdamW. What is decayed inside a group is told by its fragments.
 
     Each group's `lr` is to be set before a step; `peak_lr` is the configured one. `bind` must be called before the
     first step, once ZeRO has replaced the parameters by their partitions. A step may be made group by group and
@@ -79,6 +83,7 @@ class FlatOptimizer(torch.optim.Optimizer):
             raise ConfigError(f"optim.muon_scaling is {config.muon_scaling!r}; it is one of {', '.join(SCALINGS)}")
         self._roles, self._config = dict(roles), config
         self._updates: dict[torch.Tensor, _MuonUpdate] = {}
+        self._decayed: dict[torch.Tensor, list[slice]] = {}  # where in each tensor, laid flat, lies what is decayed
         self.partitions: tuple[Partition, ...] = ()
         super().__init__(list(_groups(roles, named_parameters, config)), {"lr": 0.0})
 
@@ -89,8 +94,9 @@ class FlatOptimizer(torch.optim.Optimizer):
         """
         self.partitions = tuple(partitions)
         for partition in partitions:
-            for tensor in partition.tensors:
+            for tensor, spans in zip(partition.tensors, _decayed_spans(partition, self._roles), strict=True):
                 self.state[tensor] = _new_state(partition.kind, tensor)
+                self._decayed[tensor] = spans
             if partition.kind == "muon":
                 self._updates[partition.tensors[0]] = _MuonUpdate(partition, stage, self._roles, self._config)
 
@@ -99,6 +105,8 @@ class FlatOptimizer(torch.optim.Optimizer):
         """One update of the partitions that the groups hold at this moment."""
         for group in self.param_groups:
             tensors = [t for t in group["params"] if t.grad is not None]
+            if decayed := [t.view(-1)[span] for t in tensors for span in self._decayed[t]]:
+                torch._foreach_mul_(decayed, 1 - group["lr"] * group["decay"])
             if tensors and group["kind"] == "muon":
                 self._step_muon(tensors, group)
             elif tensors:
@@ -111,7 +119,6 @@ class FlatOptimizer(torch.optim.Optimizer):
         torch._foreach_lerp_(momenta, gradients, 1 - beta)
         look_ahead = torch._foreach_lerp(gradients, momenta, beta)
         updates = self._updates[tensors[0]](look_ahead)
-        torch._foreach_mul_(tensors, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(tensors, updates, alpha=-group["lr"])
 
     def _step_adamw(self, tensors: list[torch.Tensor], group: dict[str, Any]) -> None:
@@ -128,7 +135,7 @@ class FlatOptimizer(torch.optim.Optimizer):
             beta1=beta1,
             beta2=beta2,
             lr=group["lr"],
-            weight_decay=group["weight_decay"],
+            weight_decay=0.0,
             eps=self._config.adamw_eps,
             maximize=False,
         )
@@ -166,30 +173,14 @@ class _MuonUpdate:
         owners = assign_owners(costs, len(holdings))
         self._exchange = Exchange(holdings, owners, stage.shards, dist.get_rank(stage.group), stage.group)
         self._sizes = [t.numel() for t in partition.tensors]
-        self._work = _Orthogonaliser(
-            {n: (stage.whole[n], roles[n]) for n in self._exchange.owned}, partition.tensors[0], config.muon_scaling
-        )
+        device = partition.tensors[0].device
+        blocks = {n: blocks_of_rows(roles[n].blocks, stage.whole[n][0], device) for n in self._exchange.owned}
+        self._work = partial(orthogonalise, blocks=blocks, scaling=config.muon_scaling)
 
     def __call__(self, look_ahead: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         flat = torch.cat([u.reshape(-1) for u in look_ahead])
         updates = self._exchange(flat, self._work).split(self._sizes)
         return [update.view_as(u) for update, u in zip(updates, look_ahead, strict=True)]
-
-
-class _Orthogonaliser(Muon):
-    """Muon's treatment of whole matrices alone: blocks, Newton-Schulz on stacks of one shape, scale."""
-
-    def __init__(self, owned: Mapping[str, tuple[tuple[int, ...], ParameterRole]], like: torch.Tensor, scaling: str):
-        # Stand-ins that have a shape but no storage of that size: nothing here is a parameter or keeps a state.
-        self._by_name = {n: torch.nn.Parameter(like.new_zeros(()).expand(shape)) for n, (shape, _) in owned.items()}
-        blocks = {self._by_name[n]: role.blocks for n, (_, role) in owned.items() if role.blocks is not None}
-        if owned:
-            super().__init__(self._by_name.values(), scaling=scaling, blocks=blocks)
-
-    @torch.no_grad()
-    def __call__(self, wholes: dict[str, torch.Tensor]) -> None:
-        if wholes:
-            self._orthogonalise({self._by_name[n]: whole for n, whole in wholes.items()})
 
 
 def _groups(
@@ -198,17 +189,27 @@ def _groups(
     rates = {"muon": config.muon_lr, "adamw": config.adamw_lr}
     decays = {"muon": config.muon_weight_decay, "adamw": config.adamw_weight_decay}
     for kind in KINDS:
-        for decay in (True, False):
-            names = tuple(n for n in named_parameters if (roles[n].kind, roles[n].decay) == (kind, decay))
-            if names:
-                yield {
-                    "params": [named_parameters[n] for n in names],
-                    "names": names,
-                    "kind": kind,
-                    "weight_decay": decays[kind] if decay else 0.0,
-                    "lr": rates[kind],
-                    "peak_lr": rates[kind],
-                }
+        names = tuple(n for n in named_parameters if roles[n].kind == kind)
+        if names:
+            yield {
+                "params": [named_parameters[n] for n in names],
+                "names": names,
+                "kind": kind,
+                "decay": decays[kind],
+                "lr": rates[kind],
+                "peak_lr": rates[kind],
+            }
+
+
+def _decayed_spans(partition: Partition, roles: Mapping[str, ParameterRole]) -> Iterator[list[slice]]:
+    """Of each tensor of a partition, where in it lies what is decayed; a fragment may reach over several tensors."""
+    decayed = [(f.offset, f.offset + f.numel) for f in partition.fragments if roles[f.name].decay]
+    first = 0
+    for tensor in partition.tensors:
+        last = first + tensor.numel()
+        inside = [(max(start, first), min(stop, last)) for start, stop in decayed]
+        yield [slice(start - first, stop - first) for start, stop in inside if start < stop]
+        first = last
 
 
 def _new_state(kind: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:

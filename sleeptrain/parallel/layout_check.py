@@ -87,11 +87,6 @@ def _check_zero(config: Config) -> None:
             f"parallel.zero=3 does not go with parallel.pipeline={parallel.pipeline}: DeepSpeed gathers a parameter "
             "over all processes, and the stages would wait for each other; use parallel.zero=1"
         )
-    if parallel.zero == 2 and parallel.pipeline > 1:
-        raise ConfigError(
-            f"parallel.zero=2 does not go with parallel.pipeline={parallel.pipeline}: it sums gradients at each "
-            "backward, of which stages of several replicas have different ones; use parallel.zero=1"
-        )
     if parallel.zero == 0 and parallel.tensor * parallel.pipeline > 1:
         raise ConfigError(
             f"parallel.zero=0 does not go with parallel.tensor={parallel.tensor} and parallel.pipeline="

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -53,7 +54,9 @@ class ZeroEngine:
         self.model, self.optimizer, self.parameters = model, optimizer, parameters
         self.mesh, self.stage, self.deepspeed_engine = mesh, stage, engine
         self.zero = int(engine.zero_optimization_stage())
-        self._has_gradients = False
+        self._has_gradients = self._summed = False
+        if self.zero == 2:
+            engine.set_gradient_accumulation_boundary(False)  # a step ends where `step` says so
         check_wide(parameters)
         optimizer.bind(self._partitions(), stage)
 
@@ -91,6 +94,25 @@ class ZeroEngine:
         # ZeRO-3 can only average over data ranks; the other stages are configured to sum.
         self.deepspeed_engine.backward(loss * self.mesh.data.size if self.zero == 3 else loss)
 
+    @contextmanager
+    def sum_once(self) -> Iterator[None]:
+        """Backwards inside keep whole gradients; under ZeRO-2 they are summed over data ranks once, at the end.
+
+        So replicas may differ in their backwards there, as they may under ZeRO-0 and 1, which always sum in `step`. At
+        the end every parameter must have a gradient in all of them, or in none. Not for ZeRO-3.
+        """
+        if self.zero < 2:
+            yield
+            return
+        with self.deepspeed_engine.coalesce_grad_reduction():
+            try:
+                yield
+            except BaseException:
+                # DeepSpeed sums at the end come what may: without gradients nobody waits for the others there.
+                self.zero_grad()
+                raise
+        self._summed = True
+
     def step(self, scale: float) -> float:
         """Sums the gradients over data ranks, clips them, and updates at `scale` times the peak rates.
 
@@ -99,16 +121,31 @@ class ZeroEngine:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * scale
-        self.deepspeed_engine.step()
+        if self.zero == 2:
+            self._step_summed()
+        else:
+            self.deepspeed_engine.step()
         self._has_gradients = False
         return float(self.deepspeed_engine.get_global_grad_norm())
+
+    def _step_summed(self) -> None:
+        """ZeRO-2: what each backward has summed and cut becomes the step's gradient, unless all was summed at once."""
+        engine = self.deepspeed_engine
+        if not self._summed:
+            with engine.coalesce_grad_reduction():
+                pass
+        engine.set_gradient_accumulation_boundary(True)
+        engine.step()
+        engine.set_gradient_accumulation_boundary(False)
+        self._summed = False
 
     def zero_grad(self) -> None:
         """Drops the gradients of the backward calls since the last step."""
         self.deepspeed_engine.optimizer.zero_grad()
         if self.zero == 2:
             self.deepspeed_engine.optimizer.all_grad_tensors.clear()
-        self._has_gradients = False
+            self.deepspeed_engine.optimizer.averaged_gradients.clear()
+        self._has_gradients = self._summed = False
 
 
 def wrap(
@@ -206,8 +243,9 @@ def _engine_config(zero: int, config: OptimConfig, parameters: Mapping[str, nn.P
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        # backward() may be called any number of times; step() is where a step ends.
-        "managed_gradient_accumulation": False,
+        # backward() may be called any number of times; step() is where a step ends. Only where DeepSpeed manages this
+        # does it sum the gradients of several backwards at once, so under ZeRO-2 it does, told of the end by us.
+        "managed_gradient_accumulation": zero == 2,
         # DeepSpeed's default would clip to 1. Under ZeRO-0 it tells no norm, and our optimizer clips.
         "gradient_clipping": 0.0 if zero == 0 else config.clip_norm,
         "gradient_allreduce_op": "mean" if zero == 3 else "sum",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import TypeVar
 
 import torch
 
@@ -21,6 +21,7 @@ MAX_STACK_ELEMENTS = 1 << 26
 
 Rows = slice | torch.Tensor  # which rows of dim 0 form a block: a slice or an int64 index
 Blocks = tuple[Rows, ...]
+Key = TypeVar("Key")
 
 SCALINGS = ("keller_jordan", "moonshot")
 
@@ -43,13 +44,6 @@ def newton_schulz(G_XMN: torch.Tensor, steps: int = 5, eps: float = 1e-7) -> tor
         poly_BMM = torch.baddbmm(gram_BMM, gram_BMM, gram_BMM, beta=b, alpha=c)
         X_BMN = torch.baddbmm(X_BMN, poly_BMM, X_BMN, beta=a)
     return (X_BMN.mT if tall else X_BMN).reshape(G_XMN.shape)
-
-
-class _Matrix(NamedTuple):
-    """One matrix to orthogonalise: some rows of a parameter, or all of them (None)."""
-
-    parameter: torch.nn.Parameter
-    rows: Rows | None
 
 
 class Muon(torch.optim.Optimizer):
@@ -79,13 +73,14 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self._scaling = scaling
         given = dict(blocks or {})
-        self._rows: dict[torch.nn.Parameter, tuple[Rows | None, ...]] = {}
+        self._blocks: dict[torch.nn.Parameter, tuple[Rows | None, ...]] = {}
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.ndim != 2 or not parameter.is_floating_point():
                     raise ValueError(f"Muon takes matrices, not {parameter.dtype} of shape {tuple(parameter.shape)}")
-                rows = given.pop(parameter, None)
-                self._rows[parameter] = (None,) if rows is None else partition(rows, parameter)
+                self._blocks[parameter] = blocks_of_rows(
+                    given.pop(parameter, None), parameter.shape[0], parameter.device
+                )
         if given:
             raise ValueError(f"blocks of {len(given)} parameters that this optimizer does not hold")
 
@@ -97,7 +92,7 @@ class Muon(torch.optim.Optimizer):
         for parameters, group in groups:
             if parameters:
                 updates |= self._momentum_step(parameters, group["momentum"])
-        self._orthogonalise(updates)
+        orthogonalise(updates, self._blocks, self._scaling)
         for parameters, group in groups:
             if parameters:
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
@@ -113,26 +108,36 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(buffers, gradients, 1 - beta)
         return dict(zip(parameters, torch._foreach_lerp(gradients, buffers, beta), strict=True))
 
-    def _orthogonalise(self, updates: dict[torch.nn.Parameter, torch.Tensor]) -> None:
-        """Replaces every matrix of the updates by its scaled orthogonalised form, in place."""
-        for stack in self._stacks(updates):
-            views = [updates[p] if rows is None else updates[p][rows] for p, rows in stack]
-            num_rows, num_cols = views[0].shape
-            O_BMN = newton_schulz(torch.stack(views)).to(views[0].dtype)
-            O_BMN *= update_scale(num_rows, num_cols, self._scaling)
-            for (parameter, rows), O_MN in zip(stack, O_BMN, strict=True):
-                updates[parameter][slice(None) if rows is None else rows] = O_MN
 
-    def _stacks(self, parameters: Iterable[torch.nn.Parameter]) -> Iterator[list[_Matrix]]:
-        """The matrices of the parameters in lists of one shape, dtype and device, in a fixed order."""
-        by_shape: dict[tuple, list[_Matrix]] = {}
-        for p in parameters:
-            for rows in self._rows[p]:
-                shape = (_num_rows(rows, p.shape[0]), p.shape[1])
-                by_shape.setdefault((*shape, p.dtype, p.device), []).append(_Matrix(p, rows))
-        for (num_rows, num_cols, *_), matrices in by_shape.items():
-            size = max(1, MAX_STACK_ELEMENTS // (num_rows * num_cols))
-            yield from (matrices[i : i + size] for i in range(0, len(matrices), size))
+def orthogonalise(
+    updates: Mapping[Key, torch.Tensor], blocks: Mapping[Key, tuple[Rows | None, ...]], scaling: str
+) -> None:
+    """Replaces every matrix of the updates by its scaled orthogonalised form, in place.
+
+    updates: [rows, cols] each, of one or several matrices: its `blocks`, as `blocks_of_rows` gives them.
+    scaling: see `Muon`.
+    """
+    for stack in _stacks(updates, blocks):
+        views = [updates[key] if rows is None else updates[key][rows] for key, rows in stack]
+        num_rows, num_cols = views[0].shape
+        O_BMN = newton_schulz(torch.stack(views)).to(views[0].dtype)
+        O_BMN *= update_scale(num_rows, num_cols, scaling)
+        for (key, rows), O_MN in zip(stack, O_BMN, strict=True):
+            updates[key][slice(None) if rows is None else rows] = O_MN
+
+
+def _stacks(
+    updates: Mapping[Key, torch.Tensor], blocks: Mapping[Key, tuple[Rows | None, ...]]
+) -> Iterator[list[tuple[Key, Rows | None]]]:
+    """The matrices of the updates in lists of one shape, dtype and device, in a fixed order."""
+    by_shape: dict[tuple, list[tuple[Key, Rows | None]]] = {}
+    for key, update in updates.items():
+        for rows in blocks[key]:
+            shape = (_num_rows(rows, update.shape[0]), update.shape[1])
+            by_shape.setdefault((*shape, update.dtype, update.device), []).append((key, rows))
+    for (num_rows, num_cols, *_), matrices in by_shape.items():
+        size = max(1, MAX_STACK_ELEMENTS // (num_rows * num_cols))
+        yield from (matrices[i : i + size] for i in range(0, len(matrices), size))
 
 
 def update_scale(num_rows: int, num_cols: int, scaling: str) -> float:
@@ -154,12 +159,16 @@ def _num_rows(rows: Rows | None, total: int) -> int:
     return len(range(*rows.indices(total))) if isinstance(rows, slice) else rows.numel()
 
 
-def partition(blocks: Blocks, parameter: torch.Tensor) -> Blocks:
-    """The blocks, index tensors moved to the parameter's device. Raises ValueError unless they partition dim 0."""
-    total = parameter.shape[0]
-    at = torch.arange(total)
+def blocks_of_rows(blocks: Blocks | None, num_rows: int, device: torch.device) -> tuple[Rows | None, ...]:
+    """The blocks of so many rows, index tensors on the device; without blocks, all rows are one.
+
+    Raises ValueError unless the blocks hold each row exactly once.
+    """
+    if blocks is None:
+        return (None,)
+    at = torch.arange(num_rows)
     indices = [at[rows] if isinstance(rows, slice) else rows.flatten().cpu() for rows in blocks]
     covered = torch.cat([at[:0], *indices])
     if any(i.dtype != torch.int64 for i in indices) or not torch.equal(covered.sort().values, at):
-        raise ValueError(f"blocks must hold each of the {total} rows of {tuple(parameter.shape)} exactly once")
-    return tuple(rows if isinstance(rows, slice) else rows.to(parameter.device) for rows in blocks)
+        raise ValueError(f"blocks must hold each of the {num_rows} rows exactly once")
+    return tuple(rows if isinstance(rows, slice) else rows.to(device) for rows in blocks)

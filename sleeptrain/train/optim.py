@@ -9,7 +9,7 @@ import torch
 
 from sleeptrain.config.schema import OptimConfig
 from sleeptrain.errors import ConfigError, DataError
-from sleeptrain.train.muon import SCALINGS, Blocks, Muon, partition
+from sleeptrain.train.muon import SCALINGS, Blocks, Muon, blocks_of_rows
 
 # What each optimizer keeps of a parameter once it has been stepped.
 STATE = {"muon": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
@@ -179,6 +179,6 @@ def _check_role(name: str, parameter: torch.nn.Parameter, role: ParameterRole | 
         raise ConfigError(f"{name} has blocks, which only muon orthogonalises; drop them or train it by muon")
     if role.blocks is not None:
         try:
-            partition(role.blocks, parameter)
+            blocks_of_rows(role.blocks, parameter.shape[0], parameter.device)
         except ValueError as error:
             raise ConfigError(f"{name}: {error}") from error

@@ -12,6 +12,7 @@ from sleeptrain.config import Config, validate
 from sleeptrain.config.schema import MixtureStage, ShardsConfig, ShardSource, Stage
 from sleeptrain.config.validate import ABOVE_ZERO, AT_LEAST, CHOICES, FRACTIONS, settings
 from sleeptrain.errors import ConfigError
+from tests.configs import change
 
 
 def shards() -> Config:
@@ -28,17 +29,6 @@ def rule110() -> Config:
     config.data.shards = ShardsConfig()
     config.sleep.when = "unlabelled"
     config.sleep.window = config.data.rule110.width
-    return config
-
-
-def change(config: Config, changes: dict[str, Any]) -> Config:
-    for name, value in changes.items():
-        *sections, leaf = name.split(".")
-        section: Any = config
-        for part in sections:
-            section = getattr(section, part)
-        assert hasattr(section, leaf), name
-        setattr(section, leaf, value)
     return config
 
 

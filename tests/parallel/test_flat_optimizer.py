@@ -169,7 +169,7 @@ def test_the_state_is_cut_as_the_weights_are() -> None:
     results = run_ranks(partitioned, 3, 1, "moonshot", timeout=60)
     per_element = {"muon": 1, "adamw": 2}
     weights = sum(torch.Size(s).numel() * per_element[ROLES[n].kind] for n, s in SHAPES.items())
-    padding = PADDING * (1 + 2 + 2)
+    padding = PADDING * (1 + 2)
     assert sum(r["state"] for r in results) == weights + padding
     assert max(r["state"] for r in results) < 0.6 * weights
 
@@ -204,6 +204,15 @@ def test_owners_share_the_work() -> None:
     assert loads == [12.0, 10.0] or loads == [11.0, 11.0]
     assert assign_owners(dict(reversed(costs.items())), 2) == owners
     assert set(assign_owners({"a": 1.0}, 4).values()) == {0}
+
+
+def test_every_stage_has_the_groups_of_all() -> None:
+    """DeepSpeed adds norms up over stages group by group: one group less, and a stage waits for ever."""
+    parameters = {n: torch.nn.Parameter(t) for n, t in random_tensors(0).items()}
+    matrix = next(n for n, role in ROLES.items() if role.kind == "muon")
+    for names in (list(ROLES), [matrix, "bias"]):
+        groups = FlatOptimizer(ROLES, {n: parameters[n] for n in names}, CONFIG).param_groups
+        assert [group["kind"] for group in groups] == ["muon", "adamw"]
 
 
 def test_unknown_scaling_is_refused() -> None:

@@ -10,123 +10,116 @@ from sleeptrain.config import Config
 from sleeptrain.config.schema import Stage
 from sleeptrain.errors import ConfigError
 from sleeptrain.parallel.layout_check import check_layout
+from tests.configs import change
 
 
-def config(**changes: Any) -> Config:
-    made = Config()
-    made.model.layers = ["attention", "gated_deltanet", "mamba2"]
-    for name, value in changes.items():
-        *sections, leaf = name.split("__")
-        section: Any = made
-        for part in sections:
-            section = getattr(section, part)
-        assert hasattr(section, leaf), name
-        setattr(section, leaf, value)
-    return made
+def config(changes: dict[str, Any]) -> Config:
+    return change(Config(), {"model.layers": ["attention", "gated_deltanet", "mamba2"]} | changes)
 
 
 ACCEPTED: list[tuple[dict[str, Any], int, int]] = [
     ({}, 1, 1),
     ({}, 8, 8),
-    ({"parallel__tensor": 2}, 8, 4),
-    ({"parallel__tensor": 4}, 4, 1),  # two key-value heads and one group, shared by the ranks
-    ({"parallel__tensor": 2, "parallel__pipeline": 2}, 8, 2),
-    ({"parallel__pipeline": 3}, 3, 1),
-    ({"parallel__zero": 3, "parallel__tensor": 2}, 4, 2),
-    ({"parallel__zero": 0}, 4, 4),
-    ({"parallel__tensor": 2, "parallel__sequence": True}, 2, 1),
-    ({"parallel__tensor": 8, "model__layers": ["mamba2"]}, 8, 1),  # heads of unused mixers do not count
-    ({"model__vocab_size": 17, "parallel__tensor": 2}, 2, 1),  # the vocabulary is padded
-    ({"train__micro_batch": 2}, 4, 4),
+    ({"parallel.tensor": 2}, 8, 4),
+    ({"parallel.tensor": 4}, 4, 1),  # two key-value heads and one group, shared by the ranks
+    ({"parallel.tensor": 2, "parallel.pipeline": 2}, 8, 2),
+    ({"parallel.pipeline": 3}, 3, 1),
+    ({"parallel.zero": 3, "parallel.tensor": 2}, 4, 2),
+    ({"parallel.zero": 0}, 4, 4),
+    ({"parallel.zero": 2, "parallel.pipeline": 2}, 4, 2),
+    ({"parallel.tensor": 2, "parallel.sequence": True}, 2, 1),
+    ({"parallel.tensor": 8, "model.layers": ["mamba2"]}, 8, 1),  # heads of unused mixers do not count
+    ({"model.vocab_size": 17, "parallel.tensor": 2}, 2, 1),  # the vocabulary is padded
+    ({"train.micro_batch": 2}, 4, 4),
 ]
 
 
 @pytest.mark.parametrize(("changes", "world", "data"), ACCEPTED)
 def test_accepts_and_counts_the_replicas(changes: dict[str, Any], world: int, data: int):
-    assert check_layout(config(**changes), world) == data
+    assert check_layout(config(changes), world) == data
 
 
 # settings, processes, words of the message, settings that the message proposes, processes then
 REFUSED: list[tuple[dict[str, Any], int, list[str], dict[str, Any], int]] = [
     (
-        {"parallel__tensor": 3, "data__batch": 6},
+        {"parallel.tensor": 3, "data.batch": 6},
         6,
         ["parallel.tensor (3)", "model.attention.num_heads (4)", "model.gated_deltanet.num_v_heads (4)", "can be 1, 2"],
-        {"parallel__tensor": 2, "data__batch": 6},
+        {"parallel.tensor": 2, "data.batch": 6},
         6,
     ),
     (
-        {"parallel__tensor": 2, "model__ffn_dim": 385},
+        {"parallel.tensor": 2, "model.ffn_dim": 385},
         2,
         ["model.ffn_dim (385)", "can be 1"],
-        {"parallel__tensor": 1, "model__ffn_dim": 385},
+        {"parallel.tensor": 1, "model.ffn_dim": 385},
         2,
     ),
     (
-        {"parallel__tensor": 4, "model__attention__head_dim": 33},
+        {"parallel.tensor": 4, "model.attention.head_dim": 33},
         4,
         ["model.attention.num_kv_heads (2) of head_dim 33", "can be 1, 2"],
-        {"parallel__tensor": 2, "model__attention__head_dim": 33},
+        {"parallel.tensor": 2, "model.attention.head_dim": 33},
         4,
     ),
     (
-        {"parallel__tensor": 4, "model__mamba2__state_dim": 6},
+        {"parallel.tensor": 4, "model.mamba2.state_dim": 6},
         4,
         ["model.mamba2.num_groups (1) of state_dim 6", "can be 1, 2"],
-        {"parallel__tensor": 2, "model__mamba2__state_dim": 6},
+        {"parallel.tensor": 2, "model.mamba2.state_dim": 6},
         4,
     ),
-    ({"parallel__pipeline": 4}, 4, ["parallel.pipeline (4)", "(3)", "=3"], {"parallel__pipeline": 3}, 3),
+    ({"parallel.pipeline": 4}, 4, ["parallel.pipeline (4)", "(3)", "=3"], {"parallel.pipeline": 3}, 3),
     (
-        {"parallel__tensor": 2, "parallel__pipeline": 2},
+        {"parallel.tensor": 2, "parallel.pipeline": 2},
         6,
         ["parallel.tensor (2)", "parallel.pipeline (2)", "processes (6)", "start 8"],
-        {"parallel__tensor": 2, "parallel__pipeline": 2},
+        {"parallel.tensor": 2, "parallel.pipeline": 2},
         8,
     ),
-    ({"parallel__zero": 4}, 1, ["parallel.zero", "not 4"], {"parallel__zero": 1}, 1),
+    ({"parallel.zero": 4}, 1, ["parallel.zero", "not 4"], {"parallel.zero": 1}, 1),
     (
-        {"parallel__zero": 3, "parallel__pipeline": 2},
+        {"parallel.zero": 3, "parallel.pipeline": 2},
         2,
         ["parallel.zero=3", "parallel.pipeline=2", "parallel.zero=1"],
-        {"parallel__zero": 1, "parallel__pipeline": 2},
+        {"parallel.zero": 1, "parallel.pipeline": 2},
         2,
     ),
     (
-        {"parallel__zero": 0, "parallel__tensor": 2},
+        {"parallel.zero": 0, "parallel.tensor": 2},
         2,
         ["parallel.zero=0", "parallel.tensor=2", "parallel.zero=1"],
-        {"parallel__zero": 1, "parallel__tensor": 2},
+        {"parallel.zero": 1, "parallel.tensor": 2},
         2,
     ),
-    ({"data__batch": 6}, 4, ["data.batch (6)", "4 replicas", "data.batch=8"], {"data__batch": 8}, 4),
+    ({"data.batch": 6}, 4, ["data.batch (6)", "4 replicas", "data.batch=8"], {"data.batch": 8}, 4),
     (
-        {"train__micro_batch": 4},
+        {"train.micro_batch": 4},
         4,
         ["data.batch (8)", "train.micro_batch (4)", "data.batch=16"],
-        {"train__micro_batch": 4, "data__batch": 16},
+        {"train.micro_batch": 4, "data.batch": 16},
         4,
     ),
     (
-        {"sleep__curriculum": [Stage(5, batch=6)]},
+        {"sleep.curriculum": [Stage(5, batch=6)]},
         4,
         ["sleep.curriculum[0].batch (6)", "sleep.curriculum[0].batch=8"],
-        {"sleep__curriculum": [Stage(5, batch=8)]},
+        {"sleep.curriculum": [Stage(5, batch=8)]},
         4,
     ),
-    ({"parallel__sequence": True}, 2, ["parallel.sequence", "parallel.tensor"], {"parallel__sequence": False}, 2),
+    ({"parallel.sequence": True}, 2, ["parallel.sequence", "parallel.tensor"], {"parallel.sequence": False}, 2),
     (
-        {"parallel__sequence": True, "parallel__tensor": 2, "sleep__window": 127},
+        {"parallel.sequence": True, "parallel.tensor": 2, "sleep.window": 127},
         2,
         ["parallel.sequence", "sleep.window=127", "multiples of 2"],
-        {"parallel__sequence": True, "parallel__tensor": 2, "sleep__window": 128},
+        {"parallel.sequence": True, "parallel.tensor": 2, "sleep.window": 128},
         2,
     ),
     (
-        {"parallel__sequence": True, "parallel__tensor": 2, "data__sequence": 1025},
+        {"parallel.sequence": True, "parallel.tensor": 2, "data.sequence": 1025},
         2,
         ["parallel.sequence", "one of 1 tokens", "data.sequence"],
-        {"parallel__sequence": True, "parallel__tensor": 2, "data__sequence": 1024},
+        {"parallel.sequence": True, "parallel.tensor": 2, "data.sequence": 1024},
         2,
     ),
 ]
@@ -137,8 +130,8 @@ def test_refuses_and_proposes(
     changes: dict[str, Any], world: int, words: list[str], better: dict[str, Any], processes: int
 ):
     with pytest.raises(ConfigError) as refusal:
-        check_layout(config(**changes), world)
+        check_layout(config(changes), world)
     message = str(refusal.value)
     assert "\n" not in message
     assert [word for word in words if word not in message] == [], message
-    check_layout(config(**better), processes)
+    check_layout(config(better), processes)

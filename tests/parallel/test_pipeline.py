@@ -142,9 +142,15 @@ CASES = {
     "without feedback": Case(FOUR, passes=3, feedback="none", carried=True),
     "unlabelled": Case(FOUR, passes=3, when="unlabelled", carried=True),
     "sliding": Case(FOUR, passes=3, boundary=Boundary(sliding_window=4), carried=True),
+    "sliding, untied, without feedback": Case(
+        FOUR, passes=3, boundary=Boundary(sliding_window=4), tied=False, feedback="none", carried=True
+    ),
     "carried convolutions": Case(FOUR, passes=2, boundary=Boundary(carry_conv=True), carried=True),
     "core in the middle": Case((*FOUR, "gated_deltanet"), passes=3, core=(1, 4), carried=True),
     "core in the middle, without feedback": Case((*FOUR, "gated_deltanet"), passes=3, core=(2, 4), feedback="none"),
+    "core in the middle, sliding, untied": Case(
+        (*FOUR, "gated_deltanet"), passes=3, core=(1, 4), boundary=Boundary(sliding_window=4), tied=False, carried=True
+    ),
     "core in one stage": Case(FOUR, passes=3, core=(2, 4), boundary=Boundary(sliding_window=4)),
     "core in the first stage": Case(FOUR, passes=3, core=(0, 1)),
 }
@@ -166,7 +172,17 @@ def test_four_stages(name: str) -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", ["three passes", "core in the middle", "sliding", "unlabelled"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "three passes",
+        "core in the middle",
+        "sliding",
+        "unlabelled",
+        "without feedback",
+        "core in the middle, sliding, untied",
+    ],
+)
 def test_tensor_ranks_in_stages(name: str) -> None:
     case = CASES[name]
     assert_same(case, Layout((0, 2, len(case.layers)), tensor=2))

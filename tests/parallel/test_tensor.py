@@ -40,6 +40,15 @@ CASES = {
         ("gated_deltanet", "attention", "gated_deltanet", "mamba2"), passes=3, core=(1, 3), carried=True
     ),
     "sliding, memory carried in": Case(passes=2, boundary=Boundary(sliding_window=4), carried=True),
+    "sliding core, untied, without feedback": Case(
+        ("gated_deltanet", "attention", "gated_deltanet", "mamba2"),
+        passes=3,
+        core=(1, 3),
+        boundary=Boundary(sliding_window=4),
+        feedback="none",
+        tied=False,
+        carried=True,
+    ),
     "carried convolutions": Case(passes=2, boundary=Boundary(carry_conv=True), carried=True, tied=False),
     "recomputed blocks": Case(passes=3, recompute="block"),
     "recomputed passes": Case(passes=3, recompute="pass", carried=True),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,17 +23,9 @@ from tests.models import tiny_config
 from tests.parallel import zero_cases as cases
 from tests.parallel.processes import run_ranks
 
+pytestmark = pytest.mark.usefixtures("imported")
+
 TOLERANCE = 2e-6  # fp32, after three steps of which each is larger than 1e-2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def imported() -> Iterator[None]:
-    """Workers are forks: what they import is imported once, here. The ranks are on the CPU, also beside CUDA."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DS_ACCELERATOR", "cpu")
-        pytest.importorskip("megatron.core")
-        pytest.importorskip("deepspeed")
-        yield
 
 
 def assert_equal(results: list[dict[str, Any]], wanted: dict[str, Any], tolerance: float = TOLERANCE) -> None:
@@ -70,6 +61,9 @@ def untied() -> Hybrid:
         (2, 2, cases.window_by_window),
         (2, 1, cases.row_by_row),
         (2, 2, cases.row_by_row),
+        (2, 0, cases.differently),
+        (2, 1, cases.differently),
+        (2, 2, cases.differently),
         (4, 3, cases.whole_rounds),
     ],
 )
@@ -210,18 +204,32 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_is_right(zero: i
     assert cases.largest_difference(results[0]["model"], wanted["model"]) < TOLERANCE
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_dropped_gradients_leave_no_trace(zero: int) -> None:
+@pytest.mark.parametrize(
+    ("zero", "pieces"), [*((zero, cases.whole_rounds) for zero in range(4)), (2, cases.differently)]
+)
+def test_dropped_gradients_leave_no_trace(zero: int, pieces: Any) -> None:
     def run() -> dict[str, Any]:
         engine = cases.engine_for(cases.small_model(), zero)
         for step in (5, 0):
             engine.zero_grad()
-            cases.whole_rounds(engine, cases.rows_of(cases.step_batch(step), dist.get_rank(), 2), False)
+            pieces(engine, cases.rows_of(cases.step_batch(step), dist.get_rank(), 2), False)
         return {"norms": [engine.step(1.0)], **(state_dict(engine) or {})}
 
     result, wanted = run_ranks(run, 2, timeout=60)[0], cases.single_process(steps=1)
     assert result["norms"] == pytest.approx(wanted["norms"], rel=TOLERANCE)
     assert cases.largest_difference(result["model"], wanted["model"]) < TOLERANCE
+
+
+def test_a_replica_that_fails_does_not_wait_for_the_others() -> None:
+    def run() -> str:
+        engine = cases.engine_for(cases.small_model(), 2)
+        if dist.get_rank() == 0:
+            with pytest.raises(DataError, match="a bad row"), engine.sum_once():
+                cases.whole_rounds(engine, cases.rows_of(cases.step_batch(0), 0, 2), False)
+                raise DataError("a bad row")
+        return "gone on"
+
+    assert run_ranks(run, 2, timeout=20) == ["gone on"] * 2
 
 
 def test_a_second_backward_under_zero_3_is_refused() -> None:

@@ -19,9 +19,9 @@ from sleeptrain.train.optim import Optimizers, ParameterRole
 from sleeptrain.train.roles import parameter_roles
 from tests.parallel import zero_cases as cases
 from tests.parallel.processes import run_ranks
-from tests.parallel.test_zero import assert_equal, imported, untied
+from tests.parallel.test_zero import assert_equal, untied
 
-__all__ = ["imported"]  # the fixture holds here too
+pytestmark = pytest.mark.usefixtures("imported")
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,12 @@ def row_by_row(engine: ZeroEngine, batch: Batch, bf16: bool) -> torch.Tensor:
     return torch.stack([whole_rounds(engine, batch.rows(b, b + 1), bf16) for b in rows]).sum()
 
 
+def differently(engine: ZeroEngine, batch: Batch, bf16: bool) -> torch.Tensor:
+    """The first replica row by row, the others all rows at once."""
+    with engine.sum_once():
+        return (whole_rounds if engine.mesh.data.rank else row_by_row)(engine, batch, bf16)
+
+
 def window_by_window(engine: ZeroEngine, batch: Batch, bf16: bool) -> torch.Tensor:
     """All forwards first, then a backward for each window, the gradient of S handed from one to the one before."""
     model = engine.model

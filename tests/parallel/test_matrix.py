@@ -1,0 +1,251 @@
+"""Every layout with every way to sleep, through the trainer: what is learned is what one process learns.
+
+Three clipped steps of AdamW and Muon on text: rows of three windows in which documents end and begin, and which go on
+in the next step; blocks of every kind before, in and after the loop; rows one by one, their gradients accumulated
+(under ZeRO-3 all at once). Compared are losses, gradient norms, held-out losses, weights, optimizer state and memory.
+
+In the fast tests every layout meets every value of every option; the whole product is slow. Left out: N=1 without
+feedback, where nothing would be fed back. `test_nothing_else_is_left_out` asks the validation about all the others.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from sleeptrain.config import Config, validate
+from sleeptrain.config.compose import compose
+from sleeptrain.config.schema import ParallelConfig
+from sleeptrain.data.batch import Part
+from sleeptrain.data.shards import write_shards
+from sleeptrain.data.source import build_source
+from sleeptrain.data.tokenizer import train_tokenizer
+from sleeptrain.parallel.layout_check import check_layout
+from sleeptrain.sleep.curriculum import step_shape
+from sleeptrain.train import trainer
+from sleeptrain.train.checkpoint import checkpoints, load_checkpoint
+from sleeptrain.train.metrics import read_metrics
+from sleeptrain.train.step import micro_batches
+from tests.data.texts import make_texts
+from tests.parallel.processes import run_ranks
+
+TOLERANCE = 1e-5  # of the greatest number of a tensor, in fp32
+STEPS, ROWS, SEQUENCE, WINDOW, CLIP = 3, 4, 24, 8, 0.1
+
+
+class Layout(NamedTuple):
+    tensor: int
+    pipeline: int
+    data: int
+    zero: int
+
+
+class Sleep(NamedTuple):
+    passes: int
+    feedback: str
+    eviction: str
+    tied: bool
+
+
+LAYOUTS = [
+    Layout(2, 1, 1, 1),
+    Layout(1, 2, 1, 1),
+    Layout(1, 4, 1, 1),
+    Layout(1, 1, 2, 1),
+    Layout(1, 1, 2, 2),
+    Layout(1, 1, 2, 3),
+    Layout(2, 2, 1, 1),
+    Layout(2, 1, 2, 1),
+    Layout(1, 2, 2, 1),
+    Layout(1, 2, 2, 2),
+]
+LOOPS = [(1, "features"), (3, "features"), (3, "none")]
+SLEEPS = [
+    Sleep(passes, feedback, eviction, tied)
+    for (passes, feedback), eviction, tied in itertools.product(LOOPS, ("hard", "sliding"), (True, False))
+]
+
+
+def covering() -> Iterator[tuple[Layout, Sleep]]:
+    """Each layout with each loop, and with both values of eviction and of tying; neighbours have other combinations."""
+    for index, layout in enumerate(LAYOUTS):
+        for turn, (passes, feedback) in enumerate(LOOPS):
+            eviction = ("hard", "sliding")[(index + turn) % 2]
+            yield layout, Sleep(passes, feedback, eviction, (index // 2 + turn // 2) % 2 == 0)
+
+
+def matrix() -> Iterator[Any]:
+    fast = set(covering())
+    for layout, sleep in itertools.product(LAYOUTS, SLEEPS):
+        name = "tensor{}-pipeline{}-data{}-zero{}-".format(*layout)
+        name += f"N{sleep.passes}-{sleep.feedback}-{sleep.eviction}-{'tied' if sleep.tied else 'untied'}"
+        yield pytest.param(layout, sleep, id=name, marks=() if (layout, sleep) in fast else pytest.mark.slow)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory, imported: None) -> Path:
+    """Shards of documents of which most are shorter than a row and some longer than three."""
+    folder, rng = tmp_path_factory.mktemp("text"), random.Random(0)
+    texts = [text[: rng.choice((5, 15, 40, 400))] for text in make_texts(400)]
+    tokenizer = train_tokenizer(texts, 301, folder / "tokenizer.model")
+    for side, part in (("train", texts[:300]), ("validation", texts[300:])):
+        write_shards(folder / side, part, tokenizer, name=side)
+    return folder
+
+
+def rows_at_once(layout: Layout) -> int:
+    """`train.micro_batch`: one row, but all under ZeRO-3, which takes one backward a step."""
+    return 0 if layout.zero == 3 else 1
+
+
+def configuration(text: Path, folder: Path, layout: Layout, sleep: Sleep, micro_batch: int = 0) -> Config:
+    return compose([
+        "experiment=stdlib",
+        f"data.shards.sources=[{{train: {text}/train, validation: {text}/validation}}]",
+        f"data.shards.tokenizer={text}/tokenizer.model",
+        f"data.sequence={SEQUENCE}",
+        f"data.batch={ROWS}",
+        f"run.root={folder}",
+        "run.name=r",
+        "model.layers=[gated_deltanet,attention,mamba2,gated_deltanet,attention]",
+        f"model.tie_embeddings={str(sleep.tied).lower()}",
+        "model.dim=16",
+        "model.ffn_dim=16",
+        "model.attention.head_dim=8",
+        "model.gated_deltanet.head_k_dim=8",
+        "model.gated_deltanet.head_v_dim=8",
+        "model.mamba2.num_heads=4",
+        "model.mamba2.head_dim=8",
+        "model.mamba2.state_dim=8",
+        "model.init_std=0.2",
+        # A norm of next to nothing, and AdamW's division by it, would multiply the rounding that layouts differ by.
+        "model.norm_eps=1e-2",
+        "optim.adamw_eps=1e-4",
+        "sleep=every",
+        f"sleep.window={WINDOW}",
+        f"sleep.passes={sleep.passes}",
+        f"sleep.feedback={sleep.feedback}",
+        f"sleep.eviction={sleep.eviction}",
+        "sleep.core=[1,4]",
+        "optim.warmup_fraction=0",
+        "optim.muon_weight_decay=0.1",
+        "optim.adamw_weight_decay=0.1",
+        f"optim.clip_norm={CLIP}",
+        f"train.tokens={STEPS * ROWS * SEQUENCE}",
+        f"train.micro_batch={micro_batch}",
+        "train.device=cpu",
+        "train.log_every=1",
+        "train.eval_every=0",
+        "train.eval_batches=1",
+        "train.checkpoint_every=0",
+        "wandb.mode=disabled",
+        f"parallel.tensor={layout.tensor}",
+        f"parallel.pipeline={layout.pipeline}",
+        f"parallel.zero={layout.zero}",
+    ])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Callable[[Sleep], Path]:
+    """The run of one process, which holds all rows at once; made at its first use."""
+
+    @lru_cache
+    def run(sleep: Sleep) -> Path:
+        folder = tmp_path_factory.mktemp("one")
+        assert trainer.train(configuration(text, folder, Layout(1, 1, 1, 1), sleep)) == 0
+        return folder
+
+    return run
+
+
+def numbers(folder: Path) -> dict[str, torch.Tensor]:
+    """All that a run has said and left, by name: records, and the tensors of its last checkpoint."""
+    saved = load_checkpoint(checkpoints(folder / "r" / "checkpoints")[-1])
+    found = {"tokens": torch.tensor(saved["tokens"])}
+    for record in read_metrics(folder / "r" / "metrics.jsonl"):
+        said = {key: record[key] for key in ("loss", "grad_norm", "eval") if key in record}
+        found |= {f"step {record['step']}{path}": leaf for path, leaf in leaves(said)}
+    for part in ("model", "optim", "carried"):
+        found |= {f"{part}{path}": leaf for path, leaf in leaves(saved[part])}
+    return found
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from leaves(value, f"{path}/{key}")
+    elif tree is not None:
+        yield path, torch.as_tensor(tree).double()
+
+
+def deviations(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The greatest difference of each tensor's numbers, relative to the greatest of them."""
+    assert found.keys() == wanted.keys()
+    return {
+        name: float((found[name] - tensor).abs().max() / tensor.abs().max().clamp(min=torch.finfo(torch.float32).tiny))
+        for name, tensor in wanted.items()
+        if tensor.numel()
+    }
+
+
+@pytest.mark.timeout(100)
+@pytest.mark.parametrize(("layout", "sleep"), matrix())
+def test_a_run_equals_that_of_one_process(
+    tmp_path: Path,
+    text: Path,
+    one_process: Callable[[Sleep], Path],
+    record_property: Callable[[str, object], None],
+    layout: Layout,
+    sleep: Sleep,
+) -> None:
+    wanted = numbers(one_process(sleep))
+    norms = [float(value) for name, value in wanted.items() if name.endswith("grad_norm")]
+    assert len(norms) == STEPS and min(norms) > 2 * CLIP, "every step is clipped"
+    assert any(name.startswith("carried") for name in wanted), "memory goes on"
+    config = configuration(text, tmp_path, layout, sleep, rows_at_once(layout))
+    ranks = layout.tensor * layout.pipeline * layout.data
+    assert run_ranks(trainer.train, ranks, config, timeout=60) == [0] * ranks
+    found = deviations(numbers(tmp_path), wanted)
+    record_property("deviations", {part: worst(found, part) for part in ("step", "model", "optim", "carried")})
+    assert not {name: deviation for name, deviation in found.items() if not deviation <= TOLERANCE}
+
+
+def worst(found: dict[str, float], part: str) -> float:
+    return max(deviation for name, deviation in found.items() if name.startswith(part))
+
+
+def test_nothing_else_is_left_out(text: Path, tmp_path: Path) -> None:
+    config = configuration(text, tmp_path, LAYOUTS[0], SLEEPS[0])
+    for layout, sleep in itertools.product(LAYOUTS, SLEEPS):
+        config.parallel = ParallelConfig(layout.tensor, layout.pipeline, layout.zero)
+        config.sleep.passes, config.sleep.feedback, config.sleep.eviction, config.model.tie_embeddings = sleep
+        config.train.micro_batch = rows_at_once(layout)
+        validate(config)
+        assert check_layout(config, layout.tensor * layout.pipeline * layout.data) == layout.data
+    assert len(list(matrix())) == len(LAYOUTS) * len(LOOPS) * 2 * 2
+    for position in range(4):
+        pairs = {(layout, sleep[position]) for layout, sleep in covering()}
+        assert pairs == {(layout, sleep[position]) for layout in LAYOUTS for sleep in SLEEPS}
+
+
+def test_the_text_has_what_the_matrix_is_about(text: Path, tmp_path: Path) -> None:
+    """Several documents in a window, rows that go on, and replicas with different rounds."""
+    config = configuration(text, tmp_path, LAYOUTS[0], SLEEPS[-1], rows_at_once(LAYOUTS[0]))
+    whole, halves = build_source(config.data, Part(0, 1)), [build_source(config.data, Part(r, 2)) for r in (0, 1)]
+    several, going_on, different = [], [], []
+    for _ in range(STEPS):
+        batch = whole.batch(ROWS)
+        windows = batch.documents_BT.view(ROWS * SEQUENCE // WINDOW, WINDOW)
+        several.append(any(len(set(row) - {-1}) > 1 for row in windows.tolist()))
+        going_on.append(bool(batch.carried_B.any()))
+        shape = step_shape(config, 1, 0)
+        plans = [[m.rounds for m in micro_batches(half.batch(ROWS), shape, config)] for half in halves]
+        different.append(plans[0] != plans[1])
+    assert all(several) and all(going_on[1:]) and any(different)
