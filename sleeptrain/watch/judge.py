@@ -42,9 +42,13 @@ class Judge:
             self._last[rank] = beat or before
         return self._lost() or self._stalled()
 
+    @property
+    def _failing(self) -> bool:
+        """Whether an operation with another rank has failed somewhere."""
+        return any(beat is not None and beat.failing for beat in self._last)
+
     def _lost(self) -> Alarm | None:
-        failing = any(beat is not None and beat.failing for beat in self._last)
-        limit = min(self._settings.lost_after, SUSPECTED) if failing else self._settings.lost_after
+        limit = min(self._settings.lost_after, SUSPECTED) if self._failing else self._settings.lost_after
         lost = [r for r in self._judged if self._silent[r] >= limit and not self._has_ended(r)]
         if not lost:
             return None
@@ -56,6 +60,8 @@ class Judge:
         running = [r for r, beat in enumerate(self._last) if beat is not None and not beat.ended]
         if not self._sees_all or not running or not self._settings.stall_after:
             return None
+        if any(self._silent[r] > 2 * INTERVAL for r in running) or self._failing:
+            return None  # who is lost is the question then
         long = any(beat is not None and beat.long and not beat.ended for beat in self._last)
         limit = LONG_SHARE * self._settings.timeout if long else self._settings.stall_after
         if min(self._still[r] for r in running) < limit:

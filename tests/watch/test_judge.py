@@ -94,6 +94,18 @@ def test_all_must_stand_still() -> None:
     )
 
 
+def test_a_silent_rank_is_lost_and_not_still() -> None:
+    three = Three()
+    three.run(3)
+    assert three.run(50, still=(0, 1, 2)) is None
+    alarm = three.run(31, still=(0, 1, 2), silent=(1,))
+    assert alarm is not None and (alarm.kind, alarm.ranks) == ("lost", (1,))
+    three = Three()
+    three.run(3)
+    three.change(1, failing=True)
+    assert three.run(200, still=(0, 1, 2)) is None, "who is lost will be known soon"
+
+
 def test_a_long_phase_of_one_gives_all_more_time() -> None:
     three = Three()
     three.run(3)

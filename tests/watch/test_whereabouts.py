@@ -63,10 +63,14 @@ def probed(model: Hybrid, here: Whereabouts) -> tuple[list[Location], list[tuple
 @pytest.mark.parametrize("bptt", [None, 1])
 @pytest.mark.parametrize("feedback", ["features", "none"])
 @pytest.mark.parametrize("mode", MODES)
-def test_forward_and_backward_name_the_round_they_run(mode: str, feedback: str, bptt: int | None) -> None:
-    model, here = tiny_model(), Whereabouts()
+@pytest.mark.parametrize("core", [None, [1, 2]])
+def test_forward_and_backward_name_the_round_they_run(
+    mode: str, feedback: str, bptt: int | None, core: list[int] | None
+) -> None:
+    """With a core, sleep passes hand the memory of prelude and coda on."""
+    model, here = tiny_model(["mamba2", "gated_deltanet", "mamba2"]), Whereabouts()
     batch = random_batch([[0] * 12, [0] * 5 + [1] * 7], continues=[True, False])
-    settings = config(sleep__recompute=mode, sleep__feedback=feedback, sleep__bptt_windows=bptt)
+    settings = config(sleep__recompute=mode, sleep__feedback=feedback, sleep__bptt_windows=bptt, sleep__core=core)
     forwards, backwards = probed(model, here)
     here.begin_step(5)
     forward_backward(model, batch, SHAPE, settings, None, whereabouts=here)
