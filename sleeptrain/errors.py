@@ -15,3 +15,7 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A file is missing, damaged, or does not belong with the others."""
+
+
+class PeerError(DataError):
+    """Another process of the run has failed, and says why."""

@@ -192,6 +192,15 @@ class ParallelConfig:
 
 
 @dataclass
+class HealthConfig:
+    """When a run takes one of its processes for lost or stuck, and ends. Seconds."""
+
+    lost_after: int = 30  # without a sign of life
+    stall_after: int = 600  # without progress; 0: never
+    timeout: int = 1800  # an operation between processes, and phases that show no progress such as saving
+
+
+@dataclass
 class RunConfig:
     name: str = MISSING
     root: str = "runs"  # the run folder is <root>/<name>; an existing one is resumed
@@ -213,4 +222,5 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from sleeptrain.config.schema import Config, ModelConfig, ShardsConfig, ShardSource, SleepConfig
+from sleeptrain.config.schema import Config, HealthConfig, ModelConfig, ShardsConfig, ShardSource, SleepConfig
 from sleeptrain.config.suggest import suggest
 from sleeptrain.errors import ConfigError
 
@@ -67,6 +67,9 @@ AT_LEAST: dict[str, int] = {
     "optim.muon_weight_decay": 0,
     "optim.adamw_weight_decay": 0,
     "optim.clip_norm": 0,
+    "health.lost_after": 3,  # beats come every second
+    "health.stall_after": 0,
+    "health.timeout": 1,
     "parallel.tensor": 1,
     "parallel.pipeline": 1,
     "parallel.zero": 0,
@@ -116,6 +119,7 @@ def validate(config: Config) -> None:
     _check_core(config)
     _check_data(config)
     _check_batches(config)
+    _check_health(config.health)
 
 
 def refuse_missing(names: Iterable[str]) -> None:
@@ -321,4 +325,13 @@ def _check_batches(config: Config) -> None:
             raise ConfigError(
                 f"train.micro_batch ({micro_batch}) must divide {name} ({batch}): change one of them, "
                 "or write train.micro_batch=0 for the whole batch at once"
+            )
+
+
+def _check_health(health: HealthConfig) -> None:
+    for name, seconds in (("lost_after", health.lost_after), ("stall_after", health.stall_after)):
+        if seconds >= health.timeout:
+            raise ConfigError(
+                f"health.{name} ({seconds} s) must be less than health.timeout ({health.timeout} s), after which "
+                "operations between processes fail without saying whom they wait for: change one of them"
             )

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from sleeptrain.data.batch import Batch
 from sleeptrain.data.source import Source
-from sleeptrain.errors import DataError
+from sleeptrain.errors import PeerError
 
 READ, FAILED = 0, 1
 
@@ -17,7 +17,7 @@ class SharedReading:
 
     Every process holds the source and knows its position; only the first opens data for a batch. device: where the
     group's backend wants its tensors (the CPU for gloo). All processes must call `batch` together. What the first one
-    raises, it raises; the others raise DataError then.
+    raises, it raises; the others raise PeerError then.
     """
 
     def __init__(self, source: Source, group: dist.ProcessGroup, device: torch.device) -> None:
@@ -34,7 +34,7 @@ class SharedReading:
             self._source.skip(rows)
             message = self._broadcast(_message(*size))
             if message[0] == FAILED:
-                raise DataError(f"rank {self._reader} could not read the batch of this rank; its message says why")
+                raise PeerError(f"rank {self._reader} could not read the batch of this rank; its message says why")
             return _unpack(message, *size)
         try:
             batch = self._source.batch(rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -19,7 +19,7 @@ from sleeptrain.parallel.held_out import HeldOutSequence, forwards_of
 from sleeptrain.parallel.mailbox import Mailbox
 from sleeptrain.parallel.pipeline import StageStep
 from sleeptrain.parallel.saved import join_carried, merge_stages, named_tensors, own_carried
-from sleeptrain.parallel.schedule import Schedule, schedule
+from sleeptrain.parallel.schedule import Backward, Compute, Schedule, schedule
 from sleeptrain.parallel.sequence import StageSequence
 from sleeptrain.parallel.sharding import ModelSharding
 from sleeptrain.parallel.stage_split import schedule_costs, split_stages
@@ -31,8 +31,10 @@ from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.loop import LoopSettings, ReadLogits, loop_settings, run_rounds
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.train.flops import step_flops
+from sleeptrain.train.health import Finder
 from sleeptrain.train.roles import parameter_roles
 from sleeptrain.train.step import MicroBatch, StepResult, forward_backward, micro_batches, start_state, truncated
+from sleeptrain.watch.whereabouts import Phase, Whereabouts
 
 # Plans of rounds hang on the data: where every step has another one, few of them are worth keeping.
 KEPT_SCHEDULES = 64
@@ -41,8 +43,8 @@ KEPT_SCHEDULES = 64
 class PartOfModel:
     """The engine of one process of several (see `sleeptrain.train.engine.Engine`)."""
 
-    def __init__(self, config: Config, world: World):
-        self._config, self._world = config, world
+    def __init__(self, config: Config, world: World, whereabouts: Whereabouts):
+        self._config, self._world, self._whereabouts = config, world, whereabouts
         mesh = world.mesh
         self._stages = split_stages(config, mesh.pipeline.size)
         layers = range(*self._stages.bounds[mesh.pipeline.rank : mesh.pipeline.rank + 2])
@@ -61,27 +63,38 @@ class PartOfModel:
         self._schedule = lru_cache(KEPT_SCHEDULES)(self._make_schedule)
 
     def forward_backward(self, batch: Batch, shape: StepShape, carried: FastWeights | None) -> StepResult:
-        self._zero.zero_grad()
-        num_targets = round(self._world.sum(int((batch.targets_BT != IGNORE).sum()))[0] / self._world.replica)
-        run = self._pipelined if self._world.mesh.pipeline.size > 1 else self._whole
-        if self._sums_each_backward(batch, shape):
-            result = run(batch, shape, carried, max(num_targets, 1))
-        else:
-            with self._zero.sum_once():
-                result = run(batch, shape, carried, max(num_targets, 1))
-                self._complete_gradients()
+        result = self._gradient(batch, shape, carried)
         # Each of its tensor ranks knows a replica's loss, on the last stage; everybody knows rounds and FLOPs.
         tensor, replica = self._world.mesh.tensor.size, self._world.replica
         loss, rounds, flops = self._world.sum(result.loss / tensor, result.num_rounds, result.flops / replica)
         return StepResult(loss, result.state, round(rounds / replica), round(flops / self._world.size))
 
-    def _whole(self, batch: Batch, shape: StepShape, carried: FastWeights | None, divisor: int) -> StepResult:
+    def _gradient(
+        self, batch: Batch, shape: StepShape, carried: FastWeights | None, finder: Finder | None = None
+    ) -> StepResult:
+        """The gradient of the step, with the result of this process's part of it; under watch of a finder."""
+        self._zero.zero_grad()
+        num_targets = round(self._world.sum(int((batch.targets_BT != IGNORE).sum()))[0] / self._world.replica)
+        run = self._pipelined if self._world.mesh.pipeline.size > 1 else self._whole
+        if self._sums_each_backward(batch, shape):
+            return run(batch, shape, carried, max(num_targets, 1), finder)
+        with self._zero.sum_once():
+            result = run(batch, shape, carried, max(num_targets, 1), finder)
+            self._complete_gradients()
+        return result
+
+    def _whole(
+        self, batch: Batch, shape: StepShape, carried: FastWeights | None, divisor: int, finder: Finder | None
+    ) -> StepResult:
+        settings = None if finder is None else finder.settings(self._config, shape)
         return forward_backward(
-            self.model, batch, shape, self._config, carried,
+            self.model, batch, shape, self._config, carried, settings, whereabouts=self._whereabouts,
             divisor=divisor, forward=self._zero.forward, backward=self._zero.backward,
         )  # fmt: skip
 
-    def _pipelined(self, batch: Batch, shape: StepShape, carried: FastWeights | None, divisor: int) -> StepResult:
+    def _pipelined(
+        self, batch: Batch, shape: StepShape, carried: FastWeights | None, divisor: int, finder: Finder | None
+    ) -> StepResult:
         settings = loop_settings(self._config, shape.window, self.model.num_layers)
         micros = list(micro_batches(batch, shape, self._config))
         sequences = [
@@ -90,8 +103,9 @@ class PartOfModel:
             )
             for m in micros
         ]
+        on_task = self._in_training if finder is None else lambda _, r: finder.on_round(r)
         with self._autocast():
-            self._run(self._schedule(tuple(tuple(m.rounds) for m in micros)), sequences)
+            self._run(self._schedule(tuple(tuple(m.rounds) for m in micros)), sequences, on_task)
         left, num_rows = self.model.empty_state(), batch.tokens_BT.shape[0]
         for m, sequence in zip(micros, sequences, strict=True):
             left = left.put_rows(m.rows(self._world.device), sequence.state, num_rows)
@@ -100,11 +114,16 @@ class PartOfModel:
         flops = step_flops(self._config.model, planned, num_targets, settings.core, settings.boundary.sliding_window)
         return StepResult(float(sum(s.loss for s in sequences)), left.detach(), len(planned), flops)
 
-    def _run(self, plan: Schedule, sequences: Sequence[StageSequence]) -> None:
+    def _in_training(self, task: Compute, r: Round) -> None:
+        self._whereabouts.at(r, Phase.BACKWARD if isinstance(task, Backward) else Phase.FORWARD)
+
+    def _run(
+        self, plan: Schedule, sequences: Sequence[StageSequence], on_task: Callable[[Compute, Round], None]
+    ) -> None:
         pipeline = self._world.mesh.pipeline
         assert pipeline.group is not None
         mailbox = Mailbox(pipeline.group, torch.float32, self._world.device)  # the residual stream is fp32
-        StageStep(plan, pipeline.rank, sequences, mailbox, self._config.model.dim).run(self._backward)
+        StageStep(plan, pipeline.rank, sequences, mailbox, self._config.model.dim, on_task).run(self._backward)
 
     def _backward(self, surrogate: torch.Tensor) -> None:
         with torch.autocast(self._world.device.type, enabled=False):
@@ -159,19 +178,28 @@ class PartOfModel:
         return self._zero.step(scale)
 
     def locate_nonfinite(self, batch: Batch, shape: StepShape, carried: FastWeights | None) -> str:
-        return "one process (parallel.tensor=1 parallel.pipeline=1), gone on from a checkpoint, names window and layer"
+        finder = Finder(self.model)
+        try:
+            self._gradient(batch, shape, carried, finder)
+        finally:
+            finder.close()
+        found = self._world.gather(finder.first())
+        rank = min(range(len(found)), key=lambda r: found[r])
+        return f"first seen on rank {rank} at {found[rank].what}"
 
     @torch.no_grad()
     def window_losses(
         self, batch: Batch, rounds: Sequence[Round], settings: LoopSettings, read_logits: ReadLogits | None
     ) -> Mapping[int, torch.Tensor]:
         model, state = self.model, self.model.empty_state()
+        settings = replace(settings, on_round=self._whereabouts.at)
         if self._world.mesh.pipeline.size == 1:
             # In a tuple, as in training: of a dict at the top ZeRO-3 wants the keys to be strings.
             return self._zero.forward(lambda _: run_rounds(model, batch, rounds, state, settings, read_logits))[0]
         sequence = HeldOutSequence(model, batch, rounds, state, settings, 1.0, read_logits=read_logits)
         with self._autocast():
-            self._run(forwards_of(self._schedule((tuple(rounds),))), [sequence])
+            forwards = forwards_of(self._schedule((tuple(rounds),)))
+            self._run(forwards, [sequence], lambda _, r: self._whereabouts.at(r))
         return sequence.losses
 
     def state_dict(self) -> dict[str, Any] | None:

@@ -23,8 +23,6 @@ from sleeptrain.parallel.layout_check import check_layout
 from sleeptrain.parallel.mesh import Mesh
 from sleeptrain.parallel.world import World
 
-# How long a process waits for another one: the leading one writes checkpoints meanwhile.
-TIMEOUT = timedelta(minutes=30)
 PACKAGES = {"megatron.core": "megatron-core", "deepspeed": "deepspeed"}
 
 
@@ -75,11 +73,11 @@ def join(config: Config) -> World:
         return World(Mesh.single(), device)
     _check_surroundings(device)
     _load_packages()
-    opened = not dist.is_initialized()
+    opened, timeout = not dist.is_initialized(), timedelta(seconds=config.health.timeout)
     if opened:
-        _initialise(place, device)
-    mesh = Mesh.build(config.parallel.tensor, config.parallel.pipeline)
-    control = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        _initialise(place, device, timeout)
+    mesh = Mesh.build(config.parallel.tensor, config.parallel.pipeline, timeout)
+    control = dist.new_group(backend="gloo", timeout=timeout)
     return World(mesh, device, place.rank, place.size, control, opened)
 
 
@@ -145,7 +143,7 @@ def _installed(module: str) -> bool:
         return False
 
 
-def _initialise(place: Place, device: torch.device) -> None:
+def _initialise(place: Place, device: torch.device, timeout: timedelta) -> None:
     # DeepSpeed reads them, and Slurm does not set them.
     names = {"RANK": place.rank, "WORLD_SIZE": place.size, "LOCAL_RANK": place.local_rank}
     os.environ |= {name: str(value) for name, value in names.items()}
@@ -154,7 +152,7 @@ def _initialise(place: Place, device: torch.device) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=TIMEOUT)
+    dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=timeout)
 
 
 def _first_host(nodes: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from sleeptrain.parallel.graph import Kind, Message
 from sleeptrain.parallel.mailbox import Mailbox
-from sleeptrain.parallel.schedule import Backward, Forward, Receive, Schedule, Send
+from sleeptrain.parallel.schedule import Backward, Compute, Forward, Receive, Schedule, Send
 from sleeptrain.parallel.sequence import Left, Part, RunBackward, StageSequence
 from sleeptrain.parallel.stages import feature_sources, num_trained
 from sleeptrain.sleep.rounds import Round
@@ -18,13 +18,20 @@ class StageStep:
     """One step of rank `rank` of a schedule.
 
     sequences: this stage's share of each of them, whose states and losses are complete after `run`. dim: of features.
+    on_task: told of each forward and backward with its round, before it waits for what it reads.
     """
 
     def __init__(
-        self, schedule: Schedule, rank: int, sequences: Sequence[StageSequence], mailbox: Mailbox | None, dim: int
+        self,
+        schedule: Schedule,
+        rank: int,
+        sequences: Sequence[StageSequence],
+        mailbox: Mailbox | None,
+        dim: int,
+        on_task: Callable[[Compute, Round], None] | None = None,
     ) -> None:
         self._schedule, self._stages, self._rank = schedule, schedule.stages, rank
-        self._sequences, self._mailbox, self._dim = sequences, mailbox, dim
+        self._sequences, self._mailbox, self._dim, self._on_task = sequences, mailbox, dim, on_task
         self._sources = [feature_sources(plan) for plan in schedule.plans]
         self._num_trained = [num_trained(plan) for plan in schedule.plans]
         self._left: dict[int, dict[int, Left]] = {}  # by sequence and round: what its window's passes may read here
@@ -34,6 +41,8 @@ class StageStep:
     def run(self, run_backward: RunBackward) -> None:
         """All of the rank's actions, in their order."""
         for action in self._schedule.ranks[self._rank]:
+            if self._on_task is not None and isinstance(action, Forward | Backward):
+                self._on_task(action, self._schedule.plans[action.seq][action.round])
             match action:
                 case Forward(seq, index):
                     self._forward(seq, index)

@@ -56,20 +56,31 @@ class World:
         """Whether the flag is set in some process."""
         return self.sum(float(flag))[0] > 0
 
+    def gather(self, value: T) -> list[T]:
+        """The value of every process, by rank, in all of them."""
+        if self.control is None:
+            return [value]
+        values = [value] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
     def agree(self, value: object) -> bool:
         """Whether the value is the same in all processes."""
-        if self.control is None:
-            return True
-        values: list[object] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.control)
-        return all(other == value for other in values)
+        return all(other == value for other in self.gather(value))
+
+    def from_first(self, value: T) -> T:
+        """The value that the process that leads has."""
+        return self._from(0, value)
 
     def from_last(self, value: T) -> T:
         """The value that the last process, one of those that hold the model's end, has."""
+        return self._from(self.size - 1, value)
+
+    def _from(self, rank: int, value: T) -> T:
         if self.control is None:
             return value
         box = [value]
-        dist.broadcast_object_list(box, self.size - 1, group=self.control)
+        dist.broadcast_object_list(box, rank, group=self.control)
         return box[0]
 
     def collect(self, tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]] | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch.utils._pytree import register_dataclass
+from torch.utils._pytree import register_dataclass, tree_leaves
 
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, Batch
@@ -25,7 +25,8 @@ class LoopSettings:
     """How rounds are run.
 
     core: the blocks [first, last) that sleep passes repeat. boundary: what crosses it besides S. recompute: what is
-    kept for the backward. on_round: told of each round before it runs (under recomputation also when it is run again).
+    kept for the backward. on_round: told of each round before it runs (under recomputation also when it is run again)
+    and when its backward begins.
     """
 
     core: tuple[int, int]
@@ -133,9 +134,23 @@ def run_round(
     x = None
     if source is not None:
         x = source.output_RLD if r.feeds_back else source.core_input_RLD
-    features, top, state = run_layers(model, r, given, x, state, boundary_state, settings)
+    own = state
+    features, top, state = run_layers(model, r, given, x, own, boundary_state, settings)
     loss = summed_loss(model, top, r, given, read_logits) if r.loss and top is not None else None
+    if settings.on_round is not None:
+        _tell_of_backward(r, settings.on_round, (source, own, boundary_state), (features, state, loss))
     return features, state, loss
+
+
+def _tell_of_backward(r: Round, on_round: Callable[[Round], None], read: object, left: object) -> None:
+    """Tells of the round again when a gradient arrives in what it has left; what it only hands on is not its own.
+
+    Autograd runs what was made last first, so the first of these gradients comes before all else of the round.
+    """
+    handed_on = {id(t) for t in tree_leaves(read)}
+    for t in tree_leaves(left):
+        if isinstance(t, torch.Tensor) and t.requires_grad and id(t) not in handed_on:
+            t.register_hook(lambda _: on_round(r))
 
 
 def run_layers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from sleeptrain.train.health import locate_nonfinite
 from sleeptrain.train.optim import Optimizers
 from sleeptrain.train.roles import parameter_roles
 from sleeptrain.train.step import StepResult, forward_backward
+from sleeptrain.watch.whereabouts import Whereabouts
 
 
 class Engine(Protocol):
@@ -56,8 +58,8 @@ class Engine(Protocol):
 class WholeModel:
     """The engine of a single process."""
 
-    def __init__(self, config: Config, device: torch.device):
-        self._config = config
+    def __init__(self, config: Config, device: torch.device, whereabouts: Whereabouts):
+        self._config, self._whereabouts = config, whereabouts
         self.model = Hybrid(config.model)
         self.model.init_weights(config.train.seed)
         self.model.to(device)
@@ -65,7 +67,7 @@ class WholeModel:
 
     def forward_backward(self, batch: Batch, shape: StepShape, carried: FastWeights | None) -> StepResult:
         self.optim.zero_grad()
-        return forward_backward(self.model, batch, shape, self._config, carried)
+        return forward_backward(self.model, batch, shape, self._config, carried, whereabouts=self._whereabouts)
 
     def step(self, scale: float) -> float:
         norm = self.optim.clip(self._config.optim.clip_norm)
@@ -79,6 +81,7 @@ class WholeModel:
     def window_losses(
         self, batch: Batch, rounds: Sequence[Round], settings: LoopSettings, read_logits: ReadLogits | None
     ) -> Mapping[int, torch.Tensor]:
+        settings = replace(settings, on_round=self._whereabouts.at)
         return run_rounds(self.model, batch, rounds, self.model.empty_state(), settings, read_logits)[0]
 
     def state_dict(self) -> dict[str, Any] | None:
@@ -95,10 +98,13 @@ class WholeModel:
         return whole.to(self.model.device)
 
 
-def build_engine(config: Config, world: World) -> Engine:
-    """The engine of this process; the configuration must know its vocabulary and fit the world's layout."""
+def build_engine(config: Config, world: World, whereabouts: Whereabouts) -> Engine:
+    """The engine of this process, which keeps the rounds of its whereabouts current.
+
+    The configuration must know its vocabulary and fit the world's layout.
+    """
     if world.size == 1:
-        return WholeModel(config, world.device)
+        return WholeModel(config, world.device, whereabouts)
     from sleeptrain.parallel.engine import PartOfModel  # one process does not wait for DeepSpeed
 
-    return PartOfModel(config, world)
+    return PartOfModel(config, world, whereabouts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
@@ -11,17 +12,27 @@ from sleeptrain.data.batch import Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights, LayerState
 from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.sleep.loop import loop_settings
+from sleeptrain.sleep.loop import LoopSettings, loop_settings
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.train.step import forward_backward
 
 
-class _Finder:
-    """Watches every block's output in the forward and its gradient in the backward; keeps the first bad one of each."""
+class Found(NamedTuple):
+    """A number that is not finite; the smallest of several is the first. what: where, in words."""
+
+    order: tuple[int, ...]
+    what: str
+
+
+class Finder:
+    """Watches every block's output in the forward and its gradient in the backward, until it is closed.
+
+    Must be told of each round before it is run, also when it is run again in the backward.
+    """
 
     def __init__(self, model: Hybrid) -> None:
-        self.forward: str | None = None
-        self.backward: str | None = None
+        self._model = model
+        self._found: list[Found] = []
         self._round: Round | None = None
         self._handles = [
             block.register_forward_hook(lambda _m, _i, output, layer=layer: self._check(layer, output))
@@ -31,29 +42,43 @@ class _Finder:
     def on_round(self, r: Round) -> None:
         self._round = r
 
+    def settings(self, config: Config, shape: StepShape) -> LoopSettings:
+        """Of a loop that is watched: without recomputation, so that each round runs once."""
+        settings = loop_settings(config, shape.window, self._model.num_layers, recompute="none")
+        return replace(settings, on_round=self.on_round)
+
     def close(self) -> None:
         for handle in self._handles:
             handle.remove()
+
+    def first(self) -> Found:
+        """What the forward shows counts before the backward, and that before the gradients on parameters."""
+        if self._found:
+            return min(self._found)
+        for name, p in self._model.named_parameters():
+            if p.grad is not None and not bool(p.grad.isfinite().all()):
+                return Found((2,), f"the gradient of {name}")
+        return Found((3,), "the head or the loss")
 
     def _check(self, layer: int, output: tuple[torch.Tensor | None, LayerState]) -> None:
         features, state = output
         r = self._round
         assert r is not None
         place = f"window {r.window + 1}, pass {r.pass_index}, layer {layer}"
+        order = (r.window, r.pass_index, int(layer))
         S = getattr(state, "S_BHKV", None)
         for name, tensor in (("features", features), ("fast weights", S)):
             if tensor is None:
                 continue
-            if self.forward is None and not bool(tensor.isfinite().all()):
-                self.forward = f"{place} ({name})"
+            if not bool(tensor.isfinite().all()):
+                self._found.append(Found((0, *order), f"{place} ({name})"))
             if tensor.requires_grad:
-                tensor.register_hook(
-                    lambda grad, what=f"{place} (gradient of its {name})": self._check_grad(grad, what)
-                )
+                found = Found((1, *(-place for place in order)), f"{place} (gradient of its {name})")
+                tensor.register_hook(lambda grad, found=found: self._check_grad(grad, found))
 
-    def _check_grad(self, grad: torch.Tensor | None, what: str) -> None:
-        if self.backward is None and grad is not None and not bool(grad.isfinite().all()):
-            self.backward = what
+    def _check_grad(self, grad: torch.Tensor | None, found: Found) -> None:
+        if grad is not None and not bool(grad.isfinite().all()):
+            self._found.append(found)
 
 
 def locate_nonfinite(model: Hybrid, batch: Batch, shape: StepShape, config: Config, carried: FastWeights | None) -> str:
@@ -61,15 +86,9 @@ def locate_nonfinite(model: Hybrid, batch: Batch, shape: StepShape, config: Conf
 
     The gradients on the parameters are overwritten. A step is a function of its inputs, so it happens again.
     """
-    finder = _Finder(model)
-    settings = replace(
-        loop_settings(config, shape.window, model.num_layers, recompute="none"), on_round=finder.on_round
-    )
+    finder = Finder(model)
     try:
-        forward_backward(model, batch, shape, config, carried, settings)
+        forward_backward(model, batch, shape, config, carried, finder.settings(config, shape))
     finally:
         finder.close()
-    if finder.forward or finder.backward:
-        return str(finder.forward or finder.backward)
-    bad = [name for name, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
-    return f"the gradient of {bad[0]}" if bad else "the head or the loss"
+    return finder.first().what

@@ -16,17 +16,20 @@ from sleeptrain.data.source import build_source
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
-from sleeptrain.parallel.launch import join, shared_reading
+from sleeptrain.parallel.launch import shared_reading
+from sleeptrain.parallel.world import World
 from sleeptrain.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from sleeptrain.train.engine import build_engine
 from sleeptrain.train.metrics import MetricsFile
 from sleeptrain.train.progress import Progress
 from sleeptrain.train.wandb_log import WandbLogger
+from sleeptrain.watch.whereabouts import Phase, Whereabouts
 
 # Settings that a run may change when it goes on: they touch neither its data nor its mathematics.
 FREE_SETTINGS = (
     "run.",
     "parallel.",
+    "health.",
     "wandb.",
     "data.shards.on_damage",
     "data.shards.workers",
@@ -42,20 +45,20 @@ FREE_SETTINGS = (
 class Run:
     """Model, optimizers, data, position and logs of one job; in each of its processes, this one's part of them.
 
-    Building it meets the other processes and reads data; only `open` writes anything, and only where `world.leads`.
+    world: the processes, which have met. whereabouts: of this one, kept current. Building it reads data; only `open`
+    writes anything, and only where `world.leads`.
     """
 
-    def __init__(self, config: Config):
-        self.config = config
+    def __init__(self, config: Config, world: World, whereabouts: Whereabouts):
+        self.config, self.world, self.whereabouts = config, world, whereabouts
         self.folder = Path(config.run.root) / config.run.name
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         torch.manual_seed(config.train.seed)
-        self.world = join(config)
-        self.source = build_source(config.data, self.world.part)
+        self.source = build_source(config.data, world.part)
         _settle_vocabulary(config, self.source.vocab_size)
-        self.reading = shared_reading(self.source, self.world)
-        self.engine = build_engine(config, self.world)
+        self.reading = shared_reading(self.source, world)
+        self.engine = build_engine(config, world, whereabouts)
         self.step = self.tokens = self.skipped = 0
         self.carried: FastWeights | None = None
         self._wandb_id: str | None = None
@@ -109,6 +112,7 @@ class Run:
 
     def next_batch(self, num_rows: int) -> tuple[Batch, int]:
         """This process's rows of the next batch of `num_rows`, and the tokens of all rows (pads are none)."""
+        self.whereabouts.begin_step(self.step + 1)
         batch = self.reading.batch(num_rows)
         own = int((batch.documents_BT != PAD).sum())
         return batch, round(self.world.sum(own)[0] / self.world.replica)
@@ -134,6 +138,7 @@ class Run:
 
     def save(self) -> None:
         """Writes a checkpoint in one format for all layouts."""
+        self.whereabouts.begin(Phase.SAVING)
         trained, carried = self.engine.state_dict(), self.engine.whole_state(self.carried)
         if trained is None:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.loop import LoopSettings, loop_settings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_batch, windows_of
 from sleeptrain.train.flops import step_flops
+from sleeptrain.watch.whereabouts import Phase, Whereabouts
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def forward_backward(
     carried: FastWeights | None,
     settings: LoopSettings | None = None,
     *,
+    whereabouts: Whereabouts | None = None,
     divisor: int | None = None,
     forward: Callable[[Callable[[Any], Any]], Any] | None = None,
     backward: Callable[[torch.Tensor], None] = torch.Tensor.backward,
@@ -70,23 +72,27 @@ def forward_backward(
     """Adds the gradient of the step's mean loss to the parameters.
 
     carried: the memory that the step before left in these rows (None: none). settings: how rounds are run, if not as
-    configured. divisor: what every micro-batch's summed loss is divided by, so that the cut does not weigh in; the
+    configured. whereabouts: kept current where `settings` are not given. divisor: what every micro-batch's summed loss
+    is divided by, so that the cut does not weigh in; the
     targets of the batch if not given. forward, backward: how another one calls a function of the model, and adds the
     gradients of a scalar (`sleeptrain.parallel.zero.ZeroEngine`).
     """
     num_rows, num_targets = batch.tokens_BT.shape[0], int((batch.targets_BT != IGNORE).sum())
     device, divisor = model.device, divisor or max(num_targets, 1)
-    settings = settings or loop_settings(config, shape.window, model.num_layers)
+    here = whereabouts or Whereabouts()
+    settings = settings or replace(loop_settings(config, shape.window, model.num_layers), on_round=here.at)
     total = torch.zeros((), dtype=torch.float64)
     left, planned = model.empty_state(), list[Round]()
     for micro in micro_batches(batch, shape, config):
         state = start_state(model, micro, carried)
         for rounds in truncated(micro.rounds, config.sleep.bptt_windows):
+            here.begin(Phase.FORWARD)
             run = partial(run_rounds, batch=micro.batch, rounds=rounds, state=state, settings=settings)
             with autocast(config, device):
                 losses, state = run(model) if forward is None else forward(run)
             if losses:
                 loss = torch.stack(list(losses.values())).sum() / divisor
+                here.begin(Phase.BACKWARD)
                 backward(loss)
                 total += loss.detach().to("cpu", torch.float64)
             state = state.detach()

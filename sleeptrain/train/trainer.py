@@ -7,6 +7,7 @@ import math
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import Batch
 from sleeptrain.errors import NonFiniteError
+from sleeptrain.parallel.launch import join
 from sleeptrain.sleep.curriculum import StepShape, step_shape
 from sleeptrain.train.evaluate import Evaluation, evaluate
 from sleeptrain.train.lr import lr_scale
@@ -14,6 +15,8 @@ from sleeptrain.train.pace import Pace
 from sleeptrain.train.run import Run
 from sleeptrain.train.step import StepResult
 from sleeptrain.train.stop import Stopped, StopRequest
+from sleeptrain.watch.watch import watched
+from sleeptrain.watch.whereabouts import Phase
 
 
 def train(config: Config) -> int:
@@ -23,44 +26,53 @@ def train(config: Config) -> int:
     anything is written; NonFiniteError when a loss or gradient is not finite and `train.nonfinite=stop`.
     """
     with StopRequest() as stop:
-        run = Run(config).open()
-        try:
-            if run.done:
-                run.message(f"{run.folder} is complete: {run.step} steps, {run.tokens} tokens")
-            pace = Pace(run.device)
-            while not run.done and not run.world.any(stop.requested):
-                shape = step_shape(config, run.tokens, run.step)
-                batch, num_tokens = run.next_batch(shape.batch)
-                # The rate of the step's middle: neither a first nor a last step at rate 0.
-                scale = lr_scale(run.tokens + num_tokens // 2, config.train.tokens, config.optim)
-                result, norm = train_step(run, batch, shape, scale)
-                run.advance(batch, num_tokens, result.state)
-                pace.count(num_tokens, result)
-                if due(run, config.train.log_every):
-                    run.log(step_record(run, shape, result, norm, scale) | pace.take(config.train.tokens - run.tokens))
-                if run.done or due(run, config.train.eval_every):
-                    run.log({"eval": evaluation(run, shape)})
-                    pace.restart()
-                if run.done or due(run, config.train.checkpoint_every):
-                    run.save()
-            if not run.done:
-                run.save()
-                run.message(
-                    f"{stop.signal_name or 'a signal elsewhere'}: saved at step {run.step}; the same command goes on"
-                )
-                raise Stopped(0)
-            run.world.close()
-        finally:
-            run.close()
+        world = join(config)
+        with watched(config, world) as whereabouts:
+            run = Run(config, world, whereabouts).open()
+            try:
+                train_steps(run, stop)
+            finally:
+                run.close()
+        world.close()
+        if not run.done:
+            raise Stopped(0)
     return 0
+
+
+def train_steps(run: Run, stop: StopRequest) -> None:
+    """The steps that are left, or those until a signal; then everything is saved."""
+    config = run.config
+    if run.done:
+        run.message(f"{run.folder} is complete: {run.step} steps, {run.tokens} tokens")
+    pace = Pace(run.device)
+    while not run.done and not run.world.any(stop.requested):
+        shape = step_shape(config, run.tokens, run.step)
+        batch, num_tokens = run.next_batch(shape.batch)
+        # The rate of the step's middle: neither a first nor a last step at rate 0.
+        scale = lr_scale(run.tokens + num_tokens // 2, config.train.tokens, config.optim)
+        result, norm = train_step(run, batch, shape, scale)
+        run.advance(batch, num_tokens, result.state)
+        pace.count(num_tokens, result)
+        if due(run, config.train.log_every):
+            run.log(step_record(run, shape, result, norm, scale) | pace.take(config.train.tokens - run.tokens))
+        if run.done or due(run, config.train.eval_every):
+            run.log({"eval": evaluation(run, shape)})
+            pace.restart()
+        if run.done or due(run, config.train.checkpoint_every):
+            run.save()
+    if not run.done:
+        run.save()
+        run.message(f"{stop.signal_name or 'a signal elsewhere'}: saved at step {run.step}; the same command goes on")
 
 
 def train_step(run: Run, batch: Batch, shape: StepShape, scale: float) -> tuple[StepResult, float]:
     """Forward, backward, clip, update. A step that is not finite leaves the weights as they are."""
     result = run.engine.forward_backward(batch, shape, run.carried)
+    run.whereabouts.begin(Phase.UPDATE)
     norm = run.engine.step(scale) if math.isfinite(result.loss) else math.nan
     if math.isfinite(norm):
         return result, norm
+    run.whereabouts.begin(Phase.LOCATING)
     where = run.engine.locate_nonfinite(batch, shape, run.carried)
     text = f"step {run.step + 1}: loss {result.loss}, gradient norm {norm}; {where}"
     if run.config.train.nonfinite == "stop":
@@ -86,6 +98,7 @@ def step_record(run: Run, shape: StepShape, result: StepResult, norm: float, sca
 def evaluation(run: Run, shape: StepShape) -> Evaluation:
     """Held-out loss at this step's window, with the configured number of passes and with one."""
     config = run.config
+    run.whereabouts.begin(Phase.EVALUATION)
     rows = min(shape.batch, 8) if config.data.source == "shards" else shape.batch
     count = config.train.eval_batches
     sets = {name: run.source.validation_batches(name, rows, count) for name in run.source.held_out}

@@ -60,6 +60,7 @@ ACCEPTED: list[tuple[Callable[[], Config], dict[str, Any]]] = [
     (shards, {"model.attention.partial_rotary_factor": 0.25, "model.attention.head_dim": 24}),
     (shards, {"optim.schedule": "cosine", "optim.warmup_fraction": 0.9, "optim.decay_fraction": 0.2}),
     (shards, {"run.name": "multirun/test/sleep.passes=2"}),
+    (shards, {"health.stall_after": 0, "health.lost_after": 3, "health.timeout": 4}),
 ]
 
 # (base, changes, words that the message must hold)
@@ -121,6 +122,8 @@ REFUSED: list[tuple[Callable[[], Config], dict[str, Any], list[str]]] = [
         {"train.micro_batch": 4, "sleep.curriculum": stages((5, None, None, 6))},
         ["train.micro_batch (4)", "sleep.curriculum[0].batch (6)"],
     ),
+    (shards, {"health.timeout": 600}, ["health.stall_after (600 s)", "health.timeout (600 s)"]),
+    (shards, {"health.lost_after": 3600}, ["health.lost_after (3600 s)", "health.timeout (1800 s)"]),
     (shards, {"optim.adamw_betas": [0.9]}, ["optim.adamw_betas", "two"]),
     (shards, {"optim.adamw_betas": [0.9, 1.0]}, ["optim.adamw_betas[1]", "1.0"]),
     (shards, {"optim.muon_momentum": 1.0}, ["optim.muon_momentum"]),

@@ -82,4 +82,4 @@ def test_a_reader_that_fails_says_so_to_its_peers(tmp_path: Path) -> None:
     results = run(tmp_path, fails_at=1)
     for reader in range(0, RANKS, PEERS):
         assert results[reader]["error"] == "OSError: the disk is gone"
-        assert results[reader + 1]["error"].startswith(f"DataError: rank {reader} could not read")
+        assert results[reader + 1]["error"].startswith(f"PeerError: rank {reader} could not read")

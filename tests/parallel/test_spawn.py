@@ -71,6 +71,7 @@ def test_the_death_of_a_worker_ends_all(tmp_path: Path) -> None:
         _, said = process.communicate(timeout=30)
         assert process.returncode != 0
         assert "2 processes are started on this machine" in said and "failed, and all have been ended" in said
+        assert "sleeptrain: rank 1 was ended by SIGKILL at " in said and "Traceback" not in said
         assert not any(worker.is_running() for worker in workers)
 
 

@@ -11,13 +11,18 @@ import pytest
 import torch
 
 from sleeptrain.config.compose import compose
+from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.errors import ConfigError
+from sleeptrain.parallel import sequence
+from sleeptrain.sleep.loop import run_layers
+from sleeptrain.sleep.rounds import Round
 from sleeptrain.tasks.rule110 import Rule110Source
 from sleeptrain.train import trainer
 from sleeptrain.train.checkpoint import checkpoints, load_checkpoint
 from sleeptrain.train.metrics import read_metrics
 from sleeptrain.train.run import Run
+from sleeptrain.watch.whereabouts import Phase
 from tests.parallel.processes import run_ranks
 from tests.train.conftest import tiny_shards
 
@@ -233,7 +238,7 @@ def test_bf16_in_stages(tmp_path: Path) -> None:
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("zero", [1, 2])
 def test_a_step_that_is_not_finite_is_skipped_by_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], zero: int
 ) -> None:
     """One replica's second step overflows, on one of its stages."""
 
@@ -248,6 +253,8 @@ def test_a_step_that_is_not_finite_is_skipped_by_all(
     monkeypatch.setattr(Run, "open", lambda self: (breaks(self), opened(self))[1])
     train(tmp_path, *layout(1, 2, zero), "train.nonfinite=skip", "train.micro_batch=2", ranks=4)
     assert [r["skipped"] for r in records(tmp_path) if "loss" in r] == [0, 1, 1]
+    # Rank 1 has the first stage in the second replica; both stages of both replicas have looked.
+    assert "skipped step 2: " in (said := capfd.readouterr().err) and "first seen on rank 1 at window 1, pass 1" in said
     assert all(bool(w.isfinite().all()) for w in saved(tmp_path)["model"].values())
     before, after = saved(tmp_path, 1)["model"], saved(tmp_path, 2)["model"]
     assert all(torch.equal(after[name], w) for name, w in before.items()), "the broken step changes nothing"
@@ -276,3 +283,28 @@ def test_what_is_not_supported_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match=message):
         trainer.train(compose(settings(tmp_path, *more)))
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.timeout(150)
+def test_each_stage_knows_which_round_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the forwards and backwards of training, and in an evaluation."""
+    made, seen, opened = list[Run](), set[tuple[Any, ...]](), Run.open
+
+    def spied(model: Any, r: Round, *rest: Any) -> Any:
+        here = made[0].whereabouts.now
+        assert (here.window, here.pass_index) == (r.window + 1, r.pass_index), here
+        training = here.phase != Phase.EVALUATION
+        assert not training or here.phase == (Phase.BACKWARD if torch.is_grad_enabled() else Phase.FORWARD)
+        seen.add((here.phase, here.window, here.pass_index))
+        return run_layers(model, r, *rest)
+
+    def ranked(config: Config) -> set[tuple[Any, ...]]:
+        trainer.train(config)
+        return seen
+
+    monkeypatch.setattr(Run, "open", lambda self: (made.append(self), opened(self))[1])
+    monkeypatch.setattr(sequence, "run_layers", spied)
+    config = compose(settings(tmp_path, *layout(1, 2, 1), "train.micro_batch=2"))
+    for rounds in run_ranks(ranked, 2, config, timeout=100):
+        phases = (Phase.FORWARD, Phase.BACKWARD, Phase.EVALUATION)
+        assert rounds == {(phase, *place) for phase in phases for place in ((1, 1), (1, 2), (2, 1))}

@@ -1,0 +1,103 @@
+"""What becomes of a run when one of its processes is gone, stuck or has failed: real processes throughout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sleeptrain.config.compose import compose
+from sleeptrain.config.schema import Config
+from sleeptrain.train.checkpoint import checkpoints
+from sleeptrain.watch.whereabouts import Location, Phase
+from tests.parallel.test_train import settings
+from tests.watch.faults import Fault
+from tests.watch.ranks import Ranks, started
+
+HASTE = ("health.lost_after=3", "health.stall_after=4", "health.timeout=40")
+STEPS = 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> Iterator[None]:
+    """Workers are forks: what they import is imported once, here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        pytest.importorskip("megatron.core")
+        pytest.importorskip("deepspeed")
+        yield
+
+
+def config_of(folder: Path, *more: str) -> Config:
+    """Two windows (6 cells and the answer), of which the first has two passes."""
+    tokens = f"train.tokens={STEPS * 8 * 7}"
+    return compose(settings(folder, "train.micro_batch=4", *HASTE, tokens, "parallel.pipeline=2", *more))
+
+
+def stacks(folder: Path, step: int, rank: int) -> str:
+    return (folder / "r" / "stacks" / f"step-{step:08d}-rank-{rank}.txt").read_text()
+
+
+def all_said(ranks: Ranks) -> str:
+    return "".join(ranks.said(rank) for rank in range(len(ranks.workers)))
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("what", ["kill", pytest.param("stop", marks=pytest.mark.slow)])
+def test_a_rank_that_is_lost_ends_the_run_which_tells_where_it_was(tmp_path: Path, rank: int, what: str) -> None:
+    fault = Fault(rank, Location(3, Phase.BACKWARD, 1, 2), what)
+    with started(tmp_path, config_of(tmp_path), 2, fault) as ranks:
+        (code,) = ranks.wait([1 - rank], timeout=60)
+        said = ranks.said(1 - rank)
+        assert code == 1, said
+    place = "at step 3, window 1, pass 2, backward"
+    if rank:
+        assert re.search(rf"sleeptrain: rank 1 was lost {place} \(last heard of \d+ s ago\)\n", said), said
+    else:  # it holds the store, too
+        assert re.search(rf"sleeptrain: rank 0 (was lost {place}|or the launcher was lost.*last known {place})", said)
+    assert said.count("sleeptrain: rank 0") + said.count("sleeptrain: rank 1") == 2, "one cause, one own place"
+    assert f"sleeptrain: rank {1 - rank} ends at step 3, " in said and "Traceback" not in said
+    assert "in train_step" in stacks(tmp_path, 3, 1 - rank) and place in stacks(tmp_path, 3, 1 - rank)
+    assert checkpoints(tmp_path / "r" / "checkpoints"), "the run can go on"
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_mistake_on_one_rank_ends_all_with_its_message(tmp_path: Path, rank: int) -> None:
+    fault = Fault(rank, Location(2, Phase.FORWARD, 2, 1), "raise")
+    with started(tmp_path, config_of(tmp_path, "health.lost_after=30"), 2, fault) as ranks:
+        assert ranks.wait([0, 1], timeout=20) == [1, 1], all_said(ranks)
+        said, other = ranks.said(rank), ranks.said(1 - rank)
+        assert said.count("Traceback") == 1 and "ValueError: a mistake of this rank alone" in said
+        assert f"sleeptrain: rank {1 - rank} ends at step 2, " in other
+        assert "Traceback" not in other and "lost" not in other
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_rank_that_stands_still_ends_the_run_with_all_stacks(tmp_path: Path, rank: int) -> None:
+    fault = Fault(rank, Location(3, Phase.FORWARD, 1, 2), "loop")
+    with started(tmp_path, config_of(tmp_path), 2, fault) as ranks:
+        assert ranks.wait([0, 1], timeout=40) == [1, 1], all_said(ranks)
+        (cause,) = re.findall(r"sleeptrain: (no progress for \d+ s: .*)", all_said(ranks))
+        assert re.search(rf"ranks? (0-1|{rank}) at step 3, window 1, pass 2, forward", cause)
+        assert re.search(rf"ranks? (0-1|{1 - rank}) at step 3, ", cause)
+        for one in (0, 1):
+            assert f"rank {one} ends at step 3, " in ranks.said(one) and "in train_step" in ranks.said(one)
+            assert "in train_step" in stacks(tmp_path, 3, one)
+        assert "in strike" in ranks.said(rank)
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_phase_that_takes_long_is_no_standstill(tmp_path: Path, rank: int) -> None:
+    """Saving takes twice `stall_after`, while the other rank waits for the next step."""
+    fault = Fault(rank, Location(2, Phase.SAVING), "hold", seconds=8)
+    with started(tmp_path, config_of(tmp_path), 2, fault) as ranks:
+        assert ranks.wait([0, 1], timeout=40) == [0, 0], all_said(ranks)
+        assert "sleeptrain:" not in all_said(ranks)
+    assert checkpoints(tmp_path / "r" / "checkpoints")[-1].name == f"step-{STEPS:08d}.pt"
+    assert not (tmp_path / "r" / "stacks").exists()
