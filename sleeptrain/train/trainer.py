@@ -7,6 +7,7 @@ import math
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import Batch
 from sleeptrain.errors import NonFiniteError
+from sleeptrain.parallel.layout_check import too_few_sequences
 from sleeptrain.sleep.curriculum import StepShape, step_shape
 from sleeptrain.train.evaluate import Evaluation, evaluate
 from sleeptrain.train.lr import lr_scale
@@ -27,6 +28,8 @@ def train(config: Config) -> int:
         try:
             if run.done:
                 run.message(f"{run.folder} is complete: {run.step} steps, {run.tokens} tokens")
+            if warning := too_few_sequences(config, run.world.part.ranks):
+                run.message(f"warning: {warning}")
             pace = Pace(run.device)
             while not run.done and not run.world.any(stop.requested):
                 shape = step_shape(config, run.tokens, run.step)

@@ -1,0 +1,74 @@
+"""How fast a run may be on a named GPU: a forecast from data sheets, with what it assumes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sleeptrain.plan.gpus import Gpu
+
+# The share of the peak that one GPU's own work reaches, all kernels together (docs/plan.md says where it comes from).
+EFFICIENCY = 0.4
+GPUS_A_MACHINE = 8
+
+ASSUMPTIONS = (
+    "a GPU's own work reaches the given share of its bf16 peak (--efficiency), recomputation included",
+    f"machines of {GPUS_A_MACHINE} GPUs; what crosses machines goes at the network's rate",
+    "messages between stages travel while stages work; tensor and data communication does not",
+    "reading data, evaluation and checkpoints take no time",
+)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that the process that sends most sends in a step. tensor, data: collectives, while nobody computes.
+
+    pipeline: on the busiest link between two stages. machines: of each kind, whether it leaves a machine.
+    """
+
+    tensor: float
+    data: float
+    pipeline: float
+    tied: float
+    machines: dict[str, bool]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of a step. seconds: in all; compute, bubble, tensor, data: what they consist of. mfu: in 0..1, passes counted,
+    recomputation not."""
+
+    seconds: float
+    compute: float
+    bubble: float
+    tensor: float
+    data: float
+    tokens_per_second: float
+    mfu: float
+
+
+def leaves_machine(tensor: int, replicas: int, pipeline: int) -> dict[str, bool]:
+    """Ranks are numbered tensor first, then replicas, then stages, and fill one machine after the other."""
+    group = {"tensor": tensor, "data": tensor * replicas, "pipeline": tensor * replicas * pipeline}
+    return {link: size > GPUS_A_MACHINE for link, size in group.items()}
+
+
+def forecast(
+    gpu: Gpu, efficiency: float, processes: int, flops: float, executed: float, bubble: float, traffic: Traffic, tokens: int
+) -> Speed:
+    """flops: model FLOPs of a step in all processes; executed: of the busiest stage's process, recomputation included.
+
+    bubble: idle time over work.
+    """
+    rate = {link: gpu.inter if far else gpu.intra for link, far in traffic.machines.items()}
+    compute = executed / (gpu.flops * efficiency)
+    tensor = traffic.tensor / rate["tensor"]
+    data = traffic.data / rate["data"] + traffic.tied / rate["pipeline"]
+    idle = bubble * (compute + tensor)
+    seconds = compute + idle + tensor + data
+    return Speed(seconds, compute, idle, tensor, data, tokens / seconds, flops / seconds / (processes * gpu.flops))
+
+
+def hours(speeds: Sequence[Speed], steps: Sequence[int]) -> float:
+    """Of a whole run, wall time."""
+    return sum(s.seconds * n for s, n in zip(speeds, steps, strict=True)) / 3600
