@@ -36,4 +36,4 @@ def find_gpu(name: str) -> tuple[str, Gpu]:
     """The GPU of this name, in any case. Raises ConfigError, which lists those known, for another one."""
     if found := GPUS.get(name.upper()):
         return name.upper(), found
-    raise ConfigError(f"--gpu: unknown GPU '{name}'; {suggest(name.upper(), list(GPUS))}; known: {', '.join(GPUS)}")
+    raise ConfigError(f"--gpu: unknown GPU '{name}'; {suggest(name.upper(), list(GPUS))}")

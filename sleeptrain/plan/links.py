@@ -10,7 +10,7 @@ from sleeptrain.config.schema import Config
 from sleeptrain.parallel.exchange import assign_owners, newton_schulz_cost
 from sleeptrain.parallel.stages import Stages
 from sleeptrain.plan.parameters import WIDE, Held, overlaps, partition_size, role_groups
-from sleeptrain.plan.workload import Workload, repeats
+from sleeptrain.plan.workload import Extent, Workload, reruns
 from sleeptrain.sleep.rounds import Round
 
 # What a collective of b bytes makes each of n processes send, in a ring: b times this many (n - 1) / n.
@@ -42,18 +42,20 @@ def tensor_traffic(config: Config, workload: Workload, stages: Stages, stage: in
     if config.parallel.tensor == 1:
         return TensorTraffic(forward, recompute, backward)
     counts = _TensorCounts(config, workload, stages, stage)
-    again, blocks_again = repeats(config)
-    trained = list(workload.trained)
     for r in workload.rounds:
         forward += counts.forward(r)
-        if r in trained:
-            body = counts.blocks(r)
-            recompute += _times(counts.forward(r), again) + _times(body, blocks_again)
-            if config.parallel.pipeline == 1:
-                recompute -= _times(counts.last(r), again) + _times(counts.ends_of_blocks(r), blocks_again)
-            else:
-                recompute -= _times(counts.ends_of_blocks(r), blocks_again)
-            backward += counts.backward(r)
+    for r, extent in reruns(config, workload):
+        if extent is Extent.BLOCKS:
+            recompute += counts.blocks(r) - counts.ends_of_blocks(r)
+        else:
+            recompute += counts.forward(r) - (counts.last(r) if extent is Extent.KEPT else Payload())
+    trained = workload.trained(config.parallel.pipeline)
+    for r in trained:
+        backward += counts.backward(r)
+    # Where a stage runs rounds one by one each has a backward of its own, else one goes through all of a stretch.
+    together = [[r] for r in trained] if config.parallel.pipeline > 1 else workload.stretches
+    for rounds in together:
+        backward["all_reduce"] += counts.summed_gradients([r for r in rounds if r in trained])
     m = workload.num_micros
     return TensorTraffic(_times(forward, m), _times(recompute, m), _times(backward, m))
 
@@ -72,7 +74,8 @@ class _TensorCounts:
         if r.is_wake and self.stage == 0:
             found["all_reduce"] += self._tokens(r) * D * WIDE  # embeddings, of which each rank has a part
         if self.sequence:
-            found["all_gather"] += self._sections(r) * self._tokens(r) * D * WIDE
+            unread = any(only for _, only in self._own(r))  # features that nobody reads are not put together
+            found["all_gather"] += (self._sections(r) - unread) * self._tokens(r) * D * WIDE
         if r.loss and self.layers.stop == len(self.config.model.layers):
             found["all_reduce"] += 3 * WIDE * self.workload.targets_of(r)  # maxima, own logits, sums
         return found
@@ -109,7 +112,7 @@ class _TensorCounts:
                 yield self.config.model.layers[i], r.state_only and i == planned.stop - 1
 
     def _sections(self, r: Round) -> int:
-        """Prelude, core and coda are entered and left one by one; features that nobody reads are not put together."""
+        """Prelude, core and coda are entered and left one by one."""
         planned, (first, last) = self.workload.layers_of(r, self.config), self.stages.core
         count = 0
         for begin, end in ((0, first), (first, last), (last, len(self.config.model.layers))):
@@ -142,7 +145,6 @@ class _TensorCounts:
         found["reduce_scatter" if self.sequence else "all_reduce"] += regions * whole * WIDE
         if self.sequence and not state_only:
             found["all_gather"] += 2 * whole * self.narrow
-        found["all_reduce"] += WIDE * self._summed(kind, state_only)
         return found
 
     def _shared(self, kind: str, r: Round) -> Payload:
@@ -154,16 +156,22 @@ class _TensorCounts:
             return Payload(all_gather=2 * self._tokens(r) * m.num_groups * m.state_dim * self.narrow)
         return Payload()
 
-    def _summed(self, kind: str, state_only: bool) -> int:
-        """The elements of gradients that are sums over the ranks (`sum_gradient`), once a backward."""
+    def summed_gradients(self, rounds: Sequence[Round]) -> int:
+        """Bytes of the gradients that are sums over the ranks (`sum_gradient`), in one backward of these rounds."""
         m = self.config.model
         heads = {
             "attention": 2 * m.attention.head_dim * m.attention.qk_norm,
             "gated_deltanet": m.gated_deltanet.head_v_dim,
             "mamba2": 0,
-        }[kind]
-        tokens = (1 if state_only else 2) * m.dim if self.sequence else 0
-        return heads * (not state_only) + tokens
+        }
+        read, reached = set[int](), set[int]()
+        for r in rounds:
+            planned = self.workload.layers_of(r, self.config)
+            own = {i for i in self.layers if i in planned}
+            reached |= own
+            read |= own - {planned.stop - 1} if r.state_only else own
+        elements = sum(heads[m.layers[i]] for i in read)
+        return WIDE * (elements + m.dim * (len(reached) + len(read)) * self.sequence)
 
     def _tokens(self, r: Round) -> int:
         return len(r.rows) * (r.stop - r.start)

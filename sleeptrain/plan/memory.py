@@ -57,7 +57,7 @@ def stage_memory(
         state.weights, state.master, state.gradients, state.optimizer,
         state=kept,
         boundary=peak.boundary,
-        activations=_graphs(counts, config, workload, layers) + (counts.casts(layers, ends) if workload.trained else 0),
+        activations=_graphs(counts, config, workload, layers) + (counts.casts(layers, ends) if workload.trained(config.parallel.pipeline) else 0),
         logits=counts.logits(max(workload.targets_of(r) for r in workload.rounds)) if ends else 0,
         messages=peak.messages,
     )  # fmt: skip
@@ -88,7 +88,7 @@ def _graph(counts: Activations, config: Config, workload: Workload, r: Round, la
 def _graphs(counts: Activations, config: Config, workload: Workload, layers: range) -> int:
     """The graphs of a micro-batch that are alive at once: of one round where rounds are run again, else of all."""
     one = config.parallel.pipeline > 1 or config.sleep.recompute in ("pass", "window")
-    groups = [[r] for r in workload.trained] if one else workload.stretches
+    groups = [[r] for r in workload.trained(config.parallel.pipeline)] if one else workload.stretches
     graphs = [[_graph(counts, config, workload, r, layers) for r in group] for group in groups]
     return max((sum(g.kept for g in group) + max(g.again for g in group) for group in graphs if group), default=0)
 

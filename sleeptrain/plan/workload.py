@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from itertools import pairwise
 
 import torch
@@ -12,7 +14,7 @@ from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.parallel.stages import num_trained
 from sleeptrain.sleep.curriculum import StepShape, stage_shape
 from sleeptrain.sleep.loop import LoopSettings, loop_settings
-from sleeptrain.sleep.rounds import Round, plan_batch, round_layers
+from sleeptrain.sleep.rounds import Round, plan_batch, round_layers, windows_of
 from sleeptrain.tasks.rule110 import Rule110Source
 from sleeptrain.train.flops import round_flops, step_flops
 from sleeptrain.train.step import truncated
@@ -68,24 +70,42 @@ class Workload:
 
     def recompute_flops(self, config: Config) -> int:
         """FLOPs of a step in all replicas that repeat others, to save memory."""
-        body = sum(round_flops(config.model, r, self.settings.core, self.sliding_window) for r in self.trained)
-        head = 2 * config.model.dim * config.model.vocab_size * self.num_targets
-        again, blocks_again = repeats(config)
-        return (again * (body + head) + blocks_again * body) * self.num_micros * self.replicas
+        flops = 0
+        for r, extent in reruns(config, self):
+            flops += round_flops(config.model, r, self.settings.core, self.sliding_window)
+            if extent is not Extent.BLOCKS:
+                flops += 2 * config.model.dim * config.model.vocab_size * self.targets_of(r)
+        return flops * self.num_micros * self.replicas
 
-    @property
-    def trained(self) -> list[Round]:
-        """The rounds of a micro-batch to which a gradient comes back."""
-        return [r for stretch in self.stretches for r in stretch[: num_trained(stretch)]]
+    def trained(self, pipeline: int) -> list[Round]:
+        """The rounds of a micro-batch that have a backward: a pipeline goes back through all before the last loss."""
+        stretches = (self.rounds,) if pipeline > 1 else self.stretches
+        return [r for stretch in stretches for r in stretch[: num_trained(stretch)]]
 
 
-def repeats(config: Config) -> tuple[int, int]:
-    """How many times a trained round runs again forward: as a whole, and besides only its blocks."""
-    mode = config.sleep.recompute
-    again = {"none": 0, "block": 0, "pass": 1, "window": 2}[mode]
-    if config.parallel.pipeline > 1:
-        again = 1  # a stage runs each round again in its backward, whatever is set
-    return again, int(mode == "block")
+class Extent(Enum):
+    """How far a round is run again: with all that it sends and leaves; until the backward has what it needs; or each of
+    its blocks so far."""
+
+    WHOLE = "whole"
+    KEPT = "kept"
+    BLOCKS = "blocks"
+
+
+def reruns(config: Config, workload: Workload) -> Iterator[tuple[Round, Extent]]:
+    """What runs again in a micro-batch's backward. A stage runs each round again, whatever `sleep.recompute` is."""
+    mode, pipeline = config.sleep.recompute, config.parallel.pipeline
+    trained = workload.trained(pipeline)
+    for r in trained:
+        if pipeline > 1:
+            yield r, Extent.WHOLE
+        elif mode in ("pass", "window"):
+            yield r, Extent.KEPT
+        if mode == "block":
+            yield r, Extent.BLOCKS
+    if mode == "window":  # first the window, as far as its last round's input, then each round
+        for group in windows_of(trained):
+            yield from ((r, Extent.WHOLE) for r in group[:-1])
 
 
 def workloads(config: Config, replicas: int) -> list[Workload]:
@@ -97,7 +117,7 @@ def workloads(config: Config, replicas: int) -> list[Workload]:
         shape = stage_shape(config, start)
         own_rows = shape.batch // replicas
         rows = config.train.micro_batch or own_rows
-        batch = _typical_batch(config, rows)
+        batch = typical_batch(config, rows)
         tokens = batch.tokens_BT.shape[1] * shape.batch
         num_steps = max(-(-(stop - seen) // tokens), 0)
         seen += num_steps * tokens
@@ -114,7 +134,7 @@ def workloads(config: Config, replicas: int) -> list[Workload]:
     return found
 
 
-def _typical_batch(config: Config, rows: int) -> Batch:
+def typical_batch(config: Config, rows: int) -> Batch:
     """Rows in the middle of long documents; for a task, a batch of it."""
     if config.data.source == "rule110":
         return Rule110Source(config.data.rule110, config.data.seed).batch(rows)
