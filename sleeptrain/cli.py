@@ -67,7 +67,9 @@ def plan_flags(parser: ArgumentParser) -> None:
 DATA_SUMMARY = "say which documents a step read (which), or what a configuration reads and wastes (describe)"
 COMMANDS = {
     "train": Command("train a model; an existing run folder is resumed", train),
-    "plan": Command("say what a training run will do, need and cost under a layout, without running it", plan, plan_flags),
+    "plan": Command(
+        "say what a training run will do, need and cost under a layout, without running it", plan, plan_flags
+    ),
 }
 
 

@@ -49,7 +49,9 @@ def too_few_sequences(config: Config, replicas: int) -> str | None:
     if pipeline == 1 or sleep.feedback == "none" or passes == 1:
         return None
     stages = split_stages(config, pipeline)
-    rows_of = {name: batch // replicas for name, batch in values_in_force(config, "batch", config.data.batch, "data.batch")}
+    rows_of = {
+        name: batch // replicas for name, batch in values_in_force(config, "batch", config.data.batch, "data.batch")
+    }
     name, rows = min(rows_of.items(), key=lambda item: item[1])
     found = rows // (config.train.micro_batch or rows)
     if found > stages.last_core - stages.first_core:

@@ -1,4 +1,4 @@
-"""What known GPUs can do at best, from their vendors' data sheets: the limits that MFU and forecasts are held against."""
+"""What known GPUs can do at best, from their vendors' data sheets: what MFU and forecasts are held against."""
 
 from __future__ import annotations
 

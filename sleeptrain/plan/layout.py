@@ -114,7 +114,7 @@ def _step_plan(
         bubble = simulation.finish / max(simulation.busy) - 1
         speed = forecast(
             gpu[1], efficiency, processes, flops, executed, bubble,
-            _traffic(config, workload, simulation, tensor, data, tied), workload.tokens,
+            _traffic(config, workload, tensor, data, tied), workload.tokens,
         )  # fmt: skip
     return StepPlan(workload, simulation, memory, flops, again, tensor, data, tied, speed)
 
@@ -122,7 +122,6 @@ def _step_plan(
 def _traffic(
     config: Config,
     workload: Workload,
-    simulation: Simulation,
     tensor: tuple[TensorTraffic, ...],
     data: tuple[DataTraffic, ...],
     tied: int,
@@ -131,7 +130,6 @@ def _traffic(
     return Traffic(
         tensor=max(sent_bytes(t.total, parallel.tensor) for t in tensor),
         data=max(sent_bytes(d.reduce, replicas) + sent_bytes(d.gather, replicas) + d.exchange for d in data),
-        pipeline=max(simulation.link_bytes.values(), default=0),
         tied=tied,
         machines=leaves_machine(parallel.tensor, replicas, parallel.pipeline),
     )

@@ -43,6 +43,7 @@ def stage_memory(
 ) -> StageMemory:
     """plan: of the replica's step; with one stage only its stages are read. kernels: as on a GPU."""
     layers = range(*plan.stages.bounds[stage : stage + 2])
+    trained = bool(workload.trained(config.parallel.pipeline))
     state = training_state(held, config.parallel.zero, workload.replicas, processes)
     counts = Activations.of(config, kernels)
     model = local_config(config.model, config.parallel.tensor)
@@ -57,7 +58,7 @@ def stage_memory(
         state.weights, state.master, state.gradients, state.optimizer,
         state=kept,
         boundary=peak.boundary,
-        activations=_graphs(counts, config, workload, layers) + (counts.casts(layers, ends) if workload.trained(config.parallel.pipeline) else 0),
+        activations=_graphs(counts, config, workload, layers) + counts.casts(layers, ends) * trained,
         logits=counts.logits(max(workload.targets_of(r) for r in workload.rounds)) if ends else 0,
         messages=peak.messages,
     )  # fmt: skip

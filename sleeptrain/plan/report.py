@@ -223,7 +223,16 @@ def mb(number: float) -> str:
 
 
 def short(number: float) -> str:
-    for size, unit in ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, unit in (
+        (1e24, "Y"),
+        (1e21, "Z"),
+        (1e18, "E"),
+        (1e15, "P"),
+        (1e12, "T"),
+        (1e9, "G"),
+        (1e6, "M"),
+        (1e3, "k"),
+    ):
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return f"{number:.0f}"

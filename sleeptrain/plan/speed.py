@@ -21,14 +21,13 @@ ASSUMPTIONS = (
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that the process that sends most sends in a step. tensor, data: collectives, while nobody computes.
+    """Bytes that the process that sends most sends in a step while nobody computes.
 
-    pipeline: on the busiest link between two stages. machines: of each kind, whether it leaves a machine.
+    tensor, data: in collectives. tied: for tied embeddings. machines: of each link, whether it leaves a machine.
     """
 
     tensor: float
     data: float
-    pipeline: float
     tied: float
     machines: dict[str, bool]
 
@@ -54,7 +53,14 @@ def leaves_machine(tensor: int, replicas: int, pipeline: int) -> dict[str, bool]
 
 
 def forecast(
-    gpu: Gpu, efficiency: float, processes: int, flops: float, executed: float, bubble: float, traffic: Traffic, tokens: int
+    gpu: Gpu,
+    efficiency: float,
+    processes: int,
+    flops: float,
+    executed: float,
+    bubble: float,
+    traffic: Traffic,
+    tokens: int,
 ) -> Speed:
     """flops: model FLOPs of a step in all processes; executed: of the busiest stage's process, recomputation included.
 

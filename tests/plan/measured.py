@@ -59,7 +59,7 @@ def counted(payload: Counter[str], group: dist.ProcessGroup) -> Iterator[None]:
                 splits = list(given["input_split_sizes"])
                 splits.pop(dist.get_rank(given["group"]))
                 payload["exchange"] += sum(splits) * given["input"].element_size()
-            elif given.get("group") is group:
+            elif group is not None and given.get("group") is group:
                 kind, measure = PAYLOADS[name]
                 payload[kind] += measure(given)
             return function(*args, **options)
@@ -130,7 +130,7 @@ def measure(config: Config, monkey: Any) -> dict[str, Any]:
         carried = engine.forward_backward(batch, shape, None).state
         engine.step(1.0)
     watch, tensor, data = Watch(monkey), Counter[str](), Counter[str]()
-    with counted(tensor, world.mesh.tensor.group):
+    with counted(tensor, world.mesh.tensor.group), counted(data, world.mesh.data.group):
         result = engine.forward_backward(batch, shape, carried)
     gradients = nbytes(_gradients(zero))
     with counted(data, world.mesh.data.group):
