@@ -6,6 +6,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ def counted(payload: Counter[str], group: dist.ProcessGroup) -> Iterator[None]:
     def wrap(function: Any) -> Any:
         name, signature = function.__name__, inspect.signature(function)
 
+        @wraps(function)
         def call(*args: Any, **options: Any) -> Any:
             given = signature.bind(*args, **options).arguments
             if name == "all_to_all_single":
