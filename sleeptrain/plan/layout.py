@@ -16,7 +16,8 @@ from sleeptrain.plan.links import DataTraffic, TensorTraffic, data_traffic, sent
 from sleeptrain.plan.live import FEATURE_BYTES
 from sleeptrain.plan.memory import StageMemory, stage_memory
 from sleeptrain.plan.parameters import WIDE, Held, count_parameters, held_parameters
-from sleeptrain.plan.speed import Speed, Traffic, forecast, leaves_machine
+from sleeptrain.plan.speed import Speed, Traffic, Work, forecast, leaves_machine
+from sleeptrain.plan.update import newton_schulz_flops
 from sleeptrain.plan.workload import Workload, workloads
 from sleeptrain.tasks.rule110 import VOCAB_SIZE
 
@@ -111,11 +112,15 @@ def _step_plan(
     if gpu is not None:
         busiest = max(simulation.busy) * len(ranks) / sum(simulation.busy)
         executed = (flops + again) / processes * busiest
-        bubble = simulation.finish / max(simulation.busy) - 1
-        speed = forecast(
-            gpu[1], efficiency, processes, flops, executed, bubble,
-            _traffic(config, workload, tensor, data, tied), workload.tokens,
-        )  # fmt: skip
+        work = Work(
+            flops=flops,
+            executed=executed,
+            bubble=simulation.finish / max(simulation.busy) - 1,
+            orthogonalised=max(newton_schulz_flops(config, h, workload.replicas) for h in held),
+            state=max(m.weights + m.master + m.gradients + m.optimizer for m in memory),
+            tokens=workload.tokens,
+        )
+        speed = forecast(gpu[1], efficiency, processes, work, _traffic(config, workload, tensor, data, tied))
     return StepPlan(workload, simulation, memory, flops, again, tensor, data, tied, speed)
 
 

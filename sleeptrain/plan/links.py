@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sleeptrain.config.schema import Config
-from sleeptrain.parallel.exchange import assign_owners, newton_schulz_cost
 from sleeptrain.parallel.stages import Stages
-from sleeptrain.plan.parameters import WIDE, Held, overlaps, partition_size, role_groups
+from sleeptrain.plan.parameters import WIDE, Held, partition_size, role_groups
+from sleeptrain.plan.update import muon_exchange
 from sleeptrain.plan.workload import Extent, Workload, reruns
 from sleeptrain.sleep.rounds import Round
 
@@ -194,7 +194,7 @@ class DataTraffic:
 def data_traffic(config: Config, workload: Workload, held: Sequence[Held]) -> DataTraffic:
     zero, replicas = config.parallel.zero, workload.replicas
     total = WIDE * sum(h.numel for h in held)
-    exchange = 0 if replicas * config.parallel.tensor == 1 else WIDE * _muon_exchange(config, held, replicas)
+    exchange = 0 if replicas * config.parallel.tensor == 1 else WIDE * muon_exchange(config, held, replicas)
     if replicas == 1:
         return DataTraffic(Payload(), Payload(), exchange)
     if zero == 0:
@@ -206,24 +206,3 @@ def data_traffic(config: Config, workload: Workload, held: Sequence[Held]) -> Da
     padded = WIDE * replicas * sum(partition_size(group, replicas) for group in role_groups(held))
     reductions = workload.num_micros * len(workload.stretches) if zero == 2 else 1
     return DataTraffic(Payload(all_reduce=total * reductions), Payload(all_gather=padded), exchange)
-
-
-def _muon_exchange(config: Config, held: Sequence[Held], replicas: int) -> int:
-    """The elements that leave the busiest process: its fragments of others' matrices, and all but its own of its."""
-    tensor, zero = config.parallel.tensor, config.parallel.zero
-    most = [0] * (tensor * replicas)
-    for group in role_groups(held):
-        if group[0].role.kind != "muon":
-            continue
-        owners = assign_owners({h.name: newton_schulz_cost(h.whole, h.role.blocks) for h in group}, len(most))
-        pieces: list[list[tuple[Held, int]]] = overlaps(group, replicas) if zero in (1, 2) else []
-        for replica in range(replicas if zero == 3 else 0):
-            parts = [(h, -(-h.numel // replicas)) for h in group]
-            pieces.append([(h, max(0, min(part, h.numel - replica * part))) for h, part in parts])
-        for h in group:
-            copies = replicas - 1 if zero == 0 else tensor
-            most[owners[h.name]] += h.numel * copies
-        for rank in range(len(most) if zero else 0):  # tensor ranks are neighbours
-            for h, inside in pieces[rank // tensor]:
-                most[rank] += -inside if owners[h.name] == rank else inside
-    return max(most)

@@ -180,11 +180,11 @@ def _speed(plan: Plan) -> Iterable[str]:
             [
                 s.workload.shape.passes, s.workload.shape.window, f"{v.tokens_per_second:,.0f}",
                 f"{v.tokens_per_second / plan.processes:,.0f}", f"{v.mfu:.1%}",
-                *(f"{x:.3g}" for x in (v.seconds, v.compute, v.bubble, v.tensor, v.data)),
+                *(f"{x:.3g}" for x in (v.seconds, v.compute, v.bubble, v.tensor, v.data, v.update)),
             ]
         )  # fmt: skip
     names = ["N", "L tokens", "tokens/s", "tokens/s/GPU", "MFU"]
-    yield from table([*names, "step s", "compute s", "bubble s", "tensor s", "data s"], rows)
+    yield from table([*names, "step s", "compute s", "bubble s", "tensor s", "data s", "update s"], rows)
     yield f"the run: {_hours(plan):.3g} h, {_hours(plan) * plan.processes:.4g} GPU-hours"
     yield "assumed:"
     yield from (f"  {line}" for line in ASSUMPTIONS)

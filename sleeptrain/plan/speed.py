@@ -34,14 +34,15 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Speed:
-    """Of a step. seconds: in all; compute, bubble, tensor, data: what they consist of. mfu: in 0..1, passes counted,
-    recomputation not."""
+    """Of a step. seconds: in all; compute, bubble, tensor, data, update: what they consist of. mfu: in 0..1, passes
+    counted, recomputation not."""
 
     seconds: float
     compute: float
     bubble: float
     tensor: float
     data: float
+    update: float
     tokens_per_second: float
     mfu: float
 
@@ -52,27 +53,32 @@ def leaves_machine(tensor: int, replicas: int, pipeline: int) -> dict[str, bool]
     return {link: size > GPUS_A_MACHINE for link, size in group.items()}
 
 
-def forecast(
-    gpu: Gpu,
-    efficiency: float,
-    processes: int,
-    flops: float,
-    executed: float,
-    bubble: float,
-    traffic: Traffic,
-    tokens: int,
-) -> Speed:
-    """flops: model FLOPs of a step in all processes; executed: of the busiest stage's process, recomputation included.
+@dataclass(frozen=True)
+class Work:
+    """Of a step. flops: model FLOPs of all processes. executed: of the busiest stage's process, recomputation included.
 
-    bubble: idle time over work.
+    bubble: idle time over work. orthogonalised: FLOPs of Newton-Schulz on the process that does most. state: bytes that
+    a process holds of weights, gradients and optimizer state, which the update reads and writes.
     """
+
+    flops: float
+    executed: float
+    bubble: float
+    orthogonalised: float
+    state: float
+    tokens: int
+
+
+def forecast(gpu: Gpu, efficiency: float, processes: int, work: Work, traffic: Traffic) -> Speed:
     rate = {link: gpu.inter if far else gpu.intra for link, far in traffic.machines.items()}
-    compute = executed / (gpu.flops * efficiency)
+    compute = work.executed / (gpu.flops * efficiency)
     tensor = traffic.tensor / rate["tensor"]
     data = traffic.data / rate["data"] + traffic.tied / rate["pipeline"]
-    idle = bubble * (compute + tensor)
-    seconds = compute + idle + tensor + data
-    return Speed(seconds, compute, idle, tensor, data, tokens / seconds, flops / seconds / (processes * gpu.flops))
+    update = work.orthogonalised / (gpu.flops * efficiency) + 2 * work.state / gpu.bandwidth
+    idle = work.bubble * (compute + tensor)
+    seconds = compute + idle + tensor + data + update
+    mfu = work.flops / seconds / (processes * gpu.flops)
+    return Speed(seconds, compute, idle, tensor, data, update, work.tokens / seconds, mfu)
 
 
 def hours(speeds: Sequence[Speed], steps: Sequence[int]) -> float:

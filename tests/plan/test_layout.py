@@ -19,7 +19,8 @@ from sleeptrain.parallel.stage_split import schedule_costs, split_stages
 from sleeptrain.plan.gpus import GPUS, Gpu, find_gpu
 from sleeptrain.plan.layout import Plan, make_plan
 from sleeptrain.plan.report import to_json, to_text
-from sleeptrain.plan.speed import Traffic, forecast
+from sleeptrain.plan.speed import Traffic, Work, forecast
+from sleeptrain.plan.update import newton_schulz_flops
 from sleeptrain.train.step import forward_backward
 
 SMALL = ["data.rule110.width=6", "data.batch=8", "model.dim=16", "model.ffn_dim=16", f"train.tokens={12 * 8 * 7}"]
@@ -127,20 +128,30 @@ def test_recomputation_saves_memory_and_grows_no_boundary_with_layers():
 
 
 def test_time_is_work_bubble_and_what_is_sent():
-    gpu = Gpu(flops=100.0, memory=1.0, bandwidth=1.0, intra=10.0, inter=1.0)
+    gpu = Gpu(flops=100.0, memory=1.0, bandwidth=4.0, intra=10.0, inter=1.0)
     far = {"tensor": False, "data": True, "pipeline": False}
-    traffic = Traffic(tensor=20.0, data=3.0, tied=5.0, machines=far)
-    speed = forecast(gpu, 0.5, 4, 300.0, 100.0, 0.25, traffic, 42)
-    assert (speed.compute, speed.tensor, speed.bubble, speed.data) == (2.0, 2.0, 1.0, 3.5)
-    assert speed.seconds == 8.5 and speed.tokens_per_second == 42 / 8.5
-    assert speed.mfu == pytest.approx(300 / 8.5 / 400)
+    work = Work(flops=300.0, executed=100.0, bubble=0.25, orthogonalised=25.0, state=1.0, tokens=42)
+    speed = forecast(gpu, 0.5, 4, work, Traffic(tensor=20.0, data=3.0, tied=5.0, machines=far))
+    assert (speed.compute, speed.tensor, speed.bubble, speed.data, speed.update) == (2.0, 2.0, 1.0, 3.5, 1.0)
+    assert speed.seconds == 9.5 and speed.tokens_per_second == 42 / 9.5
+    assert speed.mfu == pytest.approx(300 / 9.5 / 400)
 
 
 def test_a_forecast_of_one_process_reaches_the_efficiency():
-    [step] = planned(text("train.precision=bf16"), gpu="H100").steps
-    assert step.speed is not None and step.speed.mfu == pytest.approx(0.4)
-    with_recompute = planned(text("sleep.recompute=pass"), gpu="H100").steps[0].speed
-    assert with_recompute is not None and with_recompute.mfu == pytest.approx(0.4 * 3 / 4)
+    speed = planned(text("train.precision=bf16"), gpu="H100").steps[0].speed
+    assert speed is not None and speed.mfu * speed.seconds / (speed.seconds - speed.update) == pytest.approx(0.4)
+    again = planned(text("sleep.recompute=pass"), gpu="H100").steps[0].speed
+    assert again is not None and again.compute / speed.compute == pytest.approx(4 / 3)
+
+
+def test_the_update_is_shared_by_replicas():
+    one, two = (planned(text(), n, "H100").steps[0].speed for n in (1, 2))
+    assert one is not None and two is not None and 0.5 < two.update / one.update < 1
+    config = text("model.layers=[gated_deltanet]")
+    flops = newton_schulz_flops(config, planned(config).held[0], 1)
+    c = config.model
+    matrices = [(c.dim, c.dim)] * 5 + [(c.dim, c.ffn_dim)] * 3  # q, k, v, z, out; gate, up, down
+    assert flops == sum(10 * short * short * (2 * long + short) for short, long in matrices)
 
 
 def test_gpus():
