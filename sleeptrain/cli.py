@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from argparse import ArgumentError
+from argparse import ArgumentError, ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
+    """add_flags: declares the flags that are the command's own; `run` is given what they were set to."""
+
     summary: str
-    run: Callable[[Config], int]
+    run: Callable[[Config, Namespace], int]
+    add_flags: Callable[[ArgumentParser], None] = lambda parser: None
 
 
 class JobFailed(Exception):
@@ -41,7 +44,7 @@ class JobFailed(Exception):
         self.code = code
 
 
-def train(config: Config) -> int:
+def train(config: Config, _: Namespace) -> int:
     from sleeptrain.parallel.spawn import num_workers, train_in_workers
     from sleeptrain.train.trainer import train as run_training
 
@@ -49,17 +52,24 @@ def train(config: Config) -> int:
     return train_in_workers(config, workers) if workers else run_training(config)
 
 
-def plan(config: Config) -> int:
-    from sleeptrain.train.cost import describe
+def plan(config: Config, options: Namespace) -> int:
+    from sleeptrain.plan.command import run
 
-    print(describe(config))
-    return 0
+    return run(config, options)
+
+
+def plan_flags(parser: ArgumentParser) -> None:
+    from sleeptrain.plan.command import add_flags
+
+    add_flags(parser)
 
 
 DATA_SUMMARY = "say which documents a step read (which), or what a configuration reads and wastes (describe)"
 COMMANDS = {
     "train": Command("train a model; an existing run folder is resumed", train),
-    "plan": Command("say what a training run will do, without running it", plan),
+    "plan": Command(
+        "say what a training run will do, need and cost under a layout, without running it", plan, plan_flags
+    ),
 }
 
 
@@ -115,8 +125,10 @@ def _run_with_hydra(name: str, arguments: list[str]) -> int:
     from sleeptrain.config import compose
     from sleeptrain.config.explain import COMPOSITION_ERRORS, explain
 
+    options, arguments = _own_flags(name, arguments)
+
     def job(composed: DictConfig) -> None:
-        code = _run_job(COMMANDS[name], composed)
+        code = _run_job(COMMANDS[name], composed, options)
         if code and compose.in_sweep():
             raise JobFailed(code)  # hydra goes on with the other jobs and raises it in the end
         if code:
@@ -141,6 +153,22 @@ def _run_with_hydra(name: str, arguments: list[str]) -> int:
     except COMPOSITION_ERRORS as error:
         raise explain(error, overrides) from error
     return 0
+
+
+def _own_flags(name: str, arguments: list[str]) -> tuple[Namespace, list[str]]:
+    """(what the command's own flags are set to, the other arguments). Before hydra's help come the command's flags."""
+    parser = ArgumentParser(
+        f"sleeptrain {name}", usage=f"sleeptrain {name} [flags] [setting=value ...] [-m]",
+        add_help=False, allow_abbrev=False, exit_on_error=False,
+    )  # fmt: skip
+    COMMANDS[name].add_flags(parser)
+    try:
+        options, others = parser.parse_known_args(arguments)
+    except ArgumentError as error:
+        raise ConfigError(str(error).removeprefix("argument ")) from error
+    if {"-h", "--help"} & set(others) and vars(options):
+        print(parser.format_help())
+    return options, others
 
 
 def _split_arguments(arguments: list[str]) -> tuple[list[str], list[str], bool]:
@@ -169,12 +197,12 @@ def _split_arguments(arguments: list[str]) -> tuple[list[str], list[str], bool]:
     return flags, parsed.overrides, sweeps and not asks_only
 
 
-def _run_job(command: Command, composed: DictConfig) -> int:
+def _run_job(command: Command, composed: DictConfig, options: Namespace) -> int:
     """The job's exit code. Why it failed is said here: hydra shows only the first failure of a sweep, at its end."""
     from sleeptrain.config import compose
 
     try:
-        return command.run(compose.resolve_job(composed))
+        return command.run(compose.resolve_job(composed), options)
     except UserError as error:
         return _fail(error)
     except NonFiniteError as error:

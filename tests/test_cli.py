@@ -76,11 +76,9 @@ def test_train_gets_the_composed_configuration(trained: list[Config], empty_fold
     assert list(empty_folder.iterdir()) == []
 
 
-def test_plan_prints_the_description(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    cost = SimpleNamespace(describe=lambda config: f"plan of {config.run.name}")
-    monkeypatch.setitem(sys.modules, "sleeptrain.train.cost", cost)
-    assert main(["plan", "experiment=rule110"]) == 0
-    assert capsys.readouterr().out == "plan of rule110\n"
+def test_plan_prints_the_description(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "experiment=rule110", "run.name=told"]) == 0
+    assert "run       runs/told\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags_last", [False, True])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import MISSING, OmegaConf
 
-from sleeptrain.cli import COMMANDS
+from sleeptrain.cli import COMMANDS, _own_flags
 from sleeptrain.config.compose import compose, validate_sweep
 from sleeptrain.config.schema import Config, MixtureStage, ShardSource, Stage
 from sleeptrain.config.validate import CHOICES, settings
@@ -108,7 +108,7 @@ def test_every_command_line_composes() -> None:
     found = [(name, words) for name, words in all_commands("sleeptrain") if words[0] != "data"]
     assert {words[0] for _, words in found} == set(COMMANDS)
     for name, (command, *words) in found:
-        overrides, sweeps = job(words)
+        overrides, sweeps = job(_own_flags(command, words)[1])
         if not overrides and "--help" in words:
             continue
         try:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from sleeptrain.config.schema import Config, ModelConfig
 from sleeptrain.config.validate import values_in_force
 from sleeptrain.errors import ConfigError
+from sleeptrain.parallel.stage_split import split_stages
 from sleeptrain.sleep.rounds import window_spans
 
 ZERO_STAGES = (0, 1, 2, 3)
@@ -38,6 +39,31 @@ def check_layout(config: Config, world_size: int) -> int:
     _check_recompute(config)
     _check_sequence(config)
     return world_size // replica
+
+
+def too_few_sequences(config: Config, replicas: int) -> str | None:
+    """Where a stage of the curriculum has fewer micro-batches than the stages that features are fed back over, which
+    then wait for each other: what to say of it and do about it. None where there are enough."""
+    sleep, pipeline = config.sleep, config.parallel.pipeline
+    passes = max(value for _, value in values_in_force(config, "passes", sleep.passes, "sleep.passes"))
+    if pipeline == 1 or sleep.feedback == "none" or passes == 1:
+        return None
+    stages = split_stages(config, pipeline)
+    rows_of = {
+        name: batch // replicas for name, batch in values_in_force(config, "batch", config.data.batch, "data.batch")
+    }
+    name, rows = min(rows_of.items(), key=lambda item: item[1])
+    found = rows // (config.train.micro_batch or rows)
+    if found > stages.last_core - stages.first_core:
+        return None
+    fitting = [size for size in range(1, rows + 1) if rows % size == 0 and rows // size >= pipeline]
+    least = pipeline * replicas
+    way_out = f"set train.micro_batch={max(fitting)}" if fitting else f"set train.micro_batch=1 and {name}={least}"
+    micro_batches = "1 micro-batch" if found == 1 else f"{found} micro-batches"
+    return (
+        f"a step has {micro_batches} (train.micro_batch={config.train.micro_batch}) for the {pipeline} stages of "
+        f"parallel.pipeline, which wait for each other; {way_out}"
+    )
 
 
 def tensor_obstacles(model: ModelConfig, size: int) -> Iterator[str]:

@@ -8,7 +8,7 @@ over all ranks counts each element once, and shards join without knowing who com
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -137,6 +137,23 @@ class ModelSharding:
 
     def _channels(self, kind: str) -> Sharding:
         return Sharding(2, self._conv[kind])
+
+
+def local_config(config: ModelConfig, size: int) -> ModelConfig:
+    """The model that one of `size` ranks computes: its heads, groups, feed-forward columns, part of the vocabulary."""
+    attention, gdn, mamba = config.attention, config.gated_deltanet, config.mamba2
+    return replace(
+        config,
+        vocab_size=padded_size(config.vocab_size, size) // size,
+        ffn_dim=config.ffn_dim // size,
+        attention=replace(
+            attention,
+            num_heads=attention.num_heads // size,
+            num_kv_heads=max(attention.num_kv_heads // size, 1),
+        ),
+        gated_deltanet=replace(gdn, num_k_heads=gdn.num_k_heads // size, num_v_heads=gdn.num_v_heads // size),
+        mamba2=replace(mamba, num_heads=mamba.num_heads // size, num_groups=max(mamba.num_groups // size, 1)),
+    )
 
 
 def padded_size(size: int, parts: int) -> int:

@@ -6,7 +6,6 @@ S belongs to heads, so each rank keeps its own and nothing of it is ever communi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -33,24 +32,7 @@ from sleeptrain.parallel.regions import (
     sum_gradient,
     whole_tokens,
 )
-from sleeptrain.parallel.sharding import ModelSharding, padded_size
-
-
-def local_config(config: ModelConfig, size: int) -> ModelConfig:
-    """The model that one of `size` ranks computes: its heads, groups, feed-forward columns, part of the vocabulary."""
-    attention, gdn, mamba = config.attention, config.gated_deltanet, config.mamba2
-    return replace(
-        config,
-        vocab_size=padded_size(config.vocab_size, size) // size,
-        ffn_dim=config.ffn_dim // size,
-        attention=replace(
-            attention,
-            num_heads=attention.num_heads // size,
-            num_kv_heads=max(attention.num_kv_heads // size, 1),
-        ),
-        gated_deltanet=replace(gdn, num_k_heads=gdn.num_k_heads // size, num_v_heads=gdn.num_v_heads // size),
-        mamba2=replace(mamba, num_heads=mamba.num_heads // size, num_groups=max(mamba.num_groups // size, 1)),
-    )
+from sleeptrain.parallel.sharding import ModelSharding, local_config, padded_size
 
 
 class TensorParallelHybrid(Hybrid):

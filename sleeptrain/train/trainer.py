@@ -8,6 +8,7 @@ from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import Batch
 from sleeptrain.errors import NonFiniteError
 from sleeptrain.parallel.launch import join
+from sleeptrain.parallel.layout_check import too_few_sequences
 from sleeptrain.sleep.curriculum import StepShape, step_shape
 from sleeptrain.train.evaluate import Evaluation, evaluate
 from sleeptrain.train.lr import lr_scale
@@ -44,6 +45,8 @@ def train_steps(run: Run, stop: StopRequest) -> None:
     config = run.config
     if run.done:
         run.message(f"{run.folder} is complete: {run.step} steps, {run.tokens} tokens")
+    if warning := too_few_sequences(config, run.world.part.ranks):
+        run.message(f"warning: {warning}")
     pace = Pace(run.device)
     while not run.done and not run.world.any(stop.requested):
         shape = step_shape(config, run.tokens, run.step)

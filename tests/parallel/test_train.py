@@ -260,6 +260,20 @@ def test_a_step_that_is_not_finite_is_skipped_by_all(
     assert all(torch.equal(after[name], w) for name, w in before.items()), "the broken step changes nothing"
 
 
+@pytest.mark.timeout(150)
+def test_too_few_micro_batches_are_warned_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = tmp_path / "said"
+
+    def message(run: Run, text: str) -> None:
+        with said.open("a") as file:
+            file.write(f"{text}\n" if run.world.leads else "")
+
+    monkeypatch.setattr(Run, "message", message)
+    train(tmp_path, *layout(1, 2, 1), ranks=2)
+    assert said.read_text().startswith("warning: a step has 1 micro-batch (train.micro_batch=0) for the 2 stages")
+    assert said.read_text().count("\n") == 1 and "set train.micro_batch=4" in said.read_text()
+
+
 @pytest.mark.parametrize(
     ("more", "ranks", "message"),
     [

@@ -1,0 +1,208 @@
+"""What processes send each other in a step, by link: bytes for the process that sends most."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from sleeptrain.config.schema import Config
+from sleeptrain.parallel.stages import Stages
+from sleeptrain.plan.parameters import WIDE, Held, partition_size, role_groups
+from sleeptrain.plan.update import muon_exchange
+from sleeptrain.plan.workload import Extent, Workload, reruns
+from sleeptrain.sleep.rounds import Round
+
+# What a collective of b bytes makes each of n processes send, in a ring: b times this many (n - 1) / n.
+RING_PASSES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}
+Payload = Counter[str]  # bytes by collective: what is reduced, the whole that is gathered, the whole that is scattered
+
+
+def sent_bytes(payload: Payload, size: int) -> float:
+    """What each of `size` processes sends."""
+    return sum(RING_PASSES[kind] * b for kind, b in payload.items()) * (size - 1) / size
+
+
+@dataclass(frozen=True)
+class TensorTraffic:
+    """Of the tensor ranks of one stage in a step: forward, what is run again to save memory, backward."""
+
+    forward: Payload
+    recompute: Payload
+    backward: Payload
+
+    @property
+    def total(self) -> Payload:
+        return self.forward + self.recompute + self.backward
+
+
+def tensor_traffic(config: Config, workload: Workload, stages: Stages, stage: int) -> TensorTraffic:
+    """Empty with one tensor rank."""
+    forward, recompute, backward = Payload(), Payload(), Payload()
+    if config.parallel.tensor == 1:
+        return TensorTraffic(forward, recompute, backward)
+    counts = _TensorCounts(config, workload, stages, stage)
+    for r in workload.rounds:
+        forward += counts.forward(r)
+    for r, extent in reruns(config, workload):
+        if extent is Extent.BLOCKS:
+            recompute += counts.blocks(r) - counts.ends_of_blocks(r)
+        else:
+            recompute += counts.forward(r) - (counts.last(r) if extent is Extent.KEPT else Payload())
+    trained = workload.trained(config.parallel.pipeline)
+    for r in trained:
+        backward += counts.backward(r)
+    # Where a stage runs rounds one by one each has a backward of its own, else one goes through all of a stretch.
+    together = [[r] for r in trained] if config.parallel.pipeline > 1 else workload.stretches
+    for rounds in together:
+        backward["all_reduce"] += counts.summed_gradients([r for r in rounds if r in trained])
+    m = workload.num_micros
+    return TensorTraffic(_times(forward, m), _times(recompute, m), _times(backward, m))
+
+
+class _TensorCounts:
+    """The payloads of one round on one stage."""
+
+    def __init__(self, config: Config, workload: Workload, stages: Stages, stage: int):
+        self.config, self.workload, self.stages, self.stage = config, workload, stages, stage
+        self.layers = range(*stages.bounds[stage : stage + 2])
+        self.sequence, self.size = config.parallel.sequence, config.parallel.tensor
+        self.narrow = 2 if config.train.precision == "bf16" else WIDE
+
+    def forward(self, r: Round) -> Payload:
+        found, D = self.blocks(r), self.config.model.dim
+        if r.is_wake and self.stage == 0:
+            found["all_reduce"] += self._tokens(r) * D * WIDE  # embeddings, of which each rank has a part
+        if self.sequence:
+            unread = any(only for _, only in self._own(r))  # features that nobody reads are not put together
+            found["all_gather"] += (self._sections(r) - unread) * self._tokens(r) * D * WIDE
+        if r.loss and self.layers.stop == len(self.config.model.layers):
+            found["all_reduce"] += 3 * WIDE * self.workload.targets_of(r)  # maxima, own logits, sums
+        return found
+
+    def blocks(self, r: Round) -> Payload:
+        return sum((self._block(kind, r, only) for kind, only in self._own(r)), Payload())
+
+    def ends_of_blocks(self, r: Round) -> Payload:
+        """The sums that end blocks: nothing behind them is kept, so a checkpointed block is not run to there again."""
+        return _times(self._leave(r), sum(not only for _, only in self._own(r)))
+
+    def last(self, r: Round) -> Payload:
+        """The same of a checkpointed round; one with a loss is run to its end."""
+        if r.loss or not (own := list(self._own(r))) or own[-1][1]:
+            return Payload()
+        gathered = Payload(all_gather=self._tokens(r) * self.config.model.dim * WIDE) if self.sequence else Payload()
+        return self._leave(r) + gathered
+
+    def backward(self, r: Round) -> Payload:
+        found, D = Payload(), self.config.model.dim
+        for kind, only in self._own(r):
+            found += self._block_backward(kind, r, only)
+        if self.sequence:  # of the tokens that are split where a stretch of blocks begins
+            found["all_gather"] += self._sections(r) * self._tokens(r) * D * WIDE
+        if r.loss and self.layers.stop == len(self.config.model.layers):
+            found["all_reduce"] += self.workload.targets_of(r) * D * WIDE
+        return found
+
+    def _own(self, r: Round) -> Iterator[tuple[str, bool]]:
+        """(mixer, whether only its state counts) of each block that the round runs here."""
+        planned = self.workload.layers_of(r, self.config)
+        for i in self.layers:
+            if i in planned:
+                yield self.config.model.layers[i], r.state_only and i == planned.stop - 1
+
+    def _sections(self, r: Round) -> int:
+        """Prelude, core and coda are entered and left one by one."""
+        planned, (first, last) = self.workload.layers_of(r, self.config), self.stages.core
+        count = 0
+        for begin, end in ((0, first), (first, last), (last, len(self.config.model.layers))):
+            low, high = max(begin, planned.start, self.layers.start), min(end, planned.stop, self.layers.stop)
+            count += low < high
+        return count
+
+    def _block(self, kind: str, r: Round, state_only: bool) -> Payload:
+        found = self._shared(kind, r)
+        if kind == "mamba2" and not state_only:
+            found["all_reduce"] += WIDE * self._tokens(r)  # the squares of its norm
+        for _ in range(1 if state_only else 2):
+            if self.sequence:
+                found["all_gather"] += self._tokens(r) * self.config.model.dim * WIDE
+        if not state_only:
+            found += _times(self._leave(r), 2)
+        return found
+
+    def _leave(self, r: Round) -> Payload:
+        size = self._tokens(r) * self.config.model.dim * self.narrow
+        return Payload(reduce_scatter=size) if self.sequence else Payload(all_reduce=size)
+
+    def _block_backward(self, kind: str, r: Round, state_only: bool) -> Payload:
+        whole, found = self._tokens(r) * self.config.model.dim, Payload()
+        for collective, size in self._shared(kind, r).items():
+            found["reduce_scatter" if collective == "all_gather" else collective] += size
+        if kind == "mamba2" and not state_only:
+            found["all_reduce"] += WIDE * self._tokens(r)
+        regions = 1 if state_only else 2
+        found["reduce_scatter" if self.sequence else "all_reduce"] += regions * whole * WIDE
+        if self.sequence and not state_only:
+            found["all_gather"] += 2 * whole * self.narrow
+        return found
+
+    def _shared(self, kind: str, r: Round) -> Payload:
+        """Heads or groups of which there are fewer than ranks are exchanged."""
+        a, m = self.config.model.attention, self.config.model.mamba2
+        if kind == "attention" and a.num_kv_heads % self.size:
+            return Payload(all_gather=2 * self._tokens(r) * a.num_kv_heads * a.head_dim * self.narrow)
+        if kind == "mamba2" and m.num_groups % self.size:
+            return Payload(all_gather=2 * self._tokens(r) * m.num_groups * m.state_dim * self.narrow)
+        return Payload()
+
+    def summed_gradients(self, rounds: Sequence[Round]) -> int:
+        """Bytes of the gradients that are sums over the ranks (`sum_gradient`), in one backward of these rounds."""
+        m = self.config.model
+        heads = {
+            "attention": 2 * m.attention.head_dim * m.attention.qk_norm,
+            "gated_deltanet": m.gated_deltanet.head_v_dim,
+            "mamba2": 0,
+        }
+        read, reached = set[int](), set[int]()
+        for r in rounds:
+            planned = self.workload.layers_of(r, self.config)
+            own = {i for i in self.layers if i in planned}
+            reached |= own
+            read |= own - {planned.stop - 1} if r.state_only else own
+        elements = sum(heads[m.layers[i]] for i in read)
+        return WIDE * (elements + m.dim * (len(reached) + len(read)) * self.sequence)
+
+    def _tokens(self, r: Round) -> int:
+        return len(r.rows) * (r.stop - r.start)
+
+
+def _times(payload: Payload, factor: int) -> Payload:
+    return Payload({kind: size * factor for kind, size in payload.items() if size * factor})
+
+
+@dataclass(frozen=True)
+class DataTraffic:
+    """Of the replicas of one stage in a step. reduce: gradients. gather: weights. exchange: bytes that the process that
+    sends most sends for Muon, matrices to those who work on them and back, tensor ranks included."""
+
+    reduce: Payload
+    gather: Payload
+    exchange: int
+
+
+def data_traffic(config: Config, workload: Workload, held: Sequence[Held]) -> DataTraffic:
+    zero, replicas = config.parallel.zero, workload.replicas
+    total = WIDE * sum(h.numel for h in held)
+    exchange = 0 if replicas * config.parallel.tensor == 1 else WIDE * muon_exchange(config, held, replicas)
+    if replicas == 1:
+        return DataTraffic(Payload(), Payload(), exchange)
+    if zero == 0:
+        return DataTraffic(Payload(all_reduce=total), Payload(), exchange)
+    if zero == 3:
+        cut = WIDE * replicas * sum(-(-h.numel // replicas) for h in held)
+        # Weights that do not stay (`MAX_GATHERED`) are gathered again for the backward, and in each round.
+        return DataTraffic(Payload(reduce_scatter=cut), Payload(all_gather=cut), exchange)
+    padded = WIDE * replicas * sum(partition_size(group, replicas) for group in role_groups(held))
+    reductions = workload.num_micros * len(workload.stretches) if zero == 2 else 1
+    return DataTraffic(Payload(all_reduce=total * reductions), Payload(all_gather=padded), exchange)

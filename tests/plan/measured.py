@@ -1,0 +1,171 @@
+"""A real step on gloo ranks, with everything counted that a plan foretells."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils._pytree import tree_leaves
+
+from sleeptrain.config.schema import Config
+from sleeptrain.parallel.launch import join
+from sleeptrain.parallel.mailbox import Mailbox
+from sleeptrain.parallel.sequence import StageSequence
+from sleeptrain.plan.workload import typical_batch
+from sleeptrain.sleep.curriculum import stage_shape
+from sleeptrain.train.engine import build_engine
+
+
+def nbytes(tensors: Iterable[torch.Tensor | None]) -> int:
+    """Of the distinct storages behind the tensors."""
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t is not None}
+    return sum(held.values())
+
+
+def size(t: torch.Tensor) -> int:
+    return t.numel() * t.element_size()
+
+
+# Of each collective what is reduced, the whole that is gathered, the whole that is scattered.
+PAYLOADS: dict[str, tuple[str, Callable[[Any], int]]] = {
+    "all_reduce": ("all_reduce", lambda a: size(a["tensor"])),
+    "all_gather_into_tensor": ("all_gather", lambda a: size(a["output_tensor"])),
+    "all_gather": ("all_gather", lambda a: sum(map(size, a["tensor_list"]))),
+    "reduce_scatter_tensor": ("reduce_scatter", lambda a: size(a["input"])),
+}
+
+
+@contextmanager
+def counted(payload: Counter[str], group: dist.ProcessGroup) -> Iterator[None]:
+    """Counts collectives of this group, and all that all-to-alls send to others."""
+    from megatron.core.tensor_parallel import mappings
+
+    places = [(dist, name) for name in (*PAYLOADS, "all_to_all_single")]
+    # megatron-core has looked these up before.
+    places += [(mappings, "dist_all_gather_func"), (mappings, "dist_reduce_scatter_func")]
+    originals = [(module, name, getattr(module, name)) for module, name in places]
+
+    def wrap(function: Any) -> Any:
+        name, signature = function.__name__, inspect.signature(function)
+
+        @wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            given = signature.bind(*args, **options).arguments
+            if name == "all_to_all_single":
+                splits = list(given["input_split_sizes"])
+                splits.pop(dist.get_rank(given["group"]))
+                payload["exchange"] += sum(splits) * given["input"].element_size()
+            elif group is not None and given.get("group") is group:
+                kind, measure = PAYLOADS[name]
+                payload[kind] += measure(given)
+            return function(*args, **options)
+
+        return call
+
+    try:
+        for module, name, function in originals:
+            setattr(module, name, wrap(function))
+        yield
+    finally:
+        for module, name, function in originals:
+            setattr(module, name, function)
+
+
+class Watch:
+    """What stage sequences hold, and what mailboxes send, at any moment of a step."""
+
+    def __init__(self, monkey: Any):
+        self.sequences: list[StageSequence] = []
+        self.peak, self.sent = 0, Counter[int]()
+        made, forward, backward, send = (
+            StageSequence.__init__,
+            StageSequence.forward,
+            StageSequence.backward,
+            Mailbox.send,
+        )
+
+        def init(sequence: StageSequence, *args: Any, **options: Any) -> None:
+            made(sequence, *args, **options)
+            self.sequences.append(sequence)
+
+        def watched(function: Any) -> Any:
+            def call(*args: Any, **options: Any) -> Any:
+                result = function(*args, **options)
+                self.peak = max(self.peak, nbytes(self._held()))
+                return result
+
+            return call
+
+        def sends(mailbox: Mailbox, message: torch.Tensor, peer: int) -> None:
+            self.sent[peer] += size(message)
+            send(mailbox, message, peer)
+
+        monkey.setattr(StageSequence, "__init__", init)
+        monkey.setattr(StageSequence, "forward", watched(forward))
+        monkey.setattr(StageSequence, "backward", watched(backward))
+        monkey.setattr(Mailbox, "send", sends)
+
+    def _held(self) -> Iterator[torch.Tensor]:
+        for sequence in self.sequences:
+            boundary = () if sequence._boundary is None else (sequence._boundary[1],)
+            yield from (t for t in tree_leaves((sequence.state, boundary)) if isinstance(t, torch.Tensor))
+            for kept in sequence._kept.values():
+                yield from (part.features_RLD for part in kept.entry)
+                states = (kept.state, kept.boundary_state)
+                yield from (t for t in tree_leaves(states) if isinstance(t, torch.Tensor))
+
+
+def measure(config: Config, monkey: Any) -> dict[str, Any]:
+    """One of several ranks: its second step, which begins with the memory of the first."""
+    world = join(config)
+    engine = build_engine(config, world)
+    zero, shape = engine._zero, stage_shape(config, 0)
+    batch = typical_batch(config, shape.batch // world.mesh.data.size)
+    carried = None
+    if bool(batch.continues_B.any()):
+        carried = engine.forward_backward(batch, shape, None).state
+        engine.step(1.0)
+    watch, tensor, data = Watch(monkey), Counter[str](), Counter[str]()
+    with counted(tensor, world.mesh.tensor.group), counted(data, world.mesh.data.group):
+        result = engine.forward_backward(batch, shape, carried)
+    gradients = nbytes(_gradients(zero))
+    with counted(data, world.mesh.data.group):
+        engine.step(1.0)
+    optimizer = zero.optimizer
+    masters = [t for p in optimizer.partitions for t in p.tensors]
+    return {
+        "stage": world.mesh.pipeline.rank,
+        "weights": _weights(zero),
+        "master": 0 if zero.zero == 0 else nbytes(masters),
+        "gradients": gradients,
+        "optimizer": nbytes(t for s in optimizer.state.values() for t in s.values() if t.dim()),
+        "flops": result.flops * world.size,
+        "rounds": result.num_rounds,
+        "tensor": dict(tensor),
+        "reduce": data["all_reduce"],
+        "exchange": data["exchange"],
+        "boundary": watch.peak,
+        "sent": dict(watch.sent),
+    }
+
+
+def _weights(zero: Any) -> int:
+    """As the model computes with them; under ZeRO-3 the parts that are kept, and the gathered whole."""
+    parameters = list(zero.parameters.values())
+    parts = nbytes(p.ds_tensor for p in parameters) if zero.zero == 3 else 0
+    return parts + nbytes(parameters) if zero.zero < 3 else parts + sum(4 * p.ds_numel for p in parameters)
+
+
+def _gradients(zero: Any) -> list[torch.Tensor | None]:
+    wrapped = zero.deepspeed_engine.optimizer
+    if zero.zero == 2:
+        return [t for tensors in wrapped.all_grad_tensors.values() for t in tensors]
+    if zero.zero == 3:
+        return [t for tensors in wrapped.averaged_gradients.values() for t in tensors]
+    return [p.grad for p in zero.parameters.values()]

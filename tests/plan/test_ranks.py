@@ -1,0 +1,112 @@
+"""What a plan foretells is what real ranks hold and send."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import pytest
+
+from sleeptrain.config.compose import compose
+from sleeptrain.config.schema import Config
+from sleeptrain.plan.layout import make_plan
+from tests.parallel.processes import run_ranks
+from tests.plan.measured import measure
+
+MODEL = (
+    "run.name=r",
+    "model.layers=[gated_deltanet,attention,mamba2,gated_deltanet]",
+    "model.dim=16",
+    "model.ffn_dim=24",
+    "model.attention.head_dim=8",
+    "train.device=cpu",
+    "train.tokens=4000",
+    "sleep.passes=3",
+    "model.vocab_size=17",
+)
+RULE110 = ("experiment=rule110", "data.rule110.width=6", "data.rule110.steps=2", "data.batch=8")
+TEXT = (
+    "experiment=stdlib",
+    "sleep.curriculum=[]",
+    "optim.warmup_fraction=0",
+    "data.batch=4",
+    "data.sequence=40",
+    "sleep.window=16",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> Iterator[None]:
+    """Workers are forks: what they import is imported once, here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        pytest.importorskip("megatron.core")
+        pytest.importorskip("deepspeed")
+        yield
+
+
+def layout(tensor: int, pipeline: int, data: int, zero: int) -> tuple[list[str], int]:
+    parallel = [f"parallel.tensor={tensor}", f"parallel.pipeline={pipeline}", f"parallel.zero={zero}"]
+    return parallel, tensor * pipeline * data
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize(
+    ("tensor", "pipeline", "data", "zero", "more"),
+    [
+        (2, 1, 1, 1, ()),
+        (2, 1, 1, 1, ("sleep.recompute=block", "train.micro_batch=4", "sleep.core=[1,3]")),
+        (2, 1, 1, 1, ("sleep.recompute=window", "train.precision=bf16")),
+        (1, 2, 1, 1, ("train.micro_batch=2",)),
+        (2, 2, 1, 1, ("train.micro_batch=2", "sleep.core=[0,2]")),
+        (1, 2, 2, 1, ("train.micro_batch=1", "model.tie_embeddings=false", "sleep.feedback=none")),
+        (1, 1, 2, 0, ()),
+        (1, 1, 2, 1, ("train.micro_batch=2",)),
+        (1, 1, 3, 2, ("train.micro_batch=1", "data.batch=6")),
+        (1, 1, 2, 3, ()),
+        (2, 1, 2, 3, ()),
+    ],
+)
+def test_a_plan_is_what_ranks_do(tensor: int, pipeline: int, data: int, zero: int, more: tuple[str, ...]) -> None:
+    parallel, ranks = layout(tensor, pipeline, data, zero)
+    check(compose([*RULE110, *MODEL, *parallel, *more]), ranks)
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize(
+    ("tensor", "pipeline", "more"),
+    [
+        (2, 1, ("parallel.sequence=true", "sleep.recompute=pass", "sleep.core=[1,3]")),
+        (1, 2, ("train.micro_batch=1",)),
+        (1, 2, ("train.micro_batch=2", "sleep.bptt_windows=1")),
+        (2, 1, ("train.micro_batch=2", "sleep.bptt_windows=1")),
+        (2, 2, ("train.micro_batch=2", "parallel.sequence=true")),
+    ],
+)
+def test_rows_that_go_on(tensor: int, pipeline: int, more: tuple[str, ...]) -> None:
+    """Memory is carried into the step, and sleep behind the last loss is not trained."""
+    parallel, ranks = layout(tensor, pipeline, 1, 1)
+    check(compose([*TEXT, *MODEL, *parallel, *more]), ranks)
+
+
+def check(config: Config, ranks: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        found = run_ranks(measure, ranks, config, patch, timeout=100)
+    plan = make_plan(config, ranks, None, 0.4)
+    [step], zero = plan.steps, config.parallel.zero
+    for stage, memory in enumerate(step.memory):
+        ours = [rank for rank in found if rank["stage"] == stage]
+        for kind in ("weights", "master", "gradients", "optimizer"):
+            assert asdict(memory)[kind] == max(rank[kind] for rank in ours), f"{kind} of stage {stage}"
+        if config.parallel.pipeline > 1:
+            assert memory.boundary == ours[0]["boundary"]
+            sent = {b: n for (a, b), n in step.pipeline.items() if a == stage}
+            assert sent == ours[0]["sent"]
+        if config.parallel.tensor > 1:
+            assert dict(step.tensor[stage].total) == ours[0]["tensor"]
+        if plan.replicas > 1:
+            assert step.data[stage].exchange == max(rank["exchange"] for rank in ours)
+            if zero < 3:  # DeepSpeed's norms and the alignment of its buckets are a few bytes more
+                assert ours[0]["reduce"] == pytest.approx(step.data[stage].reduce["all_reduce"], rel=1e-3, abs=64)
+    assert step.flops == found[0]["flops"]
+    assert step.workload.num_rounds == found[0]["rounds"]
