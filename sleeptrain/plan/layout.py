@@ -101,7 +101,7 @@ def _step_plan(
     efficiency: float,
 ) -> StepPlan:
     ranks = range(config.parallel.pipeline)
-    memory = tuple(stage_memory(config, workload, held[s], made, s, processes, gpu is not None) for s in ranks)
+    memory = tuple(stage_memory(config, workload, held[s], made, s, gpu is not None) for s in ranks)
     tensor = tuple(tensor_traffic(config, workload, made.stages, s) for s in ranks)
     data = tuple(data_traffic(config, workload, held[s]) for s in ranks)
     flops, again = workload.flops(config), workload.recompute_flops(config)

@@ -204,5 +204,6 @@ def data_traffic(config: Config, workload: Workload, held: Sequence[Held]) -> Da
         # Weights that do not stay (`MAX_GATHERED`) are gathered again for the backward, and in each round.
         return DataTraffic(Payload(reduce_scatter=cut), Payload(all_gather=cut), exchange)
     padded = WIDE * replicas * sum(partition_size(group, replicas) for group in role_groups(held))
-    reductions = workload.num_micros * len(workload.stretches) if zero == 2 else 1
+    each_backward = zero == 2 and config.parallel.pipeline == 1
+    reductions = workload.num_micros * len(workload.stretches) if each_backward else 1
     return DataTraffic(Payload(all_reduce=total * reductions), Payload(all_gather=padded), exchange)

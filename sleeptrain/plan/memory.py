@@ -39,12 +39,14 @@ class StageMemory:
 
 
 def stage_memory(
-    config: Config, workload: Workload, held: Sequence[Held], plan: Schedule, stage: int, processes: int, kernels: bool
+    config: Config, workload: Workload, held: Sequence[Held], plan: Schedule, stage: int, kernels: bool
 ) -> StageMemory:
     """plan: of the replica's step; with one stage only its stages are read. kernels: as on a GPU."""
     layers = range(*plan.stages.bounds[stage : stage + 2])
     trained = bool(workload.trained(config.parallel.pipeline))
-    state = training_state(held, config.parallel.zero, workload.replicas, processes)
+    state = training_state(
+        held, config.parallel.zero, (config.parallel.tensor, config.parallel.pipeline, workload.replicas)
+    )
     counts = Activations.of(config, kernels)
     model = local_config(config.model, config.parallel.tensor)
     carried = [carried_bytes(config, workload, model, kind) * workload.rows for kind in model.layers]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 
 import torch
 
 from sleeptrain.config.schema import Config
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.parallel.sharding import ModelSharding
-from sleeptrain.train.optim import STATE, ParameterRole
+from sleeptrain.train.optim import KINDS, STATE, ParameterRole
 from sleeptrain.train.roles import parameter_roles
 
 WIDE = 4  # bytes of an element: weights, gradients and optimizer state are fp32 (`sleeptrain.parallel.zero`)
@@ -71,10 +72,11 @@ class TrainingState:
         return self.weights + self.master + self.gradients + self.optimizer
 
 
-def training_state(held: Sequence[Held], zero: int, replicas: int, processes: int) -> TrainingState:
-    """Of the fullest replica. One process alone trains without DeepSpeed."""
+def training_state(held: Sequence[Held], zero: int, mesh: tuple[int, int, int]) -> TrainingState:
+    """Of the fullest replica. mesh: tensor ranks, stages, replicas; one process alone trains without DeepSpeed."""
+    _, pipeline, replicas = mesh
     numel = sum(h.numel for h in held)
-    if zero == 0 or processes == 1:
+    if zero == 0 or prod(mesh) == 1:
         return TrainingState(WIDE * numel, 0, WIDE * numel, WIDE * sum(h.numel * _averages(h.role) for h in held))
     groups = list(role_groups(held))
     if zero == 3:
@@ -85,18 +87,17 @@ def training_state(held: Sequence[Held], zero: int, replicas: int, processes: in
     parts = [partition_size(group, replicas) for group in groups]
     optimizer = sum(part * _averages(group[0].role) for part, group in zip(parts, groups, strict=True))
     gradients = numel
-    if zero == 2:  # of each parameter of which it updates a part, whole
+    if zero == 2 and pipeline == 1:  # of each parameter of which it updates a part, whole
         reached = [[sum(h.numel for h, _ in reach) for reach in overlaps(group, replicas)] for group in groups]
         gradients = max(map(sum, zip(*reached, strict=True)))
     return TrainingState(WIDE * sum(parts) * replicas, WIDE * sum(parts), WIDE * gradients, WIDE * optimizer)
 
 
 def role_groups(held: Sequence[Held]) -> Iterator[list[Held]]:
-    """The optimizer's groups: parameters of one kind and weight decay lie in one flat tensor."""
-    for kind in STATE:
-        for decay in (True, False):
-            if group := [h for h in held if (h.role.kind, h.role.decay) == (kind, decay)]:
-                yield group
+    """The optimizer's groups: parameters of one kind lie in one flat tensor."""
+    for kind in KINDS:
+        if group := [h for h in held if h.role.kind == kind]:
+            yield group
 
 
 def partition_size(group: Sequence[Held], replicas: int) -> int:

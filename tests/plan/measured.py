@@ -20,6 +20,7 @@ from sleeptrain.parallel.sequence import StageSequence
 from sleeptrain.plan.workload import typical_batch
 from sleeptrain.sleep.curriculum import stage_shape
 from sleeptrain.train.engine import build_engine
+from sleeptrain.watch.whereabouts import Whereabouts
 
 
 def nbytes(tensors: Iterable[torch.Tensor | None]) -> int:
@@ -124,17 +125,25 @@ class Watch:
 def measure(config: Config, monkey: Any) -> dict[str, Any]:
     """One of several ranks: its second step, which begins with the memory of the first."""
     world = join(config)
-    engine = build_engine(config, world)
+    engine = build_engine(config, world, Whereabouts())
     zero, shape = engine._zero, stage_shape(config, 0)
     batch = typical_batch(config, shape.batch // world.mesh.data.size)
     carried = None
     if bool(batch.continues_B.any()):
         carried = engine.forward_backward(batch, shape, None).state
         engine.step(1.0)
+    whole, complete = [0], engine._complete_gradients
+
+    def completed() -> None:
+        """Where gradients are summed once, at the end of a step, they are whole until then."""
+        complete()
+        whole.append(nbytes(p.grad for p in zero.parameters.values()))
+
+    monkey.setattr(engine, "_complete_gradients", completed)
     watch, tensor, data = Watch(monkey), Counter[str](), Counter[str]()
     with counted(tensor, world.mesh.tensor.group), counted(data, world.mesh.data.group):
         result = engine.forward_backward(batch, shape, carried)
-    gradients = nbytes(_gradients(zero))
+    gradients = max(*whole, nbytes(_gradients(zero)))
     with counted(data, world.mesh.data.group):
         engine.step(1.0)
     optimizer = zero.optimizer
@@ -165,7 +174,7 @@ def _weights(zero: Any) -> int:
 def _gradients(zero: Any) -> list[torch.Tensor | None]:
     wrapped = zero.deepspeed_engine.optimizer
     if zero.zero == 2:
-        return [t for tensors in wrapped.all_grad_tensors.values() for t in tensors]
+        return [t for tensors in wrapped.all_grad_tensors.values() for t in tensors or ()]
     if zero.zero == 3:
         return [t for tensors in wrapped.averaged_gradients.values() for t in tensors]
     return [p.grad for p in zero.parameters.values()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 
 import pytest
@@ -35,14 +34,7 @@ TEXT = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def imported() -> Iterator[None]:
-    """Workers are forks: what they import is imported once, here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DS_ACCELERATOR", "cpu")
-        pytest.importorskip("megatron.core")
-        pytest.importorskip("deepspeed")
-        yield
+pytestmark = pytest.mark.usefixtures("imported")
 
 
 def layout(tensor: int, pipeline: int, data: int, zero: int) -> tuple[list[str], int]:
@@ -60,6 +52,7 @@ def layout(tensor: int, pipeline: int, data: int, zero: int) -> tuple[list[str],
         (1, 2, 1, 1, ("train.micro_batch=2",)),
         (2, 2, 1, 1, ("train.micro_batch=2", "sleep.core=[0,2]")),
         (1, 2, 2, 1, ("train.micro_batch=1", "model.tie_embeddings=false", "sleep.feedback=none")),
+        (1, 2, 2, 2, ("train.micro_batch=1",)),
         (1, 1, 2, 0, ()),
         (1, 1, 2, 1, ("train.micro_batch=2",)),
         (1, 1, 3, 2, ("train.micro_batch=1", "data.batch=6")),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,14 +19,7 @@ HASTE = ("health.lost_after=3", "health.stall_after=4", "health.timeout=40")
 STEPS = 5
 
 
-@pytest.fixture(scope="module", autouse=True)
-def imported() -> Iterator[None]:
-    """Workers are forks: what they import is imported once, here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DS_ACCELERATOR", "cpu")
-        pytest.importorskip("megatron.core")
-        pytest.importorskip("deepspeed")
-        yield
+pytestmark = pytest.mark.usefixtures("imported")
 
 
 def config_of(folder: Path, *more: str) -> Config:
