@@ -2,12 +2,13 @@
 `sleeptrain data`, with its own.
 
 Exit codes: 0 done, 2 a mistake that the user can mend (one line on stderr), 1 anything else (one line where a number
-is not finite, else a traceback), 130 Ctrl-C; a job's own code is passed on.
+is not finite, else a traceback), 130 Ctrl-C, 141 a closed pipe; a job's own code is passed on.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from argparse import ArgumentError, ArgumentParser, Namespace
@@ -95,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        return _reader_has_gone()
 
 
 def _ask_data(arguments: list[str]) -> int:
@@ -112,6 +115,12 @@ def _help() -> str:
     lines += [f"  {'data':<8}{DATA_SUMMARY}"]
     lines += ["", "-m runs all combinations of comma-separated values; `sleeptrain COMMAND --help` lists the settings."]
     return "\n".join(lines)
+
+
+def _reader_has_gone() -> int:
+    """Of what is printed, such as `head`: no failure of ours. Else the interpreter complains at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def _fail(error: Exception) -> int:
@@ -208,6 +217,8 @@ def _run_job(command: Command, composed: DictConfig, options: Namespace) -> int:
     except NonFiniteError as error:
         _fail(error)
         return 1
+    except BrokenPipeError:
+        return _reader_has_gone()
     except Exception:
         traceback.print_exc()
         return 1
