@@ -23,8 +23,8 @@ from sleeptrain.parallel.layout_check import check_layout
 from sleeptrain.parallel.mesh import Mesh
 from sleeptrain.parallel.world import World
 
-# How long a process waits for another one: the leading one writes checkpoints meanwhile.
-TIMEOUT = timedelta(minutes=30)
+# How long a process waits for another one, and for another's part of a checkpoint on slow storage.
+TIMEOUT, SAVING_TIMEOUT = timedelta(minutes=30), timedelta(hours=6)
 PACKAGES = {"megatron.core": "megatron-core", "deepspeed": "deepspeed"}
 
 
@@ -80,7 +80,8 @@ def join(config: Config) -> World:
         _initialise(place, device)
     mesh = Mesh.build(config.parallel.tensor, config.parallel.pipeline)
     control = dist.new_group(backend="gloo", timeout=TIMEOUT)
-    return World(mesh, device, place.rank, place.size, control, opened)
+    saving = dist.new_group(backend="gloo", timeout=SAVING_TIMEOUT)
+    return World(mesh, device, place.rank, place.size, control, saving, opened)
 
 
 def shared_reading(source: Source, world: World) -> Source | SharedReading:

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 from sleeptrain.config.schema import Config
-from sleeptrain.errors import ConfigError, NonFiniteError, UserError
+from sleeptrain.errors import CheckpointError, ConfigError, NonFiniteError, UserError
 from sleeptrain.train.stop import Stopped, StopRequest
 
 # How long the others may go on after one worker has failed: long enough to report errors of their own.
@@ -161,7 +161,7 @@ def _work(config: Config, rank: int, size: int, port: int, report: Connection) -
         code = train(config)
     except Stopped:
         pass
-    except (UserError, NonFiniteError) as error:
+    except (UserError, NonFiniteError, CheckpointError) as error:
         code, text = 2 if isinstance(error, UserError) else 1, f"sleeptrain: {' '.join(str(error).split())}"
     except BaseException:
         code, text = 1, traceback.format_exc()

@@ -20,7 +20,8 @@ def train(config: Config) -> int:
     """Trains until `train.tokens` are seen or a signal asks to stop; the same call goes on from where it stopped.
 
     Returns the exit code 0. Raises Stopped after a signal, once everything is saved; ConfigError and DataError before
-    anything is written; NonFiniteError when a loss or gradient is not finite and `train.nonfinite=stop`.
+    anything is written; NonFiniteError when a loss or gradient is not finite and `train.nonfinite=stop`;
+    CheckpointError where the last checkpoint could not be written.
     """
     with StopRequest() as stop:
         run = Run(config).open()
@@ -41,15 +42,20 @@ def train(config: Config) -> int:
                 if run.done or due(run, config.train.eval_every):
                     run.log({"eval": evaluation(run, shape)})
                     pace.restart()
-                if run.done or due(run, config.train.checkpoint_every):
+                if run.done or due(run, config.checkpoint.every):
                     run.save()
             if not run.done:
                 run.save()
+            run.saver.finish()
+            if not run.done:
                 run.message(
                     f"{stop.signal_name or 'a signal elsewhere'}: saved at step {run.step}; the same command goes on"
                 )
                 raise Stopped(0)
             run.world.close()
+        except Exception:
+            run.saver.wait()  # a checkpoint under way is worth it, whatever has happened since
+            raise
         finally:
             run.close()
     return 0
@@ -79,6 +85,7 @@ def step_record(run: Run, shape: StepShape, result: StepResult, norm: float, sca
         "window": shape.window,
         "batch": shape.batch,
         "skipped": run.skipped,
+        "failed_saves": run.saver.failures,
         "data": run.source.report(),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 
+from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config.compose import compose
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.errors import ConfigError
 from sleeptrain.tasks.rule110 import Rule110Source
 from sleeptrain.train import trainer
-from sleeptrain.train.checkpoint import checkpoints, load_checkpoint
 from sleeptrain.train.metrics import read_metrics
 from sleeptrain.train.run import Run
+from tests.checkpoint.contents import contents
 from tests.parallel.processes import run_ranks
 from tests.train.conftest import tiny_shards
 
@@ -64,8 +66,8 @@ def settings(folder: Path, *more: str) -> list[str]:
         "train.log_every=1",
         "train.eval_every=0",
         "train.eval_batches=2",
-        "train.checkpoint_every=1",
-        "train.keep_checkpoints=100",
+        "checkpoint.every=1",
+        "checkpoint.keep=100",
         "wandb.mode=disabled",
         *more,
     ]
@@ -89,7 +91,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def saved(folder: Path, index: int = -1) -> dict[str, Any]:
-    return load_checkpoint(checkpoints(folder / "r" / "checkpoints")[index])
+    return contents(checkpoints(folder / "r" / "checkpoints")[index])
 
 
 def flat(tree: Any, path: str = "") -> dict[str, Any]:
@@ -215,7 +217,7 @@ def test_a_run_goes_on_under_another_layout(
 ) -> None:
     """(tensor, pipeline, data) before and after; the run is cut back to its second step between them."""
     train(tmp_path, *text(tiny_shards), *layout(*before[:2], 1), ranks=math.prod(before))
-    checkpoints(tmp_path / "r" / "checkpoints")[-1].unlink()
+    shutil.rmtree(checkpoints(tmp_path / "r" / "checkpoints")[-1])
     train(tmp_path, *text(tiny_shards), *layout(*after[:2], 1), ranks=math.prod(after))
     assert_same(tmp_path, one_process_on_text)
 
