@@ -174,10 +174,7 @@ def test_parameters_that_zero_steps_together_must_have_done_the_same_steps() -> 
 
     def run() -> str:
         with pytest.raises(DataError) as caught:
-            load(
-                cases.engine_for(cases.small_model(9), 1),
-                InMemory(flat({"model": state["model"], "optim": state["optim"]})),
-            )
+            load(cases.engine_for(cases.small_model(9), 1), saved)
         return str(caught.value)
 
     assert all("have done [1.0, 2.0] steps" in message for message in run_ranks(run, 2, timeout=60))
