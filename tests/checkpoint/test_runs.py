@@ -157,6 +157,7 @@ def test_recompute_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
 def test_a_new_run_begins_with_the_weights_of_another(tmp_path: Path) -> None:
     run(tmp_path / "old")
     old = contents(checkpoints(tmp_path / "old" / "r" / "checkpoints")[-1])
+    assert (old["step"], old["tokens"], old["samples"]) == (12, 12 * 8 * 7, 12 * 8)
     run(tmp_path / "new", f"run.init_from={tmp_path / 'old' / 'r'}", "checkpoint.keep=9", "train.seed=5")
     first, *_ = (contents(path) for path in checkpoints(tmp_path / "new" / "r" / "checkpoints"))
     assert all(torch.equal(first["model"][name], tensor) for name, tensor in old["model"].items())
