@@ -57,8 +57,11 @@ def entries(paths: Sequence[Path]) -> Entries:
 def commit(partial: Path, target: Path, tensors: Mapping[str, Any], documents: Mapping[str, bytes]) -> None:
     """Completes a folder of synced tensor files, of which `tensors` are the entries, and puts it in its place.
 
-    A damaged checkpoint of the same step gives way. The pointer `latest` beside it follows last.
+    A damaged checkpoint of the same step gives way. The pointer `latest` beside it follows last. Raises DataError where
+    a file that another process has written is not there.
     """
+    if missing := [name for name in tensors if not (partial / name).is_file()]:
+        raise DataError(f"{missing[0]} was written where this process does not see it: put run.root where all can")
     for name, content in documents.items():
         write_whole(partial / name, content)
     files = {**tensors, **entries([partial / name for name in documents])}

@@ -162,5 +162,6 @@ def _set_steps(engine: ZeroEngine, partition: Partition, steps: Mapping[str, flo
             f"optimizer state does not fit: {', '.join(partition.names)} have done {sorted(found)} steps, but under "
             "ZeRO they are stepped together"
         )
+    (done,) = found
     for tensor in partition.tensors:
-        engine.optimizer.state[tensor]["step"].fill_(found.copy().pop())
+        engine.optimizer.state[tensor]["step"].fill_(done)

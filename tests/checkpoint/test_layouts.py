@@ -56,9 +56,9 @@ def written(tmp_path_factory: pytest.TempPathFactory, tiny_shards: tuple[str, ..
 
     class Runs(dict[int, Path]):
         def __missing__(self, index: int) -> Path:
-            self[index] = folder = tmp_path_factory.mktemp(f"layout{index}")
+            folder = tmp_path_factory.mktemp(f"layout{index}")
             train(folder, *text(tiny_shards), *LAYOUTS[index].settings(), ranks=LAYOUTS[index].size)
-            return folder
+            return self.setdefault(index, folder)
 
     return Runs()
 
@@ -112,7 +112,7 @@ def check_shares(shares: list[dict[str, torch.Tensor]], layout: Layout) -> None:
         assert all(sum(sizes) <= total / per_stage + largest for sizes in stage)
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("pair", COVERING)
 def test_another_layout(
     written: dict[int, Path], tmp_path: Path, tiny_shards: tuple[str, ...], pair: tuple[int, int]
@@ -121,7 +121,7 @@ def test_another_layout(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("pair", LATER)
 def test_every_other_pair_of_layouts(
     written: dict[int, Path], tmp_path: Path, tiny_shards: tuple[str, ...], pair: tuple[int, int]

@@ -85,6 +85,24 @@ def test_a_last_save_that_fails_is_an_error(
     assert [r["step"] for r in records(tmp_path) if "loss" in r] == list(range(1, 13))
 
 
+def test_what_is_being_written_is_not_changed_by_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[str, torch.Tensor] = {}
+    copies: dict[str, torch.Tensor] = {}
+
+    def keep(made: Run) -> None:
+        kept.update(made.engine.own_tensors(made.carried))
+        copies.update({name: tensor.clone() for name, tensor in kept.items()})
+
+    def compare(made: Run) -> None:
+        now = made.engine.own_tensors(made.carried)
+        assert any(not torch.equal(now[name], copies[name]) for name in copies), "the step has changed something"
+        assert all(torch.equal(kept[name], copies[name]) for name in copies)
+
+    at_step(monkeypatch, {3: keep, 4: compare})
+    run(tmp_path)
+    assert kept
+
+
 def test_a_new_run_that_cannot_save_does_not_begin(tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "checkpoints").write_text("a file in the folder's place")

@@ -44,6 +44,16 @@ def test_each_process_writes_what_it_owns_into_files_of_its_own(tmp_path: Path) 
     assert find_damage(tmp_path / "step-00000003") is None
 
 
+def test_processes_that_write_to_different_places_say_so(tmp_path: Path) -> None:
+    def run() -> None:
+        world = together()
+        with pytest.raises(CheckpointError, match=r"shard-00002.* put run\.root where all can"):
+            save(tmp_path / str(world.rank), 3, world)
+
+    run_ranks(run, 2)
+    assert not checkpoints(tmp_path / "0") and not checkpoints(tmp_path / "1")
+
+
 def test_files_are_bounded_since_each_is_put_together_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -200,25 +198,6 @@ def test_a_run_on_text_equals_that_of_one_process(
     parallel = (*layout(tensor, pipeline, zero), *more)
     train(tmp_path, *text(tiny_shards), *parallel, ranks=tensor * pipeline * data)
     assert saved(one_process_on_text)["carried"], "the case needs memory that goes on"
-    assert_same(tmp_path, one_process_on_text)
-
-
-@pytest.mark.timeout(200)
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [((1, 1, 1), (1, 1, 2)), ((1, 2, 2), (2, 1, 1)), ((2, 1, 2), (1, 1, 1)), ((1, 1, 1), (2, 2, 1))],
-)
-def test_a_run_goes_on_under_another_layout(
-    tmp_path: Path,
-    one_process_on_text: Path,
-    tiny_shards: tuple[str, ...],
-    before: tuple[int, int, int],
-    after: tuple[int, int, int],
-) -> None:
-    """(tensor, pipeline, data) before and after; the run is cut back to its second step between them."""
-    train(tmp_path, *text(tiny_shards), *layout(*before[:2], 1), ranks=math.prod(before))
-    shutil.rmtree(checkpoints(tmp_path / "r" / "checkpoints")[-1])
-    train(tmp_path, *text(tiny_shards), *layout(*after[:2], 1), ranks=math.prod(after))
     assert_same(tmp_path, one_process_on_text)
 
 

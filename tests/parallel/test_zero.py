@@ -153,6 +153,7 @@ def test_a_checkpoint_goes_on_in_another_layout(world: int, zero: int) -> None:
 def test_a_checkpoint_of_one_process_is_loaded_and_given_back_exactly() -> None:
     done = cases.single_process(steps=2)
     state = {"model": done["model"], "optim": done["optim"]}
+    state["model"]["norm.weight"][:] = -0.0
 
     def there_and_back() -> dict[str, Any] | None:
         engine = cases.engine_for(cases.small_model(9), 2)
@@ -161,7 +162,7 @@ def test_a_checkpoint_of_one_process_is_loaded_and_given_back_exactly() -> None:
 
     first, second = run_ranks(there_and_back, 2, timeout=60)
     assert second is None
-    assert all(torch.equal(first["model"][n], t) for n, t in state["model"].items())
+    assert all(torch.equal(first["model"][n].view(torch.int32), t.view(torch.int32)) for n, t in state["model"].items())
     for kind, named in state["optim"].items():
         for name, tensors in named.items():
             assert all(torch.equal(first["optim"][kind][name][key], t) for key, t in tensors.items())
