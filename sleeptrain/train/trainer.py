@@ -24,7 +24,8 @@ def train(config: Config) -> int:
     """Trains until `train.tokens` are seen or a signal asks to stop; the same call goes on from where it stopped.
 
     Returns the exit code 0. Raises Stopped after a signal, once everything is saved; ConfigError and DataError before
-    anything is written; NonFiniteError when a loss or gradient is not finite and `train.nonfinite=stop`.
+    anything is written; NonFiniteError when a loss or gradient is not finite and `train.nonfinite=stop`;
+    CheckpointError where the last checkpoint could not be written.
     """
     with StopRequest() as stop:
         world = join(config)
@@ -32,6 +33,9 @@ def train(config: Config) -> int:
             run = Run(config, world, whereabouts).open()
             try:
                 train_steps(run, stop)
+            except Exception:
+                run.saver.wait()  # a checkpoint under way is worth it, whatever has happened since
+                raise
             finally:
                 run.close()
         world.close()
@@ -61,10 +65,13 @@ def train_steps(run: Run, stop: StopRequest) -> None:
         if run.done or due(run, config.train.eval_every):
             run.log({"eval": evaluation(run, shape)})
             pace.restart()
-        if run.done or due(run, config.train.checkpoint_every):
+        if run.done or due(run, config.checkpoint.every):
             run.save()
     if not run.done:
         run.save()
+    run.whereabouts.begin(Phase.SAVING)
+    run.saver.finish()
+    if not run.done:
         run.message(f"{stop.signal_name or 'a signal elsewhere'}: saved at step {run.step}; the same command goes on")
 
 
@@ -94,6 +101,7 @@ def step_record(run: Run, shape: StepShape, result: StepResult, norm: float, sca
         "window": shape.window,
         "batch": shape.batch,
         "skipped": run.skipped,
+        "failed_saves": run.saver.failures,
         "data": run.source.report(),
     }
 

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+from sleeptrain.train.checkpoint import checkpoints
 
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
-from sleeptrain.train.checkpoint import checkpoints
 from sleeptrain.watch.whereabouts import Location, Phase
 from tests.parallel.test_train import settings
 from tests.watch.faults import Fault
