@@ -16,9 +16,10 @@ from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.train.metrics import read_metrics
 from sleeptrain.train.run import Run
 from tests.checkpoint.contents import tensors
-from tests.parallel.test_train import imported, text, tiny_shards, train
+from tests.parallel.test_train import text, train
+from tests.train.conftest import tiny_shards
 
-__all__ = ["imported", "tiny_shards"]  # the fixtures hold here too
+__all__ = ["tiny_shards"]  # the fixture holds here too
 
 
 class Layout(NamedTuple):
