@@ -51,7 +51,7 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def wait_for_steps(folder: Path, process: subprocess.Popen[str]) -> None:
-    path, deadline = folder / "r" / "metrics.jsonl", time.monotonic() + 60
+    path, deadline = folder / "r" / "metrics.jsonl", time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None:
         if path.exists() and path.read_text().count("\n") >= 2:
             return

@@ -96,7 +96,7 @@ def test_torchrun(tmp_path: Path, rank: int) -> None:
         _, said = process.communicate(timeout=60)
         assert process.returncode != 0
         lost = re.findall(r"sleeptrain: rank (\d) was lost at (.*) \(last heard of \d+ s ago\)", said)
-        assert lost == [(str(rank), str(PLACE))], said
+        assert set(lost) == {(str(rank), str(PLACE))}, said  # told twice where the store is slow to say who was first
         ends = re.findall(r"sleeptrain: rank (\d) ends at step 3, ", said)
         assert sorted(ends) == [str(r) for r in range(4) if r != rank], said
         assert not any(one.is_running() for one in ranks)
