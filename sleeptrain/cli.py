@@ -1,8 +1,8 @@
 """The console command: `sleeptrain train` and `sleeptrain plan`, with hydra's command line behind each, and
 `sleeptrain data`, with its own.
 
-Exit codes: 0 done, 2 a mistake that the user can mend (one line on stderr), 1 anything else (one line where a number
-is not finite, else a traceback), 130 Ctrl-C; a job's own code is passed on.
+Exit codes: 0 done, 2 a mistake that the user can mend (one line on stderr), 1 anything else (one line where a run
+ends itself because of its numbers, else a traceback), 130 Ctrl-C; a job's own code is passed on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from sleeptrain.config.schema import Config
 from sleeptrain.config.suggest import setting_names, suggest
-from sleeptrain.errors import ConfigError, NonFiniteError, UserError
+from sleeptrain.errors import ConfigError, HealthError, UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -205,7 +205,7 @@ def _run_job(command: Command, composed: DictConfig, options: Namespace) -> int:
         return command.run(compose.resolve_job(composed), options)
     except UserError as error:
         return _fail(error)
-    except NonFiniteError as error:
+    except HealthError as error:
         _fail(error)
         return 1
     except Exception:

@@ -193,11 +193,15 @@ class ParallelConfig:
 
 @dataclass
 class HealthConfig:
-    """When a run takes one of its processes for lost or stuck, and ends. Seconds."""
+    """When a run takes one of its processes for lost or stuck, and what it measures of itself."""
 
-    lost_after: int = 30  # without a sign of life
-    stall_after: int = 600  # without progress; 0: never
-    timeout: int = 1800  # an operation between processes, and phases that show no progress such as saving
+    lost_after: int = 30  # seconds without a sign of life
+    stall_after: int = 600  # seconds without progress; 0: never
+    timeout: int = 1800  # seconds of an operation between processes, and of phases that show no progress such as saving
+    norms_every: int = 100  # steps between records of the sizes of memory and features; 0: never
+    compare_every: int = 100  # steps between comparisons of the replicas' weights; 0: never
+    probe_every: int = 100  # steps between comparisons of the processes' speed; 0: never
+    slow_factor: float = 1.5  # a process that takes so many times as long as the median is named
 
 
 @dataclass

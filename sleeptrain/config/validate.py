@@ -70,6 +70,10 @@ AT_LEAST: dict[str, int] = {
     "health.lost_after": 3,  # beats come every second
     "health.stall_after": 0,
     "health.timeout": 1,
+    "health.norms_every": 0,
+    "health.compare_every": 0,
+    "health.probe_every": 0,
+    "health.slow_factor": 1,
     "parallel.tensor": 1,
     "parallel.pipeline": 1,
     "parallel.zero": 0,

@@ -10,13 +10,13 @@ import torch
 
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import Batch
+from sleeptrain.health.nonfinite import locate_nonfinite
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.parallel.world import World
 from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.sleep.loop import LoopSettings, ReadLogits, run_rounds
+from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits, run_rounds
 from sleeptrain.sleep.rounds import Round
-from sleeptrain.train.health import locate_nonfinite
 from sleeptrain.train.optim import Optimizers
 from sleeptrain.train.roles import parameter_roles
 from sleeptrain.train.step import StepResult, forward_backward
@@ -28,8 +28,13 @@ class Engine(Protocol):
 
     model: Hybrid
 
-    def forward_backward(self, batch: Batch, shape: StepShape, carried: FastWeights | None) -> StepResult:
-        """The gradient of the mean loss over the step's rows in all replicas; batch, carried: of this one's rows."""
+    def forward_backward(
+        self, batch: Batch, shape: StepShape, carried: FastWeights | None, on_features: OnFeatures | None = None
+    ) -> StepResult:
+        """The gradient of the mean loss over the step's rows in all replicas; batch, carried: of this one's rows.
+
+        on_features: shown what the core leaves in each round, where it is held (`LoopSettings`).
+        """
 
     def step(self, scale: float) -> float:
         """Clips, and updates at `scale` times the peak rates. Returns the norm; nothing changes if it is not finite."""
@@ -65,9 +70,13 @@ class WholeModel:
         self.model.to(device)
         self.optim = Optimizers(parameter_roles(self.model), dict(self.model.named_parameters()), config.optim)
 
-    def forward_backward(self, batch: Batch, shape: StepShape, carried: FastWeights | None) -> StepResult:
+    def forward_backward(
+        self, batch: Batch, shape: StepShape, carried: FastWeights | None, on_features: OnFeatures | None = None
+    ) -> StepResult:
         self.optim.zero_grad()
-        return forward_backward(self.model, batch, shape, self._config, carried, whereabouts=self._whereabouts)
+        return forward_backward(
+            self.model, batch, shape, self._config, carried, whereabouts=self._whereabouts, on_features=on_features
+        )
 
     def step(self, scale: float) -> float:
         norm = self.optim.clip(self._config.optim.clip_norm)

@@ -16,6 +16,7 @@ class Phase(StrEnum):
     FORWARD = "forward"
     BACKWARD = "backward"
     UPDATE = "update"
+    CHECKS = "checks"
     LOCATING = "locating what is not finite"
     EVALUATION = "evaluation"
     SAVING = "saving"
