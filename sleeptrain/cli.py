@@ -2,12 +2,14 @@
 `sleeptrain data`, with its own.
 
 Exit codes: 0 done, 2 a mistake that the user can mend (one line on stderr), 1 anything else (one line where a run
-ends itself because of its numbers, else a traceback), 130 Ctrl-C; a job's own code is passed on.
+ends itself because of its numbers or the last checkpoint was not written, else a traceback), 130 Ctrl-C, 141 a closed
+pipe; a job's own code is passed on.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from argparse import ArgumentError, ArgumentParser, Namespace
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from sleeptrain.config.schema import Config
 from sleeptrain.config.suggest import setting_names, suggest
-from sleeptrain.errors import ConfigError, HealthError, UserError
+from sleeptrain.errors import CheckpointError, ConfigError, HealthError, UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -95,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        return _reader_has_gone()
 
 
 def _ask_data(arguments: list[str]) -> int:
@@ -112,6 +116,12 @@ def _help() -> str:
     lines += [f"  {'data':<8}{DATA_SUMMARY}"]
     lines += ["", "-m runs all combinations of comma-separated values; `sleeptrain COMMAND --help` lists the settings."]
     return "\n".join(lines)
+
+
+def _reader_has_gone() -> int:
+    """Of what is printed, such as `head`: no failure of ours. Else the interpreter complains at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def _fail(error: Exception) -> int:
@@ -205,9 +215,11 @@ def _run_job(command: Command, composed: DictConfig, options: Namespace) -> int:
         return command.run(compose.resolve_job(composed), options)
     except UserError as error:
         return _fail(error)
-    except HealthError as error:
+    except (HealthError, CheckpointError) as error:
         _fail(error)
         return 1
+    except BrokenPipeError:
+        return _reader_has_gone()
     except Exception:
         traceback.print_exc()
         return 1

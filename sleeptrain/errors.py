@@ -17,6 +17,10 @@ class DivergedError(HealthError):
     """Processes that should hold the same weights do not; names them and the first parameter that differs."""
 
 
+class CheckpointError(Exception):
+    """A checkpoint could not be written. Shown as one line where it was the last of a run; exit code 1."""
+
+
 class ConfigError(UserError):
     """A setting is unknown, has a wrong value, or does not go with another."""
 

@@ -173,8 +173,13 @@ class TrainConfig:
     log_every: int = 10
     eval_every: int = 200  # steps; 0: only at the end
     eval_batches: int = 8
-    checkpoint_every: int = 200  # steps; 0: only at the end
-    keep_checkpoints: int = 2
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = 200  # steps; 0: only at the start and the end
+    keep: int = 2  # of the newest
+    keep_every: int = 0  # steps whose multiples stay besides; 0: none
 
 
 @dataclass
@@ -208,6 +213,9 @@ class HealthConfig:
 class RunConfig:
     name: str = MISSING
     root: str = "runs"  # the run folder is <root>/<name>; an existing one is resumed
+    init_from: str = ""  # a checkpoint, or a run that has one, whose weights a new run starts with
+    init_new: list[str] = field(default_factory=list)  # patterns of parameters that only the model has
+    init_dropped: list[str] = field(default_factory=list)  # patterns of parameters that only the checkpoint has
 
 
 @dataclass
@@ -225,6 +233,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)

@@ -28,7 +28,7 @@ def train(config: Config) -> int:
 
     Returns the exit code 0. Raises Stopped after a signal, once everything is saved; ConfigError and DataError before
     anything is written; NonFiniteError when a loss or gradient is not finite and `train.nonfinite=stop`; DivergedError
-    where replicas no longer hold the same weights.
+    where replicas no longer hold the same weights; CheckpointError where the last checkpoint could not be written.
     """
     with StopRequest() as stop:
         world = join(config)
@@ -36,6 +36,9 @@ def train(config: Config) -> int:
             run = Run(config, world, whereabouts).open()
             try:
                 train_steps(run, stop)
+            except Exception:
+                run.saver.wait()  # a checkpoint under way is worth it, whatever has happened since
+                raise
             finally:
                 run.close()
         world.close()
@@ -71,10 +74,13 @@ def train_steps(run: Run, stop: StopRequest) -> None:
             run.log({"eval": evaluation(run, shape)})
             pace.restart()
         check_processes(run)
-        if run.done or due(run.step, config.train.checkpoint_every):
+        if run.done or due(run.step, config.checkpoint.every):
             save(run)
     if not run.done:
         save(run)
+    run.whereabouts.begin(Phase.SAVING)
+    run.saver.finish()
+    if not run.done:
         run.message(f"{stop.signal_name or 'a signal elsewhere'}: saved at step {run.step}; the same command goes on")
 
 
@@ -104,6 +110,7 @@ def step_record(run: Run, shape: StepShape, result: StepResult, norm: float, sca
         "window": shape.window,
         "batch": shape.batch,
         "skipped": run.skipped,
+        "failed_saves": run.saver.failures,
         "data": run.source.report(),
     }
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config.compose import compose
 from sleeptrain.errors import DivergedError
 from sleeptrain.health import replicas
 from sleeptrain.health.replicas import checksum, differing_ranks
 from sleeptrain.train import trainer
-from sleeptrain.train.checkpoint import checkpoints
 from sleeptrain.train.run import Run
 from tests.parallel.processes import run_ranks
 from tests.parallel.test_train import layout, settings
