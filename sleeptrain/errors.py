@@ -13,6 +13,10 @@ class NonFiniteError(HealthError):
     """A loss or gradient is NaN or infinite; names step, window, pass and layer."""
 
 
+class SpikeError(HealthError):
+    """The loss or the gradient norm lies far above those of the steps before."""
+
+
 class DivergedError(HealthError):
     """Processes that should hold the same weights do not; names them and the first parameter that differs."""
 

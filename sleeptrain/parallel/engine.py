@@ -195,8 +195,8 @@ class PartOfModel:
             self._zero.backward(torch.stack([0.0 * p.sum() for p in without]).sum())
         self._tied.sum_gradients()
 
-    def step(self, scale: float) -> float:
-        return self._zero.step(scale)
+    def step(self, scale: float, accepts: Callable[[float], bool] | None = None) -> float:
+        return self._zero.step(scale, accepts)
 
     def locate_nonfinite(self, batch: Batch, shape: StepShape, carried: FastWeights | None) -> str:
         finder = Finder(self.model)
