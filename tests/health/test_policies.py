@@ -19,7 +19,10 @@ from sleeptrain.train.run import Run
 from tests.checkpoint.contents import contents
 from tests.parallel.processes import run_ranks
 from tests.parallel.test_train import layout
+from tests.train.conftest import tiny_shards
 from tests.train.test_trainer import records, settings
+
+__all__ = ["tiny_shards"]  # the fixture holds here too
 
 BAD, GOOD = 14, 6  # the batch, and the step whose checkpoint lies far enough before
 STEPS = 20
@@ -289,3 +292,32 @@ def test_all_processes_do_alike(
             assert ours.keys() == theirs.keys()
             for name, tensor in theirs.items():
                 torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_text_goes_on_behind_the_bad_step_with_empty_memory(
+    tmp_path: Path, tiny_shards: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In lanes, whose documents go on over steps: at step 2 of 12 memory is carried, and behind the bad one too."""
+    more = (*tiny_shards, "health.spike_window=8", "health.on_nonfinite=rollback", "checkpoint.every=1")
+    next_batch, reads = Run.next_batch, [0]
+
+    def read(self: Run, num_rows: int) -> Any:
+        if self.folder.parent.name == "without" and reads[0] == 2:
+            while reads[0] < 10:
+                self.reading.batch(num_rows)
+                reads[0] += 1
+            assert self.carried is not None, "the case needs memory that goes on"
+            self.carried = None
+        reads[0] += 1
+        batch, num_tokens = next_batch(self, num_rows)
+        if self.folder.parent.name == "back" and reads[0] == 10:
+            assert bool(batch.continues_B.any()), "the case needs a document that goes on behind the bad step"
+            self.model.norm.weight.data[0] = torch.nan  # type: ignore[union-attr,operator]
+        return batch, num_tokens
+
+    monkeypatch.setattr(Run, "next_batch", read)
+    for name in ("without", "back"):
+        reads[0] = 0
+        assert trainer.train(compose(settings(tmp_path / name, *more, "train.eval_every=0"))) == 0
+    assert_same_end(tmp_path / "back", tmp_path / "without")
+    assert [r["rollback"]["bad_step"] for r in records(tmp_path / "back") if "rollback" in r] == [10]  # type: ignore[index]
