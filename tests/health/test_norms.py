@@ -25,13 +25,19 @@ from tests.train.test_step import SHAPE, config
 __all__ = ["tiny_shards"]  # the fixture holds here too
 
 ONE = World(Mesh.single(), torch.device("cpu"))
-# One document goes on, one ends in the second window and one in the last; a row ends in pads.
-DOCUMENTS = [[0] * 13, [0] * 5 + [1] * 8, [0] * 9 + [PAD] * 4, [0] * 13]
-CONTINUES = [True, False, False, True]
+# Documents that go on, one that ends in the second window, pads at a row's end and a row of nothing else; some windows
+# have no target.
+DOCUMENTS = [[0] * 13, [0] * 5 + [1] * 8, [0] * 9 + [PAD] * 4, [0] * 13, [PAD] * 13]
+CONTINUES = [True, False, False, True, False]
+TARGETS = 0.2
 
 
 def measured(**changes: object) -> dict[str, dict[str, float]]:
-    model, batch, here = tiny_model(), random_batch(DOCUMENTS, continues_B=CONTINUES), Whereabouts()
+    model, batch, here = (
+        tiny_model(),
+        random_batch(DOCUMENTS, target_share=TARGETS, continues_B=CONTINUES),
+        Whereabouts(),
+    )
     norms = Norms(here)
     settings = config(**changes)
     result = forward_backward(model, batch, SHAPE, settings, None, whereabouts=here, on_features=norms.on_features)
@@ -40,7 +46,7 @@ def measured(**changes: object) -> dict[str, dict[str, float]]:
 
 def by_hand() -> dict[str, dict[str, float]]:
     """From what the last block leaves, and from the state of the rows that hold any."""
-    model, batch = tiny_model(), random_batch(DOCUMENTS, continues_B=CONTINUES)
+    model, batch = tiny_model(), random_batch(DOCUMENTS, target_share=TARGETS, continues_B=CONTINUES)
     current: list[Round] = []
     numbers: dict[int, list[torch.Tensor]] = {}
 
