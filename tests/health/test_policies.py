@@ -98,10 +98,20 @@ def test_stop(tmp_path: Path, bad: Callable[..., None]) -> None:
     assert steps(tmp_path)[-1] == BAD - 1 and saved(tmp_path)["step"] == 12
 
 
-def test_skip_makes_no_update_and_empties_the_memory(tmp_path: Path, bad: Callable[..., None]) -> None:
+def test_skip_makes_no_update_and_empties_the_memory(
+    tmp_path: Path, bad: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     bad(100.0)
+    left, advance = list[bool](), Run.advance
+
+    def seen(self: Run, batch: Any, num_tokens: int, state: Any) -> None:
+        left.append(any(layer is not None for layer in state.layers))
+        advance(self, batch, num_tokens, state)
+
+    monkeypatch.setattr(Run, "advance", seen)
     config = prepared(tmp_path, "health.on_spike=skip", "checkpoint.every=1", "checkpoint.keep=100")
     assert trainer.train(config) == 0
+    assert left == [step != BAD for step in range(1, STEPS + 1)]
     before, after, later = (contents(checkpoints(tmp_path / "r" / "checkpoints")[s]) for s in (BAD - 1, BAD, BAD + 1))
     for part in ("model", "optim"):
         ours, theirs, changed = leaves(before[part]), leaves(after[part]), leaves(later[part])
@@ -218,6 +228,8 @@ def test_killed_around_a_rollback_and_restarted_equals_an_undisturbed_run(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, moment)
         trainer.train(prepared(tmp_path, "health.on_spike=rollback"))
+    if moment.startswith("behind"):
+        assert checkpoints(tmp_path / "r" / "checkpoints")[-1].name == "step-00000006", "newer ones are gone"
     assert trainer.train(prepared(tmp_path, "health.on_spike=rollback")) == 0
     assert records(tmp_path) == records(undisturbed)
     assert_same_end(tmp_path, undisturbed)
