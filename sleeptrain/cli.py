@@ -1,9 +1,9 @@
 """The console command: `sleeptrain train` and `sleeptrain plan`, with hydra's command line behind each, and
 `sleeptrain data`, with its own.
 
-Exit codes: 0 done, 2 a mistake that the user can mend (one line on stderr), 1 anything else (one line where a number
-is not finite or the last checkpoint was not written, else a traceback), 130 Ctrl-C, 141 a closed pipe; a job's own code
-is passed on.
+Exit codes: 0 done, 2 a mistake that the user can mend (one line on stderr), 1 anything else (one line where a run
+ends itself because of its numbers or the last checkpoint was not written, else a traceback), 130 Ctrl-C, 141 a closed
+pipe; a job's own code is passed on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from sleeptrain.config.schema import Config
 from sleeptrain.config.suggest import setting_names, suggest
-from sleeptrain.errors import CheckpointError, ConfigError, NonFiniteError, UserError
+from sleeptrain.errors import CheckpointError, ConfigError, HealthError, UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -215,7 +215,7 @@ def _run_job(command: Command, composed: DictConfig, options: Namespace) -> int:
         return command.run(compose.resolve_job(composed), options)
     except UserError as error:
         return _fail(error)
-    except (NonFiniteError, CheckpointError) as error:
+    except (HealthError, CheckpointError) as error:
         _fail(error)
         return 1
     except BrokenPipeError:

@@ -5,8 +5,20 @@ class UserError(Exception):
     """Shown as one line without a traceback; the command exits with code 2."""
 
 
-class NonFiniteError(Exception):
-    """A loss or gradient is NaN or infinite; names step, window, pass and layer. Shown as one line; exit code 1."""
+class HealthError(Exception):
+    """A run ends itself, since its numbers are not to be trusted. Shown as one line; exit code 1."""
+
+
+class NonFiniteError(HealthError):
+    """A loss or gradient is NaN or infinite; names step, window, pass and layer."""
+
+
+class SpikeError(HealthError):
+    """The loss or the gradient norm lies far above those of the steps before."""
+
+
+class DivergedError(HealthError):
+    """Processes that should hold the same weights do not; names them and the first parameter that differs."""
 
 
 class CheckpointError(Exception):

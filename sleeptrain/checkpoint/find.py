@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sleeptrain.checkpoint.folder import MANIFEST, checkpoints, find_damage
+from sleeptrain.checkpoint.folder import MANIFEST, checkpoints, find_damage, step_of
 from sleeptrain.errors import DataError
 from sleeptrain.parallel.world import World
 
@@ -18,12 +18,13 @@ class Found:
     damaged: dict[Path, str]
 
 
-def newest_whole(folder: Path, world: World) -> Found:
+def newest_whole(folder: Path, world: World, last: int | None = None) -> Found:
     """Looks through the checkpoints in a folder, newest first; each is read as a whole, by all processes together.
 
+    last: those of later steps are passed over (None: none is).
     Raises DataError where there are some and all are damaged, or where the processes see different ones.
     """
-    candidates = checkpoints(folder)
+    candidates = [path for path in checkpoints(folder) if last is None or step_of(path) <= last]
     if not world.agree([path.name for path in candidates]):
         raise DataError(f"the processes see different files in {folder}: put run.root where all can read it")
     damaged: dict[Path, str] = {}

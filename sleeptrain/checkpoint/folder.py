@@ -69,7 +69,12 @@ def commit(partial: Path, target: Path, tensors: Mapping[str, Any], documents: M
     sync(partial)
     set_in_place(partial, target)
     sync(target.parent)
-    write_whole(target.parent / LATEST, f"{target.name}\n".encode())
+    point_to(target)
+
+
+def point_to(checkpoint: Path) -> None:
+    """The pointer `latest` names the checkpoint."""
+    write_whole(checkpoint.parent / LATEST, f"{checkpoint.name}\n".encode())
 
 
 def find_damage(checkpoint: Path, rank: int = 0, size: int = 1) -> str | None:

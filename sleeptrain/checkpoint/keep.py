@@ -7,19 +7,34 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from sleeptrain.checkpoint.folder import checkpoints, step_of
+from sleeptrain.checkpoint.folder import checkpoints, point_to, step_folder, step_of
 from sleeptrain.files import beside
 
 
-def superfluous(steps: Sequence[int], keep: int, keep_every: int) -> list[int]:
-    """Of these steps, oldest first, those that go: all but the newest `keep` and the multiples of `keep_every`."""
-    return [step for step in steps[:-keep] if keep_every == 0 or step % keep_every]
+def superfluous(steps: Sequence[int], keep: int, keep_every: int, reach: int = 0) -> list[int]:
+    """Of these steps, oldest first, those that go: all but the newest `keep` and the multiples of `keep_every`.
+
+    reach: those of so many steps behind the last one stay too, and the newest from before, so that there always is one
+    as far behind; 0: none need to.
+    """
+    behind = max((step for step in steps if step <= steps[-1] - reach), default=0)
+    return [step for step in steps[:-keep] if step < behind and (keep_every == 0 or step % keep_every)]
 
 
-def remove_superfluous(folder: Path, keep: int, keep_every: int) -> None:
-    """Removes checkpoints, each under a hidden name, so that a kill leaves none in part."""
+def remove_superfluous(folder: Path, keep: int, keep_every: int, reach: int = 0) -> None:
     found = {step_of(path): path for path in checkpoints(folder)}
-    for step in superfluous(sorted(found), keep, keep_every):
-        hidden = beside(found[step], "old")
-        os.rename(found[step], hidden)
+    _remove([found[step] for step in superfluous(sorted(found), keep, keep_every, reach)])
+
+
+def remove_after(folder: Path, step: int) -> None:
+    """Removes the checkpoints of later steps than `step`, of which there is one."""
+    _remove([path for path in checkpoints(folder) if step_of(path) > step])
+    point_to(step_folder(folder, step))
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    """Each under a hidden name, so that a kill leaves none in part."""
+    for path in paths:
+        hidden = beside(path, "old")
+        os.rename(path, hidden)
         shutil.rmtree(hidden)

@@ -21,11 +21,14 @@ class Saver:
     """Writes the checkpoints of a run into `folder`. All processes call its methods for the same steps.
 
     newest: the step of the newest checkpoint that is known to be whole. failures: of this process's life.
-    tell: shows a line to the user. A failure is told, counted and otherwise passed over, until `finish`.
+    tell: shows a line to the user. reach: as in `superfluous`. A failure is told, counted and otherwise passed over,
+    until `finish`.
     """
 
-    def __init__(self, folder: Path, world: World, settings: CheckpointConfig, tell: Callable[[str], None]):
-        self.folder, self._world, self._settings, self._tell = folder, world, settings, tell
+    def __init__(
+        self, folder: Path, world: World, settings: CheckpointConfig, tell: Callable[[str], None], reach: int = 0
+    ):
+        self.folder, self._world, self._settings, self._tell, self._reach = folder, world, settings, tell, reach
         self.newest: int | None = None
         self.failures = 0
         self._last_error: CheckpointError | None = None
@@ -82,7 +85,7 @@ class Saver:
 
     def _remove_superfluous(self) -> None:
         if self._world.leads:
-            remove_superfluous(self.folder, self._settings.keep, self._settings.keep_every)
+            remove_superfluous(self.folder, self._settings.keep, self._settings.keep_every, self._reach)
 
 
 class _Save(threading.Thread):

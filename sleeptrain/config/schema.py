@@ -169,7 +169,6 @@ class TrainConfig:
     device: str = "auto"  # auto | cpu | cuda
     threads: int = 0  # CPU threads; 0: torch's own choice
     seed: int = 0
-    nonfinite: str = "stop"  # stop | skip
     log_every: int = 10
     eval_every: int = 200  # steps; 0: only at the end
     eval_batches: int = 8
@@ -198,11 +197,20 @@ class ParallelConfig:
 
 @dataclass
 class HealthConfig:
-    """When a run takes one of its processes for lost or stuck, and ends. Seconds."""
+    """When a run takes one of its processes for lost or stuck, and what it measures of itself."""
 
-    lost_after: int = 30  # without a sign of life
-    stall_after: int = 600  # without progress; 0: never
-    timeout: int = 1800  # an operation between processes, and phases that show no progress such as saving
+    lost_after: int = 30  # seconds without a sign of life
+    stall_after: int = 600  # seconds without progress; 0: never
+    timeout: int = 1800  # seconds of an operation between processes, and of phases that show no progress such as saving
+    norms_every: int = 100  # steps between records of the sizes of memory and features; 0: never
+    compare_every: int = 100  # steps between comparisons of the replicas' weights; 0: never
+    probe_every: int = 100  # steps between comparisons of the processes' speed; 0: never
+    slow_factor: float = 1.5  # a process that takes so many times as long as the median is named
+    on_nonfinite: str = "stop"  # stop | skip | rollback: after a step whose loss or gradient is not finite
+    on_spike: str = "stop"  # stop | skip | rollback: after one whose loss or gradient norm is a spike
+    spike_factor: float = 0.0  # robust deviations above the median that are a spike; 0: none is
+    spike_window: int = 64  # steps that the median is of; a rollback goes back at least so many
+    max_rollbacks: int = 3  # without coming past the step that went wrong
 
 
 @dataclass

@@ -12,7 +12,6 @@ from omegaconf import MISSING
 
 from sleeptrain.config.schema import (
     Config,
-    HealthConfig,
     ModelConfig,
     RunConfig,
     ShardsConfig,
@@ -38,7 +37,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optim.schedule": ("wsd", "cosine", "constant"),
     "train.precision": ("fp32", "bf16"),
     "train.device": ("auto", "cpu", "cuda"),
-    "train.nonfinite": ("stop", "skip"),
+    "health.on_nonfinite": ("stop", "skip", "rollback"),
+    "health.on_spike": ("stop", "skip", "rollback"),
     "wandb.mode": ("auto", "online", "offline", "disabled"),
 }
 
@@ -78,6 +78,13 @@ AT_LEAST: dict[str, int] = {
     "health.lost_after": 3,  # beats come every second
     "health.stall_after": 0,
     "health.timeout": 1,
+    "health.norms_every": 0,
+    "health.compare_every": 0,
+    "health.probe_every": 0,
+    "health.slow_factor": 1,
+    "health.spike_factor": 0,
+    "health.spike_window": 8,  # of fewer numbers the median deviation says little
+    "health.max_rollbacks": 1,
     "parallel.tensor": 1,
     "parallel.pipeline": 1,
     "parallel.zero": 0,
@@ -128,7 +135,7 @@ def validate(config: Config) -> None:
     _check_core(config)
     _check_data(config)
     _check_batches(config)
-    _check_health(config.health)
+    _check_health(config)
 
 
 def refuse_missing(names: Iterable[str]) -> None:
@@ -340,10 +347,17 @@ def _check_batches(config: Config) -> None:
             )
 
 
-def _check_health(health: HealthConfig) -> None:
+def _check_health(config: Config) -> None:
+    health = config.health
     for name, seconds in (("lost_after", health.lost_after), ("stall_after", health.stall_after)):
         if seconds >= health.timeout:
             raise ConfigError(
                 f"health.{name} ({seconds} s) must be less than health.timeout ({health.timeout} s), after which "
                 "operations between processes fail without saying whom they wait for: change one of them"
+            )
+    for name, policy in (("on_nonfinite", health.on_nonfinite), ("on_spike", health.on_spike)):
+        if policy == "rollback" and not config.checkpoint.every:
+            raise ConfigError(
+                f"health.{name}=rollback goes back to a checkpoint, but checkpoint.every=0 writes none on the way: set "
+                f"checkpoint.every, or health.{name}=stop or skip"
             )

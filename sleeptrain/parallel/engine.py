@@ -12,6 +12,7 @@ from sleeptrain.checkpoint.read import SavedTensors
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.errors import ConfigError
+from sleeptrain.health.nonfinite import Finder
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.parallel.build import build_model
@@ -28,10 +29,9 @@ from sleeptrain.parallel.world import World
 from sleeptrain.parallel.zero import wrap
 from sleeptrain.parallel.zero_state import load, load_weights, own_tensors
 from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.sleep.loop import LoopSettings, ReadLogits, loop_settings, run_rounds
+from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits, loop_settings, run_rounds
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.train.flops import step_flops
-from sleeptrain.train.health import Finder
 from sleeptrain.train.roles import parameter_roles
 from sleeptrain.train.step import MicroBatch, StepResult, forward_backward, micro_batches, start_state, truncated
 from sleeptrain.watch.whereabouts import Phase, Whereabouts
@@ -62,40 +62,61 @@ class PartOfModel:
         self._costs = schedule_costs(config)
         self._schedule = lru_cache(KEPT_SCHEDULES)(self._make_schedule)
 
-    def forward_backward(self, batch: Batch, shape: StepShape, carried: FastWeights | None) -> StepResult:
-        result = self._gradient(batch, shape, carried)
+    def forward_backward(
+        self, batch: Batch, shape: StepShape, carried: FastWeights | None, on_features: OnFeatures | None = None
+    ) -> StepResult:
+        result = self._gradient(batch, shape, carried, on_features=on_features)
         # Each of its tensor ranks knows a replica's loss, on the last stage; everybody knows rounds and FLOPs.
         tensor, replica = self._world.mesh.tensor.size, self._world.replica
         loss, rounds, flops = self._world.sum(result.loss / tensor, result.num_rounds, result.flops / replica)
         return StepResult(loss, result.state, round(rounds / replica), round(flops / self._world.size))
 
     def _gradient(
-        self, batch: Batch, shape: StepShape, carried: FastWeights | None, finder: Finder | None = None
+        self,
+        batch: Batch,
+        shape: StepShape,
+        carried: FastWeights | None,
+        *,
+        finder: Finder | None = None,
+        on_features: OnFeatures | None = None,
     ) -> StepResult:
         """The gradient of the step, with the result of this process's part of it; under watch of a finder."""
         self._zero.zero_grad()
         num_targets = round(self._world.sum(int((batch.targets_BT != IGNORE).sum()))[0] / self._world.replica)
         run = self._pipelined if self._world.mesh.pipeline.size > 1 else self._whole
         if self._sums_each_backward(batch, shape):
-            return run(batch, shape, carried, max(num_targets, 1), finder)
+            return run(batch, shape, carried, max(num_targets, 1), finder, on_features)
         with self._zero.sum_once():
-            result = run(batch, shape, carried, max(num_targets, 1), finder)
+            result = run(batch, shape, carried, max(num_targets, 1), finder, on_features)
             self._complete_gradients()
         return result
 
     def _whole(
-        self, batch: Batch, shape: StepShape, carried: FastWeights | None, divisor: int, finder: Finder | None
+        self,
+        batch: Batch,
+        shape: StepShape,
+        carried: FastWeights | None,
+        divisor: int,
+        finder: Finder | None,
+        on_features: OnFeatures | None,
     ) -> StepResult:
         settings = None if finder is None else finder.settings(self._config, shape)
         return forward_backward(
             self.model, batch, shape, self._config, carried, settings, whereabouts=self._whereabouts,
-            divisor=divisor, forward=self._zero.forward, backward=self._zero.backward,
+            on_features=on_features, divisor=divisor, forward=self._zero.forward, backward=self._zero.backward,
         )  # fmt: skip
 
     def _pipelined(
-        self, batch: Batch, shape: StepShape, carried: FastWeights | None, divisor: int, finder: Finder | None
+        self,
+        batch: Batch,
+        shape: StepShape,
+        carried: FastWeights | None,
+        divisor: int,
+        finder: Finder | None,
+        on_features: OnFeatures | None,
     ) -> StepResult:
         settings = loop_settings(self._config, shape.window, self.model.num_layers)
+        settings = replace(settings, on_features=on_features)
         micros = list(micro_batches(batch, shape, self._config))
         sequences = [
             StageSequence(
@@ -174,13 +195,13 @@ class PartOfModel:
             self._zero.backward(torch.stack([0.0 * p.sum() for p in without]).sum())
         self._tied.sum_gradients()
 
-    def step(self, scale: float) -> float:
-        return self._zero.step(scale)
+    def step(self, scale: float, accepts: Callable[[float], bool] | None = None) -> float:
+        return self._zero.step(scale, accepts)
 
     def locate_nonfinite(self, batch: Batch, shape: StepShape, carried: FastWeights | None) -> str:
         finder = Finder(self.model)
         try:
-            self._gradient(batch, shape, carried, finder)
+            self._gradient(batch, shape, carried, finder=finder)
         finally:
             finder.close()
         found = self._world.gather(finder.first())

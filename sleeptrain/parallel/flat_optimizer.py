@@ -8,7 +8,7 @@ orthogonalised whole, once among all processes of a pipeline stage, tensor paral
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -67,7 +67,8 @@ class FlatOptimizer(torch.optim.Optimizer):
     DeepSpeed adds the norm up over pipeline stages group by group, so that all stages must have as many: each holds
     matrices for Muon and norms for AdamW. What is decayed inside a group is told by its fragments.
 
-    Each group's `lr` is to be set before a step; `peak_lr` is the configured one. `bind` must be called before the
+    Each group's `lr` is to be set before a step; `peak_lr` is the configured one. accepts: asked before each part of a
+    step; where it says no, nothing changes. `bind` must be called before the
     first step, once ZeRO has replaced the parameters by their partitions. A step may be made group by group and
     partition by partition, as ZeRO does, but in the same order in all processes: it communicates.
     Raises ConfigError for an unknown `optim.muon_scaling`.
@@ -85,6 +86,7 @@ class FlatOptimizer(torch.optim.Optimizer):
         self._updates: dict[torch.Tensor, _MuonUpdate] = {}
         self._decayed: dict[torch.Tensor, list[slice]] = {}  # where in each tensor, laid flat, lies what is decayed
         self.partitions: tuple[Partition, ...] = ()
+        self.accepts: Callable[[], bool] = lambda: True
         super().__init__(list(_groups(roles, named_parameters, config)), {"lr": 0.0})
 
     def bind(self, partitions: Sequence[Partition], stage: Stage) -> None:
@@ -103,6 +105,8 @@ class FlatOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of the partitions that the groups hold at this moment."""
+        if not self.accepts():
+            return
         for group in self.param_groups:
             tensors = [t for t in group["params"] if t.grad is not None]
             if decayed := [t.view(-1)[span] for t in tensors for span in self._decayed[t]]:

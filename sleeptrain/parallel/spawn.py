@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from sleeptrain.config.schema import Config
-from sleeptrain.errors import CheckpointError, ConfigError, NonFiniteError, UserError
+from sleeptrain.errors import CheckpointError, ConfigError, HealthError, UserError
 from sleeptrain.train.stop import Stopped, StopRequest
 
 if TYPE_CHECKING:  # torch is loaded by those who train
@@ -194,7 +194,7 @@ def _work(config: Config, rank: int, size: int, port: int, report: Connection) -
         code = train(config)
     except Stopped:
         pass
-    except (UserError, NonFiniteError, CheckpointError) as error:
+    except (UserError, HealthError, CheckpointError) as error:
         code, text = 2 if isinstance(error, UserError) else 1, f"sleeptrain: {' '.join(str(error).split())}"
     except BaseException:
         code, text = 1, traceback.format_exc()

@@ -12,6 +12,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -113,12 +114,16 @@ class ZeroEngine:
                 raise
         self._summed = True
 
-    def step(self, scale: float) -> float:
+    def step(self, scale: float, accepts: Callable[[float], bool] | None = None) -> float:
         """Sums the gradients over data ranks, clips them, and updates at `scale` times the peak rates.
 
         Returns the norm of the raw gradient over all ranks and both optimizers, from before the clipping. Where it is
-        not finite, infinity is returned and nothing changes.
+        not finite, infinity is returned and nothing changes. accepts: told of a finite norm, once, says whether the
+        update is made; all processes must say the same.
         """
+        # DeepSpeed has the norm before it calls the optimizer, group by group.
+        norm = lambda: float(self.deepspeed_engine.optimizer._global_grad_norm)  # noqa: E731
+        self.optimizer.accepts = cache(lambda: accepts is None or accepts(norm()))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * scale
         if self.zero == 2:

@@ -58,11 +58,14 @@ def own_tensors(engine: ZeroEngine) -> dict[str, torch.Tensor]:
 
 
 def load(engine: ZeroEngine, saved: SavedTensors) -> None:
-    """Takes the weights and the optimizer state of a checkpoint that fits (`check_resume`) into a fresh engine.
+    """Takes the weights and the optimizer state of a checkpoint that fits (`check_resume`), which replace all there is.
 
     Each process reads the weights of its stage and of the state what it keeps a part of. Raises DataError where
     parameters that ZeRO steps together have done different numbers of steps.
     """
+    for state in engine.optimizer.state.values():
+        for tensor in state.values():
+            tensor.zero_()  # what a parameter keeps that has not been stepped
     steps: dict[str, float] = {}
     takes = _weight_takes(engine)
     for item in _items(engine):

@@ -18,6 +18,8 @@ from sleeptrain.sleep.rounds import Round, round_layers, windows_of
 
 # Called with the logits [N, V] and targets [N] of a round that predicts.
 ReadLogits = Callable[[Round, torch.Tensor, torch.Tensor], None]
+# Called with the features [R, L, D] that the core leaves in a round.
+OnFeatures = Callable[[Round, Layout, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,14 @@ class LoopSettings:
 
     core: the blocks [first, last) that sleep passes repeat. boundary: what crosses it besides S. recompute: what is
     kept for the backward. on_round: told of each round before it runs (under recomputation also when it is run again)
-    and when its backward begins.
+    and when its backward begins. on_features: shown what the core leaves in a round, also when it is run again.
     """
 
     core: tuple[int, int]
     boundary: Boundary = HARD
     recompute: Recompute = field(default_factory=lambda: Recompute("none"))
     on_round: Callable[[Round], None] | None = None
+    on_features: OnFeatures | None = None
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,8 @@ def run_layers(
         )
         if high == last:
             core_output = x
+            if settings.on_features is not None and x is not None:
+                settings.on_features(r, given.layout, x)
     begin, end = 0 if r.is_wake else first, model.num_layers if r.coda else last
     return Features(r.rows, core_input, core_output), x, state.replace(begin, s.layers[begin:end])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -13,13 +13,13 @@ from sleeptrain.checkpoint.fit import CARRIED, OPTIMIZER, WEIGHTS
 from sleeptrain.checkpoint.read import SavedTensors
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import Batch
+from sleeptrain.health.nonfinite import locate_nonfinite
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.parallel.world import World
 from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.sleep.loop import LoopSettings, ReadLogits, run_rounds
+from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits, run_rounds
 from sleeptrain.sleep.rounds import Round
-from sleeptrain.train.health import locate_nonfinite
 from sleeptrain.train.optim import Optimizers
 from sleeptrain.train.roles import parameter_roles
 from sleeptrain.train.step import StepResult, forward_backward
@@ -31,11 +31,19 @@ class Engine(Protocol):
 
     model: Hybrid
 
-    def forward_backward(self, batch: Batch, shape: StepShape, carried: FastWeights | None) -> StepResult:
-        """The gradient of the mean loss over the step's rows in all replicas; batch, carried: of this one's rows."""
+    def forward_backward(
+        self, batch: Batch, shape: StepShape, carried: FastWeights | None, on_features: OnFeatures | None = None
+    ) -> StepResult:
+        """The gradient of the mean loss over the step's rows in all replicas; batch, carried: of this one's rows.
 
-    def step(self, scale: float) -> float:
-        """Clips, and updates at `scale` times the peak rates. Returns the norm; nothing changes if it is not finite."""
+        on_features: shown what the core leaves in each round, where it is held (`LoopSettings`).
+        """
+
+    def step(self, scale: float, accepts: Callable[[float], bool] | None = None) -> float:
+        """Clips, and updates at `scale` times the peak rates. Returns the norm; nothing changes if it is not finite.
+
+        accepts: told of a finite norm, says whether the update is made; all processes must say the same.
+        """
 
     def locate_nonfinite(self, batch: Batch, shape: StepShape, carried: FastWeights | None) -> str:
         """Where in a step that is not finite the first such number arose, in words."""
@@ -49,7 +57,10 @@ class Engine(Protocol):
         """This process's share of a checkpoint: whole tensors on the CPU that no step changes, by name."""
 
     def load(self, saved: SavedTensors) -> FastWeights | None:
-        """Takes weights and optimizer state that fit (`check_resume`), before any step; returns this one's memory."""
+        """Takes weights and optimizer state that fit (`check_resume`), none where a parameter has not been stepped.
+
+        Returns this process's part of the memory.
+        """
 
     def load_weights(self, saved: SavedTensors) -> None:
         """Takes those weights that the checkpoint has."""
@@ -65,13 +76,17 @@ class WholeModel:
         self.model.to(device)
         self.optim = Optimizers(parameter_roles(self.model), dict(self.model.named_parameters()), config.optim)
 
-    def forward_backward(self, batch: Batch, shape: StepShape, carried: FastWeights | None) -> StepResult:
+    def forward_backward(
+        self, batch: Batch, shape: StepShape, carried: FastWeights | None, on_features: OnFeatures | None = None
+    ) -> StepResult:
         self.optim.zero_grad()
-        return forward_backward(self.model, batch, shape, self._config, carried, whereabouts=self._whereabouts)
+        return forward_backward(
+            self.model, batch, shape, self._config, carried, whereabouts=self._whereabouts, on_features=on_features
+        )
 
-    def step(self, scale: float) -> float:
+    def step(self, scale: float, accepts: Callable[[float], bool] | None = None) -> float:
         norm = self.optim.clip(self._config.optim.clip_norm)
-        if bool(norm.isfinite()):
+        if bool(norm.isfinite()) and (accepts is None or accepts(float(norm))):
             self.optim.step(scale)
         return float(norm)
 
@@ -94,7 +109,8 @@ class WholeModel:
         return found
 
     def load(self, saved: SavedTensors) -> FastWeights | None:
-        optim: dict[str, dict[str, dict[str, torch.Tensor]]] = self.optim.state_dict()
+        optim: dict[str, dict[str, dict[str, torch.Tensor]]]
+        optim = {kind: {name: {} for name in names} for kind, names in self.optim.state_dict().items()}
         carried: dict[str, torch.Tensor] = {}
 
         def keep(path: str, tensor: torch.Tensor) -> None:

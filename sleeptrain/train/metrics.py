@@ -57,13 +57,19 @@ class MetricsFile:
             del self._kept[: self._file.write(self._kept)]
         self.failed = None
 
-    def truncate_after(self, step: int) -> None:
-        """Drops all records of later steps than `step`, which a run resumed there writes again.
+    def truncate_after(self, step: int, rollbacks: int) -> None:
+        """Drops all records of later steps than `step`, and of later rollbacks, which a run that goes on writes again.
 
-        The file is replaced as a whole. Raises DataError for a line that is no record.
+        rollbacks: how many the run has had. The file is replaced as a whole, and what the disk has not taken yet is
+        dropped. Raises DataError for a line that is no record.
         """
-        kept = [line for line, record in _lines(self.path) if record["step"] <= step]
+        kept = [
+            line
+            for line, record in _lines(self.path)
+            if record["step"] <= step and record.get("rollback", {}).get("number", 0) <= rollbacks
+        ]
         self.close()
+        self._kept.clear()
         with whole_file(self.path) as file:
             file.writelines(line + b"\n" for line in kept)
         self._file = self._open()

@@ -33,9 +33,11 @@ class Progress:
             self._live.start()
 
     def update(self, record: dict[str, Any]) -> None:
-        """Shows a record of the metrics file, of training or (with `eval`) of an evaluation."""
+        """Shows a record of the metrics file, of training or (with `eval`) of an evaluation; of others nothing."""
         if "eval" in record:
             self.message(evaluation_line(record))
+        elif "loss" not in record:
+            return
         elif self._live is None:
             self.message(training_line(record, self._total_tokens))
         else:

@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -17,13 +18,16 @@ from omegaconf import OmegaConf
 from sleeptrain.checkpoint.find import newest_whole
 from sleeptrain.checkpoint.fit import check_resume
 from sleeptrain.checkpoint.folder import CONFIG, STATE, read_state, remove_leftovers, set_aside
+from sleeptrain.checkpoint.keep import remove_after
 from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.checkpoint.saver import Saver
 from sleeptrain.checkpoint.start import start_from
 from sleeptrain.config import Config, config_diff, load_resolved, resolved_yaml, save_resolved
 from sleeptrain.data.batch import PAD, Batch
 from sleeptrain.data.source import build_source
-from sleeptrain.errors import ConfigError
+from sleeptrain.errors import ConfigError, HealthError
+from sleeptrain.health.rollbacks import Rollbacks, reach
+from sleeptrain.health.spikes import SpikeDetector
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.parallel.launch import shared_reading
@@ -38,7 +42,16 @@ from sleeptrain.watch.whereabouts import Phase, Whereabouts
 FREE_SETTINGS = (
     "run.",
     "parallel.",
-    "health.",
+    "health.lost_after",
+    "health.stall_after",
+    "health.timeout",
+    "health.norms_every",
+    "health.compare_every",
+    "health.probe_every",
+    "health.slow_factor",
+    # What is done about a step that goes wrong, not what is taken for one: a run that has stopped may go on otherwise.
+    "health.on_",
+    "health.max_rollbacks",
     "wandb.",
     "data.shards.on_damage",
     "data.shards.workers",
@@ -69,7 +82,9 @@ class Run:
         _settle_vocabulary(config, self.source.vocab_size)
         self.reading = shared_reading(self.source, world)
         self.engine = build_engine(config, world, whereabouts)
-        self.saver = Saver(self.folder / "checkpoints", world, config.checkpoint, self.message)
+        self.saver = Saver(self.folder / "checkpoints", world, config.checkpoint, self.message, reach(config.health))
+        self.spikes = SpikeDetector(config.health.spike_factor, config.health.spike_window)
+        self.rollbacks = Rollbacks()
         self.step = self.tokens = self.samples = self.skipped = 0
         self.carried: FastWeights | None = None
         self._wandb_id: str | None = None
@@ -117,7 +132,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         save_resolved(self.config, self.folder / "config.yaml")
         self.metrics = MetricsFile(self.folder / "metrics.jsonl")
-        self.metrics.truncate_after(self.step)
+        self.metrics.truncate_after(self.step, self.rollbacks.total)
         plain = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(self.config)))
         self.wandb = WandbLogger(self.config.wandb, self.folder, self.config.run.name, plain, self._wandb_id)
         self._wandb_id = self.wandb.run_id
@@ -156,7 +171,7 @@ class Run:
             self.message(
                 f"ALARM: {self.metrics.path} takes no records ({self.metrics.failed}); they are kept and retried"
             )
-        self.wandb.log(record, self.step)
+        self.wandb.log(record, self.step + self.rollbacks.undone)
         self.progress.update(record)
 
     def message(self, text: str) -> None:
@@ -183,6 +198,8 @@ class Run:
             "tokens": self.tokens,
             "samples": self.samples,
             "skipped": self.skipped,
+            "spikes": self.spikes.state_dict(),
+            "rollbacks": asdict(self.rollbacks),
             "data": self.source.state_dict(),
             "wandb_id": self._wandb_id,
             "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
@@ -197,14 +214,46 @@ class Run:
     def _go_on(self, checkpoint: Path) -> None:
         """Each process reads for itself; where one cannot, none goes on."""
         _refuse_other_config(self.folder / "config.yaml", self.config)
+        saved = self._restore(checkpoint)
+        self._wandb_id, self.rollbacks = saved["wandb_id"], Rollbacks(**saved["rollbacks"])
+        self.source.load_state_dict(saved["data"])
+
+    def _restore(self, checkpoint: Path) -> dict[str, Any]:
+        """Takes over what a step changes, but for the position in the data; returns all that is no tensor."""
         saved, files = read_state(checkpoint), TensorFiles(checkpoint)
         check_resume(files.forms, self.config.model)
         self.step, self.tokens, self.samples = saved["step"], saved["tokens"], saved["samples"]
-        self.skipped, self._wandb_id = saved["skipped"], saved["wandb_id"]
-        self.source.load_state_dict(saved["data"])
+        self.skipped = saved["skipped"]
+        self.spikes.load_state_dict(saved["spikes"])
         self.carried = self.engine.load(files)
         files.read({RNG: torch.set_rng_state})
         self.saver.newest = self.step
+        return saved
+
+    def roll_back(self, why: str) -> None:
+        """Goes back to the last checkpoint that is taken for good, now that the step under way has gone wrong.
+
+        The data goes on behind that step, with empty memory. Checkpoints and records behind the checkpoint are removed:
+        the run goes on as if it had read other data there. Raises HealthError where there is none.
+        """
+        self.whereabouts.begin(Phase.ROLLBACK)
+        self.saver.wait()
+        bad_step = self.step + 1
+        last = self.rollbacks.good_until(bad_step, self.config.health.spike_window)
+        found = newest_whole(self.saver.folder, self.world, last)
+        if found.whole is None:
+            raise HealthError(
+                f"{why}. There is no checkpoint of step {last} or before to go back to (health.spike_window); "
+                "health.on_spike=skip and health.on_nonfinite=skip pass over such steps"
+            )
+        self.world.together(partial(self._restore, found.whole))
+        self.carried = None
+        self.rollbacks.taken_back(bad_step, self.step)
+        if self.world.leads:
+            remove_after(self.saver.folder, self.step)
+            self.metrics.truncate_after(self.step, self.rollbacks.total)
+        self.log({"rollback": {"number": self.rollbacks.total, "bad_step": bad_step, "why": why}})
+        self.message(f"rollback {self.rollbacks.total}: {why}; going on from step {self.step} with the data behind")
 
 
 def _settle_vocabulary(config: Config, vocab_size: int) -> None:

@@ -14,7 +14,7 @@ from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.sleep.loop import LoopSettings, loop_settings, run_rounds
+from sleeptrain.sleep.loop import LoopSettings, OnFeatures, loop_settings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_batch, windows_of
 from sleeptrain.train.flops import step_flops
 from sleeptrain.watch.whereabouts import Phase, Whereabouts
@@ -65,6 +65,7 @@ def forward_backward(
     settings: LoopSettings | None = None,
     *,
     whereabouts: Whereabouts | None = None,
+    on_features: OnFeatures | None = None,
     divisor: int | None = None,
     forward: Callable[[Callable[[Any], Any]], Any] | None = None,
     backward: Callable[[torch.Tensor], None] = torch.Tensor.backward,
@@ -72,15 +73,17 @@ def forward_backward(
     """Adds the gradient of the step's mean loss to the parameters.
 
     carried: the memory that the step before left in these rows (None: none). settings: how rounds are run, if not as
-    configured. whereabouts: kept current where `settings` are not given. divisor: what every micro-batch's summed loss
-    is divided by, so that the cut does not weigh in; the
-    targets of the batch if not given. forward, backward: how another one calls a function of the model, and adds the
-    gradients of a scalar (`sleeptrain.parallel.zero.ZeroEngine`).
+    configured. whereabouts: kept current, and on_features: as in `LoopSettings`, where `settings` are not given.
+    divisor: what every micro-batch's summed loss is divided by, so that the cut does not weigh in; the targets of the
+    batch if not given. forward, backward: how another one calls a function of the model, and adds the gradients of a
+    scalar (`sleeptrain.parallel.zero.ZeroEngine`).
     """
     num_rows, num_targets = batch.tokens_BT.shape[0], int((batch.targets_BT != IGNORE).sum())
     device, divisor = model.device, divisor or max(num_targets, 1)
     here = whereabouts or Whereabouts()
-    settings = settings or replace(loop_settings(config, shape.window, model.num_layers), on_round=here.at)
+    if settings is None:
+        settings = loop_settings(config, shape.window, model.num_layers)
+        settings = replace(settings, on_round=here.at, on_features=on_features)
     total = torch.zeros((), dtype=torch.float64)
     left, planned = model.empty_state(), list[Round]()
     for micro in micro_batches(batch, shape, config):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 from sleeptrain.config.schema import Config
-from sleeptrain.data.batch import Batch
-from sleeptrain.errors import NonFiniteError
+from sleeptrain.errors import DivergedError
+from sleeptrain.health.norms import Norms
+from sleeptrain.health.replicas import compare_replicas, holds_copies
+from sleeptrain.health.speed import gathered_speeds
 from sleeptrain.parallel.launch import join
 from sleeptrain.parallel.layout_check import too_few_sequences
 from sleeptrain.sleep.curriculum import StepShape, step_shape
+from sleeptrain.train.attempt import attempt, settle
 from sleeptrain.train.evaluate import Evaluation, evaluate
 from sleeptrain.train.lr import lr_scale
 from sleeptrain.train.pace import Pace
@@ -24,8 +25,9 @@ def train(config: Config) -> int:
     """Trains until `train.tokens` are seen or a signal asks to stop; the same call goes on from where it stopped.
 
     Returns the exit code 0. Raises Stopped after a signal, once everything is saved; ConfigError and DataError before
-    anything is written; NonFiniteError when a loss or gradient is not finite and `train.nonfinite=stop`;
-    CheckpointError where the last checkpoint could not be written.
+    anything is written; NonFiniteError and SpikeError where a step goes wrong and the run is to stop or cannot go back;
+    DivergedError where replicas no longer hold the same weights; CheckpointError where the last checkpoint could not be
+    written.
     """
     with StopRequest() as stop:
         world = join(config)
@@ -51,45 +53,47 @@ def train_steps(run: Run, stop: StopRequest) -> None:
         run.message(f"{run.folder} is complete: {run.step} steps, {run.tokens} tokens")
     if warning := too_few_sequences(config, run.world.part.ranks):
         run.message(f"warning: {warning}")
+    if config.health.compare_every and config.parallel.zero == 3 and run.world.mesh.data.size > 1:
+        run.message("health.compare_every: under parallel.zero=3 nobody holds a copy of weights, so none are compared")
     pace = Pace(run.device)
     while not run.done and not run.world.any(stop.requested):
-        shape = step_shape(config, run.tokens, run.step)
-        batch, num_tokens = run.next_batch(shape.batch)
-        # The rate of the step's middle: neither a first nor a last step at rate 0.
-        scale = lr_scale(run.tokens + num_tokens // 2, config.train.tokens, config.optim)
-        result, norm = train_step(run, batch, shape, scale)
-        run.advance(batch, num_tokens, result.state)
-        pace.count(num_tokens, result)
-        if due(run, config.train.log_every):
-            run.log(step_record(run, shape, result, norm, scale) | pace.take(config.train.tokens - run.tokens))
-        if run.done or due(run, config.train.eval_every):
-            run.log({"eval": evaluation(run, shape)})
+        if not one_step(run, pace):
             pace.restart()
-        if run.done or due(run, config.checkpoint.every):
-            run.save()
+            continue
+        check_processes(run)
+        if run.done or due(run.step, config.checkpoint.every):
+            save(run)
     if not run.done:
-        run.save()
+        save(run)
     run.whereabouts.begin(Phase.SAVING)
     run.saver.finish()
     if not run.done:
         run.message(f"{stop.signal_name or 'a signal elsewhere'}: saved at step {run.step}; the same command goes on")
 
 
-def train_step(run: Run, batch: Batch, shape: StepShape, scale: float) -> tuple[StepResult, float]:
-    """Forward, backward, clip, update. A step that is not finite leaves the weights as they are."""
-    result = run.engine.forward_backward(batch, shape, run.carried)
-    run.whereabouts.begin(Phase.UPDATE)
-    norm = run.engine.step(scale) if math.isfinite(result.loss) else math.nan
-    if math.isfinite(norm):
-        return result, norm
-    run.whereabouts.begin(Phase.LOCATING)
-    where = run.engine.locate_nonfinite(batch, shape, run.carried)
-    text = f"step {run.step + 1}: loss {result.loss}, gradient norm {norm}; {where}"
-    if run.config.train.nonfinite == "stop":
-        raise NonFiniteError(f"{text}. The last checkpoint is whole; train.nonfinite=skip passes over such steps")
-    run.skipped += 1
-    run.message(f"skipped {text} ({run.skipped} skipped so far)")
-    return StepResult(result.loss, run.model.empty_state(), result.num_rounds, result.flops), norm
+def one_step(run: Run, pace: Pace) -> bool:
+    """A step and its records; False where the run has gone back to a checkpoint instead."""
+    config = run.config
+    shape = step_shape(config, run.tokens, run.step)
+    batch, num_tokens = run.next_batch(shape.batch)
+    # The rate of the step's middle: neither a first nor a last step at rate 0.
+    scale = lr_scale(run.tokens + num_tokens // 2, config.train.tokens, config.optim)
+    norms = Norms(run.whereabouts) if due(run.step + 1, config.health.norms_every) else None
+    result, norm, trouble = attempt(run, batch, shape, scale, norms)
+    if trouble is not None and not settle(run, trouble):
+        return False
+    run.advance(batch, num_tokens, result.state if trouble is None else run.model.empty_state())
+    if trouble is None:
+        run.rollbacks.made(run.step)
+    pace.count(num_tokens, result)
+    if due(run.step, config.train.log_every):
+        run.log(step_record(run, shape, result, norm, scale) | pace.take(config.train.tokens - run.tokens))
+    if norms is not None:
+        run.log({"norms": norms.record(result.state, shape.passes, run.world)})
+    if run.done or due(run.step, config.train.eval_every):
+        run.log({"eval": evaluation(run, shape)})
+        pace.restart()
+    return True
 
 
 def step_record(run: Run, shape: StepShape, result: StepResult, norm: float, scale: float) -> dict[str, object]:
@@ -101,6 +105,7 @@ def step_record(run: Run, shape: StepShape, result: StepResult, norm: float, sca
         "window": shape.window,
         "batch": shape.batch,
         "skipped": run.skipped,
+        "rollbacks": run.rollbacks.total,
         "failed_saves": run.saver.failures,
         "data": run.source.report(),
     }
@@ -120,5 +125,38 @@ def evaluation(run: Run, shape: StepShape) -> Evaluation:
     return run.world.from_last(found)
 
 
-def due(run: Run, every: int) -> bool:
-    return every > 0 and run.step % every == 0
+def save(run: Run) -> None:
+    """A checkpoint of weights that all replicas hold. Raises DivergedError."""
+    if run.config.health.compare_every and not due(run.step, run.config.health.compare_every):
+        compare_weights(run)
+    run.save()
+
+
+def check_processes(run: Run) -> None:
+    """Compares the processes, their weights and their speed, where that is due. Raises DivergedError."""
+    health = run.config.health
+    run.whereabouts.begin(Phase.CHECKS)
+    if due(run.step, health.compare_every):
+        compare_weights(run)
+    if run.world.size > 1 and due(run.step, health.probe_every):
+        record, lines = gathered_speeds(run.world, health.slow_factor)
+        run.log({"speed": record})
+        for line in lines:
+            run.message(f"step {run.step}: {line}")
+
+
+def compare_weights(run: Run) -> None:
+    """Raises DivergedError where replicas hold copies of the weights, and these differ."""
+    if not holds_copies(run.config, run.world):
+        return
+    try:
+        compare_replicas(run.model, run.world)
+    except DivergedError as error:
+        raise DivergedError(
+            f"step {run.step}: {error}. Nothing of it is saved: the same command goes on from the last checkpoint, in "
+            "which all were equal; leave out the machine of a rank that differs again"
+        ) from None
+
+
+def due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

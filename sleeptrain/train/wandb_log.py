@@ -60,19 +60,29 @@ class WandbLogger:
         self._run = _start(config.mode, arguments)
         if self._run is not None:
             self._run_id = chosen
+            self._define_axis()
 
     @property
     def run_id(self) -> str | None:
         """What to store for the next start; None where wandb never ran."""
         return self._run_id
 
-    def log(self, record: dict[str, Any], step: int) -> None:
-        """Adds a record at `step`. Records of one step become one row of the history."""
+    def log(self, record: dict[str, Any], made: int) -> None:
+        """Adds a record. made: steps so far, those that were taken back counted, since wandb takes no earlier ones.
+
+        Records of one `made` become one row of the history. Charts have the record's own step as their axis.
+        """
         if self._run is None:
             return
-        values = dict(flatten({key: value for key, value in record.items() if key != "step"}))
+        values = dict(flatten(record))
         try:
-            self._run.log(values, step=step)
+            self._run.log(values, step=made)
+        except Exception as error:
+            self._give_up(error)
+
+    def _define_axis(self) -> None:
+        try:
+            self._run.define_metric("*", step_metric="step")
         except Exception as error:
             self._give_up(error)
 

@@ -16,13 +16,15 @@ class Phase(StrEnum):
     FORWARD = "forward"
     BACKWARD = "backward"
     UPDATE = "update"
+    CHECKS = "checks"
     LOCATING = "locating what is not finite"
     EVALUATION = "evaluation"
     SAVING = "saving"
+    ROLLBACK = "rollback"
 
 
 # They may take long without any sign of progress.
-LONG_PHASES = (Phase.STARTING, Phase.LOCATING, Phase.SAVING)
+LONG_PHASES = (Phase.STARTING, Phase.LOCATING, Phase.SAVING, Phase.ROLLBACK)
 
 
 class Location(NamedTuple):

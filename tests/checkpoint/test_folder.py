@@ -14,7 +14,7 @@ import torch
 
 from sleeptrain.checkpoint.find import named_checkpoint, newest_whole
 from sleeptrain.checkpoint.folder import checkpoints, find_damage, remove_leftovers, set_aside
-from sleeptrain.checkpoint.keep import remove_superfluous, superfluous
+from sleeptrain.checkpoint.keep import remove_after, remove_superfluous, superfluous
 from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.errors import DataError
 from tests.checkpoint.contents import tensors
@@ -137,11 +137,33 @@ def test_the_newest_and_the_multiples_stay(keep: int, keep_every: int, gone: lis
     assert superfluous([0, 10, 20, 30, 40, 50], keep, keep_every) == gone
 
 
+@pytest.mark.parametrize(
+    ("steps", "reach", "gone"),
+    [
+        ([0, 10, 20, 30, 40, 50], 25, [0, 10]),
+        ([0, 10, 20, 30, 40, 50], 10, [0, 10, 20, 30]),
+        ([0, 10, 20], 25, []),
+        ([30, 40, 50], 15, []),
+        ([0], 25, []),
+    ],
+)
+def test_one_far_enough_behind_stays_and_those_that_will_be(steps: list[int], reach: int, gone: list[int]) -> None:
+    assert superfluous(steps, 1, 0, reach) == gone
+
+
 def test_what_is_superfluous_is_removed(tmp_path: Path) -> None:
     for step in range(5):
         save(tmp_path, step)
     remove_superfluous(tmp_path, keep=1, keep_every=3)
     assert sorted(os.listdir(tmp_path)) == ["latest", "step-00000000", "step-00000003", "step-00000004"]
+
+
+def test_what_lies_behind_a_step_is_removed_and_the_pointer_follows(tmp_path: Path) -> None:
+    for step in range(5):
+        save(tmp_path, step)
+    remove_after(tmp_path, 2)
+    assert sorted(os.listdir(tmp_path)) == ["latest", "step-00000000", "step-00000001", "step-00000002"]
+    assert (tmp_path / "latest").read_text() == "step-00000002\n"
 
 
 def test_tensors_are_read_back_one_at_a_time_and_without_pickle(tmp_path: Path) -> None:

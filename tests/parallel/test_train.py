@@ -232,7 +232,7 @@ def test_a_step_that_is_not_finite_is_skipped_by_all(
 
     opened = Run.open
     monkeypatch.setattr(Run, "open", lambda self: (breaks(self), opened(self))[1])
-    train(tmp_path, *layout(1, 2, zero), "train.nonfinite=skip", "train.micro_batch=2", ranks=4)
+    train(tmp_path, *layout(1, 2, zero), "health.on_nonfinite=skip", "train.micro_batch=2", ranks=4)
     assert [r["skipped"] for r in records(tmp_path) if "loss" in r] == [0, 1, 1]
     # Rank 1 has the first stage in the second replica; both stages of both replicas have looked.
     assert "skipped step 2: " in (said := capfd.readouterr().err) and "first seen on rank 1 at window 1, pass 1" in said

@@ -51,7 +51,7 @@ def test_killed_anywhere_and_resumed_leaves_no_gap_and_no_double_step(tmp_path: 
     at_checkpoint = sum(len(line) for line in content.splitlines(keepends=True)[:4])
     path.write_bytes(content[: at_checkpoint + cut])
     file = MetricsFile(path)
-    file.truncate_after(4)
+    file.truncate_after(4, 0)
     for step in range(5, 10):
         file.append({"step": step, "loss": 1 / step})
     file.close()
@@ -63,9 +63,9 @@ def test_truncation_to_zero_and_beyond_the_end(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, 1, 3)
     file = MetricsFile(path)
-    file.truncate_after(7)
+    file.truncate_after(7, 0)
     assert steps(path) == [1, 2, 3]
-    file.truncate_after(0)
+    file.truncate_after(0, 0)
     assert read_metrics(path) == []
     file.append({"step": 1})
     assert steps(path) == [1]
@@ -78,7 +78,7 @@ def test_training_and_evaluation_of_one_step_both_stay(tmp_path: Path) -> None:
     file.append({"step": 2, "loss": 1.0})
     file.append({"step": 2, "eval": {"loss": {"1": [1.0]}}})
     file.append({"step": 3, "loss": 1.0})
-    file.truncate_after(2)
+    file.truncate_after(2, 0)
     file.close()
     assert steps(path) == [2, 2]
 
@@ -110,7 +110,7 @@ def test_damage_elsewhere_is_named(tmp_path: Path) -> None:
         read_metrics(path)
     file = MetricsFile(path)
     with pytest.raises(DataError, match="line 2"):
-        file.truncate_after(1)
+        file.truncate_after(1, 0)
     file.append({"step": 4})  # still open
     file.close()
     with pytest.raises(DataError, match=r"absent\.jsonl"):
@@ -133,3 +133,16 @@ def test_mean_of_later_windows() -> None:
     assert mean_later_windows([9.0]) == 9.0
     assert mean_later_windows([9.0, None]) is None
     assert mean_later_windows([]) is None
+
+
+def test_records_of_later_rollbacks_are_dropped_with_later_steps(tmp_path: Path) -> None:
+    """A run that was killed behind a rollback goes on before it, and makes it again."""
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path)
+    file.append({"step": 2, "loss": 1.0})
+    for number in (1, 2):
+        file.append({"step": 2, "rollback": {"number": number}})
+    file.append({"step": 3, "loss": 1.0})
+    file.truncate_after(2, 1)
+    file.close()
+    assert [r.get("rollback", {}).get("number") for r in read_metrics(path)] == [None, 1]

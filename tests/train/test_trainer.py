@@ -185,7 +185,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_named(tmp_path, broken):
 
 
 def test_it_is_skipped_and_counted_when_asked(tmp_path, broken, capsys):
-    run(tmp_path, "train.nonfinite=skip")
+    run(tmp_path, "health.on_nonfinite=skip")
     steps = [r for r in records(tmp_path) if "loss" in r]
     assert [r["skipped"] for r in steps] == [0, 0] + [1] * 10
     assert "skipped step 3" in capsys.readouterr().err

@@ -108,7 +108,7 @@ def test_offline_history_config_and_one_id_over_a_resume(tmp_path: Path) -> None
     rows = history(tmp_path)
     assert [row["_step"] for row in rows] == ["1", "2", "3", "4"]
     assert [float(row["loss"]) for row in rows] == [1.0, 1 / 2, 1 / 3, 0.125]
-    assert "mfu" not in rows[0] and "step" not in rows[0] and rows[0]["window"] == "64"
+    assert "mfu" not in rows[0] and rows[0]["step"] == "1" and rows[0]["window"] == "64"
     assert float(rows[2]["eval/loss/N4/window2"]) == 1.25 and float(rows[2]["eval/loss/N1/window2"]) == 1.5
 
     runs = [record.run for record in records(tmp_path) if record.WhichOneof("record_type") == "run"]

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sleeptrain.health.nonfinite import locate_nonfinite
 from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.train.health import locate_nonfinite
 from tests.models import random_batch, tiny_model
 from tests.train.test_step import config
 

@@ -1,0 +1,78 @@
+"""Which processes are slow by themselves: each times the same small work, without a word to the others."""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from sleeptrain.parallel.world import World
+
+# The shortest of so many times counts: what disturbs a process now and then does not make it slow.
+REPEATS = 3
+# Of the product of two square matrices. About a millisecond each.
+SIZE = {"cpu": 384, "cuda": 4096}
+PYTHON_STEPS = 20_000
+
+
+class Probe(NamedTuple):
+    """What a process took, in seconds: device for a matrix product, python for a loop of the interpreter."""
+
+    host: str
+    device: float
+    python: float
+
+
+def probe(device: torch.device) -> Probe:
+    """Times this process alone."""
+    size = SIZE[device.type]
+    matrix = torch.ones(size, size, device=device)
+    products, loops = [], []
+    for _ in range(REPEATS):
+        _finish(device)
+        start = time.perf_counter()
+        torch.mm(matrix, matrix)
+        _finish(device)
+        products.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        sum(i & 7 for i in range(PYTHON_STEPS))
+        loops.append(time.perf_counter() - start)
+    return Probe(socket.gethostname(), min(products), min(loops))
+
+
+def compare_speeds(found: Sequence[Probe], slow_factor: float) -> dict[str, object]:
+    """A record of the median times, and under "slow" of each rank that took more than `slow_factor` times as long.
+
+    found: by rank. Of a slow rank the record has the host and both times in medians. Of two ranks the faster one is the
+    median.
+    """
+    medians = {kind: statistics.median_low(getattr(p, kind) for p in found) for kind in ("device", "python")}
+    record: dict[str, object] = {f"{kind}_seconds": median for kind, median in medians.items()}
+    slow = {}
+    for rank, p in enumerate(found):
+        times = {kind: getattr(p, kind) / median for kind, median in medians.items()}
+        if max(times.values()) > slow_factor:
+            slow[f"rank{rank}"] = {"host": p.host, **times}
+    return record | {"slow": slow}
+
+
+def gathered_speeds(world: World, slow_factor: float) -> tuple[dict[str, object], list[str]]:
+    """The record of all processes, and a line for each slow one. All processes call it."""
+    record = compare_speeds(world.gather(probe(world.device)), slow_factor)
+    slow = record["slow"]
+    assert isinstance(slow, dict)
+    lines = [
+        f"{rank.replace('rank', 'rank ')} on {found['host']} is slow: {found['device']:.1f} times the median for a "
+        f"matrix product, {found['python']:.1f} times for a loop of Python"
+        for rank, found in slow.items()
+    ]
+    return record, lines
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,93 @@
+"""What is a spike, and what is known of it behind a restart."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from sleeptrain.health.rollbacks import Rollbacks
+from sleeptrain.health.spikes import SpikeDetector
+
+# Median 5, median deviation 2, hence a robust deviation of 2.9652.
+NINE = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
+
+
+def detector(losses: list[float], norms: list[float], factor: float = 2.0, window: int = 9) -> SpikeDetector:
+    made = SpikeDetector(factor, window)
+    made.begin([1, 2, 3])
+    for loss, norm in zip(losses, norms, strict=True):
+        made.observe(loss, norm)
+    return made
+
+
+def test_beyond_the_factor_above_the_median() -> None:
+    found = detector(NINE, NINE)
+    edge = 5 + 2 * 2 * 1.4826
+    assert found.spike(edge - 1e-9, 1.0) is None
+    assert found.spike(edge + 1e-9, 1.0) == "loss 10.93 is 2.0 deviations above 5, the median of 9 steps"
+    assert found.spike(1.0, 20.0) == "gradient norm 20 is 5.1 deviations above 5, the median of 9 steps"
+    assert found.spike(-1e9, 0.0) is None, "what is far below is none"
+
+
+def test_outliers_do_not_hide_others() -> None:
+    """A mean and a standard deviation would be drawn up by the first spike."""
+    assert detector([*NINE[:-1], 1e6], NINE).spike(50.0, 1.0)
+
+
+def test_only_the_last_steps_of_this_stage_count() -> None:
+    assert detector(NINE[:-1], NINE[:-1]).spike(1e9, 1.0) is None, "the window is not full"
+    assert detector([1e3 + x for x in NINE] + NINE, NINE + NINE).spike(100.0, 1.0)
+    found = detector(NINE, NINE)
+    found.begin([1, 2, 3])
+    assert found.spike(100.0, 1.0)
+    found.begin([2, 2, 3])
+    assert found.spike(100.0, 1.0) is None
+
+
+def test_a_level_that_stays_is_no_spike_after_half_a_window() -> None:
+    found, spikes = detector(NINE, NINE), 0
+    while found.spike(100.0 + spikes, 1.0):
+        found.observe(100.0 + spikes, 1.0)
+        spikes += 1
+    assert spikes == 5
+
+
+def test_off_and_a_constant_loss() -> None:
+    assert detector(NINE, NINE, factor=0.0).spike(1e9, 1e9) is None
+    assert not SpikeDetector(0.0, 8).watches
+    constant = detector([2.0] * 9, [1.0] * 9)
+    assert constant.spike(2.0, 1.0) is None
+    assert constant.spike(2.5, 1.0) == "loss 2.5 is far above 2, the median of 9 steps"
+
+
+def test_saved_and_read_back_it_goes_on_to_the_bit() -> None:
+    generator = random.Random(0)
+    losses = [generator.random() for _ in range(40)]
+    found = detector(losses[:20], losses[20:])
+    other = SpikeDetector(2.0, 9)
+    other.load_state_dict(json.loads(json.dumps(found.state_dict())))
+    other.begin([1, 2, 3])
+    assert other.state_dict() == found.state_dict()
+    assert other.spike(9.0, 9.0) == found.spike(9.0, 9.0)
+
+
+def test_rollbacks_count_until_the_step_that_went_wrong_is_passed() -> None:
+    known = Rollbacks()
+    known.taken_back(bad_step=14, to_step=6)
+    assert (known.total, known.undone, known.in_vain) == (1, 7, 1)
+    known.made(12)
+    known.taken_back(13, 6)
+    known.made(14)
+    assert (known.total, known.undone, known.in_vain, known.furthest) == (2, 13, 2, 14)
+    known.made(15)
+    assert known.in_vain == 0
+
+
+@pytest.mark.parametrize(
+    ("base", "bad", "wanted"),
+    [(0, 14, 6), (0, 3, 0), (6, 9, 6), (6, 20, 12)],
+)
+def test_a_checkpoint_close_before_is_not_taken_for_good(base: int, bad: int, wanted: int) -> None:
+    assert Rollbacks(base=base).good_until(bad, distance=8) == wanted
