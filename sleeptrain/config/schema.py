@@ -173,6 +173,7 @@ class TrainConfig:
     log_every: int = 10
     eval_every: int = 200  # steps; 0: only at the end
     eval_batches: int = 8
+    max_time: str | None = "auto"  # 3:55:00, 90m; auto: until the Slurm job ends; empty: no limit
     checkpoint_every: int = 200  # steps; 0: only at the end
     keep_checkpoints: int = 2
 
@@ -204,6 +205,7 @@ class HealthConfig:
 class RunConfig:
     name: str = MISSING
     root: str = "runs"  # the run folder is <root>/<name>; an existing one is resumed
+    allow_changes: list[str] = field(default_factory=list)  # settings that may differ when the run goes on
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from sleeptrain.config.duration import parse_duration
 from sleeptrain.config.schema import Config, HealthConfig, ModelConfig, ShardsConfig, ShardSource, SleepConfig
 from sleeptrain.config.suggest import suggest
 from sleeptrain.errors import ConfigError
@@ -120,6 +121,7 @@ def validate(config: Config) -> None:
     _check_data(config)
     _check_batches(config)
     _check_health(config.health)
+    _check_max_time(config.train.max_time)
 
 
 def refuse_missing(names: Iterable[str]) -> None:
@@ -335,3 +337,12 @@ def _check_health(health: HealthConfig) -> None:
                 f"health.{name} ({seconds} s) must be less than health.timeout ({health.timeout} s), after which "
                 "operations between processes fail without saying whom they wait for: change one of them"
             )
+
+
+def _check_max_time(max_time: str | None) -> None:
+    if max_time in (None, "auto"):
+        return
+    try:
+        parse_duration(max_time)
+    except ValueError as error:
+        raise ConfigError(f"train.max_time: {error}; or auto, or null for no limit") from error

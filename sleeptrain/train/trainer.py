@@ -4,53 +4,76 @@ from __future__ import annotations
 
 import math
 
+from sleeptrain.config.resolved import run_folder
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import Batch
 from sleeptrain.errors import NonFiniteError
 from sleeptrain.parallel.launch import join
 from sleeptrain.parallel.layout_check import too_few_sequences
 from sleeptrain.sleep.curriculum import StepShape, step_shape
-from sleeptrain.train.evaluate import Evaluation, evaluate
+from sleeptrain.stop import Stopped, leads, listening
+from sleeptrain.train.evaluate import Evaluation, EvaluationStopped, evaluate
 from sleeptrain.train.lr import lr_scale
 from sleeptrain.train.pace import Pace
 from sleeptrain.train.run import Run
+from sleeptrain.train.status import State, Status
 from sleeptrain.train.step import StepResult
-from sleeptrain.train.stop import Stopped, StopRequest
+from sleeptrain.train.stopping import Stopping
 from sleeptrain.watch.watch import watched
 from sleeptrain.watch.whereabouts import Phase
 
 
 def train(config: Config) -> int:
-    """Trains until `train.tokens` are seen or a signal asks to stop; the same call goes on from where it stopped.
+    """Trains until `train.tokens` are seen, a signal asks to stop or the time is over; the same call goes on.
 
-    Returns the exit code 0. Raises Stopped after a signal, once everything is saved; ConfigError and DataError before
-    anything is written; NonFiniteError when a loss or gradient is not finite and `train.nonfinite=stop`.
+    Returns the exit code 0. Raises Stopped where the run was stopped, once everything is saved; ConfigError and
+    DataError before anything is written; NonFiniteError when a loss or gradient is not finite and
+    `train.nonfinite=stop`.
     """
-    with StopRequest() as stop:
+    status = Status(run_folder(config), leads())
+    with listening() as request, status.kept():
         world = join(config)
-        with watched(config, world) as whereabouts:
-            run = Run(config, world, whereabouts).open()
-            try:
-                train_steps(run, stop)
-            finally:
-                run.close()
+        stopping = Stopping(config.train.max_time, request, world)
+        with watched(config, world, lambda alarm: status.end(State.FAILED, alarm.text, alarm.code)) as whereabouts:
+            finished = not stopping.agreed() and train_watched(Run(config, world, whereabouts, stopping, status))
+        if finished:
+            status.end(State.FINISHED)
+        else:
+            status.end(State.STOPPED, stopping.reason)
         world.close()
-        if not run.done:
-            raise Stopped(0)
+        if not finished:
+            raise Stopped
     return 0
 
 
-def train_steps(run: Run, stop: StopRequest) -> None:
-    """The steps that are left, or those until a signal; then everything is saved."""
-    config = run.config
-    if run.done:
+def train_watched(run: Run) -> bool:
+    """The run from where it stands; whether it has come to its end."""
+    run.open()
+    try:
+        train_steps(run)
+    finally:
+        run.close()
+    return run.finished
+
+
+def train_steps(run: Run) -> None:
+    """What is left to do, or that until the run is stopped; then everything is saved."""
+    config, stopping = run.config, run.stopping
+    stopping.start()
+    if run.finished:
         run.message(f"{run.folder} is complete: {run.step} steps, {run.tokens} tokens")
     if warning := too_few_sequences(config, run.world.part.ranks):
         run.message(f"warning: {warning}")
+    if limit := stopping.limit_line():
+        run.message(limit)
+    if run.owed is not None:
+        hold_evaluation(run, run.owed)
     pace = Pace(run.device)
-    while not run.done and not run.world.any(stop.requested):
+    while not run.done and not stopping.agreed():
         shape = step_shape(config, run.tokens, run.step)
-        batch, num_tokens = run.next_batch(shape.batch)
+        if (read := run.next_batch(shape.batch)) is None:
+            continue  # it is agreed upon, then
+        batch, num_tokens = read
         # The rate of the step's middle: neither a first nor a last step at rate 0.
         scale = lr_scale(run.tokens + num_tokens // 2, config.train.tokens, config.optim)
         result, norm = train_step(run, batch, shape, scale)
@@ -59,13 +82,13 @@ def train_steps(run: Run, stop: StopRequest) -> None:
         if due(run, config.train.log_every):
             run.log(step_record(run, shape, result, norm, scale) | pace.take(config.train.tokens - run.tokens))
         if run.done or due(run, config.train.eval_every):
-            run.log({"eval": evaluation(run, shape)})
+            hold_evaluation(run, shape)
             pace.restart()
         if run.done or due(run, config.train.checkpoint_every):
             run.save()
-    if not run.done:
+    if not run.finished:
         run.save()
-        run.message(f"{stop.signal_name or 'a signal elsewhere'}: saved at step {run.step}; the same command goes on")
+        run.message(f"{stopping.reason}: saved at step {run.step}; the same command goes on")
 
 
 def train_step(run: Run, batch: Batch, shape: StepShape, scale: float) -> tuple[StepResult, float]:
@@ -98,6 +121,17 @@ def step_record(run: Run, shape: StepShape, result: StepResult, norm: float, sca
     }
 
 
+def hold_evaluation(run: Run, shape: StepShape) -> None:
+    """Evaluates after a step of this shape; where the run is stopped meanwhile, that is owed by the next attempt."""
+    run.owed = shape
+    try:
+        found = evaluation(run, shape)
+    except EvaluationStopped:
+        return
+    run.log({"eval": found})
+    run.owed = None
+
+
 def evaluation(run: Run, shape: StepShape) -> Evaluation:
     """Held-out loss at this step's window, with the configured number of passes and with one."""
     config = run.config
@@ -108,7 +142,9 @@ def evaluation(run: Run, shape: StepShape) -> Evaluation:
     passes = sorted({1, shape.passes})
     # Only where the model's end is held are losses and answers known; all are told of them.
     counts = config.data.source == "rule110" and run.model.layers.stop == run.model.num_layers
-    found = evaluate(run.model, sets, config, shape.window, passes, counts, run.engine.window_losses)
+    found = evaluate(
+        run.model, sets, config, shape.window, passes, counts, run.engine.window_losses, run.stopping.agreed
+    )
     return run.world.from_last(found)
 
 
