@@ -2,13 +2,14 @@
 `sleeptrain data`, with its own.
 
 Exit codes: 0 done, 75 a run that was stopped before its end and is saved (start it again), 2 a mistake that the user
-can mend (one line on stderr), 1 anything else (one line where a number is not finite, else a traceback), 130 Ctrl-C in
-what is no run; a job's own code is passed on.
+can mend (one line on stderr), 1 anything else (one line where a number is not finite or the last checkpoint was not
+written, else a traceback), 130 Ctrl-C in what is no run, 141 a closed pipe; a job's own code is passed on.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from argparse import ArgumentError, ArgumentParser, ArgumentTypeError, Namespace
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 from sleeptrain.config.duration import parse_duration
 from sleeptrain.config.schema import Config
 from sleeptrain.config.suggest import setting_names, suggest
-from sleeptrain.errors import ConfigError, NonFiniteError, UserError, exit_code, told
+from sleeptrain.errors import CheckpointError, ConfigError, NonFiniteError, UserError, exit_code, told
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -114,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        return _reader_has_gone()
 
 
 def _ask_data(arguments: list[str]) -> int:
@@ -131,6 +134,12 @@ def _help() -> str:
     lines += [f"  {'data':<8}{DATA_SUMMARY}"]
     lines += ["", "-m runs all combinations of comma-separated values; `sleeptrain COMMAND --help` lists the settings."]
     return "\n".join(lines)
+
+
+def _reader_has_gone() -> int:
+    """Of what is printed, such as `head`: no failure of ours. Else the interpreter complains at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def _fail(error: Exception) -> int:
@@ -222,8 +231,10 @@ def _run_job(command: Command, composed: DictConfig, options: Namespace) -> int:
 
     try:
         return command.run(compose.resolve_job(composed), options)
-    except (UserError, NonFiniteError) as error:
+    except (UserError, NonFiniteError, CheckpointError) as error:
         return _fail(error)
+    except BrokenPipeError:
+        return _reader_has_gone()
     except Exception:
         traceback.print_exc()
         return 1

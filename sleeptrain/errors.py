@@ -17,6 +17,10 @@ class NonFiniteError(Exception):
     """A loss or gradient is NaN or infinite; names step, window, pass and layer. Shown as one line; exit code 1."""
 
 
+class CheckpointError(Exception):
+    """A checkpoint could not be written. Shown as one line where it was the last of a run; exit code 1."""
+
+
 class ConfigError(UserError):
     """A setting is unknown, has a wrong value, or does not go with another."""
 

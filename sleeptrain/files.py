@@ -22,7 +22,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _beside(target: Path, what: str) -> Path:
+def beside(target: Path, what: str) -> Path:
     """A name that no other process uses, on another machine of a shared file system neither."""
     return target.with_name(f".{target.name}.{what}-{secrets.token_hex(4)}")
 
@@ -30,7 +30,7 @@ def _beside(target: Path, what: str) -> Path:
 @contextlib.contextmanager
 def whole_file(target: Path) -> Iterator[BinaryIO]:
     """A file to write to that takes the place of `target` when the block ends, on the disk; nothing when it fails."""
-    partial = _beside(target, "partial")
+    partial = beside(target, "partial")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(partial, "wb") as file:
@@ -57,14 +57,14 @@ def staged_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     where `target` exists otherwise (an empty folder does not count).
     """
     _refuse_existing(target, replace)
-    partial = _beside(target, "partial")
+    partial = beside(target, "partial")
     partial.mkdir(parents=True)
     try:
         yield partial
         for path in [*partial.rglob("*"), partial]:
             sync(path)
         _refuse_existing(target, replace)
-        _take_place(partial, target)
+        set_in_place(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     sync(target.parent)
@@ -77,9 +77,9 @@ def _refuse_existing(target: Path, replace: bool) -> None:
         raise DataError(f"{target} exists and is not empty; remove it or name another folder")
 
 
-def _take_place(partial: Path, target: Path) -> None:
+def set_in_place(partial: Path, target: Path) -> None:
     """Rename `partial` to `target`; a rename cannot replace a full folder, so an old one is set aside first."""
-    old = _beside(target, "old")
+    old = beside(target, "old")
     if not target.exists():
         os.rename(partial, target)
         return

@@ -170,6 +170,16 @@ def test_the_exit_code_of_the_job_is_passed_on(monkeypatch: pytest.MonkeyPatch) 
     assert main(["train", "experiment=stdlib"]) == 7
 
 
+@pytest.mark.timeout(60)
+def test_a_reader_that_has_gone_is_no_failure() -> None:
+    command = [sys.executable, "-m", "sleeptrain.cli", "plan", "experiment=stdlib", "model.vocab_size=300"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (141, b"")
+
+
 def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(config: Config) -> int:
         raise KeyboardInterrupt

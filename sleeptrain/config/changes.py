@@ -20,12 +20,12 @@ FREE = (
     "data.shards.on_damage",
     "data.shards.workers",
     "data.shards.cache",
+    "sleep.recompute",
     "train.micro_batch",
     "train.log_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
     "train.max_time",
     "train.threads",
+    "checkpoint.",
 )
 # What a checkpoint holds has their shape, or is a position in what they describe.
 FIXED = (

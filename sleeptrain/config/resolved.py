@@ -22,7 +22,12 @@ def run_folder(config: Config) -> Path:
 
 def save_resolved(config: Config, path: str | Path) -> None:
     """Write `config` as YAML, whole or not at all; `load_resolved` reads the same values back."""
-    write_whole(Path(path), OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
+    write_whole(Path(path), resolved_yaml(config))
+
+
+def resolved_yaml(config: Config) -> bytes:
+    """The file that `save_resolved` writes."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config)).encode()
 
 
 def load_resolved(path: str | Path) -> Config:

@@ -174,8 +174,13 @@ class TrainConfig:
     eval_every: int = 200  # steps; 0: only at the end
     eval_batches: int = 8
     max_time: str | None = "auto"  # 3:55:00, 90m; auto: until the Slurm job ends; empty: no limit
-    checkpoint_every: int = 200  # steps; 0: only at the end
-    keep_checkpoints: int = 2
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = 200  # steps; 0: only at the start and the end
+    keep: int = 2  # of the newest
+    keep_every: int = 0  # steps whose multiples stay besides; 0: none
 
 
 @dataclass
@@ -206,6 +211,9 @@ class RunConfig:
     name: str = MISSING
     root: str = "runs"  # the run folder is <root>/<name>; an existing one is resumed
     allow_changes: list[str] = field(default_factory=list)  # settings that may differ when the run goes on
+    init_from: str = ""  # a checkpoint, or a run that has one, whose weights a new run starts with
+    init_new: list[str] = field(default_factory=list)  # patterns of parameters that only the model has
+    init_dropped: list[str] = field(default_factory=list)  # patterns of parameters that only the checkpoint has
 
 
 @dataclass
@@ -223,6 +231,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)

@@ -11,7 +11,15 @@ from typing import Any
 from omegaconf import MISSING
 
 from sleeptrain.config.duration import parse_duration
-from sleeptrain.config.schema import Config, HealthConfig, ModelConfig, ShardsConfig, ShardSource, SleepConfig
+from sleeptrain.config.schema import (
+    Config,
+    HealthConfig,
+    ModelConfig,
+    RunConfig,
+    ShardsConfig,
+    ShardSource,
+    SleepConfig,
+)
 from sleeptrain.config.suggest import suggest
 from sleeptrain.errors import ConfigError
 
@@ -81,8 +89,9 @@ AT_LEAST: dict[str, int] = {
     "train.log_every": 1,
     "train.eval_every": 0,
     "train.eval_batches": 1,
-    "train.checkpoint_every": 0,
-    "train.keep_checkpoints": 1,
+    "checkpoint.every": 0,
+    "checkpoint.keep": 1,
+    "checkpoint.keep_every": 0,
 }
 
 ABOVE_ZERO = (
@@ -113,7 +122,7 @@ def validate(config: Config) -> None:
     """Raise ConfigError at the first setting that is missing, out of range, or does not go with another."""
     refuse_missing(name for name, value in settings(config) if value == MISSING)
     _check_ranges(config)
-    _check_run_name(config.run.name)
+    _check_run(config.run)
     _check_model(config.model)
     _check_optim(config)
     _check_curriculum(config.sleep)
@@ -165,10 +174,13 @@ def _check_ranges(config: Config) -> None:
             raise ConfigError(f"{dividend} ({values[dividend]}) must be a multiple of {divisor} ({values[divisor]})")
 
 
-def _check_run_name(name: str) -> None:
-    path = PurePath(name)
+def _check_run(run: RunConfig) -> None:
+    path = PurePath(run.name)
     if not path.parts or path.is_absolute() or ".." in path.parts:
-        raise ConfigError(f"run.name must name a folder inside run.root, not '{name}'")
+        raise ConfigError(f"run.name must name a folder inside run.root, not '{run.name}'")
+    for name, patterns in (("run.init_new", run.init_new), ("run.init_dropped", run.init_dropped)):
+        if patterns and not run.init_from:
+            raise ConfigError(f"{name} says how a checkpoint may differ: name the checkpoint in run.init_from")
 
 
 def _check_model(model: ModelConfig) -> None:

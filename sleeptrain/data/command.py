@@ -34,11 +34,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _which(options: argparse.Namespace) -> int:
+    from sleeptrain.checkpoint.folder import checkpoints, read_state
     from sleeptrain.config import load_resolved
     from sleeptrain.data.inspect import cuts_before, reads
     from sleeptrain.data.source import ShardsSource
     from sleeptrain.data.tokenizer import load_tokenizer
-    from sleeptrain.train.checkpoint import checkpoints, load_checkpoint
 
     if options.step < 1:
         raise ConfigError(f"--step {options.step}: the first step of a run is 1")
@@ -48,7 +48,7 @@ def _which(options: argparse.Namespace) -> int:
     source = ShardsSource(config.data)
     tokenizer = load_tokenizer(Path(config.data.shards.tokenizer)) if options.text else None
     saved = checkpoints(options.run / "checkpoints")
-    cuts, rows = cuts_before(config, options.step, load_checkpoint(saved[-1])["data"]["cuts"] if saved else ())
+    cuts, rows = cuts_before(config, options.step, read_state(saved[-1])["data"]["cuts"] if saved else ())
     if options.row is not None and not 0 <= options.row < rows:
         raise ConfigError(f"--row {options.row}: step {options.step} has the rows 0 to {rows - 1}")
     source.stream.seek(cuts)

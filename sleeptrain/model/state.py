@@ -69,12 +69,12 @@ def _put(old: LayerState, rows_R: torch.Tensor, new: LayerState, num_rows: int) 
     for field in fields(new):
         a, b = getattr(old, field.name, None), getattr(new, field.name)
         if a is None and b is not None:
-            a = _empty(b, num_rows)
+            a = empty_rows(b, num_rows)
         merged.append(a if a is None or b is None else a.index_copy(0, rows_R, b))
     return type(new)(*merged)
 
 
-def _empty(like: torch.Tensor, num_rows: int) -> torch.Tensor:
+def empty_rows(like: torch.Tensor, num_rows: int) -> torch.Tensor:
     """Memory that holds nothing: zeros, and PAD as the document of retained tokens."""
     return like.new_full((num_rows, *like.shape[1:]), 0 if like.is_floating_point() else PAD)
 
@@ -114,7 +114,7 @@ class FastWeights:
         """Empty memory in the rows where `keep_B` (bool) is False: a new document begins there."""
 
         def keep(t: torch.Tensor) -> torch.Tensor:
-            return torch.where(keep_B.view(-1, *[1] * (t.dim() - 1)), t, _empty(t, t.shape[0]))
+            return torch.where(keep_B.view(-1, *[1] * (t.dim() - 1)), t, empty_rows(t, t.shape[0]))
 
         return FastWeights(tuple(_map(s, keep) for s in self.layers))
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 
+from sleeptrain.checkpoint.read import SavedTensors
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.errors import ConfigError
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.parallel.build import build_model
+from sleeptrain.parallel.carried import load_carried, own_carried
 from sleeptrain.parallel.held_out import HeldOutSequence, forwards_of
 from sleeptrain.parallel.mailbox import Mailbox
 from sleeptrain.parallel.pipeline import StageStep
-from sleeptrain.parallel.saved import join_carried, merge_stages, named_tensors, own_carried
 from sleeptrain.parallel.schedule import Backward, Compute, Schedule, schedule
 from sleeptrain.parallel.sequence import StageSequence
 from sleeptrain.parallel.sharding import ModelSharding
@@ -26,7 +26,7 @@ from sleeptrain.parallel.stage_split import schedule_costs, split_stages
 from sleeptrain.parallel.tied import TiedEmbedding
 from sleeptrain.parallel.world import World
 from sleeptrain.parallel.zero import wrap
-from sleeptrain.parallel.zero_state import load_state_dict, state_dict
+from sleeptrain.parallel.zero_state import load, load_weights, own_tensors
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.loop import LoopSettings, ReadLogits, loop_settings, run_rounds
 from sleeptrain.sleep.rounds import Round
@@ -202,19 +202,16 @@ class PartOfModel:
             self._run(forwards, [sequence], lambda _, r: self._whereabouts.at(r))
         return sequence.losses
 
-    def state_dict(self) -> dict[str, Any] | None:
-        own = state_dict(self._zero)
-        found = self._world.collect({} if own is None else named_tensors(own))
-        return None if found is None else merge_stages(found)
+    def own_tensors(self, carried: FastWeights | None) -> dict[str, torch.Tensor]:
+        stage = self._zero.stage.group
+        return own_tensors(self._zero) | own_carried(
+            carried, self._world.mesh, self._sharding, stage, self._world.device
+        )
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        load_state_dict(self._zero, saved)
+    def load(self, saved: SavedTensors) -> FastWeights | None:
+        load(self._zero, saved)
+        shard, device = self._world.mesh.tensor.rank, self._world.device
+        return load_carried(saved, self._world.part, self.model.layers, self._sharding, shard, device)
 
-    def whole_state(self, carried: FastWeights | None) -> FastWeights | None:
-        place = torch.tensor([self._world.mesh.data.rank, self._world.mesh.pipeline.rank, self._world.mesh.tensor.rank])
-        found = self._world.collect({"place": place} | ({} if carried is None else carried.to_state_dict()))
-        return None if found is None else join_carried(found, self._sharding, self._world.part.ranks)
-
-    def own_state(self, whole: FastWeights) -> FastWeights:
-        own = own_carried(whole, self._world.part, self.model.layers)
-        return self._sharding.take_state(own, self._world.mesh.tensor.rank).to(self._world.device)
+    def load_weights(self, saved: SavedTensors) -> None:
+        load_weights(self._zero, saved)

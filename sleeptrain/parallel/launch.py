@@ -23,6 +23,8 @@ from sleeptrain.parallel.layout_check import check_layout
 from sleeptrain.parallel.mesh import Mesh
 from sleeptrain.parallel.world import World
 
+# How long a process waits for another's part of a checkpoint on slow storage.
+SAVING_TIMEOUT = timedelta(hours=6)
 PACKAGES = {"megatron.core": "megatron-core", "deepspeed": "deepspeed"}
 
 
@@ -78,7 +80,8 @@ def join(config: Config) -> World:
         _initialise(place, device, timeout)
     mesh = Mesh.build(config.parallel.tensor, config.parallel.pipeline, timeout)
     control = dist.new_group(backend="gloo", timeout=timeout)
-    return World(mesh, device, place.rank, place.size, control, opened)
+    saving = dist.new_group(backend="gloo", timeout=SAVING_TIMEOUT)
+    return World(mesh, device, place.rank, place.size, control, saving, opened)
 
 
 def shared_reading(source: Source, world: World) -> Source | SharedReading:

@@ -6,11 +6,10 @@ that it links to each parameter, under ZeRO-3 the local fp32 part of each parame
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from sleeptrain.parallel.exchange import Fragment, LayoutError
 from sleeptrain.parallel.flat_optimizer import FlatOptimizer, Partition
@@ -86,23 +85,22 @@ def local_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def assemble(
-    partition: Partition, tensors: Sequence[torch.Tensor], parameters: Parameters, group: Any, replicated: bool
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Of each parameter in a partition its name and its values in `tensors`, in the parameter's shape.
+def own_part(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The data rank's own part [numel] of a parameter that ZeRO-3 has cut, the last one's end padded."""
+    part = getattr(parameter, "ds_tensor", None)
+    require(isinstance(part, torch.Tensor) and part.dim() == 1, "ZeRO-3 keeps a flat part of each parameter")
+    assert part is not None
+    return part.data
 
-    tensors: shaped as the partition's: itself or a state. All data ranks of `group` must use it up. replicated: each of
-    them holds the partition whole.
-    """
-    flat = torch.cat([t.detach().reshape(-1) for t in tensors])
-    fragments = {f.name: f for f in partition.fragments}
-    for name in partition.names:
-        full = flat.new_zeros(local_shape(parameters[name]))
-        if f := fragments.get(name):
-            full.view(-1)[f.start : f.start + f.numel] = flat[f.offset : f.offset + f.numel]
-        if not replicated:
-            dist.all_reduce(full, group=group)
-        yield name, full
+
+def region(tensors: Sequence[torch.Tensor], fragment: Fragment) -> torch.Tensor:
+    """The view of a fragment's elements in the tensors of its partition, or in others of their shapes."""
+    offset = fragment.offset
+    for tensor in tensors:
+        if offset < tensor.numel():
+            return tensor.view(-1)[offset : offset + fragment.numel]
+        offset -= tensor.numel()
+    raise ValueError(f"{fragment} lies behind the end of its partition")
 
 
 def _offset_in(flat: torch.Tensor, part: torch.Tensor) -> int:

@@ -47,9 +47,9 @@ def _bars(simulation: Simulation) -> dict[tuple[int, Colour, str], list[tuple[fl
 
 
 def _legend(simulation: Simulation) -> dict[str, Colour]:
-    """The colours of the first windows' passes, as many as are read at a glance."""
+    """The colours of the first windows' passes, counted from 1, as many as are read at a glance."""
     rounds = {(r.window, r.pass_index) for rounds in simulation.schedule.plans for r in rounds}
-    return {f"window {window}, pass {n}": _colour(window, n) for window, n in sorted(rounds)[:12]}
+    return {f"window {window + 1}, pass {n}": _colour(window, n) for window, n in sorted(rounds)[:12]}
 
 
 def _colour(window: int, pass_index: int) -> Colour:

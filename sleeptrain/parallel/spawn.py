@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from sleeptrain.config.resolved import run_folder
 from sleeptrain.config.schema import Config
-from sleeptrain.errors import ConfigError, NonFiniteError, UserError, exit_code, told
+from sleeptrain.errors import CheckpointError, ConfigError, NonFiniteError, UserError, exit_code, told
 from sleeptrain.stop import EXIT_STOPPED, SIGNALS, Stopped, StopRequest, listen, listening
 
 if TYPE_CHECKING:  # torch is loaded by those who train
@@ -218,7 +218,7 @@ def _work(config: Config, rank: int, size: int, port: int, began: float, report:
         code = train(config)
     except Stopped:
         code = EXIT_STOPPED
-    except (UserError, NonFiniteError) as error:
+    except (UserError, NonFiniteError, CheckpointError) as error:
         code, text = exit_code(error), told(error)
     except BaseException:
         code, text = 1, traceback.format_exc()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from sleeptrain.data.batch import Part
+from sleeptrain.errors import DataError
 from sleeptrain.parallel.mesh import Mesh
 
 T = TypeVar("T")
@@ -18,7 +20,8 @@ T = TypeVar("T")
 class World:
     """This process among all of a run.
 
-    control: all processes over gloo, for small numbers and checkpoints on the CPU; None where there is one process.
+    control: all processes over gloo, for small numbers on the CPU; None where there is one process.
+    saving: the same once more, for the thread that writes checkpoints.
     opened: torch.distributed was initialised for this run and ends with it.
     """
 
@@ -27,6 +30,7 @@ class World:
     rank: int = 0
     size: int = 1
     control: dist.ProcessGroup | None = None
+    saving: dist.ProcessGroup | None = None
     opened: bool = False
 
     @property
@@ -83,23 +87,27 @@ class World:
         dist.broadcast_object_list(box, rank, group=self.control)
         return box[0]
 
-    def collect(self, tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]] | None:
-        """The tensors of every process, by rank, on the CPU of the one that leads; None elsewhere."""
+    def together(self, function: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
+        """What the function returns in each process, by rank; `group`: over `saving` from the thread that saves.
+
+        Where it raises in one process it does so in all: that one its own error, the others DataError with its text.
+        """
         if self.control is None:
-            return [tensors]
-        layout = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
-        layouts: list[dict] | None = [{}] * self.size if self.leads else None
-        dist.gather_object(layout, layouts, 0, group=self.control)
-        if layouts is None:
-            for tensor in tensors.values():
-                dist.send(tensor.detach().cpu().contiguous(), 0, group=self.control)
-            return None
-        found = [{name: t.detach().cpu() for name, t in tensors.items()}]
-        for rank in range(1, self.size):
-            found.append({name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in layouts[rank].items()})
-            for tensor in found[-1].values():
-                dist.recv(tensor, rank, group=self.control)
-        return found
+            return [function()]
+        failed: Exception | None = None
+        answer: tuple[T | None, str | None] = (None, None)
+        try:
+            answer = (function(), None)
+        except Exception as error:
+            failed, answer = error, (None, str(error))
+        answers: list[Any] = [None] * self.size
+        dist.all_gather_object(answers, answer, group=group or self.control)
+        if failed is not None:
+            raise failed
+        for rank, (_, text) in enumerate(answers):
+            if text is not None:
+                raise DataError(f"process {rank}: {text}")
+        return [result for result, _ in answers]
 
     def close(self) -> None:
         """Leaves together with the others; only at the end of a run that has not failed."""

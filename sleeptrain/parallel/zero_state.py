@@ -1,131 +1,167 @@
-"""Weights and optimizer state of a ZeRO engine as whole tensors by name, so that a checkpoint depends on no layout."""
+"""Weights and optimizer state of a ZeRO engine as whole tensors by name, so that a checkpoint depends on no layout.
+
+They are read where `FlatOptimizer` has been told that they lie. DeepSpeed's `safe_get_full_*` would give every data
+rank every tensor, know nothing of tensor ranks, and not serve ZeRO-0; here a tensor comes together on its owner alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
+from sleeptrain.checkpoint.fit import OPTIMIZER, WEIGHTS
+from sleeptrain.checkpoint.read import SavedTensors, Take
 from sleeptrain.errors import DataError
+from sleeptrain.parallel.exchange import assign_owners
 from sleeptrain.parallel.flat_optimizer import Partition
-from sleeptrain.parallel.partitions import assemble
-from sleeptrain.parallel.zero import ZeroEngine, check_wide, load_deepspeed
-from sleeptrain.train.optim import KINDS, STATE
-
-OptimState = dict[str, dict[str, dict[str, torch.Tensor]]]
+from sleeptrain.parallel.partitions import local_shape, own_part, region
+from sleeptrain.parallel.zero import ZeroEngine, check_wide
+from sleeptrain.train.optim import STATE
 
 
-def state_dict(engine: ZeroEngine) -> dict[str, Any] | None:
-    """{"model": {name: tensor}, "optim": as `Optimizers.state_dict()`} of the stage, whole tensors on the CPU.
+class _Item(NamedTuple):
+    """A tensor of a checkpoint. key: of the optimizer's state; None for the weight itself."""
 
-    Every process of the stage calls it; the first of them is given the answer, the others None.
+    path: str
+    name: str
+    partition: Partition
+    key: str | None
+
+
+def own_tensors(engine: ZeroEngine) -> dict[str, torch.Tensor]:
+    """This process's share of the stage's weights and optimizer state: whole tensors on the CPU, by checkpoint name.
+
+    All processes of the stage call it. Each tensor has one owner; they hold about equally many bytes, and besides at
+    most one whole tensor at a time. Of tied embeddings the first stage's are taken.
     """
-    model: dict[str, torch.Tensor] = {}
-    optim: OptimState = {kind: {} for kind in KINDS}
-    first = dist.get_rank(engine.stage.group) == 0
+    items = [item for item in _items(engine) if not getattr(engine.parameters[item.name], "ds_pipe_replicated", False)]
+    tensor, data = engine.mesh.tensor, engine.mesh.data
+    sizes = {i.path: 1 if i.key == "step" else math.prod(engine.stage.whole[i.name]) for i in items}
+    owners = assign_owners(sizes, tensor.size * data.size)
+    own: dict[str, torch.Tensor] = {}
+    for item in items:
+        owner = divmod(owners[item.path], tensor.size)
+        if item.key == "step":
+            whole = (
+                engine.optimizer.state[item.partition.tensors[0]]["step"] if owner == (data.rank, tensor.rank) else None
+            )
+        else:
+            whole = _gathered(engine, item, *owner)
+        if whole is not None:
+            own[item.path] = whole.detach().to("cpu", copy=True)
+    return own
+
+
+def load(engine: ZeroEngine, saved: SavedTensors) -> None:
+    """Takes the weights and the optimizer state of a checkpoint that fits (`check_resume`) into a fresh engine.
+
+    Each process reads the weights of its stage and of the state what it keeps a part of. Raises DataError where
+    parameters that ZeRO steps together have done different numbers of steps.
+    """
+    steps: dict[str, float] = {}
+    takes = _weight_takes(engine)
+    for item in _items(engine):
+        if item.key == "step":
+            takes[item.path] = partial(_note_steps, steps, item.name)
+        elif item.key is not None and any(f.name == item.name for f in item.partition.fragments):
+            takes[item.path] = partial(_take_state, engine, item)
+    _read(engine, saved, takes)
     for partition in engine.optimizer.partitions:
-        model |= _whole(engine, partition, partition.tensors, first)
-        for key in sorted(STATE[partition.kind]):
-            tensors = [engine.optimizer.state[t][key] for t in partition.tensors]
-            if key == "step":
-                named = {name: tensors[0].cpu().clone() for name in partition.names}
-            else:
-                named = _whole(engine, partition, tensors, first)
-            for name, tensor in named.items():
-                optim[partition.kind].setdefault(name, {})[key] = tensor
-    return {"model": model, "optim": optim} if first else None
+        if "step" in STATE[partition.kind]:
+            _set_steps(engine, partition, steps)
 
 
-def load_state_dict(engine: ZeroEngine, state: Mapping[str, Any]) -> None:
-    """Takes over a `state_dict` of any layout; every process gives the same whole tensors.
+def load_weights(engine: ZeroEngine, saved: SavedTensors) -> None:
+    """Takes the weights that the checkpoint has into a fresh engine; the others stay."""
+    _read(engine, saved, _weight_takes(engine))
 
-    A parameter that has not been stepped may have no optimizer state. Raises DataError, with nothing changed, when a
-    name or shape does not fit.
-    """
+
+def _items(engine: ZeroEngine) -> Iterator[_Item]:
+    """In the same order in all processes of the stage."""
     for partition in engine.optimizer.partitions:
         for name in partition.names:
-            _check(engine, partition.kind, name, state)
-    _load_weights(engine, state["model"])
-    for partition in engine.optimizer.partitions:
-        for key in sorted(STATE[partition.kind]):
-            _load_state(engine, partition, key, state["optim"][partition.kind])
+            yield _Item(f"{WEIGHTS}{name}", name, partition, None)
+            for key in sorted(STATE[partition.kind]):
+                yield _Item(f"{OPTIMIZER}{partition.kind}/{name}/{key}", name, partition, key)
+
+
+def _gathered(engine: ZeroEngine, item: _Item, data_rank: int, tensor_rank: int) -> torch.Tensor | None:
+    """The whole tensor on its owner, None elsewhere: summed over the data ranks' fragments, then shards joined."""
+    data, tensor = engine.mesh.data, engine.mesh.tensor
+    tensors = _tensors(engine, item)
+    full = tensors[0].new_zeros(local_shape(engine.parameters[item.name]))
+    for f in item.partition.fragments:
+        if f.name == item.name:
+            full.view(-1)[f.start : f.start + f.numel] = region(tensors, f)
+    if engine.zero > 0:
+        # As integers: bits added to zero bits stay what they are, which -0.0 does not.
+        dist.reduce(full.view(torch.int32), _global_rank(data.group, data_rank), group=data.group)
+    if data.rank != data_rank:
+        return None
+    shards = [full]
+    if tensor.size > 1:
+        shards = [torch.empty_like(full) for _ in range(tensor.size if tensor.rank == tensor_rank else 0)]
+        dist.gather(full, shards or None, _global_rank(tensor.group, tensor_rank), group=tensor.group)
+    return engine.stage.shards.join(item.name, shards) if shards else None
+
+
+def _tensors(engine: ZeroEngine, item: _Item) -> list[torch.Tensor]:
+    """What lies in the item's partition: the weights, or a state of them."""
+    tensors = item.partition.tensors
+    return [(t if item.key is None else engine.optimizer.state[t][item.key]).detach() for t in tensors]
+
+
+def _global_rank(group: Any, rank: int) -> int:
+    return rank if group is None else dist.get_global_rank(group, rank)
+
+
+def _read(engine: ZeroEngine, saved: SavedTensors, takes: Mapping[str, Take]) -> None:
+    saved.read({path: take for path, take in takes.items() if path in saved.forms})
+    if engine.zero > 0:
+        engine.deepspeed_engine.optimizer.refresh_fp32_params()
     check_wide(engine.parameters)
 
 
-def _whole(
-    engine: ZeroEngine, partition: Partition, tensors: Sequence[torch.Tensor], keep: bool
-) -> dict[str, torch.Tensor]:
-    """What lies in a partition, whole, on the CPU of those that keep it; one parameter at a time is whole elsewhere."""
-    whole: dict[str, torch.Tensor] = {}
-    tensor_axis = engine.mesh.tensor
-    for name, local in assemble(
-        partition, tensors, engine.parameters, engine.mesh.data.group, replicated=engine.zero == 0
-    ):
-        shards = [local]
-        if tensor_axis.size > 1:
-            shards = [torch.empty_like(local) for _ in range(tensor_axis.size)]
-            dist.all_gather(shards, local, group=tensor_axis.group)
-        if keep:
-            whole[name] = engine.stage.shards.join(name, shards).cpu()
-    return whole
+def _weight_takes(engine: ZeroEngine) -> dict[str, Take]:
+    return {f"{WEIGHTS}{name}": partial(_take_weight, engine, name) for name in engine.parameters}
 
 
-def _load_weights(engine: ZeroEngine, tensors: Mapping[str, torch.Tensor]) -> None:
-    zero = load_deepspeed().zero
-    group = engine.mesh.data.group
-    first = 0 if group is None else dist.get_global_rank(group, 0)
-    for name, p in engine.parameters.items():
-        value = engine.stage.shards.take(name, tensors[name], engine.stage.shard)
-        with torch.no_grad(), zero.GatheredParameters([p], modifier_rank=first, enabled=engine.zero == 3):
-            p.copy_(value)
-    if engine.zero > 0:
-        engine.deepspeed_engine.optimizer.refresh_fp32_params()
+def _take_weight(engine: ZeroEngine, name: str, whole: torch.Tensor) -> None:
+    """Without the other processes, so that one that cannot read does not keep them waiting."""
+    p, local = engine.parameters[name], engine.stage.shards.take(name, whole, engine.stage.shard)
+    if engine.zero == 3:
+        part, start = own_part(p), engine.mesh.data.rank * own_part(p).numel()
+        values = local.reshape(-1)[start : start + part.numel()]
+        part[: values.numel()] = values
+    if p.numel() == local.numel():  # under ZeRO-3 one that is gathered at this moment
+        p.detach().copy_(local)
 
 
-def _load_state(
-    engine: ZeroEngine, partition: Partition, key: str, named: Mapping[str, Mapping[str, torch.Tensor]]
-) -> None:
-    targets = [engine.optimizer.state[t][key] for t in partition.tensors]
-    if key == "step":
-        for target in targets:
-            target.fill_(_steps(partition, named))
-        return
-    flat = torch.zeros_like(torch.cat([t.reshape(-1) for t in targets]))
-    for f in partition.fragments:
-        if whole := named[f.name]:
-            local = engine.stage.shards.take(f.name, whole[key], engine.stage.shard).reshape(-1)
-            flat[f.offset : f.offset + f.numel] = local[f.start : f.start + f.numel].to(flat)
-    for target, part in zip(targets, flat.split([t.numel() for t in targets]), strict=True):
-        target.copy_(part.view_as(target))
+def _take_state(engine: ZeroEngine, item: _Item, whole: torch.Tensor) -> None:
+    local = engine.stage.shards.take(item.name, whole, engine.stage.shard).reshape(-1)
+    tensors = _tensors(engine, item)
+    for f in item.partition.fragments:
+        if f.name == item.name:
+            region(tensors, f).copy_(local[f.start : f.start + f.numel])
 
 
-def _steps(partition: Partition, named: Mapping[str, Mapping[str, torch.Tensor]]) -> float:
-    """The step count that the parameters of a partition share: ZeRO updates them together."""
-    steps = {float(named[name].get("step", 0.0)) for name in partition.names}
-    if len(steps) != 1:
+def _note_steps(steps: dict[str, float], name: str, saved: torch.Tensor) -> None:
+    steps[name] = float(saved)
+
+
+def _set_steps(engine: ZeroEngine, partition: Partition, steps: Mapping[str, float]) -> None:
+    """A partition's step count, which its parameters share: ZeRO updates them together."""
+    found = {steps.get(name, 0.0) for name in partition.names}
+    if len(found) != 1:
         raise DataError(
-            f"optimizer state does not fit: {', '.join(partition.names)} have done {sorted(steps)} steps, but under "
+            f"optimizer state does not fit: {', '.join(partition.names)} have done {sorted(found)} steps, but under "
             "ZeRO they are stepped together"
         )
-    return steps.pop()
-
-
-def _check(engine: ZeroEngine, kind: str, name: str, state: Mapping[str, Any]) -> None:
-    wanted = tuple(engine.stage.whole[name])
-    found = {"weights": state["model"].get(name)}
-    optim = state["optim"].get(kind, {}).get(name)
-    if optim is None or set(optim) not in (set(), STATE[kind]):
-        raise DataError(
-            f"optimizer state does not fit: {name} is trained by {kind} in the model, but the checkpoint has not what "
-            f"{kind} keeps ({', '.join(sorted(STATE[kind]))}); resume with the optim settings of the checkpoint"
-        )
-    found |= {key: tensor for key, tensor in optim.items() if key != "step"}
-    for what, tensor in found.items():
-        if tensor is None or tuple(tensor.shape) != wanted:
-            shape = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
-            raise DataError(
-                f"checkpoint does not fit: {what} of {name} is {shape} in the checkpoint, the model has {wanted}; "
-                "resume with the model settings of the checkpoint"
-            )
+    (done,) = found
+    for tensor in partition.tensors:
+        engine.optimizer.state[tensor]["step"].fill_(done)

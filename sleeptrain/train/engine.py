@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
 import torch
 
+from sleeptrain.checkpoint.fit import CARRIED, OPTIMIZER, WEIGHTS
+from sleeptrain.checkpoint.read import SavedTensors
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import Batch
 from sleeptrain.model.hybrid import Hybrid
@@ -42,17 +45,14 @@ class Engine(Protocol):
     ) -> Mapping[int, torch.Tensor]:
         """Without training: the summed loss of each window, where the model's end is held; else nothing."""
 
-    def state_dict(self) -> dict[str, Any] | None:
-        """Whole weights and optimizer state, {"model", "optim"}, for the process that leads; None for the others."""
+    def own_tensors(self, carried: FastWeights | None) -> dict[str, torch.Tensor]:
+        """This process's share of a checkpoint: whole tensors on the CPU that no step changes, by name."""
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Takes over what any layout has saved. Raises DataError where it does not fit."""
+    def load(self, saved: SavedTensors) -> FastWeights | None:
+        """Takes weights and optimizer state that fit (`check_resume`), before any step; returns this one's memory."""
 
-    def whole_state(self, carried: FastWeights | None) -> FastWeights | None:
-        """The memory of all rows and layers, on the CPU, for the process that leads."""
-
-    def own_state(self, whole: FastWeights) -> FastWeights:
-        """This process's part of it, on its device."""
+    def load_weights(self, saved: SavedTensors) -> None:
+        """Takes those weights that the checkpoint has."""
 
 
 class WholeModel:
@@ -84,18 +84,32 @@ class WholeModel:
         settings = replace(settings, on_round=self._whereabouts.at)
         return run_rounds(self.model, batch, rounds, self.model.empty_state(), settings, read_logits)[0]
 
-    def state_dict(self) -> dict[str, Any] | None:
-        return {"model": self.model.state_dict(), "optim": self.optim.state_dict()}
+    def own_tensors(self, carried: FastWeights | None) -> dict[str, torch.Tensor]:
+        found = {WEIGHTS + name: p.detach().to("cpu", copy=True) for name, p in self.model.named_parameters()}
+        for kind, parameters in self.optim.state_dict().items():
+            for name, tensors in parameters.items():
+                found |= {f"{OPTIMIZER}{kind}/{name}/{key}": t.to("cpu", copy=True) for key, t in tensors.items()}
+        if carried is not None:
+            found |= {CARRIED + name: tensor.cpu() for name, tensor in carried.to_state_dict().items()}
+        return found
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(saved["model"])
-        self.optim.load_state_dict(saved["optim"])
+    def load(self, saved: SavedTensors) -> FastWeights | None:
+        optim: dict[str, dict[str, dict[str, torch.Tensor]]] = self.optim.state_dict()
+        carried: dict[str, torch.Tensor] = {}
 
-    def whole_state(self, carried: FastWeights | None) -> FastWeights | None:
-        return None if carried is None else carried.to("cpu")
+        def keep(path: str, tensor: torch.Tensor) -> None:
+            kind, *names = path.removeprefix(OPTIMIZER).split("/")
+            found = carried if path.startswith(CARRIED) else optim[kind][names[0]]
+            found[path.removeprefix(CARRIED) if found is carried else names[1]] = tensor.to(self.model.device)
 
-    def own_state(self, whole: FastWeights) -> FastWeights:
-        return whole.to(self.model.device)
+        self.load_weights(saved)
+        saved.read({path: partial(keep, path) for path in saved.forms if path.startswith((OPTIMIZER, CARRIED))})
+        self.optim.load_state_dict(optim)
+        return FastWeights.from_state_dict(carried, self.model.num_layers) if carried else None
+
+    def load_weights(self, saved: SavedTensors) -> None:
+        weights = {WEIGHTS + name: p.detach() for name, p in self.model.named_parameters()}
+        saved.read({path: weight.copy_ for path, weight in weights.items() if path in saved.forms})
 
 
 def build_engine(config: Config, world: World, whereabouts: Whereabouts) -> Engine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from io import FileIO
 from pathlib import Path
@@ -16,29 +17,45 @@ Record = dict[str, Any]
 
 
 class MetricsFile:
-    """`path`, open for appending. A line that a kill left torn at the end is dropped when the file is opened."""
+    """`path`, open for appending. A line that a kill left torn at the end is dropped when the file is opened.
+
+    What the disk does not take is kept, and tried again with the next record. `sync` may be called from a thread.
+    failed: why the disk does not take records at the moment; None where it does.
+    """
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
         if self.path.exists():
             _end_with_whole_line(self.path)
         self._file = self._open()
+        self._kept, self._lock = bytearray(), threading.Lock()
+        self.failed: str | None = None
 
     def append(self, record: Record) -> None:
-        """Writes one record, in the file when this returns (on the disk after `sync`).
+        """Writes one record, in the file when this returns (on the disk after `sync`) if the disk takes it.
 
         Floats are written as Python's shortest repr, so that they read back exactly; NaN and infinities as NaN and
         Infinity. Raises ValueError for a record without an integer `step`, TypeError for what JSON cannot hold.
         """
         if not isinstance(record.get("step"), int):
             raise ValueError(f"a metrics record needs an integer step: {record}")
-        line = memoryview(json.dumps(record).encode() + b"\n")
-        while line:  # unbuffered: one write as a rule, more only when the disk takes part of it
-            line = line[self._file.write(line) :]
+        with self._lock:
+            self._kept += json.dumps(record).encode() + b"\n"
+            try:
+                self._write()
+            except OSError as error:
+                self.failed = error.strerror
 
     def sync(self) -> None:
-        """Waits until the disk has every record: call before a checkpoint that counts on them."""
+        """Waits until the disk has every record: call before a checkpoint that counts on them. Raises OSError."""
+        with self._lock:
+            self._write()
         os.fsync(self._file.fileno())
+
+    def _write(self) -> None:
+        while self._kept:  # unbuffered: one write as a rule, more only when the disk takes part of it
+            del self._kept[: self._file.write(self._kept)]
+        self.failed = None
 
     def truncate_after(self, step: int) -> None:
         """Drops all records of later steps than `step`, which a run resumed there writes again.

@@ -111,7 +111,7 @@ class Optimizers:
         return state
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Mapping[str, torch.Tensor]]]) -> None:
-        """Takes over copies of the tensors of `state_dict()`, on the parameters' devices.
+        """Takes over the tensors of a `state_dict()`, copied only where they are not on the parameters' devices.
 
         Raises DataError, with nothing changed, unless kinds, names, shapes and dtypes are those of this model.
         """
@@ -135,7 +135,7 @@ class Optimizers:
             )
 
     def _fit(self, name: str, kind: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Copies of one parameter's tensors, on its device."""
+        """One parameter's tensors, on its device."""
         parameter = self._parameters[name]
         if set(tensors) not in (set(), STATE[kind]):
             raise DataError(
@@ -150,7 +150,7 @@ class Optimizers:
                     f"optimizer state does not fit: {key} of {name} is {found[1]} of shape {found[0]} in the "
                     f"checkpoint, {wanted[1]} of shape {wanted[0]} in the model; resume with the checkpoint's settings"
                 )
-        return {key: value.detach().to(parameter.device, copy=True) for key, value in tensors.items()}
+        return {key: value.detach().to(parameter.device) for key, value in tensors.items()}
 
 
 def _trainable(

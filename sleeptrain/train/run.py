@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import platform
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from omegaconf import OmegaConf
 
-from sleeptrain.config import Config, load_resolved, run_folder, save_resolved
+from sleeptrain.checkpoint.find import newest_whole
+from sleeptrain.checkpoint.fit import check_resume
+from sleeptrain.checkpoint.folder import CONFIG, STATE, read_state, remove_leftovers, set_aside
+from sleeptrain.checkpoint.read import TensorFiles
+from sleeptrain.checkpoint.saver import Saver
+from sleeptrain.checkpoint.start import start_from
+from sleeptrain.config import Config, load_resolved, resolved_yaml, run_folder, save_resolved
 from sleeptrain.config.changes import check_changes
 from sleeptrain.data.ahead import GivenUp
 from sleeptrain.data.batch import PAD, Batch
 from sleeptrain.data.source import build_source
-from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.errors import ConfigError
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.parallel.launch import shared_reading
@@ -22,7 +33,6 @@ from sleeptrain.parallel.world import World
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.train.attempt import Attempt, this_attempt
 from sleeptrain.train.changes import keep_changes
-from sleeptrain.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from sleeptrain.train.engine import build_engine
 from sleeptrain.train.metrics import MetricsFile, read_metrics
 from sleeptrain.train.progress import Progress
@@ -32,6 +42,7 @@ from sleeptrain.train.wandb_log import WandbLogger
 from sleeptrain.watch.whereabouts import Phase, Whereabouts
 
 METRICS = "metrics.jsonl"
+RNG = "rng/torch"
 
 
 class Run:
@@ -53,10 +64,10 @@ class Run:
         _settle_vocabulary(config, self.source.vocab_size)
         self.reading = shared_reading(self.source, world)
         self.engine = build_engine(config, world, whereabouts)
-        self.step = self.tokens = self.skipped = 0
+        self.saver = Saver(self.folder / "checkpoints", world, config.checkpoint, self.message)
+        self.step = self.tokens = self.samples = self.skipped = 0
         self.carried: FastWeights | None = None
         self.owed: StepShape | None = None  # of the step whose evaluation was given up when the run was stopped
-        self._saved_step: int | None = None
         self._wandb_id: str | None = None
 
     @property
@@ -78,25 +89,34 @@ class Run:
         return self.done and self.owed is None
 
     def open(self) -> Run:
-        """Makes the run folder, or goes on where its newest checkpoint stands; then opens the logs.
+        """Makes the run folder, or goes on where its newest whole checkpoint stands; then opens the logs.
 
-        Raises ConfigError when the folder holds a run of another configuration, DataError for a damaged checkpoint or
-        where not all processes see the same one.
+        Raises ConfigError when the folder holds a run of another configuration, DataError where all checkpoints are
+        damaged or do not fit, or not all processes see the same ones, CheckpointError where the first one of a new run
+        cannot be written.
         """
-        saved = checkpoints(self.folder / "checkpoints")
-        if not self.world.agree([path.name for path in saved]):
-            raise DataError(f"the processes see different files in {self.folder}: put run.root where all can read it")
+        found = newest_whole(self.saver.folder, self.world)
         changes: list[str] = []
-        if saved:
-            changes = check_changes(load_resolved(self.folder / "config.yaml"), self.config, str(self.folder))
-            self._restore(load_checkpoint(saved[-1]))
+        if found.whole is not None:
+            changes = self.world.together(partial(self._go_on, found.whole))[0]
+        elif self.config.run.init_from:
+            start_from(self.config, self.engine, self.world)
         attempt = this_attempt(self._attempts() + 1, self.world)
         if self.world.leads:
             self._open_logs(attempt, changes)
+            self._clear_away(found.damaged)
         self._settle_owed()
-        if not saved:
+        if found.whole is None:
             self.save()  # from the first moment on a killed run keeps its identity
+            self.saver.finish()
         return self
+
+    def _clear_away(self, damaged: Mapping[Path, str]) -> None:
+        remove_leftovers(self.saver.folder)
+        for path, damage in damaged.items():
+            self.message(f"{path.name} is damaged ({damage}); set aside as {set_aside(path).name}")
+        if damaged:
+            self.message(f"going on from the checkpoint of step {self.step}")
 
     def _attempts(self) -> int:
         """How often the run has been started, by what is left of its files."""
@@ -158,8 +178,11 @@ class Run:
         """One step is done: counts its tokens (pads are none) and keeps the memory of the rows that go on."""
         self.step += 1
         self.tokens += num_tokens
+        self.samples += batch.tokens_BT.shape[0] * self.world.part.ranks
         self.carried = state if bool(batch.continues_B.any()) else None
-        self.status.progress(self.step, self.tokens)
+        self.saver.poll()
+        self.stopping.save_needs = max(self.saver.needs, self.status.save_seconds)
+        self.status.progress(self.step, self.tokens, self.saver.longest)
 
     def _here(self) -> dict[str, Any]:
         return {"step": self.step, "tokens": self.tokens, "time": time.time()}
@@ -169,7 +192,12 @@ class Run:
         if not self.world.leads:
             return
         record = self._here() | record
+        failed_before = self.metrics.failed
         self.metrics.append(record)
+        if self.metrics.failed and not failed_before:
+            self.message(
+                f"ALARM: {self.metrics.path} takes no records ({self.metrics.failed}); they are kept and retried"
+            )
         self.wandb.log(record, self.step)
         self.progress.update(record)
 
@@ -178,43 +206,51 @@ class Run:
             self.progress.message(text)
 
     def save(self) -> None:
-        """Writes a checkpoint in one format for all layouts, unless that of this step is there."""
-        if self._saved_step == self.step:
-            return
-        began = time.monotonic()
+        """Begins to write a checkpoint, in one format for all layouts, unless that of this step is there."""
         self.whereabouts.begin(Phase.SAVING)
-        trained, carried = self.engine.state_dict(), self.engine.whole_state(self.carried)
-        if trained is not None:
-            self._write_checkpoint(trained, carried)
-        self._saved_step = self.step
-        self.stopping.saved(time.monotonic() - began)
+        self.saver.make_way(self.step)
+        if self.saver.newest != self.step:
+            tensors = self.engine.own_tensors(self.carried)
+            documents = {STATE: json.dumps(self._state(), indent=1).encode(), CONFIG: resolved_yaml(self.config)}
+            if self.world.leads:
+                tensors[RNG] = torch.get_rng_state()
+            # Records first: a run that goes on from the checkpoint must find those of all steps before.
+            self.saver.start(self.step, tensors, documents, lambda: self.metrics.sync())
 
-    def _write_checkpoint(self, trained: dict[str, Any], carried: FastWeights | None) -> None:
-        self.metrics.sync()
-        contents = {
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds besides tensors; rates and the curriculum are functions of the tokens."""
+        mesh = self.world.mesh
+        return {
             "step": self.step,
             "tokens": self.tokens,
+            "samples": self.samples,
             "skipped": self.skipped,
-            **trained,
             "data": self.source.state_dict(),
-            "carried": None if carried is None else carried.to_state_dict(),
-            "rng": torch.get_rng_state(),
             "wandb_id": self._wandb_id,
             "owed_evaluation": None if self.owed is None else asdict(self.owed),
+            "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
+            "written_by": {
+                "tensor": mesh.tensor.size,
+                "pipeline": mesh.pipeline.size,
+                "data": mesh.data.size,
+                "zero": self.config.parallel.zero,
+            },
         }
-        save_checkpoint(self.folder / "checkpoints", self.step, contents, self.config.train.keep_checkpoints)
 
-    def _restore(self, saved: dict[str, Any]) -> None:
-        self.step, self.tokens, self.skipped = saved["step"], saved["tokens"], saved["skipped"]
-        self.engine.load_state_dict(saved)
+    def _go_on(self, checkpoint: Path) -> list[str]:
+        """Each process reads for itself; where one cannot, none goes on. What has changed in the settings."""
+        changes = check_changes(load_resolved(self.folder / "config.yaml"), self.config, str(self.folder))
+        saved, files = read_state(checkpoint), TensorFiles(checkpoint)
+        check_resume(files.forms, self.config.model)
+        self.step, self.tokens, self.samples = saved["step"], saved["tokens"], saved["samples"]
+        self.skipped, self._wandb_id = saved["skipped"], saved["wandb_id"]
         self.source.load_state_dict(saved["data"])
-        if saved["carried"] is not None:
-            self.carried = self.engine.own_state(FastWeights.from_state_dict(saved["carried"], self.model.num_layers))
-        torch.set_rng_state(saved["rng"])
-        self._wandb_id = saved["wandb_id"]
+        self.carried = self.engine.load(files)
+        files.read({RNG: torch.set_rng_state})
+        self.saver.newest = self.step
         if saved["owed_evaluation"] is not None:
             self.owed = StepShape(**saved["owed_evaluation"])
-        self._saved_step = self.step
+        return changes
 
 
 def _settle_vocabulary(config: Config, vocab_size: int) -> None:

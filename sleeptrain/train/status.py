@@ -43,7 +43,13 @@ class Status:
 
     def __init__(self, folder: Path, writes: bool) -> None:
         self._path, self._writes = folder / FILE, writes
-        self._fields = read_status(folder) or {"step": 0, "tokens": 0, "attempt": None, "progress_at": None}
+        self._fields = read_status(folder) or {
+            "step": 0,
+            "tokens": 0,
+            "attempt": None,
+            "progress_at": None,
+            "save_seconds": 0.0,
+        }
         self._lock = threading.Lock()  # the watch may end the run from its own thread
         self._ended = False
         self._written = 0.0
@@ -54,14 +60,20 @@ class Status:
         attempt = self._fields["attempt"]
         return attempt["number"] if attempt else 0
 
+    @property
+    def save_seconds(self) -> float:
+        """The longest that a checkpoint of the run has taken, in any attempt."""
+        return float(self._fields.get("save_seconds", 0.0))
+
     def begin(self, attempt: Attempt, step: int, tokens: int) -> None:
         """The run goes on from here."""
         self._fields |= {"step": step, "tokens": tokens, "attempt": asdict(attempt), "progress_at": time.time()}
         self._write(State.RUNNING)
 
-    def progress(self, step: int, tokens: int) -> None:
-        """A step is done. Written every INTERVAL seconds."""
+    def progress(self, step: int, tokens: int, save_seconds: float) -> None:
+        """A step is done; the longest save so far has taken so long. Written every INTERVAL seconds."""
         self._fields |= {"step": step, "tokens": tokens, "progress_at": time.time()}
+        self._fields["save_seconds"] = max(save_seconds, self.save_seconds)
         if time.monotonic() - self._written > INTERVAL:
             self._write(State.RUNNING)
 

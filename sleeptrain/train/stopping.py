@@ -12,7 +12,7 @@ from sleeptrain.parallel.world import World
 from sleeptrain.stop import StopRequest
 from sleeptrain.train.progress import duration_text
 
-# What is kept free at the end: MARGIN times the longest step and the longest save so far, and LAST_SECONDS for the
+# What is kept free at the end: MARGIN times the longest step and save so far, and LAST_SECONDS for the
 # logs and the interpreter to close.
 MARGIN, LAST_SECONDS = 1.5, 5.0
 
@@ -20,14 +20,15 @@ MARGIN, LAST_SECONDS = 1.5, 5.0
 class Stopping:
     """Looked at between steps and between held-out batches by all processes together.
 
-    reason: why the run stops, the same in all processes; None until then.
+    reason: why the run stops, the same in all processes; None until then. save_needs: seconds to keep free for the last
+    checkpoint.
     """
 
     def __init__(self, max_time: str | None, request: StopRequest, world: World) -> None:
         self._request, self._world = request, world
         self._deadline = find_deadline(max_time, request.began, os.environ)
         self._looked: float | None = None
-        self._longest_step = self._longest_save = 0.0
+        self._longest_step = self.save_needs = 0.0
         self.reason: str | None = None
 
     def asked(self) -> bool:
@@ -49,12 +50,6 @@ class Stopping:
         """The steps begin: loading what they need was none of them."""
         self._looked = None
 
-    def saved(self, seconds: float) -> None:
-        """A checkpoint took so long; it is no part of a step."""
-        self._longest_save = max(self._longest_save, seconds)
-        if self._looked is not None:
-            self._looked += seconds
-
     def limit_line(self) -> str | None:
         """What a run says of its time limit when it begins."""
         if self._deadline is None:
@@ -66,7 +61,7 @@ class Stopping:
         return self._deadline is not None and time.time() > self._deadline - self._reserve()
 
     def _reserve(self) -> float:
-        return MARGIN * (self._longest_step + self._longest_save) + LAST_SECONDS
+        return MARGIN * (self._longest_step + self.save_needs) + LAST_SECONDS
 
     def _own_reason(self) -> str | None:
         if self._request.requested:
@@ -76,7 +71,7 @@ class Stopping:
             return None
         return (
             f"time limit ({self._reserve():.0f} s kept free: the longest step so far took {self._longest_step:.1f} s, "
-            f"the longest save {self._longest_save:.1f} s)"
+            f"the last save may take {self.save_needs:.1f} s)"
         )
 
 

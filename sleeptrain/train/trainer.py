@@ -28,7 +28,7 @@ def train(config: Config) -> int:
 
     Returns the exit code 0. Raises Stopped where the run was stopped, once everything is saved; ConfigError and
     DataError before anything is written; NonFiniteError when a loss or gradient is not finite and
-    `train.nonfinite=stop`.
+    `train.nonfinite=stop`; CheckpointError where the last checkpoint could not be written.
     """
     status = Status(run_folder(config), leads())
     with listening() as request, status.kept():
@@ -51,6 +51,9 @@ def train_watched(run: Run) -> bool:
     run.open()
     try:
         train_steps(run)
+    except Exception:
+        run.saver.wait()  # a checkpoint under way is worth it, whatever has happened since
+        raise
     finally:
         run.close()
     return run.finished
@@ -84,10 +87,13 @@ def train_steps(run: Run) -> None:
         if run.done or due(run, config.train.eval_every):
             hold_evaluation(run, shape)
             pace.restart()
-        if run.done or due(run, config.train.checkpoint_every):
+        if run.done or due(run, config.checkpoint.every):
             run.save()
     if not run.finished:
         run.save()
+    run.whereabouts.begin(Phase.SAVING)
+    run.saver.finish()
+    if not run.finished:
         run.message(f"{stopping.reason}: saved at step {run.step}; the same command goes on")
 
 
@@ -117,6 +123,7 @@ def step_record(run: Run, shape: StepShape, result: StepResult, norm: float, sca
         "window": shape.window,
         "batch": shape.batch,
         "skipped": run.skipped,
+        "failed_saves": run.saver.failures,
         "data": run.source.report(),
     }
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config import Config, validate
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import ParallelConfig
@@ -30,9 +31,9 @@ from sleeptrain.data.tokenizer import train_tokenizer
 from sleeptrain.parallel.layout_check import check_layout
 from sleeptrain.sleep.curriculum import step_shape
 from sleeptrain.train import trainer
-from sleeptrain.train.checkpoint import checkpoints, load_checkpoint
 from sleeptrain.train.metrics import read_metrics
 from sleeptrain.train.step import micro_batches
+from tests.checkpoint.contents import contents
 from tests.data.texts import make_texts
 from tests.parallel.processes import run_ranks
 
@@ -144,7 +145,7 @@ def configuration(text: Path, folder: Path, layout: Layout, sleep: Sleep, micro_
         "train.log_every=1",
         "train.eval_every=0",
         "train.eval_batches=1",
-        "train.checkpoint_every=0",
+        "checkpoint.every=0",
         "wandb.mode=disabled",
         f"parallel.tensor={layout.tensor}",
         f"parallel.pipeline={layout.pipeline}",
@@ -167,7 +168,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Callabl
 
 def numbers(folder: Path) -> dict[str, torch.Tensor]:
     """All that a run has said and left, by name: records, and the tensors of its last checkpoint."""
-    saved = load_checkpoint(checkpoints(folder / "r" / "checkpoints")[-1])
+    saved = contents(checkpoints(folder / "r" / "checkpoints")[-1])
     found = {"tokens": torch.tensor(saved["tokens"])}
     for record in read_metrics(folder / "r" / "metrics.jsonl"):
         said = {key: record[key] for key in ("loss", "grad_norm", "eval") if key in record}

@@ -14,12 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config.compose import compose
 from sleeptrain.errors import ConfigError
 from sleeptrain.parallel.launch import find_place
 from sleeptrain.parallel.spawn import num_workers
 from sleeptrain.stop import EXIT_STOPPED
-from sleeptrain.train.checkpoint import checkpoints, load_checkpoint
+from tests.checkpoint.contents import contents
 from tests.parallel.test_train import records, settings
 
 pytest.importorskip("megatron.core")
@@ -29,7 +30,7 @@ pytest.importorskip("deepspeed")
 @contextmanager
 def started(folder: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
     """A run over two stages; nothing of it is left behind."""
-    arguments = [*settings(folder, "train.micro_batch=4", "train.checkpoint_every=0", *more), "parallel.pipeline=2"]
+    arguments = [*settings(folder, "train.micro_batch=4", "checkpoint.every=0", *more), "parallel.pipeline=2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "sleeptrain", "train", *arguments],
         stderr=subprocess.PIPE,
@@ -93,7 +94,7 @@ def test_a_signal_saves_in_all(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=30)
         assert process.returncode == EXIT_STOPPED, said
-    saved = load_checkpoint(checkpoints(tmp_path / "r" / "checkpoints")[-1])
+    saved = contents(checkpoints(tmp_path / "r" / "checkpoints")[-1])
     assert saved["step"] == records(tmp_path)[-1]["step"] >= 2
     assert f"SIGTERM: saved at step {saved['step']}" in said
 

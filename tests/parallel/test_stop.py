@@ -13,13 +13,14 @@ from typing import Any
 import psutil
 import pytest
 
+from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config.compose import compose
 from sleeptrain.stop import EXIT_STOPPED, Stopped
 from sleeptrain.train import trainer
-from sleeptrain.train.checkpoint import checkpoints, load_checkpoint
 from sleeptrain.train.metrics import read_metrics
 from sleeptrain.train.status import read_status
 from sleeptrain.watch.whereabouts import Location, Phase
+from tests.checkpoint.contents import contents
 from tests.parallel.processes import run_ranks
 from tests.parallel.test_spawn import LONG, started, wait_for_steps, workers_of
 from tests.parallel.test_train import layout, records, settings
@@ -53,7 +54,7 @@ def status(folder: Path) -> dict[str, Any]:
 )
 def test_one_of_four_ranks_is_told(tmp_path: Path, rank: int, place: Location, step: int) -> None:
     """Two stages of two replicas. All stop after the same step, and go on as if nothing had been."""
-    more = (*layout(1, 2, 1), "train.micro_batch=2", "train.eval_every=1", "train.checkpoint_every=0")
+    more = (*layout(1, 2, 1), "train.micro_batch=2", "train.eval_every=1", "checkpoint.every=0")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert run_ranks(told, 4, -1, place, *settings(whole, *more), timeout=80) == [0] * 4
     assert run_ranks(told, 4, rank, place, *settings(stopped, *more), timeout=80) == [EXIT_STOPPED] * 4
@@ -78,7 +79,7 @@ def test_a_worker_that_is_told_stops_all(tmp_path: Path) -> None:
         _, said = process.communicate(timeout=60)
         assert process.returncode == EXIT_STOPPED, said
     assert "SIGTERM to rank 1: saved at step" in said and "failed" not in said
-    assert status(tmp_path)["step"] == load_checkpoint(checkpoints(tmp_path / "r" / "checkpoints")[-1])["step"]
+    assert status(tmp_path)["step"] == contents(checkpoints(tmp_path / "r" / "checkpoints")[-1])["step"]
 
 
 @pytest.mark.timeout(120)
@@ -108,7 +109,7 @@ def test_the_status_knows_of_a_leader_that_was_killed(tmp_path: Path) -> None:
 @pytest.mark.timeout(150)
 def test_torchrun(tmp_path: Path) -> None:
     """It hides the workers' code; the run folder tells."""
-    arguments = settings(tmp_path, "train.micro_batch=4", "train.checkpoint_every=0", LONG)
+    arguments = settings(tmp_path, "train.micro_batch=4", "checkpoint.every=0", LONG)
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sleeptrain", "train"]
     process = subprocess.Popen(
         [sys.executable, *command, *arguments],

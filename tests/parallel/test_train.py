@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, Batch
@@ -19,10 +19,10 @@ from sleeptrain.sleep.loop import run_layers
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.tasks.rule110 import Rule110Source
 from sleeptrain.train import trainer
-from sleeptrain.train.checkpoint import checkpoints, load_checkpoint
 from sleeptrain.train.metrics import read_metrics
 from sleeptrain.train.run import Run
 from sleeptrain.watch.whereabouts import Phase
+from tests.checkpoint.contents import contents
 from tests.parallel.processes import run_ranks
 from tests.train.conftest import tiny_shards
 
@@ -60,8 +60,8 @@ def settings(folder: Path, *more: str) -> list[str]:
         "train.log_every=1",
         "train.eval_every=0",
         "train.eval_batches=2",
-        "train.checkpoint_every=1",
-        "train.keep_checkpoints=100",
+        "checkpoint.every=1",
+        "checkpoint.keep=100",
         "wandb.mode=disabled",
         *more,
     ]
@@ -85,7 +85,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def saved(folder: Path, index: int = -1) -> dict[str, Any]:
-    return load_checkpoint(checkpoints(folder / "r" / "checkpoints")[index])
+    return contents(checkpoints(folder / "r" / "checkpoints")[index])
 
 
 def flat(tree: Any, path: str = "") -> dict[str, Any]:
@@ -171,25 +171,6 @@ def test_tokens_between_mixers_split_over_tensor_ranks(
 ) -> None:
     train(tmp_path, *text(tiny_shards), *layout(2, 1, 1), "parallel.sequence=true", ranks=2)
     assert saved(one_process_on_text)["carried"], "the case needs memory that goes on"
-    assert_same(tmp_path, one_process_on_text)
-
-
-@pytest.mark.timeout(200)
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [((1, 1, 1), (1, 1, 2)), ((1, 2, 2), (2, 1, 1)), ((2, 1, 2), (1, 1, 1)), ((1, 1, 1), (2, 2, 1))],
-)
-def test_a_run_goes_on_under_another_layout(
-    tmp_path: Path,
-    one_process_on_text: Path,
-    tiny_shards: tuple[str, ...],
-    before: tuple[int, int, int],
-    after: tuple[int, int, int],
-) -> None:
-    """(tensor, pipeline, data) before and after; the run is cut back to its second step between them."""
-    train(tmp_path, *text(tiny_shards), *layout(*before[:2], 1), ranks=math.prod(before))
-    checkpoints(tmp_path / "r" / "checkpoints")[-1].unlink()
-    train(tmp_path, *text(tiny_shards), *layout(*after[:2], 1), ranks=math.prod(after))
     assert_same(tmp_path, one_process_on_text)
 
 

@@ -13,7 +13,6 @@ from torch import nn
 from sleeptrain.parallel.mesh import Axis, Mesh
 from sleeptrain.parallel.mpu import MegatronUnit
 from sleeptrain.parallel.zero import wrap
-from sleeptrain.parallel.zero_state import state_dict
 from sleeptrain.train import muon
 from sleeptrain.train.optim import Optimizers, ParameterRole
 from sleeptrain.train.roles import parameter_roles
@@ -50,7 +49,7 @@ def test_a_checkpoint_goes_on_with_other_tensor_ranks(before: tuple[int, int], a
     """(processes, tensor ranks) before and after."""
     saved = run_ranks(partial(cases.data_parallel, 1, steps=range(2), tensor=before[1]), before[0], timeout=60)[0]
     state = {"model": saved["model"], "optim": saved["optim"]}
-    go_on = partial(cases.data_parallel, 2, make=lambda: cases.small_model(9), steps=[2], load=state, tensor=after[1])
+    go_on = partial(cases.data_parallel, 2, make=lambda: cases.small_model(9), steps=[2], saved=state, tensor=after[1])
     wanted = cases.single_process()
     for key in ("losses", "norms"):
         wanted[key] = wanted[key][2:]
@@ -103,7 +102,7 @@ def test_the_norm_is_that_of_all_stages(zero: int) -> None:
         for rate in cases.RATES:
             engine.backward(engine.forward(lambda model: model.loss(rows)))
             norms.append(engine.step(rate))
-        return {"norms": norms, "model": (state_dict(engine) or {"model": {}})["model"]}
+        return {"norms": norms, "model": (cases.stage_state(engine) or {"model": {}})["model"]}
 
     stages = [Stage(0), Stage(1)]
     parameters = {name: p for stage in stages for name, p in stage.named_parameters()}

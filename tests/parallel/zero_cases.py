@@ -15,11 +15,12 @@ from sleeptrain.parallel.build import build_model
 from sleeptrain.parallel.mesh import Mesh
 from sleeptrain.parallel.sharding import ModelSharding
 from sleeptrain.parallel.zero import ZeroEngine, wrap
-from sleeptrain.parallel.zero_state import load_state_dict, state_dict
+from sleeptrain.parallel.zero_state import load, own_tensors
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_batch, windows_of
-from sleeptrain.train.optim import Optimizers
+from sleeptrain.train.optim import KINDS, Optimizers
 from sleeptrain.train.roles import parameter_roles
+from tests.checkpoint.contents import InMemory, flat, nested
 from tests.models import random_batch, tiny_config
 
 WINDOW, PASSES, ROWS, NUM_TARGETS = 4, 2, 4, 4 * 11
@@ -136,22 +137,34 @@ def data_parallel(
     steps: Sequence[int] = range(3),
     bf16: bool = False,
     config: OptimConfig = OPTIM,
-    load: dict[str, Any] | None = None,
+    saved: dict[str, Any] | None = None,
     tensor: int = 1,
 ) -> dict[str, Any]:
     """What `single_process` tells, from all ranks as data ranks of `tensor` tensor ranks each; call it on each."""
     engine = engine_for(make(), zero, tensor, config)
     data = engine.mesh.data
-    if load is not None:
-        load_state_dict(engine, load)
+    if saved is not None:
+        load(engine, InMemory(flat(saved)))
     losses, norms = [], []
     for step in steps:
         loss = pieces(engine, rows_of(step_batch(step), data.rank, data.size), bf16)
         dist.all_reduce(loss, group=data.group)
         losses.append(float(loss))
         norms.append(engine.step(RATES[step]))
-    state = state_dict(engine)
+    state = stage_state(engine)
     return {"losses": losses, "norms": norms, "state_bytes": state_bytes(engine.optimizer), **(state or {})}
+
+
+def stage_state(engine: ZeroEngine) -> dict[str, Any] | None:
+    """{"model", "optim"} as one process has them, from what each process of the stage owns; for the first of them."""
+    own = own_tensors(engine)
+    everyone: list[dict[str, torch.Tensor]] = [{}] * dist.get_world_size(engine.stage.group)
+    dist.all_gather_object(everyone, own, group=engine.stage.group)
+    assert sum(map(len, everyone)) == len({name for part in everyone for name in part}), "each tensor has one owner"
+    tree = nested({name: tensor for part in everyone for name, tensor in part.items()})
+    if dist.get_rank(engine.stage.group) > 0:
+        return None
+    return {"model": tree["model"], "optim": {kind: tree["optim"].get(kind, {}) for kind in KINDS}}
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:

@@ -16,16 +16,17 @@ from typing import Any
 import pytest
 import torch
 
+from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config.compose import compose
 from sleeptrain.data.assemble import Assembler
 from sleeptrain.errors import ConfigError
 from sleeptrain.stop import EXIT_STOPPED, SIGNALS, Stopped
 from sleeptrain.train import trainer
-from sleeptrain.train.checkpoint import checkpoints, load_checkpoint
 from sleeptrain.train.metrics import read_metrics
 from sleeptrain.train.run import Run
 from sleeptrain.train.status import read_status
 from sleeptrain.watch.whereabouts import Location, Phase, Whereabouts
+from tests.checkpoint.contents import contents
 from tests.train.test_trainer import records, run, settings, start, weights
 
 CURRICULUM = "sleep.curriculum=[{tokens: 280, passes: 3}, {tokens: 400, batch: 4}]"
@@ -76,7 +77,7 @@ def stopped(folder: Path, *more: str) -> int:
     assert end.value.code == EXIT_STOPPED == 75
     found = status(folder)
     assert (found["state"], found["exit_code"]) == ("stopped", 75)
-    saved = load_checkpoint(checkpoints(folder / "r" / "checkpoints")[-1])
+    saved = contents(checkpoints(folder / "r" / "checkpoints")[-1])
     assert saved["step"] == found["step"] and saved["tokens"] == found["tokens"]
     return int(found["step"])
 

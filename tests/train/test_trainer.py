@@ -15,16 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config import load_resolved, save_resolved
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import ConfigError, NonFiniteError
 from sleeptrain.stop import EXIT_STOPPED
 from sleeptrain.train import trainer
-from sleeptrain.train.checkpoint import checkpoints, load_checkpoint
 from sleeptrain.train.metrics import read_metrics
 from sleeptrain.train.run import Run
 from sleeptrain.train.status import read_status
+from tests.checkpoint.contents import contents
 
 TIMES = ("time", "tokens_per_second", "passes_per_second", "mfu", "memory_mb", "eta_seconds")
 
@@ -45,7 +46,7 @@ def settings(folder: Path, *more: str) -> list[str]:
         f"train.tokens={12 * 8 * 7}",
         "train.log_every=1",
         "train.eval_every=5",
-        "train.checkpoint_every=3",
+        "checkpoint.every=3",
         "wandb.mode=disabled",
         *more,
     ]
@@ -64,7 +65,7 @@ def records(folder: Path) -> list[dict[str, object]]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(checkpoints(folder / "r" / "checkpoints")[-1])["model"]
+    return contents(checkpoints(folder / "r" / "checkpoints")[-1])["model"]
 
 
 def test_a_run_leaves_its_config_metrics_and_checkpoint(tmp_path):
@@ -77,7 +78,7 @@ def test_a_run_leaves_its_config_metrics_and_checkpoint(tmp_path):
     assert [r["step"] for r in evaluations] == [5, 10, 12]
     assert evaluations[0]["eval"]["loss"]["2"][0] is None, "a window without targets has no loss"
     assert 0 <= evaluations[0]["eval"]["accuracy"]["2"] <= 1
-    assert [p.name for p in checkpoints(tmp_path / "r" / "checkpoints")] == ["step-00000009.pt", "step-00000012.pt"]
+    assert [p.name for p in checkpoints(tmp_path / "r" / "checkpoints")] == ["step-00000009", "step-00000012"]
 
 
 def test_a_finished_run_is_not_run_again(tmp_path, capsys):
@@ -93,7 +94,7 @@ def test_a_changed_setting_is_refused_where_it_changes_the_run(tmp_path):
     with pytest.raises(ConfigError, match=r"holds a run with other settings") as refused:
         run(tmp_path, "optim.muon_lr=0.5")
     assert refused.value.details == ("optim.muon_lr: 0.002 -> 0.5",)
-    run(tmp_path, "train.checkpoint_every=4", "wandb.project=other")
+    run(tmp_path, "checkpoint.every=4", "wandb.project=other")
 
 
 def start(folder: Path, *more: str, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
@@ -136,14 +137,14 @@ def test_killed_at_a_random_step_and_restarted_equals_an_undisturbed_run(tmp_pat
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
-    process = start(tmp_path, "train.checkpoint_every=0", f"train.tokens={10_000 * 56}")
+    process = start(tmp_path, "checkpoint.every=0", f"train.tokens={10_000 * 56}")
     try:
         wait_for_step(tmp_path, 3, process)
         process.send_signal(number)
         assert process.wait(timeout=60) == EXIT_STOPPED
     finally:
         process.kill()
-    saved = load_checkpoint(checkpoints(tmp_path / "r" / "checkpoints")[-1])
+    saved = contents(checkpoints(tmp_path / "r" / "checkpoints")[-1])
     assert saved["step"] >= 3
     assert records(tmp_path)[-1]["step"] == saved["step"]
 
@@ -159,7 +160,7 @@ def test_a_signal_ends_a_whole_sweep(tmp_path):
         assert process.wait(timeout=60) == EXIT_STOPPED
     finally:
         process.kill()
-    assert list(jobs.glob("*seed=0*/checkpoints/*.pt"))
+    assert list(jobs.glob("*seed=0*/checkpoints/step-*"))
     assert not list(jobs.glob("*seed=1*"))
 
 
@@ -201,13 +202,13 @@ def test_it_is_skipped_and_counted_when_asked(tmp_path, broken, capsys):
 
 def test_memory_carried_in_the_middle_of_a_document_survives_a_restart(tmp_path, tiny_shards):
     """A row's document goes on behind the step where the run stops: its S is in the checkpoint, and is used."""
-    more = (*tiny_shards, "sleep.passes=2", "train.checkpoint_every=1", "train.keep_checkpoints=1000")
+    more = (*tiny_shards, "sleep.passes=2", "checkpoint.every=1", "checkpoint.keep=1000")
     run(tmp_path / "whole", *more)
     saved = checkpoints(tmp_path / "whole" / "r" / "checkpoints")
-    middle = next(p for p in saved if load_checkpoint(p)["carried"] and load_checkpoint(p)["step"] > 2)
+    middle = next(p for p in saved if contents(p)["carried"] and contents(p)["step"] > 2)
     stopped = tmp_path / "stopped" / "r"
     (stopped / "checkpoints").mkdir(parents=True)
-    shutil.copy(middle, stopped / "checkpoints")
+    shutil.copytree(middle, stopped / "checkpoints" / middle.name)
     config = load_resolved(tmp_path / "whole" / "r" / "config.yaml")
     config.run.root = str(tmp_path / "stopped")
     save_resolved(config, stopped / "config.yaml")

@@ -1,0 +1,61 @@
+"""The newest checkpoint that is whole, the same in all processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sleeptrain.checkpoint.folder import MANIFEST, checkpoints, find_damage
+from sleeptrain.errors import DataError
+from sleeptrain.parallel.world import World
+
+
+@dataclass(frozen=True)
+class Found:
+    """whole: the checkpoint; None where there is none at all. damaged: newer ones, and what is wrong with each."""
+
+    whole: Path | None
+    damaged: dict[Path, str]
+
+
+def newest_whole(folder: Path, world: World) -> Found:
+    """Looks through the checkpoints in a folder, newest first; each is read as a whole, by all processes together.
+
+    Raises DataError where there are some and all are damaged, or where the processes see different ones.
+    """
+    candidates = checkpoints(folder)
+    if not world.agree([path.name for path in candidates]):
+        raise DataError(f"the processes see different files in {folder}: put run.root where all can read it")
+    damaged: dict[Path, str] = {}
+    for path in reversed(candidates):
+        damage = _damage(path, world)
+        if damage is None:
+            return Found(path, damaged)
+        damaged[path] = damage
+    if damaged:
+        listed = "; ".join(f"{path.name}: {damage}" for path, damage in damaged.items())
+        raise DataError(
+            f"no checkpoint in {folder} is whole ({listed}); put a whole copy of one there, or choose another run.name "
+            "to start anew"
+        )
+    return Found(None, {})
+
+
+def named_checkpoint(place: Path, world: World) -> Path:
+    """The checkpoint that a path means: itself, or the newest whole one of a run.
+
+    Raises DataError where there is none.
+    """
+    if world.together(lambda: (place / MANIFEST).is_file())[0]:
+        if damage := _damage(place, world):
+            raise DataError(f"checkpoint {place} is damaged: {damage}")
+        return place
+    found = newest_whole(place / "checkpoints", world).whole
+    if found is None:
+        raise DataError(f"{place} is neither a checkpoint nor the folder of a run that has one")
+    return found
+
+
+def _damage(path: Path, world: World) -> str | None:
+    found = world.together(lambda: find_damage(path, world.rank, world.size))
+    return next((damage for damage in found if damage is not None), None)

@@ -1,0 +1,119 @@
+"""A checkpoint on disk: a folder that appears whole, and a manifest by which damage is found.
+
+`step-00000012/` holds safetensors files, `state.json`, `config.yaml` and, written last, `manifest.json` with the size
+and the sha256 of every other file. It is built under a hidden name beside its place and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sleeptrain.errors import DataError
+from sleeptrain.files import set_in_place, sync, write_whole
+
+FORMAT = 1
+MANIFEST, STATE, CONFIG, LATEST = "manifest.json", "state.json", "config.yaml", "latest"
+TENSORS = "*.safetensors"
+_NAME = re.compile(r"step-(\d{8,})")
+_HIDDEN = re.compile(r"\.step-\d{8,}\.(partial|old)-\w+")
+
+Entries = dict[str, dict[str, Any]]
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, whole or damaged, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """What a killed run was writing or removing."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _HIDDEN.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def entries(paths: Sequence[Path]) -> Entries:
+    """What the manifest says of these files: {name: {"bytes", "sha256"}}."""
+    return {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
+
+
+def commit(partial: Path, target: Path, tensors: Mapping[str, Any], documents: Mapping[str, bytes]) -> None:
+    """Completes a folder of synced tensor files, of which `tensors` are the entries, and puts it in its place.
+
+    A damaged checkpoint of the same step gives way. The pointer `latest` beside it follows last. Raises DataError where
+    a file that another process has written is not there.
+    """
+    if missing := [name for name in tensors if not (partial / name).is_file()]:
+        raise DataError(f"{missing[0]} was written where this process does not see it: put run.root where all can")
+    for name, content in documents.items():
+        write_whole(partial / name, content)
+    files = {**tensors, **entries([partial / name for name in documents])}
+    write_whole(partial / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1).encode())
+    sync(partial)
+    set_in_place(partial, target)
+    sync(target.parent)
+    write_whole(target.parent / LATEST, f"{target.name}\n".encode())
+
+
+def find_damage(checkpoint: Path, rank: int = 0, size: int = 1) -> str | None:
+    """What is wrong with a checkpoint, None where nothing is; of `size` processes each checks its share of the files.
+
+    Raises DataError for a checkpoint of another format: it is not damaged, only not for this version.
+    """
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_bytes())
+        version, files = manifest["format"], manifest["files"]
+        if version != FORMAT:
+            raise DataError(f"checkpoint {checkpoint} has format {version}, this version of sleeptrain reads {FORMAT}")
+        if unknown := sorted({path.name for path in checkpoint.glob(TENSORS)} - set(files)):
+            return f"{unknown[0]} is not in {MANIFEST}"
+        for name in sorted(files)[rank::size]:
+            found, wanted = (checkpoint / name).stat().st_size, files[name]["bytes"]
+            if found != wanted:
+                return f"{name} has {found} bytes, not {wanted}"
+        for name in sorted(files)[rank::size]:
+            if _sha256(checkpoint / name) != files[name]["sha256"]:
+                return f"the checksum of {name} is not that of {MANIFEST}"
+    except OSError as error:
+        return f"{Path(error.filename or checkpoint).name}: {error.strerror}"
+    except (ValueError, KeyError, TypeError):
+        return f"{MANIFEST} cannot be read"
+    return None
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint knows besides tensors. Raises DataError where it cannot be read."""
+    try:
+        return json.loads((checkpoint / STATE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{checkpoint / STATE} cannot be read ({error}); use another checkpoint") from error
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Takes a damaged checkpoint out of the way, for whoever wants to look at it. Returns where it is now."""
+    aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(checkpoint, aside)
+    return aside
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

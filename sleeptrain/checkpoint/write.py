@@ -1,0 +1,100 @@
+"""Writing a checkpoint from all processes of a run, with torch.distributed.checkpoint in safetensors files."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem
+
+from sleeptrain.checkpoint.folder import Entries, commit, entries
+from sleeptrain.errors import CheckpointError
+from sleeptrain.parallel.world import World
+
+# A file is put together in memory before it is written, so files are small; a larger tensor has one of its own.
+FILE_BYTES = 256 * 2**20
+
+warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+
+
+def write(
+    target: Path,
+    tensors: Mapping[str, torch.Tensor],
+    documents: Mapping[str, bytes],
+    world: World,
+    before_commit: Callable[[], None],
+) -> None:
+    """Writes the checkpoint `target`; all processes call it, each with the tensors that it owns, on the CPU.
+
+    documents: the other files, of the process that leads, which also calls `before_commit` when all tensors are
+    written. The folder appears whole or not at all. Raises CheckpointError in all processes where one of them fails;
+    nothing is left of it then.
+    """
+
+    def complete() -> None:
+        if world.leads:
+            before_commit()
+            commit(partial, target, whole, documents)
+
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        token = world.together(lambda: secrets.token_hex(4), world.saving)[0]
+        partial = target.with_name(f".{target.name}.partial-{token}")
+        _write_tensors(partial, tensors, world)
+        own = f"shard-{world.rank + 1:05d}-*"
+        found = world.together(lambda: entries(sorted(partial.glob(own))), world.saving)
+        whole: Entries = {name: entry for part in found for name, entry in part.items()}
+        world.together(complete, world.saving)
+    except Exception as error:
+        raise CheckpointError(str(error)) from error
+    finally:
+        if world.leads:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], world: World) -> None:
+    planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    try:
+        dcp.save(
+            dict(tensors),
+            storage_writer=_Writer(str(folder), save_distributed=True),
+            planner=planner,
+            process_group=world.saving,
+            no_dist=world.saving is None,
+        )
+    except CheckpointException as error:
+        raise CheckpointError(first_failure(error)) from error
+
+
+def first_failure(error: CheckpointException) -> str:
+    """One line: DCP's own text holds every process's stack."""
+    rank, (cause, _) = min(error.failures.items(), key=lambda item: item[0])
+    return f"process {rank}: {cause}"
+
+
+class _Writer(HuggingFaceStorageWriter):
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        plans = super().prepare_global_plan(plans)
+        return [replace(p, storage_data={**p.storage_data, "fqn_to_index_mapping": _files(p.items)}) for p in plans]
+
+
+def _files(items: Sequence[WriteItem]) -> dict[str, int]:
+    """The number of the file, from 1, that each tensor of a process goes to."""
+    numbers: dict[str, int] = {}
+    number, filled = 1, 0
+    for item in items:
+        assert item.tensor_data is not None  # tensors are all that is saved
+        size = item.tensor_data.size.numel() * item.tensor_data.properties.dtype.itemsize
+        if filled and filled + size > FILE_BYTES:
+            number, filled = number + 1, 0
+        numbers[item.index.fqn], filled = number, filled + size
+    return numbers

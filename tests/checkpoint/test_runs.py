@@ -1,0 +1,206 @@
+"""Runs whose storage fails, whose checkpoints are damaged, and that begin with another's weights."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from sleeptrain.checkpoint import write as write_module
+from sleeptrain.checkpoint.folder import checkpoints, find_damage
+from sleeptrain.cli import main
+from sleeptrain.config.compose import compose
+from sleeptrain.errors import CheckpointError, ConfigError, DataError
+from sleeptrain.train import trainer
+from sleeptrain.train.metrics import read_metrics
+from sleeptrain.train.run import Run
+from tests.checkpoint.contents import contents
+from tests.checkpoint.test_folder import SHARD, flip
+from tests.checkpoint.test_write import files_of_at_most
+from tests.train.test_trainer import records, run, settings
+
+
+def steps_on_disk(folder: Path) -> list[int]:
+    return [int(path.name.split("-")[1]) for path in checkpoints(folder / "r" / "checkpoints")]
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, actions: dict[int, Callable[[Run], object]]) -> None:
+    """Calls an action when the run has done so many steps, before it saves."""
+    advance = Run.advance
+
+    def then(made: Run, *args: object) -> None:
+        advance(made, *args)  # type: ignore[arg-type]
+        actions.get(made.step, lambda _: None)(made)
+
+    monkeypatch.setattr(Run, "advance", then)
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, first: int, last: int) -> None:
+    """The disk takes nothing more of tensors from before the save of step `first` to that of `last`."""
+    plain = write_module._write_tensors
+
+    def fail(folder: Path, *args: object) -> None:
+        if first <= int(folder.name.split("-")[1].split(".")[0]) <= last:
+            with files_of_at_most(500):
+                plain(folder, *args)  # type: ignore[arg-type]
+        plain(folder, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(write_module, "_write_tensors", fail)
+    at_step(monkeypatch, {step: lambda made: made.saver.wait() for step in range(first + 1, last + 2)})
+
+
+def test_training_goes_on_where_a_save_fails_and_the_next_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path / "whole")
+    full_disk(monkeypatch, 5, 7)
+    run(tmp_path / "full")
+    assert "ALARM: the checkpoint of step 6 was not written (process 0: [Errno 27] File too large" in (
+        said := capsys.readouterr().err
+    )
+    assert "the newest on disk is that of step 3" in said
+    assert steps_on_disk(tmp_path / "full") == [9, 12]
+    failed = {r["step"]: r["failed_saves"] for r in records(tmp_path / "full") if "loss" in r}
+    assert failed[6] == 0 and failed[8] == failed[12] == 1
+    a, b = (contents(checkpoints(tmp_path / name / "r" / "checkpoints")[-1])["model"] for name in ("whole", "full"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_last_save_that_fails_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        full_disk(patch, 11, 12)
+        assert main(["train", *settings(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith("sleeptrain: the last checkpoint was not written (process 0: [Errno 27]")
+    assert "goes on from step 9" in said and "Traceback" not in said
+    assert steps_on_disk(tmp_path) == [6, 9] and not list((tmp_path / "r" / "checkpoints").glob(".*"))
+    run(tmp_path)
+    assert steps_on_disk(tmp_path) == [9, 12]
+    assert [r["step"] for r in records(tmp_path) if "loss" in r] == list(range(1, 13))
+
+
+def test_what_is_being_written_is_not_changed_by_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[str, torch.Tensor] = {}
+    copies: dict[str, torch.Tensor] = {}
+
+    def keep(made: Run) -> None:
+        kept.update(made.engine.own_tensors(made.carried))
+        copies.update({name: tensor.clone() for name, tensor in kept.items()})
+
+    def compare(made: Run) -> None:
+        now = made.engine.own_tensors(made.carried)
+        assert any(not torch.equal(now[name], copies[name]) for name in copies), "the step has changed something"
+        assert all(torch.equal(kept[name], copies[name]) for name in copies)
+
+    at_step(monkeypatch, {3: keep, 4: compare})
+    run(tmp_path)
+    assert kept
+
+
+def test_a_new_run_that_cannot_save_does_not_begin(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "checkpoints").write_text("a file in the folder's place")
+    with pytest.raises(CheckpointError, match="goes on from the start"):
+        trainer.train(compose(settings(tmp_path)))
+    assert not [r for r in read_metrics(tmp_path / "r" / "metrics.jsonl") if "loss" in r]
+
+
+def test_records_that_the_disk_does_not_take_are_kept_and_no_checkpoint_is_ahead_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain: list[object] = []
+
+    class Full:
+        def __init__(self, file: object):
+            self.file = file
+
+        def write(self, _: object) -> int:
+            raise OSError(28, "No space left on device")
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.file, name)
+
+    def fill(made: Run) -> None:
+        plain.append(made.metrics._file)
+        made.metrics._file = Full(plain[0])  # type: ignore[assignment]
+
+    def empty(made: Run) -> None:
+        made.metrics._file = plain[0]  # type: ignore[assignment]
+
+    at_step(monkeypatch, {5: fill, 7: lambda made: made.saver.wait(), 8: empty})
+    run(tmp_path)
+    said = capsys.readouterr().err
+    assert "metrics.jsonl takes no records (No space left on device); they are kept and retried" in said
+    assert "ALARM: the checkpoint of step 6 was not written ([Errno 28] No space left" in said
+    assert [r["step"] for r in records(tmp_path) if "loss" in r] == list(range(1, 13))
+
+
+def test_a_damaged_checkpoint_is_passed_over_said_and_set_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path)
+    before = records(tmp_path)
+    newest = tmp_path / "r" / "checkpoints" / "step-00000012"
+    flip(newest / SHARD, 0.5)
+    run(tmp_path)
+    said = capsys.readouterr().err
+    assert f"step-00000012 is damaged (the checksum of {SHARD} is not that of manifest.json)" in said
+    assert "set aside as damaged-step-00000012" in said and "going on from the checkpoint of step 9" in said
+    assert records(tmp_path) == before and find_damage(newest) is None
+    assert sorted(os.listdir(newest.parent)) == ["damaged-step-00000012", "latest", "step-00000009", "step-00000012"]
+
+
+def test_where_none_is_whole_nothing_is_changed(tmp_path: Path) -> None:
+    run(tmp_path)
+    for path in checkpoints(tmp_path / "r" / "checkpoints"):
+        (path / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"no checkpoint in .* is whole"):
+        run(tmp_path)
+    assert steps_on_disk(tmp_path) == [9, 12] and records(tmp_path)[-1]["step"] == 12
+
+
+def test_recompute_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
+    run(tmp_path)
+    shutil.rmtree(tmp_path / "r" / "checkpoints" / "step-00000012")
+    run(tmp_path, "sleep.recompute=pass")
+    assert steps_on_disk(tmp_path) == [9, 12]
+
+
+def test_a_new_run_begins_with_the_weights_of_another(tmp_path: Path) -> None:
+    run(tmp_path / "old")
+    old = contents(checkpoints(tmp_path / "old" / "r" / "checkpoints")[-1])
+    assert (old["step"], old["tokens"], old["samples"]) == (12, 12 * 8 * 7, 12 * 8)
+    run(tmp_path / "new", f"run.init_from={tmp_path / 'old' / 'r'}", "checkpoint.keep=9", "train.seed=5")
+    first, *_ = (contents(path) for path in checkpoints(tmp_path / "new" / "r" / "checkpoints"))
+    assert all(torch.equal(first["model"][name], tensor) for name, tensor in old["model"].items())
+    assert (first["step"], first["tokens"], first["samples"], first["optim"]) == (0, 0, 0, {})
+    # What it began with may be gone when it goes on.
+    shutil.rmtree(tmp_path / "old")
+    shutil.rmtree(tmp_path / "new" / "r" / "checkpoints" / "step-00000012")
+    run(tmp_path / "new", f"run.init_from={tmp_path / 'old' / 'r'}", "checkpoint.keep=9", "train.seed=5")
+
+
+def test_layers_that_are_new_keep_their_initial_values(tmp_path: Path) -> None:
+    run(tmp_path / "old")
+    init = f"run.init_from={tmp_path / 'old' / 'r' / 'checkpoints' / 'step-00000009'}"
+    longer = "model.layers=[attention,gated_deltanet,gated_deltanet]"
+    with pytest.raises(DataError, match=r"are missing \(blocks.2.*run.init_new"):
+        run(tmp_path / "new", init, longer)
+    assert not (tmp_path / "new" / "r").exists()
+    run(tmp_path / "plain", longer, "checkpoint.keep=9")
+    run(tmp_path / "new", init, longer, "run.init_new=['blocks.2.*']", "checkpoint.keep=9")
+    new, plain = (contents(checkpoints(tmp_path / n / "r" / "checkpoints")[0])["model"] for n in ("new", "plain"))
+    old = contents(tmp_path / "old" / "r" / "checkpoints" / "step-00000009")["model"]
+    for name, tensor in new.items():
+        assert torch.equal(tensor, plain[name] if name.startswith("blocks.2.") else old[name])
+
+
+def test_allowances_need_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run\.init_new .* name the checkpoint in run\.init_from"):
+        compose(settings(tmp_path, "run.init_new=[a]"))
