@@ -22,8 +22,8 @@ class Saver:
     """Writes the checkpoints of a run into `folder`. All processes call its methods for the same steps.
 
     newest: the step of the newest checkpoint that is known to be whole. failures: of this process's life.
-    longest: the most seconds that one has taken. tell: shows a line to the user. A failure is told, counted and otherwise
-    passed over, until `finish`.
+    longest: the most seconds that one has taken. tell: shows a line to the user. A failure is told, counted and
+    otherwise passed over, until `finish`.
     """
 
     def __init__(self, folder: Path, world: World, settings: CheckpointConfig, tell: Callable[[str], None]):
