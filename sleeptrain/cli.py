@@ -1,9 +1,10 @@
 """The console command: `sleeptrain train` and `sleeptrain plan`, with hydra's command line behind each, and
 `sleeptrain data`, with its own.
 
-Exit codes: 0 done, 2 a mistake that the user can mend (one line on stderr), 1 anything else (one line where a run
-ends itself because of its numbers or the last checkpoint was not written, else a traceback), 130 Ctrl-C, 141 a closed
-pipe; a job's own code is passed on.
+Exit codes: 0 done, 75 a run that was stopped before its end and is saved (start it again), 2 a mistake that the user
+can mend (one line on stderr), 1 anything else (one line where a run ends itself because of its numbers or the last
+checkpoint was not written, else a traceback), 130 Ctrl-C in what is no run, 141 a closed pipe; a job's own code is
+passed on.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import os
 import signal
 import sys
 import traceback
-from argparse import ArgumentError, ArgumentParser, Namespace
+from argparse import ArgumentError, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from sleeptrain.config.duration import parse_duration
 from sleeptrain.config.schema import Config
 from sleeptrain.config.suggest import setting_names, suggest
-from sleeptrain.errors import CheckpointError, ConfigError, HealthError, UserError
+from sleeptrain.errors import CheckpointError, ConfigError, HealthError, UserError, exit_code, told
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -46,12 +48,29 @@ class JobFailed(Exception):
         self.code = code
 
 
-def train(config: Config, _: Namespace) -> int:
+def train(config: Config, options: Namespace) -> int:
     from sleeptrain.parallel.spawn import num_workers, train_in_workers
     from sleeptrain.train.trainer import train as run_training
 
+    if options.max_time is not None:
+        config.train.max_time = options.max_time
     workers = num_workers(config)
     return train_in_workers(config, workers) if workers else run_training(config)
+
+
+def train_flags(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-time", type=max_time, metavar="TIME", help="short for train.max_time=TIME: 3:55:00, 1-12:00:00, 90m"
+    )
+
+
+def max_time(text: str) -> str:
+    """A flag's length of time, as it was written. Raises ArgumentTypeError."""
+    try:
+        parse_duration(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error
+    return text
 
 
 def plan(config: Config, options: Namespace) -> int:
@@ -68,7 +87,7 @@ def plan_flags(parser: ArgumentParser) -> None:
 
 DATA_SUMMARY = "say which documents a step read (which), or what a configuration reads and wastes (describe)"
 COMMANDS = {
-    "train": Command("train a model; an existing run folder is resumed", train),
+    "train": Command("train a model; an existing run folder is resumed", train, train_flags),
     "plan": Command(
         "say what a training run will do, need and cost under a layout, without running it", plan, plan_flags
     ),
@@ -125,8 +144,8 @@ def _reader_has_gone() -> int:
 
 
 def _fail(error: Exception) -> int:
-    print(f"sleeptrain: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
+    print(told(error), file=sys.stderr)
+    return exit_code(error)
 
 
 def _run_with_hydra(name: str, arguments: list[str]) -> int:
@@ -213,11 +232,8 @@ def _run_job(command: Command, composed: DictConfig, options: Namespace) -> int:
 
     try:
         return command.run(compose.resolve_job(composed), options)
-    except UserError as error:
+    except (UserError, HealthError, CheckpointError) as error:
         return _fail(error)
-    except (HealthError, CheckpointError) as error:
-        _fail(error)
-        return 1
     except BrokenPipeError:
         return _reader_has_gone()
     except Exception:

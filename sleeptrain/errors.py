@@ -1,8 +1,16 @@
 """Errors with a message for the user, who is shown no traceback."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class UserError(Exception):
-    """Shown as one line without a traceback; the command exits with code 2."""
+    """Shown as one line without a traceback, and a line for each of `details`; the command exits with code 2."""
+
+    def __init__(self, message: str, details: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.details = tuple(details)
 
 
 class HealthError(Exception):
@@ -35,3 +43,14 @@ class DataError(UserError):
 
 class PeerError(DataError):
     """Another process of the run has failed, and says why."""
+
+
+def told(error: Exception) -> str:
+    """What the user is shown of an error that needs no traceback."""
+    details = error.details if isinstance(error, UserError) else ()
+    return "\n".join([f"sleeptrain: {' '.join(str(error).split())}", *(f"  {line}" for line in details)])
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of a process that an error ends."""
+    return 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1

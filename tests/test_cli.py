@@ -81,6 +81,11 @@ def test_plan_prints_the_description(capsys: pytest.CaptureFixture[str]) -> None
     assert "run       runs/told\n" in capsys.readouterr().out
 
 
+def test_max_time_is_a_flag_too(trained: list[Config]) -> None:
+    assert main(["train", "--max-time", "3:55:00", "experiment=rule110"]) == 0
+    assert [config.train.max_time for config in trained] == ["3:55:00"]
+
+
 @pytest.mark.parametrize("flags_last", [False, True])
 def test_a_sweep_runs_every_job_in_a_folder_of_its_own(
     trained: list[Config], empty_folder: Path, flags_last: bool
@@ -105,6 +110,8 @@ MISTAKES = [
     (["train", "experiment=stdlib", "sleep.passes=1,2"], ["sleep.passes=1,2", "-m"]),
     (["train", "experiment=stdlib", "--sleep.passes=2"], ["--sleep.passes=2", "no dashes"]),
     (["train", "experiment=stdlib", "--fast"], ["--fast", "--help"]),
+    (["train", "experiment=stdlib", "--max-time=3:55"], ["--max-time", "'3:55'", "write 3:55:00"]),
+    (["train", "experiment=stdlib", "train.max_time=90"], ["train.max_time", "'90'", "90m", "null"]),
     (["train", "experiment=stdlib", "--cfg", "jobs"], ["--cfg", "'jobs'", "'job'"]),
     (["train", "--cfg", "job", "-m"], ["--cfg", "--multirun"]),
     (["train", "--config-name", "other"], ["--config-name", "hydra.searchpath"]),
@@ -179,6 +186,15 @@ def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     fake_trainer(monkeypatch, interrupted)
     assert main(["train", "experiment=stdlib"]) == 130
+
+
+def test_details_are_lines_of_their_own(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(config: Config) -> int:
+        raise DataError("not the\nsame", ["a: 1 -> 2", "b: 3 -> 4"])
+
+    fake_trainer(monkeypatch, refuses)
+    assert main(["train", "experiment=rule110"]) == 2
+    assert capsys.readouterr().err == "sleeptrain: not the same\n  a: 1 -> 2\n  b: 3 -> 4\n"
 
 
 def test_a_sweep_goes_on_after_a_failed_job_and_tells(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,8 @@ class Saver:
     """Writes the checkpoints of a run into `folder`. All processes call its methods for the same steps.
 
     newest: the step of the newest checkpoint that is known to be whole. failures: of this process's life.
-    tell: shows a line to the user. reach: as in `superfluous`. A failure is told, counted and otherwise passed over,
-    until `finish`.
+    longest: the most seconds that one has taken. tell: shows a line to the user. reach: as in `superfluous`. A failure
+    is told, counted and otherwise passed over, until `finish`.
     """
 
     def __init__(
@@ -30,9 +31,14 @@ class Saver:
     ):
         self.folder, self._world, self._settings, self._tell, self._reach = folder, world, settings, tell, reach
         self.newest: int | None = None
-        self.failures = 0
+        self.failures, self.longest = 0, 0.0
         self._last_error: CheckpointError | None = None
         self._save: _Save | None = None
+
+    @property
+    def needs(self) -> float:
+        """Seconds that one more checkpoint may take, that under way waited for."""
+        return self.longest * (1 if self._save is None else 2)
 
     def make_way(self, step: int) -> None:
         """Waits for the checkpoint under way, since that of `step` is due."""
@@ -64,6 +70,7 @@ class Saver:
             return
         save, self._save = self._save, None
         save.join()
+        self.longest = max(self.longest, save.seconds)
         self._last_error = save.error
         if save.not_removed is not None:
             self._tell(f"ALARM: an old checkpoint was not removed ({save.not_removed})")
@@ -93,7 +100,7 @@ class _Save(threading.Thread):
 
     def __init__(self, step: int, work: Callable[[], None], clean: Callable[[], None]):
         super().__init__(name=f"checkpoint-{step}", daemon=True)
-        self.step = step
+        self.step, self.seconds, self._began = step, 0.0, time.monotonic()
         self.error: CheckpointError | None = CheckpointError("the thread that writes it has ended early")
         self.not_removed: OSError | None = None
         self._work, self._clean = work, clean
@@ -108,4 +115,5 @@ class _Save(threading.Thread):
         except OSError as error:
             self.not_removed = error
         finally:
+            self.seconds = time.monotonic() - self._began
             del self._work  # and with it the tensors

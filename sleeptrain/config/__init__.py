@@ -1,7 +1,7 @@
 """Typed settings: `Config`, the checks a run must pass, and the file that says what a run was."""
 
-from sleeptrain.config.resolved import config_diff, load_resolved, resolved_yaml, save_resolved
+from sleeptrain.config.resolved import config_diff, load_resolved, resolved_yaml, run_folder, save_resolved
 from sleeptrain.config.schema import Config
 from sleeptrain.config.validate import validate
 
-__all__ = ["Config", "config_diff", "load_resolved", "resolved_yaml", "save_resolved", "validate"]
+__all__ = ["Config", "config_diff", "load_resolved", "resolved_yaml", "run_folder", "save_resolved", "validate"]

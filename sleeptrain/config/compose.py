@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from sleeptrain.config.changes import check_allowed
 from sleeptrain.config.explain import COMPOSITION_ERRORS, explain
 from sleeptrain.config.schema import Config
 from sleeptrain.config.validate import refuse_missing, validate
@@ -132,6 +133,7 @@ def resolve(composed: DictConfig, sweep_job: str | None = None) -> Config:
     if sweep_job is not None:
         config.run.name = sweep_run_name(config.run.name, sweep_job)
     validate(config)
+    check_allowed(config.run.allow_changes, config)
     return config
 
 

@@ -15,6 +15,11 @@ from sleeptrain.errors import ConfigError
 from sleeptrain.files import write_whole
 
 
+def run_folder(config: Config) -> Path:
+    """Where everything of a run is kept."""
+    return Path(config.run.root) / config.run.name
+
+
 def save_resolved(config: Config, path: str | Path) -> None:
     """Write `config` as YAML, whole or not at all; `load_resolved` reads the same values back."""
     write_whole(Path(path), resolved_yaml(config))

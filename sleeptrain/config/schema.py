@@ -172,6 +172,7 @@ class TrainConfig:
     log_every: int = 10
     eval_every: int = 200  # steps; 0: only at the end
     eval_batches: int = 8
+    max_time: str | None = "auto"  # 3:55:00, 90m; auto: until the Slurm job ends; empty: no limit
 
 
 @dataclass
@@ -217,6 +218,7 @@ class HealthConfig:
 class RunConfig:
     name: str = MISSING
     root: str = "runs"  # the run folder is <root>/<name>; an existing one is resumed
+    allow_changes: list[str] = field(default_factory=list)  # settings that may differ when the run goes on
     init_from: str = ""  # a checkpoint, or a run that has one, whose weights a new run starts with
     init_new: list[str] = field(default_factory=list)  # patterns of parameters that only the model has
     init_dropped: list[str] = field(default_factory=list)  # patterns of parameters that only the checkpoint has

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from sleeptrain.config.duration import parse_duration
 from sleeptrain.config.schema import (
     Config,
     ModelConfig,
@@ -136,6 +137,7 @@ def validate(config: Config) -> None:
     _check_data(config)
     _check_batches(config)
     _check_health(config)
+    _check_max_time(config.train.max_time)
 
 
 def refuse_missing(names: Iterable[str]) -> None:
@@ -361,3 +363,12 @@ def _check_health(config: Config) -> None:
                 f"health.{name}=rollback goes back to a checkpoint, but checkpoint.every=0 writes none on the way: set "
                 f"checkpoint.every, or health.{name}=stop or skip"
             )
+
+
+def _check_max_time(max_time: str | None) -> None:
+    if max_time in (None, "auto"):
+        return
+    try:
+        parse_duration(max_time)
+    except ValueError as error:
+        raise ConfigError(f"train.max_time: {error}; or auto, or null for no limit") from error

@@ -8,21 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
 from threading import Thread
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
+# Seconds between two looks whether what is waited for is still wanted.
+LOOK_EVERY = 0.2
+
+
+class GivenUp(Exception):
+    """A step was waited for in vain: the run has been asked to stop."""
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
 
 class Ahead(Generic[T]):
-    """Results of a function of a step, of which at most `depth` are made before they are asked for; 0: none."""
+    """Results of a function of a step, of which at most `depth` are made before they are asked for; 0: none.
 
-    def __init__(self, depth: int) -> None:
-        self._depth = depth
+    stop: whether to give up waiting for one that is being made.
+    """
+
+    def __init__(self, depth: int, stop: Callable[[], bool] = never) -> None:
+        self._depth, self._stop = depth, stop
         self._waiting: dict[tuple[Any, ...], Future[T]] = {}
 
     def take(self, make: Callable[..., T], arguments: tuple[Any, ...], step: int) -> T:
-        """`make(*arguments, step)`; those of the next steps are begun. Raises what it raises.
+        """`make(*arguments, step)`; those of the next steps are begun. Raises what it raises, and GivenUp.
 
         What had been made ahead for other arguments is given up.
         """
@@ -30,7 +46,16 @@ class Ahead(Generic[T]):
             return make(*arguments, step)
         wanted = [(*arguments, number) for number in range(step, step + 1 + self._depth)]
         self._waiting = {key: self._waiting.get(key) or _begin(make, key) for key in wanted}
-        return self._waiting.pop(wanted[0]).result()
+        return self._wait(self._waiting.pop(wanted[0]))
+
+    def _wait(self, future: Future[T]) -> T:
+        while not self._stop() or future.done():
+            try:
+                return future.result(LOOK_EVERY)
+            except NotYet:
+                if future.done():  # its own
+                    raise
+        raise GivenUp
 
 
 def _begin(make: Callable[..., T], arguments: tuple[Any, ...]) -> Future[T]:

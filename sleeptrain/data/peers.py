@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from sleeptrain.data.ahead import GivenUp
 from sleeptrain.data.batch import Batch
 from sleeptrain.data.source import Source
 from sleeptrain.errors import PeerError
 
-READ, FAILED = 0, 1
+READ, FAILED, GIVEN_UP = 0, 1, 2
 
 
 class SharedReading:
@@ -17,7 +18,7 @@ class SharedReading:
 
     Every process holds the source and knows its position; only the first opens data for a batch. device: where the
     group's backend wants its tensors (the CPU for gloo). All processes must call `batch` together. What the first one
-    raises, it raises; the others raise PeerError then.
+    raises, it raises; the others raise PeerError then, or GivenUp as it does.
     """
 
     def __init__(self, source: Source, group: dist.ProcessGroup, device: torch.device) -> None:
@@ -33,13 +34,15 @@ class SharedReading:
         if not self._reads:
             self._source.skip(rows)
             message = self._broadcast(_message(*size))
+            if message[0] == GIVEN_UP:
+                raise GivenUp
             if message[0] == FAILED:
                 raise PeerError(f"rank {self._reader} could not read the batch of this rank; its message says why")
             return _unpack(message, *size)
         try:
             batch = self._source.batch(rows)
-        except Exception:
-            self._broadcast(_message(*size).fill_(FAILED))
+        except Exception as error:
+            self._broadcast(_message(*size).fill_(GIVEN_UP if isinstance(error, GivenUp) else FAILED))
             raise
         self._broadcast(_pack(batch))
         return batch

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from sleeptrain.config.schema import DataConfig, ShardsConfig
+from sleeptrain.data.ahead import never
 from sleeptrain.data.assignment import MixtureShares, StreamSettings
 from sleeptrain.data.batch import Batch, Part
 from sleeptrain.data.mixture import shares
@@ -40,7 +41,10 @@ class Source(Protocol):
     def held_out(self) -> Sequence[str]: ...
 
     def batch(self, rows: int) -> Batch:
-        """The next training batch, `rows` rows of `sequence` tokens; of these the rows of this process's part."""
+        """The next training batch, `rows` rows of `sequence` tokens; of these the rows of this process's part.
+
+        Raises GivenUp where the run has been asked to stop while it waited; the position may have moved then.
+        """
 
     def skip(self, rows: int) -> None:
         """Go on as after `batch(rows)`, without reading."""
@@ -64,7 +68,7 @@ class ShardsSource:
     Raises DataError for missing, damaged or mismatched shards and tokenizers, ConfigError for impossible weights.
     """
 
-    def __init__(self, config: DataConfig, part: Part | None = None) -> None:
+    def __init__(self, config: DataConfig, part: Part | None = None, stop: Callable[[], bool] = never) -> None:
         shards = config.shards
         tokenizer = load_tokenizer(Path(shards.tokenizer)).hash if shards.tokenizer else None
         cache = Cache(shards.cache, shards.cache_gib)
@@ -74,7 +78,8 @@ class ShardsSource:
         _refuse_other_tokenizers([*self.train.values(), *self._validation.values()])
         settings = StreamSettings(config.sequence, mixture_stages(shards), config.layout, config.seed, shards.shuffle)
         self.part = part or Part()
-        self.stream = ShardStream(self.train, settings, self.part, shards.workers, shards.on_damage == "skip")
+        skips = shards.on_damage == "skip"
+        self.stream = ShardStream(self.train, settings, self.part, shards.workers, skips, stop)
         self.sequence = config.sequence
         self.vocab_size = next(iter(self.train.values())).vocab_size
         self.held_out = list(self._validation)
@@ -125,13 +130,15 @@ def _refuse_other_tokenizers(all_shards: Sequence[TokenShards]) -> None:
             )
 
 
-def build_source(config: DataConfig, part: Part | None = None) -> Source:
+def build_source(config: DataConfig, part: Part | None = None, stop: Callable[[], bool] = never) -> Source:
     """The source that `data.source` names; `part`: the rows that this data-parallel process reads (all without it).
+
+    stop: whether to give up waiting for data.
 
     Raises ConfigError for an unknown one, and what the source itself raises.
     """
     if config.source == "shards":
-        return ShardsSource(config, part)
+        return ShardsSource(config, part, stop)
     if config.source == "rule110":
         return Rule110Source(config.rule110, config.seed, part)
     raise ConfigError(f"data.source={config.source!r} is unknown: set shards or rule110")

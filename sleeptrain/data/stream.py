@@ -6,10 +6,10 @@ on all processes whatever their number, and any step can be assembled at once, o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sleeptrain.data.ahead import Ahead
+from sleeptrain.data.ahead import Ahead, never
 from sleeptrain.data.assemble import Assembler
 from sleeptrain.data.assignment import Assignment, Source, StreamSettings
 from sleeptrain.data.batch import Batch, Part
@@ -21,7 +21,7 @@ class ShardStream:
     """Batches of `sources`, each a name and its token shards.
 
     part: which of the rows are read here. workers: steps that are made ahead, each by a thread. skip_damaged: see
-    `Assembler`. Raises DataError for a source with fewer tokens than a batch has rows.
+    `Assembler`. stop: see `Ahead`. Raises DataError for a source with fewer tokens than a batch has rows.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class ShardStream:
         part: Part | None = None,
         workers: int = 0,
         skip_damaged: bool = False,
+        stop: Callable[[], bool] = never,
     ) -> None:
         self.assembler = Assembler(list(sources.values()), settings, skip_damaged)
         self.settings = settings
@@ -38,7 +39,7 @@ class ShardStream:
         # In order: which source goes first where two are due together, and the ids, depend on it.
         self._fingerprints = [[name, shards.fingerprint] for name, shards in sources.items()]
         self._part = part or Part()
-        self._ahead: Ahead[Batch] = Ahead(workers)
+        self._ahead: Ahead[Batch] = Ahead(workers, stop)
         self._assignment: Assignment | None = None
         self._cuts: list[list[int]] = []
 

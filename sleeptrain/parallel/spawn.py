@@ -16,9 +16,10 @@ from multiprocessing.context import SpawnProcess
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from sleeptrain.config.resolved import run_folder
 from sleeptrain.config.schema import Config
-from sleeptrain.errors import CheckpointError, ConfigError, HealthError, UserError
-from sleeptrain.train.stop import Stopped, StopRequest
+from sleeptrain.errors import CheckpointError, ConfigError, HealthError, UserError, exit_code, told
+from sleeptrain.stop import EXIT_STOPPED, SIGNALS, Stopped, StopRequest, listen, listening
 
 if TYPE_CHECKING:  # torch is loaded by those who train
     from sleeptrain.watch.beat import Alarm
@@ -60,46 +61,55 @@ def train_in_workers(config: Config, size: int) -> int:
     import torch.distributed as dist
 
     from sleeptrain.parallel.layout_check import check_layout
+    from sleeptrain.train.status import Status
     from sleeptrain.watch.board import Board
 
-    check_layout(config, size)
+    with Status(run_folder(config), writes=True).kept():
+        check_layout(config, size)
     # Over the store of this process, which none of the workers takes with it, they meet and are watched.
     store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
     print(f"sleeptrain: no launcher, so {size} processes are started on this machine", file=sys.stderr, flush=True)
     context = multiprocessing.get_context("spawn")
     workers, reports = list[SpawnProcess](), list[Connection]()
-    with StopRequest() as stop:
+    stopped = False
+    with listening() as request:
         try:
             for rank in range(size):
                 receiver, sender = context.Pipe(duplex=False)
-                worker = context.Process(
-                    target=_work, args=(config, rank, size, store.port, sender), name=f"rank{rank}"
-                )
-                worker.start()
+                arguments = (config, rank, size, store.port, request.began, sender)
+                worker = context.Process(target=_work, args=arguments, name=f"rank{rank}")
+                with _held_back():  # until the worker listens
+                    worker.start()
                 sender.close()
                 workers.append(worker)
                 reports.append(receiver)
-            with _passing_on(workers):
-                ending = _wait(workers, Board(store, size))
+            with _passing_on(workers, request):
+                ending, stopped = _wait(workers, Board(store, size))
         finally:
             for worker in workers:
                 _kill(worker)
-        if ending is None and stop.requested:
-            raise Stopped(0)
-    return 0 if ending is None else _tell(ending, workers, reports)
+    if ending is not None:
+        Status(run_folder(config), writes=True).end_of_killed(ending.text, ending.code)
+        return _tell(ending, workers, reports)
+    if stopped:
+        raise Stopped
+    return 0
 
 
-def _wait(workers: Sequence[SpawnProcess], board: Board) -> Alarm | None:
-    """Until all have ended, or the grace after a first failure is over. Why they have ended before their time."""
-    ending, deadline = None, float("inf")
+def _wait(workers: Sequence[SpawnProcess], board: Board) -> tuple[Alarm | None, bool]:
+    """Until all have ended, or the grace after a first failure is over: (why, whether they were stopped)."""
+    ending, stopped, deadline = None, False, float("inf")
     running = {worker.sentinel: rank for rank, worker in enumerate(workers)}
     while running and (left := deadline - time.monotonic()) > 0:
         for sentinel in wait(list(running), timeout=min(left, 60.0)):
             rank = running.pop(sentinel)  # type: ignore[arg-type]
             workers[rank].join()
-            if (code := workers[rank].exitcode) and ending is None:
+            code = workers[rank].exitcode
+            if code == EXIT_STOPPED:
+                stopped = True
+            elif code and ending is None:
                 ending, deadline = _why(rank, code, board), time.monotonic() + GRACE_SECONDS
-    return ending
+    return ending, stopped
 
 
 def _why(rank: int, code: int, board: Board) -> Alarm:
@@ -134,9 +144,9 @@ def _tell(ending: Alarm, workers: Sequence[SpawnProcess], reports: Sequence[Conn
 
 
 @contextlib.contextmanager
-def _passing_on(workers: Sequence[SpawnProcess]) -> Iterator[None]:
+def _passing_on(workers: Sequence[SpawnProcess], request: StopRequest) -> Iterator[None]:
     """Signals to this process also reach the workers, which are not in its terminal's group."""
-    before = {number: signal.getsignal(number) for number in StopRequest.SIGNALS}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         _signal_all(workers, number)
@@ -153,11 +163,23 @@ def _passing_on(workers: Sequence[SpawnProcess]) -> Iterator[None]:
     before[signal.SIGTSTP] = signal.getsignal(signal.SIGTSTP)
     for number in before:
         signal.signal(number, pause if number == signal.SIGTSTP else pass_on)
+    if request.requested:  # while they were started
+        _signal_all(workers, signal.SIGTERM)
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Signals wait; a process that is started here holds them back too, until it says otherwise."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _signal_all(workers: Sequence[SpawnProcess], number: int) -> None:
@@ -175,8 +197,10 @@ def _kill(worker: SpawnProcess) -> None:
     worker.join()
 
 
-def _work(config: Config, rank: int, size: int, port: int, report: Connection) -> NoReturn:
+def _work(config: Config, rank: int, size: int, port: int, began: float, report: Connection) -> NoReturn:
     """A worker's whole life: its place, the training, its report."""
+    listen(StopRequest(began, says=False))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     os.setsid()  # a Ctrl-C at the terminal comes through the starting process alone
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no worker outlives it
@@ -193,9 +217,9 @@ def _work(config: Config, rank: int, size: int, port: int, report: Connection) -
     try:
         code = train(config)
     except Stopped:
-        pass
+        code = EXIT_STOPPED
     except (UserError, HealthError, CheckpointError) as error:
-        code, text = 2 if isinstance(error, UserError) else 1, f"sleeptrain: {' '.join(str(error).split())}"
+        code, text = exit_code(error), told(error)
     except BaseException:
         code, text = 1, traceback.format_exc()
     report.send(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sleeptrain.config.schema import Config
+from sleeptrain.data.ahead import never
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.loop import LoopSettings, ReadLogits, loop_settings, run_rounds
@@ -23,6 +24,10 @@ Evaluation = dict[str, Any]
 
 # The summed loss of each window of a batch that has one, for its rounds.
 WindowLosses = Callable[[Batch, Sequence[Round], LoopSettings, ReadLogits | None], Mapping[int, torch.Tensor]]
+
+
+class EvaluationStopped(Exception):
+    """The run has been asked to stop, and the evaluation is given up."""
 
 
 class _Answers:
@@ -66,22 +71,24 @@ def evaluate(
     passes: Iterable[int],
     count_answers: bool,
     run: WindowLosses | None = None,
+    stop: Callable[[], bool] = never,
 ) -> Evaluation:
     """Loss of windows 1..K (nats a token; None where a window has no target) for each number of passes.
 
     sets: batches of each held-out set. Returns {"loss": {"1": [...], "4": [...]}} over all targets of all sets; with
     `count_answers` {"accuracy": {"1": ...}}: the share of rows whose targets are all right by argmax; where there are
     several sets {"sets": {name: {"loss": ...}}}. run: how the rounds of a batch are run where the model is in parts.
+    stop: asked before each batch is read and before it is run; where it says so, raises EvaluationStopped.
     """
     run = run or (lambda batch, rounds, *how: run_rounds(model, batch, rounds, model.empty_state(), *how)[0])
-    batches = {name: list(given) for name, given in sets.items()}
+    batches = {name: list(_until(stop, given)) for name, given in sets.items()}
     result: Evaluation = {"loss": {}} | ({"accuracy": {}} if count_answers else {})
     if len(batches) > 1:
         result["sets"] = {name: {"loss": {}} for name in batches}
     for n in passes:
         answers = _Answers() if count_answers else None
         by_set = {
-            name: _window_losses(run, model, given, config, window, n, answers) for name, given in batches.items()
+            name: _window_losses(run, model, given, config, window, n, answers, stop) for name, given in batches.items()
         }
         result["loss"][str(n)] = reduce(operator.add, by_set.values()).means()
         if answers is not None:
@@ -99,16 +106,24 @@ def _window_losses(
     window: int,
     passes: int,
     answers: _Answers | None,
+    stop: Callable[[], bool],
 ) -> _Windows:
     settings = loop_settings(config, window, model.num_layers, recompute="none")
     spans = window_spans(batches[0].tokens_BT.shape[1], window)
     found = _Windows([0.0] * len(spans), [0] * len(spans))
-    for batch in batches:
+    for batch in _until(stop, batches):
         rounds = plan_batch(batch, window, passes, config.sleep)
         with autocast(config, model.device):
             losses = run(batch, rounds, settings, None if answers is None else answers.read)
-        for index, (start, stop) in enumerate(spans):
-            found.counts[index] += int((batch.targets_BT[:, start:stop] != IGNORE).sum())
+        for index, (start, end) in enumerate(spans):
+            found.counts[index] += int((batch.targets_BT[:, start:end] != IGNORE).sum())
             if index in losses:
                 found.sums[index] += float(losses[index])
     return found
+
+
+def _until(stop: Callable[[], bool], batches: Iterable[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        if stop():
+            raise EvaluationStopped
+        yield batch

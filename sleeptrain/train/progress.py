@@ -97,7 +97,7 @@ def _memory(megabytes: float) -> str:
     return f"{megabytes / 1024:.1f} GiB" if megabytes >= 1024 else f"{megabytes:.0f} MiB"
 
 
-def _duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)
@@ -115,5 +115,5 @@ _FIELDS: dict[str, Callable[[Any], str]] = {
     "passes_per_second": lambda x: f"{_rate(x)} passes/s",
     "mfu": lambda x: f"MFU {100 * x:.1f}%",
     "memory_mb": _memory,
-    "eta_seconds": lambda x: f"ETA {_duration(x)}",
+    "eta_seconds": lambda x: f"ETA {duration_text(x)}",
 }

@@ -6,7 +6,6 @@ import json
 import platform
 import time
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,9 @@ from sleeptrain.checkpoint.keep import remove_after
 from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.checkpoint.saver import Saver
 from sleeptrain.checkpoint.start import start_from
-from sleeptrain.config import Config, config_diff, load_resolved, resolved_yaml, save_resolved
+from sleeptrain.config import Config, load_resolved, resolved_yaml, run_folder, save_resolved
+from sleeptrain.config.changes import check_changes
+from sleeptrain.data.ahead import GivenUp
 from sleeptrain.data.batch import PAD, Batch
 from sleeptrain.data.source import build_source
 from sleeptrain.errors import ConfigError, HealthError
@@ -32,53 +33,37 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.parallel.launch import shared_reading
 from sleeptrain.parallel.world import World
+from sleeptrain.sleep.curriculum import StepShape
+from sleeptrain.train.attempt import Attempt, this_attempt
+from sleeptrain.train.changes import keep_changes
 from sleeptrain.train.engine import build_engine
-from sleeptrain.train.metrics import MetricsFile
+from sleeptrain.train.metrics import MetricsFile, read_metrics
 from sleeptrain.train.progress import Progress
+from sleeptrain.train.status import Status
+from sleeptrain.train.stopping import Stopping
 from sleeptrain.train.wandb_log import WandbLogger
 from sleeptrain.watch.whereabouts import Phase, Whereabouts
 
-# Settings that a run may change when it goes on: they touch neither its data nor its mathematics.
-FREE_SETTINGS = (
-    "run.",
-    "parallel.",
-    "health.lost_after",
-    "health.stall_after",
-    "health.timeout",
-    "health.norms_every",
-    "health.compare_every",
-    "health.probe_every",
-    "health.slow_factor",
-    # What is done about a step that goes wrong, not what is taken for one: a run that has stopped may go on otherwise.
-    "health.on_",
-    "health.max_rollbacks",
-    "wandb.",
-    "data.shards.on_damage",
-    "data.shards.workers",
-    "data.shards.cache",
-    "sleep.recompute",
-    "train.micro_batch",
-    "train.log_every",
-    "train.threads",
-    "checkpoint.",
-)
+METRICS = "metrics.jsonl"
 RNG = "rng/torch"
 
 
 class Run:
     """Model, optimizers, data, position and logs of one job; in each of its processes, this one's part of them.
 
-    world: the processes, which have met. whereabouts: of this one, kept current. Building it reads data; only `open`
-    writes anything, and only where `world.leads`.
+    world: the processes, which have met. whereabouts: of this one, kept current. stopping: whether it stops before its
+    end. status: the file that says how it stands. Building it reads data; only `open` writes anything, and only where
+    `world.leads`.
     """
 
-    def __init__(self, config: Config, world: World, whereabouts: Whereabouts):
+    def __init__(self, config: Config, world: World, whereabouts: Whereabouts, stopping: Stopping, status: Status):
         self.config, self.world, self.whereabouts = config, world, whereabouts
-        self.folder = Path(config.run.root) / config.run.name
+        self.stopping, self.status = stopping, status
+        self.folder = run_folder(config)
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         torch.manual_seed(config.train.seed)
-        self.source = build_source(config.data, world.part)
+        self.source = build_source(config.data, world.part, stopping.asked)
         _settle_vocabulary(config, self.source.vocab_size)
         self.reading = shared_reading(self.source, world)
         self.engine = build_engine(config, world, whereabouts)
@@ -87,6 +72,7 @@ class Run:
         self.rollbacks = Rollbacks()
         self.step = self.tokens = self.samples = self.skipped = 0
         self.carried: FastWeights | None = None
+        self.owed: StepShape | None = None  # of the step whose evaluation was given up when the run was stopped
         self._wandb_id: str | None = None
 
     @property
@@ -99,7 +85,13 @@ class Run:
 
     @property
     def done(self) -> bool:
+        """All steps are done."""
         return self.tokens >= self.config.train.tokens
+
+    @property
+    def finished(self) -> bool:
+        """There is nothing left to do."""
+        return self.done and self.owed is None
 
     def open(self) -> Run:
         """Makes the run folder, or goes on where its newest whole checkpoint stands; then opens the logs.
@@ -109,13 +101,16 @@ class Run:
         cannot be written.
         """
         found = newest_whole(self.saver.folder, self.world)
+        changes: list[str] = []
         if found.whole is not None:
-            self.world.together(partial(self._go_on, found.whole))
+            changes = self.world.together(partial(self._go_on, found.whole))[0]
         elif self.config.run.init_from:
             start_from(self.config, self.engine, self.world)
+        attempt = this_attempt(self._attempts() + 1, self.world)
         if self.world.leads:
-            self._open_logs()
+            self._open_logs(attempt, changes)
             self._clear_away(found.damaged)
+        self._settle_owed()
         if found.whole is None:
             self.save()  # from the first moment on a killed run keeps its identity
             self.saver.finish()
@@ -128,15 +123,36 @@ class Run:
         if damaged:
             self.message(f"going on from the checkpoint of step {self.step}")
 
-    def _open_logs(self) -> None:
+    def _attempts(self) -> int:
+        """How often the run has been started, by what is left of its files."""
+        path = self.folder / METRICS
+        records = read_metrics(path) if self.world.leads and path.exists() else []
+        return max([self.status.last_attempt, *(r["attempt"]["number"] for r in records if "attempt" in r)])
+
+    def _open_logs(self, attempt: Attempt, changes: list[str]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_resolved(self.config, self.folder / "config.yaml")
-        self.metrics = MetricsFile(self.folder / "metrics.jsonl")
+        self.progress = Progress(self.config.train.tokens)
+        self.metrics = MetricsFile(self.folder / METRICS)
         self.metrics.truncate_after(self.step, self.rollbacks.total)
+        self.metrics.append(self._here() | {"attempt": asdict(attempt)})
+        self.status.begin(attempt, self.step, self.tokens)
+        if changes:
+            keep_changes(self.folder, attempt.number, self.step, changes)
+            self.message("\n".join(["changed since the attempt before:", *(f"  {line}" for line in changes)]))
+        save_resolved(self.config, self.folder / "config.yaml")
         plain = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(self.config)))
         self.wandb = WandbLogger(self.config.wandb, self.folder, self.config.run.name, plain, self._wandb_id)
         self._wandb_id = self.wandb.run_id
-        self.progress = Progress(self.config.train.tokens)
+
+    def _settle_owed(self) -> None:
+        """An evaluation that an attempt since has made is not owed any longer."""
+        if self.owed is None:
+            return
+        made = False
+        if self.world.leads:
+            made = any("eval" in record for record in read_metrics(self.metrics.path) if record["step"] == self.step)
+        if self.world.from_first(made):
+            self.owed = None
 
     def close(self) -> None:
         if not self.world.leads:
@@ -145,12 +161,23 @@ class Run:
         self.metrics.close()
         self.wandb.finish()
 
-    def next_batch(self, num_rows: int) -> tuple[Batch, int]:
-        """This process's rows of the next batch of `num_rows`, and the tokens of all rows (pads are none)."""
+    def next_batch(self, num_rows: int) -> tuple[Batch, int] | None:
+        """This process's rows of the next batch of `num_rows`, and the tokens of all rows (pads are none).
+
+        None where some process was asked to stop while it waited for data; then no process has gone on.
+        """
         self.whereabouts.begin_step(self.step + 1)
-        batch = self.reading.batch(num_rows)
-        own = int((batch.documents_BT != PAD).sum())
-        return batch, round(self.world.sum(own)[0] / self.world.replica)
+        position = self.source.state_dict()
+        try:
+            batch = self.reading.batch(num_rows)
+        except GivenUp:
+            batch = None
+        own = 0 if batch is None else int((batch.documents_BT != PAD).sum())
+        tokens, given_up = self.world.sum(own, batch is None)
+        if batch is None or given_up:
+            self.source.load_state_dict(position)
+            return None
+        return batch, round(tokens / self.world.replica)
 
     def advance(self, batch: Batch, num_tokens: int, state: FastWeights) -> None:
         """One step is done: counts its tokens (pads are none) and keeps the memory of the rows that go on."""
@@ -159,12 +186,17 @@ class Run:
         self.samples += batch.tokens_BT.shape[0] * self.world.part.ranks
         self.carried = state if bool(batch.continues_B.any()) else None
         self.saver.poll()
+        self.stopping.save_needs = max(self.saver.needs, self.status.save_seconds)
+        self.status.progress(self.step, self.tokens, self.saver.longest)
+
+    def _here(self) -> dict[str, Any]:
+        return {"step": self.step, "tokens": self.tokens, "time": time.time()}
 
     def log(self, record: dict[str, Any]) -> None:
         """Writes one record to the metrics file, wandb and the progress line."""
         if not self.world.leads:
             return
-        record = {"step": self.step, "tokens": self.tokens, **record, "time": time.time()}
+        record = self._here() | record
         failed_before = self.metrics.failed
         self.metrics.append(record)
         if self.metrics.failed and not failed_before:
@@ -202,6 +234,7 @@ class Run:
             "rollbacks": asdict(self.rollbacks),
             "data": self.source.state_dict(),
             "wandb_id": self._wandb_id,
+            "owed_evaluation": None if self.owed is None else asdict(self.owed),
             "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
             "written_by": {
                 "tensor": mesh.tensor.size,
@@ -211,12 +244,15 @@ class Run:
             },
         }
 
-    def _go_on(self, checkpoint: Path) -> None:
-        """Each process reads for itself; where one cannot, none goes on."""
-        _refuse_other_config(self.folder / "config.yaml", self.config)
+    def _go_on(self, checkpoint: Path) -> list[str]:
+        """Each process reads for itself; where one cannot, none goes on. What has changed in the settings."""
+        changes = check_changes(load_resolved(self.folder / "config.yaml"), self.config, str(self.folder))
         saved = self._restore(checkpoint)
         self._wandb_id, self.rollbacks = saved["wandb_id"], Rollbacks(**saved["rollbacks"])
         self.source.load_state_dict(saved["data"])
+        if saved["owed_evaluation"] is not None:
+            self.owed = StepShape(**saved["owed_evaluation"])
+        return changes
 
     def _restore(self, checkpoint: Path) -> dict[str, Any]:
         """Takes over what a step changes, but for the position in the data; returns all that is no tensor."""
@@ -264,22 +300,3 @@ def _settle_vocabulary(config: Config, vocab_size: int) -> None:
             f"model.vocab_size={config.model.vocab_size} is smaller than the data's {vocab_size}; "
             "leave it 0 to take the data's"
         )
-
-
-def _refuse_other_config(path: Path, config: Config) -> None:
-    lines = config_diff(_without_places(load_resolved(path)), _without_places(config))
-    changed = [line for line in lines if not line.startswith(FREE_SETTINGS)]
-    if changed:
-        raise ConfigError(
-            f"{path.parent} holds a run with other settings ({'; '.join(changed)}); "
-            "choose another run.name, or the same settings to go on"
-        )
-
-
-def _without_places(config: Config) -> Config:
-    """Data may move from one folder to another: what it is, the saved position knows."""
-    config = deepcopy(config)
-    for source in config.data.shards.sources:
-        source.train = source.validation = ""
-    config.data.shards.tokenizer = ""
-    return config

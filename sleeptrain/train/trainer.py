@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sleeptrain.config.resolved import run_folder
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import DivergedError
 from sleeptrain.health.norms import Norms
@@ -10,76 +11,97 @@ from sleeptrain.health.speed import gathered_speeds
 from sleeptrain.parallel.launch import join
 from sleeptrain.parallel.layout_check import too_few_sequences
 from sleeptrain.sleep.curriculum import StepShape, step_shape
-from sleeptrain.train.attempt import attempt, settle
-from sleeptrain.train.evaluate import Evaluation, evaluate
+from sleeptrain.stop import Stopped, leads, listening
+from sleeptrain.train.evaluate import Evaluation, EvaluationStopped, evaluate
 from sleeptrain.train.lr import lr_scale
 from sleeptrain.train.pace import Pace
 from sleeptrain.train.run import Run
+from sleeptrain.train.status import State, Status
 from sleeptrain.train.step import StepResult
-from sleeptrain.train.stop import Stopped, StopRequest
+from sleeptrain.train.stopping import Stopping
+from sleeptrain.train.try_step import settle, try_step
 from sleeptrain.watch.watch import watched
 from sleeptrain.watch.whereabouts import Phase
 
 
 def train(config: Config) -> int:
-    """Trains until `train.tokens` are seen or a signal asks to stop; the same call goes on from where it stopped.
+    """Trains until `train.tokens` are seen, a signal asks to stop or the time is over; the same call goes on.
 
-    Returns the exit code 0. Raises Stopped after a signal, once everything is saved; ConfigError and DataError before
-    anything is written; NonFiniteError and SpikeError where a step goes wrong and the run is to stop or cannot go back;
-    DivergedError where replicas no longer hold the same weights; CheckpointError where the last checkpoint could not be
-    written.
+    Returns the exit code 0. Raises Stopped where the run was stopped, once everything is saved; ConfigError and
+    DataError before anything is written; NonFiniteError and SpikeError where a step goes wrong and the run is to stop
+    or cannot go back; DivergedError where replicas no longer hold the same weights; CheckpointError where the last
+    checkpoint could not be written.
     """
-    with StopRequest() as stop:
+    status = Status(run_folder(config), leads())
+    with listening() as request, status.kept():
         world = join(config)
-        with watched(config, world) as whereabouts:
-            run = Run(config, world, whereabouts).open()
-            try:
-                train_steps(run, stop)
-            except Exception:
-                run.saver.wait()  # a checkpoint under way is worth it, whatever has happened since
-                raise
-            finally:
-                run.close()
+        stopping = Stopping(config.train.max_time, request, world)
+        with watched(config, world, lambda alarm: status.end(State.FAILED, alarm.text, alarm.code)) as whereabouts:
+            finished = not stopping.agreed() and train_watched(Run(config, world, whereabouts, stopping, status))
+        if finished:
+            status.end(State.FINISHED)
+        else:
+            status.end(State.STOPPED, stopping.reason)
         world.close()
-        if not run.done:
-            raise Stopped(0)
+        if not finished:
+            raise Stopped
     return 0
 
 
-def train_steps(run: Run, stop: StopRequest) -> None:
-    """The steps that are left, or those until a signal; then everything is saved."""
-    config = run.config
-    if run.done:
+def train_watched(run: Run) -> bool:
+    """The run from where it stands; whether it has come to its end."""
+    run.open()
+    try:
+        train_steps(run)
+    except Exception:
+        run.saver.wait()  # a checkpoint under way is worth it, whatever has happened since
+        raise
+    finally:
+        run.close()
+    return run.finished
+
+
+def train_steps(run: Run) -> None:
+    """What is left to do, or that until the run is stopped; then everything is saved."""
+    config, stopping = run.config, run.stopping
+    stopping.start()
+    if run.finished:
         run.message(f"{run.folder} is complete: {run.step} steps, {run.tokens} tokens")
     if warning := too_few_sequences(config, run.world.part.ranks):
         run.message(f"warning: {warning}")
     if config.health.compare_every and config.parallel.zero == 3 and run.world.mesh.data.size > 1:
         run.message("health.compare_every: under parallel.zero=3 nobody holds a copy of weights, so none are compared")
+    if limit := stopping.limit_line():
+        run.message(limit)
+    if run.owed is not None:
+        hold_evaluation(run, run.owed)
     pace = Pace(run.device)
-    while not run.done and not run.world.any(stop.requested):
+    while not run.done and not stopping.agreed():
         if not one_step(run, pace):
             pace.restart()
             continue
         check_processes(run)
         if run.done or due(run.step, config.checkpoint.every):
             save(run)
-    if not run.done:
+    if not run.finished:
         save(run)
     run.whereabouts.begin(Phase.SAVING)
     run.saver.finish()
-    if not run.done:
-        run.message(f"{stop.signal_name or 'a signal elsewhere'}: saved at step {run.step}; the same command goes on")
+    if not run.finished:
+        run.message(f"{stopping.reason}: saved at step {run.step}; the same command goes on")
 
 
 def one_step(run: Run, pace: Pace) -> bool:
-    """A step and its records; False where the run has gone back to a checkpoint instead."""
+    """A step and its records; False where the run has gone back to a checkpoint, or was stopped before it had data."""
     config = run.config
     shape = step_shape(config, run.tokens, run.step)
-    batch, num_tokens = run.next_batch(shape.batch)
+    if (read := run.next_batch(shape.batch)) is None:
+        return False
+    batch, num_tokens = read
     # The rate of the step's middle: neither a first nor a last step at rate 0.
     scale = lr_scale(run.tokens + num_tokens // 2, config.train.tokens, config.optim)
     norms = Norms(run.whereabouts) if due(run.step + 1, config.health.norms_every) else None
-    result, norm, trouble = attempt(run, batch, shape, scale, norms)
+    result, norm, trouble = try_step(run, batch, shape, scale, norms)
     if trouble is not None and not settle(run, trouble):
         return False
     run.advance(batch, num_tokens, result.state if trouble is None else run.model.empty_state())
@@ -91,7 +113,7 @@ def one_step(run: Run, pace: Pace) -> bool:
     if norms is not None:
         run.log({"norms": norms.record(result.state, shape.passes, run.world)})
     if run.done or due(run.step, config.train.eval_every):
-        run.log({"eval": evaluation(run, shape)})
+        hold_evaluation(run, shape)
         pace.restart()
     return True
 
@@ -111,6 +133,17 @@ def step_record(run: Run, shape: StepShape, result: StepResult, norm: float, sca
     }
 
 
+def hold_evaluation(run: Run, shape: StepShape) -> None:
+    """Evaluates after a step of this shape; where the run is stopped meanwhile, that is owed by the next attempt."""
+    run.owed = shape
+    try:
+        found = evaluation(run, shape)
+    except EvaluationStopped:
+        return
+    run.log({"eval": found})
+    run.owed = None
+
+
 def evaluation(run: Run, shape: StepShape) -> Evaluation:
     """Held-out loss at this step's window, with the configured number of passes and with one."""
     config = run.config
@@ -121,7 +154,9 @@ def evaluation(run: Run, shape: StepShape) -> Evaluation:
     passes = sorted({1, shape.passes})
     # Only where the model's end is held are losses and answers known; all are told of them.
     counts = config.data.source == "rule110" and run.model.layers.stop == run.model.num_layers
-    found = evaluate(run.model, sets, config, shape.window, passes, counts, run.engine.window_losses)
+    found = evaluate(
+        run.model, sets, config, shape.window, passes, counts, run.engine.window_losses, run.stopping.agreed
+    )
     return run.world.from_last(found)
 
 

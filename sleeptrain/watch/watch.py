@@ -12,13 +12,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import torch.distributed as dist
 
+from sleeptrain.config.resolved import run_folder
 from sleeptrain.config.schema import Config
-from sleeptrain.errors import PeerError, UserError
+from sleeptrain.errors import PeerError, UserError, exit_code
 from sleeptrain.parallel.world import World
 from sleeptrain.watch.beat import INTERVAL, Alarm, Beat, where
 from sleeptrain.watch.board import Board, open_board
@@ -40,13 +40,13 @@ LAST_WORDS = 5.0
 
 
 @contextlib.contextmanager
-def watched(config: Config, world: World) -> Iterator[Whereabouts]:
+def watched(config: Config, world: World, ends: Callable[[Alarm], None]) -> Iterator[Whereabouts]:
     """Watches the process, which keeps the whereabouts current; all processes of the run enter and leave it.
 
     An exception raises the alarm before it goes on, unless it only follows from another process's failure: then this
-    process ends here with the others.
+    process ends here with the others. ends: called, from another thread, before the process ends at an alarm.
     """
-    watch = Watch(config, world, open_board(world))
+    watch = Watch(config, world, open_board(world), ends)
     watch.start()
     try:
         yield watch.whereabouts
@@ -58,12 +58,15 @@ def watched(config: Config, world: World) -> Iterator[Whereabouts]:
 
 
 class Watch:
-    """One process's part of the watch. board: None where there are no other processes, or none to speak with."""
+    """One process's part of the watch. board: None where there are no other processes, or none to speak with.
 
-    def __init__(self, config: Config, world: World, board: Board | None) -> None:
-        self.whereabouts = Whereabouts()
+    ends: see `watched`.
+    """
+
+    def __init__(self, config: Config, world: World, board: Board | None, ends: Callable[[Alarm], None]) -> None:
+        self.whereabouts, self._ends = Whereabouts(), ends
         self._settings, self._rank = config.health, world.rank
-        self._folder = Path(config.run.root) / config.run.name
+        self._folder = run_folder(config)
         self._closed = threading.Event()
         self._consequence: BaseException | None = None  # what failed in the main thread since a peer is gone
         self._ended = False
@@ -101,9 +104,8 @@ class Watch:
             self._exchange.hurry()
             self._closed.wait(TOLD_AFTER)  # the watch ends the process as soon as it knows of whom to tell
             text += "; no rank is known to be lost"
-        code = 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
         self._closed.set()
-        self._exchange.raise_alarm(Alarm("failed", (self._rank,), text, code))
+        self._exchange.raise_alarm(Alarm("failed", (self._rank,), text, exit_code(error)))
         self._linger()
 
     def _beat(self) -> Beat:
@@ -161,6 +163,7 @@ class Watch:
             time.sleep(READ_AFTER)
 
     def _last_words(self, alarm: Alarm, raised: bool) -> None:
+        self._ends(alarm)
         here = self.whereabouts.now
         lines = [f"sleeptrain: {alarm.text}"] if raised else []
         own = f"sleeptrain: rank {self._rank} ends at {here}"

@@ -81,7 +81,7 @@ def train(folder: Path, *more: str, ranks: int = 1) -> None:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    return read_metrics(folder / "r" / "metrics.jsonl")
+    return [r for r in read_metrics(folder / "r" / "metrics.jsonl") if "attempt" not in r]
 
 
 def saved(folder: Path, index: int = -1) -> dict[str, Any]:

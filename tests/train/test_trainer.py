@@ -20,9 +20,11 @@ from sleeptrain.config import load_resolved, save_resolved
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import ConfigError, NonFiniteError
+from sleeptrain.stop import EXIT_STOPPED
 from sleeptrain.train import trainer
 from sleeptrain.train.metrics import read_metrics
 from sleeptrain.train.run import Run
+from sleeptrain.train.status import read_status
 from tests.checkpoint.contents import contents
 
 TIMES = ("time", "tokens_per_second", "passes_per_second", "mfu", "memory_mb", "eta_seconds")
@@ -57,7 +59,9 @@ def run(folder: Path, *more: str) -> Config:
 
 
 def records(folder: Path) -> list[dict[str, object]]:
-    return [{k: v for k, v in r.items() if k not in TIMES} for r in read_metrics(folder / "r" / "metrics.jsonl")]
+    """Of steps and evaluations, without what differs between two runs."""
+    found = [r for r in read_metrics(folder / "r" / "metrics.jsonl") if "attempt" not in r]
+    return [{k: v for k, v in r.items() if k not in TIMES} for r in found]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -87,20 +91,22 @@ def test_a_finished_run_is_not_run_again(tmp_path, capsys):
 
 def test_a_changed_setting_is_refused_where_it_changes_the_run(tmp_path):
     run(tmp_path)
-    with pytest.raises(ConfigError, match=r"other settings \(optim.muon_lr"):
+    with pytest.raises(ConfigError, match=r"holds a run with other settings") as refused:
         run(tmp_path, "optim.muon_lr=0.5")
+    assert refused.value.details == ("optim.muon_lr: 0.002 -> 0.5",)
     run(tmp_path, "checkpoint.every=4", "wandb.project=other")
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, *more: str, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "sleeptrain", "train", *settings(folder, *more)],
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
     path, deadline = folder / "r" / "metrics.jsonl", time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         lines = path.read_text().splitlines() if path.exists() else []
@@ -120,7 +126,9 @@ def test_killed_at_a_random_step_and_restarted_equals_an_undisturbed_run(tmp_pat
         wait_for_step(killed, random.Random(seed).randint(1, 12), process)
     finally:
         process.kill()
-        process.wait()
+        ended = process.wait()
+    status = read_status(killed / "r")
+    assert status is not None and status["state"] == ("running" if ended else "finished"), "nobody could say otherwise"
     assert start(killed, curriculum).wait(timeout=120) == 0
     assert records(killed) == records(whole)
     a, b = weights(killed), weights(whole)
@@ -133,7 +141,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
     try:
         wait_for_step(tmp_path, 3, process)
         process.send_signal(number)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=60) == EXIT_STOPPED
     finally:
         process.kill()
     saved = contents(checkpoints(tmp_path / "r" / "checkpoints")[-1])
@@ -149,7 +157,7 @@ def test_a_signal_ends_a_whole_sweep(tmp_path):
             time.sleep(0.05)
         time.sleep(0.3)
         process.terminate()
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=60) == EXIT_STOPPED
     finally:
         process.kill()
     assert list(jobs.glob("*seed=0*/checkpoints/step-*"))

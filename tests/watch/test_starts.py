@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sleeptrain.stop import EXIT_STOPPED
 from sleeptrain.watch.whereabouts import Location, Phase
 from tests.parallel.test_spawn import wait_for_steps, workers_of
 from tests.parallel.test_train import settings
@@ -114,4 +115,4 @@ def test_a_run_that_is_suspended_at_the_terminal_goes_on(tmp_path: Path) -> None
         time.sleep(4)
         process.terminate()
         _, said = process.communicate(timeout=60)
-        assert process.returncode == 0 and "SIGTERM: saved at step" in said, said
+        assert process.returncode == EXIT_STOPPED and "SIGTERM: saved at step" in said, said

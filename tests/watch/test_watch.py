@@ -10,6 +10,7 @@ import pytest
 from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
+from sleeptrain.train.status import read_status
 from sleeptrain.watch.whereabouts import Location, Phase
 from tests.parallel.test_train import settings
 from tests.watch.faults import Fault
@@ -54,6 +55,12 @@ def test_a_rank_that_is_lost_ends_the_run_which_tells_where_it_was(tmp_path: Pat
     assert f"sleeptrain: rank {1 - rank} ends at step 3, " in said and "Traceback" not in said
     assert "in train_step" in stacks(tmp_path, 3, 1 - rank) and place in stacks(tmp_path, 3, 1 - rank)
     assert checkpoints(tmp_path / "r" / "checkpoints"), "the run can go on"
+    status = read_status(tmp_path / "r")
+    assert status is not None
+    if rank:
+        assert (status["state"], status["exit_code"]) == ("failed", 1) and "rank 1 was lost" in status["reason"]
+    else:
+        assert status["state"] == "running", "nobody was left to say otherwise"
 
 
 @pytest.mark.timeout(90)
@@ -66,6 +73,9 @@ def test_a_mistake_on_one_rank_ends_all_with_its_message(tmp_path: Path, rank: i
         assert said.count("Traceback") == 1 and "ValueError: a mistake of this rank alone" in said
         assert f"sleeptrain: rank {1 - rank} ends at step 2, " in other
         assert "Traceback" not in other and "lost" not in other
+    status = read_status(tmp_path / "r")
+    assert status is not None and (status["state"], status["exit_code"]) == ("failed", 1)
+    assert status["reason"].endswith("ValueError: a mistake of this rank alone")
 
 
 @pytest.mark.timeout(90)

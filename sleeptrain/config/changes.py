@@ -1,0 +1,112 @@
+"""What may change when a run goes on: some settings freely, others where they are named, some never."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+
+from sleeptrain.config.resolved import config_diff
+from sleeptrain.config.schema import Config
+from sleeptrain.config.suggest import suggest_setting
+from sleeptrain.config.validate import settings
+from sleeptrain.errors import ConfigError
+
+# They touch neither the data of a run nor its mathematics.
+FREE = (
+    "run.",
+    "parallel.",
+    "health.lost_after",
+    "health.stall_after",
+    "health.timeout",
+    "health.norms_every",
+    "health.compare_every",
+    "health.probe_every",
+    "health.slow_factor",
+    # What is done about a step that goes wrong, not what is taken for one: a run that has stopped may go on otherwise.
+    "health.on_",
+    "health.max_rollbacks",
+    "wandb.",
+    "data.shards.on_damage",
+    "data.shards.workers",
+    "data.shards.cache",
+    "sleep.recompute",
+    "train.micro_batch",
+    "train.log_every",
+    "train.max_time",
+    "train.threads",
+    "checkpoint.",
+)
+# What a checkpoint holds has their shape, or is a position in what they describe.
+FIXED = (
+    "model.vocab_size",
+    "model.dim",
+    "model.ffn_dim",
+    "model.layers",
+    "model.tie_embeddings",
+    "model.attention.num_heads",
+    "model.attention.num_kv_heads",
+    "model.attention.head_dim",
+    "model.attention.gate",
+    "model.attention.qk_norm",
+    "model.gated_deltanet.",
+    "model.mamba2.",
+    "sleep.eviction",
+    "sleep.conv_state",
+    "data.source",
+    "data.seed",
+    "data.sequence",
+    "data.layout",
+    "data.shards.sources",
+    "data.shards.curriculum",
+    "data.shards.shuffle",
+    "data.rule110.width",
+    "data.rule110.strings",
+    "data.rule110.steps",
+)
+
+
+def check_allowed(names: Iterable[str], config: Config) -> None:
+    """Raises ConfigError for a name of `run.allow_changes` that is no setting, or one that cannot change."""
+    known = [name for name, _ in settings(config)]
+    for name in names:
+        if name not in known:
+            inside = [other for other in known if other.startswith(f"{name}.")]
+            way_out = f"it has {', '.join(inside)}: name them" if inside else suggest_setting(name, Config)
+            raise ConfigError(f"run.allow_changes: '{name}' is no setting; {way_out}")
+        if name.startswith(FIXED):
+            raise ConfigError(
+                f"run.allow_changes: {name} cannot change in a run, for what a checkpoint holds depends on it; "
+                "choose another run.name"
+            )
+
+
+def check_changes(old: Config, new: Config, folder: str) -> list[str]:
+    """The changes (`optim.muon_lr: 0.002 -> 0.01`) of a run that goes on, `run.*` left out.
+
+    folder: of the run, for the message. Raises ConfigError, with the changes as its details, where one is neither free
+    nor named in `run.allow_changes`.
+    """
+    lines = [line for line in config_diff(_without_places(old), _without_places(new)) if not line.startswith("run.")]
+    allowed = (*FREE, *(f"{name}:" for name in new.run.allow_changes))
+    refused = [line for line in lines if not line.startswith(allowed)]
+    if refused:
+        raise ConfigError(f"{folder} holds a run with other settings; {_way_out(refused)}", refused)
+    return lines
+
+
+def _way_out(refused: Sequence[str]) -> str:
+    names = [line.partition(":")[0] for line in refused]
+    again = "choose another run.name, or the same settings to go on"
+    changeable = [name for name in names if not name.startswith(FIXED)]
+    if len(changeable) < len(names):
+        return again
+    return f"{again}; if they shall change from here on, add 'run.allow_changes=[{','.join(changeable)}]'"
+
+
+def _without_places(config: Config) -> Config:
+    """Data may move from one folder to another: what it is, the saved position knows."""
+    config = deepcopy(config)
+    for source in config.data.shards.sources:
+        source.train = source.validation = ""
+    config.data.shards.tokenizer = ""
+    return config

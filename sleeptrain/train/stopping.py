@@ -1,0 +1,94 @@
+"""Whether a run stops before its end: at a signal to any of its processes, or because its time is nearly over."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+
+from sleeptrain.config.duration import parse_duration
+from sleeptrain.errors import ConfigError
+from sleeptrain.parallel.world import World
+from sleeptrain.stop import StopRequest
+from sleeptrain.train.progress import duration_text
+
+# What is kept free at the end: MARGIN times the longest step and save so far, and LAST_SECONDS for the
+# logs and the interpreter to close.
+MARGIN, LAST_SECONDS = 1.5, 5.0
+
+
+class Stopping:
+    """Looked at between steps and between held-out batches by all processes together.
+
+    reason: why the run stops, the same in all processes; None until then. save_needs: seconds to keep free for the last
+    checkpoint.
+    """
+
+    def __init__(self, max_time: str | None, request: StopRequest, world: World) -> None:
+        self._request, self._world = request, world
+        self._deadline = find_deadline(max_time, request.began, os.environ)
+        self._looked: float | None = None
+        self._longest_step = self.save_needs = 0.0
+        self.reason: str | None = None
+
+    def asked(self) -> bool:
+        """Whether this process would stop."""
+        return self._request.requested or self._over()
+
+    def agreed(self) -> bool:
+        """Whether some process would stop, in all of them. The time between two looks is taken for that of a step."""
+        now = time.monotonic()
+        if self._looked is not None:
+            self._longest_step = max(self._longest_step, now - self._looked)
+        self._looked = now
+        if self.reason is None and self._world.any(self.asked()):
+            reasons = self._world.gather(self._own_reason())
+            self.reason = next(reason for reason in reasons if reason is not None)
+        return self.reason is not None
+
+    def start(self) -> None:
+        """The steps begin: loading what they need was none of them."""
+        self._looked = None
+
+    def limit_line(self) -> str | None:
+        """What a run says of its time limit when it begins."""
+        if self._deadline is None:
+            return None
+        left = duration_text(max(self._deadline - time.time(), 0))
+        return f"time limit in {left}: stops before, so that a step and a save still fit, with exit code 75"
+
+    def _over(self) -> bool:
+        return self._deadline is not None and time.time() > self._deadline - self._reserve()
+
+    def _reserve(self) -> float:
+        return MARGIN * (self._longest_step + self.save_needs) + LAST_SECONDS
+
+    def _own_reason(self) -> str | None:
+        if self._request.requested:
+            where = "" if self._world.leads else f" to rank {self._world.rank}"
+            return f"{self._request.signal_name}{where}"
+        if not self._over():
+            return None
+        return (
+            f"time limit ({self._reserve():.0f} s kept free: the longest step so far took {self._longest_step:.1f} s, "
+            f"the last save may take {self.save_needs:.1f} s)"
+        )
+
+
+def find_deadline(max_time: str | None, began: float, environment: Mapping[str, str]) -> float | None:
+    """When a run that began then must have ended, Unix seconds; None: never.
+
+    max_time: `train.max_time`; `auto` is the end of the Slurm job, where Slurm tells it. Raises ConfigError where what
+    it tells is no time.
+    """
+    if max_time is None:
+        return None
+    if max_time != "auto":
+        return began + parse_duration(max_time)
+    end = environment.get("SLURM_JOB_END_TIME")
+    if not end:
+        return None
+    try:
+        return float(end)
+    except ValueError:
+        raise ConfigError(f"SLURM_JOB_END_TIME={end} is no Unix time: unset it, or set train.max_time") from None

@@ -1,0 +1,87 @@
+"""One step, tried: forward, backward and update, or what was wrong with it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from sleeptrain.data.batch import Batch
+from sleeptrain.errors import HealthError, NonFiniteError, SpikeError
+from sleeptrain.health.norms import Norms
+from sleeptrain.sleep.curriculum import StepShape, stage_shape
+from sleeptrain.train.run import Run
+from sleeptrain.train.step import StepResult
+from sleeptrain.watch.whereabouts import Phase
+
+
+class Trouble(NamedTuple):
+    """What was wrong with a step. policy: stop | skip | rollback, which `setting` says. text: names the step."""
+
+    text: str
+    setting: str
+    policy: str
+    error: type[HealthError]
+
+
+class Tried(NamedTuple):
+    """norm: of the gradient, before clipping. trouble: None where the weights were updated."""
+
+    result: StepResult
+    norm: float
+    trouble: Trouble | None
+
+
+def try_step(run: Run, batch: Batch, shape: StepShape, scale: float, norms: Norms | None) -> Tried:
+    """Forward, backward, clip, update at `scale` times the peak rates. All processes find the same trouble."""
+    result = run.engine.forward_backward(batch, shape, run.carried, None if norms is None else norms.on_features)
+    run.whereabouts.begin(Phase.UPDATE)
+    spikes, spike = run.spikes, list[str]()
+    stage = stage_shape(run.config, run.tokens)
+    spikes.begin([stage.passes, stage.window, stage.batch])
+
+    def accepts(norm: float) -> bool:
+        """Whether the step is none of the run's spikes; one process that differs in rounding does not differ in it."""
+        found = run.world.from_first(spikes.spike(result.loss, norm))
+        spike.extend([found] if found else [])
+        return not found
+
+    finite = math.isfinite(result.loss)
+    norm = run.engine.step(scale, accepts if spikes.watches else None) if finite else math.nan
+    if not math.isfinite(norm):
+        return Tried(result, norm, _nonfinite(run, batch, shape, result.loss, norm))
+    spikes.observe(result.loss, norm)
+    if spike:
+        text = f"step {run.step + 1}: {spike[0]}"
+        return Tried(result, norm, Trouble(text, "health.on_spike", run.config.health.on_spike, SpikeError))
+    return Tried(result, norm, None)
+
+
+def _nonfinite(run: Run, batch: Batch, shape: StepShape, loss: float, norm: float) -> Trouble:
+    run.whereabouts.begin(Phase.LOCATING)
+    where = run.engine.locate_nonfinite(batch, shape, run.carried)
+    text = f"step {run.step + 1}: loss {loss}, gradient norm {norm}; {where}"
+    return Trouble(text, "health.on_nonfinite", run.config.health.on_nonfinite, NonFiniteError)
+
+
+def settle(run: Run, trouble: Trouble) -> bool:
+    """Follows the policy. Returns whether the step counts as made, though without an update: it is skipped.
+
+    Else the run has gone back to a checkpoint. Raises the trouble's error where the run is to stop.
+    """
+    if trouble.policy == "skip":
+        run.skipped += 1
+        run.message(f"skipped {trouble.text} ({run.skipped} skipped so far)")
+        return True
+    if trouble.policy == "stop":
+        raise trouble.error(
+            f"{trouble.text}. The last checkpoint is whole; {trouble.setting}=skip passes over such steps, "
+            f"{trouble.setting}=rollback goes back to a checkpoint and on with other data"
+        )
+    rollbacks = run.rollbacks
+    if rollbacks.in_vain >= run.config.health.max_rollbacks:
+        raise trouble.error(
+            f"{trouble.text}. {rollbacks.in_vain} rollbacks (health.max_rollbacks) have not brought the run past step "
+            f"{rollbacks.furthest}: lower the rates or look at the data; the last checkpoint is whole"
+        )
+    run.roll_back(trouble.text)
+    return False

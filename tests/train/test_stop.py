@@ -1,0 +1,276 @@
+"""Runs that are stopped, at every place of their way: what they have done is kept, and going on loses nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sleeptrain.checkpoint.folder import checkpoints
+from sleeptrain.config.compose import compose
+from sleeptrain.data.assemble import Assembler
+from sleeptrain.errors import ConfigError
+from sleeptrain.stop import EXIT_STOPPED, SIGNALS, Stopped
+from sleeptrain.train import trainer
+from sleeptrain.train.metrics import read_metrics
+from sleeptrain.train.run import Run
+from sleeptrain.train.status import read_status
+from sleeptrain.watch.whereabouts import Location, Phase, Whereabouts
+from tests.checkpoint.contents import contents
+from tests.train.test_trainer import records, run, settings, start, weights
+
+CURRICULUM = "sleep.curriculum=[{tokens: 280, passes: 3}, {tokens: 400, batch: 4}]"
+LAST = 16  # steps, of which the last ones have fewer rows
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody has disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(folder, CURRICULUM)
+    return folder
+
+
+def status(folder: Path) -> dict[str, Any]:
+    found = read_status(folder / "r")
+    assert found is not None
+    return found
+
+
+def attempts(folder: Path) -> list[dict[str, Any]]:
+    return [r for r in read_metrics(folder / "r" / "metrics.jsonl") if "attempt" in r]
+
+
+def same(a: Path, b: Path) -> bool:
+    one, other = weights(a), weights(b)
+    return records(a) == records(b) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def signalled(patch: pytest.MonkeyPatch, place: Location, *numbers: signal.Signals) -> None:
+    """The signals reach this process when it is first at the place."""
+    move, sent = Whereabouts._move, list[bool]()
+
+    def moved(self: Whereabouts, location: Location) -> None:
+        move(self, location)
+        if location == place and not sent:
+            sent.append(True)
+            for number in numbers:
+                os.kill(os.getpid(), number)
+
+    patch.setattr(Whereabouts, "_move", moved)
+
+
+def stopped(folder: Path, *more: str) -> int:
+    """A run that ends before its time; the step where it does."""
+    with pytest.raises(Stopped) as end:
+        trainer.train(compose(settings(folder, *more)))
+    assert end.value.code == EXIT_STOPPED == 75
+    found = status(folder)
+    assert (found["state"], found["exit_code"]) == ("stopped", 75)
+    saved = contents(checkpoints(folder / "r" / "checkpoints")[-1])
+    assert saved["step"] == found["step"] and saved["tokens"] == found["tokens"]
+    return int(found["step"])
+
+
+PLACES = {
+    "first save": (Location(None, Phase.SAVING), 0),
+    "reading for the first step": (Location(1, Phase.READING), 1),
+    "first step": (Location(1, Phase.BACKWARD, 1, 1), 1),
+    "update": (Location(7, Phase.UPDATE), 7),
+    "evaluation": (Location(5, Phase.EVALUATION), 5),
+    "a held-out batch": (Location(10, Phase.EVALUATION, 1, 2), 10),
+    "save": (Location(6, Phase.SAVING), 6),
+    "last evaluation": (Location(LAST, Phase.EVALUATION), LAST),
+}
+
+
+@pytest.mark.parametrize(("place", "step"), PLACES.values(), ids=PLACES)
+def test_a_signal_anywhere_stops_a_run_that_goes_on_as_if_nothing_had_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path, place: Location, step: int
+) -> None:
+    """One, or three. Law 5, with the evaluation that was given up made when the run goes on."""
+    numbers = (signal.SIGTERM,) if step in (1, 5) else (signal.SIGINT, signal.SIGUSR1, signal.SIGINT)
+    with monkeypatch.context() as patch:
+        signalled(patch, place, *numbers)
+        assert stopped(tmp_path, CURRICULUM) == step
+    assert status(tmp_path)["reason"] == numbers[0].name
+    held = [r["step"] for r in records(tmp_path) if "eval" in r]
+    assert held == [s for s in (5, 10, 15, LAST) if s < step or (s == step and place.phase is not Phase.EVALUATION)]
+    run(tmp_path, CURRICULUM)
+    assert same(tmp_path, whole)
+    assert (status(tmp_path)["state"], status(tmp_path)["exit_code"]) == ("finished", 0)
+
+
+def test_the_process_is_left_with_the_handlers_that_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    signalled(monkeypatch, Location(2, Phase.READING), signal.SIGTERM)
+    stopped(tmp_path)
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_an_owed_evaluation_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path) -> None:
+    """Given up twice, then made, and the run stopped before its next step."""
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            signalled(patch, Location(5, Phase.EVALUATION), signal.SIGTERM)
+            signalled(patch, Location(None, Phase.EVALUATION), signal.SIGTERM)
+            assert stopped(tmp_path, CURRICULUM) == 5
+    log = Run.log
+
+    def logged(self: Run, record: dict[str, Any]) -> None:
+        log(self, record)
+        if "eval" in record:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", logged)
+        assert stopped(tmp_path, CURRICULUM) == 5
+    run(tmp_path, CURRICULUM)
+    assert same(tmp_path, whole)
+    assert [(a["attempt"]["number"], a["step"]) for a in attempts(tmp_path)] == [(1, 0), (2, 5), (3, 5), (4, 5)]
+    assert attempts(tmp_path)[-1]["attempt"] == status(tmp_path)["attempt"]
+
+
+def test_a_run_that_has_come_to_its_end_is_finished_whatever_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signalled(monkeypatch, Location(12, Phase.SAVING), signal.SIGTERM)
+    run(tmp_path)
+    assert status(tmp_path)["state"] == "finished"
+
+
+def test_a_run_that_waits_for_data_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_shards: tuple[str, ...]
+) -> None:
+    run(tmp_path / "whole", *tiny_shards)
+    make, release = Assembler.batch, threading.Event()
+
+    def blocked(self: Assembler, assignment: Any, rows: Any, step: int) -> Any:
+        if step == 4:
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            release.wait(30)
+        return make(self, assignment, rows, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Assembler, "batch", blocked)
+        assert stopped(tmp_path / "waiting", *tiny_shards) in range(3, 5)
+        assert not release.is_set()
+        release.set()
+    run(tmp_path / "waiting", *tiny_shards)
+    assert same(tmp_path / "waiting", tmp_path / "whole")
+
+
+def test_the_time_limit_is_kept_with_room_for_a_step_and_a_save(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    began = time.time()
+    step = stopped(tmp_path, "train.max_time=6s", f"train.tokens={10_000 * 56}")
+    assert time.time() < began + 6 and 0 < step < 10_000
+    said = capsys.readouterr().err
+    assert "time limit in 0:00:0" in said and re.search(r"time limit \(\d+ s kept free: .* saved at step", said)
+    monkey_free = run(tmp_path / "free", "train.max_time=null")
+    assert monkey_free.train.max_time is None
+
+
+def test_the_end_of_the_slurm_job_is_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 3))
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    assert stopped_early(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "soon")
+    with pytest.raises(ConfigError, match="SLURM_JOB_END_TIME=soon"):
+        run(tmp_path)
+    assert status(tmp_path)["state"] == "failed" and status(tmp_path)["exit_code"] == 2
+    monkeypatch.delenv("SLURM_JOB_END_TIME")
+    run(tmp_path)
+    assert [(a["attempt"]["number"], a["attempt"]["job"]) for a in attempts(tmp_path)] == [(1, "77")]
+
+
+def stopped_early(folder: Path) -> bool:
+    """Before anything of the run was made, but for the file that says so."""
+    with pytest.raises(Stopped):
+        trainer.train(compose(settings(folder)))
+    return [path.name for path in (folder / "r").iterdir()] == ["status.json"] and status(folder)["state"] == "stopped"
+
+
+def test_a_failure_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("a mistake  in the code")
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError):
+        patch.setattr(trainer, "train_step", broken)
+        run(tmp_path)
+    found = status(tmp_path)
+    assert (found["state"], found["exit_code"], found["step"]) == ("failed", 1, 0)
+    assert found["reason"] == "ValueError: a mistake in the code"
+    with pytest.raises(ConfigError):
+        run(tmp_path, "optim.muon_lr=0.5")
+    found = status(tmp_path)
+    assert (found["exit_code"], found["attempt"]["number"]) == (2, 1), "a start that is refused is no attempt"
+    assert "optim.muon_lr: 0.002 -> 0.5" in found["reason"]
+
+
+def test_a_refused_run_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="vocab_size"):
+        run(tmp_path, "model.vocab_size=1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_allowed_changes_are_made_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path)
+    longer = f"train.tokens={14 * 56}"
+    with pytest.raises(ConfigError, match=r"add 'run.allow_changes=\[optim.muon_lr,train.tokens\]'") as refused:
+        run(tmp_path, longer, "optim.muon_lr=0.5", "train.log_every=2")
+    assert refused.value.details == ("optim.muon_lr: 0.002 -> 0.5", f"train.tokens: {12 * 56} -> {14 * 56}")
+    with pytest.raises(ConfigError, match="other settings") as refused:
+        run(tmp_path, longer, "optim.muon_lr=0.5", "run.allow_changes=[train.tokens]")
+    assert refused.value.details == ("optim.muon_lr: 0.002 -> 0.5",)
+    config = run(tmp_path, longer, "optim.muon_lr=0.5", "run.allow_changes=[train.tokens,optim.muon_lr]")
+    assert config.optim.muon_lr == 0.5 and status(tmp_path)["step"] == 14
+    line = '{"attempt": 2, "step": 12, "changes": ["optim.muon_lr: 0.002 -> 0.5", "train.tokens: 672 -> 784"]}\n'
+    assert (tmp_path / "r" / "changes.jsonl").read_text() == line
+    assert "changed since the attempt before:\n  optim.muon_lr: 0.002 -> 0.5\n" in capsys.readouterr().err
+    run(tmp_path, longer, "optim.muon_lr=0.5")  # they are the run's own now
+    assert (tmp_path / "r" / "changes.jsonl").read_text() == line
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for the signal."""
+    mask = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return mask is not None and bool(int(mask[1], 16) >> (number - 1) & 1)
+
+
+def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.002)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+@pytest.mark.timeout(120)
+def test_signals_while_the_command_is_loading_are_not_lost(tmp_path: Path) -> None:
+    process = start(tmp_path, stderr=subprocess.PIPE)
+    try:
+        until(lambda: catches(process.pid, signal.SIGUSR1) and catches(process.pid, signal.SIGINT), process)
+        assert "torch" not in Path(f"/proc/{process.pid}/maps").read_text()
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            process.send_signal(number)
+            time.sleep(0.05)  # else they may be handled in another order
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == EXIT_STOPPED, said
+    first, *others = said.splitlines()
+    assert first == "sleeptrain: SIGUSR1: stops after the step in progress, with everything saved"
+    assert len(others) == 2 and all("is stopping already since SIGUSR1" in line for line in others), said
+    assert (status(tmp_path)["state"], status(tmp_path)["attempt"]) == ("stopped", None)
