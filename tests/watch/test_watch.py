@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from sleeptrain.train.checkpoint import checkpoints
 
+from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
 from sleeptrain.watch.whereabouts import Location, Phase
@@ -91,5 +91,5 @@ def test_a_phase_that_takes_long_is_no_standstill(tmp_path: Path, rank: int) -> 
     with started(tmp_path, config_of(tmp_path), 2, fault) as ranks:
         assert ranks.wait([0, 1], timeout=40) == [0, 0], all_said(ranks)
         assert "sleeptrain:" not in all_said(ranks)
-    assert checkpoints(tmp_path / "r" / "checkpoints")[-1].name == f"step-{STEPS:08d}.pt"
+    assert checkpoints(tmp_path / "r" / "checkpoints")[-1].name == f"step-{STEPS:08d}"
     assert not (tmp_path / "r" / "stacks").exists()
