@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
@@ -24,7 +24,7 @@ from typing import NoReturn
 import psutil
 
 from sleeptrain.config.schema import Config
-from sleeptrain.errors import UserError
+from sleeptrain.errors import CheckpointError, NonFiniteError, UserError
 from sleeptrain.parallel import spawn
 from sleeptrain.train import trainer
 from sleeptrain.train.stop import Stopped, StopRequest
@@ -38,15 +38,25 @@ ENDS_AFTER, GONE_AFTER = 60.0, 20.0
 
 
 class Attempt:
-    """A run that has been started in `size` processes; `starter` is the one that a user would have started."""
+    """A run that has been started in `size` processes; `starter` is the one that a user would have started.
 
-    def __init__(self, folder: Path, config: Config, size: int, hold: Hold | None = None) -> None:
+    hold: where one of them halts. fault: what the starter does first, so that it holds in its forks.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        size: int,
+        hold: Hold | None = None,
+        fault: Callable[[], object] = lambda: None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.size, self.signs, self._folder = size, Signs(), folder
         self._mark = secrets.token_hex(8)
         self._halted = folder / f"halted-{self._mark}"
         self._before = {child.pid for child in psutil.Process().children(recursive=True)}
-        self.starter = multiprocessing.get_context("fork").Process(target=self._run, args=(config, hold))
+        self.starter = multiprocessing.get_context("fork").Process(target=self._run, args=(config, hold, fault))
         self.starter.start()
 
     @property
@@ -112,7 +122,7 @@ class Attempt:
         self.starter.join()
         self._left_over()
 
-    def _run(self, config: Config, hold: Hold | None) -> NoReturn:
+    def _run(self, config: Config, hold: Hold | None, fault: Callable[[], object]) -> NoReturn:
         code = 1
         try:
             os.setsid()
@@ -121,12 +131,13 @@ class Attempt:
             sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
             os.environ[MARK] = self._mark
             install(Path(config.run.root) / config.run.name, self.size, self.signs, hold, self._halted)
+            fault()
             code = trainer.train(config) if self.size == 1 else _train_in_forks(config, self.size)
         except Stopped:
             code = 0
-        except UserError as error:
+        except (UserError, NonFiniteError, CheckpointError) as error:
             print(f"sleeptrain: {error}", file=sys.stderr)
-            code = 2
+            code = 2 if isinstance(error, UserError) else 1
         except BaseException:
             traceback.print_exc()
         sys.stderr.flush()
