@@ -89,14 +89,14 @@ class Attempt:
         """Its exit code, once it has ended and nothing of it is left. Fails where that does not come in time."""
         self.starter.join(ENDS_AFTER)
         if self.running:
-            self._kill_rest()
+            self.kill()
             raise AssertionError(f"it did not end in {ENDS_AFTER:g} s\n{self.said}")
         until = time.monotonic() + GONE_AFTER
         while (left := self._left_over()) and time.monotonic() < until:
             time.sleep(0.02)
         if left:
             names = [" ".join(one.cmdline()) for one in left]
-            self._kill_rest()
+            self.kill()
             raise AssertionError(f"left over after {GONE_AFTER:g} s: {names}\n{self.said}")
         code = self.starter.exitcode
         assert code is not None
@@ -116,7 +116,8 @@ class Attempt:
                 if process.environ().get(MARK) == self._mark:
                     yield process
 
-    def _kill_rest(self) -> None:
+    def kill(self) -> None:
+        """All that is left of it."""
         for one in self._left_over():
             one.kill()
         self.starter.join()
@@ -132,7 +133,7 @@ class Attempt:
             os.environ[MARK] = self._mark
             install(Path(config.run.root) / config.run.name, self.size, self.signs, hold, self._halted)
             fault()
-            code = trainer.train(config) if self.size == 1 else _train_in_forks(config, self.size)
+            code = trainer.train(config) if self.size == 1 else _train_in_forks(config, self.size, self.signs)
         except Stopped:
             code = 0
         except (UserError, NonFiniteError, CheckpointError) as error:
@@ -144,18 +145,24 @@ class Attempt:
         os._exit(code)
 
 
-def _train_in_forks(config: Config, size: int) -> int:
+def _train_in_forks(config: Config, size: int, signs: Signs) -> int:
     """As a user's command does it, but for the seconds that new interpreters take to import everything."""
-    plain = spawn._work
+    plain, starter = spawn._work, os.getpid()
 
-    def work(*arguments: object) -> NoReturn:
+    def work(config: Config, rank: int, *others: object) -> NoReturn:
         for number in StopRequest.SIGNALS:  # a new interpreter has not inherited them
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        plain(*arguments)  # type: ignore[arg-type]
+        signs.set_started(rank)
+        # A rank that is forked while the starter's store answers an earlier one inherits the locks of that moment.
+        while not signs.started(size - 1) and os.getppid() == starter:
+            time.sleep(0.001)
+        plain(config, rank, *others)  # type: ignore[arg-type]
 
     spawn._work = work
     forks = multiprocessing.get_context("fork")
-    spawn.multiprocessing = SimpleNamespace(get_context=lambda _: forks)  # type: ignore[assignment]
+    spawn.multiprocessing = SimpleNamespace(  # type: ignore[assignment]
+        get_context=lambda _: forks, parent_process=multiprocessing.parent_process
+    )
     return spawn.train_in_workers(config, size)
 
 

@@ -31,24 +31,30 @@ class Hold(NamedTuple):
 
 
 class Signs:
-    """Memory that the ranks share with the test: the phase of each, and whether it is writing a checkpoint."""
+    """Memory that the ranks share with the test: whether each has started, its phase, whether it is writing."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, 2 * MAX_RANKS)
+        self._memory = mmap.mmap(-1, 3 * MAX_RANKS)
+
+    def started(self, rank: int) -> bool:
+        return bool(self._memory[3 * rank + 2])
 
     def phase(self, rank: int) -> Phase:
-        return PHASES[self._memory[2 * rank]]
+        return PHASES[self._memory[3 * rank]]
 
     @property
     def writing(self) -> bool:
-        """Whether some rank is."""
-        return any(self._memory[2 * rank + 1] for rank in range(MAX_RANKS))
+        """Whether some rank is writing a checkpoint."""
+        return any(self._memory[3 * rank + 1] for rank in range(MAX_RANKS))
+
+    def set_started(self, rank: int) -> None:
+        self._memory[3 * rank + 2] = True
 
     def set_phase(self, rank: int, phase: Phase) -> None:
-        self._memory[2 * rank] = PHASES.index(phase)
+        self._memory[3 * rank] = PHASES.index(phase)
 
     def set_writing(self, rank: int, writing: bool) -> None:
-        self._memory[2 * rank + 1] = writing
+        self._memory[3 * rank + 1] = writing
 
 
 def own_rank(size: int) -> int:

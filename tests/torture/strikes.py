@@ -19,6 +19,8 @@ PHASES = (Phase.READING, Phase.FORWARD, Phase.BACKWARD, Phase.UPDATE, Phase.EVAL
 # Seconds: how long a run takes to start, about, and how far into a place that is left to go on.
 STARTS_IN, FURTHER = 2.5, 0.1
 POLL = 0.002
+# Seconds in which a run that nobody strikes comes to its end.
+COMES_WITHIN = 180.0
 
 
 class Plan(NamedTuple):
@@ -88,7 +90,11 @@ def _wait_for(attempt: Attempt, plan: Plan) -> tuple[int | None, str]:
     if plan.hold is None:
         attempt.starter.join(plan.delay)
         return None, "while it starts"
+    until = time.monotonic() + COMES_WITHIN
     while attempt.running and attempt.halted is None:
+        if time.monotonic() > until:
+            attempt.kill()
+            raise AssertionError(f"it stands still\n{attempt.said}")
         time.sleep(POLL)
     if (halted := attempt.halted) is None:
         return None, ""
