@@ -117,13 +117,16 @@ class Tortured:
         free = (f"checkpoint.every={self._rng.choice([1, 2])}", f"checkpoint.keep={self._rng.choice([1, 2])}")
         attempt = start(self._text, self.folder, layout, plan, *free)
         hit = strike(attempt, plan)
+        seen = len(trained_steps(self.place))
         told = f"{layout}, {plan}, hit: {hit}"
         code = attempt.end()
         assert code == 0 if hit is None else code != 2, f"{told}: exit code {code}\n{attempt.said}"
-        self._check(told, f"{told}: exit code {code}\n{attempt.said}", stopped=code == 0)
+        self._check(f"{told}: exit code {code}\n{attempt.said}", stopped=code == 0)
+        if hit is not None and kind == "SIGTERM":  # the step in progress ends, and perhaps the next has begun
+            assert len(trained_steps(self.place)) <= seen + 2, f"{told}: it did not stop\n{attempt.said}"
         return hit
 
-    def _check(self, told: str, said: str, stopped: bool) -> None:
+    def _check(self, said: str, stopped: bool) -> None:
         saved = checkpoints(self.place / "checkpoints")
         step = read_state(saved[-1])["step"] if saved else -1
         assert step >= self._step, f"a checkpoint is lost\n{said}"
@@ -139,7 +142,7 @@ class Tortured:
     def finish(self) -> None:
         layout = self._rng.choice(self._story.layouts)
         finish(self._text, self.folder, layout)
-        self._check("", "the last start", stopped=True)
+        self._check("the last start", stopped=True)
         assert self.done
 
 
@@ -204,7 +207,7 @@ def torture(text: Path, folder: Path, story: Story, strikes: list[str], straight
         print(f"  {count} x {kind}: {hit}")
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_run_that_is_killed_comes_to_its_end(text: Path, tmp_path: Path, straight: Any) -> None:
     layout = STAGES_OF_TENSOR_RANKS.layouts[0]
     torture(text, tmp_path, STAGES_OF_TENSOR_RANKS, list(STRIKES[:4]), straight(layout))
