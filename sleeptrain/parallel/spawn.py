@@ -204,6 +204,9 @@ def _work(config: Config, rank: int, size: int, port: int, began: float, report:
     os.setsid()  # a Ctrl-C at the terminal comes through the starting process alone
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no worker outlives it
+    starter = multiprocessing.parent_process()
+    if starter is None or os.getppid() != starter.pid:
+        os._exit(1)  # it has died before that was asked for
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # to torch: whoever started the process holds the store

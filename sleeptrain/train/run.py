@@ -65,6 +65,7 @@ class Run:
         torch.manual_seed(config.train.seed)
         self.source = build_source(config.data, world.part, stopping.asked)
         _settle_vocabulary(config, self.source.vocab_size)
+        self._resolved = resolved_yaml(config)
         self.reading = shared_reading(self.source, world)
         self.engine = build_engine(config, world, whereabouts)
         self.saver = Saver(self.folder / "checkpoints", world, config.checkpoint, self.message, reach(config.health))
@@ -216,7 +217,7 @@ class Run:
         self.saver.make_way(self.step)
         if self.saver.newest != self.step:
             tensors = self.engine.own_tensors(self.carried)
-            documents = {STATE: json.dumps(self._state(), indent=1).encode(), CONFIG: resolved_yaml(self.config)}
+            documents = {STATE: json.dumps(self._state(), indent=1).encode(), CONFIG: self._resolved}
             if self.world.leads:
                 tensors[RNG] = torch.get_rng_state()
             # Records first: a run that goes on from the checkpoint must find those of all steps before.

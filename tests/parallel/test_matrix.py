@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +106,9 @@ def rows_at_once(layout: Layout) -> int:
     return 0 if layout.zero == 3 else 1
 
 
-def configuration(text: Path, folder: Path, layout: Layout, sleep: Sleep, micro_batch: int = 0) -> Config:
+def configuration(
+    text: Path, folder: Path, layout: Layout, sleep: Sleep, micro_batch: int = 0, more: Sequence[str] = ()
+) -> Config:
     return compose([
         "experiment=stdlib",
         f"data.shards.sources=[{{train: {text}/train, validation: {text}/validation}}]",
@@ -150,6 +152,7 @@ def configuration(text: Path, folder: Path, layout: Layout, sleep: Sleep, micro_
         f"parallel.tensor={layout.tensor}",
         f"parallel.pipeline={layout.pipeline}",
         f"parallel.zero={layout.zero}",
+        *more,
     ])  # fmt: skip
 
 

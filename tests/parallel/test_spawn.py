@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,6 +19,7 @@ import pytest
 from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config.compose import compose
 from sleeptrain.errors import ConfigError
+from sleeptrain.parallel import spawn
 from sleeptrain.parallel.launch import find_place
 from sleeptrain.parallel.spawn import num_workers
 from sleeptrain.stop import EXIT_STOPPED
@@ -85,6 +88,37 @@ def test_workers_do_not_outlive_who_started_them(tmp_path: Path) -> None:
         process.kill()
         _, alive = psutil.wait_procs(workers, timeout=10)
         assert not [w for w in alive if w.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_begins_when_its_starter_is_gone_ends_at_once(tmp_path: Path) -> None:
+    """It would look for the run's store, which is gone too, until `health.timeout`."""
+    config = compose([*settings(tmp_path), "parallel.pipeline=2"])
+    forks = multiprocessing.get_context("fork")
+    receiver, sender = forks.Pipe(duplex=False)
+
+    def late(starter: int) -> None:
+        sender.send(os.getpid())
+        while os.getppid() == starter:
+            time.sleep(0.01)
+        spawn._work(config, 0, 2, 9, sender)
+
+    def start_and_die() -> None:
+        forks.Process(target=late, args=(os.getpid(),)).start()
+        os._exit(0)
+
+    starter = forks.Process(target=start_and_die)
+    starter.start()
+    sender.close()
+    worker = receiver.recv()
+    try:
+        assert receiver.poll(20), "it still lives"
+        with pytest.raises(EOFError):
+            receiver.recv()
+    finally:
+        starter.join()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
 
 
 @pytest.mark.timeout(120)

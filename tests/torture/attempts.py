@@ -1,0 +1,183 @@
+"""One start of a run, which may be struck: the product's own way to start several processes, with forks for ranks.
+
+The ranks are forks of a process that has all imports, so that four of them start in a second. What they start besides,
+and what outlives them, is found as the descendants of the test, which adopts orphans, and by a mark in its environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import multiprocessing
+import os
+import secrets
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
+
+import psutil
+
+from sleeptrain.config.schema import Config
+from sleeptrain.errors import CheckpointError, NonFiniteError, UserError
+from sleeptrain.parallel import spawn
+from sleeptrain.train import trainer
+from sleeptrain.train.stop import Stopped, StopRequest
+from tests.parallel.processes import PR_SET_PDEATHSIG
+from tests.torture.holds import Hold, Signs, install
+
+PR_SET_CHILD_SUBREAPER = 36
+MARK = "SLEEPTRAIN_TORTURE"
+# Seconds until an attempt must have ended after a strike, and what it has left behind after that.
+ENDS_AFTER, GONE_AFTER = 60.0, 20.0
+
+
+class Attempt:
+    """A run that has been started in `size` processes; `starter` is the one that a user would have started.
+
+    hold: where one of them halts. fault: what the starter does first, so that it holds in its forks.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        size: int,
+        hold: Hold | None = None,
+        fault: Callable[[], object] = lambda: None,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.size, self.signs, self._folder = size, Signs(), folder
+        self._mark = secrets.token_hex(8)
+        self._halted = folder / f"halted-{self._mark}"
+        self._before = {child.pid for child in psutil.Process().children(recursive=True)}
+        self.starter = multiprocessing.get_context("fork").Process(target=self._run, args=(config, hold, fault))
+        self.starter.start()
+
+    @property
+    def said(self) -> str:
+        return (self._folder / f"stderr-{self._mark}").read_text()
+
+    @property
+    def running(self) -> bool:
+        return self.starter.is_alive()
+
+    @property
+    def halted(self) -> tuple[int, str] | None:
+        """(the process that has halted, where), once it has."""
+        with contextlib.suppress(OSError, ValueError, psutil.NoSuchProcess):
+            found = json.loads(self._halted.read_text())
+            if psutil.Process(found["pid"]).status() == psutil.STATUS_STOPPED:
+                return found["pid"], found["where"]
+        return None
+
+    def ranks(self) -> list[int]:
+        """The processes that train, as far as they have been started."""
+        assert self.starter.pid is not None
+        if self.size == 1:
+            return [self.starter.pid]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return sorted(child.pid for child in psutil.Process(self.starter.pid).children())
+        return []
+
+    def end(self) -> int:
+        """Its exit code, once it has ended and nothing of it is left. Fails where that does not come in time."""
+        self.starter.join(ENDS_AFTER)
+        if self.running:
+            self.kill()
+            raise AssertionError(f"it did not end in {ENDS_AFTER:g} s\n{self.said}")
+        until = time.monotonic() + GONE_AFTER
+        while (left := self._left_over()) and time.monotonic() < until:
+            time.sleep(0.02)
+        if left:
+            names = [" ".join(one.cmdline()) for one in left]
+            self.kill()
+            raise AssertionError(f"left over after {GONE_AFTER:g} s: {names}\n{self.said}")
+        code = self.starter.exitcode
+        assert code is not None
+        return code
+
+    def _left_over(self) -> list[psutil.Process]:
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess, ChildProcessError):
+                if child.status() == psutil.STATUS_ZOMBIE and child.pid not in self._before:
+                    os.waitpid(child.pid, os.WNOHANG)
+        descendants = {p for p in psutil.Process().children(recursive=True) if p.pid not in self._before}
+        return [one for one in descendants | set(self._marked()) if _lives(one)]
+
+    def _marked(self) -> Iterator[psutil.Process]:
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARK) == self._mark:
+                    yield process
+
+    def kill(self) -> None:
+        """All that is left of it."""
+        for one in self._left_over():
+            one.kill()
+        self.starter.join()
+        self._left_over()
+
+    def _run(self, config: Config, hold: Hold | None, fault: Callable[[], object]) -> NoReturn:
+        code = 1
+        try:
+            os.setsid()
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            os.dup2(os.open(self._folder / f"stderr-{self._mark}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+            sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+            os.environ[MARK] = self._mark
+            install(Path(config.run.root) / config.run.name, self.size, self.signs, hold, self._halted)
+            fault()
+            code = trainer.train(config) if self.size == 1 else _train_in_forks(config, self.size, self.signs)
+        except Stopped:
+            code = 0
+        except (UserError, NonFiniteError, CheckpointError) as error:
+            print(f"sleeptrain: {error}", file=sys.stderr)
+            code = 2 if isinstance(error, UserError) else 1
+        except BaseException:
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _train_in_forks(config: Config, size: int, signs: Signs) -> int:
+    """As a user's command does it, but for the seconds that new interpreters take to import everything."""
+    plain, starter = spawn._work, os.getpid()
+
+    def work(config: Config, rank: int, *others: object) -> NoReturn:
+        for number in StopRequest.SIGNALS:  # a new interpreter has not inherited them
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signs.set_started(rank)
+        # A rank that is forked while the starter's store answers an earlier one inherits the locks of that moment.
+        while not signs.started(size - 1) and os.getppid() == starter:
+            time.sleep(0.001)
+        plain(config, rank, *others)  # type: ignore[arg-type]
+
+    spawn._work = work
+    forks = multiprocessing.get_context("fork")
+    spawn.multiprocessing = SimpleNamespace(  # type: ignore[assignment]
+        get_context=lambda _: forks, parent_process=multiprocessing.parent_process
+    )
+    return spawn.train_in_workers(config, size)
+
+
+def _lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@contextlib.contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """Within, what has lost its parent becomes a child of this process."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0)

@@ -1,0 +1,128 @@
+"""What a rank of a tortured run tells of itself, and where it halts until it is struck or let go."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sleeptrain.checkpoint import saver
+from sleeptrain.watch.whereabouts import Location, Phase, Whereabouts
+
+PHASES = tuple(Phase)
+CHANGE = "change"
+# Audit events of the interpreter that announce a change of the file system, and which arguments are its paths.
+EVENTS = {"os.rename": 2, "os.remove": 1, "os.mkdir": 1, "os.rmdir": 1, "os.truncate": 1, "shutil.rmtree": 1}
+MAX_RANKS = 8
+
+
+class Hold(NamedTuple):
+    """A rank halts when, for the `number`th time of this attempt, it enters a phase or is about to change the disk."""
+
+    rank: int
+    what: str
+    number: int
+
+
+class Signs:
+    """Memory that the ranks share with the test: whether each has started, its phase, whether it is writing."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 3 * MAX_RANKS)
+
+    def started(self, rank: int) -> bool:
+        return bool(self._memory[3 * rank + 2])
+
+    def phase(self, rank: int) -> Phase:
+        return PHASES[self._memory[3 * rank]]
+
+    @property
+    def writing(self) -> bool:
+        """Whether some rank is writing a checkpoint."""
+        return any(self._memory[3 * rank + 1] for rank in range(MAX_RANKS))
+
+    def set_started(self, rank: int) -> None:
+        self._memory[3 * rank + 2] = True
+
+    def set_phase(self, rank: int, phase: Phase) -> None:
+        self._memory[3 * rank] = PHASES.index(phase)
+
+    def set_writing(self, rank: int, writing: bool) -> None:
+        self._memory[3 * rank + 1] = writing
+
+
+def own_rank(size: int) -> int:
+    """-1 in the process that only starts the others."""
+    return int(os.environ.get("RANK", 0 if size == 1 else -1))
+
+
+def install(run_folder: Path, size: int, signs: Signs, hold: Hold | None, said: Path) -> None:
+    """In the process that starts the ranks, of which each is a fork. said: the file that tells that one has halted."""
+    halt = _Halt(size, hold, said)
+    move, write = Whereabouts._move, saver.write
+
+    def moved(self: Whereabouts, location: Location) -> None:
+        move(self, location)
+        signs.set_phase(own_rank(size), location.phase)
+        halt.passing(location.phase, location.phase)
+
+    def written(*arguments: Any) -> None:
+        signs.set_writing(own_rank(size), True)
+        try:
+            write(*arguments)
+        finally:
+            signs.set_writing(own_rank(size), False)
+
+    Whereabouts._move = moved  # type: ignore[method-assign]
+    saver.write = written
+    if hold is not None and hold.what == CHANGE:
+        _before_changes(run_folder, halt.passing)
+
+
+class _Halt:
+    def __init__(self, size: int, hold: Hold | None, said: Path) -> None:
+        self._size, self._hold, self._said = size, hold, said
+        self._count, self._lock = 0, threading.RLock()
+
+    def passing(self, what: str, where: str) -> None:
+        if self._hold is None or what != self._hold.what or own_rank(self._size) != self._hold.rank:
+            return
+        with self._lock:
+            self._count += 1
+            if self._count != self._hold.number:
+                return
+        descriptor = os.open(self._said, os.O_WRONLY | os.O_CREAT)
+        os.write(descriptor, json.dumps({"pid": os.getpid(), "where": where}).encode() + b"\n")
+        # To this thread, which then does not get a step further; the others stop with it.
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+
+
+def _before_changes(folder: Path, passing: Callable[[str, str], None]) -> None:
+    """Tells of every change that this process and its forks are about to make to the run's folder, syncing included."""
+    place, plain_sync = str(folder), os.fsync
+
+    def sync(descriptor: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        if name.startswith(place):
+            passing(CHANGE, f"fsync {Path(name).name}")
+        plain_sync(descriptor)
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            paths = arguments[:1] if arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) else ()
+        elif event in EVENTS:
+            paths = arguments[: EVENTS[event]]
+        else:
+            return
+        inside = [str(path) for path in paths if isinstance(path, str | os.PathLike) and str(path).startswith(place)]
+        if inside and "/wandb" not in inside[0]:
+            passing(CHANGE, f"{event} {Path(inside[0]).name}")
+
+    os.fsync = sync
+    sys.addaudithook(audit)

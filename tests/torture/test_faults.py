@@ -1,0 +1,195 @@
+"""Runs of two processes with a fault that passes: they say what is wrong, and come to the undisturbed run's end."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sleeptrain.checkpoint.folder import checkpoints
+from sleeptrain.config import Config
+from sleeptrain.data.shards import write_shards
+from sleeptrain.data.storage import DEFAULT_RETRIES
+from sleeptrain.data.tokenizer import load_tokenizer
+from sleeptrain.train.metrics import read_metrics
+from sleeptrain.train.run import Run
+from tests.checkpoint.contents import contents
+from tests.checkpoint.test_runs import at_step
+from tests.data.texts import make_texts
+from tests.parallel.test_matrix import Layout, Sleep, configuration, leaves, text
+from tests.torture.attempts import Attempt, adopting_orphans
+
+__all__ = ["text"]  # the fixture holds here too
+
+STEPS = 8
+STAGES, REPLICAS = Layout(1, 2, 1, 1), Layout(1, 1, 2, 1)
+
+
+def config_of(text: Path, folder: Path, layout: Layout) -> Config:
+    more = (f"train.tokens={STEPS * 96}", "train.threads=1", "train.eval_every=1", "checkpoint.every=1")
+    return configuration(text, folder, layout, Sleep(2, "features", "hard", True), 1, more)
+
+
+def run(text: Path, folder: Path, layout: Layout, fault: Callable[[], object] = lambda: None) -> tuple[int, str]:
+    """(its exit code, what it has said)."""
+    with adopting_orphans():
+        attempt = Attempt(folder, config_of(text, folder, layout), 2, fault=fault)
+        return attempt.end(), attempt.said
+
+
+def each(actions: dict[int, Callable[[Run], object]]) -> Callable[[], None]:
+    """A fault: these actions, in all processes, after so many steps."""
+    return lambda: at_step(pytest.MonkeyPatch(), actions)
+
+
+def newest(folder: Path) -> dict[str, Any]:
+    return contents(checkpoints(folder / "r" / "checkpoints")[-1])
+
+
+def assert_same_end(folder: Path, straight: Path) -> None:
+    found, wanted = newest(folder), newest(straight)
+    assert found["step"] == wanted["step"] == STEPS
+    for part in ("model", "optim", "carried"):
+        a, b = dict(leaves(found[part])), dict(leaves(wanted[part]))
+        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    records = read_metrics(folder / "r" / "metrics.jsonl")
+    assert [r["step"] for r in records if "loss" in r] == list(range(1, STEPS + 1))
+    assert [r["step"] for r in records if "eval" in r] == list(range(1, STEPS + 1))
+
+
+@pytest.fixture(scope="module")
+def straight(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Layout], Path]:
+    """The folder of a layout's undisturbed run; made at its first use."""
+
+    @lru_cache
+    def made(layout: Layout) -> Path:
+        folder = tmp_path_factory.mktemp("straight")
+        assert run(text, folder, layout)[0] == 0
+        return folder
+
+    return made
+
+
+@pytest.fixture
+def small_shards(text: Path, tmp_path: Path) -> Path:
+    """Shards of a few documents, so that a run opens one after the other."""
+    folder = tmp_path / "text"
+    shutil.copytree(text, folder)
+    shutil.rmtree(folder / "train")
+    tokenizer = load_tokenizer(folder / "tokenizer.model")
+    write_shards(folder / "train", make_texts(100), tokenizer, name="train", shard_bytes=8_000)
+    return folder
+
+
+@pytest.mark.timeout(150)
+def test_shards_that_are_gone_are_named_and_the_run_goes_on_once_they_are_back(
+    small_shards: Path, tmp_path: Path
+) -> None:
+    text, shards, away = small_shards, small_shards / "train", tmp_path / "away"
+    assert len(list(shards.glob("*.tar"))) > 10
+    assert run(text, tmp_path / "straight", STAGES)[0] == 0
+
+    def take_away(made: Run) -> None:
+        DEFAULT_RETRIES.__dict__["first_wait"] = 0.0
+        if made.world.leads:
+            away.mkdir()
+            for path in shards.glob("*.tar"):
+                path.rename(away / path.name)
+
+    code, said = run(text, tmp_path / "struck", STAGES, each({3: take_away}))
+    last = said.splitlines()[-2]
+    assert code == 2 and "Traceback" not in said, said
+    assert str(shards) in last and ".tar: document " in last and "No such file" in last, said
+    assert 3 <= newest(tmp_path / "struck")["step"] < STEPS, "what was trained before is saved"
+    for path in away.iterdir():
+        path.rename(shards / path.name)
+    assert run(text, tmp_path / "struck", STAGES)[0] == 0
+    assert_same_end(tmp_path / "struck", tmp_path / "straight")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("a file system can be mounted by root only")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(place: Path) -> None:
+    with open(place, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+@pytest.mark.timeout(150)
+def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_no_record(
+    text: Path, tmp_path: Path, straight: Callable[[Layout], Path], small_disk: Path
+) -> None:
+    ballast = small_disk / "ballast"
+
+    def full(made: Run) -> None:
+        made.saver.wait()
+        if made.world.leads:
+            fill(ballast)
+
+    def free(made: Run) -> None:
+        made.saver.wait()
+        if made.world.leads:
+            ballast.unlink()
+
+    code, said = run(text, small_disk / "runs", STAGES, each({1: full, STEPS - 1: free}))
+    assert code == 0, said
+    assert "metrics.jsonl takes no records (No space left on device); they are kept and retried" in said
+    assert "ALARM: the checkpoint of step 1 was not written" in said and "the newest on disk is that of step 0" in said
+    assert "No space left on device" in said and "Traceback" not in said
+    assert_same_end(small_disk / "runs", straight(STAGES))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+def test_a_disk_that_stays_full_ends_the_run_and_the_next_start_goes_on(
+    text: Path, tmp_path: Path, straight: Callable[[Layout], Path], small_disk: Path
+) -> None:
+    ballast = small_disk / "ballast"
+
+    def full(made: Run) -> None:
+        made.saver.wait()
+        if made.world.leads:
+            fill(ballast)
+
+    code, said = run(text, small_disk / "runs", STAGES, each({3: full}))
+    assert code == 1 and "the last checkpoint was not written" in said and "goes on from step 2" in said, said
+    assert newest(small_disk / "runs")["step"] == 2
+    ballast.unlink()
+    assert run(text, small_disk / "runs", STAGES)[0] == 0
+    assert_same_end(small_disk / "runs", straight(STAGES))
+
+
+@pytest.mark.timeout(150)
+def test_a_gradient_that_is_not_finite_on_one_rank_ends_all_before_it_is_used(
+    text: Path, tmp_path: Path, straight: Callable[[Layout], Path]
+) -> None:
+    def breaks(made: Run) -> None:
+        if made.world.rank == 1:
+            weight = made.model.get_parameter("blocks.1.mlp.down_proj.weight")
+            weight.register_hook(lambda gradient: gradient * torch.nan)
+
+    code, said = run(text, tmp_path / "struck", REPLICAS, each({2: breaks}))
+    assert code == 1 and "step 3: loss " in said and "gradient norm" in said and "on rank 1" in said, said
+    assert newest(tmp_path / "struck")["step"] == 2
+    assert all(bool(w.isfinite().all()) for _, w in leaves(newest(tmp_path / "struck")["model"]))
+    assert run(text, tmp_path / "struck", REPLICAS)[0] == 0
+    assert_same_end(tmp_path / "struck", straight(REPLICAS))
