@@ -24,10 +24,10 @@ from typing import NoReturn
 import psutil
 
 from sleeptrain.config.schema import Config
-from sleeptrain.errors import CheckpointError, NonFiniteError, UserError
+from sleeptrain.errors import CheckpointError, HealthError, UserError, exit_code
 from sleeptrain.parallel import spawn
+from sleeptrain.stop import EXIT_STOPPED, SIGNALS, Stopped
 from sleeptrain.train import trainer
-from sleeptrain.train.stop import Stopped, StopRequest
 from tests.parallel.processes import PR_SET_PDEATHSIG
 from tests.torture.holds import Hold, Signs, install
 
@@ -135,10 +135,10 @@ class Attempt:
             fault()
             code = trainer.train(config) if self.size == 1 else _train_in_forks(config, self.size, self.signs)
         except Stopped:
-            code = 0
-        except (UserError, NonFiniteError, CheckpointError) as error:
+            code = EXIT_STOPPED
+        except (UserError, HealthError, CheckpointError) as error:
             print(f"sleeptrain: {error}", file=sys.stderr)
-            code = 2 if isinstance(error, UserError) else 1
+            code = exit_code(error)
         except BaseException:
             traceback.print_exc()
         sys.stderr.flush()
@@ -150,7 +150,7 @@ def _train_in_forks(config: Config, size: int, signs: Signs) -> int:
     plain, starter = spawn._work, os.getpid()
 
     def work(config: Config, rank: int, *others: object) -> NoReturn:
-        for number in StopRequest.SIGNALS:  # a new interpreter has not inherited them
+        for number in SIGNALS:  # a new interpreter has not inherited them
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         signs.set_started(rank)
         # A rank that is forked while the starter's store answers an earlier one inherits the locks of that moment.

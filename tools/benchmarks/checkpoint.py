@@ -27,8 +27,11 @@ from sleeptrain.config.compose import compose
 from sleeptrain.parallel.launch import join
 from sleeptrain.parallel.world import World
 from sleeptrain.sleep.curriculum import step_shape
+from sleeptrain.stop import StopRequest
 from sleeptrain.train.run import Run
-from sleeptrain.train.trainer import train_step
+from sleeptrain.train.status import Status
+from sleeptrain.train.stopping import Stopping
+from sleeptrain.train.try_step import try_step
 from sleeptrain.watch.whereabouts import Whereabouts
 
 PLACES = {"one process": 1, "two stages": 2}
@@ -120,7 +123,8 @@ def _config(place: Path, stages: int) -> Config:
 
 def _measure(place: Path, size: int, rounds: int) -> dict[str, float]:
     world = join(config := _config(place, size))
-    made = Run(config, world, Whereabouts()).open()
+    stopping, status = Stopping(None, StopRequest(), world), Status(place / "r", world.leads)
+    made = Run(config, world, Whereabouts(), stopping, status).open()
     _steps(made, 1)
     least: dict[str, float] = {}
     for _ in range(rounds):
@@ -165,9 +169,10 @@ def _seconds(world: World, action: Callable[[], object]) -> float:
 def _steps(made: Run, count: int) -> None:
     for _ in range(count):
         shape = step_shape(made.config, made.tokens, made.step)
-        batch, num_tokens = made.next_batch(shape.batch)
-        result, _norm = train_step(made, batch, shape, 1.0)
-        made.advance(batch, num_tokens, result.state)
+        read = made.next_batch(shape.batch)
+        assert read is not None, "nobody asks it to stop"
+        batch, num_tokens = read
+        made.advance(batch, num_tokens, try_step(made, batch, shape, 1.0, None).result.state)
 
 
 def _torch_save(tensors: dict[str, torch.Tensor], path: Path) -> None:
