@@ -80,6 +80,8 @@ def train_in_workers(config: Config, size: int) -> int:
                 workers.append(worker)
                 reports.append(receiver)
             with _passing_on(workers):
+                if stop.requested:  # before the workers could be told
+                    _signal_all(workers, signal.SIGTERM)
                 ending = _wait(workers, Board(store, size))
         finally:
             for worker in workers:
