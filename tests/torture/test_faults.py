@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -20,10 +18,8 @@ from sleeptrain.config import Config
 from sleeptrain.data.shards import write_shards
 from sleeptrain.data.storage import DEFAULT_RETRIES
 from sleeptrain.data.tokenizer import load_tokenizer
-from sleeptrain.parallel import spawn
 from sleeptrain.train.metrics import read_metrics
 from sleeptrain.train.run import Run
-from sleeptrain.train.stop import StopRequest
 from tests.checkpoint.contents import contents
 from tests.checkpoint.test_runs import at_step
 from tests.data.texts import make_texts
@@ -197,16 +193,3 @@ def test_a_gradient_that_is_not_finite_on_one_rank_ends_all_before_it_is_used(
     assert all(bool(w.isfinite().all()) for _, w in leaves(newest(tmp_path / "struck")["model"]))
     assert run(text, tmp_path / "struck", REPLICAS)[0] == 0
     assert_same_end(tmp_path / "struck", straight(REPLICAS))
-
-
-@pytest.mark.timeout(100)
-def test_a_request_to_stop_while_the_workers_are_started_is_not_lost(text: Path, tmp_path: Path) -> None:
-    class Early(StopRequest):
-        def __enter__(self) -> StopRequest:
-            super().__enter__()
-            os.kill(os.getpid(), signal.SIGTERM)
-            return self
-
-    run(text, tmp_path, STAGES, lambda: setattr(spawn, "StopRequest", Early))
-    metrics = tmp_path / "r" / "metrics.jsonl"
-    assert not metrics.exists() or not read_metrics(metrics)
