@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
@@ -73,6 +74,8 @@ def train_in_workers(config: Config, size: int) -> int:
     workers, reports = list[SpawnProcess](), list[Connection]()
     stopped = False
     with listening() as request:
+        # It would be started with the first worker, and stop holding signals back (`_held_back`).
+        resource_tracker.ensure_running()
         try:
             for rank in range(size):
                 receiver, sender = context.Pipe(duplex=False)

@@ -28,7 +28,7 @@ from tests.torture.attempts import Attempt, adopting_orphans
 
 __all__ = ["text"]  # the fixture holds here too
 
-STEPS = 8
+STEPS = 12  # of which ten have more records than fit into a page of the file that a full disk has left
 STAGES, REPLICAS = Layout(1, 2, 1, 1), Layout(1, 1, 2, 1)
 
 
