@@ -207,7 +207,7 @@ def test_a_failure_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         raise ValueError("a mistake  in the code")
 
     with monkeypatch.context() as patch, pytest.raises(ValueError):
-        patch.setattr(trainer, "train_step", broken)
+        patch.setattr(trainer, "try_step", broken)
         run(tmp_path)
     found = status(tmp_path)
     assert (found["state"], found["exit_code"], found["step"]) == ("failed", 1, 0)

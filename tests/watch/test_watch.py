@@ -53,7 +53,7 @@ def test_a_rank_that_is_lost_ends_the_run_which_tells_where_it_was(tmp_path: Pat
         assert re.search(rf"sleeptrain: rank 0 (was lost {place}|or the launcher was lost.*last known {place})", said)
     assert said.count("sleeptrain: rank 0") + said.count("sleeptrain: rank 1") == 2, "one cause, one own place"
     assert f"sleeptrain: rank {1 - rank} ends at step 3, " in said and "Traceback" not in said
-    assert "in train_step" in stacks(tmp_path, 3, 1 - rank) and place in stacks(tmp_path, 3, 1 - rank)
+    assert "in try_step" in stacks(tmp_path, 3, 1 - rank) and place in stacks(tmp_path, 3, 1 - rank)
     assert checkpoints(tmp_path / "r" / "checkpoints"), "the run can go on"
     status = read_status(tmp_path / "r")
     assert status is not None
@@ -88,8 +88,8 @@ def test_a_rank_that_stands_still_ends_the_run_with_all_stacks(tmp_path: Path, r
         assert re.search(rf"ranks? (0-1|{rank}) at step 3, window 1, pass 2, forward", cause)
         assert re.search(rf"ranks? (0-1|{1 - rank}) at step 3, ", cause)
         for one in (0, 1):
-            assert f"rank {one} ends at step 3, " in ranks.said(one) and "in train_step" in ranks.said(one)
-            assert "in train_step" in stacks(tmp_path, 3, one)
+            assert f"rank {one} ends at step 3, " in ranks.said(one) and "in try_step" in ranks.said(one)
+            assert "in try_step" in stacks(tmp_path, 3, one)
         assert "in strike" in ranks.said(rank)
 
 
