@@ -94,7 +94,7 @@ def _head(plan: Plan) -> Iterable[str]:
     )
     yield f"tokens    {short(config.train.tokens)}"
     yield (
-        f"layout    {plan.processes} processes: tensor {p.tensor}, pipeline {p.pipeline}, replicas {plan.replicas}, "
+        f"layout    {plan.processes} process{'es' * (plan.processes > 1)}: tensor {p.tensor}, pipeline {p.pipeline}, replicas {plan.replicas}, "
         f"ZeRO-{p.zero}"
     )
     largest = max(range(len(plan.held)), key=lambda s: sum(h.numel for h in plan.held[s]))
