@@ -93,9 +93,10 @@ def _head(plan: Plan) -> Iterable[str]:
         f"{config.model.dim}, {_kinds(config.model.layers)}"
     )
     yield f"tokens    {short(config.train.tokens)}"
+    several = "es" if plan.processes > 1 else ""
     yield (
-        f"layout    {plan.processes} processes: tensor {p.tensor}, pipeline {p.pipeline}, replicas {plan.replicas}, "
-        f"ZeRO-{p.zero}"
+        f"layout    {plan.processes} process{several}: tensor {p.tensor}, pipeline {p.pipeline}, replicas "
+        f"{plan.replicas}, ZeRO-{p.zero}"
     )
     largest = max(range(len(plan.held)), key=lambda s: sum(h.numel for h in plan.held[s]))
     numel = sum(h.numel for h in plan.held[largest])

@@ -15,7 +15,7 @@ ASSUMPTIONS = (
     "a GPU's own work reaches the given share of its bf16 peak (--efficiency), recomputation included",
     f"machines of {GPUS_A_MACHINE} GPUs; what crosses machines goes at the network's rate",
     "messages between stages travel while stages work; tensor and data communication does not",
-    "reading data, evaluation and checkpoints take no time",
+    "launching kernels, reading data, evaluation and checkpoints take no time: small models are slower",
 )
 
 
