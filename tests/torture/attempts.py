@@ -14,6 +14,7 @@ import os
 import secrets
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -52,7 +53,8 @@ class Attempt:
         fault: Callable[[], object] = lambda: None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.size, self.signs, self._folder = size, Signs(), folder
+        self.size, self.signs = size, Signs()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # not in the run's folder, whose disk a test may fill
         self._mark = secrets.token_hex(8)
         self._halted = folder / f"halted-{self._mark}"
         self._before = {child.pid for child in psutil.Process().children(recursive=True)}
@@ -61,7 +63,8 @@ class Attempt:
 
     @property
     def said(self) -> str:
-        return (self._folder / f"stderr-{self._mark}").read_text()
+        descriptor = self._log.fileno()
+        return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
 
     @property
     def running(self) -> bool:
@@ -128,7 +131,7 @@ class Attempt:
         try:
             os.setsid()
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            os.dup2(os.open(self._folder / f"stderr-{self._mark}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+            os.dup2(self._log.fileno(), 2)
             sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
             os.environ[MARK] = self._mark
             install(Path(config.run.root) / config.run.name, self.size, self.signs, hold, self._halted)
