@@ -31,6 +31,18 @@ pytest.importorskip("deepspeed")
 
 
 @contextmanager
+def nothing_left_of(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Ends it behind the block, with all that it has started, if it has not ended."""
+    try:
+        yield
+    finally:
+        for one in [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []:
+            one.kill()
+        process.kill()
+        process.wait()
+
+
+@contextmanager
 def started(folder: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
     """A run over two stages; nothing of it is left behind."""
     arguments = [*settings(folder, "train.micro_batch=4", "checkpoint.every=0", *more), "parallel.pipeline=2"]
@@ -40,13 +52,8 @@ def started(folder: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    try:
+    with nothing_left_of(process):
         yield process
-    finally:
-        for one in [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []:
-            one.kill()
-        process.kill()
-        process.wait()
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:

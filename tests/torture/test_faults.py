@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +128,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def fill(place: Path) -> None:
-    with open(place, "wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
+def fill(place: Path, made: Run) -> None:
+    """The rest of the file system that a file is on, once the save under way is done."""
+    made.saver.wait()
+    if made.world.leads:
+        with open(place, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
 
 
 @pytest.mark.timeout(150)
@@ -140,17 +143,12 @@ def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_no_record(
 ) -> None:
     ballast = small_disk / "ballast"
 
-    def full(made: Run) -> None:
-        made.saver.wait()
-        if made.world.leads:
-            fill(ballast)
-
     def free(made: Run) -> None:
         made.saver.wait()
         if made.world.leads:
             ballast.unlink()
 
-    code, said = run(text, small_disk / "runs", STAGES, each({1: full, STEPS - 1: free}))
+    code, said = run(text, small_disk / "runs", STAGES, each({1: partial(fill, ballast), STEPS - 1: free}))
     assert code == 0, said
     assert "metrics.jsonl takes no records (No space left on device); they are kept and retried" in said
     assert "ALARM: the checkpoint of step 1 was not written" in said and "the newest on disk is that of step 0" in said
@@ -165,12 +163,7 @@ def test_a_disk_that_stays_full_ends_the_run_and_the_next_start_goes_on(
 ) -> None:
     ballast = small_disk / "ballast"
 
-    def full(made: Run) -> None:
-        made.saver.wait()
-        if made.world.leads:
-            fill(ballast)
-
-    code, said = run(text, small_disk / "runs", STAGES, each({3: full}))
+    code, said = run(text, small_disk / "runs", STAGES, each({3: partial(fill, ballast)}))
     assert code == 1 and "the last checkpoint was not written" in said and "goes on from step 2" in said, said
     assert newest(small_disk / "runs")["step"] == 2
     ballast.unlink()

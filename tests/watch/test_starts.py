@@ -17,7 +17,7 @@ import pytest
 
 from sleeptrain.stop import EXIT_STOPPED
 from sleeptrain.watch.whereabouts import Location, Phase
-from tests.parallel.test_spawn import wait_for_steps, workers_of
+from tests.parallel.test_spawn import nothing_left_of, wait_for_steps, workers_of
 from tests.parallel.test_train import settings
 from tests.watch.faults import Fault
 
@@ -48,13 +48,8 @@ def job(folder: Path, fault: Fault, *launcher: str) -> Iterator[subprocess.Popen
             "SLEEPTRAIN_TEST_FAULT": fault.encode(),
         },
     )
-    try:
+    with nothing_left_of(process):
         yield process
-    finally:
-        for one in [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []:
-            one.kill()
-        process.kill()
-        process.wait()
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
