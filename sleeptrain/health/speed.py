@@ -12,15 +12,17 @@ import torch
 
 from sleeptrain.parallel.world import World
 
-# The shortest of so many times counts: what disturbs a process now and then does not make it slow.
-REPEATS = 3
-# Of the product of two square matrices. About a millisecond each.
+# The shorter of two times counts: what disturbs a process once does not make it slow.
+REPEATS = 2
+# Square matrices, of which one product takes a millisecond or a few. Products and loop last longer than the slices of
+# time that an operating system deals out, so that a process that shares its core shows.
 SIZE = {"cpu": 384, "cuda": 4096}
-PYTHON_STEPS = 20_000
+PRODUCTS = 8
+PYTHON_STEPS = 300_000
 
 
 class Probe(NamedTuple):
-    """What a process took, in seconds: device for a matrix product, python for a loop of the interpreter."""
+    """What a process took, in seconds: device for matrix products, python for a loop of the interpreter."""
 
     host: str
     device: float
@@ -35,7 +37,8 @@ def probe(device: torch.device) -> Probe:
     for _ in range(REPEATS):
         _finish(device)
         start = time.perf_counter()
-        torch.mm(matrix, matrix)
+        for _ in range(PRODUCTS):
+            torch.mm(matrix, matrix)
         _finish(device)
         products.append(time.perf_counter() - start)
         start = time.perf_counter()
@@ -66,8 +69,8 @@ def gathered_speeds(world: World, slow_factor: float) -> tuple[dict[str, object]
     slow = record["slow"]
     assert isinstance(slow, dict)
     lines = [
-        f"{rank.replace('rank', 'rank ')} on {found['host']} is slow: {found['device']:.1f} times the median for a "
-        f"matrix product, {found['python']:.1f} times for a loop of Python"
+        f"{rank.replace('rank', 'rank ')} on {found['host']} is slow: {found['device']:.1f} times the median for "
+        f"matrix products, {found['python']:.1f} times for a loop of Python"
         for rank, found in slow.items()
     ]
     return record, lines

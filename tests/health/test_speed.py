@@ -60,7 +60,7 @@ def test_a_slow_rank_is_told_of_and_recorded(tmp_path: Path, monkeypatch: pytest
     config = compose(settings(tmp_path, *layout(1, 1, 1), "health.probe_every=2"))
     assert run_ranks(trainer.train, 2, config, timeout=100) == [0, 0]
     assert [line for line in said.read_text().splitlines() if "slow" in line] == [
-        "step 2: rank 1 on node7 is slow: 4.0 times the median for a matrix product, 1.0 times for a loop of Python"
+        "step 2: rank 1 on node7 is slow: 4.0 times the median for matrix products, 1.0 times for a loop of Python"
     ]
     (record,) = [r for r in records(tmp_path) if "speed" in r]
     assert record["step"] == 2 and record["speed"]["slow"] == {"rank1": {"host": "node7", "device": 4.0, "python": 1.0}}

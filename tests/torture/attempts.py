@@ -80,13 +80,12 @@ class Attempt:
         return None
 
     def ranks(self) -> list[int]:
-        """The processes that train, as far as they have been started."""
+        """The processes that train, as far as they have been started, by rank."""
         assert self.starter.pid is not None
         if self.size == 1:
             return [self.starter.pid]
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return sorted(child.pid for child in psutil.Process(self.starter.pid).children())
-        return []
+        started = [self.signs.process(rank) for rank in range(self.size)]
+        return [process for process in started if process is not None]
 
     def end(self) -> int:
         """Its exit code, once it has ended and nothing of it is left. Fails where that does not come in time."""
@@ -155,9 +154,9 @@ def _train_in_forks(config: Config, size: int, signs: Signs) -> int:
     def work(config: Config, rank: int, *others: object) -> NoReturn:
         for number in SIGNALS:  # a new interpreter has not inherited them
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        signs.set_started(rank)
+        signs.set_process(rank, os.getpid())
         # A rank that is forked while the starter's store answers an earlier one inherits the locks of that moment.
-        while not signs.started(size - 1) and os.getppid() == starter:
+        while signs.process(size - 1) is None and os.getppid() == starter:
             time.sleep(0.001)
         plain(config, rank, *others)  # type: ignore[arg-type]
 

@@ -6,6 +6,7 @@ import json
 import mmap
 import os
 import signal
+import struct
 import sys
 import threading
 from collections.abc import Callable
@@ -20,6 +21,7 @@ CHANGE = "change"
 # Audit events of the interpreter that announce a change of the file system, and which arguments are its paths.
 EVENTS = {"os.rename": 2, "os.remove": 1, "os.mkdir": 1, "os.rmdir": 1, "os.truncate": 1, "shutil.rmtree": 1}
 MAX_RANKS = 8
+RANK = struct.Struct("iB?")  # the process, the phase's number, whether it writes
 
 
 class Hold(NamedTuple):
@@ -31,30 +33,33 @@ class Hold(NamedTuple):
 
 
 class Signs:
-    """Memory that the ranks share with the test: whether each has started, its phase, whether it is writing."""
+    """Memory that the ranks share with the test: the process of each that has started, its phase, whether it writes."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, 3 * MAX_RANKS)
+        self._memory = mmap.mmap(-1, RANK.size * MAX_RANKS)
 
-    def started(self, rank: int) -> bool:
-        return bool(self._memory[3 * rank + 2])
+    def _of(self, rank: int) -> tuple[int, int, bool]:
+        return RANK.unpack_from(self._memory, RANK.size * rank)
+
+    def process(self, rank: int) -> int | None:
+        return self._of(rank)[0] or None
 
     def phase(self, rank: int) -> Phase:
-        return PHASES[self._memory[3 * rank]]
+        return PHASES[self._of(rank)[1]]
 
     @property
     def writing(self) -> bool:
         """Whether some rank is writing a checkpoint."""
-        return any(self._memory[3 * rank + 1] for rank in range(MAX_RANKS))
+        return any(self._of(rank)[2] for rank in range(MAX_RANKS))
 
-    def set_started(self, rank: int) -> None:
-        self._memory[3 * rank + 2] = True
+    def set_process(self, rank: int, process: int) -> None:
+        struct.pack_into("i", self._memory, RANK.size * rank, process)
 
     def set_phase(self, rank: int, phase: Phase) -> None:
-        self._memory[3 * rank] = PHASES.index(phase)
+        self._memory[RANK.size * rank + 4] = PHASES.index(phase)
 
     def set_writing(self, rank: int, writing: bool) -> None:
-        self._memory[3 * rank + 1] = writing
+        self._memory[RANK.size * rank + 5] = writing
 
 
 def own_rank(size: int) -> int:

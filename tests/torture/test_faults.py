@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
@@ -32,15 +34,17 @@ STEPS = 12  # of which ten have more records than fit into a page of the file th
 STAGES, REPLICAS = Layout(1, 2, 1, 1), Layout(1, 1, 2, 1)
 
 
-def config_of(text: Path, folder: Path, layout: Layout) -> Config:
-    more = (f"train.tokens={STEPS * 96}", "train.threads=1", "train.eval_every=1", "checkpoint.every=1")
-    return configuration(text, folder, layout, Sleep(2, "features", "hard", True), 1, more)
+def config_of(text: Path, folder: Path, layout: Layout, *more: str) -> Config:
+    every = (f"train.tokens={STEPS * 96}", "train.threads=1", "train.eval_every=1", "checkpoint.every=1")
+    return configuration(text, folder, layout, Sleep(2, "features", "hard", True), 1, (*every, *more))
 
 
-def run(text: Path, folder: Path, layout: Layout, fault: Callable[[], object] = lambda: None) -> tuple[int, str]:
+def run(
+    text: Path, folder: Path, layout: Layout, fault: Callable[[], object] = lambda: None, *more: str
+) -> tuple[int, str]:
     """(its exit code, what it has said)."""
     with adopting_orphans():
-        attempt = Attempt(folder, config_of(text, folder, layout), 2, fault=fault)
+        attempt = Attempt(folder, config_of(text, folder, layout, *more), 2, fault=fault)
         return attempt.end(), attempt.said
 
 
@@ -185,4 +189,24 @@ def test_a_gradient_that_is_not_finite_on_one_rank_ends_all_before_it_is_used(
     assert newest(tmp_path / "struck")["step"] == 2
     assert all(bool(w.isfinite().all()) for _, w in leaves(newest(tmp_path / "struck")["model"]))
     assert run(text, tmp_path / "struck", REPLICAS)[0] == 0
+    assert_same_end(tmp_path / "struck", straight(REPLICAS))
+
+
+def slow(made: Run) -> None:
+    """From now on process 1 sleeps, after each hundredth of a second that it has computed, for nine."""
+    if made.world.rank == 1:
+        signal.signal(signal.SIGVTALRM, lambda *_: time.sleep(0.09))
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.01, 0.01)
+
+
+@pytest.mark.timeout(150)
+def test_a_rank_ten_times_slower_is_named_and_changes_nothing(
+    text: Path, tmp_path: Path, straight: Callable[[Layout], Path]
+) -> None:
+    more = ("health.probe_every=2", "health.slow_factor=3")
+    code, said = run(text, tmp_path / "struck", REPLICAS, each({STEPS - 4: slow}), *more)
+    assert code == 0, said
+    assert f"step {STEPS}: rank 1 on " in said and " is slow: " in said, said
+    found = [r["speed"]["slow"] for r in read_metrics(tmp_path / "struck" / "r" / "metrics.jsonl") if "speed" in r]
+    assert len(found) == STEPS // 2 and "rank1" in found[-1] and "rank1" in found[-2]
     assert_same_end(tmp_path / "struck", straight(REPLICAS))
