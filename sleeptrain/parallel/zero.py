@@ -167,10 +167,9 @@ def wrap(
     model: fp32, this process's part of it; the weights are made equal over the data ranks. roles: of each of the
     model's trainable parameters, as a whole one. shards, whole_shapes: how tensor parallel shards form whole
     parameters, and their shapes; needed where there are several tensor ranks.
-    Raises ConfigError for a combination that DeepSpeed would get wrong, LayoutError for a DeepSpeed that lays out its
-    partitions otherwise than known.
+    Combinations that DeepSpeed would get wrong are refused before (layout_check). Raises LayoutError for a DeepSpeed
+    that lays out its partitions otherwise than known.
     """
-    check_zero(zero, mesh)
     parameters = _trainable(model, roles)
     if mesh.tensor.size > 1 and (shards is None or whole_shapes is None):
         raise ValueError("with several tensor ranks `shards` and `whole_shapes` tell how parameters are whole")
@@ -188,23 +187,6 @@ def wrap(
         _keep_gathered(deepspeed, engine.module)
     stage = Stage(stage_group(), mesh.tensor.rank, local, whole_shapes or local, shards or Unsharded())
     return ZeroEngine(engine, optimizer, model, parameters, mesh, stage)
-
-
-def check_zero(zero: int, mesh: Mesh) -> None:
-    """Raises ConfigError for a ZeRO stage that DeepSpeed would train wrongly, or not at all, on this mesh."""
-    tensor, pipeline = mesh.tensor.size, mesh.pipeline.size
-    if zero not in (0, 1, 2, 3):
-        raise ConfigError(f"parallel.zero must be one of 0, 1, 2, 3, not {zero}; 1 suits every layout")
-    if zero == 0 and tensor * pipeline > 1:
-        raise ConfigError(
-            f"parallel.zero=0 gets the gradient norm wrong with parallel.tensor={tensor} and "
-            f"parallel.pipeline={pipeline}; use parallel.zero=1"
-        )
-    if zero == 3 and pipeline > 1:
-        raise ConfigError(
-            f"parallel.zero=3 waits for ever with parallel.pipeline={pipeline}; use parallel.zero=1 or 2, or "
-            "parallel.pipeline=1"
-        )
 
 
 def load_deepspeed() -> Any:

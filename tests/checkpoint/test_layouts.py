@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,26 +14,11 @@ from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.train.metrics import read_metrics
 from sleeptrain.train.run import Run
 from tests.checkpoint.contents import tensors
+from tests.parallel.layouts import Layout
 from tests.parallel.test_train import text, train
 from tests.train.conftest import tiny_shards
 
 __all__ = ["tiny_shards"]  # the fixture holds here too
-
-
-class Layout(NamedTuple):
-    tensor: int
-    pipeline: int
-    data: int
-    zero: int
-
-    @property
-    def size(self) -> int:
-        return math.prod(self[:3])
-
-    def settings(self) -> tuple[str, ...]:
-        """ZeRO-3 takes one backward a step."""
-        own = (f"parallel.tensor={self.tensor}", f"parallel.pipeline={self.pipeline}", f"parallel.zero={self.zero}")
-        return (*own, "train.micro_batch=0") if self.zero == 3 else own
 
 
 LAYOUTS = [
@@ -51,6 +34,11 @@ COVERING = [(0, 5), (5, 3), (3, 4), (4, 1), (1, 2), (2, 0)]
 LATER = [pair for pair in ((a, b) for a in range(6) for b in range(6)) if pair not in COVERING]
 
 
+def settings(layout: Layout) -> tuple[str, ...]:
+    """ZeRO-3 takes one backward a step."""
+    return (*layout.settings(), "train.micro_batch=0") if layout.zero == 3 else layout.settings()
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory, tiny_shards: tuple[str, ...], imported: None) -> dict[int, Path]:
     """The run folders of three steps under each layout that a test has asked for, made when first asked."""
@@ -58,7 +46,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, tiny_shards: tuple[str, ..
     class Runs(dict[int, Path]):
         def __missing__(self, index: int) -> Path:
             folder = tmp_path_factory.mktemp(f"layout{index}")
-            train(folder, *text(tiny_shards), *LAYOUTS[index].settings(), ranks=LAYOUTS[index].size)
+            train(folder, *text(tiny_shards), *settings(LAYOUTS[index]), ranks=LAYOUTS[index].size)
             return self.setdefault(index, folder)
 
     return Runs()
@@ -88,7 +76,7 @@ def check(written: dict[int, Path], tmp_path: Path, tiny_shards: tuple[str, ...]
     assert any(name.startswith("carried/") for name in wanted), "the case needs memory that goes on"
     with pytest.MonkeyPatch.context() as patch:
         spy_on_open(patch, loaded)
-        train(folder, *text(tiny_shards), *LAYOUTS[after].settings(), ranks=LAYOUTS[after].size)
+        train(folder, *text(tiny_shards), *settings(LAYOUTS[after]), ranks=LAYOUTS[after].size)
     shares = [load_file(path) for path in sorted(loaded.iterdir())]
     assert sum(map(len, shares)) == len({name for share in shares for name in share}), "each tensor has one owner"
     found = {name: tensor for share in shares for name, tensor in share.items()}

@@ -35,17 +35,11 @@ from sleeptrain.train.metrics import read_metrics
 from sleeptrain.train.step import micro_batches
 from tests.checkpoint.contents import contents
 from tests.data.texts import make_texts
+from tests.parallel.layouts import Layout
 from tests.parallel.processes import run_ranks
 
 TOLERANCE = 1e-5  # of the greatest number of a tensor, in fp32
 STEPS, ROWS, SEQUENCE, WINDOW, CLIP = 3, 4, 24, 8, 0.1
-
-
-class Layout(NamedTuple):
-    tensor: int
-    pipeline: int
-    data: int
-    zero: int
 
 
 class Sleep(NamedTuple):
@@ -149,9 +143,7 @@ def configuration(
         "train.eval_batches=1",
         "checkpoint.every=0",
         "wandb.mode=disabled",
-        f"parallel.tensor={layout.tensor}",
-        f"parallel.pipeline={layout.pipeline}",
-        f"parallel.zero={layout.zero}",
+        *layout.settings(),
         *more,
     ])  # fmt: skip
 
@@ -214,7 +206,7 @@ def test_a_run_equals_that_of_one_process(
     assert len(norms) == STEPS and min(norms) > 2 * CLIP, "every step is clipped"
     assert any(name.startswith("carried") for name in wanted), "memory goes on"
     config = configuration(text, tmp_path, layout, sleep, rows_at_once(layout))
-    ranks = layout.tensor * layout.pipeline * layout.data
+    ranks = layout.size
     assert run_ranks(trainer.train, ranks, config, timeout=60) == [0] * ranks
     found = deviations(numbers(tmp_path), wanted)
     record_property("deviations", {part: worst(found, part) for part in ("step", "model", "optim", "carried")})
@@ -232,7 +224,7 @@ def test_nothing_else_is_left_out(text: Path, tmp_path: Path) -> None:
         config.sleep.passes, config.sleep.feedback, config.sleep.eviction, config.model.tie_embeddings = sleep
         config.train.micro_batch = rows_at_once(layout)
         validate(config)
-        assert check_layout(config, layout.tensor * layout.pipeline * layout.data) == layout.data
+        assert check_layout(config, layout.size) == layout.data
     assert len(list(matrix())) == len(LAYOUTS) * len(LOOPS) * 2 * 2
     for position in range(4):
         pairs = {(layout, sleep[position]) for layout, sleep in covering()}

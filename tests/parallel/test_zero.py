@@ -13,9 +13,9 @@ from sleeptrain.config.schema import OptimConfig
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.parallel.exchange import LayoutError
-from sleeptrain.parallel.mesh import Axis, Mesh
+from sleeptrain.parallel.mesh import Mesh
 from sleeptrain.parallel.partitions import require
-from sleeptrain.parallel.zero import check_zero, load_deepspeed, wrap
+from sleeptrain.parallel.zero import load_deepspeed, wrap
 from sleeptrain.parallel.zero_state import load
 from sleeptrain.train import muon
 from sleeptrain.train.roles import parameter_roles
@@ -228,26 +228,6 @@ def test_a_replica_that_fails_does_not_wait_for_the_others() -> None:
 def test_a_second_backward_under_zero_3_is_refused() -> None:
     with pytest.raises(AssertionError, match=r"ConfigError: parallel.zero=3 takes one backward"):
         run_ranks(cases.data_parallel, 2, 3, cases.row_by_row, timeout=60)
-
-
-@pytest.mark.parametrize(
-    ("zero", "tensor", "pipeline", "message"),
-    [
-        (0, 2, 1, "parallel.zero=0 .* use parallel.zero=1"),
-        (0, 1, 2, "parallel.zero=0 .* use parallel.zero=1"),
-        (3, 1, 2, "parallel.zero=3 .* use parallel.zero=1 or 2"),
-        (4, 1, 1, "parallel.zero must be one of"),
-        (-1, 1, 1, "parallel.zero must be one of"),
-    ],
-)
-def test_refused_layouts(zero: int, tensor: int, pipeline: int, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        check_zero(zero, Mesh(Axis(tensor), Axis(pipeline), Axis()))
-
-
-@pytest.mark.parametrize(("zero", "tensor", "pipeline"), [(0, 1, 1), (1, 2, 2), (2, 2, 2), (3, 1, 1), (3, 2, 1)])
-def test_allowed_layouts(zero: int, tensor: int, pipeline: int) -> None:
-    check_zero(zero, Mesh(Axis(tensor), Axis(pipeline), Axis()))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

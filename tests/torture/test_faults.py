@@ -25,7 +25,8 @@ from sleeptrain.train.run import Run
 from tests.checkpoint.contents import contents
 from tests.checkpoint.test_runs import at_step
 from tests.data.texts import make_texts
-from tests.parallel.test_matrix import Layout, Sleep, configuration, leaves, text
+from tests.parallel.layouts import Layout
+from tests.parallel.test_matrix import Sleep, configuration, leaves, text
 from tests.torture.attempts import Attempt, adopting_orphans
 
 __all__ = ["text"]  # the fixture holds here too

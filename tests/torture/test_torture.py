@@ -18,7 +18,8 @@ from sleeptrain.config import Config
 from sleeptrain.stop import EXIT_STOPPED
 from sleeptrain.train.metrics import read_metrics
 from tests.checkpoint.contents import contents
-from tests.parallel.test_matrix import TOLERANCE, Layout, Sleep, configuration, deviations, leaves, rows_at_once, text
+from tests.parallel.layouts import Layout
+from tests.parallel.test_matrix import TOLERANCE, Sleep, configuration, deviations, leaves, rows_at_once, text
 from tests.torture.attempts import Attempt, adopting_orphans
 from tests.torture.strikes import STRIKES, Plan, draw, strike
 
@@ -88,8 +89,7 @@ def config_of(text: Path, folder: Path, layout: Layout, *more: str) -> Config:
 
 
 def start(text: Path, folder: Path, layout: Layout, plan: Plan | None = None, *more: str) -> Attempt:
-    size = layout.tensor * layout.pipeline * layout.data
-    return Attempt(folder, config_of(text, folder, layout, *more), size, plan and plan.hold)
+    return Attempt(folder, config_of(text, folder, layout, *more), layout.size, plan and plan.hold)
 
 
 def finish(text: Path, folder: Path, layout: Layout) -> None:
@@ -114,7 +114,7 @@ class Tortured:
     def attempt(self, kind: str) -> str | None:
         """One start and, where it does not come to its end before, one strike; returns what that has hit."""
         layout = self._rng.choice(self._story.layouts)
-        plan = draw(self._rng, kind, layout.tensor * layout.pipeline * layout.data)
+        plan = draw(self._rng, kind, layout.size)
         free = (f"checkpoint.every={self._rng.choice([1, 2])}", f"checkpoint.keep={self._rng.choice([1, 2])}")
         attempt = start(self._text, self.folder, layout, plan, *free)
         hit = strike(attempt, plan)

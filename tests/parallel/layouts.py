@@ -1,0 +1,21 @@
+"""A parallel layout by its numbers, for tests that go through several."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+
+class Layout(NamedTuple):
+    tensor: int
+    pipeline: int
+    data: int
+    zero: int
+
+    @property
+    def size(self) -> int:
+        """The processes."""
+        return math.prod(self[:3])
+
+    def settings(self) -> tuple[str, ...]:
+        return (f"parallel.tensor={self.tensor}", f"parallel.pipeline={self.pipeline}", f"parallel.zero={self.zero}")
