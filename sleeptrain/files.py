@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sleeptrain.errors import DataError
+
+_LEFT = re.compile(r"\..+\.(partial|old)-[0-9a-f]{8}")
 
 
 def sync(path: Path) -> None:
@@ -25,6 +28,17 @@ def sync(path: Path) -> None:
 def beside(target: Path, what: str) -> Path:
     """A name that no other process uses, on another machine of a shared file system neither."""
     return target.with_name(f".{target.name}.{what}-{secrets.token_hex(4)}")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """What killed processes were building or removing in a folder under the names of `beside`."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not _LEFT.fullmatch(path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

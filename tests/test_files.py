@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sleeptrain.errors import DataError
-from sleeptrain.files import staged_folder, write_whole
+from sleeptrain.files import remove_leftovers, staged_folder, write_whole
 
 
 def names(folder: Path) -> list[str]:
@@ -76,3 +76,12 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         write_whole(target, b"new")
     assert target.read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
+
+
+def test_what_killed_processes_have_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".latest.partial-0123abcd", ".status.json.old-0123abcd", ".hidden", "latest", ".x.partial-none"):
+        (tmp_path / name).touch()
+    (tmp_path / ".step-00000007.partial-01234567" / "in").mkdir(parents=True)
+    remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path / "none")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", ".x.partial-none", "latest"]

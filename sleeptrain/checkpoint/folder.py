@@ -22,7 +22,6 @@ FORMAT = 1
 MANIFEST, STATE, CONFIG, LATEST = "manifest.json", "state.json", "config.yaml", "latest"
 TENSORS = "*.safetensors"
 _NAME = re.compile(r"step-(\d{8,})")
-_HIDDEN = re.compile(r"\.step-\d{8,}\.(partial|old)-\w+")
 
 Entries = dict[str, dict[str, Any]]
 
@@ -40,13 +39,6 @@ def checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """What a killed run was writing or removing."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if _HIDDEN.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def entries(paths: Sequence[Path]) -> Entries:

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from sleeptrain.checkpoint.find import newest_whole
 from sleeptrain.checkpoint.fit import check_resume
-from sleeptrain.checkpoint.folder import CONFIG, STATE, read_state, remove_leftovers, set_aside
+from sleeptrain.checkpoint.folder import CONFIG, STATE, read_state, set_aside
 from sleeptrain.checkpoint.keep import remove_after
 from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.checkpoint.saver import Saver
@@ -27,6 +27,7 @@ from sleeptrain.data.ahead import GivenUp
 from sleeptrain.data.batch import PAD, Batch
 from sleeptrain.data.source import build_source
 from sleeptrain.errors import ConfigError, HealthError
+from sleeptrain.files import remove_leftovers
 from sleeptrain.health.rollbacks import Rollbacks, reach
 from sleeptrain.health.spikes import SpikeDetector
 from sleeptrain.model.hybrid import Hybrid
@@ -110,15 +111,14 @@ class Run:
         attempt = this_attempt(self._attempts() + 1, self.world)
         if self.world.leads:
             self._open_logs(attempt, changes)
-            self._clear_away(found.damaged)
+            self._set_aside(found.damaged)
         self._settle_owed()
         if found.whole is None:
             self.save()  # from the first moment on a killed run keeps its identity
             self.saver.finish()
         return self
 
-    def _clear_away(self, damaged: Mapping[Path, str]) -> None:
-        remove_leftovers(self.saver.folder)
+    def _set_aside(self, damaged: Mapping[Path, str]) -> None:
         for path, damage in damaged.items():
             self.message(f"{path.name} is damaged ({damage}); set aside as {set_aside(path).name}")
         if damaged:
@@ -132,6 +132,8 @@ class Run:
 
     def _open_logs(self, attempt: Attempt, changes: list[str]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self.folder, self.saver.folder):
+            remove_leftovers(folder)
         self.progress = Progress(self.config.train.tokens)
         self.metrics = MetricsFile(self.folder / METRICS)
         self.metrics.truncate_after(self.step, self.rollbacks.total)

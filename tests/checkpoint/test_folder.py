@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sleeptrain.checkpoint.find import named_checkpoint, newest_whole
-from sleeptrain.checkpoint.folder import checkpoints, find_damage, remove_leftovers, set_aside
+from sleeptrain.checkpoint.folder import checkpoints, find_damage, set_aside
 from sleeptrain.checkpoint.keep import remove_after, remove_superfluous, superfluous
 from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.errors import DataError
@@ -118,8 +118,6 @@ def test_order_is_that_of_steps_and_other_names_do_not_count(tmp_path: Path) -> 
     for name in ("step-100000000", "step-00000002", "damaged-step-00000009", ".step-00000007.partial-0a", "latest"):
         (tmp_path / name).mkdir()
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002", "step-100000000"]
-    remove_leftovers(tmp_path)
-    assert not (tmp_path / ".step-00000007.partial-0a").exists() and (tmp_path / "damaged-step-00000009").exists()
 
 
 def test_setting_aside_replaces_what_was_set_aside_before(tmp_path: Path) -> None:
