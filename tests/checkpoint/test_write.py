@@ -18,8 +18,9 @@ import torch
 from sleeptrain.checkpoint import folder as folder_module
 from sleeptrain.checkpoint import write as write_module
 from sleeptrain.checkpoint.find import newest_whole
-from sleeptrain.checkpoint.folder import checkpoints, find_damage, remove_leftovers
+from sleeptrain.checkpoint.folder import checkpoints, find_damage
 from sleeptrain.errors import CheckpointError
+from sleeptrain.files import remove_leftovers
 from tests.checkpoint.contents import tensors
 from tests.checkpoint.worlds import alone, save, together
 from tests.parallel.processes import run_ranks
