@@ -13,9 +13,11 @@ from itertools import count
 from pathlib import Path
 from types import FrameType
 
-from sleeptrain.doctor.checks import CPU_RANKS, OF_RANKS, ON_DEVICE
+from sleeptrain.doctor.checks import CPU_RANKS, MEETING, OF_RANKS, ON_DEVICE
 from sleeptrain.doctor.crew import Crew
-from sleeptrain.doctor.finding import Case, Result
+from sleeptrain.doctor.finding import FAILED, Case, Result, skipped
+
+UNMET = f"the processes do not meet ({MEETING})"
 
 
 @dataclass
@@ -59,11 +61,15 @@ def _run(lanes: Sequence[Lane], case: Case, folder: Path) -> Iterator[Result]:
         _listen([lane.crew for lane in busy if lane.crew is not None])
         for lane in busy:
             assert lane.crew is not None
+            left = lane.crew.left
             for result in lane.crew.results():
                 devices = result.finding.details.get("devices", devices) if result.name == "torch" else devices
                 yield result
+                if result.name == MEETING and result.finding.state == FAILED:
+                    yield from (Result(name, skipped(UNMET), 0.0) for name in left)
+                    left.clear()
             if lane.crew.over:
-                lane.groups = [group for group in ([*lane.crew.left], *lane.groups[1:]) if group]
+                lane.groups = [group for group in (left, *lane.groups[1:]) if group]
                 lane.crew.end()
                 occupy(lane)
 

@@ -17,7 +17,7 @@ SHARED = Path("/dev/shm")
 SHARED_WITH_GPUS, SHARED_WITHOUT = GIB, GIB // 64
 OPEN_FILES = 1024
 MEMORY = 2 * GIB
-CGROUPS = Path("/sys/fs/cgroup")
+CGROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def check_shared_memory(case: Case) -> Finding:
@@ -61,8 +61,7 @@ def _available() -> int:
 
 def _left_by_cgroups() -> Iterator[int]:
     """What the limits of this process's group and those above it leave: a scheduler's or container's."""
-    own = Path("/proc/self/cgroup")
-    for line in own.read_text().splitlines() if own.exists() else ():
+    for line in OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.exists() else ():
         _, kinds, path = line.split(":", 2)
         if kinds not in ("", "memory"):
             continue

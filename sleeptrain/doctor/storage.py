@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sleeptrain.doctor.finding import Case, Finding, failed, ok, skipped
+from sleeptrain.errors import ConfigError
 from sleeptrain.files import write_whole
 
 GIB = 2**30
@@ -40,9 +41,15 @@ def check_space(case: Case) -> Finding:
         return skipped("no settings were given")
     from sleeptrain.config.resolved import run_folder
     from sleeptrain.doctor.sizes import checkpoint_bytes, num_kept
+    from sleeptrain.plan.layout import vocabulary
 
-    place = existing(root_of(case))
-    size, number = checkpoint_bytes(case.config), num_kept(case.config) + 1
+    place, model = existing(root_of(case)), case.config.model
+    try:
+        model = replace(model, vocab_size=model.vocab_size or vocabulary(case.config))
+    except ConfigError:
+        return skipped("the data does not tell the vocabulary")  # which the check of the data tells of
+    config = replace(case.config, model=model)
+    size, number = checkpoint_bytes(config), num_kept(config) + 1
     there = sum(path.stat().st_size for path in (run_folder(case.config) / "checkpoints").rglob("*") if path.is_file())
     wanted, free = max(size * number - there, 0), free_bytes(place)
     told = f"{number} checkpoints of {size / GIB:.2f} GiB"
