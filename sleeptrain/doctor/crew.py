@@ -34,7 +34,8 @@ class Worker:
 
     def __init__(self, names: Sequence[str], case: Case):
         self.pipe, writer = os.pipe()
-        self._rest, self.code, self.closed = b"", 0, False
+        self._rest, self.closed = b"", False
+        self._code: int | None = None
         self._log = case.folder / f"log-{case.rank}"
         starter = os.getpid()
         sys.stdout.flush()
@@ -62,16 +63,21 @@ class Worker:
         """Kills it and all that it started. One that the kernel does not let go (dead storage) is left behind."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)  # it may not have come as far as a session of its own
+        if self._code is None:  # it may not have come as far as a session of its own
+            os.kill(self._pid, signal.SIGKILL)
         os.close(self.pipe)
-        deadline = time.monotonic() + REAP_SECONDS
-        while os.waitpid(self._pid, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        self.exit_code()
 
-    def wait(self) -> int:
-        """The exit code of one whose pipe has closed; negative for a signal."""
-        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+    def exit_code(self) -> int | None:
+        """That of one which is at its end, negative for a signal; None where it does not come to it in time."""
+        deadline = time.monotonic() + REAP_SECONDS
+        while self._code is None and time.monotonic() < deadline:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                self._code = os.waitstatus_to_exitcode(status)
+            else:
+                time.sleep(0.005)
+        return self._code
 
 
 class Crew:
@@ -147,7 +153,7 @@ class Crew:
 
     def _crashed(self, rank: int) -> Finding:
         worker = self.workers[rank]
-        code = worker.code = worker.code or worker.wait()
+        code = worker.exit_code() or 0
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         who = f"process {rank} " if self._size > 1 else ""
         words = f" ({said})" if (said := worker.last_words()) else ""

@@ -21,7 +21,7 @@ def check_python(case: Case) -> Finding:
     version, wanted = platform.python_version(), metadata.metadata(NAME)["Requires-Python"]
     if not SpecifierSet(wanted).contains(version, prereleases=True):
         return failed(f"{version} is not {wanted}", "make PYTHON=python3.12 install, or another newer Python")
-    return ok(f"{version} ({wanted})", version=version, executable=sys.executable)
+    return ok(f"{version} ({wanted})", version=version, executable=sys.executable, sleeptrain=installed(NAME))
 
 
 def check_packages(case: Case) -> Finding:

@@ -48,12 +48,9 @@ def brief(results: Sequence[Result], seconds: float) -> str:
 
 
 def to_json(results: Sequence[Result], seconds: float) -> dict[str, Any]:
-    from sleeptrain.doctor.packages import installed
-
     return {
         "machine": machine(),
         "system": platform.platform(),
-        "sleeptrain": installed("sleeptrain"),
         "ok": all(r.finding.state != FAILED for r in results),
         "seconds": seconds,
         "checks": [{"name": r.name, "seconds": r.seconds, **r.finding.to_json()} for r in results],

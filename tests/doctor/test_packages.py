@@ -88,9 +88,7 @@ def test_a_package_of_every_run(tmp_path: Path, pretend: Pretend, version: str |
         ("triton", "3.8.0", FAILED),  # torch's own metadata asks for another
     ],
 )
-def test_a_package_of_some_runs(
-    tmp_path: Path, pretend: Pretend, name: str, version: str | None, state: str
-) -> None:
+def test_a_package_of_some_runs(tmp_path: Path, pretend: Pretend, name: str, version: str | None, state: str) -> None:
     pretend({name: version})
     finding = packages.check_optional_packages(alone(tmp_path))
     assert finding.state == state

