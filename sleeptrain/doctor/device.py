@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from xml.etree import ElementTree
 
+from sleeptrain.doctor.driver import has_driver, wants_gpus
 from sleeptrain.doctor.finding import Case, Finding, failed, ok, skipped
 from sleeptrain.doctor.packages import fits, installed, requirements
 
@@ -18,14 +17,6 @@ SMI_SECONDS = 60
 FREE_SHARE = 0.9
 SLOWED = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
 LEAVE_OUT = "leave this machine out (sbatch --exclude) and have it looked at"
-
-
-def has_driver() -> bool:
-    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
-
-
-def wants_gpus(case: Case) -> bool:
-    return case.config is None or case.config.train.device != "cpu"
 
 
 def check_torch(case: Case) -> Finding:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from sleeptrain import ops
-from sleeptrain.doctor.device import wants_gpus
+from sleeptrain.doctor.driver import wants_gpus
 from sleeptrain.doctor.finding import Case, Finding, failed, ok
 from sleeptrain.ops import dispatch, reference
 

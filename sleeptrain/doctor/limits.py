@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from sleeptrain.doctor.device import has_driver, wants_gpus
+from sleeptrain.doctor.driver import has_driver, wants_gpus
 from sleeptrain.doctor.finding import Case, Finding, failed, ok, skipped
 
 GIB = 2**30

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sleeptrain.config.schema import OptimConfig
-from sleeptrain.doctor.device import wants_gpus
+from sleeptrain.doctor.driver import wants_gpus
 from sleeptrain.doctor.finding import Case, Finding, failed, ok, skipped
 
 LINK = "set GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME) to a working interface; NCCL_DEBUG=INFO says more"
