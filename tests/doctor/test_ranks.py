@@ -62,7 +62,7 @@ def test_a_sum_that_one_process_never_comes_to(tmp_path: Path, monkeypatch: pyte
         right(x, *args, **options)
 
     monkeypatch.setattr(dist, "all_reduce", late)
-    limited(monkeypatch, "collective", 10)
+    limited(monkeypatch, "collective", 3)
     told = findings(tmp_path)
     assert states(told) == {"collective": FAILED, "tensor": SKIPPED, "zero": SKIPPED}
     assert "no answer" in told["collective"].found
