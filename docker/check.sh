@@ -7,7 +7,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
-SUITE=bookworm PYTHON_VERSION=3.11 TORCH='torch>=2.8,<2.14'
+SUITE=bookworm PYTHON_VERSION=3.11
+torch=$(grep -oE '"torch[^"]+"' pyproject.toml | tr -d '"')
 
 for program in buildah mmdebstrap; do
     command -v "$program" >/dev/null || { echo "docker/check.sh: no $program; apt-get install buildah mmdebstrap" >&2; exit 3; }
@@ -35,10 +36,10 @@ base=$(sed -n 's/^ARG BASE_IMAGE=//p' docker/Dockerfile)
 say "a stand-in for $base"
 mkdir "$work/base"
 index=()
-"$PYTHON" -m pip config list | grep -q find-links || [ -n "${PIP_FIND_LINKS:-}" ] ||
+"$PYTHON" -m pip config list | grep find-links >/dev/null ||
     index=(--extra-index-url https://download.pytorch.org/whl/cpu)
 "$PYTHON" -m pip download --quiet --no-deps --dest "$work/base" "${index[@]}" --only-binary=:all: \
-    --python-version $PYTHON_VERSION --implementation cp --platform manylinux_2_28_x86_64 "$TORCH"
+    --python-version $PYTHON_VERSION --implementation cp --platform manylinux_2_28_x86_64 "$torch"
 mmdebstrap --quiet --variant=minbase --include=python3,python3-pip,ca-certificates $SUITE "$work/base/root.tar"
 cat >"$work/base/Dockerfile" <<'FILE'
 FROM scratch
@@ -85,5 +86,5 @@ say "a job of two processes"
 in_container "$image" env OMP_NUM_THREADS=1 sleeptrain train experiment=rule110 run.name=two parallel.tensor=2 \
     train.tokens=20_000 train.eval_every=0 data.rule110.validation_samples=64 wandb.mode=disabled
 in_container "$image" python3 -c 'import json; print(json.load(open("runs/two/status.json"))["state"])' | tee "$work/state"
-grep -qx completed "$work/state"
+grep -qx finished "$work/state"
 say "all good"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from xml.etree import ElementTree
 
 from sleeptrain.doctor.driver import has_driver, wants_gpus
@@ -68,21 +68,25 @@ def check_gpus(case: Case) -> Finding:
     if asked_driver.returncode:
         said = " ".join((asked_driver.stdout + asked_driver.stderr).split())
         return failed(f"nvidia-smi: {said[-300:]}", LEAVE_OUT)
-    return judge_gpus(asked_driver.stdout, count)
+    return judge_gpus(asked_driver.stdout, [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(count)])
 
 
-def judge_gpus(report: str, visible: int) -> Finding:
-    """report: what `nvidia-smi -q -x` prints. A figure that a driver does not tell is taken for good."""
+def judge_gpus(report: str, visible: Collection[str]) -> Finding:
+    """report: what `nvidia-smi -q -x` prints. A figure that a driver does not tell is taken for good.
+
+    visible: the UUIDs of the GPUs that this process may use; all others are somebody else's, unless none is found (MIG).
+    """
     root = ElementTree.fromstring(report)
-    gpus = root.findall("gpu")
-    worst = [(number, *trouble) for number, gpu in enumerate(gpus) for trouble in _troubles(gpu)]
-    names = [gpu.findtext("product_name", "?") for gpu in gpus]
-    details = {"gpus": names, "visible": visible}
+    listed = list(enumerate(root.findall("gpu")))
+    gpus = [(number, gpu) for number, gpu in listed if gpu.findtext("uuid") in visible] or listed
+    worst = [(number, *trouble) for number, gpu in gpus for trouble in _troubles(gpu)]
+    names = [gpu.findtext("product_name", "?") for _, gpu in gpus]
+    details = {"gpus": names}
     if worst:
         told = "; ".join(f"GPU {number}: {said}" for number, said, _ in worst)
         return failed(told, "; ".join(dict.fromkeys(cure for *_, cure in worst)), **details)
     driver = root.findtext("driver_version", "?")
-    return ok(f"{visible} of {', '.join(sorted(set(names)))}, driver {driver}", **details)
+    return ok(f"{len(visible)} of {', '.join(sorted(set(names)))}, driver {driver}", **details)
 
 
 def _troubles(gpu: ElementTree.Element) -> Iterator[tuple[str, str]]:

@@ -23,7 +23,7 @@ LINK = "set GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME) to a working interface; NCCL
 REINSTALL = "pip install 'sleeptrain[parallel]' in the versions that it declares"
 NUMBERS = 1 << 20
 WIDTH = 16
-TOLERANCE = 1e-3  # of values around 1; products on a GPU may be TF32, Muon's bf16
+TOLERANCE = {"cpu": 1e-3, "cuda": 2e-2}  # of the largest value; on a GPU Muon orthogonalises in bf16
 TIMEOUT = timedelta(seconds=100)  # the checks' own limits come first, but for the sake of a message
 OPTIM = OptimConfig(muon_lr=0.1, adamw_lr=0.1)
 
@@ -65,7 +65,7 @@ def check_tensor(case: Case) -> Finding:
     _part()
     for what, (a, b) in pairs.items():
         error = _error(a, b)
-        if not error < TOLERANCE:
+        if not error < TOLERANCE[device.type]:
             return failed(f"a layer over {case.size} ranks: its {what} is {error:.1e} off the whole", REINSTALL)
     return ok(f"a layer over {case.size} rank{'s' if case.size > 1 else ''} equals the whole")
 
@@ -95,7 +95,7 @@ def check_zero(case: Case) -> Finding:
     optim.step(1.0)
     error = max(_error(engine.forward(lambda part: part(x)), whole(x)), abs(norm / wanted_norm - 1))
     _part()
-    if not error < TOLERANCE:
+    if not error < TOLERANCE[device.type]:
         said = f"a step under ZeRO-{zero} over {case.size} replicas is {error:.1e} off that of one process"
         return failed(said, REINSTALL)
     return ok(f"a step under ZeRO-{zero} over {case.size} replica{'s' if case.size > 1 else ''} equals one process's")

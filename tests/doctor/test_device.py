@@ -17,6 +17,7 @@ from tests.doctor.cases import alone
 # The parts that are read of what `nvidia-smi -q -x` prints of one GPU.
 HEALTHY = """
 <gpu id="00000000:19:00.0">
+  <uuid>GPU-a</uuid>
   <product_name>NVIDIA H100 80GB HBM3</product_name>
   <fb_memory_usage><total>81559 MiB</total><reserved>551 MiB</reserved><used>1 MiB</used><free>81007 MiB</free></fb_memory_usage>
   <ecc_errors>
@@ -48,25 +49,32 @@ def report(*gpus: str) -> str:
 
 
 def test_healthy_gpus() -> None:
-    finding = device.judge_gpus(report(HEALTHY, HEALTHY), 2)
+    finding = device.judge_gpus(report(HEALTHY, HEALTHY), ["GPU-a", "GPU-b"])
     assert finding.state == OK and finding.found == "2 of NVIDIA H100 80GB HBM3, driver 590.44"
 
 
+def test_the_gpus_of_others_are_left_to_them() -> None:
+    used = HEALTHY.replace("<free>81007 MiB", "<free>50000 MiB").replace("GPU-a", "GPU-b")
+    assert device.judge_gpus(report(used, HEALTHY), ["GPU-a"]).state == OK
+    assert device.judge_gpus(report(used, HEALTHY), ["GPU-b"]).found.startswith("GPU 0: only")
+    assert device.judge_gpus(report(used, HEALTHY), ["GPU-of-a-part"]).state == FAILED
+
+
 def test_what_a_driver_does_not_tell_is_taken_for_good() -> None:
-    assert device.judge_gpus(report("<gpu><product_name>Tesla</product_name></gpu>"), 1).state == OK
+    assert device.judge_gpus(report("<gpu><product_name>Tesla</product_name></gpu>"), ["GPU-c"]).state == OK
 
 
 @pytest.mark.parametrize(("good", "bad", "words"), ILL)
 def test_a_gpu_that_is_not_well_is_named(good: str, bad: str, words: str) -> None:
     assert good in HEALTHY
-    finding = device.judge_gpus(report(HEALTHY, HEALTHY.replace(good, bad)), 2)
+    finding = device.judge_gpus(report(HEALTHY, HEALTHY.replace(good, bad)), ["GPU-a"])
     assert finding.state == FAILED and finding.found.startswith("GPU 1: ") and words in finding.found
     assert finding.cure
 
 
 def test_older_drivers_call_it_throttling() -> None:
     old = HEALTHY.replace("event_reasons", "throttle_reasons").replace("slowdown>Not Active", "slowdown>Active")
-    assert "hw slowdown" in device.judge_gpus(report(old), 1).found
+    assert "hw slowdown" in device.judge_gpus(report(old), ["GPU-a"]).found
 
 
 @pytest.fixture
@@ -82,6 +90,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(device, "has_driver", lambda: True)
     monkeypatch.setattr(device.subprocess, "run", run)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(uuid="a"))
     return says
 
 
