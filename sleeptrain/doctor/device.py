@@ -74,7 +74,7 @@ def check_gpus(case: Case) -> Finding:
 def judge_gpus(report: str, visible: Collection[str]) -> Finding:
     """report: what `nvidia-smi -q -x` prints. A figure that a driver does not tell is taken for good.
 
-    visible: the UUIDs of the GPUs that this process may use; all others are somebody else's, unless none is found (MIG).
+    visible: the UUIDs of the GPUs that this process may use; the others are not looked at, unless none is found (MIG).
     """
     root = ElementTree.fromstring(report)
     listed = list(enumerate(root.findall("gpu")))

@@ -181,7 +181,10 @@ for name in CHECKS:
     CHECKS[name] = scripted(noted)
 sys.exit(main(["doctor", "--brief"]))
 """
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment)
     wanted, deadline = len(CHECKS) - 5, time.monotonic() + 60  # those of a GPU and of ranks wait for the first
     try:
         while len(list(tmp_path.glob("pid-*"))) < wanted and time.monotonic() < deadline:
@@ -194,6 +197,7 @@ sys.exit(main(["doctor", "--brief"]))
     assert len(pids) == wanted
     for pid in pids:
         assert_ended(pid)
+    assert number == signal.SIGKILL or list(temporary.iterdir()) == []
 
 
 def assert_ended(pid: int) -> None:
