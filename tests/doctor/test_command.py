@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -142,6 +144,20 @@ def test_this_machine_as_the_first_thing_of_a_job(tmp_path: Path) -> None:
         assert set(check) == {"name", "seconds", "state", "found", "cure", "details"}
         assert check["state"] in ("ok", "skipped") and check["found"] and check["seconds"] >= 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="only root renames a machine")
+def test_a_real_name_that_nobody_knows(tmp_path: Path) -> None:
+    """In a namespace of its own; a job of two machines."""
+    skips = [word for name in CHECKS if name != "hostname" for word in ("--skip", name)]
+    doctor = shlex.join([sys.executable, "-m", "sleeptrain", "doctor", "--brief", *skips])
+    command = ["unshare", "--uts", "sh", "-c", f"hostname nowhere.invalid && exec {doctor}"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("GLOO_SOCKET_IFNAME", "SLURMD_NODENAME")}
+    environment |= {"PYTHONPATH": str(ROOT), "SLURM_JOB_NUM_NODES": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=150)
+    assert done.returncode == 1, done
+    assert done.stdout.startswith("nowhere: FAILED hostname: nowhere.invalid has no address")
+    assert "; export GLOO_SOCKET_IFNAME=" in done.stdout
 
 
 def test_it_starts_where_packages_are_missing(tmp_path: Path) -> None:

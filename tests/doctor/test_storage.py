@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,6 +65,27 @@ def test_a_disk_that_is_nearly_full(here: Path, monkeypatch: pytest.MonkeyPatch)
     has_free(monkeypatch, 0.5 * storage.GIB)
     finding = storage.check_disk(alone(here))
     assert finding.state == FAILED and "0.50 GiB" in finding.found
+
+
+@pytest.fixture
+def small_disk(here: Path) -> Iterator[Path]:
+    folder = here / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a file system can be mounted by root only")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_real_disk_that_is_small_and_then_full(small_disk: Path) -> None:
+    case = alone(small_disk, f"run.root={small_disk}/runs")
+    finding = storage.check_disk(case)
+    assert finding.state == FAILED and "GiB free" in finding.found
+    (small_disk / "ballast").write_bytes(bytes(2**20 - 2**14))
+    finding = storage.check_disk(case)
+    assert finding.state == FAILED and "No space left on device" in finding.found
+    assert [path.name for path in small_disk.iterdir()] == ["ballast"]
 
 
 def test_room_for_the_checkpoints(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
