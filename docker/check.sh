@@ -2,8 +2,8 @@
 # Builds the Dockerfile as it is on a stand-in for its base image, and trains in the result. Needs root on Debian or
 # Ubuntu, buildah, mmdebstrap and a network. What it does not show is in docs/containers.md.
 #
-# The stand-in is a small Debian with a CPU build of torch under the base's name. Images and storage are this script's
-# own, in a temporary folder, and are gone in the end.
+# The stand-in is a small Debian under the base's name, with a CPU build of torch that has a version as vendors give
+# them. Images and storage are this script's own, in a temporary folder, and are gone in the end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -47,8 +47,12 @@ ADD root.tar /
 COPY *.whl /wheels/
 RUN python3 -m pip install --break-system-packages --no-cache-dir --quiet --root-user-action=ignore /wheels/*.whl \
     && rm -r /wheels
+ARG VERSION=2.11.0a0+standin
+RUN cd /usr/local/lib/python3.11/dist-packages && mv torch-*.dist-info "torch-$VERSION.dist-info" \
+    && sed -i "s/^Version: .*/Version: $VERSION/" "torch-$VERSION.dist-info/METADATA"
 FILE
 build --file "$work/base/Dockerfile" --tag "$base" "$work/base"
+build --file "$work/base/Dockerfile" --tag old --build-arg VERSION=2.7.1 "$work/base"
 rm "$work"/base/*.whl "$work/base/root.tar"
 
 # The version of torch, and a sum over all its files.
@@ -73,6 +77,13 @@ say "the base's torch is untouched"
 after=$(in_container "$image" sh /torch.sh)
 echo "$after"
 [ "$before" = "$after" ] || { echo "docker/check.sh: torch was $before" >&2; exit 1; }
+
+say "a base whose torch does not fit is refused, not mended"
+if build --file docker/Dockerfile --build-arg BASE_IMAGE=localhost/old . 2>"$work/refused"; then
+    echo "docker/check.sh: it was built" >&2
+    exit 1
+fi
+grep -E 'requested torch|constraint.*torch' "$work/refused"
 
 say "who runs, and what it is labelled"
 [ "$(in_container "$image" id -u)" = 10001 ] || { echo "docker/check.sh: the image runs as root" >&2; exit 1; }

@@ -118,7 +118,7 @@ def test_of_several_processes_the_one_that_crashed_is_named(tmp_path: Path, scri
 def test_a_failure_of_one_process_is_not_hidden_by_another_that_waits(
     tmp_path: Path, script: Callable[..., None]
 ) -> None:
-    script(tensor=lambda case: failed("wrong", "mend it") if case.rank == 1 else hangs(case))
+    script(limit=3600, tensor=lambda case: failed("wrong", "mend it") if case.rank == 1 else hangs(case))
     assert found(["tensor"], tmp_path)["tensor"] == Finding(FAILED, "wrong", "mend it")
 
 
