@@ -35,13 +35,13 @@ def test_a_folder_that_can_be_written_to(here: Path, monkeypatch: pytest.MonkeyP
     assert list(here.iterdir()) == []  # no folder is made, no file stays
 
 
-@pytest.mark.parametrize("call", ["open", "fsync", "replace"])
+@pytest.mark.parametrize("call", ["open", "fsync", "replace", "sync"])
 def test_a_folder_that_cannot(here: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     def fails(*args: object, **options: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    if call == "open":
-        monkeypatch.setattr("sleeptrain.files.open", fails, raising=False)
+    if call in ("open", "sync"):  # sync: of the folder, when the file has its name
+        monkeypatch.setattr(f"sleeptrain.files.{call}", fails, raising=False)
     else:
         monkeypatch.setattr(os, call, fails)
     finding = storage.check_disk(alone(here))
