@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # How srun's tasks run in a container; sourced by slurm/launch.sh. These variables may be set when a job is submitted:
 #
 #   CONTAINER_IMAGE    everything runs in this image: what pyxis takes, a .sif file, or a .sqsh file for enroot
@@ -42,4 +43,5 @@ find_runtime() {
 }
 
 # enroot hands no variable on by itself, and Slurm's differ from task to task.
+# shellcheck disable=SC2016  # it is expanded in the task
 IN_ENROOT='for name in $(compgen -e); do given+=(--env "$name"); done; exec enroot start "${given[@]}" "$@"'

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What the scripts of this folder share: a batch script sources it and calls `launch [setting=value ...]`.
 # It checks the settings and the nodes, trains with one task a GPU, and puts the job back into the queue until the run
 # is finished (docs/slurm.md). These variables may be set when a job is submitted:

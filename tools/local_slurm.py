@@ -121,7 +121,7 @@ class Cluster:
         self.start_controller(clean=True)
         for node in self.nodes:
             self.start_node(node)
-        self._wait("the nodes", lambda: len(self.ask("sinfo", "-h", "-N", "-p", "main", "-t", "idle")) == num_nodes)
+        self._wait("the nodes", self._idle)
 
     def ask(self, *command: str) -> list[str]:
         """The lines that a client of Slurm prints; none where it fails. Without its controller it blocks for long."""
@@ -146,10 +146,26 @@ class Cluster:
 
     def crash(self, node: str) -> None:
         """Kills all that runs on a node at once: slurmd, Slurm's other processes, the jobs'."""
-        here = _namespace((self.folder / "run" / f"{node}.pid").read_text().strip())
+        _end(self.processes_of(node), signal.SIGKILL)
+
+    def processes_of(self, node: str) -> list[str]:
+        """Raises ClusterError for a node that does not run."""
+        file = self.folder / "run" / f"{node}.pid"
+        here = _namespace(file.read_text().strip()) if file.exists() else None
         if here is None:
             raise ClusterError(f"{node} does not run")
-        _end([pid for pid in self._processes() if _namespace(pid) == here], signal.SIGKILL)
+        return [pid for pid in self._processes() if _namespace(pid) == here]
+
+    def mend(self) -> None:
+        """Ends all jobs and brings back what is not as it was after the start."""
+        if not any(_name(pid) == "slurmctld" for pid in self._processes()):
+            self.start_controller()
+        self.ask("scancel", "--user", "root")
+        for node in self.nodes:
+            if not self._runs(node):
+                self.start_node(node)
+            self.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        self._wait("the nodes", self._idle)
 
     def stop(self) -> None:
         """Ends all jobs and everything that the cluster has started. Its log files stay."""
@@ -164,6 +180,15 @@ class Cluster:
         for name in ("state", "spool", "run"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         self.configuration.unlink()
+
+    def _idle(self) -> bool:
+        states = self.ask("sinfo", "-h", "-N", "-p", "main", "-o", "%T")
+        return states == ["idle"] * len(self.nodes) and not self.ask("squeue", "-h")
+
+    def _runs(self, node: str) -> bool:
+        with contextlib.suppress(ClusterError):
+            return bool(self.processes_of(node))
+        return False
 
     def _configure(self, num_nodes: int) -> None:
         host, names = socket.gethostname().split(".")[0], [f"node{number + 1}" for number in range(num_nodes)]

@@ -1,0 +1,60 @@
+"""The repository's batch scripts on a real Slurm of virtual nodes: what they start, and what they refuse to start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from local_slurm import Cluster
+
+from tests.slurm.jobs import NODES, STEPS, TWO_BY_TWO, Jobs, check_same, ranks_on
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.mark.timeout(300)
+def test_a_job_trains_what_a_run_without_slurm_trains(jobs: Jobs, undisturbed: Path) -> None:
+    job = jobs.submit()
+    job.check_completed(attempts=1)
+    check_same(job.run, undisturbed)
+    (attempt,) = job.attempts
+    assert (attempt["hosts"], attempt["processes"]) == (["node1", "node2"], 4)
+    assert "2 tasks" not in job.said and "r is finished" in job.said
+    assert f"in all {STEPS} steps" in job.said, "the plan stands at the head of the log"
+
+
+@pytest.mark.timeout(300)
+def test_a_notice_and_a_lost_node(jobs: Jobs, cluster: Cluster, undisturbed: Path) -> None:
+    """After the notice all save at one step and the job is queued again; after the loss it goes on on other nodes."""
+    job = jobs.submit()
+    job.wait_for_step(5)
+    job.notice()
+    job.wait_for_step(35, attempt=2)
+    assert "SIGUSR1" in job.said and "ended with code 75" in job.said
+    cluster.ask("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
+    job.check_completed(attempts=3)
+    check_same(job.run, undisturbed)
+    assert all("node2" in a["hosts"] for a in job.attempts[:2]) and "node2" not in job.attempts[2]["hosts"]
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (("train.micro_bach=1",), "did you mean 'train.micro_batch'?"),
+        (("parallel.tensor=3",), "parallel.tensor"),
+        (
+            ("data=stdlib", "data.shards.tokenizer=''", "data.shards.sources=[{train: none, validation: none}]"),
+            "none",
+        ),
+    ],
+    ids=["setting", "layout", "data"],
+)
+def test_a_mistake_ends_the_job_at_once(jobs: Jobs, settings: tuple[str, ...], why: str) -> None:
+    job = jobs.submit(*settings)
+    assert job.end() == ("FAILED", "2"), job.said
+    assert job.facts["Restarts"] == "0"
+    told = [line for line in job.said.splitlines() if line.startswith("sleeptrain: ")]
+    assert len(told) == 1 and why in told[0], job.said
+    assert "not queued again" in job.said
+    assert not job.run.exists()
