@@ -33,7 +33,7 @@ launch() {
     settings=("experiment=$EXPERIMENT" "run.root=$RUN_ROOT" "run.name=$RUN_NAME" ${OVERRIDES:-} "$@")
     nodes=$SLURM_JOB_NUM_NODES tasks=${SLURM_NTASKS:-$((SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-1}))}
     # Ahead of the time limit, or when others need the nodes: #SBATCH --signal=B: sends it to this script alone.
-    trap 'asked=yes; [ -z "$srun_pid" ] || kill -USR1 "$srun_pid"' USR1
+    trap 'asked=yes; say "asked to save"; [ -z "$srun_pid" ] || kill -USR1 "$srun_pid"' USR1
     # Slurm ends the job and signals the tasks itself; whether it is queued again is then Slurm's affair.
     trap 'ended=yes' TERM
 

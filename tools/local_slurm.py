@@ -5,7 +5,7 @@
     python tools/local_slurm.py node 2                       # and comes back
     python tools/local_slurm.py stop
 
-Nodes are called node1, node2 and so on. Each is a slurmd with a hostname, an address and a list of hosts of its own, 8
+Nodes are called node1, node2 and so on. Each is a slurmd with a hostname, an address and a list of hosts of its own, 64
 cores and 8 GPUs, which are empty files: Slurm hands them out, CUDA sees none. There are two partitions: `main`, and
 `urgent`, whose jobs take the nodes of others. It needs root on Linux and Debian's packages slurmctld, slurmd,
 slurm-client and munge.
@@ -28,7 +28,7 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 INSTALL = "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
-CORES = GPUS = 8
+CORES, GPUS = 64, 8
 # Times are short, so that little is waited for. cred_expire is how long a job that is requeued is held back at least;
 # it must be longer than KillWait + 2 s, or what is left of an attempt ends the step of the next, which has its number.
 CONFIGURATION = """\
@@ -141,7 +141,9 @@ class Cluster:
     def start_node(self, node: str) -> None:
         """The node's slurmd, in namespaces in which the hostname and /etc/hosts are its own."""
         (self.folder / "spool" / node).mkdir(exist_ok=True)
-        inside = f"mount --bind {self.folder}/hosts /etc/hosts && hostname {node} && exec slurmd -f {self.configuration}"
+        inside = (
+            f"mount --bind {self.folder}/hosts /etc/hosts && hostname {node} && exec slurmd -f {self.configuration}"
+        )
         self._run("unshare", "--mount", "--uts", "--propagation", "slave", "bash", "-c", f"{inside} -N {node}")
 
     def crash(self, node: str) -> None:
@@ -217,7 +219,13 @@ class Cluster:
             key.touch(0o600)
             key.write_bytes(os.urandom(1024))
         where = self.folder / "munge"
-        files = {"socket": "munge.sock", "key-file": key.name, "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        files = {
+            "socket": "munge.sock",
+            "key-file": key.name,
+            "pid-file": "pid",
+            "log-file": "log",
+            "seed-file": "seed",
+        }
         self._run("munged", *(f"--{option}={where / name}" for option, name in files.items()))
 
     def _run(self, *command: str) -> None:

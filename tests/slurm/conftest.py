@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from local_slurm import Cluster, why_not
 
+from sleeptrain.train import trainer
 from tests.parallel.processes import run_ranks
 from tests.slurm.jobs import NODES, Jobs, configuration
-from sleeptrain.train import trainer
 
 # Set where these tests are wanted: what keeps them from running is then a failure.
 REQUIRED = "SLEEPTRAIN_SLURM_TESTS"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from local_slurm import Cluster
 
@@ -60,7 +61,9 @@ class Jobs:
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
 
-    def submit(self, *settings: str, flags: tuple[str, ...] = TWO_BY_TWO, script: str = "pretrain_2b", **variables: str) -> Job:
+    def submit(
+        self, *settings: str, flags: tuple[str, ...] = TWO_BY_TWO, script: str = "pretrain_2b", **variables: str
+    ) -> Job:
         """sbatch's flags overrule those in the script, which stays as it is."""
         given = {"EXPERIMENT": "rule110", "RUN_ROOT": str(self.folder), "PYTHON": sys.executable, "DOCTOR": "off"}
         given |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
@@ -109,7 +112,11 @@ class Job:
             time.sleep(0.1)
 
     def wait_for_step(self, step: int, attempt: int = 1) -> None:
-        self.wait(f"step {step} in attempt {attempt}", lambda: len(self.attempts) >= attempt and step in self.steps)
+        def made() -> bool:
+            numbers = [a["number"] for a in self.attempts]
+            return bool(numbers) and numbers[-1] >= attempt and max(self.steps, default=0) >= step
+
+        self.wait(f"step {step} in attempt {attempt}", made)
 
     def notice(self) -> None:
         """What Slurm sends ahead of a time limit."""
@@ -145,6 +152,15 @@ def check_same(run: Path, other: Path) -> None:
     assert said_by(run) == said_by(other)
 
 
+def check_alike(run: Path, other: Path) -> None:
+    """That two runs have ended alike to rounding, after the same steps."""
+    found, wanted = (tensors(checkpoints(r / "checkpoints")[-1]) for r in (run, other))
+    for name in (name for name in wanted if name.startswith("model/")):
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-5)
+    losses = [[r["loss"] for r in records(r) if "loss" in r] for r in (run, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def said_by(run: Path) -> list[dict[str, Any]]:
     kept = [{k: v for k, v in r.items() if k not in SPEEDS} for r in records(run) if "attempt" not in r]
     return [record for record in kept if record.keys() - {"step", "tokens"}]
@@ -158,5 +174,3 @@ def ranks_on(node: str, cluster: Cluster) -> list[int]:
         if words[1:4] == [b"-m", b"sleeptrain", b"train"]:
             found.append(int(pid))
     return found
-
-

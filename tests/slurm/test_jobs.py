@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from local_slurm import Cluster
 
-from tests.slurm.jobs import NODES, STEPS, TWO_BY_TWO, Jobs, check_same, ranks_on
+from tests.slurm.jobs import STEPS, Jobs, check_same
 
 pytestmark = pytest.mark.slurm
 
@@ -19,7 +19,7 @@ def test_a_job_trains_what_a_run_without_slurm_trains(jobs: Jobs, undisturbed: P
     check_same(job.run, undisturbed)
     (attempt,) = job.attempts
     assert (attempt["hosts"], attempt["processes"]) == (["node1", "node2"], 4)
-    assert "2 tasks" not in job.said and "r is finished" in job.said
+    assert "r is finished" in job.said
     assert f"in all {STEPS} steps" in job.said, "the plan stands at the head of the log"
 
 
@@ -34,7 +34,7 @@ def test_a_notice_and_a_lost_node(jobs: Jobs, cluster: Cluster, undisturbed: Pat
     cluster.ask("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
     job.check_completed(attempts=3)
     check_same(job.run, undisturbed)
-    assert all("node2" in a["hosts"] for a in job.attempts[:2]) and "node2" not in job.attempts[2]["hosts"]
+    assert [a["processes"] for a in job.attempts] == [4, 4, 4]
 
 
 @pytest.mark.timeout(200)
@@ -43,10 +43,7 @@ def test_a_notice_and_a_lost_node(jobs: Jobs, cluster: Cluster, undisturbed: Pat
     [
         (("train.micro_bach=1",), "did you mean 'train.micro_batch'?"),
         (("parallel.tensor=3",), "parallel.tensor"),
-        (
-            ("data=stdlib", "data.shards.tokenizer=''", "data.shards.sources=[{train: none, validation: none}]"),
-            "none",
-        ),
+        (("data=stdlib", "sleep.when=every", "data.shards.sources=[{train: gone, validation: gone}]"), "gone"),
     ],
     ids=["setting", "layout", "data"],
 )
