@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +62,16 @@ class Jobs:
         self.cluster, self.folder = cluster, folder
 
     def submit(
-        self, *settings: str, flags: tuple[str, ...] = TWO_BY_TWO, script: str = "pretrain_2b", **variables: str
+        self, *settings: str, flags: Sequence[str] = TWO_BY_TWO, script: str = "pretrain_2b", **variables: str
     ) -> Job:
         """sbatch's flags overrule those in the script, which stays as it is."""
         given = {"EXPERIMENT": "rule110", "RUN_ROOT": str(self.folder), "PYTHON": sys.executable, "DOCTOR": "off"}
         given |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-        log = self.folder / "%x-%A.log"
-        command = ["sbatch", "--parsable", "--job-name=r", f"--output={log}", *flags, f"slurm/{script}.sh"]
+        command = ["sbatch", "--parsable", "--job-name=r", f"--output={self.folder / '%x-%j.log'}", *flags]
+        environment = self.cluster.environment | given | variables
         done = subprocess.run(
-            [*command, *SETTINGS, *settings],
-            env=self.cluster.environment | given | variables, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
+            [*command, f"slurm/{script}.sh", *SETTINGS, *settings],
+            env=environment, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return Job(self.cluster, done.stdout.strip(), self.folder)

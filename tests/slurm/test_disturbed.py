@@ -16,12 +16,16 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(500)]
 
 def test_three_notices(jobs: Jobs, undisturbed: Path) -> None:
     job = jobs.submit()
+    next_job = jobs.submit(flags=(*SMALL, "--nodes=1", "--ntasks-per-node=1"))
     for attempt, step in enumerate((5, 25, 45), start=1):
         job.wait_for_step(step, attempt)
         job.notice()
     job.check_completed(attempts=4)
     check_same(job.run, undisturbed)
     assert job.said.count("ended with code 75") == 3
+    # One that was submitted meanwhile would have waited, and finds that all is done.
+    assert next_job.end() == ("COMPLETED", "0"), next_job.said
+    assert "is complete" in next_job.said and [a["job"] for a in job.attempts] == [job.number] * 4 + [next_job.number]
 
 
 def test_others_need_the_nodes(jobs: Jobs, cluster: Cluster, undisturbed: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 from local_slurm import Cluster
 
-from tests.slurm.jobs import STEPS, Jobs, check_same
+from tests.slurm.jobs import ROOT, SMALL, STEPS, Job, Jobs, check_same, records
 
 pytestmark = pytest.mark.slurm
 
@@ -55,3 +56,28 @@ def test_a_mistake_ends_the_job_at_once(jobs: Jobs, settings: tuple[str, ...], w
     assert len(told) == 1 and why in told[0], job.said
     assert "not queued again" in job.said
     assert not job.run.exists()
+
+
+def test_the_scripts_fit_a_cluster_as_they_are(cluster: Cluster) -> None:
+    """Slurm takes them for jobs that it could run: 8 tasks and 8 GPUs a node. Nothing is started."""
+    for script in ("pretrain_2b", "continue_qwen3_5_2b", "rule110_sweep"):
+        done = subprocess.run(
+            ["sbatch", "--test-only", f"slurm/{script}.sh"],
+            env=cluster.environment, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0 and "to start at" in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_sweep_ends_with_one_picture(jobs: Jobs) -> None:
+    """Two numbers of passes, a task each; whoever is last draws."""
+    one = (*SMALL, "--array=0-1", "--job-name=sweep", f"--output={jobs.folder / '%a.log'}")
+    array = jobs.submit(flags=one, script="rule110_sweep", PASSES="1 2", SEEDS="1").number
+    states = [Job(jobs.cluster, f"{array}_{task}", jobs.folder).end() for task in (0, 1)]
+    said = [(jobs.folder / f"{task}.log").read_text() for task in (0, 1)]
+    assert states == [("COMPLETED", "0")] * 2, said
+    assert (jobs.folder / "rule110.png").stat().st_size > 10_000
+    assert sum("N=2 is " in text for text in said) >= 1, said
+    for name in ("n1-seed0", "n2-seed0"):
+        assert max(r["step"] for r in records(jobs.folder / name)) == STEPS

@@ -1,4 +1,4 @@
-"""The batch scripts as text, without a cluster: what they ask for goes together, and what a container is called with."""
+"""The batch scripts without a cluster: what they ask for goes together, and what a container is called with."""
 
 from __future__ import annotations
 
