@@ -11,10 +11,10 @@ SLURM_TESTS ?= slurm
 TEST := OMP_NUM_THREADS=2 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install train rule110 test test-full test-slurm check clean
+.PHONY: help install train rule110 test test-full test-slurm test-docker check clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/.ok ## make .venv and install the package for this machine (CPU or CUDA)
 
@@ -38,10 +38,14 @@ test-slurm: install ## the batch scripts on a local Slurm cluster, installed whe
 	fi
 	$(TEST) tests/slurm -m "$(SLURM_TESTS)"
 
+test-docker: install ## build the container image on a stand-in base and train in it (root, buildah, mmdebstrap)
+	docker/check.sh
+
 check: install ## lint and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/hadolint --failure-threshold warning docker/Dockerfile
 
 clean: ## remove .venv, caches and builds; runs/ and data/ stay
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info

@@ -1,10 +1,10 @@
 """The console command: `sleeptrain train` and `sleeptrain plan`, with hydra's command line behind each, and
-`sleeptrain data`, with its own.
+`sleeptrain data` and `sleeptrain doctor`, with their own.
 
 Exit codes: 0 done, 75 a run that was stopped before its end and is saved (start it again), 2 a mistake that the user
-can mend (one line on stderr), 1 anything else (one line where a run ends itself because of its numbers or the last
-checkpoint was not written, else a traceback), 130 Ctrl-C in what is no run, 141 a closed pipe; a job's own code is
-passed on.
+can mend (one line on stderr), 1 what a doctor has found, and anything else (one line where a run ends itself because of
+its numbers or the last checkpoint was not written, else a traceback), 130 Ctrl-C in what is no run, 141 a closed pipe;
+a job's own code is passed on.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from sleeptrain.config.duration import parse_duration
-from sleeptrain.config.schema import Config
-from sleeptrain.config.suggest import setting_names, suggest
+from sleeptrain.doctor import command as doctor
 from sleeptrain.errors import CheckpointError, ConfigError, HealthError, UserError, exit_code, told
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-# The heavy imports (hydra, torch) are inside the functions that need them: help and errors answer at once.
+    from sleeptrain.config.schema import Config
+
+# All packages are imported inside the functions that need them: help and errors answer at once, and `doctor` where some
+# are missing.
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def train_flags(parser: ArgumentParser) -> None:
 
 def max_time(text: str) -> str:
     """A flag's length of time, as it was written. Raises ArgumentTypeError."""
+    from sleeptrain.config.duration import parse_duration
+
     try:
         parse_duration(text)
     except ValueError as error:
@@ -85,12 +88,22 @@ def plan_flags(parser: ArgumentParser) -> None:
     add_flags(parser)
 
 
-DATA_SUMMARY = "say which documents a step read (which), or what a configuration reads and wastes (describe)"
+def data(arguments: Sequence[str]) -> int:
+    from sleeptrain.data.command import main as ask
+
+    return ask(arguments)
+
+
 COMMANDS = {
     "train": Command("train a model; an existing run folder is resumed", train, train_flags),
     "plan": Command(
         "say what a training run will do, need and cost under a layout, without running it", plan, plan_flags
     ),
+}
+# Commands with a command line of their own: what each does, and the function that is given its arguments.
+OTHERS = {
+    "data": ("say which documents a step read (which), or what a configuration reads and wastes (describe)", data),
+    "doctor": (doctor.SUMMARY, doctor.main),
 }
 
 
@@ -105,11 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = arguments
     try:
-        if name == "data":
-            return _ask_data(rest)
-        if name not in COMMANDS:
-            raise ConfigError(f"unknown command '{name}'; {suggest(name, [*COMMANDS, 'data'])}")
-        return _run_with_hydra(name, rest)
+        if name in COMMANDS:
+            return _run_with_hydra(name, rest)
+        if name in OTHERS:
+            return _run_own_parser(OTHERS[name][1], rest)
+        from sleeptrain.config.suggest import suggest
+
+        raise ConfigError(f"unknown command '{name}'; {suggest(name, [*COMMANDS, *OTHERS])}")
     except UserError as error:
         return _fail(error)
     except JobFailed as error:
@@ -120,11 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _reader_has_gone()
 
 
-def _ask_data(arguments: list[str]) -> int:
-    from sleeptrain.data.command import main as data_main
-
+def _run_own_parser(run: Callable[[Sequence[str]], int], arguments: list[str]) -> int:
     try:
-        return data_main(arguments)
+        return run(arguments)
     except SystemExit as end:  # argparse: `--help`, or a usage error that it has printed
         return int(end.code or 0)
 
@@ -132,7 +145,7 @@ def _ask_data(arguments: list[str]) -> int:
 def _help() -> str:
     lines = ["usage: sleeptrain COMMAND [experiment=NAME] [setting=value ...] [-m]", "", "commands:"]
     lines += [f"  {name:<8}{command.summary}" for name, command in COMMANDS.items()]
-    lines += [f"  {'data':<8}{DATA_SUMMARY}"]
+    lines += [f"  {name:<8}{told}" for name, (told, _) in OTHERS.items()]
     lines += ["", "-m runs all combinations of comma-separated values; `sleeptrain COMMAND --help` lists the settings."]
     return "\n".join(lines)
 
@@ -203,6 +216,9 @@ def _own_flags(name: str, arguments: list[str]) -> tuple[Namespace, list[str]]:
 def _split_arguments(arguments: list[str]) -> tuple[list[str], list[str], bool]:
     """(hydra's flags, overrides, whether this is a sweep), so that flags may stand anywhere between the overrides."""
     from hydra._internal.utils import get_args_parser
+
+    from sleeptrain.config.schema import Config
+    from sleeptrain.config.suggest import setting_names
 
     parser = get_args_parser()
     parser.exit_on_error = False

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from omegaconf import MISSING, OmegaConf
 
-from sleeptrain.cli import COMMANDS, _own_flags
+from sleeptrain.cli import COMMANDS, OTHERS, _own_flags
 from sleeptrain.config.compose import compose, validate_sweep
 from sleeptrain.config.schema import Config, MixtureStage, ShardSource, Stage
 from sleeptrain.config.validate import CHOICES, settings
 from sleeptrain.data.command import parser as data_parser
+from sleeptrain.doctor.checks import CHECKS
+from sleeptrain.doctor.command import parser as doctor_parser
 from sleeptrain.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,7 +107,7 @@ def test_the_index_and_the_readme_lead_to_every_page() -> None:
 
 
 def test_every_command_line_composes() -> None:
-    found = [(name, words) for name, words in all_commands("sleeptrain") if words[0] != "data"]
+    found = [(name, words) for name, words in all_commands("sleeptrain") if words[0] not in OTHERS]
     assert {words[0] for _, words in found} == set(COMMANDS)
     for name, (command, *words) in found:
         overrides, sweeps = job(_own_flags(command, words)[1])
@@ -122,6 +124,21 @@ def test_every_question_about_data_is_understood() -> None:
     assert {words[1] for words in found} == {"which", "describe"}
     for _, *words in found:
         data_parser().parse_args(words)
+
+
+def test_every_question_to_the_doctor_is_understood() -> None:
+    found = [words for _, words in all_commands("sleeptrain") if words[0] == "doctor"]
+    assert found
+    for _, *words in found:
+        options = doctor_parser().parse_intermixed_args(words)
+        assert set(options.skip) <= set(CHECKS)
+        if options.overrides:
+            compose(options.overrides)
+
+
+def test_every_check_of_the_doctor_is_documented() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/doctor.md").read_text(), re.MULTILINE)
+    assert [name for name in rows if not name.startswith("-")] == list(CHECKS)
 
 
 def test_every_make_target_exists() -> None:

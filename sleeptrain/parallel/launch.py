@@ -128,7 +128,7 @@ def _load_packages() -> None:
 
 
 def _check_surroundings(device: torch.device) -> None:
-    if missing := [package for module, package in PACKAGES.items() if not _installed(module)]:
+    if missing := [package for module, package in PACKAGES.items() if not installed(module)]:
         raise ConfigError(
             f"several processes need {' and '.join(missing)}: pip install 'sleeptrain[parallel]', or train in one"
         )
@@ -139,7 +139,8 @@ def _check_surroundings(device: torch.device) -> None:
         )
 
 
-def _installed(module: str) -> bool:
+def installed(module: str) -> bool:
+    """Whether a module can be found; it is not loaded, but the packages around it are."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:

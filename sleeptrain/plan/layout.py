@@ -74,7 +74,7 @@ class Plan:
 def make_plan(config: Config, processes: int, gpu: tuple[str, Gpu] | None, efficiency: float) -> Plan:
     """Raises ConfigError for a layout that does not fit, and for a vocabulary that neither model nor data tell."""
     replicas = check_layout(config, processes)
-    config.model.vocab_size = config.model.vocab_size or _vocabulary(config)
+    config.model.vocab_size = config.model.vocab_size or vocabulary(config)
     stages = split_stages(config, config.parallel.pipeline)
     held = held_parameters(config, stages.bounds)
     costs = schedule_costs(config)
@@ -140,7 +140,8 @@ def _traffic(
     )
 
 
-def _vocabulary(config: Config) -> int:
+def vocabulary(config: Config) -> int:
+    """The size that the data tells. Raises ConfigError where it is not there."""
     if config.data.source == "rule110":
         return VOCAB_SIZE
     location = config.data.shards.sources[0].train

@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Builds the Dockerfile as it is on a stand-in for its base image, and trains in the result. Needs root on Debian or
+# Ubuntu, buildah, mmdebstrap and a network. What it does not show is in docs/containers.md.
+#
+# The stand-in is a small Debian with a CPU build of torch under the base's name. Images and storage are this script's
+# own, in a temporary folder, and are gone in the end.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-.venv/bin/python}
+SUITE=bookworm PYTHON_VERSION=3.11
+torch=$(grep -oE '"torch[^"]+"' pyproject.toml | tr -d '"')
+
+for program in buildah mmdebstrap; do
+    command -v "$program" >/dev/null || { echo "docker/check.sh: no $program; apt-get install buildah mmdebstrap" >&2; exit 3; }
+done
+[ "$(id -u)" = 0 ] || { echo "docker/check.sh: only root can build images without an engine" >&2; exit 3; }
+
+work=$(mktemp -d)
+store() { buildah --root "$work/storage" --runroot "$work/run" "$@"; }
+tidy() {
+    store rm --all >/dev/null 2>&1 || true
+    store rmi --all --force >/dev/null 2>&1 || true
+    umount --lazy "$work/storage/overlay" 2>/dev/null || true
+    rm -rf "$work"
+}
+trap tidy EXIT
+
+shared=(--isolation chroot --network host)
+bundle=/etc/ssl/certs/ca-certificates.crt # of this machine, which a proxy may have added to
+[ ! -f $bundle ] || shared+=(--volume "$bundle:$bundle:ro")
+build() { store build --format docker --layers --pull-never --quiet "${shared[@]}" "$@" >/dev/null; }
+
+say() { printf '== %s\n' "$*"; }
+base=$(sed -n 's/^ARG BASE_IMAGE=//p' docker/Dockerfile)
+
+say "a stand-in for $base"
+mkdir "$work/base"
+index=()
+"$PYTHON" -m pip config list | grep find-links >/dev/null ||
+    index=(--extra-index-url https://download.pytorch.org/whl/cpu)
+"$PYTHON" -m pip download --quiet --no-deps --dest "$work/base" "${index[@]}" --only-binary=:all: \
+    --python-version $PYTHON_VERSION --implementation cp --platform manylinux_2_28_x86_64 "$torch"
+mmdebstrap --quiet --variant=minbase --include=python3,python3-pip,ca-certificates $SUITE "$work/base/root.tar"
+cat >"$work/base/Dockerfile" <<'FILE'
+FROM scratch
+ADD root.tar /
+COPY *.whl /wheels/
+RUN python3 -m pip install --break-system-packages --no-cache-dir --quiet --root-user-action=ignore /wheels/*.whl \
+    && rm -r /wheels
+FILE
+build --file "$work/base/Dockerfile" --tag "$base" "$work/base"
+rm "$work"/base/*.whl "$work/base/root.tar"
+
+# The version of torch, and a sum over all its files.
+cat >"$work/torch.sh" <<'FILE'
+python3 -m pip show --no-color torch 2>/dev/null | grep -E '^(Version|Location):'
+place=$(python3 -c 'import importlib.util; print(importlib.util.find_spec("torch").submodule_search_locations[0])')
+cd "$place" && find . -name '*.py' -o -name '*.so' | LC_ALL=C sort | xargs sha256sum | sha256sum
+FILE
+in_container() { # IMAGE ROOT|USER COMMAND...
+    local container=$1
+    shift
+    store run --isolation chroot --network host --volume "$work/torch.sh:/torch.sh:ro" "$container" -- "$@"
+}
+plain=$(store from --pull-never "$base")
+before=$(in_container "$plain" sh /torch.sh)
+
+say "docker/Dockerfile"
+build --file docker/Dockerfile --tag sleeptrain .
+image=$(store from --pull-never sleeptrain)
+
+say "the base's torch is untouched"
+after=$(in_container "$image" sh /torch.sh)
+echo "$after"
+[ "$before" = "$after" ] || { echo "docker/check.sh: torch was $before" >&2; exit 1; }
+
+say "who runs, and what it is labelled"
+[ "$(in_container "$image" id -u)" = 10001 ] || { echo "docker/check.sh: the image runs as root" >&2; exit 1; }
+store inspect --type image --format '{{.Docker.Config.Labels}}' sleeptrain | tee "$work/labels"
+grep -q "org.opencontainers.image.base.name:$base" "$work/labels"
+
+say "sleeptrain doctor"
+in_container "$image" sleeptrain doctor --brief experiment=rule110
+
+say "a job of two processes"
+in_container "$image" env OMP_NUM_THREADS=1 sleeptrain train experiment=rule110 run.name=two parallel.tensor=2 \
+    train.tokens=20_000 train.eval_every=0 data.rule110.validation_samples=64 wandb.mode=disabled
+in_container "$image" python3 -c 'import json; print(json.load(open("runs/two/status.json"))["state"])' | tee "$work/state"
+grep -qx finished "$work/state"
+say "all good"

@@ -1,0 +1,57 @@
+"""All checks, in the order in which they are told."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from sleeptrain.doctor.finding import Case, Finding
+
+REINSTALL = "install sleeptrain again (make install)"
+PARALLEL = "pip install 'sleeptrain[parallel]' in the versions that it declares"
+STORAGE = "look at the storage (mount, df, dmesg), or use another machine"
+
+
+@dataclass(frozen=True)
+class Check:
+    """function: `module:function` behind sleeptrain.doctor, loaded by the process that makes the check.
+
+    limit: seconds until it counts as hung; generous, since storage may be cold and Triton may have to compile.
+    cure: where it hangs, crashes or raises.
+    """
+
+    function: str
+    limit: float
+    cure: str
+
+    def load(self) -> Callable[[Case], Finding]:
+        module, _, name = self.function.partition(":")
+        return cast(Callable[[Case], Finding], getattr(importlib.import_module(f"sleeptrain.doctor.{module}"), name))
+
+
+CHECKS = {
+    "python": Check("packages:check_python", 60, REINSTALL),
+    "packages": Check("packages:check_packages", 60, REINSTALL),
+    "optional_packages": Check("packages:check_optional_packages", 60, REINSTALL),
+    "torch": Check("device:check_torch", 120, "reinstall torch for this machine and its driver"),
+    "gpus": Check("device:check_gpus", 120, "leave this machine out (sbatch --exclude) and have its GPUs looked at"),
+    "kernel": Check("kernel:check_kernel", 300, "reinstall torch, and with GPUs triton and flash-linear-attention"),
+    "hostname": Check("network:check_hostname", 60, "mend the name service (/etc/hosts, resolv.conf)"),
+    "collective": Check("ranks:check_collective", 120, "set GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME) to a working link"),
+    "tensor": Check("ranks:check_tensor", 120, PARALLEL),
+    "zero": Check("ranks:check_zero", 180, PARALLEL),
+    "disk": Check("storage:check_disk", 60, STORAGE),
+    "space": Check("storage:check_space", 120, STORAGE),
+    "shared_memory": Check("limits:check_shared_memory", 60, "mount a tmpfs on /dev/shm"),
+    "open_files": Check("limits:check_open_files", 60, "raise it (ulimit -n 65536)"),
+    "memory": Check("limits:check_memory", 60, "use a machine with more memory"),
+    "data": Check("storage:check_data", 120, STORAGE),
+}
+
+# One process makes these in turn: they use the same GPU. Behind them one process for each GPU makes the others.
+ON_DEVICE = ("torch", "gpus", "kernel")
+MEETING = "collective"  # where this fails, the others of several processes could only wait
+OF_RANKS = (MEETING, "tensor", "zero")
+CPU_RANKS = 2

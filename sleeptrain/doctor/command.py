@@ -1,0 +1,81 @@
+"""`sleeptrain doctor`: its flags, and what it prints. Loads no package: it must be able to say that one is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from sleeptrain.doctor.checks import CHECKS
+from sleeptrain.doctor.examine import examine
+from sleeptrain.doctor.finding import FAILED, Case, Result, skipped
+from sleeptrain.doctor.report import brief, summary, to_json, to_lines, wants_colour
+from sleeptrain.errors import ConfigError
+
+SUMMARY = "say whether this machine can train, and what to do where it cannot"
+SKIPS = "is skipped as asked"
+
+
+def parser() -> ArgumentParser:
+    root = ArgumentParser("sleeptrain doctor", description=__doc__.partition(":")[0] + f": {SUMMARY}.")
+    root.add_argument("overrides", nargs="*", metavar="SETTING=VALUE", help="of a run, which is then asked about, too")
+    form = root.add_mutually_exclusive_group()
+    form.add_argument("--brief", action="store_true", help="one line for this machine")
+    form.add_argument("--json", action="store_true", help="one JSON object and nothing else")
+    root.add_argument("--skip", action="append", default=[], metavar="NAME", help=f"one of {', '.join(CHECKS)}")
+    return root
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `sleeptrain doctor ARGUMENTS`; 0: all is well, 1: something is not. Raises UserError for wrong settings."""
+    options = parser().parse_intermixed_args(arguments)
+    if unknown := [name for name in options.skip if name not in CHECKS]:
+        raise ConfigError(f"--skip {unknown[0]}: no such check; there are {', '.join(CHECKS)}")
+    config = None
+    if options.overrides:
+        from sleeptrain.config.compose import compose
+
+        config = compose(options.overrides)
+    case = Case(config, num_machines(), Path())
+    began = time.monotonic()
+    results = _told(options, case)
+    seconds = time.monotonic() - began
+    if options.json:
+        print(json.dumps(to_json(results, seconds)))
+    else:
+        print(brief(results, seconds) if options.brief else summary(results, seconds))
+    return int(any(result.finding.state == FAILED for result in results))
+
+
+def _told(options: Namespace, case: Case) -> list[Result]:
+    """The results in the checks' order; each is printed once those before it are."""
+    results, coloured, width = [], wants_colour(), max(map(len, CHECKS))
+    with closing(_in_order(options.skip, case)) as ordered:
+        for result in ordered:
+            results.append(result)
+            if not (options.brief or options.json):
+                print(to_lines(result, width, coloured), flush=True)
+    return results
+
+
+def _in_order(skips: Sequence[str], case: Case) -> Generator[Result, None, None]:
+    done = {name: Result(name, skipped(SKIPS), 0.0) for name in skips}
+    waiting = list(CHECKS)
+    with closing(examine([name for name in waiting if name not in done], case)) as coming:
+        while waiting:
+            if waiting[0] in done:
+                yield done[waiting.pop(0)]
+            else:
+                result = next(coming)
+                done[result.name] = result
+
+
+def num_machines() -> int:
+    """Of the job that this process belongs to, by the variables of Slurm or torchrun."""
+    per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
+    by_torchrun = -(-int(os.environ.get("WORLD_SIZE", 1)) // per_machine) if per_machine else 1
+    return max(int(os.environ.get("SLURM_JOB_NUM_NODES", 1)), by_torchrun)

@@ -1,0 +1,81 @@
+"""The recurrences as this machine would run them, against the token loop in fp64, gradients of the states included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from sleeptrain import ops
+from sleeptrain.doctor.driver import wants_gpus
+from sleeptrain.doctor.finding import Case, Finding, failed, ok
+from sleeptrain.ops import dispatch, reference
+
+Op = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+TOKENS, HEADS, WIDTH = 100, 2, 64
+TOLERANCE = {"chunked": 1e-4, "fla": 1e-2}  # of the largest value; TF32 products on a GPU
+PARTS = {
+    "gated_delta_rule": ("output", "state", "q", "k", "v", "g", "beta", "initial state"),
+    "ssd": ("output", "state", "C", "B", "x", "dt", "A", "initial state"),
+}
+
+
+def check_kernel(case: Case) -> Finding:
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if wants_gpus(case) and torch.cuda.is_available() else "cpu")
+    chosen = dispatch.choose("auto", "save", torch.empty(0, device=device))
+    worst = {}
+    for name, inputs in (("gated_delta_rule", _delta_inputs()), ("ssd", _ssd_inputs())):
+        found = _outcome(getattr(ops, name), [x.float().to(device) for x in inputs])
+        wanted = _outcome(getattr(reference, name), inputs)
+        errors = dict(zip(PARTS[name], map(_error, found, wanted), strict=True))
+        part = max(errors, key=lambda key: errors[key])
+        worst[name] = errors[part]
+        if not errors[part] < TOLERANCE[chosen]:
+            what = part if part in ("output", "state") else f"gradient of {part}"
+            said = f"{name} ({chosen} on {device}): {what} is {errors[part]:.1e} off the token loop"
+            return failed(said, _cure(chosen), errors=errors)
+    told = ", ".join(f"{name} {error:.0e}" for name, error in worst.items())
+    return ok(f"{chosen} on {device}, off the token loop by {told}", **worst)
+
+
+def _cure(chosen: str) -> str:
+    if chosen == "fla":
+        return "install the triton that this torch asks for and flash-linear-attention anew; clear ~/.triton/cache"
+    return "reinstall torch for this processor, and sleeptrain; if it stays, have the machine's memory tested"
+
+
+def _error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found.double().cpu() - wanted).abs().max() / wanted.abs().max())
+
+
+def _outcome(op: Op, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Output, last state, and the gradients of all inputs for a cotangent on both."""
+    leaves = [x.detach().clone().requires_grad_() for x in tensors]
+    outputs = op(*leaves[:5], initial_state=leaves[5])
+    draw = torch.Generator().manual_seed(1)
+    cotangents = [torch.randn(x.shape, generator=draw, dtype=torch.float64).to(x) for x in outputs]
+    return [*(x.detach() for x in outputs), *torch.autograd.grad(outputs, leaves, cotangents)]
+
+
+def _normal(draw: torch.Generator, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=draw, dtype=torch.float64)
+
+
+def _delta_inputs() -> list[torch.Tensor]:
+    """q, k (unit length), v, g, beta, initial state."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (_normal(draw, 1, TOKENS, HEADS, WIDTH) for _ in range(3))
+    g, beta = (_normal(draw, 1, TOKENS, HEADS).sigmoid() for _ in range(2))
+    S = _normal(draw, 1, HEADS, WIDTH, WIDTH)
+    return [torch.nn.functional.normalize(q, dim=-1), torch.nn.functional.normalize(k, dim=-1), v, -g, beta, S]
+
+
+def _ssd_inputs() -> list[torch.Tensor]:
+    """C, B, x, dt, A, initial state."""
+    draw = torch.Generator().manual_seed(0)
+    C, B = (_normal(draw, 1, TOKENS, 1, WIDTH) for _ in range(2))
+    x, dt = _normal(draw, 1, TOKENS, HEADS, WIDTH), _normal(draw, 1, TOKENS, HEADS).sigmoid()
+    A, S = -_normal(draw, HEADS).sigmoid(), _normal(draw, 1, HEADS, WIDTH, WIDTH)
+    return [C, B, x, dt, A, S]

@@ -1,0 +1,65 @@
+"""How results are told: lines for people, one line for a machine of many, one object for programs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from sleeptrain.doctor.finding import FAILED, OK, SKIPPED, Result
+
+COLOURS = {OK: "32", FAILED: "31", SKIPPED: "2"}
+MARKS = {OK: "ok", FAILED: "FAILED", SKIPPED: "-"}
+
+
+def machine() -> str:
+    """The name by which Slurm knows this machine, else its own."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
+
+
+def to_lines(result: Result, width: int, coloured: bool) -> str:
+    """width: of the longest name."""
+    finding = result.finding
+    mark = MARKS[finding.state].ljust(6)
+    if coloured:
+        mark = f"\033[{COLOURS[finding.state]}m{mark}\033[0m"
+    text = f"{result.name.ljust(width)}  {mark}  {one_line(finding.found)}"
+    return text + (f"\n{' ' * width}  cure    {one_line(finding.cure)}" if finding.cure else "")
+
+
+def summary(results: Sequence[Result], seconds: float) -> str:
+    made = [r for r in results if r.finding.state != SKIPPED]
+    red = [r.name for r in made if r.finding.state == FAILED]
+    told = f"{len(made)} checks, {seconds:.1f} s"
+    return f"{len(red)} of {told}: {', '.join(red)} failed" if red else f"all good: {told}"
+
+
+def brief(results: Sequence[Result], seconds: float) -> str:
+    """`node1: ok (14 checks, 6.2 s)`, or each failed check with its cure; always one line."""
+    made = [r for r in results if r.finding.state != SKIPPED]
+    red = [r for r in made if r.finding.state == FAILED]
+    if not red:
+        return f"{machine()}: ok ({len(made)} checks, {seconds:.1f} s)"
+    told = [f"{r.name}: {'; '.join(filter(None, map(one_line, (r.finding.found, r.finding.cure))))}" for r in red]
+    return f"{machine()}: FAILED {' | '.join(told)}"
+
+
+def to_json(results: Sequence[Result], seconds: float) -> dict[str, Any]:
+    return {
+        "machine": machine(),
+        "system": platform.platform(),
+        "ok": all(r.finding.state != FAILED for r in results),
+        "seconds": seconds,
+        "checks": [{"name": r.name, "seconds": r.seconds, **r.finding.to_json()} for r in results],
+    }
+
+
+def wants_colour() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from sleeptrain.config.compose import compose
+from sleeptrain.doctor import storage
+from sleeptrain.doctor.finding import FAILED, OK, SKIPPED, Case
+from sleeptrain.doctor.sizes import checkpoint_bytes, num_kept
+from tests.doctor.cases import alone
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def has_free(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
+    told = SimpleNamespace(f_bavail=int(size), f_frsize=1)
+    monkeypatch.setattr(os, "statvfs", lambda path: told)
+
+
+def test_a_folder_that_can_be_written_to(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    has_free(monkeypatch, 2 * storage.GIB)
+    assert storage.check_disk(alone(here)).state == OK
+    finding = storage.check_disk(alone(here, "run.root=some/where"))
+    assert finding.state == OK and str(here) in finding.found
+    assert list(here.iterdir()) == []  # no folder is made, no file stays
+
+
+@pytest.mark.parametrize("call", ["open", "fsync", "replace"])
+def test_a_folder_that_cannot(here: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    def fails(*args: object, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    if call == "open":
+        monkeypatch.setattr("sleeptrain.files.open", fails, raising=False)
+    else:
+        monkeypatch.setattr(os, call, fails)
+    finding = storage.check_disk(alone(here))
+    assert finding.state == FAILED and "Read-only file system" in finding.found and "run.root" in finding.cure
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_of_somebody_else(here: Path) -> None:
+    (here / "runs").mkdir(mode=0o500)
+    assert storage.check_disk(alone(here)).state == FAILED
+
+
+def test_a_root_below_a_file(here: Path) -> None:
+    """`/dev/full` and its like: a disk that takes nothing."""
+    (here / "runs").write_text("")
+    assert storage.existing(here / "runs/deep") == here
+
+
+def test_a_disk_that_is_nearly_full(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    has_free(monkeypatch, 0.5 * storage.GIB)
+    finding = storage.check_disk(alone(here))
+    assert finding.state == FAILED and "0.50 GiB" in finding.found
+
+
+@pytest.fixture
+def small_disk(here: Path) -> Iterator[Path]:
+    folder = here / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a file system can be mounted by root only")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_real_disk_that_is_small_and_then_full(small_disk: Path) -> None:
+    case = alone(small_disk, f"run.root={small_disk}/runs")
+    finding = storage.check_disk(case)
+    assert finding.state == FAILED and "GiB free" in finding.found
+    (small_disk / "ballast").write_bytes(bytes(2**20 - 2**14))
+    finding = storage.check_disk(case)
+    assert finding.state == FAILED and "No space left on device" in finding.found
+    assert [path.name for path in small_disk.iterdir()] == ["ballast"]
+
+
+def test_room_for_the_checkpoints(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that stay and one more; what is there already needs no room."""
+    case = alone(here, "run.name=mine", "model.vocab_size=3", "checkpoint.keep=2")
+    assert case.config is not None
+    size = checkpoint_bytes(case.config)
+    has_free(monkeypatch, 3 * size)
+    assert storage.check_space(case).state == OK
+    has_free(monkeypatch, 3 * size - 1)
+    finding = storage.check_space(case)
+    assert finding.state == FAILED and "checkpoint.keep" in finding.cure
+    there = here / "runs/mine/checkpoints/step-00000001"
+    there.mkdir(parents=True)
+    (there / "weights").write_bytes(b"x")
+    assert storage.check_space(case).state == OK
+    assert storage.check_space(alone(here)).state == SKIPPED
+
+
+@pytest.mark.parametrize(
+    ("settings", "number"),
+    [
+        (["checkpoint.every=500", "checkpoint.keep=2"], 2),  # of 0, 500, .. 2000
+        (["checkpoint.every=500", "checkpoint.keep=2", "checkpoint.keep_every=1000"], 3),  # 0, 1500, 2000 and 1000 of
+        (["checkpoint.every=0", "checkpoint.keep=5"], 2),
+    ],
+)
+def test_how_many_stay(settings: list[str], number: int) -> None:
+    config = compose(["experiment=rule110", "model.vocab_size=3", *settings])
+    assert num_kept(config) == number + ("checkpoint.keep_every=1000" in settings)
+
+
+def test_a_checkpoint_is_as_large_as_one_on_disk(here: Path) -> None:
+    """That of a real run: weights, momentum, averages; the names of its tensors are little."""
+    from sleeptrain.train.trainer import train
+
+    settings = ["train.tokens=1", "data.batch=2", "wandb.mode=disabled", "train.device=cpu", "train.eval_every=0"]
+    settings += ["data.rule110.validation_samples=2", "run.name=mine"]
+    config = compose(["experiment=rule110", *settings])
+    train(config)
+    config.model.vocab_size = 3
+    files = list((here / "runs/mine/checkpoints/step-00000001").glob("*.safetensors"))
+    assert sum(path.stat().st_size for path in files) == pytest.approx(checkpoint_bytes(config), rel=0.05)
+
+
+def test_the_data_of_the_settings(here: Path) -> None:
+    assert storage.check_data(alone(here)).state == SKIPPED
+    assert storage.check_data(alone(here, "run.name=mine")).state == OK
+    shards = Case(compose(["experiment=stdlib"]), 1, here)
+    with pytest.raises(Exception, match=r"tokenizer\.model.*prepare\.py"):
+        storage.check_data(shards)
+    assert storage.check_space(shards).state == SKIPPED
+    with pytest.raises(Exception, match="neither a checkpoint nor"):
+        storage.check_data(alone(here, "run.init_from=nothing"))
