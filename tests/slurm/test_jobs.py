@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -15,12 +16,13 @@ pytestmark = pytest.mark.slurm
 
 @pytest.mark.timeout(300)
 def test_a_job_trains_what_a_run_without_slurm_trains(jobs: Jobs, undisturbed: Path) -> None:
-    job = jobs.submit()
+    job = jobs.submit(DOCTOR="on")
     job.check_completed(attempts=1)
     check_same(job.run, undisturbed)
     (attempt,) = job.attempts
     assert (attempt["hosts"], attempt["processes"]) == (["node1", "node2"], 4)
     assert "r is finished" in job.said
+    assert len(re.findall(r"^node[12]: ok \(", job.said, re.MULTILINE)) == 2, job.said
     assert f"in all {STEPS} steps" in job.said, "the plan stands at the head of the log"
 
 
@@ -56,6 +58,17 @@ def test_a_mistake_ends_the_job_at_once(jobs: Jobs, settings: tuple[str, ...], w
     assert len(told) == 1 and why in told[0], job.said
     assert "not queued again" in job.said
     assert not job.run.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_node_that_is_not_fit_ends_the_job_at_once(jobs: Jobs) -> None:
+    """Here each lacks the data, of which the model's vocabulary leaves nothing to ask before."""
+    data = ("data=stdlib", "sleep.when=every", "data.shards.sources=[{train: gone, validation: gone}]")
+    job = jobs.submit(*data, "model.vocab_size=64", DOCTOR="on")
+    assert job.end() == ("FAILED", "1"), job.said
+    told = re.findall(r"^node[12]: FAILED data: .*; make it with tools/prepare.py$", job.said, re.MULTILINE)
+    assert len(told) == 2 and "a node is not fit" in job.said and not job.run.exists(), job.said
 
 
 def test_the_scripts_fit_a_cluster_as_they_are(cluster: Cluster) -> None:
