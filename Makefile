@@ -5,10 +5,13 @@ BIN := .venv/bin
 # 1: a machine with an NVIDIA driver. Set GPU=1 to install for GPUs where none is, such as a cluster's login node.
 GPU ?= $(shell nvidia-smi >/dev/null 2>&1 && echo 1 || echo 0)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
+SLURM_PACKAGES := slurmctld slurmd slurm-client munge
+# `slurm and not slow` is a third of them.
+SLURM_TESTS ?= slurm
 TEST := OMP_NUM_THREADS=2 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install train rule110 test test-full test-docker check clean
+.PHONY: help install train rule110 test test-full test-slurm test-docker check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,10 +27,16 @@ rule110: install ## the smallest proof: more passes, more of a row that is gone
 	$(BIN)/python tools/rule110.py
 
 test: install ## the fast tests
-	$(TEST) -m "not slow and not gpu"
+	$(TEST) -m "not slow and not gpu and not slurm"
 
 test-full: install ## all tests; those that need a GPU skip themselves without one
 	$(TEST)
+
+test-slurm: install ## the batch scripts on a local Slurm cluster, installed where you are root on Debian or Ubuntu
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! ls /usr/sbin/slurmctld /usr/sbin/slurmd /usr/sbin/munged /usr/bin/sbatch >/dev/null 2>&1; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES); \
+	fi
+	$(TEST) tests/slurm -m "$(SLURM_TESTS)"
 
 test-docker: install ## build the container image on a stand-in base and train in it (root, buildah, mmdebstrap)
 	docker/check.sh

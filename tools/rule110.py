@@ -1,9 +1,10 @@
 """Rule 110 with and without sleep: trains one small model with N=1 and N=4 over some seeds and draws their accuracy.
 
-    python tools/rule110.py [--passes 1 4] [--seeds 3] [--root runs/rule110] [setting=value ...]
+    python tools/rule110.py [--passes 1 4] [--seeds 3] [--root runs/rule110] [--report] [setting=value ...]
 
 Each run is `sleeptrain train experiment=rule110` with its own seed, on one thread, as many side by side as there are
-cores. Runs that were stopped go on, finished ones are not run again.
+cores. Runs that were stopped go on, finished ones are not run again. With --report nothing is trained: runs that
+others have made, such as slurm/rule110_sweep.sh, are drawn once all are finished.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from sleeptrain.errors import UserError
 from sleeptrain.files import whole_file
 from sleeptrain.tasks.rule110 import majority_accuracy
 from sleeptrain.train.metrics import read_metrics
+from sleeptrain.train.status import State, read_status
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class Trial:
     @property
     def name(self) -> str:
         return f"n{self.passes}-seed{self.seed}"
+
+    @property
+    def finished(self) -> bool:
+        status = read_status(self.root / self.name)
+        return status is not None and status["state"] == State.FINISHED
 
     def train(self, overrides: list[str]) -> Trial:
         command = [sys.executable, "-m", "sleeptrain", "train", "experiment=rule110"]
@@ -65,11 +72,18 @@ def main() -> int:
     parser.add_argument(
         "--root", type=Path, default=Path("runs/rule110"), help="the folder of the runs and the picture"
     )
+    parser.add_argument("--report", action="store_true", help="train nothing; draw if all runs are finished")
     arguments, overrides = parser.parse_known_args()
     trials = [Trial(arguments.root, n, seed) for seed in range(arguments.seeds) for n in sorted(arguments.passes)]
+    if arguments.report:
+        finished = sum(trial.finished for trial in trials)
+        if finished < len(trials):
+            print(f"{finished} of {len(trials)} runs in {arguments.root} are finished: nothing is drawn yet")
+            return 0
     arguments.root.mkdir(parents=True, exist_ok=True)
     try:
-        _train_all(trials, overrides)
+        if not arguments.report:
+            _train_all(trials, overrides)
         picture = draw(trials, arguments.root / "rule110.png")
     except UserError as error:
         print(f"rule110: {error}", file=sys.stderr)

@@ -1,0 +1,128 @@
+# shellcheck shell=bash
+# What the scripts of this folder share: a batch script sources it and calls `launch [setting=value ...]`.
+# It checks the settings and the nodes, trains with one task a GPU, and puts the job back into the queue until the run
+# is finished (docs/slurm.md). These variables may be set when a job is submitted:
+#
+#   EXPERIMENT         a file of configs/experiment; each script has its own
+#   RUN_ROOT RUN_NAME  the run folder is RUN_ROOT/RUN_NAME (runs, the job's name); a run that is there is gone on with
+#   OVERRIDES          more settings, cut at blanks; those given to the script come behind them
+#   MAX_ATTEMPTS       so many attempts in a row may end without a new checkpoint (3)
+#   DOCTOR             off: the nodes are not checked first
+#   PYTHON             the interpreter (.venv/bin/python; in a container python)
+#   CONTAINER_IMAGE CONTAINER_RUNTIME CONTAINER_MOUNTS   see slurm/container.sh
+
+set -uo pipefail
+source slurm/container.sh
+
+say() { echo "$(date '+%F %T') launch: $*"; }
+
+# give_up CODE WHY...
+give_up() {
+    say "${*:2}"
+    exit "$1"
+}
+
+# Everything up to the end of the run. Returns when it is finished; otherwise the script ends here.
+launch() {
+    RUN_ROOT=${RUN_ROOT:-runs} RUN_NAME=${RUN_NAME:-$SLURM_JOB_NAME} MAX_ATTEMPTS=${MAX_ATTEMPTS:-3}
+    run=$RUN_ROOT/$RUN_NAME asked='' ended='' srun_pid=''
+    case " ${OVERRIDES:-} $*" in *" run.name="* | *" run.root="* | *" experiment="*)
+        give_up 2 "run.name, run.root and experiment are set by RUN_NAME, RUN_ROOT and EXPERIMENT" ;;
+    esac
+    # shellcheck disable=SC2206  # OVERRIDES is cut at blanks
+    settings=("experiment=$EXPERIMENT" "run.root=$RUN_ROOT" "run.name=$RUN_NAME" ${OVERRIDES:-} "$@")
+    nodes=$SLURM_JOB_NUM_NODES tasks=${SLURM_NTASKS:-$((SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-1}))}
+    # Ahead of the time limit, or when others need the nodes: #SBATCH --signal=B: sends it to this script alone.
+    trap 'asked=yes; say "asked to save"; [ -z "$srun_pid" ] || kill -USR1 "$srun_pid"' USR1
+    # Slurm ends the job and signals the tasks itself; whether it is queued again is then Slurm's affair.
+    trap 'ended=yes' TERM
+
+    set_environment
+    choose_container
+    count_attempt
+    say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $tasks tasks: $run from $from, attempt $attempt of $MAX_ATTEMPTS"
+    if [ "$from" = "the start" ]; then
+        step --nodes=1 --ntasks=1 -- -m sleeptrain plan --processes "$tasks" "${settings[@]}" || refuse $? "the settings do not fit"
+    fi
+    if [ "${DOCTOR:-on}" != off ]; then
+        step --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 -- -m sleeptrain doctor --brief "${settings[@]}" ||
+            refuse $? "a node is not fit: mend it, or leave it out with sbatch --exclude=NODE"
+    fi
+    local before code
+    before=$(status)
+    step --nodes="$nodes" --ntasks="$tasks" --kill-on-bad-exit=1 -- -m sleeptrain train "${settings[@]}"
+    code=$?
+    # srun tells the code of one task, perhaps one that it has killed. What the run says of itself counts.
+    if [ "$(status)" != "$before" ]; then
+        code=$(status | sed -n 's/^ "exit_code": \([0-9]*\).*/\1/p' | grep . || echo "$code")
+    fi
+    case $code in
+        0) say "$run is finished" ;;
+        2) give_up 2 "a mistake that you can mend, see above; not queued again" ;;
+        *) queue_again "$code" ;;
+    esac
+}
+
+set_environment() {
+    # The tasks meet on the first node. Each job has a port of its own there.
+    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+    export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+    # Since Slurm 22.05 srun takes it from here alone.
+    [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+}
+
+# step SRUN-FLAGS... -- WORDS...: runs Python with these words in the job, in its container if it has one; the exit code.
+step() {
+    local flags=() code last
+    while [ "$1" != -- ]; do flags+=("$1") && shift; done
+    [ -z "$asked$ended" ] || return 75
+    srun "${flags[@]}" "${container_flags[@]}" "${inside[@]}" "$PYTHON" "${@:2}" &
+    srun_pid=$!
+    # A trap interrupts `wait`, which then returns a code that is not srun's.
+    while wait "$srun_pid"; code=$?; kill -0 "$srun_pid" 2>/dev/null; do :; done
+    if [ "$code" -gt 128 ]; then
+        wait "$srun_pid" 2>/dev/null; last=$?
+        [ "$last" = 127 ] || code=$last
+    fi
+    srun_pid=''
+    return "$code"
+}
+
+status() { cat "$run/status.json" 2>/dev/null; }
+
+newest() { cat "$run/checkpoints/latest" 2>/dev/null || echo "the start"; }
+
+# How often this job has begun at this checkpoint. The file is in the run folder, for Slurm's own count also has the
+# evictions; another job, which somebody has submitted, counts anew.
+count_attempt() {
+    from=$(newest) attempt=1
+    local job='' count='' at=''
+    [ ! -f "$run/attempts" ] || read -r job count at <"$run/attempts"
+    [ "$job $at" != "$SLURM_JOB_ID $from" ] || attempt=$((count + 1))
+    [ "$attempt" -le "$MAX_ATTEMPTS" ] || no_progress 1
+    [ ! -d "$run" ] || keep_count
+}
+
+keep_count() { echo "$SLURM_JOB_ID $attempt $from" >"$run/attempts"; }
+
+no_progress() { give_up "$1" "$MAX_ATTEMPTS attempts in a row have begun at $from and saved nothing new; not queued again"; }
+
+# refuse CODE WHY: a check has failed, unless it was interrupted.
+refuse() {
+    [ -z "$asked$ended" ] || queue_again 75
+    give_up "$1" "$2; not queued again"
+}
+
+# queue_again CODE: the attempt has ended with it before the run's end.
+queue_again() {
+    [ -z "$ended" ] || give_up "$1" "ended by Slurm at $(newest)"
+    [ "$(newest)" != "$from" ] || [ "$attempt" -lt "$MAX_ATTEMPTS" ] || no_progress "$1"
+    mkdir -p "$run" && keep_count
+    say "ended with code $1 at $(newest): queued again"
+    trap - TERM
+    scontrol requeue "$SLURM_JOB_ID" || give_up "$1" "this job may not be queued again: submit it anew, it goes on"
+    sleep 600 & # until Slurm ends this attempt
+    wait $!
+    exit "$1"
+}

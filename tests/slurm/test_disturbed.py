@@ -1,0 +1,102 @@
+"""Jobs that are disturbed in all the ways that a cluster has: each comes to the end of the run that was not."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from local_slurm import Cluster
+
+from tests.slurm.jobs import NODES, SMALL, STEPS, TWO_BY_TWO, Jobs, check_alike, check_same, ranks_on
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(500)]
+
+
+def test_three_notices(jobs: Jobs, undisturbed: Path) -> None:
+    job = jobs.submit()
+    next_job = jobs.submit(flags=(*SMALL, "--nodes=1", "--ntasks-per-node=1"))
+    for attempt, step in enumerate((5, 25, 45), start=1):
+        job.wait_for_step(step, attempt)
+        job.notice()
+    job.check_completed(attempts=4)
+    check_same(job.run, undisturbed)
+    assert job.said.count("ended with code 75") == 3
+    # One that was submitted meanwhile would have waited, and finds that all is done.
+    assert next_job.end() == ("COMPLETED", "0"), next_job.said
+    assert "is complete" in next_job.said and [a["job"] for a in job.attempts] == [job.number] * 4 + [next_job.number]
+
+
+def test_others_need_the_nodes(jobs: Jobs, cluster: Cluster, undisturbed: Path) -> None:
+    job = jobs.submit()
+    job.wait_for_step(15)
+    others = ("--partition=urgent", f"--nodes={NODES}", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    assert cluster.ask("sbatch", *others)
+    job.check_completed(attempts=2)
+    check_same(job.run, undisturbed)
+    assert "asked to save" in job.said
+
+
+def test_a_node_crashes(jobs: Jobs, cluster: Cluster, undisturbed: Path) -> None:
+    job = jobs.submit()
+    job.wait_for_step(15)
+    cluster.crash("node2")
+    job.check_completed(attempts=2)
+    check_same(job.run, undisturbed)
+    assert "node2" not in job.attempts[1]["hosts"]
+
+
+def test_a_rank_is_killed_after_the_controller_was_gone(jobs: Jobs, cluster: Cluster, undisturbed: Path) -> None:
+    job = jobs.submit()
+    job.wait_for_step(5)
+    cluster.kill_controller()
+    job.wait_for_step(15)  # it trains on
+    cluster.start_controller()
+    job.wait_for_step(25)
+    os.kill(ranks_on("node2", cluster)[0], signal.SIGKILL)
+    job.check_completed(attempts=2)
+    check_same(job.run, undisturbed)
+    assert "queued again" in job.said
+
+
+def test_the_time_is_over(jobs: Jobs, cluster: Cluster, undisturbed: Path) -> None:
+    """Slurm gives its notice up to a minute earlier than asked. One rank is held until then, or the run were done."""
+    limit = ("--time=2", "--signal=B:USR1@70")
+    job = jobs.submit("health.lost_after=300", "health.stall_after=300", flags=(*TWO_BY_TWO, *limit))
+    job.wait("the notice or steps", lambda: "asked to save" in job.said or 15 in job.steps)
+    held = ranks_on("node2", cluster)
+    for pid in held:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        job.wait("the notice", lambda: "asked to save" in job.said)
+    finally:
+        for pid in held:
+            os.kill(pid, signal.SIGCONT)
+    job.check_completed(attempts=2)
+    check_same(job.run, undisturbed)
+
+
+def test_other_numbers_of_nodes(jobs: Jobs, cluster: Cluster, undisturbed: Path) -> None:
+    """4 nodes, 2, and 4 again, each a job of its own, which is stopped for good: same samples, same loss."""
+    for attempt, (nodes, until) in enumerate(((4, 15), (2, 35)), start=1):
+        job = jobs.submit(flags=(*SMALL, f"--nodes={nodes}", "--ntasks-per-node=1"))
+        job.wait_for_step(until, attempt)
+        cluster.ask("scontrol", "update", f"JobId={job.number}", "Requeue=0")
+        job.notice()
+        assert job.end() == ("FAILED", "75"), job.said
+        assert "may not be queued again" in job.said
+    job = jobs.submit(flags=(*SMALL, "--nodes=4", "--ntasks-per-node=1"))
+    assert job.end() == ("COMPLETED", "0"), job.said
+    assert [len(a["hosts"]) for a in job.attempts] == [a["processes"] for a in job.attempts] == [4, 2, 4]
+    assert job.steps == list(range(1, STEPS + 1))
+    check_alike(job.run, undisturbed)
+
+
+def test_a_job_that_saves_nothing_new_is_given_up(jobs: Jobs) -> None:
+    """Its loss is not finite, each time at the same step."""
+    one = (*SMALL, "--nodes=1", "--ntasks-per-node=1")
+    job = jobs.submit("optim.muon_lr=1e30", "optim.adamw_lr=1e30", flags=one, MAX_ATTEMPTS="1")
+    assert job.end() == ("FAILED", "1"), job.said
+    assert len(job.attempts) == 2, "the first has saved the start"
+    assert "attempts in a row have begun at step-00000000 and saved nothing new; not queued again" in job.said

@@ -1,0 +1,88 @@
+"""The batch scripts without a cluster: what they ask for goes together, and what a container is called with."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sleeptrain.config.compose import compose
+from sleeptrain.plan.gpus import find_gpu
+from sleeptrain.plan.layout import make_plan
+from sleeptrain.plan.report import worst_total
+from tests.slurm.jobs import ROOT
+
+SCRIPTS = ("pretrain_2b", "pretrain_7b", "continue_qwen3_5_2b", "rule110_sweep")
+
+
+def asked_for(script: str) -> dict[str, str]:
+    """The options of the #SBATCH lines."""
+    text = (ROOT / "slurm" / f"{script}.sh").read_text()
+    return {key: value for key, _, value in re.findall(r"^#SBATCH --([a-z-]+)(=(.*))?$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_can_be_stopped_and_queued_again(script: str) -> None:
+    options = asked_for(script)
+    assert options["open-mode"] == "append" and "requeue" in options
+    assert options["signal"].startswith("B:USR1@")
+    assert ("dependency" in options) != ("array" in options)
+
+
+@pytest.mark.parametrize("script", SCRIPTS[:3])
+def test_a_run_fits_the_gpus_that_its_script_asks_for(script: str) -> None:
+    options = asked_for(script)
+    assert options["job-name"] == script and options["gpus-per-node"] == options["ntasks-per-node"]
+    config = compose([f"experiment={script}"])
+    plan = make_plan(config, int(options["nodes"]) * int(options["ntasks-per-node"]), find_gpu("H200"), 0.4)
+    assert (config.run.root, config.run.name) == ("runs", script)
+    assert plan.gpu is not None and worst_total(plan) < 0.9 * plan.gpu[1].memory
+
+
+def words(runtime: str, tmp_path: Path, **more: str) -> str:
+    """What a task is started with in a container."""
+    script = (
+        "source slurm/launch.sh; choose_container; "
+        '"${inside[@]}" "$PYTHON" -m sleeptrain train "a b"; printf "%s\\n" "${container_flags[@]}"'
+    )
+    programs = tmp_path / "programs"
+    programs.mkdir(exist_ok=True)
+    for name in ("apptainer", "enroot"):  # they are not here: a program in their place shows what it is given
+        (programs / name).write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+        (programs / name).chmod(0o755)
+    given = {"CONTAINER_RUNTIME": runtime, "CONTAINER_IMAGE": "the image", "RUN_ROOT": str(tmp_path), **more}
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_PROCID": "3", **given}
+    command = ["bash", "-c", script if runtime != "pyxis" else script.replace('"${inside[@]}"', "true")]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=20, check=False
+    ).stdout
+
+
+def test_pyxis(tmp_path: Path) -> None:
+    flags = ["--container-image=the image", f"--container-workdir={ROOT}"]
+    mounts = f"--container-mounts={ROOT}:{ROOT},{tmp_path}:{tmp_path},/data:/data"
+    assert words("pyxis", tmp_path, CONTAINER_MOUNTS="/data").splitlines() == [*flags, mounts]
+
+
+def test_apptainer(tmp_path: Path) -> None:
+    binds = ["--bind", str(ROOT), "--bind", str(tmp_path), "--bind", "/data"]
+    given = words("apptainer", tmp_path, CONTAINER_MOUNTS="/data").split("\n")
+    assert given[:-1] == [
+        "exec", "--nv", "--pwd", str(ROOT), *binds, "the image", "python", "-m", "sleeptrain", "train", "a b", "",
+    ]  # fmt: skip
+
+
+def test_enroot(tmp_path: Path) -> None:
+    """It hands on the variables of the task, its rank above all."""
+    given = words("enroot", tmp_path).splitlines()
+    assert given[0] == "start" and "SLURM_PROCID" in given
+    end = given[given.index("--mount") :]
+    mounts = ["--mount", f"{ROOT}:{ROOT}", "--mount", f"{tmp_path}:{tmp_path}"]
+    assert end[:5] == [*mounts, "the image"] and end[-5:-1] == ["-m", "sleeptrain", "train", "a b"]
+
+
+def test_another_runtime_is_refused(tmp_path: Path) -> None:
+    assert "CONTAINER_RUNTIME=docker: write pyxis, apptainer or enroot" in words("docker", tmp_path)
