@@ -22,7 +22,7 @@ from sleeptrain.config.schema import (
     TrainConfig,
 )
 from sleeptrain.model.hybrid import Hybrid
-from tests.checkpoint.worlds import alone, nothing
+from tests.checkpoint.worlds import alone, nothing, together
 
 STATE = {"step": 12, "tokens": 3456}
 
@@ -45,6 +45,14 @@ def save_checkpoint(folder: Path, model: Hybrid, config: Config | None = None) -
     documents = {"state.json": json.dumps(STATE).encode(), "config.yaml": resolved_yaml(config)}
     write(folder, tensors, documents, alone(), nothing)
     return folder
+
+
+def save_half(folder: Path, model: Hybrid) -> None:
+    """What one of two ranks does to write the checkpoint: it owns every other tensor."""
+    world = together()
+    owned = list(model.named_parameters())[world.rank :: 2]
+    documents = {"state.json": json.dumps(STATE).encode(), "config.yaml": resolved_yaml(run_config(model.config))}
+    write(folder, {f"model/{name}": p.detach() for name, p in owned}, documents, world, nothing)
 
 
 def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:

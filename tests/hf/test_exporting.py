@@ -24,9 +24,10 @@ from sleeptrain.hf.families import family_of
 from sleeptrain.hf.importing import import_folder, write_checkpoint_weights
 from sleeptrain.hf.weight_files import WeightFiles
 from sleeptrain.model.hybrid import Hybrid
-from tests.hf.checkpoints import run_config, save_checkpoint, weights_of
+from tests.hf.checkpoints import run_config, save_checkpoint, save_half, weights_of
 from tests.hf.models import MODELS, disturbed, granite
 from tests.models import tiny_config
+from tests.parallel.processes import run_ranks
 
 SLEEP = {
     "passes": 3, "window": 16, "eviction": "hard", "feedback": "none", "core": [0, 2], "conv_state": "restart",
@@ -157,6 +158,16 @@ def test_memory_is_that_of_a_shard(tmp_path: Path):
         write_checkpoint_weights(tmp_path / "back", files, family, config, limit)
     for used in (exporting_bytes.peak, importing_bytes.peak):
         assert limit / 2 < used < 2.5 * limit, used
+
+
+def test_a_checkpoint_of_several_processes(tmp_path: Path):
+    ours = disturbed(MODELS["qwen3_5_text"][1])
+    run_ranks(save_half, 2, tmp_path / "step-00000012", ours)
+    assert len(list((tmp_path / "step-00000012").glob("*.safetensors"))) == 2
+    export(tmp_path / "step-00000012", tmp_path / "hf", check_tokens=16)
+    import_folder(tmp_path / "hf", tmp_path / "back", check_tokens=16)
+    found = weights_of(tmp_path / "back")
+    assert all(torch.equal(found[name], p) for name, p in ours.named_parameters())
 
 
 def test_what_no_family_or_another_one_has(tmp_path: Path):
