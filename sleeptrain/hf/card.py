@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sleeptrain.config.schema import Config, SleepConfig
+from sleeptrain.errors import DataError
 from sleeptrain.sleep.curriculum import stage_shape
 
 SLEEP_KEY = "sleep"  # in config.json; transformers' own classes keep it and do not read it
@@ -74,8 +75,14 @@ def sleep_settings(config: Config, tokens: int) -> dict[str, Any]:
 
 
 def read_sleep(found: dict[str, Any]) -> SleepConfig:
-    """The settings that `sleep_settings` wrote into a `config.json`; the defaults where it has none."""
-    return SleepConfig(**found.get(SLEEP_KEY) or {})
+    """The settings that `sleep_settings` wrote into a `config.json`; the defaults where it has none.
+
+    Raises DataError for others.
+    """
+    written = found.get(SLEEP_KEY) or {}
+    if unknown := sorted(set(written) - set(_MEANINGS)):
+        raise DataError(f"config.json: {SLEEP_KEY} has {', '.join(unknown)}, which sleeptrain does not know")
+    return SleepConfig(**written)
 
 
 def training_facts(config: Config, state: dict[str, Any], num_parameters: int) -> dict[str, str]:

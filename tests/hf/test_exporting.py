@@ -77,6 +77,10 @@ def test_half_precision_keeps_decays_wide(name: str, tmp_path: Path):
         assert torch.equal(tensor, expected[key].to(torch.float32 if key in wide else torch.bfloat16)), key
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "hf").dtype == torch.bfloat16
     import_folder(tmp_path / "hf", tmp_path / "back", check_tokens=16)
+    for key, tensor in weights_of(tmp_path / "back").items():
+        narrow = not key.endswith(("A_log", "dt_bias", ".D"))
+        mine = ours.get_parameter(key)
+        assert torch.equal(tensor, mine.to(torch.bfloat16).float() if narrow else mine), key
 
 
 def test_the_tokenizer_goes_along(tmp_path: Path):

@@ -129,6 +129,11 @@ def test_settings_that_we_lack_are_refused(name: str, changes: dict, message: st
     assert re.search(message, str(error)), error
 
 
+def test_sleep_settings_of_another_kind_are_refused(folder: Path):
+    change_config(folder, sleep={"passes": 2, "depth": 3})
+    assert "config.json: sleep has depth, which sleeptrain does not know" in str(refused(folder))
+
+
 def test_no_model_is_refused(tmp_path: Path):
     (tmp_path / "hf").mkdir()
     assert "name the folder of a model as transformers saves it" in str(refused(tmp_path / "hf"))

@@ -64,6 +64,17 @@ def saved_bytes(function: Callable[[], Any], model: Hybrid) -> int:
         ("model.layers=[gated_deltanet,attention,mamba2]", "model.attention.gate=false"),
         ("model.layers=[gated_deltanet,attention,mamba2]", "model.attention.qk_norm=none", "sleep.core=[0,2]"),
         ("model.layers=[mamba2,attention,gated_deltanet]", "sleep.passes=4", "sleep.recompute=block"),
+        (
+            "model.layers=[attention,gated_deltanet,mamba2]",
+            "model.norm=plain",
+            "model.attention.post_norm=true",
+            "model.attention.qk_norm=all",
+            "model.attention.gate=false",
+            "model.residual_multiplier=0.5",
+            "model.embedding_multiplier=2",
+            "model.logits_divisor=2",
+            "model.gated_deltanet.allow_neg_eigval=true",
+        ),
     ],
     ids=lambda more: more[0].partition("=")[2] + more[1],
 )
