@@ -1,5 +1,5 @@
 """The console command: `sleeptrain train` and `sleeptrain plan`, with hydra's command line behind each, and
-`sleeptrain data` and `sleeptrain doctor`, with their own.
+`sleeptrain data`, `sleeptrain doctor` and `sleeptrain convert`, with their own.
 
 Exit codes: 0 done, 75 a run that was stopped before its end and is saved (start it again), 2 a mistake that the user
 can mend (one line on stderr), 1 what a doctor has found, and anything else (one line where a run ends itself because of
@@ -17,10 +17,10 @@ from argparse import ArgumentError, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from sleeptrain.doctor import command as doctor
 from sleeptrain.errors import CheckpointError, ConfigError, HealthError, UserError, exit_code, told
 
 if TYPE_CHECKING:
@@ -88,22 +88,20 @@ def plan_flags(parser: ArgumentParser) -> None:
     add_flags(parser)
 
 
-def data(arguments: Sequence[str]) -> int:
-    from sleeptrain.data.command import main as ask
-
-    return ask(arguments)
-
-
+# With a command line of their own: (module with `main(arguments)`, summary).
+OTHER_COMMANDS = {
+    "data": (
+        "sleeptrain.data.command",
+        "say which documents a step read (which), or what a configuration reads and wastes (describe)",
+    ),
+    "doctor": ("sleeptrain.doctor.command", "say whether this machine can train, and what to do where it cannot"),
+    "convert": ("sleeptrain.hf.command", "checkpoints to Hugging Face folders (export) and back (import)"),
+}
 COMMANDS = {
     "train": Command("train a model; an existing run folder is resumed", train, train_flags),
     "plan": Command(
         "say what a training run will do, need and cost under a layout, without running it", plan, plan_flags
     ),
-}
-# Commands with a command line of their own: what each does, and the function that is given its arguments.
-OTHERS = {
-    "data": ("say which documents a step read (which), or what a configuration reads and wastes (describe)", data),
-    "doctor": (doctor.SUMMARY, doctor.main),
 }
 
 
@@ -120,11 +118,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if name in COMMANDS:
             return _run_with_hydra(name, rest)
-        if name in OTHERS:
-            return _run_own_parser(OTHERS[name][1], rest)
+        if name in OTHER_COMMANDS:
+            return _run_other(name, rest)
         from sleeptrain.config.suggest import suggest
 
-        raise ConfigError(f"unknown command '{name}'; {suggest(name, [*COMMANDS, *OTHERS])}")
+        raise ConfigError(f"unknown command '{name}'; {suggest(name, [*COMMANDS, *OTHER_COMMANDS])}")
     except UserError as error:
         return _fail(error)
     except JobFailed as error:
@@ -135,9 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _reader_has_gone()
 
 
-def _run_own_parser(run: Callable[[Sequence[str]], int], arguments: list[str]) -> int:
+def _run_other(name: str, arguments: list[str]) -> int:
+    module, _ = OTHER_COMMANDS[name]
     try:
-        return run(arguments)
+        return import_module(module).main(arguments)
     except SystemExit as end:  # argparse: `--help`, or a usage error that it has printed
         return int(end.code or 0)
 
@@ -145,7 +144,7 @@ def _run_own_parser(run: Callable[[Sequence[str]], int], arguments: list[str]) -
 def _help() -> str:
     lines = ["usage: sleeptrain COMMAND [experiment=NAME] [setting=value ...] [-m]", "", "commands:"]
     lines += [f"  {name:<8}{command.summary}" for name, command in COMMANDS.items()]
-    lines += [f"  {name:<8}{told}" for name, (told, _) in OTHERS.items()]
+    lines += [f"  {name:<8}{summary}" for name, (_, summary) in OTHER_COMMANDS.items()]
     lines += ["", "-m runs all combinations of comma-separated values; `sleeptrain COMMAND --help` lists the settings."]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Softmax attention inside a window, as in Qwen3.5: grouped queries, q/k norms, partial RoPE, a sigmoid output gate."""
+"""Softmax attention inside a window: grouped queries and, as in Qwen3.5, q/k norms, partial RoPE, an output gate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.data.batch import PAD
 from sleeptrain.model.layout import Layout
-from sleeptrain.model.norm import RMSNorm
+from sleeptrain.model.norm import HeadsRMSNorm, RMSNorm
 from sleeptrain.model.rope import rope_tables, rotate
 from sleeptrain.model.state import Boundary, LayerState, Retained
 
@@ -27,8 +27,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.dim, c.num_kv_heads * c.head_dim, bias=False)
         self.v_proj = nn.Linear(config.dim, c.num_kv_heads * c.head_dim, bias=False)
         self.o_proj = nn.Linear(c.num_heads * c.head_dim, config.dim, bias=False)
-        self.q_norm = RMSNorm(c.head_dim, config.norm_eps) if c.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(c.head_dim, config.norm_eps) if c.qk_norm else nn.Identity()
+        self.q_norm = _head_norm(config, c.num_heads)
+        self.k_norm = _head_norm(config, c.num_kv_heads)
 
     def forward(
         self, x_BTD: torch.Tensor, state: LayerState, layout: Layout, boundary: Boundary, state_only: bool = False
@@ -71,9 +71,18 @@ class Attention(nn.Module):
             v.transpose(1, 2),
             attn_mask=mask,
             is_causal=mask is None,
+            scale=c.scale or None,
             enable_gqa=c.num_heads != c.num_kv_heads,
         )
         return y.transpose(1, 2)
+
+
+def _head_norm(config: ModelConfig, num_heads: int) -> nn.Module:
+    """The norm of queries or keys, [..., num_heads, head_dim]."""
+    c = config.attention
+    if c.qk_norm == "all":
+        return HeadsRMSNorm(num_heads * c.head_dim, config.norm_eps, config.norm)
+    return RMSNorm(c.head_dim, config.norm_eps, config.norm) if c.qk_norm == "head" else nn.Identity()
 
 
 def _retain(k: torch.Tensor, v: torch.Tensor, layout: Layout, window: int) -> Retained:
