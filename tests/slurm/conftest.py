@@ -55,5 +55,5 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("DS_ACCELERATOR", "cpu")
         pytest.importorskip("megatron.core")
         pytest.importorskip("deepspeed")
-        assert run_ranks(trainer.train, 4, configuration(root), timeout=120) == [0] * 4
+        assert run_ranks(trainer.train, 4, configuration(root), timeout=400) == [0] * 4
     return root / "r"

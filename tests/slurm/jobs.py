@@ -48,7 +48,7 @@ SMALL = ("--cpus-per-task=1", "--time=10")
 TWO_BY_TWO = (*SMALL, "--nodes=2", "--ntasks-per-node=2")
 LAST = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL")
 # Seconds until something must have happened; a busy machine takes its time.
-PATIENCE = 150.0
+PATIENCE = 400.0
 
 
 def configuration(root: Path, *more: str) -> Config:

@@ -11,7 +11,7 @@ from local_slurm import Cluster
 
 from tests.slurm.jobs import NODES, SMALL, STEPS, TWO_BY_TWO, Jobs, check_alike, check_same, ranks_on
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def test_three_notices(jobs: Jobs, undisturbed: Path) -> None:

@@ -14,7 +14,7 @@ from tests.slurm.jobs import ROOT, SMALL, STEPS, Job, Jobs, check_same, records
 pytestmark = pytest.mark.slurm
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_a_job_trains_what_a_run_without_slurm_trains(jobs: Jobs, undisturbed: Path) -> None:
     job = jobs.submit(DOCTOR="on")
     job.check_completed(attempts=1)
@@ -26,7 +26,7 @@ def test_a_job_trains_what_a_run_without_slurm_trains(jobs: Jobs, undisturbed: P
     assert f"in all {STEPS} steps" in job.said, "the plan stands at the head of the log"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_a_notice_and_a_lost_node(jobs: Jobs, cluster: Cluster, undisturbed: Path) -> None:
     """After the notice all save at one step and the job is queued again; after the loss it goes on on other nodes."""
     job = jobs.submit()
@@ -40,7 +40,7 @@ def test_a_notice_and_a_lost_node(jobs: Jobs, cluster: Cluster, undisturbed: Pat
     assert [a["processes"] for a in job.attempts] == [4, 4, 4]
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
@@ -61,7 +61,7 @@ def test_a_mistake_ends_the_job_at_once(jobs: Jobs, settings: tuple[str, ...], w
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_a_node_that_is_not_fit_ends_the_job_at_once(jobs: Jobs) -> None:
     """Here each lacks the data, of which the model's vocabulary leaves nothing to ask before."""
     data = ("data=stdlib", "sleep.when=every", "data.shards.sources=[{train: gone, validation: gone}]")
@@ -82,7 +82,7 @@ def test_the_scripts_fit_a_cluster_as_they_are(cluster: Cluster) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_a_sweep_ends_with_one_picture(jobs: Jobs) -> None:
     """Two numbers of passes, a task each; whoever is last draws."""
     one = (*SMALL, "--array=0-1", "--job-name=sweep", f"--output={jobs.folder / '%a.log'}")

@@ -50,6 +50,15 @@ def test_trains_each_number_of_passes_and_draws_them(tmp_path):
         assert [r["step"] for r in records] == [2, 4]
         ends[n] = 100 * records[-1]["eval"]["accuracy"][str(n)]
     assert f"N=2 is {ends[2] - ends[1]:+.1f} points ahead of N=1" in done.stdout
+    (tmp_path / "rule110.png").unlink()
+    assert compare(tmp_path, "--report").stdout == done.stdout[done.stdout.index("N=1: ") :]
+    assert (tmp_path / "rule110.png").stat().st_size > 10_000
+
+
+def test_a_report_waits_for_all_runs(tmp_path):
+    done = compare(tmp_path, "--report")
+    assert (done.returncode, done.stdout) == (0, f"0 of 4 runs in {tmp_path} are finished: nothing is drawn yet\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_fails_is_named(tmp_path):
