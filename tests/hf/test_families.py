@@ -151,5 +151,5 @@ PLAIN = ["model.attention.gate=false", "model.attention.qk_norm=none", "model.at
     ],
 )
 def test_models_of_the_configuration_have_a_family(settings: list[str], first: str):
-    config = compose(["experiment=stdlib", *settings])
+    config = compose(["experiment=stdlib", "sleep=wake", *settings])
     assert expressing(config.model)[0].model_type == first
