@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from sleeptrain.config.schema import Config, SleepConfig
@@ -102,15 +101,14 @@ def training_facts(config: Config, state: dict[str, Any], num_parameters: int) -
     }
 
 
-def model_card(
-    name: str, model_type: str, folder: Path, dtype: str, sleep: dict[str, Any], facts: dict[str, str], check: str
-) -> str:
-    """The README.md of a folder. dtype: of its weights. check: a sentence about the comparison of the logits."""
+def model_card(name: str, folder: str, settings: dict[str, Any], facts: dict[str, str], check: str) -> str:
+    """The README.md of a folder of this name. settings: its `config.json`. check: how the logits were compared."""
+    sleep, dtype = settings[SLEEP_KEY], settings["dtype"]
     rows = [f"| `{key}` | {'null' if value is None else value} | {_MEANINGS[key]} |" for key, value in sleep.items()]
     return _CARD.format(
         name=name,
-        model_type=model_type,
-        folder=folder.name,
+        model_type=settings["model_type"],
+        folder=folder,
         dtype_argument="" if dtype == "float32" else f', dtype="{dtype}"',
         window=sleep["window"],
         sleep="\n".join(rows),

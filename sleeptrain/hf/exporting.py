@@ -57,12 +57,10 @@ def export(
     family cannot express the model, the tokenizer is not that of the model or has no counterpart, or the check fails.
     """
     checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")))
-    config, state, files = load_resolved(checkpoint / CONFIG), read_state(checkpoint), TensorFiles(checkpoint)
+    config, files = load_resolved(checkpoint / CONFIG), TensorFiles(checkpoint)
     check_start(files.forms, config.model)
     family = choose_family(config.model, model_type)
     found = _tokenizer(config, tokenizer) if with_tokenizer else None
-    sleep = sleep_settings(config, state["tokens"])
-    settings = family.to_config(config.model) | _ids(found) | {"dtype": dtype, SLEEP_KEY: sleep}
 
     def read(name: str) -> torch.Tensor:
         box: list[torch.Tensor] = []
@@ -71,16 +69,18 @@ def export(
 
     with staged_folder(out) as folder:
         write_family_weights(folder, family, config.model, read, DTYPES[dtype])
-        _write_json(folder / "config.json", settings)
-        _write_json(folder / "generation_config.json", _ids(found) | {"use_cache": settings["use_cache"]})
         for name, content in ({} if found is None else fast_files(found)).items():
             (folder / name).write_bytes(content)
+        state, ids = read_state(checkpoint), _ids(found)
+        settings = family.to_config(config.model) | ids | {"dtype": dtype}
+        settings[SLEEP_KEY] = sleep_settings(config, state["tokens"])
+        _write_json(folder / "config.json", settings)
+        _write_json(folder / "generation_config.json", ids | {"use_cache": settings["use_cache"]})
         error = check(config.model, _rounded(family, config.model, read, DTYPES[dtype]), folder, family, check_tokens)
         num_parameters = sum(prod(shape) for shape in family.their_shapes(config.model).values())
         facts = training_facts(config, state, num_parameters)
         told = f"Over {WINDOWS} windows of {PASSES} passes its logits differ from ours by {error:.0e} of the largest."
-        card = model_card(config.run.name, family.model_type, out, dtype, sleep, facts, told)
-        (folder / "README.md").write_text(card)
+        (folder / "README.md").write_text(model_card(config.run.name, out.name, settings, facts, told))
     return Exported(family.model_type, num_parameters, error, found is not None)
 
 

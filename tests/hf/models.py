@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -53,6 +54,11 @@ MODELS: dict[str, tuple[str, ModelConfig]] = {
     "olmo_hybrid": ("olmo_hybrid", olmo()),
     "olmo_hybrid-rope": ("olmo_hybrid", olmo(rotary=1.0, neg_eigval=False, tie_embeddings=False)),
 }
+QUICK = ("qwen3_5_text", "qwen3_next-untied", "granitemoehybrid", "olmo_hybrid")
+# For tests that are long for all of them.
+QUICK_OR_SLOW = [
+    pytest.param(*model, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, model in MODELS.items()
+]
 # The same with zero-centred norms, which become plain ones.
 ZERO_CENTRED: dict[str, tuple[str, ModelConfig]] = {
     "granitemoehybrid": ("granitemoehybrid", granite(norm="zero_centred")),

@@ -13,10 +13,9 @@ from sleeptrain.errors import DataError
 from sleeptrain.hf.check import TOLERANCE, check, our_logits
 from sleeptrain.hf.families import family_of
 from sleeptrain.hf.native import load_native, native_logits
-from tests.hf.models import MODELS, disturbed, native
+from tests.hf.models import MODELS, QUICK_OR_SLOW, disturbed, native
 from tests.models import VOCABULARY
 
-each_model = pytest.mark.parametrize(("model_type", "config"), MODELS.values(), ids=list(MODELS))
 TOKENS = 37
 
 
@@ -25,7 +24,7 @@ ALL = [(windows, passes) for windows in (1, 2, 3, 4) for passes in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("shapes", [FEW, pytest.param(ALL, marks=pytest.mark.slow)], ids=["few", "all"])
-@each_model
+@pytest.mark.parametrize(("model_type", "config"), QUICK_OR_SLOW)
 def test_same_logits_over_windows_and_passes(model_type: str, config: ModelConfig, shapes, tmp_path: Path):
     family, ours = family_of(model_type), disturbed(config, amount=0.05)
     native(family, ours, tmp_path)

@@ -25,7 +25,7 @@ from sleeptrain.hf.importing import import_folder, write_checkpoint_weights
 from sleeptrain.hf.weight_files import WeightFiles
 from sleeptrain.model.hybrid import Hybrid
 from tests.hf.checkpoints import run_config, save_checkpoint, save_half, weights_of
-from tests.hf.models import MODELS, disturbed, granite
+from tests.hf.models import MODELS, QUICK_OR_SLOW, disturbed, granite
 from tests.models import tiny_config
 from tests.parallel.processes import run_ranks
 
@@ -35,7 +35,7 @@ SLEEP = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("model_type", "config"), MODELS.values(), ids=list(MODELS))
+@pytest.mark.parametrize(("model_type", "config"), QUICK_OR_SLOW)
 def test_there_and_back(model_type: str, config: ModelConfig, tmp_path: Path):
     ours = disturbed(config)
     checkpoint = save_checkpoint(tmp_path / "step-00000012", ours)

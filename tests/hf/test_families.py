@@ -11,9 +11,10 @@ import transformers
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError
-from sleeptrain.hf.families import FAMILIES, family_of
+from sleeptrain.hf.families import FAMILIES, expressing, family_of
 from sleeptrain.model.hybrid import Hybrid
 from tests.hf.models import MODELS, ZERO_CENTRED, disturbed, native
 from tests.models import VOCABULARY, tiny_config
@@ -134,3 +135,21 @@ def test_an_unknown_family_is_refused():
 
 def test_families_are_known_by_their_own_names():
     assert all(getattr(transformers, f.architecture).config_class.model_type == n for n, f in FAMILIES.items())
+
+
+PLAIN = ["model.attention.gate=false", "model.attention.qk_norm=none", "model.attention.partial_rotary_factor=1"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "first"),
+    [
+        (["model=small"], "qwen3_5_text"),
+        (["model=hybrid_2b"], "qwen3_5_text"),
+        (["model=transformer_tiny"], "qwen3_5_text"),
+        (["model=mamba2_tiny", *PLAIN], "granitemoehybrid"),
+        (["model=transformer_tiny", *PLAIN], "granitemoehybrid"),
+    ],
+)
+def test_models_of_the_configuration_have_a_family(settings: list[str], first: str):
+    config = compose(["experiment=stdlib", "sleep=wake", *settings])
+    assert expressing(config.model)[0].model_type == first
