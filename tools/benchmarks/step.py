@@ -16,7 +16,7 @@ from benchmarks.timing import METHOD as METHOD
 from benchmarks.timing import round_robin
 from sleeptrain.config.schema import AttentionConfig, Config, GatedDeltaNetConfig, ModelConfig, TrainConfig
 from sleeptrain.data.batch import IGNORE, Batch
-from sleeptrain.hf.qwen3_5 import from_hf, hf_config
+from sleeptrain.hf.families import family_of
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.train.step import forward_backward
@@ -82,9 +82,10 @@ def _against_transformers(name: str, config: ModelConfig, num_rows: int, num_tok
     from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
     torch.manual_seed(0)
-    theirs = Qwen3_5ForCausalLM(Qwen3_5TextConfig(**hf_config(config)))
+    family = family_of("qwen3_5_text")
+    theirs = Qwen3_5ForCausalLM(Qwen3_5TextConfig(**family.to_config(config)))
     ours = Hybrid(config)
-    ours.load_state_dict(from_hf(theirs.state_dict(), config, list(ours.state_dict())))
+    ours.load_state_dict(dict(family.to_ours(config, theirs.state_dict().__getitem__)))
     batch = _batch(num_rows, num_tokens, goes_on=False)
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4, fused=True)
 

@@ -1,0 +1,28 @@
+"""Name maps between the native model and families of transformers' models, one module a family."""
+
+from __future__ import annotations
+
+from sleeptrain.config.schema import ModelConfig
+from sleeptrain.config.suggest import suggest
+from sleeptrain.errors import ConfigError
+from sleeptrain.hf.families.family import Family, Link, Read, stays_wide
+from sleeptrain.hf.families.qwen3_5_text import Qwen35Text
+from sleeptrain.hf.families.qwen3_next import Qwen3Next
+
+# In the order in which an export tries them.
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (Qwen35Text(), Qwen3Next())}
+
+
+def family_of(model_type: str) -> Family:
+    """The family of a `model_type` as `config.json` names it. Raises ConfigError for one that sleeptrain lacks."""
+    if model_type not in FAMILIES:
+        raise ConfigError(f"unknown model_type '{model_type}'; {suggest(model_type, FAMILIES)}")
+    return FAMILIES[model_type]
+
+
+def expressing(config: ModelConfig) -> list[Family]:
+    """The families that have such a model, in the order in which an export tries them."""
+    return [family for family in FAMILIES.values() if not family.lacks(config)]
+
+
+__all__ = ["FAMILIES", "Family", "Link", "Read", "expressing", "family_of", "stays_wide"]

@@ -1,0 +1,139 @@
+"""What a family of transformers' models is to us: its settings, its tensors' names, and what it cannot express."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from sleeptrain.config.schema import ModelConfig
+from sleeptrain.errors import ConfigError
+from sleeptrain.model.decay import DECAY_PARAMETERS
+from sleeptrain.model.hybrid import Hybrid
+
+Tensors = tuple[torch.Tensor, ...]
+# Gives the tensor of a name; what it gives may be changed by nobody.
+Read = Callable[[str], torch.Tensor]
+
+
+def _same(*tensors: torch.Tensor) -> Tensors:
+    return tensors
+
+
+@dataclass(frozen=True)
+class Link:
+    """Some parameters of ours and the tensors of theirs that hold the same numbers.
+
+    to_theirs, to_ours: from the one to the other, in the order of the names; each undoes the other bit for bit, and
+    both work on the meta device.
+    """
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    to_theirs: Callable[..., Tensors] = _same
+    to_ours: Callable[..., Tensors] = _same
+
+
+class Family(ABC):
+    """A model type of transformers. architecture: its class for causal language models."""
+
+    model_type: ClassVar[str]
+    architecture: ClassVar[str]
+
+    @abstractmethod
+    def lacks(self, config: ModelConfig) -> dict[str, str]:
+        """The settings of the model that the family cannot express: {setting=value: what it needs}."""
+
+    @abstractmethod
+    def to_config(self, config: ModelConfig) -> dict[str, Any]:
+        """The `config.json` of the same model. Raises ConfigError where the family has no such model."""
+
+    @abstractmethod
+    def from_config(self, found: Mapping[str, Any]) -> ModelConfig:
+        """The settings of the model that a complete `config.json` describes. Raises ConfigError for one we lack."""
+
+    @abstractmethod
+    def links(self, config: ModelConfig) -> list[Link]:
+        """All tensors, in the order of the model. With tied embeddings theirs have no head of their own."""
+
+    def canonical(self, name: str) -> str | None:
+        """The name in `links` of a tensor in one of the family's files; None for what belongs to no text model."""
+        return name
+
+    def check_expressible(self, config: ModelConfig) -> None:
+        """Raises ConfigError with the settings that the family cannot express."""
+        if lacking := self.lacks(config):
+            reasons = "; ".join(f"{setting} ({needs})" for setting, needs in lacking.items())
+            raise ConfigError(f"{self.model_type} cannot express {reasons}")
+
+    def to_theirs(self, config: ModelConfig, read: Read) -> Iterator[tuple[str, torch.Tensor]]:
+        """Their tensors, one link at a time, from ours."""
+        for link in self.links(config):
+            yield from zip(link.theirs, link.to_theirs(*map(read, link.ours)), strict=True)
+
+    def to_ours(self, config: ModelConfig, read: Read) -> Iterator[tuple[str, torch.Tensor]]:
+        """Our parameters, one link at a time, from theirs."""
+        for link in self.links(config):
+            yield from zip(link.ours, link.to_ours(*map(read, link.theirs)), strict=True)
+
+    def their_shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+        """The shapes of all their tensors."""
+        with torch.device("meta"):
+            ours = dict(Hybrid(config).named_parameters())
+        return {name: tuple(t.shape) for name, t in self.to_theirs(config, ours.__getitem__)}
+
+
+def stays_wide(name: str) -> bool:
+    """Whether a tensor of theirs is a decay parameter, which a file of narrower weights keeps in fp32."""
+    return name.rsplit(".", 1)[-1] in DECAY_PARAMETERS
+
+
+def top_links(config: ModelConfig, norm: Callable[[str, str], Link]) -> tuple[list[Link], list[Link]]:
+    """Embeddings, and the last norm and head, which all families name alike."""
+    head = [] if config.tie_embeddings else [rename("head.weight", "lm_head.weight")]
+    return [rename("embedding.weight", "model.embed_tokens.weight")], [norm("norm.weight", "model.norm.weight"), *head]
+
+
+def rename(ours: str, theirs: str) -> Link:
+    return Link((ours,), (theirs,))
+
+
+def renamed(ours: str, theirs: str, names: Mapping[str, str]) -> list[Link]:
+    """Links below two modules, by {our name: their name}."""
+    return [rename(f"{ours}.{a}", f"{theirs}.{b}") for a, b in names.items()]
+
+
+def conv_link(ours: str, theirs: str) -> Link:
+    """Kernels of a depthwise convolution: [channels, width] here, [channels, 1, width] there."""
+    return Link((ours,), (theirs,), lambda w: (w.unsqueeze(1),), lambda w: (w.squeeze(1),))
+
+
+def expect(model_type: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises ConfigError at the first key of a `config.json` whose value we have no model for."""
+    for key, value in wanted.items():
+        if setting(model_type, found, key) != value:
+            raise ConfigError(f"config.json: {key}={found[key]!r} is not supported for {model_type}, only {value!r}")
+
+
+def setting(model_type: str, found: Mapping[str, Any], key: str) -> Any:
+    """The value of a key. Raises ConfigError where there is none."""
+    if key not in found:
+        raise ConfigError(f"config.json has no {key}, which {model_type} needs")
+    return found[key]
+
+
+def layer_kinds(model_type: str, found: Mapping[str, Any], kinds: Mapping[str, str]) -> list[str]:
+    """Our names of `layer_types`. Raises ConfigError for one that is not in `kinds`."""
+    types = setting(model_type, found, "layer_types")
+    if unknown := sorted(set(types) - set(kinds)):
+        raise ConfigError(f"config.json: layer_types holds {', '.join(unknown)}, which sleeptrain does not have")
+    return [kinds[kind] for kind in types]
+
+
+def foreign_mixers(config: ModelConfig, known: tuple[str, ...]) -> dict[str, str]:
+    """The part of `lacks` about mixers."""
+    foreign = sorted(set(config.layers) - set(known))
+    return {f"model.layers with {kind}": f"it has {' and '.join(known)}" for kind in foreign}

@@ -1,0 +1,126 @@
+"""What Qwen3.5 and Qwen3-Next share: gated attention with q/k norms and partial RoPE, Gated DeltaNet, SwiGLU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, ModelConfig
+from sleeptrain.errors import ConfigError
+from sleeptrain.hf.families.family import (
+    Link,
+    conv_link,
+    expect,
+    foreign_mixers,
+    layer_kinds,
+    rename,
+    renamed,
+    setting,
+    top_links,
+)
+
+LAYER_TYPES = {"attention": "full_attention", "gated_deltanet": "linear_attention"}
+# The links of a Gated DeltaNet mixer's input projections, given its prefix here and there.
+Projections = Callable[[str, str], list[Link]]
+
+
+def lacks(config: ModelConfig) -> dict[str, str]:
+    found = foreign_mixers(config, tuple(LAYER_TYPES))
+    if "attention" in config.layers:
+        if not config.attention.gate:
+            found["model.attention.gate=false"] = "its attention has an output gate"
+        if not config.attention.qk_norm:
+            found["model.attention.qk_norm=false"] = "its attention norms queries and keys"
+    return found
+
+
+def to_config(config: ModelConfig) -> dict[str, Any]:
+    attention, delta = config.attention, config.gated_deltanet
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.dim,
+        "intermediate_size": config.ffn_dim,
+        "num_hidden_layers": len(config.layers),
+        "layer_types": [LAYER_TYPES[kind] for kind in config.layers],
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "initializer_range": config.init_std,
+        "attention_bias": False,
+        "num_attention_heads": attention.num_heads,
+        "num_key_value_heads": attention.num_kv_heads,
+        "head_dim": attention.head_dim,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": attention.rope_theta,
+            "partial_rotary_factor": attention.partial_rotary_factor,
+        },
+        "linear_num_key_heads": delta.num_k_heads,
+        "linear_num_value_heads": delta.num_v_heads,
+        "linear_key_head_dim": delta.head_k_dim,
+        "linear_value_head_dim": delta.head_v_dim,
+        "linear_conv_kernel_dim": delta.conv_size,
+    }
+
+
+def from_config(model_type: str, found: Mapping[str, Any]) -> ModelConfig:
+    def get(key: str) -> Any:
+        return setting(model_type, found, key)
+
+    expect(model_type, found, {"hidden_act": "silu", "attention_bias": False})
+    rope = get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise ConfigError(f"config.json: rope_type={rope['rope_type']!r} is not supported, only 'default'")
+    return ModelConfig(
+        vocab_size=get("vocab_size"),
+        dim=get("hidden_size"),
+        ffn_dim=get("intermediate_size"),
+        layers=layer_kinds(model_type, found, {theirs: ours for ours, theirs in LAYER_TYPES.items()}),
+        norm_eps=get("rms_norm_eps"),
+        tie_embeddings=get("tie_word_embeddings"),
+        init_std=get("initializer_range"),
+        attention=AttentionConfig(
+            num_heads=get("num_attention_heads"),
+            num_kv_heads=get("num_key_value_heads"),
+            head_dim=get("head_dim"),
+            rope_theta=float(setting(model_type, rope, "rope_theta")),
+            partial_rotary_factor=float(setting(model_type, rope, "partial_rotary_factor")),
+        ),
+        gated_deltanet=GatedDeltaNetConfig(
+            num_k_heads=get("linear_num_key_heads"),
+            num_v_heads=get("linear_num_value_heads"),
+            head_k_dim=get("linear_key_head_dim"),
+            head_v_dim=get("linear_value_head_dim"),
+            conv_size=get("linear_conv_kernel_dim"),
+        ),
+    )
+
+
+def links(config: ModelConfig, projections: Projections) -> list[Link]:
+    begin, end = top_links(config, rename)
+    for i, kind in enumerate(config.layers):
+        ours, theirs = f"blocks.{i}", f"model.layers.{i}"
+        begin.append(rename(f"{ours}.mixer_norm.weight", f"{theirs}.input_layernorm.weight"))
+        mixer = _attention if kind == "attention" else _gated_deltanet
+        begin += mixer(f"{ours}.mixer", theirs, projections)
+        begin.append(rename(f"{ours}.mlp_norm.weight", f"{theirs}.post_attention_layernorm.weight"))
+        begin += [rename(f"{ours}.mlp.{m}.weight", f"{theirs}.mlp.{m}.weight") for m in _MLP]
+    return begin + end
+
+
+_MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+def _attention(ours: str, theirs: str, _projections: Projections) -> list[Link]:
+    names = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
+    return [rename(f"{ours}.{name}.weight", f"{theirs}.self_attn.{name}.weight") for name in names]
+
+
+def _gated_deltanet(ours: str, theirs: str, projections: Projections) -> list[Link]:
+    theirs = f"{theirs}.linear_attn"
+    same = ("A_log", "dt_bias", "norm.weight", "out_proj.weight")
+    return [
+        *projections(ours, theirs),
+        conv_link(f"{ours}.conv_weight", f"{theirs}.conv1d.weight"),
+        *renamed(ours, theirs, {name: name for name in same}),
+    ]

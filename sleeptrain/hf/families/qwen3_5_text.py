@@ -1,0 +1,53 @@
+"""Dense Qwen3.5 text models (`qwen3_5_text`): the native architecture, whose tensors differ in nothing but names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sleeptrain.config.schema import ModelConfig
+from sleeptrain.hf.families import qwen
+from sleeptrain.hf.families.family import Family, Link, renamed
+
+
+class Qwen35Text(Family):
+    model_type = "qwen3_5_text"
+    architecture = "Qwen3_5ForCausalLM"
+
+    def lacks(self, config: ModelConfig) -> dict[str, str]:
+        return qwen.lacks(config)
+
+    def to_config(self, config: ModelConfig) -> dict[str, Any]:
+        self.check_expressible(config)
+        found = qwen.to_config(config)
+        attention = config.attention
+        found["rope_parameters"] |= {
+            "mrope_section": _mrope_section(attention.head_dim, attention.partial_rotary_factor),
+            "mrope_interleaved": True,
+        }
+        return {"model_type": self.model_type, "architectures": [self.architecture]} | found
+
+    def from_config(self, found: Mapping[str, Any]) -> ModelConfig:
+        return qwen.from_config(self.model_type, found)
+
+    def links(self, config: ModelConfig) -> list[Link]:
+        return qwen.links(config, _projections)
+
+    def canonical(self, name: str) -> str | None:
+        """Files of models that also see images name the text model's tensors otherwise, and hold more."""
+        if name.startswith(("model.visual.", "mtp.")):
+            return None
+        return name.replace("model.language_model.", "model.", 1)
+
+
+def _projections(ours: str, theirs: str) -> list[Link]:
+    return renamed(
+        ours, theirs, {f"in_proj_{part}.weight": f"in_proj_{part}.weight" for part in ("qkv", "z", "b", "a")}
+    )
+
+
+def _mrope_section(head_dim: int, fraction: float) -> list[int]:
+    """Three parts of the rotated pairs; for text all positions are equal, so any split gives ordinary RoPE."""
+    pairs = int(head_dim * fraction) // 2
+    part = pairs // 3
+    return [pairs - 2 * part, part, part]
