@@ -97,12 +97,12 @@ class Attention(nn.Module):
         cos, sin = self._tables(0, place.high, like)
         return cos[place.at_RL], sin[place.at_RL]
 
-    def retained(self, full: WindowKV) -> Retained:
-        """What sliding eviction keeps of a full window."""
+    def retained(self, full: WindowKV, rows_R: torch.Tensor) -> Retained:
+        """What sliding eviction keeps of the full windows of these rows (int64)."""
         window = full.k_BCGD.shape[1] // 2
-        k = rotate_back(full.k_BCGD[:, window:], self._tables(0, window, full.k_BCGD))
+        k, v = (t[:, window:].index_select(0, rows_R) for t in (full.k_BCGD, full.v_BCGD))
         documents = torch.zeros(k.shape[:2], dtype=torch.long, device=k.device)
-        return Retained(k, full.v_BCGD[:, window:].clone(), documents)
+        return Retained(rotate_back(k, self._tables(0, window, k)), v, documents)
 
     def put_before(self, kv: WindowKV, rows_R: torch.Tensor, retained: Retained) -> None:
         """Writes what the window before has left into the slots before the next window's, in place."""

@@ -122,7 +122,9 @@ def continued_layout(
     before has left the row its keys and values; None under hard eviction.
     """
     num_tokens = max(counts)
-    low = min((f + 1 - window if kept else 0) for f, kept in zip(filled, retained or [False] * len(filled), strict=True))
+    low = min(
+        (f + 1 - window if kept else 0) for f, kept in zip(filled, retained or [False] * len(filled), strict=True)
+    )
     high = max(f + n for f, n in zip(filled, counts, strict=True))
     kept_alike = retained is None or len(set(retained)) == 1
     if kept_alike and len(set(filled)) == 1 and len(set(counts)) == 1:

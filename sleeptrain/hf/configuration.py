@@ -1,0 +1,96 @@
+"""The settings of a sleeping model as transformers keeps them in `config.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from sleeptrain.config import schema
+from sleeptrain.config.suggest import suggest
+from sleeptrain.config.validate import check_sleep
+from sleeptrain.errors import ConfigError
+from sleeptrain.hf.families import family_of
+
+MODEL_TYPE = "sleeptrain"
+# What of `sleep.*` decides what a model computes; the rest is about training it.
+SLEEP_SETTINGS = ("passes", "window", "when", "feedback", "eviction", "conv_state", "core")
+
+
+class SleepConfig(PreTrainedConfig):
+    """A model and how it sleeps.
+
+    model: the settings `model.*` (`sleeptrain.config.schema.ModelConfig`). sleep: those of `sleep.*` that are named in
+    SLEEP_SETTINGS; what is left out has its default. `from_pretrained` also reads the `config.json` of a family of
+    `sleeptrain.hf.families`, such as `qwen3_5_text`, with our settings under the extra key `sleep`. Raises ConfigError
+    for an unknown setting or a value that is none of the allowed ones.
+    """
+
+    model_type = MODEL_TYPE
+
+    model: dict | None = None
+    sleep: dict | None = None
+    vocab_size: int = 0
+    use_cache: bool = True
+    # Tied embeddings are one parameter of our model: there is nothing for transformers to tie.
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.model = asdict(_known(schema.ModelConfig, self.model or {}, "model"))
+        self.sleep = sleep_dict(_known(schema.SleepConfig, self.sleep or {}, "sleep", SLEEP_SETTINGS))
+        self.vocab_size = self.model["vocab_size"]
+        self.sleep_settings()
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def of(cls, model: schema.ModelConfig, sleep: schema.SleepConfig, **kwargs: Any) -> SleepConfig:
+        return cls(model=asdict(model), sleep=sleep_dict(sleep), **kwargs)
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        found, unused = super().get_config_dict(*args, **kwargs)
+        return from_family(found), unused
+
+    def model_config(self) -> schema.ModelConfig:
+        return _known(schema.ModelConfig, self.model or {}, "model")
+
+    def sleep_settings(self, passes: int | None = None, window: int | None = None) -> schema.SleepConfig:
+        """The settings, with N and L replaced where they are given. Raises ConfigError."""
+        settings = _known(schema.SleepConfig, self.sleep or {}, "sleep", SLEEP_SETTINGS)
+        settings = replace(settings, passes=passes or settings.passes, window=window or settings.window)
+        check_sleep(settings, len(self.model_config().layers))
+        return settings
+
+
+def sleep_dict(sleep: schema.SleepConfig) -> dict[str, Any]:
+    return {name: getattr(sleep, name) for name in SLEEP_SETTINGS}
+
+
+def from_family(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The `config.json` of a family's model as one of ours; one of ours as it is."""
+    found = dict(found)
+    if found.get("model_type", MODEL_TYPE) == MODEL_TYPE:
+        return found
+    model = family_of(found["model_type"]).from_config(found)
+    kept = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype")
+    ours = {"model_type": MODEL_TYPE, "model": asdict(model), "sleep": found.get("sleep")}
+    return ours | {key: found[key] for key in kept if found.get(key) is not None}
+
+
+def _known(kind: type, given: Mapping[str, Any], section: str, names: tuple[str, ...] = ()) -> Any:
+    """The dataclass with these settings. Raises ConfigError for one that it does not have."""
+    known = {f.name: f for f in fields(kind) if not names or f.name in names}
+    values = dict(given)
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"config.json: unknown setting {section}.{name}; {suggest(name, list(known))}")
+    for f in known.values():
+        nested = schema.__dict__.get(str(f.type))
+        if isinstance(values.get(f.name), Mapping) and nested is not None:
+            values[f.name] = _known(nested, values[f.name], f"{section}.{f.name}")
+    return kind(**values)
+
+
+AutoConfig.register(MODEL_TYPE, SleepConfig)
