@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from transformers import AutoConfig, PreTrainedConfig
 
 from sleeptrain.config import schema
 from sleeptrain.config.suggest import suggest
-from sleeptrain.config.validate import check_sleep
+from sleeptrain.config.validate import validate_model
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.families import family_of
 
@@ -38,8 +40,8 @@ class SleepConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.model = asdict(_known(schema.ModelConfig, self.model or {}, "model"))
-        self.sleep = sleep_dict(_known(schema.SleepConfig, self.sleep or {}, "sleep", SLEEP_SETTINGS))
+        self.model = asdict(self.model_config())
+        self.sleep = sleep_dict(_typed(schema.SleepConfig, self.sleep, "sleep", SLEEP_SETTINGS))
         self.vocab_size = self.model["vocab_size"]
         self.sleep_settings()
         super().__post_init__(**kwargs)
@@ -54,13 +56,14 @@ class SleepConfig(PreTrainedConfig):
         return from_family(found), unused
 
     def model_config(self) -> schema.ModelConfig:
-        return _known(schema.ModelConfig, self.model or {}, "model")
+        return _typed(schema.ModelConfig, self.model, "model")
 
     def sleep_settings(self, passes: int | None = None, window: int | None = None) -> schema.SleepConfig:
         """The settings, with N and L replaced where they are given. Raises ConfigError."""
-        settings = _known(schema.SleepConfig, self.sleep or {}, "sleep", SLEEP_SETTINGS)
-        settings = replace(settings, passes=passes or settings.passes, window=window or settings.window)
-        check_sleep(settings, len(self.model_config().layers))
+        settings = _typed(schema.SleepConfig, self.sleep, "sleep", SLEEP_SETTINGS)
+        changes = {"passes": passes, "window": window}
+        settings = replace(settings, **{name: value for name, value in changes.items() if value is not None})
+        validate_model(self.model_config(), settings)
         return settings
 
 
@@ -79,18 +82,15 @@ def from_family(found: Mapping[str, Any]) -> dict[str, Any]:
     return ours | {key: found[key] for key in kept if found.get(key) is not None}
 
 
-def _known(kind: type, given: Mapping[str, Any], section: str, names: tuple[str, ...] = ()) -> Any:
-    """The dataclass with these settings. Raises ConfigError for one that it does not have."""
-    known = {f.name: f for f in fields(kind) if not names or f.name in names}
-    values = dict(given)
-    for name in given:
-        if name not in known:
-            raise ConfigError(f"config.json: unknown setting {section}.{name}; {suggest(name, list(known))}")
-    for f in known.values():
-        nested = schema.__dict__.get(str(f.type))
-        if isinstance(values.get(f.name), Mapping) and nested is not None:
-            values[f.name] = _known(nested, values[f.name], f"{section}.{f.name}")
-    return kind(**values)
+def _typed(kind: type, given: Mapping[str, Any] | None, section: str, names: tuple[str, ...] = ()) -> Any:
+    """The dataclass with these settings. Raises ConfigError for one that it does not have or of a wrong type."""
+    for name in given or ():
+        if names and name not in names:
+            raise ConfigError(f"config.json: unknown setting {section}.{name}; {suggest(name, names)}")
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), dict(given or {})))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"config.json: {section}: {' '.join(str(error).split())}") from error
 
 
 AutoConfig.register(MODEL_TYPE, SleepConfig)

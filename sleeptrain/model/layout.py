@@ -14,10 +14,10 @@ from sleeptrain.data.batch import PAD
 class Place:
     """Where the tokens of a pass that goes on with windows in progress stand in them.
 
-    window: L. start: the position of each row's first token, None where rows differ or some are pads. at_RL: int64, the
-    position of each token (0 for pads), None where `start` says it. row_N, at_N, token_N: row, position and index in
-    the flattened [R * L] of each token that is no pad, where rows differ. low, high: the positions [low, high) that some
-    token attends to; negative ones are those of the window before.
+    window: L. low, high: the positions [low, high) that some token attends to; negative ones are those of the window
+    before. start: the position of each row's first token, None where rows differ or some tokens are pads. Then at_RL
+    (int64) has the position of each token, 0 for pads; row_N, at_N and token_N have row, position and index in the
+    flattened [R * L] of each token that is no pad.
     """
 
     window: int
@@ -122,16 +122,14 @@ def continued_layout(
     before has left the row its keys and values; None under hard eviction.
     """
     num_tokens = max(counts)
-    low = min(
-        (f + 1 - window if kept else 0) for f, kept in zip(filled, retained or [False] * len(filled), strict=True)
-    )
+    kept = [False] * len(filled) if retained is None else retained
+    low = min(f + 1 - window if before else 0 for f, before in zip(filled, kept, strict=True))
     high = max(f + n for f, n in zip(filled, counts, strict=True))
-    kept_alike = retained is None or len(set(retained)) == 1
-    if kept_alike and len(set(filled)) == 1 and len(set(counts)) == 1:
+    if len(set(kept)) == len(set(filled)) == len(set(counts)) == 1:
         documents = torch.zeros(len(filled), num_tokens, dtype=torch.long, device=device)
         place = Place(window, low, high, filled[0])
-        whole = num_tokens == 1 or low == high - num_tokens  # one sees all, or each what is before it
-        mask = None if whole else _place_mask(filled[:1], num_tokens, place, (retained or [False])[:1], device)
+        plain = num_tokens == 1 or low == high - num_tokens  # one sees all, or each what is before it
+        mask = None if plain else _place_mask(filled[:1], num_tokens, place, kept[:1], device)
         return Layout(documents, None, None, mask, place)
     at, number = torch.tensor(filled, device=device), torch.tensor(counts, device=device)
     token = torch.arange(num_tokens, device=device)
@@ -139,7 +137,7 @@ def continued_layout(
     at_RL = torch.where(valid, at[:, None] + token, 0)
     row_N, column_N = valid.nonzero(as_tuple=True)
     place = Place(window, low, high, None, at_RL, row_N, at_RL[valid], row_N * num_tokens + column_N)
-    mask = _place_mask(filled, num_tokens, place, retained or [False] * len(filled), device)
+    mask = _place_mask(filled, num_tokens, place, kept, device)
     all_valid = min(counts) == num_tokens
     # A pad may attend to anything: nobody reads what comes of it, and a row of a mask must not be empty.
     mask = mask if all_valid else mask | ~valid[:, None, :, None]
