@@ -13,7 +13,7 @@ from omegaconf import MISSING
 
 @dataclass
 class AttentionConfig:
-    """Softmax attention inside a window: grouped-query, optional output gate and per-head q/k norms, partial RoPE."""
+    """Softmax attention inside a window: grouped-query, optional output gate and q/k norms, partial RoPE."""
 
     num_heads: int = 4
     num_kv_heads: int = 2
@@ -21,7 +21,9 @@ class AttentionConfig:
     rope_theta: float = 10_000.0
     partial_rotary_factor: float = 0.5
     gate: bool = True
-    qk_norm: bool = True
+    qk_norm: str = "head"  # none | head | all: of each head, or of all heads together
+    scale: float = 0.0  # of the scores; 0: 1 / sqrt(head_dim)
+    post_norm: bool = False  # attention blocks norm what mixer and feed-forward give, instead of what they read
 
 
 @dataclass
@@ -33,6 +35,8 @@ class GatedDeltaNetConfig:
     head_k_dim: int = 32
     head_v_dim: int = 32
     conv_size: int = 4
+    allow_neg_eigval: bool = False  # writes of strength up to 2, so that the transition may reflect
+    norm_eps: float = 0.0  # of the gated norm; 0: model.norm_eps
 
 
 @dataclass
@@ -54,7 +58,11 @@ class ModelConfig:
     dim: int = 128
     ffn_dim: int = 384
     layers: list[str] = field(default_factory=lambda: ["attention", "gated_deltanet"] * 2)
+    norm: str = "zero_centred"  # zero_centred | plain: scale by 1 + weight, or by the weight
     norm_eps: float = 1e-6
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0  # of what mixers and feed-forwards add
+    logits_divisor: float = 1.0
     tie_embeddings: bool = True
     init_std: float = 0.02
     attention: AttentionConfig = field(default_factory=AttentionConfig)

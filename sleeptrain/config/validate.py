@@ -27,6 +27,8 @@ MIXERS = ("attention", "gated_deltanet", "mamba2")
 RECURRENT_MIXERS = ("gated_deltanet", "mamba2")
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "model.norm": ("zero_centred", "plain"),
+    "model.attention.qk_norm": ("none", "head", "all"),
     "sleep.when": ("every", "unlabelled"),
     "sleep.feedback": ("features", "none"),
     "sleep.eviction": ("hard", "sliding"),
@@ -51,11 +53,13 @@ AT_LEAST: dict[str, int] = {
     "model.attention.num_heads": 1,
     "model.attention.num_kv_heads": 1,
     "model.attention.head_dim": 1,
+    "model.attention.scale": 0,
     "model.gated_deltanet.num_k_heads": 1,
     "model.gated_deltanet.num_v_heads": 1,
     "model.gated_deltanet.head_k_dim": 1,
     "model.gated_deltanet.head_v_dim": 1,
     "model.gated_deltanet.conv_size": 1,
+    "model.gated_deltanet.norm_eps": 0,
     "model.mamba2.num_heads": 1,
     "model.mamba2.head_dim": 1,
     "model.mamba2.state_dim": 1,
@@ -104,6 +108,9 @@ AT_LEAST: dict[str, int] = {
 
 ABOVE_ZERO = (
     "model.norm_eps",
+    "model.embedding_multiplier",
+    "model.residual_multiplier",
+    "model.logits_divisor",
     "model.init_std",
     "model.attention.rope_theta",
     "optim.muon_lr",
@@ -273,7 +280,7 @@ def _check_core(config: Config) -> None:
             where = "model.layers" if sleep.core is None else f"blocks {sleep.core} of model.layers (sleep.core)"
             raise ConfigError(
                 f"{name}={passes}: a plain transformer cannot sleep, for {where} hold no recurrent layer "
-                f"({' or '.join(RECURRENT_MIXERS)}) to keep a window in; add one, or set sleep.passes=1"
+                f"({' or '.join(RECURRENT_MIXERS)}) to keep a window in; add one, or take one pass (sleep=wake, sleep.passes=1)"
             )
 
 

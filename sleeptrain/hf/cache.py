@@ -70,7 +70,9 @@ class SleepCache(Cache):
         before, now = sleep_dict(self.sleep), sleep_dict(sleep)
         for name, value in now.items():
             if name != "passes" and value != before[name]:
-                raise ConfigError(f"sleep.{name}={value}: what the cache holds was read with {before[name]}; begin anew")
+                raise ConfigError(
+                    f"sleep.{name}={value}: what the cache holds was read with {before[name]}; begin anew"
+                )
 
     def follow_with_new_text(self) -> SleepCache:
         """What comes next does not repeat what has been read: a question after a document. Returns itself."""
@@ -111,7 +113,9 @@ class SleepCache(Cache):
         self.live = self.live.rows([row for row in range(self.batch_size) for _ in range(repeats)])
 
     def crop(self, tokens_to_remove: int) -> None:
-        raise ConfigError("what a sleeping model has read cannot be taken back: keep cache.copy() of where to go back to")
+        raise ConfigError(
+            "what a sleeping model has read cannot be taken back: keep cache.copy() of where to go back to"
+        )
 
     def save(self, path: str | Path) -> None:
         """Writes the memory to a safetensors file, whole or not at all."""

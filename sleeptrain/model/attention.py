@@ -1,4 +1,4 @@
-"""Softmax attention inside a window, as in Qwen3.5: grouped queries, q/k norms, partial RoPE, a sigmoid output gate."""
+"""Softmax attention inside a window: grouped queries and, as in Qwen3.5, q/k norms, partial RoPE, an output gate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.data.batch import PAD
 from sleeptrain.model.layout import Layout, Place
-from sleeptrain.model.norm import RMSNorm
+from sleeptrain.model.norm import HeadsRMSNorm, RMSNorm
 from sleeptrain.model.rope import rope_tables, rotate, rotate_back
 from sleeptrain.model.state import Boundary, LayerState, Recurrent, Retained, WindowKV
 
@@ -27,8 +27,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.dim, c.num_kv_heads * c.head_dim, bias=False)
         self.v_proj = nn.Linear(config.dim, c.num_kv_heads * c.head_dim, bias=False)
         self.o_proj = nn.Linear(c.num_heads * c.head_dim, config.dim, bias=False)
-        self.q_norm = RMSNorm(c.head_dim, config.norm_eps) if c.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(c.head_dim, config.norm_eps) if c.qk_norm else nn.Identity()
+        self.q_norm = _head_norm(config, c.num_heads)
+        self.k_norm = _head_norm(config, c.num_kv_heads)
 
     def forward(
         self, x_BTD: torch.Tensor, state: LayerState, layout: Layout, boundary: Boundary, state_only: bool = False
@@ -50,7 +50,7 @@ class Attention(nn.Module):
         num_queries, num_keys = q.shape[1], k.shape[1]
         tables = self._tables(num_queries - num_keys, num_keys, q)
         q = rotate(q, (tables[0][-num_queries:], tables[1][-num_queries:]))
-        return self._project(_attend(q, rotate(k, tables), v, mask), gate), left
+        return self._project(self._attend(q, rotate(k, tables), v, mask), gate), left
 
     def _keys_values(self, x_BTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys before rotation and values, [B, T, num_kv_heads, head_dim]."""
@@ -88,7 +88,7 @@ class Attention(nn.Module):
             state = WindowKV(k.new_zeros(shape), v.new_zeros(shape))
         place.put(state.k_BCGD, k)
         place.put(state.v_BCGD, v)
-        y = _attend(q, place.seen(state.k_BCGD), place.seen(state.v_BCGD), layout.mask_RLL)
+        y = self._attend(q, place.seen(state.k_BCGD), place.seen(state.v_BCGD), layout.mask_RLL)
         return self._project(y, gate), state
 
     def _place_tables(self, place: Place, num_tokens: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,15 +110,29 @@ class Attention(nn.Module):
         kv.k_BCGD[rows_R, :window] = rotate(retained.k_BLGD, self._tables(-window, window, retained.k_BLGD))
         kv.v_BCGD[rows_R, :window] = retained.v_BLGD
 
+    def _attend(
+        self, q_BTHD: torch.Tensor, k_BCGD: torch.Tensor, v_BCGD: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Without a mask as many queries as keys attend causally, and a single one to all."""
+        q, k, v = (t.transpose(1, 2) for t in (q_BTHD, k_BCGD.to(q_BTHD.dtype), v_BCGD.to(q_BTHD.dtype)))
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None and q.shape[2] == k.shape[2],
+            scale=self.config.scale or None,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+        return y.transpose(1, 2)
 
-def _attend(
-    q_BTHD: torch.Tensor, k_BCGD: torch.Tensor, v_BCGD: torch.Tensor, mask: torch.Tensor | None
-) -> torch.Tensor:
-    """Without a mask as many queries as keys attend causally, and a single one to all."""
-    q, k, v = (t.transpose(1, 2) for t in (q_BTHD, k_BCGD.to(q_BTHD.dtype), v_BCGD.to(q_BTHD.dtype)))
-    causal, grouped = mask is None and q.shape[2] == k.shape[2], q.shape[1] != k.shape[1]
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
-    return y.transpose(1, 2)
+
+def _head_norm(config: ModelConfig, num_heads: int) -> nn.Module:
+    """The norm of queries or keys, [..., num_heads, head_dim]."""
+    c = config.attention
+    if c.qk_norm == "all":
+        return HeadsRMSNorm(num_heads * c.head_dim, config.norm_eps, config.norm)
+    return RMSNorm(c.head_dim, config.norm_eps, config.norm) if c.qk_norm == "head" else nn.Identity()
 
 
 def _retain(k: torch.Tensor, v: torch.Tensor, layout: Layout, window: int) -> Retained:

@@ -17,8 +17,9 @@ from sleeptrain.ops import causal_conv, gated_delta_rule
 class GatedDeltaNet(KeepsDecayWide, nn.Module):
     """S_t = a_t (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T, o_t = S_t^T q_t / sqrt(K).
 
-    b = sigmoid(W_b x), log a = -exp(A_log) softplus(W_a x + dt_bias); q, k and v pass a short causal convolution with
-    SiLU; q and k have unit length. The rows of `in_proj_qkv` are [q | k | v]. Key head i serves the value heads
+    b = sigmoid(W_b x), twice that with `allow_neg_eigval` (arXiv 2411.12537),
+    log a = -exp(A_log) softplus(W_a x + dt_bias); q, k and v pass a short causal convolution with SiLU; q and k have
+    unit length. The rows of `in_proj_qkv` are [q | k | v]. Key head i serves the value heads
     i*G/H .. (i+1)*G/H - 1. The state is [B, num_v_heads, head_k_dim, head_v_dim].
     """
 
@@ -34,7 +35,7 @@ class GatedDeltaNet(KeepsDecayWide, nn.Module):
         self.conv_weight = nn.Parameter(torch.empty(self.conv_dim, c.conv_size))
         self.A_log = nn.Parameter(torch.empty(c.num_v_heads))
         self.dt_bias = nn.Parameter(torch.empty(c.num_v_heads))
-        self.norm = GatedRMSNorm(c.head_v_dim, config.norm_eps, gate_first=False)
+        self.norm = GatedRMSNorm(c.head_v_dim, c.norm_eps or config.norm_eps, gate_first=False)
         self.out_proj = nn.Linear(self.value_dim, config.dim, bias=False)
 
     def forward(
@@ -72,6 +73,8 @@ class GatedDeltaNet(KeepsDecayWide, nn.Module):
         wide = torch.promote_types(a.dtype, torch.float32)
         g = -self.A_log.to(wide).exp() * F.softplus(a.to(wide) + self.dt_bias.to(wide))
         beta = torch.sigmoid(b.to(wide))
+        if self.config.allow_neg_eigval:
+            beta = 2 * beta
         if layout.valid_RL is not None:
             pad = ~layout.valid_RL.unsqueeze(-1)
             g, beta = g.masked_fill(pad, 0.0), beta.masked_fill(pad, 0.0)

@@ -44,7 +44,7 @@ class Hybrid(nn.Module):
         embeds = begins or (ends and config.tie_embeddings)
         self.embedding: nn.Module | None = nn.Embedding(config.vocab_size, config.dim) if embeds else None
         self.blocks = Blocks({str(i): Block(config.layers[i], config) for i in self.layers})
-        self.norm = RMSNorm(config.dim, config.norm_eps) if ends else None
+        self.norm = RMSNorm(config.dim, config.norm_eps, config.norm) if ends else None
         has_head = ends and not config.tie_embeddings
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False) if has_head else None
 
@@ -69,7 +69,8 @@ class Hybrid(nn.Module):
 
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         assert self.embedding is not None, "this part of the model has no embeddings"
-        return self.embedding(tokens_BT)
+        x, factor = self.embedding(tokens_BT), self.config.embedding_multiplier
+        return x if factor == 1 else x * factor
 
     def run(
         self,
@@ -105,7 +106,8 @@ class Hybrid(nn.Module):
     def logits(self, x_ND: torch.Tensor) -> torch.Tensor:
         """Features of any leading shape -> logits over the vocabulary, in the features' dtype."""
         assert self.norm is not None, "this part of the model has no head"
-        return F.linear(self.norm(x_ND), self.head_weight.to(x_ND.dtype))
+        logits, divisor = F.linear(self.norm(x_ND), self.head_weight.to(x_ND.dtype)), self.config.logits_divisor
+        return logits if divisor == 1 else logits / divisor
 
     def cross_entropy(
         self, x_ND: torch.Tensor, targets_N: torch.Tensor, read_logits: Callable[[torch.Tensor], None] | None = None

@@ -1,4 +1,4 @@
-"""RMSNorm in the two forms of the native architecture: zero-centred, and gated with a plain weight."""
+"""RMSNorm, zero-centred or with a plain weight, and gated."""
 
 from __future__ import annotations
 
@@ -43,15 +43,24 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 class RMSNorm(nn.Module):
-    """Zero-centred RMSNorm: the scale is 1 + weight, so that weight 0 (and weight decay) means the identity scale."""
+    """RMSNorm over the last dimension. kind `zero_centred`: the scale is 1 + weight, so that weight 0 is the identity;
+    `plain`: the scale is the weight."""
 
-    def __init__(self, dim: int, eps: float):
+    def __init__(self, dim: int, eps: float, kind: str = "zero_centred"):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(dim))
+        self.zero_centred = kind == "zero_centred"
+        self.weight = nn.Parameter(torch.zeros(dim) if self.zero_centred else torch.ones(dim))
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, 1.0 + self.weight, self.eps)
+        return rms_norm(x, 1.0 + self.weight if self.zero_centred else self.weight, self.eps)
+
+
+class HeadsRMSNorm(RMSNorm):
+    """RMSNorm over all heads of a token together: [..., heads, dimensions of one]."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.flatten(-2)).view_as(x)
 
 
 class GatedRMSNorm(nn.Module):

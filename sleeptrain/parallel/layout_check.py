@@ -82,6 +82,11 @@ def tensor_obstacles(model: ModelConfig, size: int) -> Iterator[str]:
     if "mamba2" in kinds:
         settings["model.mamba2.num_heads"] = mamba.num_heads
     yield from (f"{name} ({value})" for name, value in settings.items() if value % size)
+    if "attention" in kinds and size > 1:
+        if attention.qk_norm == "all":
+            yield "model.attention.qk_norm (all)"
+        if attention.post_norm:
+            yield "model.attention.post_norm (true)"
     if "attention" in kinds and not _shareable(attention.num_kv_heads, attention.head_dim, size):
         yield f"model.attention.num_kv_heads ({attention.num_kv_heads}) of head_dim {attention.head_dim}"
     if "mamba2" in kinds and not _shareable(mamba.num_groups, mamba.state_dim, size):

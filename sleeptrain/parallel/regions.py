@@ -81,8 +81,8 @@ def whole_tokens(x_BTD: torch.Tensor, axis: Axis, same_use: bool) -> torch.Tenso
 class EnteringNorm(RMSNorm):
     """The norm in front of a region. `sequence`: its input is this rank's part of the tokens."""
 
-    def __init__(self, dim: int, eps: float, axis: Axis, sequence: bool = False):
-        super().__init__(dim, eps)
+    def __init__(self, config: ModelConfig, axis: Axis, sequence: bool = False):
+        super().__init__(config.dim, config.norm_eps, config.norm)
         self._axis, self._sequence = axis, sequence
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

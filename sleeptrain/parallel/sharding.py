@@ -204,7 +204,9 @@ def _attention(config: ModelConfig) -> dict[str, Sharding]:
         "v_proj.weight": keys,
         "o_proj.weight": Sharding(1, (query,)),
     }
-    norms = ("q_norm.weight", "k_norm.weight") if c.qk_norm else ()
+    if c.qk_norm == "all":  # not cut over ranks, which `tensor_obstacles` refuses
+        return rules | {"q_norm.weight": Sharding(), "k_norm.weight": Sharding()}
+    norms = ("q_norm.weight", "k_norm.weight") if c.qk_norm == "head" else ()
     return rules | {name: Sharding(partial_gradient=True) for name in norms}
 
 

@@ -59,7 +59,7 @@ class TensorParallelHybrid(Hybrid):
             _spread_mixer(cast(Block, block), config, self.config, axis)
             _spread_block(cast(Block, block), self.config, axis, sequence)
         if self.norm is not None:
-            self.norm = EnteringNorm(config.dim, config.norm_eps, axis)
+            self.norm = EnteringNorm(config, axis)
         self._mark_parameters()
 
     def _mark_parameters(self) -> None:
@@ -134,8 +134,8 @@ def _spread_mixer(block: Block, whole: ModelConfig, own: ModelConfig, axis: Axis
 
 def _spread_block(block: Block, own: ModelConfig, axis: Axis, sequence: bool) -> None:
     """The norms that open a region, and the linears inside: those that end it sum over the ranks."""
-    block.mixer_norm = EnteringNorm(own.dim, own.norm_eps, axis, sequence)
-    block.mlp_norm = EnteringNorm(own.dim, own.norm_eps, axis, sequence)
+    block.mixer_norm = EnteringNorm(own, axis, sequence)
+    block.mlp_norm = EnteringNorm(own, axis, sequence)
     for part in (block.mixer, block.mlp):
         for name, linear in list(part.named_children()):
             if not isinstance(linear, nn.Linear):

@@ -75,12 +75,12 @@ class Activations:
         c, narrow = self.model.attention, self.narrow
         q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         if state_only:
-            return self._inputs(2) + (WIDE * kv if c.qk_norm else 0)
+            return self._inputs(2) + (WIDE * kv if c.qk_norm != "none" else 0)
         # Rotated queries and keys, values, what attention gives, and that again: gated, or with its heads side by side.
         token = self._inputs(3) + narrow * (3 * q + 2 * kv) + WIDE * c.num_heads
         if c.gate:
             token += narrow * q
-        if c.qk_norm:  # their inputs; in fp32 the query's is one tensor with the gate
+        if c.qk_norm != "none":  # their inputs; in fp32 the query's is one tensor with the gate
             shared = q if c.gate and narrow == WIDE else 0
             token += WIDE * (q + kv + shared + c.num_heads + c.num_kv_heads)
         return token

@@ -160,7 +160,7 @@ class _TensorCounts:
         """Bytes of the gradients that are sums over the ranks (`sum_gradient`), in one backward of these rounds."""
         m = self.config.model
         heads = {
-            "attention": 2 * m.attention.head_dim * m.attention.qk_norm,
+            "attention": 2 * m.attention.head_dim * (m.attention.qk_norm == "head"),
             "gated_deltanet": m.gated_deltanet.head_v_dim,
             "mamba2": 0,
         }

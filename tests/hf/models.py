@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import torch
-import transformers
-from transformers import PreTrainedModel
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.hf.families import Family
@@ -13,6 +18,27 @@ from tests.models import tiny_config
 
 HYBRID = ["gated_deltanet", "attention", "gated_deltanet"]
 
+MULTIPLIED = {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_divisor": 2.0}
+
+
+def granite(rotary: float = 0.0, layers: list[str] | None = None, **changes: Any) -> ModelConfig:
+    """Mamba-2 and plain attention."""
+    config = tiny_config(layers or ["mamba2", "attention", "mamba2"], **({"norm": "plain"} | changes))
+    scale = 0.3 if changes else 0.0
+    config.attention = replace(config.attention, gate=False, qk_norm="none", partial_rotary_factor=rotary, scale=scale)
+    config.mamba2 = replace(config.mamba2, num_groups=1)
+    return config
+
+
+def olmo(rotary: float = 0.0, neg_eigval: bool = True, **changes: Any) -> ModelConfig:
+    """Gated DeltaNet with reflections, and attention in front of its norms."""
+    config = tiny_config(HYBRID, **({"norm": "plain"} | changes))
+    plain = {"gate": False, "qk_norm": "all", "post_norm": True, "partial_rotary_factor": rotary}
+    config.attention = replace(config.attention, **plain)  # type: ignore[arg-type]
+    config.gated_deltanet = replace(config.gated_deltanet, allow_neg_eigval=neg_eigval, norm_eps=1e-5)
+    return config
+
+
 # By a name for the test: the family and a model that it expresses.
 MODELS: dict[str, tuple[str, ModelConfig]] = {
     "qwen3_5_text": ("qwen3_5_text", tiny_config(HYBRID)),
@@ -20,6 +46,17 @@ MODELS: dict[str, tuple[str, ModelConfig]] = {
     "qwen3_5_text-transformer": ("qwen3_5_text", tiny_config(["attention", "attention"])),
     "qwen3_next": ("qwen3_next", tiny_config(HYBRID)),
     "qwen3_next-untied": ("qwen3_next", tiny_config(HYBRID, tie_embeddings=False)),
+    "granitemoehybrid": ("granitemoehybrid", granite(**MULTIPLIED)),
+    "granitemoehybrid-untied": ("granitemoehybrid", granite(rotary=1.0, tie_embeddings=False)),
+    "granitemoehybrid-mamba": ("granitemoehybrid", granite(layers=["mamba2", "mamba2"])),
+    "granitemoehybrid-transformer": ("granitemoehybrid", granite(layers=["attention", "attention"], rotary=1.0)),
+    "olmo_hybrid": ("olmo_hybrid", olmo()),
+    "olmo_hybrid-rope": ("olmo_hybrid", olmo(rotary=1.0, neg_eigval=False, tie_embeddings=False)),
+}
+# The same with zero-centred norms, which become plain ones.
+ZERO_CENTRED: dict[str, tuple[str, ModelConfig]] = {
+    "granitemoehybrid": ("granitemoehybrid", granite(norm="zero_centred")),
+    "olmo_hybrid": ("olmo_hybrid", olmo(norm="zero_centred")),
 }
 
 
@@ -34,13 +71,13 @@ def disturbed(config: ModelConfig, seed: int = 0) -> Hybrid:
     return model
 
 
-def native(family: Family, ours: Hybrid) -> PreTrainedModel:
-    """The same model in transformers' own class."""
-    config = transformers.AutoConfig.for_model(**family.to_config(ours.config))
-    theirs = getattr(transformers, family.architecture)(config)
-    weights = dict(family.to_theirs(ours.config, dict(ours.named_parameters()).__getitem__))
-    missing, unexpected = theirs.load_state_dict(weights, strict=False)
-    assert not unexpected
-    assert set(missing) <= ({"lm_head.weight"} if ours.config.tie_embeddings else set())
-    theirs.tie_weights()
+def native(family: Family, ours: Hybrid, folder: Path) -> PreTrainedModel:
+    """The same model in transformers' own class, by way of the files in `folder`."""
+    parameters = {name: p.detach() for name, p in ours.named_parameters()}
+    weights = {name: w.contiguous() for name, w in family.to_theirs(ours.config, parameters.__getitem__)}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(family.to_config(ours.config)))
+    theirs, found = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert type(theirs).__name__ == family.architecture
+    assert not any(found.values()), found
     return theirs.eval()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.families import FAMILIES, family_of
 from sleeptrain.model.hybrid import Hybrid
-from tests.hf.models import MODELS, disturbed, native
+from tests.hf.models import MODELS, ZERO_CENTRED, disturbed, native
 from tests.models import VOCABULARY, tiny_config
 from tests.sleep.oracle import causal_layout
 
@@ -20,10 +23,10 @@ each_model = pytest.mark.parametrize(("model_type", "config"), MODELS.values(), 
 
 
 @each_model
-def test_same_logits_and_gradients(model_type: str, config: ModelConfig):
+def test_same_logits_and_gradients(model_type: str, config: ModelConfig, tmp_path: Path):
     torch.manual_seed(0)
     family, ours = family_of(model_type), disturbed(config)
-    theirs = native(family, ours)
+    theirs = native(family, ours, tmp_path)
     tokens = torch.randint(VOCABULARY, (2, 70))
     x, _ = ours.run(ours.embed(tokens), ours.empty_state(), causal_layout(70))
     logits, expected = ours.logits(x), theirs(tokens).logits
@@ -31,12 +34,61 @@ def test_same_logits_and_gradients(model_type: str, config: ModelConfig):
     direction = torch.randn_like(logits)
     (logits * direction).sum().backward()
     (expected * direction).sum().backward()
-    gradients = dict(theirs.named_parameters())
-    mine = dict(family.to_theirs(config, {n: p.grad for n, p in ours.named_parameters()}.__getitem__))
+    mine = {name: p.grad for name, p in ours.named_parameters()}
+    gradients = dict(family.to_ours(config, saved_gradients(theirs, tmp_path / "gradients").__getitem__))
     assert set(mine) == set(gradients)
-    for name, parameter in gradients.items():
-        error = (mine[name] - parameter.grad).norm() / parameter.grad.norm()
+    for name, gradient in gradients.items():
+        error = (mine[name] - gradient).norm() / gradient.norm()
         assert error < 1e-3, f"{name}: relative error {error:.1e}"
+
+
+def saved_gradients(theirs: PreTrainedModel, folder: Path) -> dict[str, torch.Tensor]:
+    """Under the names that transformers' files have."""
+    for parameter in theirs.parameters():
+        parameter.data = parameter.grad
+    return saved(theirs, folder)
+
+
+def saved(theirs: PreTrainedModel, folder: Path) -> dict[str, torch.Tensor]:
+    """What transformers writes. Of OLMo's it would cut convolutions into thirds, whatever their parts."""
+    olmo = theirs.config.model_type == "olmo_hybrid"
+    theirs.save_pretrained(folder, save_original_format=not olmo)
+    found = load_file(folder / "model.safetensors")
+    return olmo_names(found, theirs.config) if olmo else found
+
+
+def olmo_names(found: dict[str, torch.Tensor], config: PreTrainedConfig) -> dict[str, torch.Tensor]:
+    """As on the hub."""
+    keys = config.linear_num_key_heads * config.linear_key_head_dim
+    values = config.linear_num_value_heads * config.linear_value_head_dim
+    named = {}
+    for name, tensor in found.items():
+        linear = config.layer_types[int(name.split(".")[2])] == "linear_attention" if ".layers." in name else False
+        if linear and name.endswith("conv1d.weight"):
+            parts = zip("qkv", tensor.split([keys, keys, values]), strict=True)
+            named |= {name.replace("conv1d", f"{part}_conv1d"): t for part, t in parts}
+        elif linear:
+            hub = name.replace("input_layernorm", "attention_layer_norm")
+            named[hub.replace("post_attention_layernorm", "feedforward_layer_norm")] = tensor
+        else:
+            named[name] = tensor
+    return named
+
+
+@pytest.mark.parametrize(("model_type", "config"), ZERO_CENTRED.values(), ids=list(ZERO_CENTRED))
+def test_zero_centred_norms_become_plain_ones_with_the_same_logits(model_type, config, tmp_path):
+    family, ours = family_of(model_type), disturbed(config)
+    parameters = dict(ours.named_parameters())
+    theirs = dict(family.to_theirs(config, parameters.__getitem__))
+    plain = Hybrid(family.from_config(family.to_config(config)))
+    assert plain.config.norm == "plain"
+    plain.load_state_dict(dict(family.to_ours(plain.config, theirs.__getitem__)))
+    tokens = torch.randint(VOCABULARY, (2, 70))
+    with torch.no_grad():
+        logits = [m.logits(m.run(m.embed(tokens), m.empty_state(), causal_layout(70))[0]) for m in (ours, plain)]
+        assert torch.equal(*logits)
+        expected = native(family, ours, tmp_path)(tokens).logits
+    torch.testing.assert_close(logits[0], expected, rtol=0, atol=1e-5)
 
 
 @each_model
@@ -54,16 +106,16 @@ def test_settings_there_and_back(model_type: str, config: ModelConfig):
     family = family_of(model_type)
     complete = transformers.AutoConfig.for_model(**family.to_config(config)).to_dict()
     found = family.from_config(complete)
-    kinds = {"attention": "attention", "gated_deltanet": "gated_deltanet", "mamba2": "mamba2"}
+    kinds = ("attention", "gated_deltanet", "mamba2")
     unused = {kind: getattr(config, kind) for kind in kinds if kind not in config.layers}
     assert dataclasses.replace(found, **unused) == config
 
 
 @each_model
-def test_shapes_are_those_of_their_class(model_type: str, config: ModelConfig):
+def test_shapes_are_those_that_transformers_saves(model_type: str, config: ModelConfig, tmp_path: Path):
     family = family_of(model_type)
-    theirs = {name: tuple(p.shape) for name, p in native(family, Hybrid(config)).named_parameters()}
-    assert family.their_shapes(config) == theirs
+    theirs = saved(native(family, disturbed(config), tmp_path), tmp_path / "theirs")
+    assert family.their_shapes(config) == {family.canonical(n): tuple(t.shape) for n, t in theirs.items()}
 
 
 def test_what_a_family_lacks_is_refused():

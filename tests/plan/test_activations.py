@@ -62,7 +62,7 @@ def saved_bytes(function: Callable[[], Any], model: Hybrid) -> int:
         ("model.layers=[mamba2]", "sleep.passes=1"),
         ("model.layers=[attention,attention,attention,attention,gated_deltanet]", "sleep.passes=1"),
         ("model.layers=[gated_deltanet,attention,mamba2]", "model.attention.gate=false"),
-        ("model.layers=[gated_deltanet,attention,mamba2]", "model.attention.qk_norm=false", "sleep.core=[0,2]"),
+        ("model.layers=[gated_deltanet,attention,mamba2]", "model.attention.qk_norm=none", "sleep.core=[0,2]"),
         ("model.layers=[mamba2,attention,gated_deltanet]", "sleep.passes=4", "sleep.recompute=block"),
     ],
     ids=lambda more: more[0].partition("=")[2] + more[1],

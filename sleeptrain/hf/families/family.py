@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from sleeptrain.model.decay import DECAY_PARAMETERS
 from sleeptrain.model.hybrid import Hybrid
 
 Tensors = tuple[torch.Tensor, ...]
+MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "logits_divisor")
 # Gives the tensor of a name; what it gives may be changed by nobody.
 Read = Callable[[str], torch.Tensor]
 
@@ -47,9 +49,18 @@ class Family(ABC):
     def lacks(self, config: ModelConfig) -> dict[str, str]:
         """The settings of the model that the family cannot express: {setting=value: what it needs}."""
 
-    @abstractmethod
     def to_config(self, config: ModelConfig) -> dict[str, Any]:
-        """The `config.json` of the same model. Raises ConfigError where the family has no such model."""
+        """The `config.json` of the same model, without a tokenizer's ids. Raises ConfigError where there is none."""
+        self.check_expressible(config)
+        ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+        # Without attention transformers cannot tell how many tokens a cache has seen.
+        cache = {"use_cache": "attention" in config.layers}
+        header = {"model_type": self.model_type, "architectures": [self.architecture]}
+        return header | self._settings(config) | ids | cache
+
+    @abstractmethod
+    def _settings(self, config: ModelConfig) -> dict[str, Any]:
+        """What `config.json` says of a model that the family can express."""
 
     @abstractmethod
     def from_config(self, found: Mapping[str, Any]) -> ModelConfig:
@@ -137,3 +148,46 @@ def foreign_mixers(config: ModelConfig, known: tuple[str, ...]) -> dict[str, str
     """The part of `lacks` about mixers."""
     foreign = sorted(set(config.layers) - set(known))
     return {f"model.layers with {kind}": f"it has {' and '.join(known)}" for kind in foreign}
+
+
+def other_values(config: ModelConfig, wanted: Mapping[str, Any]) -> dict[str, str]:
+    """The part of `lacks` about settings that a family fixes: {setting below `model`: its only value}."""
+    found = {}
+    for name, value in wanted.items():
+        mine = attrgetter(name)(config)
+        if mine != value:
+            found[f"model.{name}={_written(mine)}"] = f"it has {_written(value)}"
+    return found
+
+
+def _written(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def norm_link(kind: str) -> Callable[[str, str], Link]:
+    """Links of norms whose weight is plain there; kind: `model.norm` here.
+
+    Out of a zero-centred norm comes the scale that it computes with, which cannot be undone bit for bit.
+    """
+    if kind == "plain":
+        return rename
+    return lambda ours, theirs: Link((ours,), (theirs,), lambda w: (1 + w,), lambda w: (w - 1,))
+
+
+def own_head_dim(config: ModelConfig) -> dict[str, int]:
+    """The key of a `config.json` that says how wide heads are, where it is not `hidden_size / num_attention_heads`."""
+    attention = config.attention
+    usual = attention.num_heads * attention.head_dim == config.dim
+    return {} if usual or "attention" not in config.layers else {"head_dim": attention.head_dim}
+
+
+def head_dim(model_type: str, found: Mapping[str, Any]) -> int:
+    """The width of a head, with that key or without."""
+    dim, heads = (setting(model_type, found, key) for key in ("hidden_size", "num_attention_heads"))
+    return found.get("head_dim") or dim // heads
+
+
+def check_rope(rope: Mapping[str, Any]) -> None:
+    """Raises ConfigError for positions that are scaled for long contexts."""
+    if rope.get("rope_type", "default") != "default":
+        raise ConfigError(f"config.json: rope_type={rope['rope_type']!r} is not supported, only 'default'")

@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, ModelConfig
-from sleeptrain.errors import ConfigError
 from sleeptrain.hf.families.family import (
+    MULTIPLIERS,
     Link,
+    check_rope,
     conv_link,
     expect,
     foreign_mixers,
     layer_kinds,
+    other_values,
     rename,
     renamed,
     setting,
@@ -26,15 +28,16 @@ Projections = Callable[[str, str], list[Link]]
 
 def lacks(config: ModelConfig) -> dict[str, str]:
     found = foreign_mixers(config, tuple(LAYER_TYPES))
+    wanted: dict[str, Any] = {"norm": "zero_centred"} | dict.fromkeys(MULTIPLIERS, 1.0)
     if "attention" in config.layers:
-        if not config.attention.gate:
-            found["model.attention.gate=false"] = "its attention has an output gate"
-        if not config.attention.qk_norm:
-            found["model.attention.qk_norm=false"] = "its attention norms queries and keys"
-    return found
+        wanted |= {"attention.gate": True, "attention.qk_norm": "head", "attention.scale": 0.0}
+        wanted |= {"attention.post_norm": False}
+    if "gated_deltanet" in config.layers:
+        wanted |= {"gated_deltanet.allow_neg_eigval": False, "gated_deltanet.norm_eps": 0.0}
+    return found | other_values(config, wanted)
 
 
-def to_config(config: ModelConfig) -> dict[str, Any]:
+def describe(config: ModelConfig) -> dict[str, Any]:
     attention, delta = config.attention, config.gated_deltanet
     return {
         "vocab_size": config.vocab_size,
@@ -69,8 +72,7 @@ def from_config(model_type: str, found: Mapping[str, Any]) -> ModelConfig:
 
     expect(model_type, found, {"hidden_act": "silu", "attention_bias": False})
     rope = get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise ConfigError(f"config.json: rope_type={rope['rope_type']!r} is not supported, only 'default'")
+    check_rope(rope)
     return ModelConfig(
         vocab_size=get("vocab_size"),
         dim=get("hidden_size"),

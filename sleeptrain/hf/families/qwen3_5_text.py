@@ -17,15 +17,14 @@ class Qwen35Text(Family):
     def lacks(self, config: ModelConfig) -> dict[str, str]:
         return qwen.lacks(config)
 
-    def to_config(self, config: ModelConfig) -> dict[str, Any]:
-        self.check_expressible(config)
-        found = qwen.to_config(config)
+    def _settings(self, config: ModelConfig) -> dict[str, Any]:
+        found = qwen.describe(config)
         attention = config.attention
         found["rope_parameters"] |= {
             "mrope_section": _mrope_section(attention.head_dim, attention.partial_rotary_factor),
             "mrope_interleaved": True,
         }
-        return {"model_type": self.model_type, "architectures": [self.architecture]} | found
+        return found
 
     def from_config(self, found: Mapping[str, Any]) -> ModelConfig:
         return qwen.from_config(self.model_type, found)

@@ -20,10 +20,9 @@ class Qwen3Next(Family):
     def lacks(self, config: ModelConfig) -> dict[str, str]:
         return qwen.lacks(config)
 
-    def to_config(self, config: ModelConfig) -> dict[str, Any]:
-        self.check_expressible(config)
+    def _settings(self, config: ModelConfig) -> dict[str, Any]:
         dense = {"num_experts": 0, "mlp_only_layers": list(range(len(config.layers))), "decoder_sparse_step": 1}
-        return {"model_type": self.model_type, "architectures": [self.architecture]} | qwen.to_config(config) | dense
+        return qwen.describe(config) | dense
 
     def from_config(self, found: Mapping[str, Any]) -> ModelConfig:
         config = qwen.from_config(self.model_type, found)

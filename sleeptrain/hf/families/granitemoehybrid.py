@@ -1,0 +1,175 @@
+"""Dense Granite 4 hybrids (`granitemoehybrid` without experts): Mamba-2 and plain attention, with multipliers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sleeptrain.config.schema import AttentionConfig, Mamba2Config, ModelConfig
+from sleeptrain.errors import ConfigError
+from sleeptrain.hf.families.family import (
+    Family,
+    Link,
+    check_rope,
+    conv_link,
+    expect,
+    foreign_mixers,
+    head_dim,
+    layer_kinds,
+    norm_link,
+    other_values,
+    own_head_dim,
+    rename,
+    renamed,
+    setting,
+    top_links,
+)
+
+# The names on the hub; transformers turns them into those of all its hybrids.
+LAYER_TYPES = {"attention": "attention", "mamba2": "mamba"}
+KINDS = {"attention": "attention", "mamba": "mamba2", "full_attention": "attention", "linear_attention": "mamba2"}
+
+
+class GraniteMoeHybrid(Family):
+    model_type = "granitemoehybrid"
+    architecture = "GraniteMoeHybridForCausalLM"
+
+    def lacks(self, config: ModelConfig) -> dict[str, str]:
+        found, attention, mamba = foreign_mixers(config, tuple(LAYER_TYPES)), config.attention, config.mamba2
+        if "attention" in config.layers:
+            wanted = {"attention.gate": False, "attention.qk_norm": "none", "attention.post_norm": False}
+            found |= other_values(config, wanted)
+            if attention.partial_rotary_factor not in (0, 1):
+                name = f"model.attention.partial_rotary_factor={attention.partial_rotary_factor}"
+                found[name] = "it has 0, no positions, and 1"
+        if "mamba2" in config.layers:
+            found |= other_values(config, {"mamba2.num_groups": 1})
+            if mamba.num_heads * mamba.head_dim % config.dim:
+                name = f"model.mamba2.num_heads={mamba.num_heads} of head_dim={mamba.head_dim}"
+                found[name] = f"together they are a multiple of model.dim={config.dim}"
+        return found
+
+    def _settings(self, config: ModelConfig) -> dict[str, Any]:
+        attention, mamba = config.attention, config.mamba2
+        rotates = "attention" in config.layers and attention.partial_rotary_factor == 1
+        heads, width = (mamba.num_heads, mamba.head_dim) if "mamba2" in config.layers else (1, config.dim)
+        return {
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.dim,
+            "intermediate_size": config.ffn_dim,
+            "shared_intermediate_size": config.ffn_dim,
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "num_hidden_layers": len(config.layers),
+            "layer_types": [LAYER_TYPES[kind] for kind in config.layers],
+            "hidden_act": "silu",
+            "rms_norm_eps": config.norm_eps,
+            "tie_word_embeddings": config.tie_embeddings,
+            "initializer_range": config.init_std,
+            "embedding_multiplier": config.embedding_multiplier,
+            "residual_multiplier": config.residual_multiplier,
+            "logits_scaling": config.logits_divisor,
+            "attention_multiplier": attention.scale or attention.head_dim**-0.5,
+            "attention_bias": False,
+            "num_attention_heads": attention.num_heads,
+            "num_key_value_heads": attention.num_kv_heads,
+            "position_embedding_type": "rope" if rotates else None,
+            "rope_parameters": {"rope_type": "default", "rope_theta": attention.rope_theta},
+            "mamba_n_heads": heads,
+            "mamba_d_head": width,
+            "mamba_expand": heads * width // config.dim,
+            "mamba_d_state": mamba.state_dim,
+            "mamba_n_groups": mamba.num_groups,
+            "mamba_d_conv": mamba.conv_size,
+            "mamba_conv_bias": True,
+            "mamba_proj_bias": False,
+        } | own_head_dim(config)
+
+    def from_config(self, found: Mapping[str, Any]) -> ModelConfig:
+        def get(key: str) -> Any:
+            return setting(self.model_type, found, key)
+
+        wanted = {"hidden_act": "silu", "attention_bias": False, "num_local_experts": 0}
+        expect(self.model_type, found, wanted | {"mamba_conv_bias": True, "mamba_proj_bias": False})
+        layers = layer_kinds(self.model_type, found, KINDS)
+        if "mamba2" in layers:
+            expect(self.model_type, found, {"mamba_n_groups": 1})
+        if tuple(found.get("time_step_limit") or (0.0, math.inf)) != (0.0, math.inf):
+            raise ConfigError(f"config.json: time_step_limit={found['time_step_limit']} is not supported, only none")
+        return ModelConfig(
+            vocab_size=get("vocab_size"),
+            dim=get("hidden_size"),
+            ffn_dim=get("shared_intermediate_size"),
+            layers=layers,
+            norm="plain",
+            norm_eps=get("rms_norm_eps"),
+            embedding_multiplier=float(get("embedding_multiplier")),
+            residual_multiplier=float(get("residual_multiplier")),
+            logits_divisor=float(get("logits_scaling")),
+            tie_embeddings=get("tie_word_embeddings"),
+            init_std=get("initializer_range"),
+            attention=self._attention(found),
+            mamba2=Mamba2Config(
+                num_heads=get("mamba_n_heads"),
+                head_dim=get("mamba_d_head"),
+                state_dim=get("mamba_d_state"),
+                num_groups=get("mamba_n_groups"),
+                conv_size=get("mamba_d_conv"),
+            ),
+        )
+
+    def _attention(self, found: Mapping[str, Any]) -> AttentionConfig:
+        def get(key: str) -> Any:
+            return setting(self.model_type, found, key)
+
+        rotates, width, scale = get("position_embedding_type") == "rope", head_dim(self.model_type, found), 0.0
+        if get("attention_multiplier") != width**-0.5:
+            scale = float(get("attention_multiplier"))
+        rope = found.get("rope_parameters") or {}
+        if rotates:
+            check_rope(rope)
+        return AttentionConfig(
+            num_heads=get("num_attention_heads"),
+            num_kv_heads=get("num_key_value_heads"),
+            head_dim=width,
+            rope_theta=float(rope.get("rope_theta") or AttentionConfig.rope_theta),
+            partial_rotary_factor=1.0 if rotates else 0.0,
+            gate=False,
+            qk_norm="none",
+            scale=scale,
+        )
+
+    def links(self, config: ModelConfig) -> list[Link]:
+        norm = norm_link(config.norm)
+        found, end = top_links(config, norm)
+        for i, kind in enumerate(config.layers):
+            ours, theirs = f"blocks.{i}", f"model.layers.{i}"
+            found.append(norm(f"{ours}.mixer_norm.weight", f"{theirs}.input_layernorm.weight"))
+            found += (_attention if kind == "attention" else _mamba)(f"{ours}.mixer", theirs)
+            found.append(norm(f"{ours}.mlp_norm.weight", f"{theirs}.post_attention_layernorm.weight"))
+            found += _mlp(f"{ours}.mlp", f"{theirs}.shared_mlp")
+        return found + end
+
+
+def _attention(ours: str, theirs: str) -> list[Link]:
+    return renamed(ours, f"{theirs}.self_attn", {f"{n}_proj.weight": f"{n}_proj.weight" for n in "qkvo"})
+
+
+def _mamba(ours: str, theirs: str) -> list[Link]:
+    theirs = f"{theirs}.mamba"
+    same = ("in_proj.weight", "A_log", "dt_bias", "D", "norm.weight", "out_proj.weight")
+    return [
+        *renamed(ours, theirs, {name: name for name in same} | {"conv_bias": "conv1d.bias"}),
+        conv_link(f"{ours}.conv_weight", f"{theirs}.conv1d.weight"),
+    ]
+
+
+def _mlp(ours: str, theirs: str) -> list[Link]:
+    both = (f"{ours}.gate_proj.weight", f"{ours}.up_proj.weight")
+    return [
+        Link(both, (f"{theirs}.input_linear.weight",), lambda g, u: (torch.cat([g, u]),), lambda w: w.chunk(2)),
+        rename(f"{ours}.down_proj.weight", f"{theirs}.output_linear.weight"),
+    ]
