@@ -280,7 +280,7 @@ def _check_core(config: Config) -> None:
             where = "model.layers" if sleep.core is None else f"blocks {sleep.core} of model.layers (sleep.core)"
             raise ConfigError(
                 f"{name}={passes}: a plain transformer cannot sleep, for {where} hold no recurrent layer "
-                f"({' or '.join(RECURRENT_MIXERS)}) to keep a window in; add one, or take one pass (sleep=wake, sleep.passes=1)"
+                f"({' or '.join(RECURRENT_MIXERS)}) to keep a window in; add one, or take one pass (sleep=wake)"
             )
 
 

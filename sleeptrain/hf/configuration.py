@@ -76,6 +76,11 @@ def from_family(found: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(found)
     if found.get("model_type", MODEL_TYPE) == MODEL_TYPE:
         return found
+    # What a config.json leaves out has transformers' defaults.
+    try:
+        found |= AutoConfig.for_model(**found).get_text_config().to_dict()
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"config.json is not understood by transformers: {' '.join(str(error).split())}") from error
     model = family_of(found["model_type"]).from_config(found)
     kept = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype")
     ours = {"model_type": MODEL_TYPE, "model": asdict(model), "sleep": found.get("sleep")}

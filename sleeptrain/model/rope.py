@@ -18,7 +18,10 @@ def rope_tables(
 
 
 def rotate(x_BTHD: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotates the first dimensions of each head in pairs (i, i + half), in x's dtype; a table is [T, ...] or [B, T, ...]."""
+    """Rotates the first dimensions of each head in pairs (i, i + half), in x's dtype.
+
+    tables: [T, ...], or [B, T, ...] where rows stand at different positions.
+    """
     cos, sin = (t.unsqueeze(-2) for t in tables)
     num_rotated = cos.shape[-1]
     x, rest = x_BTHD[..., :num_rotated], x_BTHD[..., num_rotated:]
