@@ -1,0 +1,147 @@
+"""Transformers' own model of a folder, run over windows and passes through its public forward: no code of a model.
+
+State goes in and comes out by a cache whose recurrent layers keep S alone and whose attention layers keep nothing:
+that is what crosses an eviction boundary. Features come back as `inputs_embeds`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.hf.families import Family
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Functions that transformers takes from other packages wherever they can be imported, whatever the device.
+_REPLACED = ("causal_conv1d_fn", "torch_chunk_gated_delta_rule", "mamba2_chunk_scan")
+
+
+def transformers_module() -> Any:
+    """Raises ConfigError where transformers is not installed."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ConfigError("conversion needs transformers; install it with pip install 'sleeptrain[hf]'") from error
+    return transformers
+
+
+def complete_config(folder: Path) -> Any:
+    """The settings of a folder's text model, with transformers' defaults for what `config.json` leaves out."""
+    transformers = transformers_module()
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{folder / 'config.json'} is not understood by transformers: {reason}") from error
+    return config.get_text_config()
+
+
+def load_native(folder: Path, family: Family) -> PreTrainedModel:
+    """The model in fp32 on the CPU. Raises DataError where tensors are missing or left over."""
+    transformers = transformers_module()
+    with _quiet(transformers):
+        model, found = getattr(transformers, family.architecture).from_pretrained(
+            folder,
+            config=complete_config(folder),
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    if wrong := {what: names for what, names in found.items() if names}:
+        raise DataError(f"transformers does not read {folder} as it should: {wrong}")
+    return model.eval()
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
+
+
+@torch.no_grad()
+def native_logits(model: PreTrainedModel, tokens_BT: torch.Tensor, window: int, passes: int) -> torch.Tensor:
+    """The logits [B, T, V] of the wake passes; every window is put to sleep with `passes` passes in all."""
+    seen: list[torch.Tensor] = []
+    cache, logits = _cache(model), []
+    scale = getattr(model.config, "embedding_multiplier", 1.0)  # of all that comes in, also of features
+    norm = model.get_decoder().norm
+    watch = norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        with _torch_functions(model), _quiet(transformers_module()):
+            for part in tokens_BT.split(window, dim=1):
+                at = torch.arange(part.shape[1]).expand_as(part)
+                options = {"past_key_values": cache, "use_cache": True, "position_ids": at}
+                logits.append(model(input_ids=part, **options).logits)
+                for _ in range(passes - 1):
+                    features = seen.pop() / scale
+                    model(inputs_embeds=features, logits_to_keep=1, **options)
+                seen.clear()
+    finally:
+        watch.remove()
+    return torch.cat(logits, dim=1)
+
+
+def _cache(model: PreTrainedModel) -> Any:
+    from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
+
+    class Memory(LinearAttentionLayer):
+        """Keeps S; convolutions begin anew in each call."""
+
+        def update_recurrent_state(self, recurrent_states: torch.Tensor, state_idx: int = 0, **_: Any) -> torch.Tensor:
+            self.recurrent_states[state_idx] = recurrent_states
+            self.is_recurrent_states_initialized[state_idx] = self.has_previous_state[state_idx] = True
+            return recurrent_states
+
+        def update_conv_state(self, conv_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+            return conv_states
+
+    class Evicted(DynamicLayer):
+        """Keeps nothing: each call sees its own tokens."""
+
+        def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+            return key_states, value_states
+
+    class Boundary(DynamicCache):
+        """Has seen no token, also where it has no attention layer to ask."""
+
+        def get_seq_length(self, layer_idx: int = 0) -> int:
+            return 0
+
+        def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+            return query_length, 0
+
+    cache = Boundary(config=model.config)
+    cache.layers = [Memory() if isinstance(layer, LinearAttentionLayer) else Evicted() for layer in cache.layers]
+    return cache
+
+
+@contextmanager
+def _torch_functions(model: PreTrainedModel) -> Iterator[None]:
+    """On the CPU the recurrences are PyTorch's, even where a package of GPU kernels can be imported."""
+    module = sys.modules[type(model).__module__]
+    before = {name: getattr(module, name) for name in _REPLACED if hasattr(module, name)}
+    for name, function in before.items():
+        setattr(module, name, inspect.unwrap(function))
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(module, name, function)

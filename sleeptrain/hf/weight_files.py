@@ -1,0 +1,134 @@
+"""Folders of safetensors files, read tensor by tensor and written shard by shard: memory holds one shard at most."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from sleeptrain.checkpoint.read import Form
+from sleeptrain.errors import DataError
+
+WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+SHARD_BYTES = 2 * 2**30
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class WeightFiles:
+    """The tensors of a Hugging Face folder by their names in a family's map.
+
+    canonical: from the name in a file to that name, None for tensors that are left out. forms: shape and dtype of the
+    others. left_out: the names of the former. Raises DataError: no safetensors files, one that is missing or damaged,
+    a tensor that the index names and no file has, numbers that are not floating point.
+    """
+
+    def __init__(self, folder: Path, canonical: Callable[[str], str | None]):
+        self.forms: dict[str, Form] = {}
+        self.left_out: list[str] = []
+        self._places: dict[str, tuple[Path, str]] = {}
+        for path, promised in _files(folder).items():
+            self._look(path, promised, canonical)
+
+    def _look(self, path: Path, promised: set[str], canonical: Callable[[str], str | None]) -> None:
+        try:
+            with safe_open(path, "pt") as file:
+                names = set(file.keys())
+                if absent := sorted(promised - names):
+                    raise DataError(f"{path} lacks {absent[0]}, which {INDEX_NAME} says is there; fetch it again")
+                for name in sorted(names):
+                    known = canonical(name)
+                    if known is None:
+                        self.left_out.append(name)
+                        continue
+                    part = file.get_slice(name)
+                    dtype = _DTYPES.get(part.get_dtype())
+                    if dtype is None:
+                        raise DataError(f"{path}: {name} is {part.get_dtype()}; only floating point can be imported")
+                    self.forms[known] = Form(tuple(part.get_shape()), dtype)
+                    self._places[known] = (path, name)
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path} is missing, truncated or damaged ({error}); fetch it again") from error
+
+    def read(self, name: str) -> torch.Tensor:
+        path, within = self._places[name]
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(within)
+
+
+def _files(folder: Path) -> dict[Path, set[str]]:
+    """The files of weights, each with the tensors that the index promises."""
+    index = folder / INDEX_NAME
+    if index.is_file():
+        try:
+            places = json.loads(index.read_bytes())["weight_map"].items()
+        except (ValueError, KeyError, AttributeError) as error:
+            raise DataError(f"{index} cannot be read: {error}") from error
+        found: dict[Path, set[str]] = {}
+        for name, file in places:
+            found.setdefault(folder / file, set()).add(name)
+        return found
+    if (folder / WEIGHTS_NAME).is_file():
+        return {folder / WEIGHTS_NAME: set()}
+    if pickles := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
+        raise DataError(
+            f"{folder} holds weights in {pickles[0]} only, a pickle, which can run any code when it is read; take the "
+            "safetensors files of the model, or convert it with transformers where you trust it"
+        )
+    raise DataError(f"{folder} holds neither {WEIGHTS_NAME} nor {INDEX_NAME}")
+
+
+def write_shards(
+    folder: Path,
+    sizes: Mapping[str, int],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    file_name: Callable[[int, int], str],
+    limit: int = SHARD_BYTES,
+) -> dict[str, str]:
+    """Writes tensors into files of at most `limit` bytes, or of one tensor; returns the file of each by its name.
+
+    sizes: the bytes of all of them, in the order in which they come. file_name: from a number (from 1) and how many
+    there are.
+    """
+    shards = _cut(sizes, limit)
+    stream, places = iter(tensors), dict[str, str]()
+    for number, names in enumerate(shards, 1):
+        file = file_name(number, len(shards))
+        shard = {}
+        for name in names:
+            found, tensor = next(stream)
+            assert (found, tensor.nbytes) == (name, sizes[name]), f"{found} comes where {name} should"
+            # A view would be saved with all that it is a part of.
+            shard[name] = tensor.clone(memory_format=torch.contiguous_format)
+        save_file(shard, folder / file, {"format": "pt"})
+        places |= dict.fromkeys(names, file)
+    return places
+
+
+def _cut(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    shards, filled = list[list[str]](), 0
+    for name, size in sizes.items():
+        if not shards or filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def write_weights(
+    folder: Path, sizes: Mapping[str, int], tensors: Iterable[tuple[str, torch.Tensor]], limit: int = SHARD_BYTES
+) -> None:
+    """As `write_shards`, under the names that transformers looks for, with an index where there are several files."""
+
+    def name(number: int, count: int) -> str:
+        return WEIGHTS_NAME if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+
+    places = write_shards(folder, sizes, tensors, name, limit)
+    if set(places.values()) != {WEIGHTS_NAME}:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(places.items()))}
+        (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
