@@ -39,8 +39,8 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     _is_stateful = True  # what was read cannot be taken back, as assisted generation would
     _supports_sdpa = True
-    _no_split_modules = ("Block",)
-    _keep_in_fp32_modules_strict = frozenset(DECAY_PARAMETERS)
+    _no_split_modules = ["Block"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = [*DECAY_PARAMETERS]  # noqa: RUF012
 
     def __init__(self, config: SleepConfig):
         super().__init__(config)
@@ -63,7 +63,7 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
         return self.model.head
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> SleepForCausalLM:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """A model that `save_pretrained` wrote, or of a family of `sleeptrain.hf.families`: the same weights.
 
         Of such a folder `dtype` and the settings of `SleepConfig` may be given. Raises DataError where a weight is
@@ -72,11 +72,14 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
         if is_native(pretrained_model_name_or_path):
             return cls._from_native(Path(pretrained_model_name_or_path), *args, **kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info[kind]:
                 listed = ", ".join(sorted(map(str, info[kind]))[:3])
-                raise DataError(f"{pretrained_model_name_or_path}: {len(info[kind])} {kind.replace('_', ' ')} ({listed})")
+                raise DataError(
+                    f"{pretrained_model_name_or_path}: {len(info[kind])} {kind.replace('_', ' ')} ({listed})"
+                )
         return (model, info) if wants_info else model
 
     @classmethod
@@ -221,11 +224,9 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
         return logits
 
     def _update_model_kwargs_for_generation(
-        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, num_new_tokens: int = 1, **kwargs: Any
+        self, outputs: Any, model_kwargs: dict[str, Any], is_encoder_decoder: bool = False, num_new_tokens: int = 1
     ) -> dict[str, Any]:
-        updated = super()._update_model_kwargs_for_generation(
-            outputs, model_kwargs, *args, num_new_tokens=num_new_tokens, **kwargs
-        )
+        updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder, num_new_tokens)
         if outputs.past_key_values is None:
             # The whole text is read anew at each step: what has predicted once has done so the next time.
             updated["logits_to_keep"] += num_new_tokens

@@ -14,10 +14,11 @@ from sleeptrain.sleep.rounds import Round, plan_batch
 def whole_logits(
     model: Hybrid, tokens_BT: torch.Tensor, valid_BT: torch.Tensor, predicts_BT: torch.Tensor, sleep: SleepConfig
 ) -> torch.Tensor:
-    """The logits [P, V], in fp32 or wider and with their gradients, of the P tokens marked in `predicts_BT`.
+    """The logits [P, V] of the P tokens marked in `predicts_BT`, row by row.
 
-    They come row by row. valid_BT: the tokens of each row's one document; the others are pads, wherever they are, and its windows are counted
-    from its first token. Under `sleep.when=unlabelled` windows without a mark sleep, those with one do not.
+    They are fp32 or wider and have their gradients. valid_BT: the tokens of each row's one document; the others are
+    pads, wherever they are, and its windows are counted from its first token. Under `sleep.when=unlabelled` windows
+    without a mark sleep, those with one do not.
     """
     order_BT, counts_B = compact(valid_BT)
     batch = _batch(tokens_BT.gather(1, order_BT), counts_B, predicts_BT.gather(1, order_BT))

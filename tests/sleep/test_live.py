@@ -9,43 +9,13 @@ import pytest
 import torch
 
 from sleeptrain.config.schema import SleepConfig
-from sleeptrain.data.batch import PAD, Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep import live as live_module
 from sleeptrain.sleep.live import begin, read
-from sleeptrain.sleep.loop import loop_settings, run_rounds
-from sleeptrain.sleep.rounds import plan_batch
 from tests.models import VOCABULARY, tiny_model
+from tests.sleep.trained import texts, trained_logits
 
 EXACT = dict(rtol=1e-9, atol=1e-10)
-
-
-def texts(lengths: Sequence[int], seed: int = 0) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(VOCABULARY, (n,), generator=generator) for n in lengths]
-
-
-def trained_logits(model: Hybrid, rows: list[torch.Tensor], sleep: SleepConfig, predicts_from: int = 0) -> list:
-    """Each row's logits [tokens, V] by the training loop; where nothing is predicted NaN."""
-    num_tokens = max(map(len, rows))
-    tokens = torch.zeros(len(rows), num_tokens, dtype=torch.long)
-    documents = torch.full_like(tokens, PAD)
-    targets = torch.full_like(tokens, -100)
-    for b, row in enumerate(rows):
-        tokens[b, : len(row)], documents[b, : len(row)], targets[b, predicts_from : len(row)] = row, 0, 0
-    no = torch.zeros(len(rows), dtype=torch.bool)
-    batch = Batch(tokens, targets, documents, no, no)
-    logits = torch.full((*tokens.shape, VOCABULARY), float("nan"), dtype=torch.float64)
-
-    def keep(r, logits_NV, _):  # type: ignore[no-untyped-def]
-        at = (targets[list(r.rows), r.start : r.stop] != -100).nonzero()
-        logits[torch.tensor(r.rows)[at[:, 0]], r.start + at[:, 1]] = logits_NV
-
-    settings = loop_settings(sleep, sleep.window, model.num_layers)
-    with torch.no_grad():
-        rounds = plan_batch(batch, sleep.window, sleep.passes, sleep)
-        run_rounds(model, batch, rounds, model.empty_state(), settings, keep)
-    return [logits[b, : len(row)] for b, row in enumerate(rows)]
 
 
 def live_logits(model: Hybrid, rows: list[torch.Tensor], sleep: SleepConfig, pieces: Sequence[int], predicts_from=0):
