@@ -17,7 +17,11 @@ from tests.hf.sleeping import padded, sleeping
 from tests.sleep.trained import texts
 
 NEW = 9
-GREEDY = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+GREEDY = {
+    "max_new_tokens": NEW,
+    "do_sample": False,
+    "pad_token_id": 17,
+}  # no id of a text, or transformers takes it for a pad
 CASES = [{}, {"eviction": "sliding"}, {"conv_state": "carry"}, {"core": [1, 2]}, {"when": "unlabelled"}]
 
 FRESH = """
@@ -27,7 +31,7 @@ from sleeptrain.hf.modeling import SleepForCausalLM
 model = SleepForCausalLM.from_pretrained(sys.argv[1])
 memory = SleepCache.load(sys.argv[2], model)
 ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
-print(model.generate(ids, past_key_values=memory, max_new_tokens=9, do_sample=False, pad_token_id=0).tolist())
+print(model.generate(ids, past_key_values=memory, max_new_tokens=9, do_sample=False, pad_token_id=17).tolist())
 """
 
 
