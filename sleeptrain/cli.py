@@ -1,5 +1,5 @@
 """The console command: `sleeptrain train` and `sleeptrain plan`, with hydra's command line behind each, and
-`sleeptrain data`, with its own.
+`sleeptrain data` and `sleeptrain convert`, with their own.
 
 Exit codes: 0 done, 75 a run that was stopped before its end and is saved (start it again), 2 a mistake that the user
 can mend (one line on stderr), 1 anything else (one line where a run ends itself because of its numbers or the last
@@ -17,6 +17,7 @@ from argparse import ArgumentError, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,14 @@ def plan_flags(parser: ArgumentParser) -> None:
     add_flags(parser)
 
 
-DATA_SUMMARY = "say which documents a step read (which), or what a configuration reads and wastes (describe)"
+# With a command line of their own: (module with `main(arguments)`, summary).
+OTHER_COMMANDS = {
+    "data": (
+        "sleeptrain.data.command",
+        "say which documents a step read (which), or what a configuration reads and wastes (describe)",
+    ),
+    "convert": ("sleeptrain.hf.command", "checkpoints to Hugging Face folders (export) and back (import)"),
+}
 COMMANDS = {
     "train": Command("train a model; an existing run folder is resumed", train, train_flags),
     "plan": Command(
@@ -105,10 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = arguments
     try:
-        if name == "data":
-            return _ask_data(rest)
+        if name in OTHER_COMMANDS:
+            return _run_other(name, rest)
         if name not in COMMANDS:
-            raise ConfigError(f"unknown command '{name}'; {suggest(name, [*COMMANDS, 'data'])}")
+            raise ConfigError(f"unknown command '{name}'; {suggest(name, [*COMMANDS, *OTHER_COMMANDS])}")
         return _run_with_hydra(name, rest)
     except UserError as error:
         return _fail(error)
@@ -120,11 +128,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _reader_has_gone()
 
 
-def _ask_data(arguments: list[str]) -> int:
-    from sleeptrain.data.command import main as data_main
-
+def _run_other(name: str, arguments: list[str]) -> int:
+    module, _ = OTHER_COMMANDS[name]
     try:
-        return data_main(arguments)
+        return import_module(module).main(arguments)
     except SystemExit as end:  # argparse: `--help`, or a usage error that it has printed
         return int(end.code or 0)
 
@@ -132,7 +139,7 @@ def _ask_data(arguments: list[str]) -> int:
 def _help() -> str:
     lines = ["usage: sleeptrain COMMAND [experiment=NAME] [setting=value ...] [-m]", "", "commands:"]
     lines += [f"  {name:<8}{command.summary}" for name, command in COMMANDS.items()]
-    lines += [f"  {'data':<8}{DATA_SUMMARY}"]
+    lines += [f"  {name:<8}{summary}" for name, (_, summary) in OTHER_COMMANDS.items()]
     lines += ["", "-m runs all combinations of comma-separated values; `sleeptrain COMMAND --help` lists the settings."]
     return "\n".join(lines)
 

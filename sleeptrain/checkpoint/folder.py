@@ -64,12 +64,16 @@ def commit(partial: Path, target: Path, tensors: Mapping[str, Any], documents: M
         raise DataError(f"{missing[0]} was written where this process does not see it: put run.root where all can")
     for name, content in documents.items():
         write_whole(partial / name, content)
-    files = {**tensors, **entries([partial / name for name in documents])}
-    write_whole(partial / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1).encode())
+    write_manifest(partial, {**tensors, **entries([partial / name for name in documents])})
     sync(partial)
     set_in_place(partial, target)
     sync(target.parent)
     point_to(target)
+
+
+def write_manifest(folder: Path, files: Mapping[str, Any]) -> None:
+    """Makes a checkpoint of a folder; files: the entries of all others in it."""
+    write_whole(folder / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1).encode())
 
 
 def point_to(checkpoint: Path) -> None:

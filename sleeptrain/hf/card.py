@@ -1,0 +1,112 @@
+"""What an exported folder says of the model besides its weights: how it sleeps, and what it was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sleeptrain.config.schema import Config, SleepConfig
+from sleeptrain.sleep.curriculum import stage_shape
+
+SLEEP_KEY = "sleep"  # in config.json; transformers' own classes keep it and do not read it
+_CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- sleeptrain
+- {model_type}
+---
+
+# {name}
+
+A language model that sleeps, trained by sleeptrain and exported as `{model_type}`.
+
+```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("{folder}"{dtype_argument})
+```
+
+Loaded like this it is a plain model that never sleeps (N=1), without code of its own. In training its attention looked
+back no further than a window of {window} tokens.
+
+## Sleep
+
+The key `sleep` of `config.json` holds these settings.
+
+| setting | value | meaning |
+|---|---|---|
+{sleep}
+
+## Training
+
+| | |
+|---|---|
+{facts}
+
+## Conversion
+
+{check}
+"""
+_MEANINGS = {
+    "passes": "N: passes over a window that sleeps, the wake pass counted",
+    "window": "L: tokens between two evictions",
+    "eviction": "hard: the cache is cleared; sliding: each token attends to the last L",
+    "feedback": "features: a pass reads those of the pass before; none: it reads the embeddings again",
+    "core": "blocks [first, last) that sleep passes repeat; null: all",
+    "conv_state": "short convolutions restart in each window, or carry on",
+    "when": "every: each window sleeps; unlabelled: those without a target",
+}
+
+
+def sleep_settings(config: Config, tokens: int) -> dict[str, Any]:
+    """How the model slept when it had seen so many tokens, for `config.json`."""
+    shape, sleep = stage_shape(config, tokens), config.sleep
+    return {
+        "passes": shape.passes,
+        "window": shape.window,
+        "eviction": sleep.eviction,
+        "feedback": sleep.feedback,
+        "core": None if sleep.core is None else list(sleep.core),
+        "conv_state": sleep.conv_state,
+        "when": sleep.when,
+    }
+
+
+def read_sleep(found: dict[str, Any]) -> SleepConfig:
+    """The settings that `sleep_settings` wrote into a `config.json`; the defaults where it has none."""
+    return SleepConfig(**found.get(SLEEP_KEY) or {})
+
+
+def training_facts(config: Config, state: dict[str, Any], num_parameters: int) -> dict[str, str]:
+    """What a checkpoint and its configuration tell of the training."""
+    data, optim = config.data, config.optim
+    names = ", ".join(source.name for source in data.shards.sources) if data.source == "shards" else data.source
+    return {
+        "parameters": f"{num_parameters:,}",
+        "steps": f"{state['step']:,}",
+        "tokens": f"{state['tokens']:,}",
+        "data": names or "unknown",
+        "tokens of a row, rows of a step": f"{data.sequence:,}, {data.batch:,}",
+        "optimizer": f"Muon ({optim.muon_lr:g}) and AdamW ({optim.adamw_lr:g}), schedule {optim.schedule}",
+        "precision": config.train.precision,
+        "seed": str(config.train.seed),
+        **({"begun with": config.run.init_from} if config.run.init_from else {}),
+    }
+
+
+def model_card(
+    name: str, model_type: str, folder: Path, dtype: str, sleep: dict[str, Any], facts: dict[str, str], check: str
+) -> str:
+    """The README.md of a folder. dtype: of its weights. check: a sentence about the comparison of the logits."""
+    rows = [f"| `{key}` | {'null' if value is None else value} | {_MEANINGS[key]} |" for key, value in sleep.items()]
+    return _CARD.format(
+        name=name,
+        model_type=model_type,
+        folder=folder.name,
+        dtype_argument="" if dtype == "float32" else f', dtype="{dtype}"',
+        window=sleep["window"],
+        sleep="\n".join(rows),
+        facts="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
+        check=check,
+    )

@@ -1,0 +1,88 @@
+"""`sleeptrain convert`: checkpoints to Hugging Face folders and back."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from sleeptrain.config.validate import settings
+from sleeptrain.errors import ConfigError
+from sleeptrain.hf.exporting import DTYPES, export
+from sleeptrain.hf.families import FAMILIES
+from sleeptrain.hf.importing import Imported, import_folder
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `sleeptrain convert ARGUMENTS` and return the exit code. Raises UserError."""
+    options = parser().parse_args(arguments)
+    if options.check_tokens < 8:
+        raise ConfigError(f"--check-tokens {options.check_tokens}: the check needs 8 at least, two a window")
+    return options.convert(options)
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(prog="sleeptrain convert", description=__doc__)
+    ways = root.add_subparsers(metavar="WAY", required=True)
+    out = ways.add_parser("export", help="a checkpoint to a folder that transformers loads without code of ours")
+    out.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="of a run its newest whole checkpoint")
+    out.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    out.add_argument("--to", choices=list(FAMILIES), help="the model type; default: the first that fits the model")
+    out.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the weights; decays stay float32")
+    tokenizer = out.add_mutually_exclusive_group()
+    tokenizer.add_argument("--tokenizer", type=Path, metavar="PATH", help="default: the run's data.shards.tokenizer")
+    tokenizer.add_argument("--no-tokenizer", action="store_true", help="export none")
+    out.set_defaults(convert=_export)
+    into = ways.add_parser("import", help="a model's folder to a checkpoint for run.init_from")
+    into.add_argument("source", type=Path, metavar="HF_FOLDER", help="with config.json and safetensors files")
+    into.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    into.set_defaults(convert=_import)
+    for way in (out, into):
+        way.add_argument(
+            "--check-tokens", type=int, default=256, metavar="N", help="tokens of a row of the check (default 256)"
+        )
+    return root
+
+
+def _export(options: argparse.Namespace) -> int:
+    done = export(
+        options.source,
+        options.out,
+        options.to,
+        options.dtype,
+        options.tokenizer,
+        not options.no_tokenizer,
+        options.check_tokens,
+    )
+    tokenizer = "with its tokenizer" if done.tokenizer else "without a tokenizer"
+    print(f"{options.out}: {done.model_type}, {done.num_parameters:,} parameters in {options.dtype}, {tokenizer}")
+    print(_checked(done.error))
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    done = import_folder(options.source, options.out, options.check_tokens)
+    print(f"{options.out}: a checkpoint of a {done.model_type} model")
+    print(_checked(done.error))
+    for line in _left_out(done):
+        print(line)
+    for name, value in settings(done.config, "model."):
+        print(f"  {name}={value}")
+    print("Begin a run with it:")
+    tokenizer = f" data.shards.tokenizer={options.out}" if done.tokenizer else ""
+    print(
+        f"  sleeptrain train 'hydra.searchpath=[file://{options.out.resolve()}]' model={options.out.name} "
+        f"run.init_from={options.out}{tokenizer} ..."
+    )
+    return 0
+
+
+def _checked(error: float) -> str:
+    return f"checked: the logits of both models differ by {error:.1e} of the largest"
+
+
+def _left_out(done: Imported) -> list[str]:
+    """Tensors by the first two parts of their names."""
+    counts = Counter(".".join(name.split(".")[:2]) for name in done.left_out)
+    return [f"left out: {number} tensors of {prefix}.*" for prefix, number in sorted(counts.items())]
