@@ -47,10 +47,6 @@ class SleepConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def of(cls, model: schema.ModelConfig, sleep: schema.SleepConfig, **kwargs: Any) -> SleepConfig:
-        return cls(model=asdict(model), sleep=sleep_dict(sleep), **kwargs)
-
-    @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         found, unused = super().get_config_dict(*args, **kwargs)
         return from_family(found), unused

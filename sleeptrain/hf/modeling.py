@@ -129,39 +129,45 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
         `sleep.when=unlabelled` windows from which nothing is predicted (no label, or no logits kept) sleep; logits
         there are NaN.
         """
-        if past_key_values is not None and not isinstance(past_key_values, SleepCache):
-            raise ConfigError(f"past_key_values is a {type(past_key_values).__name__}: this model keeps a SleepCache")
-        if past_key_values is not None and window is None:
-            window = past_key_values.window
-        sleep = self.sleep_settings(passes, window)
         valid_BT = self._valid(input_ids, attention_mask)
         keep = min(logits_to_keep or input_ids.shape[1], input_ids.shape[1])
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None and not torch.is_grad_enabled()
         if past_key_values is None and not use_cache:
-            logits = self._whole(input_ids, valid_BT, labels, keep, sleep)
+            logits = self._whole(input_ids, valid_BT, labels, keep, self.sleep_settings(passes, window))
             loss = None if labels is None else _loss(logits, labels, valid_BT)
             return CausalLMOutputWithPast(loss=loss, logits=logits)
         if labels is not None:
             raise ConfigError("labels need the whole text in one forward: leave past_key_values and use_cache out")
-        if past_key_values is None:
-            past_key_values = SleepCache(self.model, len(input_ids), sleep)
-        logits = self._read(input_ids, valid_BT, past_key_values, sleep, keep)
-        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+        cache, sleep = self._cache(past_key_values, len(input_ids), passes, window)
+        logits = self._read(input_ids, valid_BT, cache, sleep, keep)
+        return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
     @torch.no_grad()
     def read(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        past_key_values: SleepCache | None = None,
         passes: int | None = None,
         window: int | None = None,
     ) -> SleepCache:
-        """Reads documents and predicts nothing: what to hand to `generate` with new text, or to save."""
-        sleep = self.sleep_settings(passes, window)
-        cache = SleepCache(self.model, len(input_ids), sleep)
+        """Reads documents, or more behind a cache, and predicts nothing: for `generate` with new text, or to save."""
+        cache, sleep = self._cache(past_key_values, len(input_ids), passes, window)
         self._read(input_ids, self._valid(input_ids, attention_mask), cache, sleep, 0)
         return cache.follow_with_new_text()
+
+    def _cache(
+        self, given: Any, num_rows: int, passes: int | None, window: int | None
+    ) -> tuple[SleepCache, schema.SleepConfig]:
+        if given is None:
+            sleep = self.sleep_settings(passes, window)
+            return SleepCache(self.model, num_rows, sleep), sleep
+        if not isinstance(given, SleepCache):
+            raise ConfigError(f"past_key_values is a {type(given).__name__}: this model keeps a SleepCache")
+        sleep = self.sleep_settings(passes, given.window if window is None else window)
+        given.check(sleep, num_rows)
+        return given, sleep
 
     def _valid(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         if attention_mask is None:
@@ -200,7 +206,6 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> torch.Tensor:
         """Window by window; only the columns that are kept reach the head."""
         num_rows, num_columns = input_ids.shape
-        cache.check(sleep, num_rows)
         logits = torch.zeros(num_rows, keep, self.config.vocab_size, dtype=self._logits_dtype, device=input_ids.device)
         order_BT, counts_B = compact(valid_BT)
         tokens_BT, left, done = input_ids.gather(1, order_BT), counts_B.tolist(), [0] * num_rows

@@ -20,7 +20,12 @@ def texts(lengths: Sequence[int], seed: int = 0) -> list[torch.Tensor]:
 
 
 def trained_logits(
-    model: Hybrid, rows: list[torch.Tensor], sleep: SleepConfig, predicts_from: int = 0, with_gradient: bool = False
+    model: Hybrid,
+    rows: list[torch.Tensor],
+    sleep: SleepConfig,
+    predicts_from: int = 0,
+    with_gradient: bool = False,
+    vocabulary: int = VOCABULARY,
 ) -> list[torch.Tensor]:
     """Each row's logits [tokens, V] by the training loop; NaN where no target is, before `predicts_from`."""
     num_tokens = max(map(len, rows))
@@ -31,11 +36,11 @@ def trained_logits(
         tokens[b, : len(row)], documents[b, : len(row)], targets[b, predicts_from : len(row)] = row, 0, 0
     no = torch.zeros(len(rows), dtype=torch.bool)
     batch = Batch(tokens, targets, documents, no, no)
-    logits = torch.full((*tokens.shape, VOCABULARY), float("nan"), dtype=torch.float64)
+    logits = torch.full((*tokens.shape, vocabulary), float("nan"), dtype=torch.float64)
 
     def keep(r, logits_NV, _):  # type: ignore[no-untyped-def]
         at = (targets[list(r.rows), r.start : r.stop] != IGNORE).nonzero()
-        logits[torch.tensor(r.rows)[at[:, 0]], r.start + at[:, 1]] = logits_NV
+        logits[torch.tensor(r.rows)[at[:, 0]], r.start + at[:, 1]] = logits_NV.double()
 
     settings = loop_settings(sleep, sleep.window, model.num_layers)
     with torch.set_grad_enabled(with_gradient):
