@@ -72,11 +72,11 @@ class Sleeping(TemplateLM):
         bos = self._tokenizer.bos_id
         return self.eot_token_id if bos is None else bos
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **ignored: Any) -> list[int]:
         return encode_prompt(self._tokenizer, string, begins=add_special_tokens is not False)
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **ignored: Any
     ) -> list[tuple[float, bool]]:
         found = self._scores([(context, continuation) for _, context, continuation in requests])
         for (key, _, _), score in zip(requests, found, strict=True):

@@ -208,16 +208,15 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
         num_rows, num_columns = input_ids.shape
         logits = torch.zeros(num_rows, keep, self.config.vocab_size, dtype=self._logits_dtype, device=input_ids.device)
         order_BT, counts_B = compact(valid_BT)
-        tokens_BT, left, done = input_ids.gather(1, order_BT), counts_B.tolist(), [0] * num_rows
+        left, done = counts_B.tolist(), [0] * num_rows
         first_kept = num_columns - keep
         while any(left):
             counts = [min(n, sleep.window - f) for n, f in zip(left, cache.live.filled, strict=True)]
             column_BM = _columns(order_BT, done, counts)
             kept_BM = column_BM >= first_kept
-            x_BMD, cache.live = read(
-                self.model, cache.live, _columns(tokens_BT, done, counts).clamp(min=0), counts,
-                kept_BM.any(1).tolist(), sleep,
-            )  # fmt: skip
+            tokens_BM = input_ids.gather(1, column_BM.clamp(min=0))
+            predicts = kept_BM.any(1).tolist()
+            x_BMD, cache.live = read(self.model, cache.live, tokens_BM, counts, predicts, sleep)
             row_N, at_N = kept_BM.nonzero(as_tuple=True)
             if len(row_N):
                 column_N = column_BM[row_N, at_N] - first_kept

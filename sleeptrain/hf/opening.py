@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from sleeptrain.checkpoint.find import named_checkpoint
 from sleeptrain.checkpoint.fit import WEIGHTS, check_start
@@ -37,13 +38,14 @@ def open_model(
         model = SleepForCausalLM.from_pretrained(place, dtype=DTYPES.get(dtype, "auto"))
         found = tokenizer or place
     else:
-        model, own = _of_checkpoint(place, tokenizer)
-        model, found = model.to(dtype=DTYPES.get(dtype, torch.float32)), own
+        model, found = _of_checkpoint(place, tokenizer)
+        nn.Module.to(model, DTYPES.get(dtype, torch.float32))
     opened = load_tokenizer(found)
     check_vocabulary(opened, model.config.model_config(), found)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device=device).eval(), opened
+    nn.Module.to(model, device)  # the signature of transformers' own is not seen by mypy
+    return model.eval(), opened
 
 
 def _of_checkpoint(place: Path, tokenizer: Path | None) -> tuple[SleepForCausalLM, Path]:
