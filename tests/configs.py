@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
-from sleeptrain.config import Config
+Settings = TypeVar("Settings")
 
 
-def change(config: Config, changes: dict[str, Any]) -> Config:
+def change(config: Settings, changes: dict[str, Any]) -> Settings:
     """The same object, after setting each `section.setting` of `changes`; it must exist."""
     for name, value in changes.items():
         *sections, leaf = name.split(".")

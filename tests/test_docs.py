@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from omegaconf import MISSING, OmegaConf
 
-from sleeptrain.cli import COMMANDS, _own_flags
+from sleeptrain.cli import COMMANDS, OTHER_COMMANDS, _own_flags
 from sleeptrain.config.compose import compose, validate_sweep
 from sleeptrain.config.schema import Config, MixtureStage, ShardSource, Stage
 from sleeptrain.config.validate import CHOICES, settings
 from sleeptrain.data.command import parser as data_parser
 from sleeptrain.errors import ConfigError
+from sleeptrain.hf.command import parser as convert_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
@@ -105,7 +106,7 @@ def test_the_index_and_the_readme_lead_to_every_page() -> None:
 
 
 def test_every_command_line_composes() -> None:
-    found = [(name, words) for name, words in all_commands("sleeptrain") if words[0] != "data"]
+    found = [(name, words) for name, words in all_commands("sleeptrain") if words[0] not in OTHER_COMMANDS]
     assert {words[0] for _, words in found} == set(COMMANDS)
     for name, (command, *words) in found:
         overrides, sweeps = job(_own_flags(command, words)[1])
@@ -122,6 +123,13 @@ def test_every_question_about_data_is_understood() -> None:
     assert {words[1] for words in found} == {"which", "describe"}
     for _, *words in found:
         data_parser().parse_args(words)
+
+
+def test_every_conversion_is_understood() -> None:
+    found = [words for _, words in all_commands("sleeptrain") if words[0] == "convert"]
+    assert {words[1] for words in found} == {"export", "import"}
+    for _, *words in found:
+        convert_parser().parse_args(words)
 
 
 def test_every_make_target_exists() -> None:

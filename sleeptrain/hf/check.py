@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 
 import torch
@@ -30,7 +29,6 @@ def check(config: ModelConfig, read: Read, folder: Path, family: Family, num_tok
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(config.vocab_size, (ROWS, num_tokens), generator=generator)
     ours = our_logits(_model(config, read), tokens, window, PASSES)
-    gc.collect()  # two models at a time may be too many
     theirs = native_logits(load_native(folder, family), tokens, window, PASSES)
     error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
     if not error <= TOLERANCE:

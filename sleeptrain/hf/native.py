@@ -7,6 +7,7 @@ that is what crosses an eviction boundary. Features come back as `inputs_embeds`
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,11 @@ def complete_config(folder: Path) -> Any:
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{folder / 'config.json'} is not understood by transformers: {reason}") from error
-    return config.get_text_config()
+    text = config.get_text_config()
+    written = json.loads((folder / "config.json").read_bytes())
+    if text is not config and "tie_word_embeddings" not in written.get("text_config", {}):
+        text.tie_word_embeddings = config.tie_word_embeddings
+    return text
 
 
 def load_native(folder: Path, family: Family) -> PreTrainedModel:

@@ -104,7 +104,11 @@ def write_shards(
             assert (found, tensor.nbytes) == (name, sizes[name]), f"{found} comes where {name} should"
             # A view would be saved with all that it is a part of.
             shard[name] = tensor.clone(memory_format=torch.contiguous_format)
-        save_file(shard, folder / file, {"format": "pt"})
+        path = folder / file
+        path.touch()
+        mode = path.stat().st_mode  # that of any new file; safetensors lets nobody else read its own
+        save_file(shard, path, {"format": "pt"})
+        path.chmod(mode)
         places |= dict.fromkeys(names, file)
     return places
 

@@ -60,14 +60,14 @@ ZERO_CENTRED: dict[str, tuple[str, ModelConfig]] = {
 }
 
 
-def disturbed(config: ModelConfig, seed: int = 0) -> Hybrid:
+def disturbed(config: ModelConfig, seed: int = 0, amount: float = 0.1) -> Hybrid:
     """A model in fp32 whose every parameter counts."""
     model = Hybrid(config)
     model.init_weights(seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * amount)
     return model
 
 

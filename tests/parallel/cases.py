@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map
@@ -18,8 +19,21 @@ from sleeptrain.parallel.sharding import ModelSharding, own_heads
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.recompute import Recompute
 from sleeptrain.sleep.rounds import plan_rounds, window_facts
+from tests.configs import change
 from tests.models import random_batch
 
+# Settings of other families than the native one.
+OTHER_OPTIONS: dict[str, Any] = {
+    "norm": "plain",
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.5,
+    "logits_divisor": 2.0,
+    "attention.scale": 0.2,
+    "attention.gate": False,
+    "attention.partial_rotary_factor": 0.0,
+    "gated_deltanet.allow_neg_eigval": True,
+    "gated_deltanet.norm_eps": 1e-3,
+}
 ONE_DOCUMENT = [[0] * 12, [0] * 12]
 DOCUMENTS_AND_PADS = [[0] * 3 + [1] * 6 + [2] * 3, [-1] * 5 + [0] * 3 + [1] * 4]
 
@@ -42,10 +56,11 @@ class Case:
     sequence: bool = False
     dtype: torch.dtype = torch.float64
     autocast: bool = False
+    model: dict[str, Any] = field(default_factory=dict)  # other settings of the model
 
     @property
     def config(self) -> ModelConfig:
-        return ModelConfig(
+        config = ModelConfig(
             vocab_size=self.vocab_size,
             dim=16,
             ffn_dim=24,
@@ -55,6 +70,7 @@ class Case:
             gated_deltanet=GatedDeltaNetConfig(num_k_heads=4, num_v_heads=8, head_k_dim=6, head_v_dim=4),
             mamba2=Mamba2Config(num_heads=4, head_dim=4, state_dim=8, num_groups=self.num_groups),
         )
+        return change(config, self.model)
 
     @property
     def batch(self) -> Batch:

@@ -69,6 +69,16 @@ REFUSED: list[tuple[dict[str, Any], int, list[str], dict[str, Any], int]] = [
         {"parallel.tensor": 2, "model.mamba2.state_dim": 6},
         4,
     ),
+    *(
+        (
+            {"parallel.tensor": 2, setting: value},
+            2,
+            ["parallel.tensor (2)", f"{setting} ({str(value).lower()})", "can be 1"],
+            {"parallel.tensor": 1, setting: value},
+            2,
+        )
+        for setting, value in (("model.attention.post_norm", True), ("model.attention.qk_norm", "all"))
+    ),
     ({"parallel.pipeline": 4}, 4, ["parallel.pipeline (4)", "(3)", "=3"], {"parallel.pipeline": 3}, 3),
     (
         {"parallel.tensor": 2, "parallel.pipeline": 2},

@@ -21,7 +21,7 @@ from sleeptrain.parallel.stages import Stages
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_rounds, window_facts
 from tests.models import random_batch
-from tests.parallel.cases import Case, random_state, tensors, whole_weights, within
+from tests.parallel.cases import OTHER_OPTIONS, Case, random_state, tensors, whole_weights, within
 from tests.parallel.processes import run_ranks
 
 EXACT = dict(rtol=1e-9, atol=1e-10)
@@ -139,6 +139,9 @@ CASES = {
     "one pass": Case(FOUR),
     "three passes": Case(FOUR, passes=3),
     "three passes, untied, memory carried in": Case(FOUR, passes=3, tied=False, carried=True),
+    "options of other families": Case(
+        FOUR, passes=3, carried=True, model=OTHER_OPTIONS | {"attention.post_norm": True, "attention.qk_norm": "all"}
+    ),
     "without feedback": Case(FOUR, passes=3, feedback="none", carried=True),
     "unlabelled": Case(FOUR, passes=3, when="unlabelled", carried=True),
     "sliding": Case(FOUR, passes=3, boundary=Boundary(sliding_window=4), carried=True),

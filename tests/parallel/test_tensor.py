@@ -16,6 +16,7 @@ from sleeptrain.parallel.sharding import ModelSharding
 from sleeptrain.parallel.tensor import TensorParallelHybrid
 from tests.parallel.cases import (
     ONE_DOCUMENT,
+    OTHER_OPTIONS,
     Case,
     Outcome,
     assert_same_outcome,
@@ -56,6 +57,8 @@ CASES = {
     "shared key-value head and group": Case(
         passes=2, num_kv_heads=1, num_groups=1, boundary=Boundary(sliding_window=4, carry_conv=True), carried=True
     ),
+    "options of other families": Case(passes=2, carried=True, model=OTHER_OPTIONS),
+    "options of other families, tokens split": Case(passes=2, sequence=True, model=OTHER_OPTIONS, tied=False),
     "divisible vocabulary": Case(vocab_size=16, tied=False),
     "a rank of padding only": Case(vocab_size=5, tied=False),
     "tokens split between mixers": Case(passes=3, sequence=True, recompute="pass", carried=True),

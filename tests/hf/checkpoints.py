@@ -1,0 +1,63 @@
+"""Checkpoints of small models, and what they were trained with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from sleeptrain.checkpoint.read import TensorFiles
+from sleeptrain.checkpoint.write import write
+from sleeptrain.config import resolved_yaml
+from sleeptrain.config.schema import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    ShardsConfig,
+    ShardSource,
+    SleepConfig,
+    Stage,
+    TrainConfig,
+)
+from sleeptrain.model.hybrid import Hybrid
+from tests.checkpoint.worlds import alone, nothing, together
+
+STATE = {"step": 12, "tokens": 3456}
+
+
+def run_config(model: ModelConfig, tokenizer: str = "") -> Config:
+    """Of a run that slept with N=3, L=16 at the tokens of STATE."""
+    data = DataConfig("shards", shards=ShardsConfig(tokenizer, [ShardSource("books"), ShardSource("code")]))
+    if not tokenizer:
+        data.source = "rule110"
+    curriculum = [Stage(1000, passes=3, window=16), Stage(5000, passes=4)]
+    sleep = SleepConfig(feedback="none", core=[0, 2], curriculum=curriculum)
+    return Config(RunConfig(name="small"), model, sleep, data, train=TrainConfig(tokens=10_000))
+
+
+def save_checkpoint(folder: Path, model: Hybrid, config: Config | None = None) -> Path:
+    """As a run writes it, optimizer state and all."""
+    config = config or run_config(model.config)
+    tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
+    tensors |= {"optim/adamw/norm.weight/step": torch.tensor(12.0), "rng/torch": torch.get_rng_state()}
+    documents = {"state.json": json.dumps(STATE).encode(), "config.yaml": resolved_yaml(config)}
+    write(folder, tensors, documents, alone(), nothing)
+    return folder
+
+
+def save_half(folder: Path, model: Hybrid) -> None:
+    """What one of two ranks does to write the checkpoint: it owns every other tensor."""
+    world = together()
+    owned = list(model.named_parameters())[world.rank :: 2]
+    documents = {"state.json": json.dumps(STATE).encode(), "config.yaml": resolved_yaml(run_config(model.config))}
+    write(folder, {f"model/{name}": p.detach() for name, p in owned}, documents, world, nothing)
+
+
+def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The weights, by parameter."""
+    files, found = TensorFiles(checkpoint), dict[str, torch.Tensor]()
+    names = [name for name in files.forms if name.startswith("model/")]
+    files.read({name: lambda t, name=name: found.update({name.removeprefix("model/"): t}) for name in names})
+    return found

@@ -1,0 +1,235 @@
+"""Exports: there and back bit for bit, what the folder says, what is refused, and what memory it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.live_bytes import LiveBytes
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sleeptrain.checkpoint.read import TensorFiles
+from sleeptrain.config import load_resolved
+from sleeptrain.config.schema import GatedDeltaNetConfig, ModelConfig
+from sleeptrain.data.tokenizer import train_tokenizer
+from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.hf.exporting import export, write_family_weights
+from sleeptrain.hf.families import family_of
+from sleeptrain.hf.importing import import_folder, write_checkpoint_weights
+from sleeptrain.hf.weight_files import WeightFiles
+from sleeptrain.model.hybrid import Hybrid
+from tests.hf.checkpoints import run_config, save_checkpoint, save_half, weights_of
+from tests.hf.models import MODELS, disturbed, granite
+from tests.models import tiny_config
+from tests.parallel.processes import run_ranks
+
+SLEEP = {
+    "passes": 3, "window": 16, "eviction": "hard", "feedback": "none", "core": [0, 2], "conv_state": "restart",
+    "when": "every",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("model_type", "config"), MODELS.values(), ids=list(MODELS))
+def test_there_and_back(model_type: str, config: ModelConfig, tmp_path: Path):
+    ours = disturbed(config)
+    checkpoint = save_checkpoint(tmp_path / "step-00000012", ours)
+    done = export(checkpoint, tmp_path / "hf", model_type, check_tokens=16)
+    assert done.num_parameters == sum(p.numel() for p in ours.parameters())
+    back = import_folder(tmp_path / "hf", tmp_path / "back", check_tokens=16)
+    assert (back.model_type, list(back.left_out)) == (model_type, [])
+    found = weights_of(tmp_path / "back")
+    assert found.keys() == dict(ours.named_parameters()).keys()
+    assert all(torch.equal(found[name], p) for name, p in ours.named_parameters())
+    resolved = load_resolved(tmp_path / "back/config.yaml")
+    assert resolved.model == back.config
+    assert {key: getattr(resolved.sleep, key) for key in SLEEP} == SLEEP
+
+
+def test_the_folder_needs_no_code_of_ours(tmp_path: Path):
+    export(save_checkpoint(tmp_path / "c", disturbed(MODELS["qwen3_5_text"][1])), tmp_path / "hf", check_tokens=16)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert type(theirs).__module__.startswith("transformers.models.qwen3_5.")
+    assert theirs.config.sleep == SLEEP
+    assert not any(path.suffix == ".py" for path in (tmp_path / "hf").iterdir())
+    card = (tmp_path / "hf/README.md").read_text()
+    assert "| `passes` | 3 |" in card and "| tokens | 3,456 |" in card and "| data | rule110 |" in card
+    for path in (tmp_path / "hf").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "hf/config.json").stat().st_mode), path
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_text", "granitemoehybrid"])
+def test_half_precision_keeps_decays_wide(name: str, tmp_path: Path):
+    model_type, config = MODELS[name]
+    ours = disturbed(config)
+    export(save_checkpoint(tmp_path / "c", ours), tmp_path / "hf", dtype="bfloat16", check_tokens=16)
+    found = load_file(tmp_path / "hf/model.safetensors")
+    expected = dict(family_of(model_type).to_theirs(config, dict(ours.named_parameters()).__getitem__))
+    assert found.keys() == expected.keys()
+    wide = {name for name in found if name.endswith(("A_log", "dt_bias", ".D"))}
+    assert wide
+    for key, tensor in found.items():
+        assert torch.equal(tensor, expected[key].to(torch.float32 if key in wide else torch.bfloat16)), key
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "hf").dtype == torch.bfloat16
+    import_folder(tmp_path / "hf", tmp_path / "back", check_tokens=16)
+
+
+def test_the_tokenizer_goes_along(tmp_path: Path):
+    text = "the windows of a model that sleeps are read again and again " * 20
+    tokenizer = train_tokenizer([text], 300, tmp_path / "tokenizer.model")
+    model = disturbed(dataclasses.replace(tiny_config(["gated_deltanet", "attention"]), vocab_size=304))
+    config = run_config(model.config, str(tmp_path / "tokenizer.model"))
+    checkpoint = save_checkpoint(tmp_path / "c", model, config)
+    assert export(checkpoint, tmp_path / "hf", check_tokens=16).tokenizer
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert theirs(text, add_special_tokens=False).input_ids == tokenizer.encode(text)
+    assert theirs(text).input_ids == [tokenizer.bos_id, *tokenizer.encode(text)]
+    assert theirs.decode(tokenizer.encode(text)) == text
+    for file in ("config.json", "generation_config.json"):
+        settings = json.loads((tmp_path / "hf" / file).read_bytes())
+        assert (settings["bos_token_id"], settings["eos_token_id"]) == (tokenizer.bos_id, tokenizer.eos_id)
+    assert import_folder(tmp_path / "hf", tmp_path / "back", check_tokens=16).tokenizer
+    assert "| data | books, code |" in (tmp_path / "hf/README.md").read_text()
+
+
+def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path: Path):
+    train_tokenizer(["text of few words " * 50], 290, tmp_path / "tokenizer.model")
+    model = disturbed(MODELS["qwen3_5_text"][1])
+    checkpoint = save_checkpoint(tmp_path / "c", model, run_config(model.config, str(tmp_path / "tokenizer.model")))
+    with pytest.raises(DataError, match="has 290 ids, the model 17: it is another model's"):
+        export(checkpoint, tmp_path / "hf")
+    lost = save_checkpoint(tmp_path / "d", model, run_config(model.config, str(tmp_path / "lost.model")))
+    with pytest.raises(DataError, match=r"lost\.model.*name it with --tokenizer, or use --no-tokenizer"):
+        export(lost, tmp_path / "hf")
+    assert not export(lost, tmp_path / "hf", with_tokenizer=False, check_tokens=16).tokenizer
+
+
+def test_shards_with_an_index(tmp_path: Path):
+    model_type, config = MODELS["qwen3_5_text-untied"]
+    family, ours = family_of(model_type), disturbed(config)
+    weights = {name: p.detach() for name, p in ours.named_parameters()}
+    write_family_weights(tmp_path, family, config, weights.__getitem__, torch.float32, limit=4000)
+    (tmp_path / "config.json").write_text(json.dumps(family.to_config(config)))
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert [path.name for path in shards] == [
+        f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)
+    ]
+    assert len(shards) > 4
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_bytes())
+    assert index["metadata"]["total_size"] == sum(w.nbytes for w in weights.values())
+    for path in shards:
+        with safe_open(path, "pt") as file:
+            assert all(index["weight_map"][name] == path.name for name in file.keys())  # noqa: SIM118
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    expected = dict(family.to_theirs(config, weights.__getitem__))
+    assert all(torch.equal(theirs[name], expected[name]) for name in expected)
+    files = WeightFiles(tmp_path, family.canonical)
+    assert all(torch.equal(files.read(name), expected[name]) for name in expected)
+
+
+def test_memory_is_that_of_a_shard(tmp_path: Path):
+    """Both ways: what is held at a time does not grow with the model."""
+    config = ModelConfig(
+        vocab_size=64, dim=128, ffn_dim=256, layers=["gated_deltanet"] * 12,
+        gated_deltanet=GatedDeltaNetConfig(4, 4, 32, 32),
+    )  # fmt: skip
+    ours, family, limit = Hybrid(config), family_of("qwen3_next"), 1_000_000
+    ours.init_weights(0)
+    checkpoint = TensorFiles(save_checkpoint(tmp_path / "c", ours))
+    total = sum(p.nbytes for p in ours.parameters())
+    assert total > 8 * limit
+
+    def read(name: str) -> torch.Tensor:
+        box: list[torch.Tensor] = []
+        checkpoint.read({f"model/{name}": box.append})
+        return box[0]
+
+    for folder in ("hf", "back"):
+        (tmp_path / folder).mkdir()
+    with LiveBytes() as exporting_bytes:
+        write_family_weights(tmp_path / "hf", family, config, read, torch.float32, limit)
+    files = WeightFiles(tmp_path / "hf", family.canonical)
+    with LiveBytes() as importing_bytes:
+        write_checkpoint_weights(tmp_path / "back", files, family, config, limit)
+    for used in (exporting_bytes.peak, importing_bytes.peak):
+        assert limit / 2 < used < 2.5 * limit, used
+
+
+def test_a_checkpoint_of_several_processes(tmp_path: Path):
+    ours = disturbed(MODELS["qwen3_5_text"][1])
+    run_ranks(save_half, 2, tmp_path / "step-00000012", ours)
+    assert len(list((tmp_path / "step-00000012").glob("*.safetensors"))) == 2
+    export(tmp_path / "step-00000012", tmp_path / "hf", check_tokens=16)
+    import_folder(tmp_path / "hf", tmp_path / "back", check_tokens=16)
+    found = weights_of(tmp_path / "back")
+    assert all(torch.equal(found[name], p) for name, p in ours.named_parameters())
+
+
+def test_what_no_family_or_another_one_has(tmp_path: Path):
+    mixed = save_checkpoint(tmp_path / "mixed", disturbed(tiny_config(["mamba2", "gated_deltanet"])))
+    with pytest.raises(ConfigError, match="no family of transformers' models can express this model") as refused:
+        export(mixed, tmp_path / "hf")
+    assert "granitemoehybrid: model.layers with gated_deltanet (it has attention and mamba2)" in refused.value.details
+    plain = save_checkpoint(tmp_path / "plain", disturbed(granite()))
+    with pytest.raises(ConfigError, match=r"qwen3_5_text cannot express .*; use --to granitemoehybrid") as refused:
+        export(plain, tmp_path / "hf", "qwen3_5_text")
+    assert any(d.startswith("model.norm=plain: it has zero_centred; granitemo") for d in refused.value.details)
+    assert any("model.layers with mamba2" in d and "granitemoehybrid can" in d for d in refused.value.details)
+    grouped = granite()
+    grouped.mamba2 = dataclasses.replace(grouped.mamba2, num_groups=2)
+    with pytest.raises(ConfigError, match=r"granitemoehybrid cannot express model\.mamba2\.num_groups=2; no other"):
+        export(save_checkpoint(tmp_path / "grouped", disturbed(grouped)), tmp_path / "hf", "granitemoehybrid")
+    assert not (tmp_path / "hf").exists()
+
+
+def test_the_first_family_that_fits_is_taken(tmp_path: Path):
+    for name in ("granitemoehybrid", "olmo_hybrid", "qwen3_5_text-transformer"):
+        model_type, config = MODELS[name]
+        checkpoint = save_checkpoint(tmp_path / f"{name}-c", disturbed(config))
+        assert export(checkpoint, tmp_path / name, check_tokens=16).model_type == model_type
+
+
+@pytest.mark.parametrize("way", ["export", "import"])
+def test_a_failed_check_leaves_nothing(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    checkpoint = save_checkpoint(tmp_path / "c", disturbed(MODELS["qwen3_5_text"][1]))
+    if way == "import":
+        export(checkpoint, tmp_path / "hf", check_tokens=16)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    links = type(family_of("qwen3_5_text")).links
+
+    def swapped(self: object, config: ModelConfig) -> list:
+        """The map with gate and up of a feed-forward exchanged: every name and shape fits."""
+        found = links(self, config)
+        gate = next(i for i, link in enumerate(found) if link.ours == ("blocks.1.mlp.gate_proj.weight",))
+        first, second = found[gate : gate + 2]
+        found[gate : gate + 2] = [
+            dataclasses.replace(first, theirs=second.theirs), dataclasses.replace(second, theirs=first.theirs),
+        ]  # fmt: skip
+        return found
+
+    monkeypatch.setattr(type(family_of("qwen3_5_text")), "links", swapped)
+    with pytest.raises(DataError, match="the check failed"):
+        export(checkpoint, tmp_path / "out") if way == "export" else import_folder(tmp_path / "hf", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_folder_with_files_stays_as_it_is(tmp_path: Path):
+    checkpoint = save_checkpoint(tmp_path / "c", disturbed(MODELS["qwen3_5_text"][1]))
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/precious").write_text("x")
+    with pytest.raises(DataError, match="exists and is not empty"):
+        export(checkpoint, tmp_path / "hf", check_tokens=16)
+    assert [path.name for path in (tmp_path / "hf").iterdir()] == ["precious"]
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path):
+    checkpoint = save_checkpoint(tmp_path / "c", disturbed(MODELS["qwen3_5_text"][1]))
+    shard = next(checkpoint.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-4])
+    with pytest.raises(DataError, match="is damaged"):
+        export(checkpoint, tmp_path / "hf")
