@@ -1,11 +1,11 @@
 """The recurrences as models call them.
 
 `implementation`: "auto" takes the Triton kernels of flash-linear-attention for CUDA tensors (but fp64, which they lack)
-and the chunked PyTorch form for all others: the tensors decide, never what can be imported; for one token without a
-gradient, as in decoding, it takes the plain step of `step.py`. "chunked", "fla" and
-"reference" (a token loop with plain autograd) ask for one. `memory`: the chunked form keeps its intermediates for the
-backward ("save"), or keeps the inputs and a few states and computes the rest again ("recompute"); the other
-implementations have one way each and ignore it.
+and the chunked PyTorch form for all others: the tensors decide, never what can be imported. For one token without a
+gradient, as in decoding, it takes the plain step of `step.py`. "chunked", "fla" and "reference" (a token loop with
+plain autograd) ask for one. `memory`: the chunked form keeps its intermediates for the backward ("save"), or keeps the
+inputs and a few states and computes the rest again ("recompute"); the other implementations have one way each and
+ignore it.
 """
 
 from __future__ import annotations
