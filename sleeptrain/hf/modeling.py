@@ -207,12 +207,13 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
         """Window by window; only the columns that are kept reach the head."""
         num_rows, num_columns = input_ids.shape
         logits = torch.zeros(num_rows, keep, self.config.vocab_size, dtype=self._logits_dtype, device=input_ids.device)
-        order_BT, counts_B = compact(valid_BT)
+        # Nothing that is as long as a prompt without pads is made of it.
+        order_BT, counts_B = (None, valid_BT.sum(1)) if bool(valid_BT.all()) else compact(valid_BT)
         left, done = counts_B.tolist(), [0] * num_rows
         first_kept = num_columns - keep
         while any(left):
             counts = [min(n, sleep.window - f) for n, f in zip(left, cache.live.filled, strict=True)]
-            column_BM = _columns(order_BT, done, counts)
+            column_BM = _columns(order_BT, done, counts, input_ids)
             kept_BM = column_BM >= first_kept
             tokens_BM = input_ids.gather(1, column_BM.clamp(min=0))
             predicts = kept_BM.any(1).tolist()
@@ -237,14 +238,19 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
         return updated
 
 
-def _columns(of_BT: torch.Tensor, done: Sequence[int], counts: Sequence[int]) -> torch.Tensor:
-    """[B, max(counts)]: of each row the next counts[b] entries behind the first done[b], -1 behind them."""
-    num_tokens = max(counts)
-    if len(set(done)) == 1 and min(counts) == num_tokens:
-        return of_BT[:, done[0] : done[0] + num_tokens]
-    token = torch.arange(num_tokens, device=of_BT.device)
-    start, number = (torch.tensor(list(values), device=of_BT.device)[:, None] for values in (done, counts))
-    return torch.where(token < number, of_BT.gather(1, (start + token).clamp(max=of_BT.shape[1] - 1)), -1)
+def _columns(
+    order_BT: torch.Tensor | None, done: Sequence[int], counts: Sequence[int], like: torch.Tensor
+) -> torch.Tensor:
+    """[B, max(counts)]: the columns of the next counts[b] tokens of each row behind its first done[b], -1 behind them.
+
+    order_BT: as `compact` gives it; None where no column is a pad.
+    """
+    start, number = (torch.tensor(list(values), device=like.device)[:, None] for values in (done, counts))
+    token = torch.arange(max(counts), device=like.device)
+    at_BM = start + token
+    if order_BT is not None:
+        at_BM = order_BT.gather(1, at_BM.clamp(max=order_BT.shape[1] - 1))
+    return torch.where(token < number, at_BM, -1)
 
 
 def _targets(labels: torch.Tensor, valid_BT: torch.Tensor) -> torch.Tensor:

@@ -41,10 +41,7 @@ def whole_logits(
 
 def compact(valid_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(int64 [B, T]: each row's columns, those of its tokens first; int64 [B]: how many tokens it has)."""
-    counts_B = valid_BT.sum(1)
-    if bool((counts_B == valid_BT.shape[1]).all()):
-        return torch.arange(valid_BT.shape[1], device=valid_BT.device).expand_as(valid_BT), counts_B
-    return torch.argsort((~valid_BT).to(torch.int8), dim=1, stable=True), counts_B
+    return torch.argsort((~valid_BT).to(torch.int8), dim=1, stable=True), valid_BT.sum(1)
 
 
 def _batch(tokens_BT: torch.Tensor, counts_B: torch.Tensor, predicts_BT: torch.Tensor) -> Batch:
