@@ -1,5 +1,5 @@
 """The console command: `sleeptrain train` and `sleeptrain plan`, with hydra's command line behind each, and
-`sleeptrain data`, `sleeptrain doctor` and `sleeptrain convert`, with their own.
+those of OTHER_COMMANDS, with their own.
 
 Exit codes: 0 done, 75 a run that was stopped before its end and is saved (start it again), 2 a mistake that the user
 can mend (one line on stderr), 1 what a doctor has found, and anything else (one line where a run ends itself because of
@@ -96,6 +96,8 @@ OTHER_COMMANDS = {
     ),
     "doctor": ("sleeptrain.doctor.command", "say whether this machine can train, and what to do where it cannot"),
     "convert": ("sleeptrain.hf.command", "checkpoints to Hugging Face folders (export) and back (import)"),
+    "generate": ("sleeptrain.hf.generating", "go on with a text, sleeping whenever a window is full"),
+    "lm_eval": ("sleeptrain.hf.harness", "the lm-evaluation-harness, to which --model sleeptrain is known"),
 }
 COMMANDS = {
     "train": Command("train a model; an existing run folder is resumed", train, train_flags),
@@ -143,8 +145,8 @@ def _run_other(name: str, arguments: list[str]) -> int:
 
 def _help() -> str:
     lines = ["usage: sleeptrain COMMAND [experiment=NAME] [setting=value ...] [-m]", "", "commands:"]
-    lines += [f"  {name:<8}{command.summary}" for name, command in COMMANDS.items()]
-    lines += [f"  {name:<8}{summary}" for name, (_, summary) in OTHER_COMMANDS.items()]
+    lines += [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:<10}{summary}" for name, (_, summary) in OTHER_COMMANDS.items()]
     lines += ["", "-m runs all combinations of comma-separated values; `sleeptrain COMMAND --help` lists the settings."]
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ from sleeptrain.doctor.checks import CHECKS
 from sleeptrain.doctor.command import parser as doctor_parser
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.command import parser as convert_parser
+from sleeptrain.hf.generating import parser as generate_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
@@ -147,6 +148,13 @@ def test_every_conversion_is_understood() -> None:
     assert {words[1] for words in found} == {"export", "import"}
     for _, *words in found:
         convert_parser().parse_args(words)
+
+
+def test_every_generation_is_understood() -> None:
+    found = [words for _, words in all_commands("sleeptrain") if words[0] == "generate"]
+    assert found
+    for _, *words in found:
+        generate_parser().parse_args(words)
 
 
 def test_every_make_target_exists() -> None:

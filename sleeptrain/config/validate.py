@@ -18,6 +18,7 @@ from sleeptrain.config.schema import (
     ShardsConfig,
     ShardSource,
     SleepConfig,
+    TrainConfig,
 )
 from sleeptrain.config.suggest import suggest
 from sleeptrain.errors import ConfigError
@@ -147,6 +148,14 @@ def validate(config: Config) -> None:
     _check_max_time(config.train.max_time)
 
 
+def validate_model(model: ModelConfig, sleep: SleepConfig) -> None:
+    """The same for a model and its sleep alone, where nothing is trained."""
+    config = Config(model=model, sleep=sleep, train=TrainConfig(tokens=1))
+    _check_ranges(config)
+    _check_model(model)
+    _check_core(config)
+
+
 def refuse_missing(names: Iterable[str]) -> None:
     """Raise ConfigError if there is a name in `names`: the mandatory settings without a value."""
     missing = sorted(names)
@@ -271,7 +280,7 @@ def _check_core(config: Config) -> None:
             where = "model.layers" if sleep.core is None else f"blocks {sleep.core} of model.layers (sleep.core)"
             raise ConfigError(
                 f"{name}={passes}: a plain transformer cannot sleep, for {where} hold no recurrent layer "
-                f"({' or '.join(RECURRENT_MIXERS)}) to keep a window in; add one, or train with sleep=wake (one pass)"
+                f"({' or '.join(RECURRENT_MIXERS)}) to keep a window in; add one, or take one pass (sleep=wake)"
             )
 
 

@@ -44,7 +44,7 @@ class Finder:
 
     def settings(self, config: Config, shape: StepShape) -> LoopSettings:
         """Of a loop that is watched: without recomputation, so that each round runs once."""
-        settings = loop_settings(config, shape.window, self._model.num_layers, recompute="none")
+        settings = loop_settings(config.sleep, shape.window, self._model.num_layers, recompute="none")
         return replace(settings, on_round=self.on_round)
 
     def close(self) -> None:

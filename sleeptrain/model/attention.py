@@ -8,10 +8,10 @@ from torch import nn
 
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.data.batch import PAD
-from sleeptrain.model.layout import Layout
+from sleeptrain.model.layout import Layout, Place
 from sleeptrain.model.norm import HeadsRMSNorm, RMSNorm
-from sleeptrain.model.rope import rope_tables, rotate
-from sleeptrain.model.state import Boundary, LayerState, Retained
+from sleeptrain.model.rope import rope_tables, rotate, rotate_back
+from sleeptrain.model.state import Boundary, LayerState, Recurrent, Retained, WindowKV
 
 
 class Attention(nn.Module):
@@ -33,46 +33,96 @@ class Attention(nn.Module):
     def forward(
         self, x_BTD: torch.Tensor, state: LayerState, layout: Layout, boundary: Boundary, state_only: bool = False
     ) -> tuple[torch.Tensor | None, LayerState]:
-        """x_BTD -> (y_BTD, state). Hard eviction leaves no state."""
-        c, sliding_window = self.config, boundary.sliding_window
-        kv_shape = (*x_BTD.shape[:2], c.num_kv_heads, c.head_dim)
-        k = self.k_norm(self.k_proj(x_BTD).view(kv_shape))
-        v = self.v_proj(x_BTD).view(kv_shape)
+        """x_BTD -> (y_BTD, state). Hard eviction leaves no state, a window in progress its keys and values."""
+        sliding_window = boundary.sliding_window
+        if layout.place is not None:
+            return self._go_on(x_BTD, state, layout, boundary)
+        k, v = self._keys_values(x_BTD)
         left = None if sliding_window is None else _retain(k, v, layout, sliding_window)
         if state_only:
             return None, left
-        q = self.q_proj(x_BTD).view(*x_BTD.shape[:2], c.num_heads, -1)
-        gate = None
-        if c.gate:
-            q, gate = q.chunk(2, dim=-1)
+        q, gate = self._queries(x_BTD)
         mask = layout.mask_RLL
         if sliding_window is not None and isinstance(state, Retained):
             mask = layout.with_retained(state.documents_BL, sliding_window)
             k, v = torch.cat([state.k_BLGD, k], dim=1), torch.cat([state.v_BLGD, v], dim=1)
-        y = self._attend(self.q_norm(q), k, v, mask)
+        # Positions count from the first token of the window; what was retained lies before it.
+        num_queries, num_keys = q.shape[1], k.shape[1]
+        tables = self._tables(num_queries - num_keys, num_keys, q)
+        q = rotate(q, (tables[0][-num_queries:], tables[1][-num_queries:]))
+        return self._project(self._attend(q, rotate(k, tables), v, mask), gate), left
+
+    def _keys_values(self, x_BTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys before rotation and values, [B, T, num_kv_heads, head_dim]."""
+        shape = (*x_BTD.shape[:2], self.config.num_kv_heads, self.config.head_dim)
+        return self.k_norm(self.k_proj(x_BTD).view(shape)), self.v_proj(x_BTD).view(shape)
+
+    def _queries(self, x_BTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Queries before rotation and gates, [B, T, num_heads, head_dim]."""
+        q = self.q_proj(x_BTD).view(*x_BTD.shape[:2], self.config.num_heads, -1)
+        q, gate = q.chunk(2, dim=-1) if self.config.gate else (q, None)
+        return self.q_norm(q), gate
+
+    def _tables(self, first: int, length: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        c = self.config
+        return rope_tables(first, length, c.head_dim, c.partial_rotary_factor, c.rope_theta, like)
+
+    def _project(self, y_BTHD: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
         if gate is not None:
-            y = y * torch.sigmoid(gate)
-        return self.o_proj(y.flatten(2)), left
+            y_BTHD = y_BTHD * torch.sigmoid(gate)
+        return self.o_proj(y_BTHD.flatten(2))
+
+    def _go_on(
+        self, x_BTD: torch.Tensor, state: LayerState, layout: Layout, boundary: Boundary
+    ) -> tuple[torch.Tensor, WindowKV]:
+        """The next tokens of windows in progress; their keys and values are added to those that are kept."""
+        place = layout.place
+        assert place is not None and not isinstance(state, Retained | Recurrent)
+        k, v = self._keys_values(x_BTD)
+        q, gate = self._queries(x_BTD)
+        tables = self._place_tables(place, x_BTD.shape[1], q)
+        q, k = rotate(q, tables), rotate(k, tables)
+        if state is None:
+            slots = place.window * (1 if boundary.sliding_window is None else 2)
+            shape = (k.shape[0], slots, *k.shape[2:])
+            state = WindowKV(k.new_zeros(shape), v.new_zeros(shape))
+        place.put(state.k_BCGD, k)
+        place.put(state.v_BCGD, v)
+        y = self._attend(q, place.seen(state.k_BCGD), place.seen(state.v_BCGD), layout.mask_RLL)
+        return self._project(y, gate), state
+
+    def _place_tables(self, place: Place, num_tokens: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if place.start is not None:
+            return self._tables(place.start, num_tokens, like)
+        cos, sin = self._tables(0, place.high, like)
+        return cos[place.at_RL], sin[place.at_RL]
+
+    def retained(self, full: WindowKV, rows_R: torch.Tensor) -> Retained:
+        """What sliding eviction keeps of the full windows of these rows (int64)."""
+        window = full.k_BCGD.shape[1] // 2
+        k, v = (t[:, window:].index_select(0, rows_R) for t in (full.k_BCGD, full.v_BCGD))
+        documents = torch.zeros(k.shape[:2], dtype=torch.long, device=k.device)
+        return Retained(rotate_back(k, self._tables(0, window, k)), v, documents)
+
+    def put_before(self, kv: WindowKV, rows_R: torch.Tensor, retained: Retained) -> None:
+        """Writes what the window before has left into the slots before the next window's, in place."""
+        window = kv.k_BCGD.shape[1] // 2
+        kv.k_BCGD[rows_R, :window] = rotate(retained.k_BLGD, self._tables(-window, window, retained.k_BLGD))
+        kv.v_BCGD[rows_R, :window] = retained.v_BLGD
 
     def _attend(
         self, q_BTHD: torch.Tensor, k_BCGD: torch.Tensor, v_BCGD: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Positions count from the first token of the window; what was retained lies before it."""
-        c = self.config
-        num_queries, num_keys = q_BTHD.shape[1], k_BCGD.shape[1]
-        first = num_queries - num_keys
-        tables = rope_tables(first, num_keys, c.head_dim, c.partial_rotary_factor, c.rope_theta, q_BTHD)
-        q = rotate(q_BTHD, (tables[0][-num_queries:], tables[1][-num_queries:]))
-        k = rotate(k_BCGD, tables).to(q.dtype)
-        v = v_BCGD.to(q.dtype)
+        """Without a mask as many queries as keys attend causally, and a single one to all."""
+        q, k, v = (t.transpose(1, 2) for t in (q_BTHD, k_BCGD.to(q_BTHD.dtype), v_BCGD.to(q_BTHD.dtype)))
         y = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
+            q,
+            k,
+            v,
             attn_mask=mask,
-            is_causal=mask is None,
-            scale=c.scale or None,
-            enable_gqa=c.num_heads != c.num_kv_heads,
+            is_causal=mask is None and q.shape[2] == k.shape[2],
+            scale=self.config.scale or None,
+            enable_gqa=q.shape[1] != k.shape[1],
         )
         return y.transpose(1, 2)
 

@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from sleeptrain.data.batch import PAD
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the tokens of a pass that goes on with windows in progress stand in them.
+
+    window: L. low, high: the positions [low, high) that some token attends to; negative ones are those of the window
+    before. start: the position of each row's first token, None where rows differ or some tokens are pads. Then at_RL
+    (int64) has the position of each token, 0 for pads; row_N, at_N and token_N have row, position and index in the
+    flattened [R * L] of each token that is no pad.
+    """
+
+    window: int
+    low: int
+    high: int
+    start: int | None
+    at_RL: torch.Tensor | None = None
+    row_N: torch.Tensor | None = None
+    at_N: torch.Tensor | None = None
+    token_N: torch.Tensor | None = None
+
+    def put(self, buffer_RCX: torch.Tensor, x_RLX: torch.Tensor) -> None:
+        """Writes what belongs to the tokens into their slots, in place; the last `window` slots are the window's."""
+        first = buffer_RCX.shape[1] - self.window
+        if self.start is not None:
+            buffer_RCX[:, first + self.start : first + self.start + x_RLX.shape[1]] = x_RLX
+        else:
+            assert self.row_N is not None and self.at_N is not None and self.token_N is not None
+            buffer_RCX[self.row_N, first + self.at_N] = x_RLX.flatten(0, 1)[self.token_N].to(buffer_RCX.dtype)
+
+    def seen(self, buffer_RCX: torch.Tensor) -> torch.Tensor:
+        """The slots [low, high) of a buffer."""
+        first = buffer_RCX.shape[1] - self.window
+        return buffer_RCX[:, first + self.low : first + self.high]
 
 
 @dataclass(frozen=True)
@@ -17,17 +52,21 @@ class Layout:
     valid_RL: bool, False at pads; None when there are none.
     reset_RL: bool, memory is emptied before this token (a document starts inside the row); None when nowhere.
     mask_RLL: bool [R, 1, L, L], who may attend to whom; None for plain causal attention.
+    place: where the tokens stand in windows in progress (then mask_RLL is [R, 1, L, high - low]); None: they are whole
+    windows.
     """
 
     documents_RL: torch.Tensor
     valid_RL: torch.Tensor | None
     reset_RL: torch.Tensor | None
     mask_RLL: torch.Tensor | None
+    place: Place | None = None
 
     def to(self, device: torch.device | str) -> Layout:
         def move(t: torch.Tensor | None) -> torch.Tensor | None:
             return None if t is None else t.to(device, non_blocking=True)
 
+        assert self.place is None, "windows in progress stay where they are"
         return Layout(self.documents_RL.to(device), move(self.valid_RL), move(self.reset_RL), move(self.mask_RLL))
 
     def with_retained(self, documents_RC: torch.Tensor, window: int) -> torch.Tensor:
@@ -72,6 +111,47 @@ def sleep_layout(documents_RL: torch.Tensor) -> Layout:
     open_document = documents_RL.gather(1, last[:, None])
     own = torch.where(documents_RL == open_document, documents_RL, PAD)
     return window_layout(own, torch.zeros_like(own, dtype=torch.bool))
+
+
+def continued_layout(
+    filled: Sequence[int], counts: Sequence[int], window: int, retained: Sequence[bool] | None, device: torch.device
+) -> Layout:
+    """The layout of the next counts[b] tokens of each row's document, behind the filled[b] that its window holds.
+
+    Rows with fewer tokens than others are padded on the right. retained: under sliding eviction, whether the window
+    before has left the row its keys and values; None under hard eviction.
+    """
+    num_tokens = max(counts)
+    kept = [False] * len(filled) if retained is None else retained
+    low = min(f + 1 - window if before else 0 for f, before in zip(filled, kept, strict=True))
+    high = max(f + n for f, n in zip(filled, counts, strict=True))
+    if len(set(kept)) == len(set(filled)) == len(set(counts)) == 1:
+        documents = torch.zeros(len(filled), num_tokens, dtype=torch.long, device=device)
+        place = Place(window, low, high, filled[0])
+        plain = num_tokens == 1 or low == high - num_tokens  # one sees all, or each what is before it
+        mask = None if plain else _place_mask(filled[:1], num_tokens, place, kept[:1], device)
+        return Layout(documents, None, None, mask, place)
+    at, number = torch.tensor(filled, device=device), torch.tensor(counts, device=device)
+    token = torch.arange(num_tokens, device=device)
+    valid = token < number[:, None]
+    at_RL = torch.where(valid, at[:, None] + token, 0)
+    row_N, column_N = valid.nonzero(as_tuple=True)
+    place = Place(window, low, high, None, at_RL, row_N, at_RL[valid], row_N * num_tokens + column_N)
+    mask = _place_mask(filled, num_tokens, place, kept, device)
+    all_valid = min(counts) == num_tokens
+    # A pad may attend to anything: nobody reads what comes of it, and a row of a mask must not be empty.
+    mask = mask if all_valid else mask | ~valid[:, None, :, None]
+    return Layout(torch.where(valid, 0, PAD), None if all_valid else valid, None, mask, place)
+
+
+def _place_mask(
+    filled: Sequence[int], num_tokens: int, place: Place, retained: Sequence[bool], device: torch.device
+) -> torch.Tensor:
+    """[R, 1, L, high - low]: who of the window and of the window before is seen, at most `window` tokens back."""
+    query = torch.tensor(filled, device=device)[:, None, None] + torch.arange(num_tokens, device=device)[:, None]
+    key = torch.arange(place.low, place.high, device=device)
+    there = (key >= 0) | torch.tensor(retained, device=device)[:, None, None]
+    return ((key <= query) & (key > query - place.window) & there).unsqueeze(1)
 
 
 def _mask(documents_RL: torch.Tensor) -> torch.Tensor:

@@ -18,10 +18,19 @@ def rope_tables(
 
 
 def rotate(x_BTHD: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotates the first dimensions of each head in pairs (i, i + half), in x's dtype."""
-    cos, sin = (t[:, None, :] for t in tables)
+    """Rotates the first dimensions of each head in pairs (i, i + half), in x's dtype.
+
+    tables: [T, ...], or [B, T, ...] where rows stand at different positions.
+    """
+    cos, sin = (t.unsqueeze(-2) for t in tables)
     num_rotated = cos.shape[-1]
     x, rest = x_BTHD[..., :num_rotated], x_BTHD[..., num_rotated:]
     low, high = x.chunk(2, dim=-1)
     turned = x * cos + torch.cat([-high, low], dim=-1) * sin
     return torch.cat([turned.to(x_BTHD.dtype), rest], dim=-1)
+
+
+def rotate_back(x_BTHD: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """What `rotate` made x of."""
+    cos, sin = tables
+    return rotate(x_BTHD, (cos, -sin))

@@ -35,7 +35,21 @@ class Retained:
     documents_BL: torch.Tensor
 
 
-LayerState = Recurrent | Retained | None
+@dataclass(frozen=True)
+class WindowKV:
+    """The keys and values of a window in progress in an attention layer: buffers with a slot for each of its L tokens.
+
+    k_BCGD, v_BCGD: C = L, the keys rotated to their positions in the window; under sliding eviction C = 2L, before them
+    those that the window before has left. A pass that goes on with the window writes into them in place: whoever
+    wants to keep a value takes its `rows`, which are copies.
+    """
+
+    k_BCGD: torch.Tensor
+    v_BCGD: torch.Tensor
+
+
+LayerState = Recurrent | Retained | WindowKV | None
+KINDS = (Recurrent, Retained, WindowKV)
 
 
 @dataclass(frozen=True)
@@ -134,6 +148,11 @@ class FastWeights:
         layers: list[LayerState] = []
         for index in range(num_layers):
             own = {key.split(".", 1)[1]: t for key, t in named.items() if key.split(".", 1)[0] == str(index)}
-            kind = Recurrent if "S_BHKV" in own else Retained
-            layers.append(kind(**own) if own else None)
+            layers.append(_of_fields(own) if own else None)
         return FastWeights(tuple(layers))
+
+
+def _of_fields(own: Mapping[str, torch.Tensor]) -> LayerState:
+    """The state whose fields have these names; Recurrent may lack its tail."""
+    kind: Any = next(kind for kind in KINDS if fields(kind)[0].name in own)
+    return kind(**own)

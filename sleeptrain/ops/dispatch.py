@@ -1,10 +1,11 @@
 """The recurrences as models call them.
 
 `implementation`: "auto" takes the Triton kernels of flash-linear-attention for CUDA tensors (but fp64, which they lack)
-and the chunked PyTorch form for all others: the tensors decide, never what can be imported. "chunked", "fla" and
-"reference" (a token loop with plain autograd) ask for one. `memory`: the chunked form keeps its intermediates for the
-backward ("save"), or keeps the inputs and a few states and computes the rest again ("recompute"); the other
-implementations have one way each and ignore it.
+and the chunked PyTorch form for all others: the tensors decide, never what can be imported. For one token without a
+gradient, as in decoding, it takes the plain step of `step.py`. "chunked", "fla" and "reference" (a token loop with
+plain autograd) ask for one. `memory`: the chunked form keeps its intermediates for the backward ("save"), or keeps the
+inputs and a few states and computes the rest again ("recompute"); the other implementations have one way each and
+ignore it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import torch
 
 from sleeptrain.errors import ConfigError
-from sleeptrain.ops import fla, reference
+from sleeptrain.ops import fla, reference, step
 from sleeptrain.ops.gated_delta_rule import gated_delta_rule as chunked_gated_delta_rule
 from sleeptrain.ops.ssd import ssd as chunked_ssd
 
@@ -72,6 +73,8 @@ def gated_delta_rule(
     tensors = (q_BTHK, k_BTHK, v_BTGV, g_BTG, beta_BTG)
     chosen = choose(implementation, memory, v_BTGV)
     with _own_precision(v_BTGV):
+        if implementation == "auto" and _is_step(num_tokens, reset_BT):
+            return step.gated_delta_rule(*tensors, initial_state=initial_state, qk_l2norm=qk_l2norm)
         if chosen == "chunked":
             return chunked_gated_delta_rule(
                 *tensors, initial_state=initial_state, reset_BT=reset_BT, qk_l2norm=qk_l2norm, memory=memory
@@ -111,10 +114,16 @@ def ssd(
     tensors = (C_BTNK, B_BTNK, x_BTHV, dt_BTH, A_H)
     chosen = choose(implementation, memory, x_BTHV)
     with _own_precision(x_BTHV):
+        if implementation == "auto" and _is_step(num_tokens, reset_BT):
+            return step.ssd(*tensors, initial_state=initial_state)
         if chosen == "chunked":
             return chunked_ssd(*tensors, initial_state=initial_state, reset_BT=reset_BT, memory=memory)
         run = fla.ssd if chosen == "fla" else reference.ssd
         return run(*tensors, initial_state=initial_state, reset_BT=reset_BT)
+
+
+def _is_step(num_tokens: int, reset_BT: torch.Tensor | None) -> bool:
+    return num_tokens == 1 and reset_BT is None and not torch.is_grad_enabled()
 
 
 def _own_precision(like: torch.Tensor) -> torch.autocast:

@@ -115,7 +115,7 @@ class PartOfModel:
         finder: Finder | None,
         on_features: OnFeatures | None,
     ) -> StepResult:
-        settings = loop_settings(self._config, shape.window, self.model.num_layers)
+        settings = loop_settings(self._config.sleep, shape.window, self.model.num_layers)
         settings = replace(settings, on_features=on_features)
         micros = list(micro_batches(batch, shape, self._config))
         sequences = [

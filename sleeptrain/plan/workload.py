@@ -128,7 +128,7 @@ def workloads(config: Config, replicas: int) -> list[Workload]:
                 num_targets=int((batch.targets_BT != IGNORE).sum()),
                 carried=bool(batch.carried_B.any()),
                 stretches=tuple(tuple(s) for s in truncated(rounds, config.sleep.bptt_windows)),
-                settings=loop_settings(config, shape.window, len(config.model.layers)),
+                settings=loop_settings(config.sleep, shape.window, len(config.model.layers)),
             )
         )  # fmt: skip
     return found

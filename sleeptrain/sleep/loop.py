@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch.utils._pytree import register_dataclass, tree_leaves
 
-from sleeptrain.config.schema import Config
+from sleeptrain.config.schema import SleepConfig
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.layout import Layout, first_of_document, sleep_layout, window_layout
@@ -262,11 +262,11 @@ def gather_rows(parts: Sequence[tuple[tuple[int, ...], torch.Tensor]], rows: tup
     return together.index_select(0, torch.tensor([place[b] for b in rows], device=together.device))
 
 
-def loop_settings(config: Config, window: int, num_layers: int, recompute: str | None = None) -> LoopSettings:
+def loop_settings(sleep: SleepConfig, window: int, num_layers: int, recompute: str | None = None) -> LoopSettings:
     """The settings of a loop over windows of this length; `recompute` overrides the configured mode."""
-    first, last = config.sleep.core or (0, num_layers)
+    first, last = sleep.core or (0, num_layers)
     boundary = Boundary(
-        sliding_window=window if config.sleep.eviction == "sliding" else None,
-        carry_conv=config.sleep.conv_state == "carry",
+        sliding_window=window if sleep.eviction == "sliding" else None,
+        carry_conv=sleep.conv_state == "carry",
     )
-    return LoopSettings((first, last), boundary, Recompute(recompute or config.sleep.recompute))
+    return LoopSettings((first, last), boundary, Recompute(recompute or sleep.recompute))

@@ -108,7 +108,7 @@ def _window_losses(
     answers: _Answers | None,
     stop: Callable[[], bool],
 ) -> _Windows:
-    settings = loop_settings(config, window, model.num_layers, recompute="none")
+    settings = loop_settings(config.sleep, window, model.num_layers, recompute="none")
     spans = window_spans(batches[0].tokens_BT.shape[1], window)
     found = _Windows([0.0] * len(spans), [0] * len(spans))
     for batch in _until(stop, batches):

@@ -82,7 +82,7 @@ def forward_backward(
     device, divisor = model.device, divisor or max(num_targets, 1)
     here = whereabouts or Whereabouts()
     if settings is None:
-        settings = loop_settings(config, shape.window, model.num_layers)
+        settings = loop_settings(config.sleep, shape.window, model.num_layers)
         settings = replace(settings, on_round=here.at, on_features=on_features)
     total = torch.zeros((), dtype=torch.float64)
     left, planned = model.empty_state(), list[Round]()

@@ -62,7 +62,7 @@ def by_hand() -> dict[str, dict[str, float]]:
             numbers.setdefault(r.pass_index, []).append(x_LD[kept].flatten())
 
     model.blocks[2].register_forward_hook(hook)
-    settings = loop_settings(config(), SHAPE.window, 3)
+    settings = loop_settings(config().sleep, SHAPE.window, 3)
     settings = type(settings)(**(vars(settings) | {"on_round": current.append}))
     state = forward_backward(model, batch, SHAPE, config(), None, settings).state
     features = {f"pass{n}": float(torch.cat(x).square().mean().sqrt()) for n, x in numbers.items()}

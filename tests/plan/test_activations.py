@@ -85,7 +85,7 @@ def test_the_graphs_of_a_step(more: tuple[str, ...], precision: str) -> None:
     batch = typical_batch(config, shape.batch)
     [step] = make_plan(config, 1, None, 0.4).steps
     rounds = step.workload.rounds
-    settings = loop_settings(config, shape.window, model.num_layers)
+    settings = loop_settings(config.sleep, shape.window, model.num_layers)
 
     def forward() -> Any:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):

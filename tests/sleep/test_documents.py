@@ -161,7 +161,7 @@ def test_nobody_reads_what_stands_at_pads(passes: int) -> None:
 
     def trained(given: list[Batch]) -> tuple[list[float], list[torch.Tensor]]:
         model, state, losses = tiny_model(), None, []
-        settings = loop_settings(config, WINDOW, model.num_layers)
+        settings = loop_settings(config.sleep, WINDOW, model.num_layers)
         for batch in given:
             result = forward_backward(model, batch, StepShape(passes, WINDOW, ROWS), config, state, settings)
             losses.append(result.loss)

@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-NAMES = ("checkpoint", "loader", "memory", "ops", "pipeline", "step")
+NAMES = ("checkpoint", "decode", "loader", "memory", "ops", "pipeline", "step")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,91 @@
+"""`sleeptrain generate`: text from a sleeping model, as it comes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sleeptrain.errors import ConfigError
+from sleeptrain.hf.native import transformers_module
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `sleeptrain generate ARGUMENTS` and return the exit code. Raises UserError."""
+    options = parser().parse_args(arguments)
+    if options.max_new_tokens < 0 or options.temperature < 0 or not 0 < options.top_p <= 1:
+        raise ConfigError("--max-new-tokens and --temperature are at least 0, --top-p is above 0 and at most 1")
+    transformers_module().utils.logging.set_verbosity_error()
+    transformers_module().utils.logging.disable_progress_bar()
+    return _generate(options)
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(prog="sleeptrain generate", description=__doc__)
+    root.add_argument(
+        "place", type=Path, metavar="RUN_OR_CHECKPOINT_OR_HF_FOLDER", help="of a run its newest whole checkpoint"
+    )
+    prompt = root.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="what to go on with")
+    prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same from a file")
+    root.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="0 reads only (default 128)")
+    root.add_argument("--passes", type=int, metavar="N", help="default: as the model was trained last")
+    root.add_argument("--window", type=int, metavar="L", help="default: as the model was trained last")
+    root.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: the likeliest token (default 1)")
+    root.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample from the likeliest tokens only")
+    root.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
+    root.add_argument("--memory", type=Path, metavar="FILE", help="go on behind what --save-memory has kept")
+    root.add_argument("--save-memory", type=Path, metavar="FILE", help="keep what was read, the prompt included")
+    root.add_argument("--tokenizer", type=Path, metavar="PATH", help="default: that of the run or the folder")
+    root.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    root.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default auto)")
+    return root
+
+
+def _generate(options: argparse.Namespace) -> int:
+    import torch
+
+    from sleeptrain.hf.cache import SleepCache
+    from sleeptrain.hf.opening import encode_prompt, open_model
+    from sleeptrain.hf.streaming import TextOut
+
+    opened = open_model(options.place, options.tokenizer, options.device, options.dtype)
+    model: Any = opened[0]
+    tokenizer = opened[1]
+    memory = SleepCache.load(options.memory, model) if options.memory else None
+    if memory is not None and options.window not in (None, memory.window):
+        raise ConfigError(f"--window {options.window}: {options.memory} was made with {memory.window}")
+    window = options.window if memory is None else memory.window
+    ids = torch.tensor([encode_prompt(tokenizer, _prompt(options), begins=memory is None)], device=model.device)
+    if not ids.numel():
+        raise ConfigError("the prompt is empty, and the tokenizer has no BOS to begin with")
+    settings: dict[str, Any] = {"passes": options.passes, "window": window}
+    if options.save_memory:
+        before = None if memory is None else memory.copy()
+        model.read(ids, past_key_values=before, **settings).save(options.save_memory)
+    if options.max_new_tokens:
+        torch.manual_seed(options.seed)
+        sampling: dict[str, Any] = {"temperature": options.temperature, "top_p": options.top_p, "top_k": 0}
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=memory,
+            max_new_tokens=options.max_new_tokens,
+            eos_token_id=tokenizer.eos_id,
+            pad_token_id=tokenizer.eos_id,
+            streamer=TextOut(tokenizer, sys.stdout),
+            **settings,
+            **(sampling | {"do_sample": True} if options.temperature else {"do_sample": False}),
+        )
+    return 0
+
+
+def _prompt(options: argparse.Namespace) -> str:
+    if options.prompt_file is None:
+        return options.prompt
+    try:
+        return options.prompt_file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompt-file {options.prompt_file} cannot be read: {error}") from error

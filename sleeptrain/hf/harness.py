@@ -1,0 +1,175 @@
+"""The lm-evaluation-harness on a sleeping model: `sleeptrain lm_eval --model sleeptrain --model_args pretrained=...`.
+
+Importing this module registers the model `sleeptrain` with the harness.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from sleeptrain.errors import ConfigError
+from sleeptrain.hf.opening import encode_prompt, open_model
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the harness's own command line."""
+    from lm_eval.__main__ import cli_evaluate
+
+    before, sys.argv = sys.argv, ["lm_eval", *arguments]
+    try:
+        cli_evaluate()
+    finally:
+        sys.argv = before
+    return 0
+
+
+@register_model("sleeptrain")
+class Sleeping(TemplateLM):
+    """Scores texts of any length: they are read window by window, each full window sleeps, nothing is cut off.
+
+    pretrained: a run, a checkpoint or a Hugging Face folder. passes, window: instead of the model's own N and L.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        passes: int | None = None,
+        window: int | None = None,
+        tokenizer: str | None = None,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        dtype: str = "auto",
+        max_gen_toks: int = 256,
+    ) -> None:
+        super().__init__()
+        if not str(batch_size).isdigit() or int(batch_size) < 1:
+            raise ConfigError(f"batch_size={batch_size}: give a number")
+        path = None if tokenizer is None else Path(tokenizer)
+        opened = open_model(Path(pretrained), path, device or "auto", dtype)
+        self.model: Any = opened[0]
+        self._tokenizer = opened[1]
+        self._sleep: dict[str, Any] = {"passes": passes, "window": window}
+        self._unlabelled = self.model.sleep_settings(**self._sleep).when == "unlabelled"
+        self.batch_size, self.max_gen_toks = int(batch_size), max_gen_toks
+
+    @property
+    def eot_token_id(self) -> int:
+        return self._tokenizer.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        bos = self._tokenizer.bos_id
+        return self.eot_token_id if bos is None else bos
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **ignored: Any) -> list[int]:
+        return encode_prompt(self._tokenizer, string, begins=add_special_tokens is not False)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **ignored: Any
+    ) -> list[tuple[float, bool]]:
+        found = self._scores([(context, continuation) for _, context, continuation in requests])
+        for (key, _, _), score in zip(requests, found, strict=True):
+            self.cache_hook.add_partial("loglikelihood", key, score)
+        return found
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        texts = [request.args[0] for request in requests]
+        pairs = [([self.prefix_token_id], self._tokenizer.encode(text)) for text in texts]
+        found = [score for score, _ in self._scores(pairs)]
+        for request, score in zip(requests, found, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, score)
+        return found
+
+    def _scores(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        """(log-likelihood of the continuation, whether it is the greedy one) of each (context, continuation)."""
+        found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
+        # A window that predicts nothing sleeps under `unlabelled`: then rows are read together that predict as much.
+        kept = [len(more) if self._unlabelled else 0 for _, more in pairs]
+        for part in self._batches([len(context) + len(more) for context, more in pairs], kept):
+            rows = [(pairs[i][0] + pairs[i][1])[:-1] for i in part]
+            keep = max(1, *(len(pairs[i][1]) for i in part))
+            with torch.no_grad():
+                logits = self.model(**self._padded(rows), logits_to_keep=keep, **self._sleep).logits
+            for b, i in enumerate(part):
+                found[i] = _score(logits[b], pairs[i][1])
+        return found
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        found = [""] * len(requests)
+        prompts = [self.tok_encode(request.args[0]) for request in requests]
+        alike: dict[str, list[int]] = {}
+        for i, request in enumerate(requests):
+            alike.setdefault(repr(sorted(request.args[1].items())), []).append(i)
+        for same in alike.values():
+            for part in self._batches([len(prompts[i]) for i in same]):
+                rows = [same[i] for i in part]
+                options = requests[rows[0]].args[1]
+                for i, text in zip(rows, self._generate([prompts[i] for i in rows], dict(options)), strict=True):
+                    found[i] = text
+                    self.cache_hook.add_partial("generate_until", requests[i].args, text)
+        return found
+
+    def _generate(self, prompts: list[list[int]], options: dict[str, Any]) -> list[str]:
+        until = options.pop("until", [])
+        until = [until] if isinstance(until, str) else until
+        length = options.pop("max_gen_toks", self.max_gen_toks)
+        if not options.get("temperature"):
+            options = {"do_sample": False}
+        inputs = self._padded(prompts)
+        width = inputs["input_ids"].shape[1]
+        ends = {"eos_token_id": self.eot_token_id, "pad_token_id": self.eot_token_id}
+        stop = StoppingCriteriaList([_Until(self._tokenizer.decode, until, width)])
+        ids = self.model.generate(
+            **inputs, **options, **ends, max_new_tokens=length, stopping_criteria=stop, **self._sleep
+        )
+        return [_cut(self._tokenizer.decode(row), until) for row in ids[:, width:].tolist()]
+
+    def _batches(self, lengths: list[int], apart: list[int] | None = None) -> Iterator[list[int]]:
+        """Indices of rows that are read together: of neighbouring lengths, and alike in `apart`."""
+        apart = apart or [0] * len(lengths)
+        order = sorted(range(len(lengths)), key=lambda i: (apart[i], lengths[i]))
+        for _, alike in groupby(order, key=lambda i: apart[i]):
+            rows = list(alike)
+            for start in range(0, len(rows), self.batch_size):
+                yield rows[start : start + self.batch_size]
+
+    def _padded(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
+        width = max(map(len, rows))
+        ids = torch.tensor([[self.eot_token_id] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        return {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
+
+
+class _Until(StoppingCriteria):
+    """A row is done when one of the strings is in what it has added."""
+
+    def __init__(self, decode: Any, until: list[str], width: int) -> None:
+        self._decode, self._until, self._width = decode, until, width
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        texts = [self._decode(row) for row in input_ids[:, self._width :].tolist()]
+        done = [any(end in text for end in self._until) for text in texts]
+        return torch.tensor(done, device=input_ids.device)
+
+
+def _cut(text: str, until: list[str]) -> str:
+    return text[: min((text.index(end) for end in until if end in text), default=len(text))]
+
+
+def _score(logits_KV: torch.Tensor, continuation: list[int]) -> tuple[float, bool]:
+    if not continuation:
+        return 0.0, True
+    wanted = torch.tensor(continuation, device=logits_KV.device)
+    own = logits_KV[-len(continuation) :].log_softmax(-1)
+    return own.gather(1, wanted[:, None]).sum().item(), bool((own.argmax(-1) == wanted).all())

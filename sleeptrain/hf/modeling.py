@@ -1,0 +1,277 @@
+"""`SleepForCausalLM`: a sleeping model as transformers' users expect one, with `generate()`.
+
+Importing this module registers it with `AutoConfig` and `AutoModelForCausalLM`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from sleeptrain.config import schema
+from sleeptrain.data.batch import IGNORE
+from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.hf.cache import SleepCache
+from sleeptrain.hf.configuration import SleepConfig
+from sleeptrain.hf.load import is_native, native_weights
+from sleeptrain.model.decay import DECAY_PARAMETERS
+from sleeptrain.model.hybrid import Hybrid, at_least_fp32
+from sleeptrain.sleep.live import read
+from sleeptrain.sleep.whole import compact, whole_logits
+
+
+class SleepForCausalLM(PreTrainedModel, GenerationMixin):
+    """A `Hybrid` that reads window by window, sleeps at each boundary and predicts the next token.
+
+    `config.sleep` says how; N and L can also be given to `forward` and `generate` (`passes=4, window=512`).
+    """
+
+    config_class = SleepConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    _is_stateful = True  # what was read cannot be taken back, as assisted generation would
+    _supports_sdpa = True
+    _no_split_modules = ["Block"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = [*DECAY_PARAMETERS]  # noqa: RUF012
+
+    def __init__(self, config: SleepConfig):
+        super().__init__(config)
+        if config.vocab_size == 0:
+            raise ConfigError("model.vocab_size must be set: how many ids the model knows")
+        self.model = Hybrid(config.model_config())
+        self._sleeps: dict[tuple[int | None, int | None, str], schema.SleepConfig] = {}
+        if self.model.device.type != "meta":
+            self.model.init_weights(seed=0)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Hybrid draws its own; a file without some of the weights is refused."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        assert self.model.embedding is not None
+        return self.model.embedding
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return self.model.head
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """A model that `save_pretrained` wrote, or of a family of `sleeptrain.hf.families`: the same weights.
+
+        Of such a folder `dtype` and the settings of `SleepConfig` may be given. Raises DataError where a weight is
+        missing, of another shape, or left over.
+        """
+        if is_native(pretrained_model_name_or_path):
+            return cls._from_native(Path(pretrained_model_name_or_path), *args, **kwargs)
+        wants_info = kwargs.pop("output_loading_info", False)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if info[kind]:
+                listed = ", ".join(sorted(map(str, info[kind]))[:3])
+                raise DataError(
+                    f"{pretrained_model_name_or_path}: {len(info[kind])} {kind.replace('_', ' ')} ({listed})"
+                )
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _from_native(
+        cls, folder: Path, *, config: SleepConfig | None = None, dtype: Any = "auto", **changes: Any
+    ) -> SleepForCausalLM:
+        config = config or SleepConfig.from_pretrained(folder, **changes)
+        with torch.device("meta"):
+            model = cls(config)
+        weights = native_weights(folder, config.model_config(), None if dtype in ("auto", None) else dtype)
+        model.model.load_state_dict(weights, assign=True)
+        if (folder / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        return model.eval()
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # `forward` begins its own
+
+    def sleep_settings(self, passes: int | None = None, window: int | None = None) -> schema.SleepConfig:
+        """How the model sleeps now. Raises ConfigError."""
+        key = (passes, window, repr(self.config.sleep))
+        if key not in self._sleeps:
+            self._sleeps = {key: self.config.sleep_settings(passes, window)}
+        return self._sleeps[key]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: SleepCache | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        passes: int | None = None,
+        window: int | None = None,
+        return_dict: bool | None = None,
+    ) -> CausalLMOutputWithPast:
+        """Logits [B, T, V] in fp32 or wider, of the last `logits_to_keep` columns only where it is not 0.
+
+        input_ids: int64 [B, T]. attention_mask: [B, >= T], 0 at pads, wherever they are; its last T columns count. Pads
+        are inert and a row's windows begin at its own first token. Logits at pads are 0.
+
+        With a cache the ids go on behind what it has read, without a gradient. It is the default where no gradient is
+        asked for, and `past_key_values` of the output. Without one the ids are whole texts, computed as in training;
+        labels (ids, IGNORE or -100 where there is no loss, not shifted) give the mean cross entropy. Under
+        `sleep.when=unlabelled` windows from which nothing is predicted (no label, or no logits kept) sleep; logits
+        there are NaN.
+        """
+        valid_BT = self._valid(input_ids, attention_mask)
+        keep = min(logits_to_keep or input_ids.shape[1], input_ids.shape[1])
+        if use_cache is None:
+            use_cache = self.config.use_cache and labels is None and not torch.is_grad_enabled()
+        if past_key_values is None and not use_cache:
+            logits = self._whole(input_ids, valid_BT, labels, keep, self.sleep_settings(passes, window))
+            loss = None if labels is None else _loss(logits, labels, valid_BT)
+            return CausalLMOutputWithPast(loss=loss, logits=logits)
+        if labels is not None:
+            raise ConfigError("labels need the whole text in one forward: leave past_key_values and use_cache out")
+        cache, sleep = self._cache(past_key_values, len(input_ids), passes, window)
+        logits = self._read(input_ids, valid_BT, cache, sleep, keep)
+        return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+
+    @torch.no_grad()
+    def read(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: SleepCache | None = None,
+        passes: int | None = None,
+        window: int | None = None,
+    ) -> SleepCache:
+        """Reads documents, or more behind a cache, and predicts nothing: for `generate` with new text, or to save."""
+        cache, sleep = self._cache(past_key_values, len(input_ids), passes, window)
+        self._read(input_ids, self._valid(input_ids, attention_mask), cache, sleep, 0)
+        return cache.follow_with_new_text()
+
+    def _cache(
+        self, given: Any, num_rows: int, passes: int | None, window: int | None
+    ) -> tuple[SleepCache, schema.SleepConfig]:
+        if given is None:
+            sleep = self.sleep_settings(passes, window)
+            return SleepCache(self.model, num_rows, sleep), sleep
+        if not isinstance(given, SleepCache):
+            raise ConfigError(f"past_key_values is a {type(given).__name__}: this model keeps a SleepCache")
+        sleep = self.sleep_settings(passes, given.window if window is None else window)
+        given.check(sleep, num_rows)
+        return given, sleep
+
+    def _valid(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        if attention_mask is None:
+            return torch.ones_like(input_ids, dtype=torch.bool)
+        if attention_mask.dim() != 2 or attention_mask.shape[1] < input_ids.shape[1]:
+            raise ConfigError(
+                f"attention_mask has shape {list(attention_mask.shape)}: it must be [rows, columns] with a column for "
+                f"each of the {input_ids.shape[1]} of input_ids"
+            )
+        return attention_mask[:, attention_mask.shape[1] - input_ids.shape[1] :].bool()
+
+    def _whole(
+        self,
+        input_ids: torch.Tensor,
+        valid_BT: torch.Tensor,
+        labels: torch.Tensor | None,
+        keep: int,
+        sleep: schema.SleepConfig,
+    ) -> torch.Tensor:
+        predicts_BT = valid_BT.clone()
+        predicts_BT[:, : input_ids.shape[1] - keep] = False
+        if labels is not None and sleep.when == "unlabelled":
+            predicts_BT &= _with_label(labels, valid_BT, sleep.window)
+        silent = torch.zeros_like(predicts_BT[:, -keep:], dtype=self._logits_dtype)
+        silent = silent.masked_fill((valid_BT & ~predicts_BT)[:, -keep:], float("nan")).unsqueeze(-1)
+        found_PV = whole_logits(self.model, input_ids, valid_BT, predicts_BT, sleep)
+        logits = silent.expand(-1, -1, self.config.vocab_size)
+        return logits.masked_scatter(predicts_BT[:, -keep:].unsqueeze(-1), found_PV)
+
+    @property
+    def _logits_dtype(self) -> torch.dtype:
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def _read(
+        self, input_ids: torch.Tensor, valid_BT: torch.Tensor, cache: SleepCache, sleep: schema.SleepConfig, keep: int
+    ) -> torch.Tensor:
+        """Window by window; only the columns that are kept reach the head."""
+        num_rows, num_columns = input_ids.shape
+        logits = torch.zeros(num_rows, keep, self.config.vocab_size, dtype=self._logits_dtype, device=input_ids.device)
+        # Nothing that is as long as a prompt without pads is made of it.
+        order_BT, counts_B = (None, valid_BT.sum(1)) if bool(valid_BT.all()) else compact(valid_BT)
+        left, done = counts_B.tolist(), [0] * num_rows
+        first_kept = num_columns - keep
+        while any(left):
+            counts = [min(n, sleep.window - f) for n, f in zip(left, cache.live.filled, strict=True)]
+            column_BM = _columns(order_BT, done, counts, input_ids)
+            kept_BM = column_BM >= first_kept
+            tokens_BM = input_ids.gather(1, column_BM.clamp(min=0))
+            predicts = kept_BM.any(1).tolist()
+            x_BMD, cache.live = read(self.model, cache.live, tokens_BM, counts, predicts, sleep)
+            row_N, at_N = kept_BM.nonzero(as_tuple=True)
+            if len(row_N):
+                column_N = column_BM[row_N, at_N] - first_kept
+                logits[row_N, column_N] = at_least_fp32(self.model.logits(x_BMD[row_N, at_N]))
+            done = [d + n for d, n in zip(done, counts, strict=True)]
+            left = [n - m for n, m in zip(left, counts, strict=True)]
+        cache.sleep = sleep
+        cache.columns += num_columns
+        return logits
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], is_encoder_decoder: bool = False, num_new_tokens: int = 1
+    ) -> dict[str, Any]:
+        updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder, num_new_tokens)
+        if outputs.past_key_values is None:
+            # The whole text is read anew at each step: what has predicted once has done so the next time.
+            updated["logits_to_keep"] += num_new_tokens
+        return updated
+
+
+def _columns(
+    order_BT: torch.Tensor | None, done: Sequence[int], counts: Sequence[int], like: torch.Tensor
+) -> torch.Tensor:
+    """[B, max(counts)]: the columns of the next counts[b] tokens of each row behind its first done[b], -1 behind them.
+
+    order_BT: as `compact` gives it; None where no column is a pad.
+    """
+    start, number = (torch.tensor(list(values), device=like.device)[:, None] for values in (done, counts))
+    token = torch.arange(max(counts), device=like.device)
+    at_BM = start + token
+    if order_BT is not None:
+        at_BM = order_BT.gather(1, at_BM.clamp(max=order_BT.shape[1] - 1))
+    return torch.where(token < number, at_BM, -1)
+
+
+def _targets(labels: torch.Tensor, valid_BT: torch.Tensor) -> torch.Tensor:
+    """[B, T]: at each token the label of the next one of its row, IGNORE where there is none; pads are passed over."""
+    order_BT, counts_B = compact(valid_BT)
+    following = F.pad(labels.gather(1, order_BT)[:, 1:], (0, 1), value=IGNORE)
+    at = torch.arange(labels.shape[1], device=labels.device)
+    following = following.masked_fill(at >= counts_B[:, None] - 1, IGNORE)
+    return torch.full_like(labels, IGNORE).scatter(1, order_BT, following)
+
+
+def _with_label(labels: torch.Tensor, valid_BT: torch.Tensor, window: int) -> torch.Tensor:
+    """[B, T]: True for the tokens of windows that have a target."""
+    index_BT = (valid_BT.cumsum(1) - 1).clamp(min=0) // window
+    has_BK = torch.zeros_like(index_BT).scatter_add(1, index_BT, (_targets(labels, valid_BT) != IGNORE).long())
+    return valid_BT & (has_BK.gather(1, index_BT) > 0)
+
+
+def _loss(logits: torch.Tensor, labels: torch.Tensor, valid_BT: torch.Tensor) -> torch.Tensor:
+    targets = _targets(labels, valid_BT)[:, -logits.shape[1] :]
+    return F.cross_entropy(logits[targets != IGNORE], targets[targets != IGNORE])
+
+
+AutoModelForCausalLM.register(SleepConfig, SleepForCausalLM)

@@ -1,0 +1,74 @@
+"""A sleeping model and its tokenizer from wherever they are: a run, a checkpoint, a Hugging Face folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sleeptrain.checkpoint.find import named_checkpoint
+from sleeptrain.checkpoint.fit import WEIGHTS, check_start
+from sleeptrain.checkpoint.folder import CONFIG, read_state
+from sleeptrain.checkpoint.read import Take, TensorFiles
+from sleeptrain.config import load_resolved
+from sleeptrain.data.tokenizer import Tokenizer, load_tokenizer
+from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.hf.card import sleep_settings
+from sleeptrain.hf.configuration import SleepConfig
+from sleeptrain.hf.exporting import DTYPES, check_vocabulary
+from sleeptrain.hf.modeling import SleepForCausalLM
+from sleeptrain.parallel.mesh import Mesh
+from sleeptrain.parallel.world import World
+
+
+def open_model(
+    place: Path, tokenizer: Path | None = None, device: str = "auto", dtype: str = "auto"
+) -> tuple[SleepForCausalLM, Tokenizer]:
+    """The model of a run (its newest whole checkpoint), a checkpoint, or a folder with `config.json`.
+
+    Of a run it sleeps as the curriculum says at the checkpoint. tokenizer: instead of the run's or the folder's own.
+    dtype: float32, bfloat16, float16, or auto, that of the files. device: auto takes a GPU where there is one. Raises
+    UserError.
+    """
+    if dtype not in (*DTYPES, "auto"):
+        raise ConfigError(f"dtype={dtype}: allowed: auto, {', '.join(DTYPES)}")
+    if (place / "config.json").is_file():
+        model = SleepForCausalLM.from_pretrained(place, dtype=DTYPES.get(dtype, "auto"))
+        found = tokenizer or place
+    else:
+        model, found = _of_checkpoint(place, tokenizer)
+        nn.Module.to(model, DTYPES.get(dtype, torch.float32))
+    opened = load_tokenizer(found)
+    check_vocabulary(opened, model.config.model_config(), found)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    nn.Module.to(model, device)  # the signature of transformers' own is not seen by mypy
+    return model.eval(), opened
+
+
+def _of_checkpoint(place: Path, tokenizer: Path | None) -> tuple[SleepForCausalLM, Path]:
+    checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")))
+    config, files = load_resolved(checkpoint / CONFIG), TensorFiles(checkpoint)
+    check_start(files.forms, config.model)
+    if tokenizer is None and config.data.source != "shards":
+        raise DataError(f"{place} was trained on data.source={config.data.source}, which has no tokenizer: name one")
+    with torch.device("meta"):
+        model = SleepForCausalLM(
+            SleepConfig(model=asdict(config.model), sleep=sleep_settings(config, read_state(checkpoint)["tokens"]))
+        )
+    weights: dict[str, torch.Tensor] = {}
+    files.read({WEIGHTS + name: _into(weights, name) for name, _ in model.model.named_parameters()})
+    model.model.load_state_dict(weights, assign=True)
+    return model, tokenizer or Path(config.data.shards.tokenizer)
+
+
+def _into(weights: dict[str, torch.Tensor], name: str) -> Take:
+    return lambda tensor: weights.__setitem__(name, tensor)
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str, begins: bool = True) -> list[int]:
+    """The ids of a text as training reads it; `begins`: it is the beginning of a document."""
+    first = [tokenizer.bos_id] if begins and tokenizer.bos_id is not None else []
+    return first + tokenizer.encode(text)

@@ -1,0 +1,134 @@
+"""`sleeptrain generate` from the three kinds of places, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+
+from sleeptrain.cli import main
+from sleeptrain.data.shards import write_shards
+from sleeptrain.data.tokenizer import train_tokenizer
+from sleeptrain.hf.exporting import export
+from sleeptrain.hf.opening import encode_prompt, open_model
+from sleeptrain.hf.streaming import TextOut
+from tests.data.texts import make_texts
+
+PROMPT = "the first of them"
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run whose curriculum ends at N=3, its checkpoint, its native export, and the model saved by transformers."""
+    folder = tmp_path_factory.mktemp("places")
+    documents = make_texts(40)
+    tokenizer = train_tokenizer(documents, 320, folder / "tokenizer.model")
+    for side, part in (("train", documents[:30]), ("validation", documents[30:])):
+        write_shards(folder / side, part, tokenizer, name=side)
+    code = main(
+        [
+            "train", "experiment=stdlib", "model=tiny", "data=stdlib", "sleep=every", "run.name=run",
+            f"run.root={folder}", "model.layers=[attention, gated_deltanet]",
+            f"data.shards.sources=[{{train: {folder / 'train'}, validation: {folder / 'validation'}}}]",
+            f"data.shards.tokenizer={folder / 'tokenizer.model'}", "data.sequence=40", "data.batch=2",
+            "sleep.window=16", "sleep.passes=1", "sleep.curriculum=[{tokens: 100, passes: 3, window: 8}]",
+            "train.tokens=160", "train.eval_every=0", "train.eval_batches=1", "wandb.mode=disabled",
+        ]
+    )  # fmt: skip
+    assert code == 0
+    export(folder / "run", folder / "native")
+    model, _ = open_model(folder / "run", device="cpu")
+    model.save_pretrained(folder / "saved")
+    (folder / "saved" / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
+    return {
+        "run": folder / "run",
+        "checkpoint": folder / "run" / "checkpoints" / "step-00000002",
+        "native": folder / "native",
+        "saved": folder / "saved",
+    }
+
+
+def generated(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert main(["generate", *map(str, arguments)]) == 0
+    return capsys.readouterr().out
+
+
+def test_every_place_holds_the_same_sleeping_model(places, capsys):
+    ids = torch.randint(320, (1, 30))
+    logits = []
+    for place in places.values():
+        model, _ = open_model(place, device="cpu")
+        assert (model.config.sleep["passes"], model.config.sleep["window"]) == (3, 8)
+        with torch.no_grad():
+            logits.append(model(ids).logits)
+    for found in logits[1:]:
+        torch.testing.assert_close(found, logits[0], rtol=0, atol=0)
+    options = ("--prompt", PROMPT, "--max-new-tokens", 12, "--temperature", 0)
+    texts = {generated(capsys, place, *options) for name, place in places.items() if name != "native"}
+    assert len(texts) == 1
+
+
+def test_what_is_written_is_what_generate_adds(places, capsys):
+    out = generated(capsys, places["saved"], "--prompt", PROMPT, "--max-new-tokens", 12, "--seed", 3)
+    model, tokenizer = open_model(places["saved"], device="cpu")
+    ids = torch.tensor([encode_prompt(tokenizer, PROMPT)])
+    assert ids[0, 0] == tokenizer.bos_id
+    torch.manual_seed(3)
+    found = model.generate(
+        ids, max_new_tokens=12, do_sample=True, top_k=0, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.eos_id
+    )
+    assert out == tokenizer.decode(found[0, ids.shape[1] :].tolist()) + "\n"
+    assert out != generated(capsys, places["saved"], "--prompt", PROMPT, "--max-new-tokens", 12, "--seed", 4)
+
+
+def test_a_text_is_read_once_and_gone_on_with(places, capsys, tmp_path):
+    text, memory = tmp_path / "text.txt", tmp_path / "memory.safetensors"
+    text.write_text(PROMPT * 3)
+    place, more = places["saved"], (" and then", "--max-new-tokens", 9, "--temperature", 0)
+    assert generated(capsys, place, "--prompt-file", text, "--max-new-tokens", 0, "--save-memory", memory) == ""
+    found = generated(capsys, place, "--memory", memory, "--prompt", *more)
+    model, tokenizer = open_model(place, device="cpu")
+    ids = encode_prompt(tokenizer, PROMPT * 3) + tokenizer.encode(" and then")
+    whole = model.generate(
+        torch.tensor([ids]), max_new_tokens=9, do_sample=False, eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.eos_id,
+    )  # fmt: skip
+    assert found == tokenizer.decode(whole[0, len(ids) :].tolist()) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "a", "--max-new-tokens", "-1"], "are at least 0"),
+        (["--prompt", "a", "--passes", "0"], "sleep.passes must be at least 1"),
+        (["--prompt-file", "nowhere.txt"], "--prompt-file nowhere.txt cannot be read"),
+        (["--prompt", "a", "--memory", "nowhere"], "memory nowhere cannot be read"),
+        (["--prompt", "a", "--dtype", "int8"], "dtype=int8: allowed: auto, float32"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(places, capsys, arguments, message):
+    assert main(["generate", str(places["saved"]), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_place_without_a_model_is_refused(capsys, tmp_path):
+    assert main(["generate", str(tmp_path), "--prompt", "a"]) == 2
+    assert "is neither a checkpoint nor the folder of a run" in capsys.readouterr().err
+
+
+def test_characters_are_written_whole():
+    class Bytes:
+        def decode(self, ids):  # type: ignore[no-untyped-def]
+            return bytes(ids).decode(errors="replace")
+
+    out, written = io.StringIO(), []
+    stream = TextOut(Bytes(), out)  # type: ignore[arg-type]
+    stream.put(torch.tensor([[65, 66]]))
+    for byte in "xé→".encode():
+        stream.put(torch.tensor([byte]))
+        written.append(out.getvalue())
+    stream.end()
+    assert written == ["x", "x", "xé", "xé", "xé", "xé→"]
+    assert out.getvalue() == "xé→\n"

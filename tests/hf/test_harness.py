@@ -1,0 +1,140 @@
+"""The adapter to the lm-evaluation-harness: what it scores is what the training forward gives; no download."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("lm_eval")
+
+import lm_eval
+from lm_eval.api.instance import Instance
+from lm_eval.tasks import TaskManager
+
+from sleeptrain.data.tokenizer import train_tokenizer
+from sleeptrain.errors import ConfigError
+from sleeptrain.hf.configuration import SleepConfig
+from sleeptrain.hf.harness import Sleeping
+from sleeptrain.hf.modeling import SleepForCausalLM
+from tests.data.texts import make_texts
+from tests.models import tiny_config
+from tests.sleep.trained import trained_logits
+
+IDS = 320
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from dataclasses import asdict
+
+    folder = tmp_path_factory.mktemp("harness")
+    train_tokenizer(make_texts(20), IDS, folder / "tokenizer.model")
+    model = asdict(tiny_config(["attention", "gated_deltanet"])) | {"vocab_size": IDS, "init_std": 0.5}
+    SleepForCausalLM(SleepConfig(model=model, sleep={"passes": 3, "window": 4})).save_pretrained(folder)
+    return folder
+
+
+def asked(kind: str, *requests: tuple) -> list[Instance]:
+    return [Instance(kind, {}, arguments, i) for i, arguments in enumerate(requests)]
+
+
+def expected_score(scorer: Sleeping, context: list[int], continuation: list[int], when: str) -> tuple[float, bool]:
+    model = scorer.model
+    ids = torch.tensor([*context, *continuation])
+    settings = model.config.sleep_settings()
+    logits = trained_logits(model.model, [ids[:-1]], settings, len(context) - 1, vocabulary=IDS)[0]
+    own = logits[len(context) - 1 :].float().log_softmax(-1)
+    wanted = torch.tensor(continuation)
+    return own.gather(1, wanted[:, None]).sum().item(), bool((own.argmax(-1) == wanted).all())
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("when", ["every", "unlabelled"])
+def test_likelihoods_are_those_of_training(folder, batch_size, when):
+    scorer = Sleeping(str(folder), batch_size=batch_size, device="cpu")
+    scorer.model.config.sleep["when"] = when
+    scorer._unlabelled = when == "unlabelled"
+    pairs = [
+        ("one two three four five", " six"),
+        ("", "alone"),
+        ("a", " b c d e f g h i"),
+        ("some more", " words here"),
+    ]
+    found = scorer.loglikelihood(asked("loglikelihood", *pairs))
+    for (context, continuation), score in zip(pairs, found, strict=True):
+        if context:
+            own, whole = scorer.tok_encode(context), scorer.tok_encode(context + continuation)
+            expected = expected_score(scorer, own, whole[len(own) :], when)
+        else:
+            expected = expected_score(
+                scorer, [scorer.prefix_token_id], scorer.tok_encode(continuation, add_special_tokens=False), when
+            )
+        assert score == (pytest.approx(expected[0], abs=1e-4), expected[1])
+
+
+def test_rolling_reads_the_whole_text(folder):
+    scorer = Sleeping(str(folder), batch_size=2, device="cpu")
+    texts = [" ".join(["word"] * 40), "short"]
+    found = scorer.loglikelihood_rolling(asked("loglikelihood_rolling", *((text,) for text in texts)))
+    for text, score in zip(texts, found, strict=True):
+        ids = scorer.tok_encode(text, add_special_tokens=False)
+        assert score == pytest.approx(expected_score(scorer, [scorer.prefix_token_id], ids, "every")[0], rel=1e-5)
+    once = Sleeping(str(folder), passes=1, device="cpu").loglikelihood_rolling(
+        asked("loglikelihood_rolling", (texts[0],))
+    )
+    assert once[0] != pytest.approx(found[0], abs=1e-3)
+
+
+def test_generates_until(folder):
+    scorer = Sleeping(str(folder), batch_size=3, device="cpu", max_gen_toks=12)
+    free = [("one two three", {"until": []}), ("four", {"until": []}), ("five six", {"until": [], "max_gen_toks": 3})]
+    texts = scorer.generate_until(asked("generate_until", *free))
+    for (prompt, options), text in zip(free, texts, strict=True):
+        ids = torch.tensor([scorer.tok_encode(prompt)])
+        length = options.get("max_gen_toks", 12)
+        out = scorer.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False,
+            eos_token_id=scorer.eot_token_id, pad_token_id=scorer.eot_token_id,
+        )  # fmt: skip
+        assert text == scorer._tokenizer.decode(out[0, ids.shape[1] :].tolist())
+    end = texts[0][len(texts[0]) // 2]
+    (cut,) = scorer.generate_until(asked("generate_until", (free[0][0], {"until": [end]})))
+    assert cut == texts[0][: texts[0].index(end)]
+
+
+def test_a_task_from_files(folder, tmp_path):
+    data = tmp_path / "data.jsonl"
+    lines = [{"q": f"{a} and {a + 1} and", "choices": [f" {a + 2}", " stop"], "gold": 0} for a in range(3)]
+    data.write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "tiny.yaml").write_text(
+        f"""
+task: tiny
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{{{q}}}}"
+doc_to_choice: choices
+doc_to_target: gold
+metric_list:
+  - metric: acc
+"""
+    )
+    result = lm_eval.simple_evaluate(
+        model="sleeptrain", model_args=f"pretrained={folder},passes=2", tasks=["tiny"], batch_size=2, device="cpu",
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False), bootstrap_iters=0,
+    )  # fmt: skip
+    scorer = Sleeping(str(folder), passes=2, device="cpu")
+    pairs = [(line["q"], choice) for line in lines for choice in line["choices"]]
+    scores = [score for score, _ in scorer.loglikelihood(asked("loglikelihood", *pairs))]
+    right = [scores[i] > scores[i + 1] for i in range(0, len(scores), 2)]
+    assert result["results"]["tiny"]["acc,none"] == pytest.approx(sum(right) / len(right))
+
+
+def test_a_batch_size_that_is_no_number_is_refused(folder):
+    with pytest.raises(ConfigError, match="batch_size=auto"):
+        Sleeping(str(folder), batch_size="auto")

@@ -1,0 +1,145 @@
+"""Reading in pieces, rows at their own places, against the training loop over the whole text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle, product
+
+import pytest
+import torch
+
+from sleeptrain.config.schema import SleepConfig
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.sleep import live as live_module
+from sleeptrain.sleep.live import begin, read
+from tests.models import VOCABULARY, tiny_model
+from tests.sleep.trained import texts, trained_logits
+
+EXACT = dict(rtol=1e-9, atol=1e-10)
+
+
+def live_logits(model: Hybrid, rows: list[torch.Tensor], sleep: SleepConfig, pieces: Sequence[int], predicts_from=0):
+    """The same, read in pieces of at most these sizes, row by row in turn."""
+    live, found = begin(model, len(rows)), [torch.empty(0, VOCABULARY, dtype=torch.float64) for _ in rows]
+    sizes = cycle(pieces)
+    while any(len(f) < len(row) for f, row in zip(found, rows, strict=True)):
+        counts = []
+        for row, f, filled in zip(rows, found, live.filled, strict=True):
+            counts.append(min(next(sizes), len(row) - len(f), sleep.window - filled))
+        if not any(counts):
+            continue
+        tokens = torch.zeros(len(rows), max(counts), dtype=torch.long)
+        for b, n in enumerate(counts):
+            tokens[b, :n] = rows[b][len(found[b]) : len(found[b]) + n]
+        predicts = [len(f) + n > predicts_from for f, n in zip(found, counts, strict=True)]
+        x, live = read(model, live, tokens, counts, predicts, sleep)
+        found = [torch.cat([f, model.logits(x[b, :n])]) for b, (f, n) in enumerate(zip(found, counts, strict=True))]
+    return found, live
+
+
+def compare(model: Hybrid, rows: list[torch.Tensor], sleep: SleepConfig, pieces: Sequence[int]) -> None:
+    with torch.no_grad():
+        found, live = live_logits(model, rows, sleep, pieces)
+    for ours, expected in zip(found, trained_logits(model, rows, sleep), strict=True):
+        torch.testing.assert_close(ours, expected, **EXACT)
+    assert live.boundaries == tuple(len(row) // sleep.window for row in rows)
+
+
+STACKS = {
+    "all mixers": None,
+    "gated deltanet": ["attention", "gated_deltanet", "attention"],
+    "mamba2": ["mamba2", "attention"],
+    "no attention": ["gated_deltanet", "mamba2"],
+    "transformer": ["attention", "attention"],
+}
+PIECES = {"a token": [1], "whole windows": [4], "uneven": [3, 1, 2, 4, 1]}
+CASES = {
+    "plain": {},
+    "sliding": {"eviction": "sliding"},
+    "no feedback": {"feedback": "none"},
+    "conv carried": {"conv_state": "carry"},
+    "all": {"eviction": "sliding", "conv_state": "carry"},
+}
+
+
+@pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("passes", [1, 3])
+def test_equals_the_training_loop(case, passes, pieces):
+    model = tiny_model()
+    compare(model, texts([11, 11]), SleepConfig(passes=passes, window=4, **case), pieces)
+    compare(model, texts([3, 13, 8, 16]), SleepConfig(passes=passes, window=4, **case), pieces)
+
+
+@pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)
+@pytest.mark.parametrize("eviction", ["hard", "sliding"])
+def test_every_stack(stack, eviction):
+    compare(tiny_model(stack), texts([9, 14]), SleepConfig(passes=2, window=4, eviction=eviction), [1, 3])
+
+
+@pytest.mark.parametrize(("case", "core"), list(product(CASES, [[1, 3], [0, 2], [2, 4], [1, 2]])), ids=str)
+def test_partial_loop(case, core):
+    layers = ["gated_deltanet", "attention", "mamba2", "attention", "gated_deltanet"]
+    sleep = SleepConfig(passes=3, window=4, core=core, **CASES[case])
+    compare(tiny_model(layers), texts([9, 14]), sleep, [2, 1, 4])
+    compare(tiny_model(layers), texts([12]), sleep, [1])
+
+
+@pytest.mark.parametrize("predicts_from", [0, 3, 4, 6, 9])
+def test_under_unlabelled_only_windows_that_predict_nothing_sleep(predicts_from):
+    model, rows = tiny_model(), texts([15])
+    sleep = SleepConfig(passes=3, window=4, when="unlabelled")
+    with torch.no_grad():
+        found, _ = live_logits(model, rows, sleep, [1], predicts_from)
+    expected = trained_logits(model, rows, sleep, predicts_from)[0][predicts_from:]
+    torch.testing.assert_close(found[0][predicts_from:], expected, **EXACT)
+
+
+def test_each_boundary_is_crossed_once_by_each_row(monkeypatch):
+    seen = []
+
+    def told(model, r, given, source, state, *rest):  # type: ignore[no-untyped-def]
+        seen.append((len(r.rows), r.pass_index))
+        return run_round(model, r, given, source, state, *rest)
+
+    run_round = live_module.run_round
+    monkeypatch.setattr(live_module, "run_round", told)
+    with torch.no_grad():
+        _, live = live_logits(tiny_model(), texts([3, 13, 8]), SleepConfig(passes=3, window=4), [1])
+    assert live.boundaries == (0, 3, 2)
+    # The rows with two boundaries in common cross them together.
+    assert seen == [(2, 2), (2, 3), (2, 2), (2, 3), (1, 2), (1, 3)]
+
+
+def test_rows_are_copies():
+    model, rows, sleep = tiny_model(), texts([6, 6]), SleepConfig(passes=2, window=4, eviction="sliding")
+    with torch.no_grad():
+        _, live = live_logits(model, rows, sleep, [1])
+        twice = live.rows([1, 1])
+        token = torch.tensor([[3], [4]])
+        first, _ = read(model, twice, token, [1, 1], [True, True], sleep)
+        again, _ = read(model, live, token, [1, 1], [True, True], sleep)
+    torch.testing.assert_close(first[1], again[1], **EXACT)
+    assert not torch.allclose(first[0], again[0])
+
+
+def test_the_number_of_passes_may_change_from_window_to_window():
+    model, rows = tiny_model(), texts([12])
+    live = begin(model, 1)
+    with torch.no_grad():
+        for start, passes in ((0, 3), (4, 1), (8, 2)):
+            x, live = read(model, live, rows[0][None, start : start + 4], [4], [True], SleepConfig(passes, 4))
+    once, thrice = (trained_logits(model, rows, SleepConfig(passes, 4))[0] for passes in (1, 3))
+    assert not torch.allclose(model.logits(x)[0], once[8:])
+    assert not torch.allclose(model.logits(x)[0], thrice[8:])
+
+
+def test_what_is_kept_does_not_grow():
+    model, sleep = tiny_model(), SleepConfig(passes=2, window=4, eviction="sliding")
+    sizes = set()
+    with torch.no_grad():
+        for length in (9, 41):
+            _, live = live_logits(model, texts([length]), sleep, [3])
+            tensors = [*live.state.to_state_dict().values(), *live.at_start.to_state_dict().values()]
+            sizes.add(sum(t.numel() for t in tensors))
+    assert len(sizes) == 1

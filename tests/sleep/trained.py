@@ -1,0 +1,49 @@
+"""What the training loop computes for texts, one document a row: the reference of all that reads them otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from sleeptrain.config.schema import SleepConfig
+from sleeptrain.data.batch import IGNORE, PAD, Batch
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.sleep.loop import loop_settings, run_rounds
+from sleeptrain.sleep.rounds import plan_batch
+from tests.models import VOCABULARY
+
+
+def texts(lengths: Sequence[int], seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(VOCABULARY, (n,), generator=generator) for n in lengths]
+
+
+def trained_logits(
+    model: Hybrid,
+    rows: list[torch.Tensor],
+    sleep: SleepConfig,
+    predicts_from: int = 0,
+    with_gradient: bool = False,
+    vocabulary: int = VOCABULARY,
+) -> list[torch.Tensor]:
+    """Each row's logits [tokens, V] by the training loop; NaN where no target is, before `predicts_from`."""
+    num_tokens = max(map(len, rows))
+    tokens = torch.zeros(len(rows), num_tokens, dtype=torch.long)
+    documents = torch.full_like(tokens, PAD)
+    targets = torch.full_like(tokens, IGNORE)
+    for b, row in enumerate(rows):
+        tokens[b, : len(row)], documents[b, : len(row)], targets[b, predicts_from : len(row)] = row, 0, 0
+    no = torch.zeros(len(rows), dtype=torch.bool)
+    batch = Batch(tokens, targets, documents, no, no)
+    logits = torch.full((*tokens.shape, vocabulary), float("nan"), dtype=torch.float64)
+
+    def keep(r, logits_NV, _):  # type: ignore[no-untyped-def]
+        at = (targets[list(r.rows), r.start : r.stop] != IGNORE).nonzero()
+        logits[torch.tensor(r.rows)[at[:, 0]], r.start + at[:, 1]] = logits_NV.double()
+
+    settings = loop_settings(sleep, sleep.window, model.num_layers)
+    with torch.set_grad_enabled(with_gradient):
+        rounds = plan_batch(batch, sleep.window, sleep.passes, sleep)
+        run_rounds(model, batch, rounds, model.empty_state(), settings, keep)
+    return [logits[b, : len(row)] for b, row in enumerate(rows)]
