@@ -35,7 +35,7 @@ def test_every_option_composes(group: str) -> None:
     assert found
     for option in found:
         overrides = [f"experiment={base}", f"{group}={option}"]
-        if option == "unlabelled" or (group, option) == ("data", "stdlib"):
+        if option == "unlabelled" or (group == "data" and option != "rule110"):
             overrides = ["experiment=rule110" if group == "sleep" else "experiment=stdlib", f"{group}={option}"]
         if option == "transformer_tiny":
             overrides.append("sleep=wake")
