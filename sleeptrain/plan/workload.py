@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 
 from sleeptrain.config.schema import Config
-from sleeptrain.data.batch import IGNORE, Batch
+from sleeptrain.data.batch import IGNORE, PAD, Batch
 from sleeptrain.parallel.stages import num_trained
 from sleeptrain.sleep.curriculum import StepShape, stage_shape
 from sleeptrain.sleep.loop import LoopSettings, loop_settings
@@ -118,7 +118,7 @@ def workloads(config: Config, replicas: int) -> list[Workload]:
         own_rows = shape.batch // replicas
         rows = config.train.micro_batch or own_rows
         batch = typical_batch(config, rows)
-        tokens = batch.tokens_BT.shape[1] * shape.batch
+        tokens = round(int((batch.documents_BT != PAD).sum()) / rows * shape.batch)
         num_steps = max(-(-(stop - seen) // tokens), 0)
         seen += num_steps * tokens
         rounds = tuple(plan_batch(batch, shape.window, shape.passes, config.sleep))

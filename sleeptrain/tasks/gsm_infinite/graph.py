@@ -60,12 +60,12 @@ class Equation:
 class Graph:
     """Equations that are added one by one, with the values they give.
 
-    draws: decides. names: the quantities that are left to name, in the order in which they will be used.
+    draws: decides. names: of quantities; there must be more of them than equations.
     """
 
     def __init__(self, draws: Draws, names: Sequence[Quantity]) -> None:
         self._draws = draws
-        self._names = list(reversed(names))
+        self._names = names
         self.equations: list[Equation] = []
         self.values: dict[Quantity, int] = {}
 
@@ -106,7 +106,10 @@ class Graph:
         return self._add(kind, 0 if kind in OF_TWO else number, operands)
 
     def _add(self, kind: Kind, number: int, operands: tuple[Quantity, ...]) -> Quantity:
-        equation = Equation(self._names.pop(), kind, number, operands)
+        name = self._draws.choice(self._names)
+        while name in self.values:
+            name = self._draws.choice(self._names)
+        equation = Equation(name, kind, number, operands)
         self.equations.append(equation)
         self.values[equation.quantity] = equation.value([self.values[q] for q in operands])
         return equation.quantity

@@ -44,7 +44,7 @@ class Lengths:
         core = max(self.count(f"{w.ask((0, 0))} {ANSWER}") for w in WORDINGS) + 2
         core += max_ops * longest + (max_ops + 1) * self._most_tokens(Kind.NUMBER)
         shortest = min(self.count(" " + w.say(w.example(Kind.NUMBER))) for w in WORDINGS)
-        supply = shortest * min(len(w.quantities) for w in WORDINGS)
+        supply = shortest * (min(len(w.quantities) for w in WORDINGS) - 1)
         if self.most < core or self.most - self.least < longest:
             raise ConfigError(
                 f"data.gsm_infinite.max_tokens={self.most} must be at least {max(core, self.least + longest)}: "
@@ -84,7 +84,7 @@ def draw_core(draws: Draws, ops: int, held_out: bool) -> Core:
     """What is asked and what it takes, on the wanted side of the split: a held-out core is in no training problem."""
     wording = draws.choice(WORDINGS)
     for _ in range(ATTEMPTS):
-        graph = Graph(draws, draws.shuffled(wording.quantities))
+        graph = Graph(draws, wording.quantities)
         core = Core(wording, graph, graph.add_needed(ops))
         if is_held_out(core.content()) == held_out:
             return core

@@ -68,7 +68,7 @@ class Wording:
     def example(self, kind: Kind, quantity: Quantity = (0, 0)) -> Equation:
         """An equation of this kind that is about one quantity only."""
         operands = {Kind.NUMBER: 0, Kind.SUM: 2, Kind.DIFFERENCE: 2}.get(kind, 1)
-        return Equation(quantity, kind, 1, (quantity,) * operands)
+        return Equation(quantity, kind, 0 if operands == 2 else 1, (quantity,) * operands)
 
     def _quantity(self, groups: dict[str, str], letter: str) -> Quantity:
         return self.items.index(groups[f"{letter}_item"]), self.places.index(groups[f"{letter}_place"])
