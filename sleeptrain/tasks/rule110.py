@@ -85,7 +85,7 @@ def _draw_words(config: Rule110Config, seed: int, stream: int, first: int, count
     width = -(-bits // 64)
     counts = -(-width // WORDS_PER_COUNT)
     words = random_words(count * counts * WORDS_PER_COUNT, seed, stream, first * counts)
-    words_BW = words.astype("<u8", copy=False).reshape(count, -1)[:, :width].copy()
+    words_BW = words.astype("<u8", copy=False).reshape(count, counts * WORDS_PER_COUNT)[:, :width].copy()
     bytes_BX = words_BW.view(np.uint8)
     bytes_BX[:, -(-bits // 8) :] = 0
     if bits % 8:

@@ -37,8 +37,9 @@ def test_every_option_composes(group: str) -> None:
         overrides = [f"experiment={base}", f"{group}={option}"]
         if option == "unlabelled" or (group, option) == ("data", "stdlib"):
             overrides = ["experiment=rule110" if group == "sleep" else "experiment=stdlib", f"{group}={option}"]
-        if option == "transformer_tiny":
+        if option.startswith("transformer"):
             overrides.append("sleep=wake")
+        overrides += {"depo": ["sleep.window=75"], "gsm_infinite": ["sleep.window=2000"]}.get(option, [])
         assert isinstance(compose(overrides), Config)
 
 
