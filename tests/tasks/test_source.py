@@ -103,7 +103,7 @@ def test_rows_keep_the_contract(name: str) -> None:
 def test_nothing_held_out_is_trained_on(name: str) -> None:
     """Where there are so few different rows that chance would mix them."""
     few = {
-        "rule110": replace(SMALL[name], rule110=Rule110Config(width=8, strings=1, steps=3, validation_samples=300)),
+        "rule110": replace(SMALL[name], rule110=Rule110Config(width=7, strings=1, steps=3, validation_samples=300)),
         "depo": replace(
             SMALL[name], depo=DepoConfig(nodes=3, hops=1, symbols=6, max_word=1, queries=1, validation_samples=200)
         ),
@@ -116,13 +116,13 @@ def test_nothing_held_out_is_trained_on(name: str) -> None:
     ))  # fmt: skip
     assert trained and held_out and not trained & held_out
     if name == "rule110":
-        assert len(trained) + len(held_out) == 256, "all strings are on one side or the other, and all are drawn"
+        assert len(trained) + len(held_out) == 128, "all strings are on one side or the other, and all are drawn"
 
 
 def content(name: str, task: Any, batch: Any, row: int) -> Any:
     """What must not be met in training: the strings, the cycle as a set of edges, or the problem that is asked."""
     if name == "rule110":
-        return tuple(batch.tokens_BT[row, :8].tolist())
+        return tuple(batch.tokens_BT[row, :7].tolist())
     if name == "depo":
         names = batch.tokens_BT[row, :6].tolist()
         return frozenset(zip(names[::2], names[1::2], strict=True))
