@@ -13,6 +13,7 @@ from sleeptrain.data.batch import IGNORE, PAD
 from sleeptrain.data.tokenizer import train_tokenizer
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.tasks.draws import Draws
+from sleeptrain.tasks.gsm_infinite.pool import Generated
 from sleeptrain.tasks.gsm_infinite.problem import Lengths, Problem, draw_core, make_problem
 from sleeptrain.tasks.gsm_infinite.solver import solve
 from sleeptrain.tasks.gsm_infinite.task import GsmInfinite
@@ -176,6 +177,12 @@ def test_operations_are_uniform() -> None:
     assert by_ops == {f"ops={n}": 1.0 for n in range(1, 9)}, "a row's operations are known by its number"
     spoiled = Answered(batch, torch.where(torch.tensor(ops)[:, None] == 3, -1, batch.targets_BT), right_BT.loss_BT)
     assert {k for k, v in task.metrics([spoiled])["accuracy_by_ops"].items() if v == 0.0} == {"ops=3"}
+
+
+def test_operations_are_drawn_as_often_each() -> None:
+    pool = Generated(config(max_ops=8), LENGTHS)
+    drawn = Counter(pool.held_out_ops(number) for number in range(8000))
+    assert set(drawn) == set(range(1, 9)) and max(abs(count - 1000) for count in drawn.values()) < 110
 
 
 def test_metrics_against_a_count_by_hand() -> None:
