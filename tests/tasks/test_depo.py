@@ -118,7 +118,7 @@ def test_held_out_hops_are_powers_of_two_as_often_each() -> None:
 
 
 def test_metrics_against_a_count_by_hand() -> None:
-    """Two questions of each row are spoiled: one in its marker only, one in its word. Markers cost 1, words their hops."""
+    """Two questions of each row are spoiled: one in its marker only, one in its word. A marker costs 1."""
     task = Depo(SMALL)
     batch = task.held_out(0, 6)
     predicted_BT, loss_BT = batch.targets_BT.clone(), torch.zeros(batch.targets_BT.shape)
