@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt
 from sleeptrain.config import load_resolved
 from sleeptrain.errors import UserError
 from sleeptrain.files import whole_file
-from sleeptrain.tasks.rule110 import majority_accuracy
+from sleeptrain.tasks.rule110 import Rule110
 from sleeptrain.train.metrics import read_metrics
 from sleeptrain.train.status import State, read_status
 
@@ -139,7 +139,9 @@ def draw(trials: list[Trial], path: Path) -> Path:
         mean = [100 * statistics.mean(c[s] for c in curves) for s in steps]
         axes.plot(steps, mean, color=color, linewidth=2.5, label=f"N={n}, mean of {len(group)} seeds")
     task = load_resolved(trials[0].root / trials[0].name / "config.yaml").data.rule110
-    axes.axhline(100 * majority_accuracy(task), color="black", linestyle=":", label="always the likelier answer")
+    axes.axhline(
+        100 * Rule110(task).guessing()["majority"], color="black", linestyle=":", label="always the likelier answer"
+    )
     axes.set(xlabel="steps", ylabel="exact accuracy, held out (%)", ylim=(0, 101))
     axes.set_title(
         f"Rule 110, {task.strings} x {task.width} cells, {task.steps} updates, answered after the cells are gone"

@@ -64,6 +64,18 @@ FIXED = (
     "data.rule110.width",
     "data.rule110.strings",
     "data.rule110.steps",
+    "data.rule110.boundary",
+    "data.rule110.label",
+    "data.depo.nodes",
+    "data.depo.min_nodes",
+    "data.depo.hops",
+    "data.depo.symbols",
+    "data.depo.max_word",
+    "data.depo.queries",
+    "data.gsm_infinite.min_",
+    "data.gsm_infinite.max_",
+    "data.gsm_infinite.tokenizer",
+    "data.gsm_infinite.train",
 )
 
 

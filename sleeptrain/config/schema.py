@@ -131,23 +131,54 @@ class ShardsConfig:
 
 @dataclass
 class Rule110Config:
-    """Rule 110: `strings` random rows of `width` cells, a window each; a label is the first cell `steps` updates on."""
+    """Rule 110: `strings` random rows of `width` cells; a label is one of a string's cells `steps` updates on."""
 
     width: int = 20
     strings: int = 1
     steps: int = 8
+    boundary: str = "periodic"  # periodic | zeros | ones: the cells beyond the edge
+    label: int = 0  # the cell that is asked for
     validation_samples: int = 1024
 
 
 @dataclass
+class DepoConfig:
+    """Depo: a shuffled directed cycle of named nodes, then questions which node is k edges on."""
+
+    nodes: int = 75  # of the largest cycle, and of all held-out ones
+    min_nodes: int = 3
+    hops: int = 16  # k is at most this
+    symbols: int = 50  # that words are made of
+    max_word: int = 2  # symbols of a node's name, at most
+    queries: int = 10
+    validation_samples: int = 1024
+
+
+@dataclass
+class GsmInfiniteConfig:
+    """GSM-Infinite: word problems of a given number of operations among distractors; the question comes first."""
+
+    min_ops: int = 1
+    max_ops: int = 8
+    min_tokens: int = 2000  # of a row's inputs, in the tokenizer's own tokens
+    max_tokens: int = 3300
+    tokenizer: str = ""  # a tokenizer's file or folder; empty: the task's own words
+    train: str = ""  # problems in the public generator's format, a .jsonl file; empty: generated ones
+    validation: str = ""
+    validation_samples: int = 1600
+
+
+@dataclass
 class DataConfig:
-    source: str = "shards"  # shards | rule110
+    source: str = "shards"  # shards | rule110 | depo | gsm_infinite
     layout: str = "lanes"  # lanes | packed | one_document: how documents fill rows (shards)
-    sequence: int = 1024  # T, tokens of a row in a step (rule110 derives its own)
+    sequence: int = 1024  # T, tokens of a row in a step (tasks have their own)
     batch: int = 8  # rows in a step
     seed: int = 0
     shards: ShardsConfig = field(default_factory=ShardsConfig)
     rule110: Rule110Config = field(default_factory=Rule110Config)
+    depo: DepoConfig = field(default_factory=DepoConfig)
+    gsm_infinite: GsmInfiniteConfig = field(default_factory=GsmInfiniteConfig)
 
 
 @dataclass

@@ -21,6 +21,7 @@ from sleeptrain.config.schema import (
     TrainConfig,
 )
 from sleeptrain.config.suggest import suggest
+from sleeptrain.config.task_rows import check_task
 from sleeptrain.errors import ConfigError
 
 MIXERS = ("attention", "gated_deltanet", "mamba2")
@@ -34,7 +35,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sleep.eviction": ("hard", "sliding"),
     "sleep.conv_state": ("restart", "carry"),
     "sleep.recompute": ("none", "block", "pass", "window"),
-    "data.source": ("shards", "rule110"),
+    "data.source": ("shards", "rule110", "depo", "gsm_infinite"),
+    "data.rule110.boundary": ("periodic", "zeros", "ones"),
     "data.layout": ("lanes", "packed", "one_document"),
     "data.shards.on_damage": ("stop", "skip"),
     "optim.muon_scaling": ("keller_jordan", "moonshot"),
@@ -77,7 +79,20 @@ AT_LEAST: dict[str, int] = {
     "data.rule110.width": 3,  # a cell and its two neighbours
     "data.rule110.strings": 1,
     "data.rule110.steps": 1,
+    "data.rule110.label": 0,
     "data.rule110.validation_samples": 1,
+    "data.depo.nodes": 2,
+    "data.depo.min_nodes": 2,
+    "data.depo.hops": 1,
+    "data.depo.symbols": 1,
+    "data.depo.max_word": 1,
+    "data.depo.queries": 1,
+    "data.depo.validation_samples": 1,
+    "data.gsm_infinite.min_ops": 1,
+    "data.gsm_infinite.max_ops": 1,
+    "data.gsm_infinite.min_tokens": 1,
+    "data.gsm_infinite.max_tokens": 1,
+    "data.gsm_infinite.validation_samples": 1,
     "optim.muon_weight_decay": 0,
     "optim.adamw_weight_decay": 0,
     "optim.clip_norm": 0,
@@ -287,12 +302,8 @@ def _check_core(config: Config) -> None:
 def _check_data(config: Config) -> None:
     data, sleep = config.data, config.sleep
     windows = values_in_force(config, "window", sleep.window, "sleep.window")
-    if data.source == "rule110":
-        for name, window in windows:
-            if window != data.rule110.width:
-                raise ConfigError(
-                    f"{name} ({window}) must equal data.rule110.width ({data.rule110.width}): a string is one window"
-                )
+    if data.source != "shards":
+        check_task(data, windows)
         return
     for name, window in windows:
         if window > data.sequence:

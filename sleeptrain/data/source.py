@@ -17,16 +17,21 @@ from sleeptrain.data.storage import Cache
 from sleeptrain.data.stream import ShardStream
 from sleeptrain.data.tokenizer import load_tokenizer
 from sleeptrain.data.validation import validation_batches
-from sleeptrain.errors import ConfigError, DataError
-from sleeptrain.tasks.rule110 import Rule110Source
+from sleeptrain.errors import DataError
+from sleeptrain.tasks.build import build_task
+from sleeptrain.tasks.source import TaskSource
+from sleeptrain.tasks.task import Task
 
 
 class Source(Protocol):
     """An endless, resumable stream of training batches, and held-out batches that stay the same.
 
     sequence: T, tokens of a row. vocab_size: ids are below it. part: the rows that this process reads. held_out: the
-    names of the held-out sets.
+    names of the held-out sets. task: that the rows are of, which says what answers are worth; None for text.
     """
+
+    @property
+    def task(self) -> Task | None: ...
 
     @property
     def sequence(self) -> int: ...
@@ -67,6 +72,8 @@ class ShardsSource:
 
     Raises DataError for missing, damaged or mismatched shards and tokenizers, ConfigError for impossible weights.
     """
+
+    task = None
 
     def __init__(self, config: DataConfig, part: Part | None = None, stop: Callable[[], bool] = never) -> None:
         shards = config.shards
@@ -139,6 +146,4 @@ def build_source(config: DataConfig, part: Part | None = None, stop: Callable[[]
     """
     if config.source == "shards":
         return ShardsSource(config, part, stop)
-    if config.source == "rule110":
-        return Rule110Source(config.rule110, config.seed, part)
-    raise ConfigError(f"data.source={config.source!r} is unknown: set shards or rule110")
+    return TaskSource(build_task(config), config.seed, part)

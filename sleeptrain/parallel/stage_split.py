@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from sleeptrain.config.schema import Config
+from sleeptrain.config.task_rows import targets_share
 from sleeptrain.config.validate import values_in_force
 from sleeptrain.parallel.costs import Costs
 from sleeptrain.parallel.stages import Stages
@@ -65,6 +66,4 @@ def _one_pass(config: Config, kind: str) -> float:
 
 def _head(config: Config) -> float:
     """Forward FLOPs of the head for one token, of which only those with a target count."""
-    task = config.data.rule110
-    share = task.strings / (task.strings * task.width + task.strings) if config.data.source == "rule110" else 1.0
-    return 2 * config.model.dim * config.model.vocab_size * share
+    return 2 * config.model.dim * config.model.vocab_size * targets_share(config.data)

@@ -19,7 +19,7 @@ from sleeptrain.plan.parameters import WIDE, Held, count_parameters, held_parame
 from sleeptrain.plan.speed import Speed, Traffic, Work, forecast, leaves_machine
 from sleeptrain.plan.update import newton_schulz_flops
 from sleeptrain.plan.workload import Workload, workloads
-from sleeptrain.tasks.rule110 import VOCAB_SIZE
+from sleeptrain.tasks.build import build_task
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ def _traffic(
 
 def vocabulary(config: Config) -> int:
     """The size that the data tells. Raises ConfigError where it is not there."""
-    if config.data.source == "rule110":
-        return VOCAB_SIZE
+    if config.data.source != "shards":
+        return build_task(config.data).vocab_size
     location = config.data.shards.sources[0].train
     try:
         return TokenShards(location).vocab_size

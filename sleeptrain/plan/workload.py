@@ -10,12 +10,12 @@ from itertools import pairwise
 import torch
 
 from sleeptrain.config.schema import Config
-from sleeptrain.data.batch import IGNORE, Batch
+from sleeptrain.data.batch import IGNORE, PAD, Batch
 from sleeptrain.parallel.stages import num_trained
 from sleeptrain.sleep.curriculum import StepShape, stage_shape
 from sleeptrain.sleep.loop import LoopSettings, loop_settings
 from sleeptrain.sleep.rounds import Round, plan_batch, round_layers, windows_of
-from sleeptrain.tasks.rule110 import Rule110Source
+from sleeptrain.tasks.build import build_task
 from sleeptrain.train.flops import round_flops, step_flops
 from sleeptrain.train.step import truncated
 
@@ -118,7 +118,7 @@ def workloads(config: Config, replicas: int) -> list[Workload]:
         own_rows = shape.batch // replicas
         rows = config.train.micro_batch or own_rows
         batch = typical_batch(config, rows)
-        tokens = batch.tokens_BT.shape[1] * shape.batch
+        tokens = round(int((batch.documents_BT != PAD).sum()) / rows * shape.batch)
         num_steps = max(-(-(stop - seen) // tokens), 0)
         seen += num_steps * tokens
         rounds = tuple(plan_batch(batch, shape.window, shape.passes, config.sleep))
@@ -136,8 +136,8 @@ def workloads(config: Config, replicas: int) -> list[Workload]:
 
 def typical_batch(config: Config, rows: int) -> Batch:
     """Rows in the middle of long documents; for a task, a batch of it."""
-    if config.data.source == "rule110":
-        return Rule110Source(config.data.rule110, config.data.seed).batch(rows)
+    if config.data.source != "shards":
+        return build_task(config.data).rows(config.data.seed, 0, rows)
     zeros = torch.zeros(rows, config.data.sequence, dtype=torch.long)
     goes_on = torch.ones(rows, dtype=torch.bool)
     return Batch(zeros, zeros, zeros, goes_on, goes_on)

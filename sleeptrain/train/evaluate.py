@@ -9,6 +9,7 @@ from functools import reduce
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from sleeptrain.config.schema import Config
 from sleeptrain.data.ahead import never
@@ -16,10 +17,11 @@ from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.loop import LoopSettings, ReadLogits, loop_settings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_batch, window_spans
-from sleeptrain.tasks.rule110 import exact_accuracy
+from sleeptrain.tasks.task import Answered, Task
 from sleeptrain.train.step import autocast
 
-# {"loss": {passes: [mean loss of window 1..K]}, "accuracy": {passes: share}, "sets": {name: {"loss": ...}}}
+# {"loss": {passes: [mean loss of window 1..K]}, "sets": {name: {"loss": ...}}} and, of a task, {"accuracy": {passes:
+# share}, "metrics": {passes: {name: value}}, "guessing": {name: value}}
 Evaluation = dict[str, Any]
 
 # The summed loss of each window of a batch that has one, for its rounds.
@@ -31,18 +33,22 @@ class EvaluationStopped(Exception):
 
 
 class _Answers:
-    """Collects the answers of each row: logits [rows, answers, V] and labels [rows, answers]."""
+    """What the model makes of a batch's targets, collected from the rounds that predict."""
 
-    def __init__(self) -> None:
-        self._logits: list[torch.Tensor] = []
-        self._labels: list[torch.Tensor] = []
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self._predicted_BT = torch.full_like(batch.targets_BT, IGNORE)
+        self._loss_BT = torch.zeros(batch.targets_BT.shape)
 
     def read(self, r: Round, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> None:
-        self._logits.append(logits_NV.unflatten(0, (len(r.rows), -1)))
-        self._labels.append(targets_N.unflatten(0, (len(r.rows), -1)))
+        wanted_BT = torch.zeros(self._batch.targets_BT.shape, dtype=torch.bool)
+        rows = torch.tensor(r.rows)
+        wanted_BT[rows, r.start : r.stop] = self._batch.targets_BT[rows, r.start : r.stop] != IGNORE
+        self._predicted_BT[wanted_BT] = logits_NV.argmax(-1).cpu()
+        self._loss_BT[wanted_BT] = F.cross_entropy(logits_NV, targets_N, reduction="none").float().cpu()
 
-    def accuracy(self) -> float:
-        return exact_accuracy(torch.cat(self._logits), torch.cat(self._labels))
+    def all(self) -> Answered:
+        return Answered(self._batch, self._predicted_BT, self._loss_BT)
 
 
 @dataclass
@@ -69,30 +75,35 @@ def evaluate(
     config: Config,
     window: int,
     passes: Iterable[int],
-    count_answers: bool,
+    task: Task | None,
     run: WindowLosses | None = None,
     stop: Callable[[], bool] = never,
 ) -> Evaluation:
     """Loss of windows 1..K (nats a token; None where a window has no target) for each number of passes.
 
     sets: batches of each held-out set. Returns {"loss": {"1": [...], "4": [...]}} over all targets of all sets; with
-    `count_answers` {"accuracy": {"1": ...}}: the share of rows whose targets are all right by argmax; where there are
-    several sets {"sets": {name: {"loss": ...}}}. run: how the rounds of a batch are run where the model is in parts.
+    a task {"accuracy": {"1": ...}, "metrics": {"1": {...}}, "guessing": {...}}, as it counts them (`Task.metrics`,
+    `Task.guessing`); where there are several sets {"sets": {name: {"loss": ...}}}. run: how the rounds of a batch are
+    run where the model is in parts.
     stop: asked before each batch is read and before it is run; where it says so, raises EvaluationStopped.
     """
     run = run or (lambda batch, rounds, *how: run_rounds(model, batch, rounds, model.empty_state(), *how)[0])
     batches = {name: list(_until(stop, given)) for name, given in sets.items()}
-    result: Evaluation = {"loss": {}} | ({"accuracy": {}} if count_answers else {})
+    result: Evaluation = {"loss": {}}
+    if task is not None:
+        result |= {"accuracy": {}, "metrics": {}, "guessing": task.guessing()}
     if len(batches) > 1:
         result["sets"] = {name: {"loss": {}} for name in batches}
     for n in passes:
-        answers = _Answers() if count_answers else None
+        answers: list[Answered] | None = None if task is None else []
         by_set = {
             name: _window_losses(run, model, given, config, window, n, answers, stop) for name, given in batches.items()
         }
         result["loss"][str(n)] = reduce(operator.add, by_set.values()).means()
-        if answers is not None:
-            result["accuracy"][str(n)] = answers.accuracy()
+        if task is not None and answers:
+            metrics = task.metrics(answers)
+            result["accuracy"][str(n)] = metrics.pop("accuracy")
+            result["metrics"][str(n)] = metrics
         for name in result.get("sets", {}):
             result["sets"][name]["loss"][str(n)] = by_set[name].means()
     return result
@@ -105,7 +116,7 @@ def _window_losses(
     config: Config,
     window: int,
     passes: int,
-    answers: _Answers | None,
+    answered: list[Answered] | None,
     stop: Callable[[], bool],
 ) -> _Windows:
     settings = loop_settings(config.sleep, window, model.num_layers, recompute="none")
@@ -113,8 +124,11 @@ def _window_losses(
     found = _Windows([0.0] * len(spans), [0] * len(spans))
     for batch in _until(stop, batches):
         rounds = plan_batch(batch, window, passes, config.sleep)
+        answers = None if answered is None else _Answers(batch)
         with autocast(config, model.device):
             losses = run(batch, rounds, settings, None if answers is None else answers.read)
+        if answered is not None and answers is not None:
+            answered.append(answers.all())
         for index, (start, end) in enumerate(spans):
             found.counts[index] += int((batch.targets_BT[:, start:end] != IGNORE).sum())
             if index in losses:

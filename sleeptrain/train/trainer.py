@@ -148,14 +148,17 @@ def evaluation(run: Run, shape: StepShape) -> Evaluation:
     """Held-out loss at this step's window, with the configured number of passes and with one."""
     config = run.config
     run.whereabouts.begin(Phase.EVALUATION)
-    rows = min(shape.batch, 8) if config.data.source == "shards" else shape.batch
-    count = config.train.eval_batches
+    task, count = run.source.task, config.train.eval_batches
+    rows = min(shape.batch, 8)
+    if task is not None:  # as many rows as batches of training hold, as many at once as these
+        rows = config.train.micro_batch or shape.batch
+        count = -(-count * shape.batch // rows)
     sets = {name: run.source.validation_batches(name, rows, count) for name in run.source.held_out}
     passes = sorted({1, shape.passes})
     # Only where the model's end is held are losses and answers known; all are told of them.
-    counts = config.data.source == "rule110" and run.model.layers.stop == run.model.num_layers
+    judge = task if run.model.layers.stop == run.model.num_layers else None
     found = evaluate(
-        run.model, sets, config, shape.window, passes, counts, run.engine.window_losses, run.stopping.agreed
+        run.model, sets, config, shape.window, passes, judge, run.engine.window_losses, run.stopping.agreed
     )
     return run.world.from_last(found)
 

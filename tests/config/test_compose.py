@@ -8,7 +8,9 @@ import pytest
 
 from sleeptrain.config.compose import compose, config_dir, sweep_run_name, validate_sweep
 from sleeptrain.config.schema import Config, Stage
+from sleeptrain.data.batch import PAD
 from sleeptrain.errors import ConfigError
+from sleeptrain.tasks.build import build_task
 
 
 def options(group: str) -> list[str]:
@@ -37,8 +39,9 @@ def test_every_option_composes(group: str) -> None:
         overrides = [f"experiment={base}", f"{group}={option}"]
         if option == "unlabelled" or (group == "data" and option != "rule110"):
             overrides = ["experiment=rule110" if group == "sleep" else "experiment=stdlib", f"{group}={option}"]
-        if option == "transformer_tiny":
+        if option.startswith("transformer"):
             overrides.append("sleep=wake")
+        overrides += {"depo": ["sleep.window=75"], "gsm_infinite": ["sleep.window=2000"]}.get(option, [])
         assert isinstance(compose(overrides), Config)
 
 
@@ -56,6 +59,31 @@ def test_the_stdlib_experiment_sleeps_more_and_more() -> None:
     assert {"attention", "gated_deltanet"} == set(config.model.layers)
     assert [stage.passes for stage in config.sleep.curriculum] == [2, 4] and config.sleep.passes == 1
     assert all(stage.tokens < config.train.tokens for stage in config.sleep.curriculum)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "steps", "passes", "updates"),
+    [
+        *((f"rule110_t32_n{n}", 100_000, n, 32) for n in (1, 2, 3, 4)),
+        *((f"rule110_t{t}_n1", 20_000, 1, t) for t in (4, 8, 10, 12, 14, 16)),
+        *((f"depo_4x512_n{n}", 138_000, n, None) for n in (1, 2, 4)),
+        *((f"rule110_t32_{name}", 100_000, 1, 32) for name in ("deep", "transformer", "full_attention")),
+    ],
+)
+def test_the_papers_runs(experiment: str, steps: int, passes: int, updates: int | None) -> None:
+    """Published sizes, and a budget of tokens that makes the published number of steps."""
+    config = compose([f"experiment={experiment}"])
+    data = config.data
+    assert (config.sleep.passes, config.sleep.when) == (passes, "unlabelled")
+    assert (config.optim.muon_lr, config.optim.adamw_lr) == (2e-3, 5e-5)
+    if updates is None:
+        assert (data.batch, config.sleep.window, data.depo.nodes, data.depo.hops) == (128, 75, 75, 16)
+    else:
+        assert (data.batch, data.rule110.width, data.rule110.strings, data.rule110.steps) == (512, 24, 4, updates)
+        assert config.sleep.window == (100 if experiment.endswith("full_attention") else 24)
+    rows = build_task(data).rows(0, 0, 2000)
+    tokens = float((rows.documents_BT != PAD).sum()) / 2000 * data.batch
+    assert config.train.tokens / tokens == pytest.approx(steps, rel=0.03)
 
 
 def test_the_window_of_rule110_follows_its_width() -> None:

@@ -32,6 +32,18 @@ def rule110() -> Config:
     return config
 
 
+def depo() -> Config:
+    config = rule110()
+    config.data.source, config.sleep.window = "depo", 75
+    return config
+
+
+def gsm() -> Config:
+    config = rule110()
+    config.data.source, config.sleep.window = "gsm_infinite", 2000
+    return config
+
+
 def stages(*triples: tuple[int, int | None, int | None, int | None]) -> list[Stage]:
     return [Stage(*each) for each in triples]
 
@@ -48,6 +60,16 @@ ACCEPTED: list[tuple[Callable[[], Config], dict[str, Any]]] = [
     (shards, {}),
     (rule110, {}),
     (rule110, {"sleep.passes": 4, "sleep.when": "every"}),
+    (rule110, {"sleep.window": 10}),  # half a string
+    (rule110, {"sleep.window": 21}),  # the whole row
+    (rule110, {"data.rule110.strings": 2, "sleep.window": 40, "data.rule110.label": 19}),
+    (depo, {}),
+    (depo, {"sleep.window": 100}),
+    (depo, {"sleep.window": 360}),
+    (depo, {"data.depo.nodes": 24, "data.depo.max_word": 1, "data.depo.min_nodes": 24, "sleep.window": 48}),
+    (gsm, {}),
+    (gsm, {"sleep.window": 3300, "sleep.eviction": "sliding"}),
+    (gsm, {"data.gsm_infinite.train": "a.jsonl", "data.gsm_infinite.validation": "b.jsonl"}),
     (shards, {"sleep.passes": 4, "sleep.eviction": "sliding", "sleep.conv_state": "carry", "sleep.feedback": "none"}),
     (shards, {"sleep.passes": 4, "sleep.core": [1, 2]}),
     (shards, {"sleep.passes": 4, "model.layers": ["attention", "mamba2"]}),
@@ -99,7 +121,19 @@ REFUSED: list[tuple[Callable[[], Config], dict[str, Any], list[str]]] = [
     (shards, {"sleep.curriculum": stages((5, None, None, 0))}, ["sleep.curriculum[0].batch", "0"]),
     (shards, {"sleep.window": 2048}, ["sleep.window (2048)", "data.sequence (1024)"]),
     (shards, {"sleep.curriculum": stages((5, None, 2048, None))}, ["sleep.curriculum[0].window (2048)"]),
-    (rule110, {"sleep.window": 19}, ["sleep.window (19)", "data.rule110.width (20)"]),
+    (rule110, {"sleep.window": 19}, ["sleep.window (19)", "20 tokens", "data.rule110.width (20)", "21"]),
+    (rule110, {"sleep.window": 128}, ["sleep.window (128)", "21"]),
+    (rule110, {"data.rule110.strings": 6, "sleep.window": 5}, ["sleep.window (5)", "6 tokens of the answers"]),
+    (rule110, {"data.rule110.strings": 21}, ["data.rule110.strings=21", "data.rule110.width=20"]),
+    (rule110, {"data.rule110.label": 20}, ["data.rule110.label=20", "data.rule110.width=20"]),
+    (depo, {"sleep.window": 70}, ["sleep.window (70)", "300 tokens", "data.depo.nodes (75)"]),
+    (depo, {"sleep.window": 50}, ["sleep.window (50)", "60 tokens of the answers"]),
+    (depo, {"data.depo.min_nodes": 76}, ["data.depo.min_nodes=76", "data.depo.nodes=75"]),
+    (depo, {"data.depo.symbols": 11}, ["data.depo.symbols=11", "132 words", "data.depo.nodes=75"]),
+    (gsm, {"sleep.window": 4000}, ["sleep.window (4000)", "data.gsm_infinite.max_tokens (3300)"]),
+    (gsm, {"data.gsm_infinite.min_ops": 9}, ["data.gsm_infinite.min_ops=9", "data.gsm_infinite.max_ops=8"]),
+    (gsm, {"data.gsm_infinite.min_tokens": 3301}, ["data.gsm_infinite.min_tokens=3301", "max_tokens=3300"]),
+    (gsm, {"data.gsm_infinite.train": "a.jsonl"}, ["data.gsm_infinite.train", "data.gsm_infinite.validation"]),
     (rule110, {"sleep.curriculum": stages((5, None, 40, None))}, ["sleep.curriculum[0].window (40)"]),
     (shards, {"sleep.when": "unlabelled"}, ["sleep.when=unlabelled", "data.source=shards", "sleep.when=every"]),
     (shards, {"data.shards.sources": []}, ["data.shards.sources", "data=stdlib"]),

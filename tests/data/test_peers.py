@@ -15,17 +15,18 @@ from sleeptrain.config.schema import Rule110Config
 from sleeptrain.data.batch import Batch, Part
 from sleeptrain.data.peers import SharedReading
 from sleeptrain.errors import DataError
-from sleeptrain.tasks.rule110 import Rule110Source
+from sleeptrain.tasks.rule110 import Rule110
+from sleeptrain.tasks.source import TaskSource
 
 CONFIG = Rule110Config(width=5, strings=2, steps=3)
 RANKS, PEERS, ROWS = 4, 2, (4, 3, 6)
 
 
-class Watched(Rule110Source):
+class Watched(TaskSource):
     """Counts its reads, and fails at the one that it is told."""
 
     def __init__(self, part: Part, fails_at: int | None) -> None:
-        super().__init__(CONFIG, 0, part)
+        super().__init__(Rule110(CONFIG), 0, part)
         self.reads = 0
         self.fails_at = fails_at
 
@@ -64,7 +65,7 @@ def run(tmp_path: Path, fails_at: int | None = None) -> list[dict]:
 def test_peers_get_what_one_of_them_reads(tmp_path: Path) -> None:
     results = run(tmp_path)
     assert [result["reads"] for result in results] == [len(ROWS), 0] * (RANKS // PEERS)
-    whole = Rule110Source(CONFIG, 0)
+    whole = TaskSource(Rule110(CONFIG), 0)
     expected = [whole.batch(rows) for rows in ROWS]
     for result in results:
         assert result["state"] == whole.state_dict()

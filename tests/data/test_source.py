@@ -16,7 +16,8 @@ from sleeptrain.data.shards import DamagedDocument, TokenShards, write_shards
 from sleeptrain.data.source import ShardsSource, build_source
 from sleeptrain.data.tokenizer import SentencePieceTokenizer, train_tokenizer
 from sleeptrain.errors import ConfigError, DataError
-from sleeptrain.tasks.rule110 import Rule110Source
+from sleeptrain.tasks.rule110 import Rule110
+from sleeptrain.tasks.source import TaskSource
 from tests.data.numbered import assert_equal, joined, short_stretches
 from tests.data.texts import make_texts
 
@@ -199,7 +200,7 @@ def test_damage_stops_the_run_or_is_skipped_and_counted(config: DataConfig, on_d
 
 def test_rule110_gets_the_seed() -> None:
     config = DataConfig(source="rule110", seed=5, rule110=Rule110Config(width=8))
-    assert_equal(build_source(config).batch(4), Rule110Source(config.rule110, 5).batch(4))
+    assert_equal(build_source(config).batch(4), TaskSource(Rule110(config.rule110), 5).batch(4))
 
 
 def test_unknown_source() -> None:

@@ -17,7 +17,7 @@ from sleeptrain.errors import ConfigError
 from sleeptrain.parallel import sequence
 from sleeptrain.sleep.loop import run_layers
 from sleeptrain.sleep.rounds import Round
-from sleeptrain.tasks.rule110 import Rule110Source
+from sleeptrain.tasks.source import TaskSource
 from sleeptrain.train import trainer
 from sleeptrain.train.metrics import read_metrics
 from sleeptrain.train.run import Run
@@ -194,14 +194,14 @@ def test_two_stages_of_two_replicas(tmp_path: Path, tiny_shards: tuple[str, ...]
 def test_a_replica_without_a_target_takes_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: int, zero: int
 ) -> None:
-    drawn = Rule110Source.batch
+    drawn = TaskSource.batch
 
-    def half_silent(source: Rule110Source, rows: int) -> Batch:
+    def half_silent(source: TaskSource, rows: int) -> Batch:
         batch = drawn(source, rows)
         silent = torch.tensor([row >= rows // 2 for row in source.part.rows(rows)])
         return replace(batch, targets_BT=batch.targets_BT.masked_fill(silent[:, None], IGNORE))
 
-    monkeypatch.setattr(Rule110Source, "batch", half_silent)
+    monkeypatch.setattr(TaskSource, "batch", half_silent)
     train(tmp_path / "one", "train.micro_batch=2")
     train(tmp_path / "parts", "train.micro_batch=2", *layout(1, pipeline, zero), ranks=2 * pipeline)
     assert_same(tmp_path / "parts", tmp_path / "one")

@@ -9,6 +9,7 @@ import torch
 
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
+from sleeptrain.data.batch import PAD
 from sleeptrain.data.source import build_source
 from sleeptrain.errors import ConfigError
 from sleeptrain.model.hybrid import Hybrid
@@ -21,6 +22,8 @@ from sleeptrain.plan.layout import Plan, make_plan
 from sleeptrain.plan.report import to_json, to_text
 from sleeptrain.plan.speed import Traffic, Work, forecast
 from sleeptrain.plan.update import newton_schulz_flops
+from sleeptrain.plan.workload import workloads
+from sleeptrain.tasks.build import build_task
 from sleeptrain.train.step import forward_backward
 
 SMALL = ["data.rule110.width=6", "data.batch=8", "model.dim=16", "model.ffn_dim=16", f"train.tokens={12 * 8 * 7}"]
@@ -191,3 +194,12 @@ def test_tables_name_units_and_what_is_assumed():
     for part in ("warning   a step has 1 micro-batch", "GiB", "tokens/s/GPU", "MFU", "assumed:", "GPU-hours", "MB"):
         assert part in said
     assert "no forecast of time" in to_text(planned(text()))
+
+
+def test_pads_of_a_task_are_no_tokens_of_a_step() -> None:
+    """Depo's rows are shorter than the longest: the steps are those of the tokens that count."""
+    config = compose(["experiment=depo_small"])
+    [work] = workloads(config, 1)
+    batch = build_task(config.data).rows(config.data.seed, 0, 128)
+    assert work.tokens == int((batch.documents_BT != PAD).sum()) < 128 * 36
+    assert work.num_steps == -(-12_000_000 // work.tokens)

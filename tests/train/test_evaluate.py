@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sleeptrain.data.batch import IGNORE
 from sleeptrain.model.layout import first_of_document, window_layout
+from sleeptrain.tasks.task import Answered
 from sleeptrain.train.evaluate import evaluate
 from tests.models import random_batch, tiny_model
 from tests.sleep.oracle import oracle_loss
@@ -22,7 +27,7 @@ def batches():
 @pytest.mark.parametrize("passes", [1, 3])
 def test_every_token_of_a_window_counts_the_same(passes):
     model, given = tiny_model(), batches()
-    losses = evaluate(model, {"text": given}, config(), 4, [passes], count_answers=False)["loss"][str(passes)]
+    losses = evaluate(model, {"text": given}, config(), 4, [passes], task=None)["loss"][str(passes)]
     counts = [sum(int((b.targets_BT[:, s : s + 4] != IGNORE).sum()) for b in given) for s in range(0, 11, 4)]
     total = sum(oracle_loss(model, b, 4, passes)[0] for b in given)
     torch.testing.assert_close(sum(x * n for x, n in zip(losses, counts, strict=True)), float(total.detach()))
@@ -31,34 +36,75 @@ def test_every_token_of_a_window_counts_the_same(passes):
 def test_a_window_without_targets_has_no_loss():
     batch = random_batch([[0] * 8])
     batch.targets_BT[:, :4] = IGNORE
-    losses = evaluate(tiny_model(), {"text": [batch]}, config(), 4, [1, 2], count_answers=False)["loss"]
+    losses = evaluate(tiny_model(), {"text": [batch]}, config(), 4, [1, 2], task=None)["loss"]
     assert losses["1"][0] is None and losses["2"][0] is None and losses["2"][1] > 0
 
 
-def test_a_row_is_right_when_all_its_answers_are():
-    """Against logits computed row by row: two answers a row, some rows made right by taking the model's own."""
-    model = tiny_model(["gated_deltanet"])
-    batch = random_batch([[b] * 6 for b in range(6)], target_share=0.0)
-    with torch.no_grad():
-        x, _ = model.run(
-            model.embed(batch.tokens_BT),
-            model.empty_state(),
-            window_layout(batch.documents_BT, first_of_document(batch.documents_BT)),
-        )
-        best = model.logits(x).argmax(-1)
-    batch.targets_BT[:, -2:] = best[:, -2:]
-    batch.targets_BT[4:, -1] = (best[4:, -1] + 1) % 17  # one of two answers wrong
-    result = evaluate(model, {"task": [batch]}, config(sleep__when="unlabelled"), 6, [1], count_answers=True)
-    assert result["accuracy"]["1"] == pytest.approx(4 / 6)
+class Recording:
+    """A task that keeps what it is given to judge."""
+
+    def __init__(self) -> None:
+        self.given: list[list[Answered]] = []
+
+    def metrics(self, answered: Sequence[Answered]) -> dict[str, Any]:
+        self.given.append(list(answered))
+        return {"accuracy": len(self.given) / 4, "share": {"a": 0.5}}
+
+    def guessing(self) -> dict[str, float]:
+        return {"chance": 0.25}
+
+
+@pytest.mark.parametrize(("when", "window"), [("unlabelled", 6), ("every", 4), ("unlabelled", 2)])
+def test_a_task_is_given_what_the_model_makes_of_each_target(when: str, window: int) -> None:
+    """Against logits of the plain recurrence over whole rows, where there is no sleep: every target of two batches."""
+    model, task = tiny_model(["gated_deltanet"]), Recording()
+    given = [
+        random_batch([[b] * 6 for b in range(5)], target_share=0.4),
+        random_batch([[b] * 6 for b in range(3)], seed=1, target_share=0.4),
+    ]
+    given[0].targets_BT[1] = IGNORE
+    settings = config(sleep__when=when, sleep__conv_state="carry")
+    result = evaluate(model, {"task": given}, settings, window, [1], task)  # type: ignore[arg-type]
+    assert result["accuracy"] == {"1": 0.25} and result["metrics"] == {"1": {"share": {"a": 0.5}}}
+    assert result["guessing"] == {"chance": 0.25}
+    [answered] = task.given
+    assert [a.batch for a in answered] == given
+    for batch, a in zip(given, answered, strict=True):
+        with torch.no_grad():
+            x, _ = model.run(
+                model.embed(batch.tokens_BT),
+                model.empty_state(),
+                window_layout(batch.documents_BT, first_of_document(batch.documents_BT)),
+            )
+            logits_BTV = model.logits(x)
+        wanted_BT = batch.targets_BT != IGNORE
+        best_BT = torch.where(wanted_BT, logits_BTV.argmax(-1), IGNORE)
+        assert torch.equal(a.predicted_BT, best_BT)
+        assert torch.equal(a.right_BT, wanted_BT & (best_BT == batch.targets_BT))
+        loss_BT = torch.zeros(batch.targets_BT.shape)
+        loss_BT[wanted_BT] = F.cross_entropy(
+            logits_BTV[wanted_BT], batch.targets_BT[wanted_BT], reduction="none"
+        ).float()  # fmt: skip
+        torch.testing.assert_close(a.loss_BT, loss_BT)
+
+
+def test_each_number_of_passes_is_judged_by_itself() -> None:
+    task, batch = Recording(), random_batch([[0] * 8])
+    batch.targets_BT[:, :4] = IGNORE
+    model = tiny_model()
+    result = evaluate(model, {"task": [batch]}, config(sleep__when="unlabelled"), 4, [1, 3], task)  # type: ignore[arg-type]
+    assert result["accuracy"] == {"1": 0.25, "3": 0.5}
+    [one], [three] = task.given
+    assert not torch.equal(one.loss_BT, three.loss_BT)
 
 
 def test_several_sets_are_told_apart_and_summed_up_by_their_targets():
     model, (first, second) = tiny_model(), batches()
-    both = evaluate(model, {"a": [first], "b": [second]}, config(), 4, [1, 2], count_answers=False)
+    both = evaluate(model, {"a": [first], "b": [second]}, config(), 4, [1, 2], task=None)
     for name, batch in (("a", first), ("b", second)):
-        alone = evaluate(model, {name: [batch]}, config(), 4, [1, 2], count_answers=False)
+        alone = evaluate(model, {name: [batch]}, config(), 4, [1, 2], task=None)
         assert "sets" not in alone
         assert both["sets"][name] == alone
-    together = evaluate(model, {"both": [first, second]}, config(), 4, [1, 2], count_answers=False)
+    together = evaluate(model, {"both": [first, second]}, config(), 4, [1, 2], task=None)
     for passes, losses in together["loss"].items():
         assert both["loss"][passes] == pytest.approx(losses)

@@ -1,0 +1,116 @@
+"""The rows of the tasks as their settings say them, and which settings go together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sleeptrain.config.schema import DataConfig, DepoConfig, GsmInfiniteConfig, Rule110Config
+from sleeptrain.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """context: tokens that are read first and have no target. answers: tokens behind them. targets: of a row, at most.
+
+    named: the settings that make up the context, with their values, for messages.
+    """
+
+    context: int
+    answers: int
+    targets: int
+    named: str
+
+    @property
+    def sequence(self) -> int:
+        return self.context + self.answers
+
+
+def rule110_rows(config: Rule110Config) -> TaskRows:
+    named = f"data.rule110.width ({config.width}) x data.rule110.strings ({config.strings})"
+    return TaskRows(config.strings * config.width, config.strings, config.strings, named)
+
+
+def depo_rows(config: DepoConfig) -> TaskRows:
+    """Two words an edge; a question is a hop count, a word, the answer's marker and a word."""
+    named = f"2 x data.depo.nodes ({config.nodes}) x data.depo.max_word ({config.max_word})"
+    context, word = 2 * config.nodes * config.max_word, config.max_word
+    return TaskRows(context, config.queries * (2 + 2 * word), config.queries * (1 + word), named)
+
+
+def targets_share(data: DataConfig) -> float:
+    """The share of a row's tokens that have a target: at most so many for a task, all for text."""
+    if data.source == "rule110":
+        rows = rule110_rows(data.rule110)
+        return rows.targets / rows.sequence
+    if data.source == "depo":
+        rows = depo_rows(data.depo)
+        return rows.targets / rows.sequence
+    if data.source == "gsm_infinite":
+        return 4 / data.gsm_infinite.max_tokens  # three digits and an end
+    return 1.0
+
+
+def check_task(data: DataConfig, windows: Sequence[tuple[str, int]]) -> None:
+    """Raises ConfigError. windows: each window that will be in force, with the setting that says so."""
+    if data.source == "rule110":
+        _check_rule110(data.rule110)
+        _check_windows(rule110_rows(data.rule110), windows)
+    elif data.source == "depo":
+        _check_depo(data.depo)
+        _check_windows(depo_rows(data.depo), windows)
+    else:
+        _check_gsm(data.gsm_infinite, windows)
+
+
+def _check_windows(rows: TaskRows, windows: Sequence[tuple[str, int]]) -> None:
+    """The answers need a window of their own, else a window of context would have a target and not sleep; or all of
+    the row is one window, which forgets nothing."""
+    for name, window in windows:
+        if window != rows.sequence and (rows.context % window or rows.answers > window):
+            raise ConfigError(
+                f"{name} ({window}) must divide the context of {rows.context} tokens ({rows.named}) and hold the "
+                f"{rows.answers} tokens of the answers, so that no window of context has a target; or be "
+                f"{rows.sequence}, the whole row, for full attention"
+            )
+
+
+def _check_rule110(config: Rule110Config) -> None:
+    if config.strings > config.width:
+        raise ConfigError(
+            f"data.rule110.strings={config.strings} must not exceed data.rule110.width={config.width}: "
+            "the answers share one window"
+        )
+    if config.label >= config.width:
+        raise ConfigError(
+            f"data.rule110.label={config.label} must be less than data.rule110.width={config.width}: it is the number "
+            "of a cell, from 0 on"
+        )
+
+
+def _check_depo(config: DepoConfig) -> None:
+    if config.min_nodes > config.nodes:
+        raise ConfigError(f"data.depo.min_nodes={config.min_nodes} must not exceed data.depo.nodes={config.nodes}")
+    words = sum(config.symbols**length for length in range(1, config.max_word + 1))
+    if words < 2 * config.nodes:
+        raise ConfigError(
+            f"data.depo.symbols={config.symbols} and data.depo.max_word={config.max_word} make {words} words, too few "
+            f"to name data.depo.nodes={config.nodes} nodes differently (twice as many at least): raise one of them"
+        )
+
+
+def _check_gsm(config: GsmInfiniteConfig, windows: Sequence[tuple[str, int]]) -> None:
+    for low, high in (("min_ops", "max_ops"), ("min_tokens", "max_tokens")):
+        if getattr(config, low) > getattr(config, high):
+            raise ConfigError(
+                f"data.gsm_infinite.{low}={getattr(config, low)} must not exceed "
+                f"data.gsm_infinite.{high}={getattr(config, high)}"
+            )
+    if bool(config.train) != bool(config.validation):
+        raise ConfigError("data.gsm_infinite.train and data.gsm_infinite.validation must both be files, or both empty")
+    for name, window in windows:
+        if window > config.max_tokens:
+            raise ConfigError(
+                f"{name} ({window}) is longer than data.gsm_infinite.max_tokens ({config.max_tokens}), the length of a "
+                "row: shorten it or lengthen the row"
+            )

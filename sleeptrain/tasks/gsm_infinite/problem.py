@@ -1,0 +1,119 @@
+"""Generates problems: a graph of so many operations, distractors up to a length in tokens, words, and the check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sleeptrain.errors import ConfigError
+from sleeptrain.tasks.draws import Draws
+from sleeptrain.tasks.gsm_infinite.graph import Graph, Kind, Quantity, num_operations
+from sleeptrain.tasks.gsm_infinite.solver import solve
+from sleeptrain.tasks.gsm_infinite.wording import ANSWER, WORDINGS, Wording
+from sleeptrain.tasks.split import ATTEMPTS, is_held_out
+
+
+@dataclass(frozen=True)
+class Problem:
+    """question and context: texts. answer: a natural number. ops: operations that it takes. wording: its name."""
+
+    question: str
+    context: str
+    answer: int
+    ops: int
+    wording: str
+
+    @property
+    def prompt(self) -> str:
+        """The question, then the context: a memory of the context must be made for the question."""
+        return f"{self.question} {self.context} {ANSWER}"
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long prompts shall be, in tokens: from `least` to `most`, of which `count` gives those of a text."""
+
+    least: int
+    most: int
+    count: Callable[[str], int]
+
+    def check(self, max_ops: int) -> None:
+        """Raises ConfigError where a problem of `max_ops` operations may be too long, the names give too few sentences,
+        or lengths lie so close that no sentence might fit."""
+        longest = max(self._most_tokens(kind) for kind in Kind)
+        core = max(self.count(f"{w.ask((0, 0))} {ANSWER}") for w in WORDINGS) + 2
+        core += max_ops * longest + (max_ops + 1) * self._most_tokens(Kind.NUMBER)
+        shortest = min(self.count(" " + w.say(w.example(Kind.NUMBER))) for w in WORDINGS)
+        supply = shortest * (min(len(w.quantities) for w in WORDINGS) - 1)
+        if self.most < core or self.most - self.least < longest:
+            raise ConfigError(
+                f"data.gsm_infinite.max_tokens={self.most} must be at least {max(core, self.least + longest)}: "
+                f"data.gsm_infinite.max_ops={max_ops} operations may take {core} tokens, and "
+                f"data.gsm_infinite.min_tokens={self.least} with one more sentence {self.least + longest}"
+            )
+        if self.most > supply:
+            raise ConfigError(
+                f"data.gsm_infinite.max_tokens={self.most} must be at most {supply}: there are no names for more "
+                "sentences"
+            )
+
+    def _most_tokens(self, kind: Kind) -> int:
+        """Of a sentence of this kind, with the names that take the most."""
+        most = 0
+        for wording in WORDINGS:
+            item = max(range(len(wording.items)), key=lambda i: self.count(" " + wording.items[i]))
+            place = max(range(len(wording.places)), key=lambda i: self.count(" " + wording.places[i]))
+            most = max(most, self.count(" " + wording.say(wording.example(kind, (item, place)))))
+        return most
+
+
+@dataclass(frozen=True)
+class Core:
+    """A problem without distractors: the graph so far, what is asked, and how it is put."""
+
+    wording: Wording
+    graph: Graph
+    asked: Quantity
+
+    def content(self) -> bytes:
+        """What it is, whatever is said around it."""
+        return repr((self.wording.name, self.asked, self.graph.equations)).encode()
+
+
+def draw_core(draws: Draws, ops: int, held_out: bool) -> Core:
+    """What is asked and what it takes, on the wanted side of the split: a held-out core is in no training problem."""
+    wording = draws.choice(WORDINGS)
+    for _ in range(ATTEMPTS):
+        graph = Graph(draws, wording.quantities)
+        core = Core(wording, graph, graph.add_needed(ops))
+        if is_held_out(core.content()) == held_out:
+            return core
+    raise AssertionError("a wording has thousands of cores on either side")
+
+
+def make_problem(draws: Draws, core: Core, lengths: Lengths) -> Problem:
+    """Adds distractors until the prompt has a length drawn from `lengths`, or as many tokens less as a sentence has.
+
+    Raises AssertionError where the solver does not find the same answer in the words.
+    """
+    wording, graph, count = core.wording, core.graph, lengths.count
+    question = wording.ask(core.asked)
+    sentences = [wording.say(equation) for equation in graph.equations]
+    tokens = count(question) + sum(count(" " + s) for s in sentences) + count(" " + ANSWER)
+    wanted = draws.between(lengths.least, lengths.most)
+    while tokens < wanted:
+        graph.add_distractor()
+        sentence = wording.say(graph.equations[-1])
+        more = count(" " + sentence)
+        if tokens + more > wanted and tokens >= lengths.least:
+            break
+        sentences.append(sentence)
+        tokens += more
+    answer, ops = graph.values[core.asked], num_operations(graph.equations, core.asked)
+    while True:
+        problem = Problem(question, " ".join(draws.shuffled(sentences)), answer, ops, wording.name)
+        if count(problem.prompt) <= lengths.most:
+            break
+        sentences.pop()  # a tokenizer may take more for the whole than for its sentences
+    assert solve(wording, problem.question, problem.context) == (answer, ops), problem
+    return problem

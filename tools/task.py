@@ -1,0 +1,62 @@
+"""Shows what a task asks: some rows as text, what guessing reaches, and how fast rows are drawn on this core.
+
+python tools/task.py experiment=depo_small [--rows 2] [--held-out] [setting=value ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from sleeptrain.config.compose import compose
+from sleeptrain.data.batch import IGNORE, PAD, Batch
+from sleeptrain.errors import ConfigError, UserError
+from sleeptrain.tasks.build import build_task
+from sleeptrain.tasks.task import Task
+
+SECONDS = 1.0  # of CPU time that the rate is measured over
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=2, help="rows to show")
+    parser.add_argument("--held-out", action="store_true", help="held-out rows instead of those of training")
+    arguments, overrides = parser.parse_known_args()
+    try:
+        config = compose(overrides)
+        if config.data.source == "shards":
+            raise ConfigError("data.source=shards is no task: choose one (experiment=depo_small)")
+        task = build_task(config.data)
+        rows = arguments.rows
+        batch = task.held_out(0, rows) if arguments.held_out else task.rows(config.data.seed, 0, rows)
+        print(shown(task, batch))
+        print(f"{task.vocab_size} ids, rows of {task.sequence} tokens, {task.num_held_out} held out")
+        print("guessing: " + ", ".join(f"{name} {value:.4f}" for name, value in task.guessing().items()))
+        print(f"{rate(task, config.data.batch):,.0f} rows a second in batches of {config.data.batch}")
+    except UserError as error:
+        print(f"task: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def shown(task: Task, batch: Batch) -> str:
+    """Each row's inputs, without pads, and its targets."""
+    lines = []
+    for tokens, targets, documents in zip(batch.tokens_BT, batch.targets_BT, batch.documents_BT, strict=True):
+        lines.append(task.text(tokens[documents != PAD].tolist()))
+        lines.append(f"  targets: {task.text(targets[targets != IGNORE].tolist())}")
+    return "\n".join(lines)
+
+
+def rate(task: Task, batch: int) -> float:
+    """Training rows drawn in a second of this process's CPU time."""
+    begin, drawn = time.process_time(), 0
+    while time.process_time() - begin < SECONDS:
+        task.rows(0, drawn, batch)
+        drawn += batch
+    return drawn / (time.process_time() - begin)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
