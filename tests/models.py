@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, Mamba2Config, ModelConfig
+from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, JetConfig, Mamba2Config, ModelConfig
 from sleeptrain.data.batch import IGNORE, PAD, Batch
 from sleeptrain.model.hybrid import Hybrid
 
@@ -12,13 +12,15 @@ VOCABULARY = 17
 
 
 def tiny_config(layers: list[str] | None = None, **changes: object) -> ModelConfig:
+    reach = {"sliding_window": 3} if layers and "sliding_attention" in layers else {}
     return ModelConfig(
         vocab_size=VOCABULARY,
         dim=16,
         ffn_dim=24,
         layers=layers or ["attention", "gated_deltanet", "mamba2"],
-        attention=AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8),
+        attention=AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8, **reach),
         gated_deltanet=GatedDeltaNetConfig(num_k_heads=2, num_v_heads=4, head_k_dim=8, head_v_dim=6),
+        jet=JetConfig(num_heads=4, head_k_dim=6, head_v_dim=10, kernel_dim=8),
         mamba2=Mamba2Config(num_heads=4, head_dim=8, state_dim=6, num_groups=2),
         **changes,  # type: ignore[arg-type]
     )

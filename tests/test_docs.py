@@ -12,7 +12,7 @@ from omegaconf import MISSING, OmegaConf
 
 from sleeptrain.cli import COMMANDS, OTHER_COMMANDS, _own_flags
 from sleeptrain.config.compose import compose, validate_sweep
-from sleeptrain.config.schema import Config, MixtureStage, ShardSource, Stage
+from sleeptrain.config.schema import Config, FrozenStage, MixtureStage, Rate, ShardSource, Stage
 from sleeptrain.config.validate import CHOICES, settings
 from sleeptrain.data.command import parser as data_parser
 from sleeptrain.doctor.checks import CHECKS
@@ -27,6 +27,8 @@ FLAGS_WITH_VALUE = ("--cfg",)
 # Lists of dataclasses: the settings of an item stand under the list's name and [].
 ITEMS = {
     "sleep.curriculum[].": Stage(),
+    "optim.curriculum[].": FrozenStage(),
+    "optim.rates[].": Rate(),
     "data.shards.sources[].": ShardSource(),
     "data.shards.curriculum[].": MixtureStage(),
 }

@@ -22,8 +22,10 @@ class AttentionConfig:
     partial_rotary_factor: float = 0.5
     gate: bool = True
     qk_norm: str = "head"  # none | head | all: of each head, or of all heads together
+    qkv_bias: bool = False
     scale: float = 0.0  # of the scores; 0: 1 / sqrt(head_dim)
     post_norm: bool = False  # attention blocks norm what mixer and feed-forward give, instead of what they read
+    sliding_window: int = 1024  # tokens that one of a sliding_attention block attends to, itself included
 
 
 @dataclass
@@ -40,6 +42,18 @@ class GatedDeltaNetConfig:
 
 
 @dataclass
+class JetConfig:
+    """JetBlock mixer: S is [num_heads, head_k_dim, head_v_dim] a sequence; values pass a dynamic convolution."""
+
+    num_heads: int = 4
+    head_k_dim: int = 32
+    head_v_dim: int = 64
+    conv_size: int = 4
+    kernel_dim: int = 32  # width between the features and the kernels that are made of them
+    norm_eps: float = 1e-5
+
+
+@dataclass
 class Mamba2Config:
     """Mamba-2 (SSD) mixer: S is [num_heads, state_dim, head_dim] a sequence; a group's heads share B and C."""
 
@@ -52,14 +66,17 @@ class Mamba2Config:
 
 @dataclass
 class ModelConfig:
-    """The decoder. `layers` lists each block's mixer: attention | gated_deltanet | mamba2."""
+    """The decoder. `layers` lists each block's mixer: attention | sliding_attention | gated_deltanet | jet | mamba2."""
 
     vocab_size: int = 0  # 0: taken from the data (tokenizer or task)
     dim: int = 128
     ffn_dim: int = 384
     layers: list[str] = field(default_factory=lambda: ["attention", "gated_deltanet"] * 2)
+    mixer_only: list[int] = field(default_factory=list)  # blocks without a feed-forward, which begin as the identity
     norm: str = "zero_centred"  # zero_centred | plain: scale by 1 + weight, or by the weight
     norm_eps: float = 1e-6
+    sandwich_norms: bool = False  # a norm behind mixer and feed-forward, too
+    norm_between_passes: bool = False  # what is fed back goes through the last norm
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0  # of what mixers and feed-forwards add
     logits_divisor: float = 1.0
@@ -67,17 +84,22 @@ class ModelConfig:
     init_std: float = 0.02
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     gated_deltanet: GatedDeltaNetConfig = field(default_factory=GatedDeltaNetConfig)
+    jet: JetConfig = field(default_factory=JetConfig)
     mamba2: Mamba2Config = field(default_factory=Mamba2Config)
 
 
 @dataclass
 class Stage:
-    """One stage of the curriculum, in force from `tokens` seen on. An empty field keeps the last stage's value."""
+    """One stage of the curriculum, in force from `tokens` seen on. An empty field keeps the last stage's value.
+
+    ramp: whether N jumps to `passes` or has grown to it by then, from the stage before on.
+    """
 
     tokens: int = 0
     passes: int | None = None
     window: int | None = None
     batch: int | None = None
+    ramp: str = "step"  # step | linear | sqrt
 
 
 @dataclass
@@ -182,6 +204,22 @@ class DataConfig:
 
 
 @dataclass
+class FrozenStage:
+    """What is not trained from `tokens` seen on."""
+
+    tokens: int = 0
+    frozen: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Rate:
+    """Parameters whose rate is `factor` times that of the others of their optimizer."""
+
+    parameters: str = ""  # a pattern of names
+    factor: float = 1.0
+
+
+@dataclass
 class OptimConfig:
     """Muon on the body's matrices, AdamW on the rest."""
 
@@ -198,6 +236,9 @@ class OptimConfig:
     warmup_fraction: float = 0.01
     decay_fraction: float = 0.2  # wsd: the last share of the tokens over which the rate falls
     min_lr_ratio: float = 0.0
+    rates: list[Rate] = field(default_factory=list)  # of a parameter the last that matches counts
+    frozen: list[str] = field(default_factory=list)  # patterns of what is not trained; !pattern excepts
+    curriculum: list[FrozenStage] = field(default_factory=list)  # other `frozen` later on
 
 
 @dataclass
@@ -259,6 +300,7 @@ class RunConfig:
     root: str = "runs"  # the run folder is <root>/<name>; an existing one is resumed
     allow_changes: list[str] = field(default_factory=list)  # settings that may differ when the run goes on
     init_from: str = ""  # a checkpoint, or a run that has one, whose weights a new run starts with
+    init_inserted: list[int] = field(default_factory=list)  # blocks that the checkpoint lacks; it numbers the others
     init_new: list[str] = field(default_factory=list)  # patterns of parameters that only the model has
     init_dropped: list[str] = field(default_factory=list)  # patterns of parameters that only the checkpoint has
 

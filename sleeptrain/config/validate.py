@@ -14,6 +14,7 @@ from sleeptrain.config.duration import parse_duration
 from sleeptrain.config.schema import (
     Config,
     ModelConfig,
+    OptimConfig,
     RunConfig,
     ShardsConfig,
     ShardSource,
@@ -24,8 +25,11 @@ from sleeptrain.config.suggest import suggest
 from sleeptrain.config.task_rows import check_task
 from sleeptrain.errors import ConfigError
 
-MIXERS = ("attention", "gated_deltanet", "mamba2")
-RECURRENT_MIXERS = ("gated_deltanet", "mamba2")
+ATTENTION_MIXERS = ("attention", "sliding_attention")
+RECURRENT_MIXERS = ("gated_deltanet", "jet", "mamba2")
+MIXERS = ATTENTION_MIXERS + RECURRENT_MIXERS
+
+RAMPS = ("step", "linear", "sqrt")
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.norm": ("zero_centred", "plain"),
@@ -55,6 +59,7 @@ AT_LEAST: dict[str, int] = {
     "model.attention.num_heads": 1,
     "model.attention.num_kv_heads": 1,
     "model.attention.head_dim": 1,
+    "model.attention.sliding_window": 1,
     "model.attention.scale": 0,
     "model.gated_deltanet.num_k_heads": 1,
     "model.gated_deltanet.num_v_heads": 1,
@@ -62,6 +67,11 @@ AT_LEAST: dict[str, int] = {
     "model.gated_deltanet.head_v_dim": 1,
     "model.gated_deltanet.conv_size": 1,
     "model.gated_deltanet.norm_eps": 0,
+    "model.jet.num_heads": 1,
+    "model.jet.head_k_dim": 1,
+    "model.jet.head_v_dim": 1,
+    "model.jet.conv_size": 1,
+    "model.jet.kernel_dim": 1,
     "model.mamba2.num_heads": 1,
     "model.mamba2.head_dim": 1,
     "model.mamba2.state_dim": 1,
@@ -123,6 +133,7 @@ AT_LEAST: dict[str, int] = {
 
 ABOVE_ZERO = (
     "model.norm_eps",
+    "model.jet.norm_eps",
     "model.embedding_multiplier",
     "model.residual_multiplier",
     "model.logits_divisor",
@@ -154,6 +165,7 @@ def validate(config: Config) -> None:
     _check_ranges(config)
     _check_run(config.run)
     _check_model(config.model)
+    _check_inserted(config)
     _check_optim(config)
     _check_curriculum(config.sleep)
     _check_core(config)
@@ -221,12 +233,33 @@ def _check_run(run: RunConfig) -> None:
             raise ConfigError(f"{name} says how a checkpoint may differ: name the checkpoint in run.init_from")
 
 
+def _check_inserted(config: Config) -> None:
+    inserted, num_blocks = config.run.init_inserted, len(config.model.layers)
+    if not inserted:
+        return
+    if not config.run.init_from:
+        raise ConfigError("run.init_inserted says what a checkpoint lacks: name the checkpoint in run.init_from")
+    odd = [block for block in inserted if not 0 <= block < num_blocks or inserted.count(block) > 1]
+    if odd:
+        raise ConfigError(
+            f"run.init_inserted must name blocks of model.layers, 0 to {num_blocks - 1}, once each, not {odd[0]}"
+        )
+
+
 def _check_model(model: ModelConfig) -> None:
     if not model.layers:
         raise ConfigError(f"model.layers must list at least one mixer; allowed: {', '.join(MIXERS)}")
     for index, mixer in enumerate(model.layers):
         if mixer not in MIXERS:
             raise ConfigError(f"model.layers[{index}]: unknown mixer '{mixer}'; {suggest(mixer, MIXERS)}")
+    if odd := [block for block in model.mixer_only if not 0 <= block < len(model.layers)]:
+        raise ConfigError(
+            f"model.mixer_only holds {odd[0]}, but the blocks of model.layers are 0 to {len(model.layers) - 1}"
+        )
+    if model.sandwich_norms and model.attention.post_norm:
+        raise ConfigError("model.sandwich_norms and model.attention.post_norm place norms differently: choose one")
+    if len(set(model.mixer_only)) < len(model.mixer_only):
+        raise ConfigError(f"model.mixer_only names a block twice: {model.mixer_only}")
     attention = model.attention
     rotary_dims = attention.head_dim * attention.partial_rotary_factor
     if abs(rotary_dims / 2 - round(rotary_dims / 2)) > 1e-9:
@@ -251,6 +284,25 @@ def _check_optim(config: Config) -> None:
             "must not add up to more than 1"
         )
 
+    _check_frozen(optim)
+
+
+def _check_frozen(optim: OptimConfig) -> None:
+    before = 0
+    for index, stage in enumerate(optim.curriculum):
+        if stage.tokens <= before:
+            raise ConfigError(
+                f"optim.curriculum[{index}].tokens ({stage.tokens}) must be greater than {before}: sort the stages; "
+                "what holds from the first token on is optim.frozen"
+            )
+        before = stage.tokens
+    for index, rate in enumerate(optim.rates):
+        if not (math.isfinite(rate.factor) and rate.factor > 0):
+            raise ConfigError(
+                f"optim.rates[{index}].factor must be a number greater than 0, not {rate.factor}; what is not to be "
+                "trained is named in optim.frozen"
+            )
+
 
 def _check_curriculum(sleep: SleepConfig) -> None:
     for index, stage in enumerate(sleep.curriculum):
@@ -268,6 +320,10 @@ def _check_curriculum(sleep: SleepConfig) -> None:
         values = {"passes": stage.passes, "window": stage.window, "batch": stage.batch}
         if all(value is None for value in values.values()):
             raise ConfigError(f"{name} changes nothing: give it passes, window or batch, or leave it out")
+        if stage.ramp not in RAMPS:
+            raise ConfigError(f"{name}.ramp: unknown value '{stage.ramp}'; {suggest(stage.ramp, RAMPS)}")
+        if stage.ramp != "step" and stage.passes is None:
+            raise ConfigError(f"{name}.ramp={stage.ramp} leads to a number of passes: give it passes")
         for key, value in values.items():
             if value is not None and value < 1:
                 raise ConfigError(f"{name}.{key} must be at least 1, not {value}")
@@ -287,6 +343,11 @@ def _check_core(config: Config) -> None:
         raise ConfigError(
             f"sleep.core must be [first, last) with 0 <= first < last <= {len(layers)} (the blocks of model.layers), "
             f"not {sleep.core}"
+        )
+    if config.model.norm_between_passes and core[1] < len(layers):
+        raise ConfigError(
+            "model.norm_between_passes feeds back what the last norm makes of the last block's features, but "
+            f"sleep.core ({sleep.core}) ends before it: leave sleep.core empty or let it end at {len(layers)}"
         )
     if any(mixer in RECURRENT_MIXERS for mixer in layers[core[0] : core[1]]):
         return

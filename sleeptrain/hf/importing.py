@@ -25,7 +25,7 @@ from sleeptrain.files import staged_folder
 from sleeptrain.hf.card import read_sleep
 from sleeptrain.hf.check import check
 from sleeptrain.hf.exporting import check_vocabulary
-from sleeptrain.hf.families import Family, family_of
+from sleeptrain.hf.families import FAMILIES, Family, family_of
 from sleeptrain.hf.native import complete_config
 from sleeptrain.hf.weight_files import WeightFiles, write_shards
 from sleeptrain.model.hybrid import Hybrid
@@ -37,13 +37,13 @@ _HEAD = "lm_head.weight"
 @dataclass(frozen=True)
 class Imported:
     """config: of the model. left_out: tensors of the folder that belong to no text model. tokenizer: whether it had
-    one. error: of `check`."""
+    one. error: of `check`; None where transformers has no class of the family."""
 
     model_type: str
     config: ModelConfig
     left_out: Sequence[str]
     tokenizer: bool
-    error: float
+    error: float | None
 
 
 def import_folder(folder: Path, out: Path, check_tokens: int = 256) -> Imported:
@@ -54,7 +54,8 @@ def import_folder(folder: Path, out: Path, check_tokens: int = 256) -> Imported:
     unexpected or of another shape, a file is damaged or a pickle, the tokenizer has too many ids, or the check fails.
     """
     written = _config_json(folder)
-    complete = complete_config(folder).to_dict()
+    family = FAMILIES.get(written["model_type"])
+    complete = written if family and not family.in_transformers else complete_config(folder).to_dict()
     family = family_of(complete["model_type"])
     config = family.from_config(complete)
     files = WeightFiles(folder, family.canonical)
@@ -70,7 +71,7 @@ def import_folder(folder: Path, out: Path, check_tokens: int = 256) -> Imported:
             ours.read({WEIGHTS + name: box.append})
             return box[0]
 
-        error = check(config, read, folder, family, check_tokens)
+        error = check(config, read, folder, family, check_tokens) if family.in_transformers else None
     return Imported(family.model_type, config, files.left_out, tokenizer, error)
 
 

@@ -23,9 +23,9 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         c = self.config = config.attention
-        self.q_proj = nn.Linear(config.dim, c.num_heads * c.head_dim * (2 if c.gate else 1), bias=False)
-        self.k_proj = nn.Linear(config.dim, c.num_kv_heads * c.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.dim, c.num_kv_heads * c.head_dim, bias=False)
+        self.q_proj = nn.Linear(config.dim, c.num_heads * c.head_dim * (2 if c.gate else 1), bias=c.qkv_bias)
+        self.k_proj = nn.Linear(config.dim, c.num_kv_heads * c.head_dim, bias=c.qkv_bias)
+        self.v_proj = nn.Linear(config.dim, c.num_kv_heads * c.head_dim, bias=c.qkv_bias)
         self.o_proj = nn.Linear(c.num_heads * c.head_dim, config.dim, bias=False)
         self.q_norm = _head_norm(config, c.num_heads)
         self.k_norm = _head_norm(config, c.num_kv_heads)

@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.model.attention import Attention
 from sleeptrain.model.gated_deltanet import GatedDeltaNet
+from sleeptrain.model.jet import Jet
 from sleeptrain.model.layout import Layout
 from sleeptrain.model.mamba2 import Mamba2
 from sleeptrain.model.mlp import SwiGLU
 from sleeptrain.model.norm import RMSNorm
+from sleeptrain.model.sliding_attention import SlidingAttention
 from sleeptrain.model.state import Boundary, LayerState
 
-MIXERS: dict[str, type[Attention | GatedDeltaNet | Mamba2]] = {
+MIXERS: dict[str, type[Attention | GatedDeltaNet | Jet | Mamba2]] = {
     "attention": Attention,
+    "sliding_attention": SlidingAttention,
     "gated_deltanet": GatedDeltaNet,
+    "jet": Jet,
     "mamba2": Mamba2,
 }
 
 
 class Block(nn.Module):
-    """x + mixer(norm x), then x + mlp(norm x); with `attention.post_norm` attention blocks are x + norm(mixer x), then
-    x + norm(mlp x). What is added is scaled by the residual multiplier."""
+    """x + mixer(norm x), then x + mlp(norm x). layer: its number in the whole model.
 
-    def __init__(self, kind: str, config: ModelConfig):
+    With sandwich norms x + norm(mixer(norm x)), then x + norm(mlp(norm x)); with `attention.post_norm` attention blocks
+    are x + norm(mixer x), then x + norm(mlp x). A mixer alone is x + mixer(norm x). What is added is scaled by the
+    residual multiplier.
+    """
+
+    def __init__(self, layer: int, config: ModelConfig):
         super().__init__()
-        self.post_norm = kind == "attention" and config.attention.post_norm
+        norm = partial(RMSNorm, config.dim, config.norm_eps, config.norm)
+        mixer, self.has_mlp = MIXERS[config.layers[layer]], layer not in config.mixer_only
+        self.post_norm = self.has_mlp and config.attention.post_norm and issubclass(mixer, Attention)
+        self.sandwich = self.has_mlp and config.sandwich_norms
         self.residual_multiplier = config.residual_multiplier
-        self.mixer_norm = RMSNorm(config.dim, config.norm_eps, config.norm)
-        self.mixer = MIXERS[kind](config)
-        self.mlp_norm = RMSNorm(config.dim, config.norm_eps, config.norm)
-        self.mlp = SwiGLU(config.dim, config.ffn_dim)
+        self.mixer_norm = norm()
+        self.mixer = mixer(config)
+        if self.sandwich:
+            self.mixer_post_norm = norm()
+        if self.has_mlp:
+            self.mlp_norm = norm()
+            self.mlp = SwiGLU(config.dim, config.ffn_dim)
+        if self.sandwich:
+            self.mlp_post_norm = norm()
 
     def forward(
         self, x_BTD: torch.Tensor, state: LayerState, layout: Layout, boundary: Boundary, state_only: bool = False
@@ -45,8 +63,11 @@ class Block(nn.Module):
         if self.post_norm:
             x_BTD = self._add(x_BTD, self.mixer_norm(y))
             return self._add(x_BTD, self.mlp_norm(self.mlp(x_BTD))), state
-        x_BTD = self._add(x_BTD, y)
-        return self._add(x_BTD, self.mlp(self.mlp_norm(x_BTD))), state
+        x_BTD = self._add(x_BTD, self.mixer_post_norm(y) if self.sandwich else y)
+        if not self.has_mlp:
+            return x_BTD, state
+        y = self.mlp(self.mlp_norm(x_BTD))
+        return self._add(x_BTD, self.mlp_post_norm(y) if self.sandwich else y), state
 
     def _add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return x + (y if self.residual_multiplier == 1 else y * self.residual_multiplier)

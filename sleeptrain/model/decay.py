@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 DECAY_PARAMETERS = ("A_log", "dt_bias", "D")
@@ -27,6 +28,29 @@ class KeepsDecayWide(nn.Module):
             if parameter.dtype in (torch.bfloat16, torch.float16):
                 parameter.data = before.to(parameter.device)
         return self
+
+
+def decay_and_write(
+    a_BTH: torch.Tensor,
+    b_BTH: torch.Tensor,
+    A_log: torch.Tensor,
+    dt_bias: torch.Tensor,
+    valid_BT: torch.Tensor | None,
+    strongest: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gated delta rule's log decay, -exp(A_log) softplus(a + dt_bias), and write strength, strongest * sigmoid(b).
+
+    Both are [B, T, H] in fp32 or wider, and 0 at pads, which makes them inert.
+    """
+    wide = torch.promote_types(a_BTH.dtype, torch.float32)
+    g = -A_log.to(wide).exp() * F.softplus(a_BTH.to(wide) + dt_bias.to(wide))
+    beta = torch.sigmoid(b_BTH.to(wide))
+    if strongest != 1:
+        beta = beta * strongest
+    if valid_BT is not None:
+        pad = ~valid_BT.unsqueeze(-1)
+        g, beta = g.masked_fill(pad, 0.0), beta.masked_fill(pad, 0.0)
+    return g, beta
 
 
 def init_decay(A_log: torch.Tensor, dt_bias: torch.Tensor, generator: torch.Generator) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from sleeptrain.config.schema import ModelConfig
-from sleeptrain.model.decay import KeepsDecayWide
+from sleeptrain.model.decay import KeepsDecayWide, decay_and_write
 from sleeptrain.model.layout import Layout
 from sleeptrain.model.norm import GatedRMSNorm
 from sleeptrain.model.state import Boundary, LayerState, Recurrent
@@ -35,6 +34,7 @@ class GatedDeltaNet(KeepsDecayWide, nn.Module):
         self.conv_weight = nn.Parameter(torch.empty(self.conv_dim, c.conv_size))
         self.A_log = nn.Parameter(torch.empty(c.num_v_heads))
         self.dt_bias = nn.Parameter(torch.empty(c.num_v_heads))
+        self.strongest = 2.0 if c.allow_neg_eigval else 1.0
         self.norm = GatedRMSNorm(c.head_v_dim, c.norm_eps or config.norm_eps, gate_first=False)
         self.out_proj = nn.Linear(self.value_dim, config.dim, bias=False)
 
@@ -56,7 +56,9 @@ class GatedDeltaNet(KeepsDecayWide, nn.Module):
             q.unflatten(-1, (c.num_k_heads, c.head_k_dim)),
             k.unflatten(-1, (c.num_k_heads, c.head_k_dim)),
             v.unflatten(-1, (c.num_v_heads, c.head_v_dim)),
-            *self._decay_and_write(x_BTD, layout),
+            *decay_and_write(
+                self.in_proj_a(x_BTD), self.in_proj_b(x_BTD), self.A_log, self.dt_bias, layout.valid_RL, self.strongest
+            ),
             initial_state=S,
             reset_BT=layout.reset_RL,
             qk_l2norm=True,
@@ -66,16 +68,3 @@ class GatedDeltaNet(KeepsDecayWide, nn.Module):
             return None, left
         z = self.in_proj_z(x_BTD).unflatten(-1, (c.num_v_heads, c.head_v_dim))
         return self.out_proj(self.norm(o, z).flatten(2)), left
-
-    def _decay_and_write(self, x_BTD: torch.Tensor, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
-        """log a and b, [B, T, num_v_heads] in fp32 or wider; both are 0 at pads, which makes them inert."""
-        a, b = self.in_proj_a(x_BTD), self.in_proj_b(x_BTD)
-        wide = torch.promote_types(a.dtype, torch.float32)
-        g = -self.A_log.to(wide).exp() * F.softplus(a.to(wide) + self.dt_bias.to(wide))
-        beta = torch.sigmoid(b.to(wide))
-        if self.config.allow_neg_eigval:
-            beta = 2 * beta
-        if layout.valid_RL is not None:
-            pad = ~layout.valid_RL.unsqueeze(-1)
-            g, beta = g.masked_fill(pad, 0.0), beta.masked_fill(pad, 0.0)
-        return g, beta

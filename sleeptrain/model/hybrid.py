@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from sleeptrain.config.schema import ModelConfig
-from sleeptrain.model.block import Block
+from sleeptrain.model.attention import Attention
+from sleeptrain.model.block import MIXERS, Block
 from sleeptrain.model.decay import init_decay
 from sleeptrain.model.layout import Layout
 from sleeptrain.model.norm import RMSNorm
@@ -43,7 +44,7 @@ class Hybrid(nn.Module):
         begins, ends = self.layers.start == 0, self.layers.stop == self.num_layers
         embeds = begins or (ends and config.tie_embeddings)
         self.embedding: nn.Module | None = nn.Embedding(config.vocab_size, config.dim) if embeds else None
-        self.blocks = Blocks({str(i): Block(config.layers[i], config) for i in self.layers})
+        self.blocks = Blocks({str(i): Block(i, config) for i in self.layers})
         self.norm = RMSNorm(config.dim, config.norm_eps, config.norm) if ends else None
         has_head = ends and not config.tie_embeddings
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False) if has_head else None
@@ -103,6 +104,13 @@ class Hybrid(nn.Module):
             states.append(left)
         return (None if state_only else x), state.replace(first, states)
 
+    def fed_back(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """What the next pass reads of the features that the core leaves."""
+        if not self.config.norm_between_passes:
+            return x_BTD
+        assert self.norm is not None, "this part of the model has no norm"
+        return self.norm(x_BTD)
+
     def logits(self, x_ND: torch.Tensor) -> torch.Tensor:
         """Features of any leading shape -> logits over the vocabulary, in the features' dtype."""
         assert self.norm is not None, "this part of the model has no head"
@@ -135,20 +143,27 @@ def initial_weight(config: ModelConfig, name: str, shape: tuple[int, ...], seed:
 
     name, shape: of a parameter of the whole model. It draws from a generator seeded by (seed, its name): the values do
     not depend on how the model is laid out over ranks or on which other parameters exist. None for norms, D and the
-    convolutions' biases, which begin as the identity.
+    convolutions' biases, which begin as the identity. Zeros for other biases, for the output of a mixer without a
+    feed-forward, so that its block begins as the identity, and for the matrix that makes a dynamic convolution's
+    kernels: it begins as the static one of its bias.
     """
     leaf = name.rsplit(".", 1)[-1]
     if leaf in ("A_log", "dt_bias"):
         A_log, dt_bias = torch.empty(shape), torch.empty(shape)
         init_decay(A_log, dt_bias, parameter_generator(seed, f"{name.removesuffix(leaf)}A_log"))
         return A_log if leaf == "A_log" else dt_bias
+    kernel_bias = name.endswith("kernel_out.bias")
     if "norm" in name or leaf in ("D", "conv_bias"):
         return None
+    ends_mixer = name.endswith(("mixer.out_proj.weight", "mixer.o_proj.weight"))
+    is_zero = name.endswith("kernel_out.weight") or (leaf == "bias" and not kernel_bias)
+    if is_zero or (ends_mixer and int(name.split(".")[1]) in config.mixer_only):
+        return torch.zeros(shape)
     generator = parameter_generator(seed, name)
-    if leaf == "conv_weight":
-        bound = 1 / math.sqrt(shape[-1])
+    if leaf == "conv_weight" or kernel_bias:
+        bound = 1 / math.sqrt(config.jet.conv_size if kernel_bias else shape[-1])
         return torch.empty(shape).uniform_(-bound, bound, generator=generator)
-    ends_branch = name.endswith(("out_proj.weight", "o_proj.weight", "down_proj.weight"))
+    ends_branch = ends_mixer or name.endswith("down_proj.weight")
     std = config.init_std / (math.sqrt(2 * len(config.layers)) if ends_branch else 1)
     return torch.empty(shape).normal_(0.0, std, generator=generator)
 
@@ -162,7 +177,9 @@ def state_only_end(layers: Sequence[str], first: int, last: int, sliding: bool) 
 
     Recurrent mixers always leave one, attention only under sliding eviction.
     """
-    return max((i + 1 for i in range(first, last) if sliding or layers[i] != "attention"), default=first)
+    return max(
+        (i + 1 for i in range(first, last) if sliding or not issubclass(MIXERS[layers[i]], Attention)), default=first
+    )
 
 
 def parameter_generator(seed: int, name: str) -> torch.Generator:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -51,9 +51,9 @@ class Layout:
     documents_RL: int64 ids, PAD for tokens that take no part.
     valid_RL: bool, False at pads; None when there are none.
     reset_RL: bool, memory is emptied before this token (a document starts inside the row); None when nowhere.
-    mask_RLL: bool [R, 1, L, L], who may attend to whom; None for plain causal attention.
-    place: where the tokens stand in windows in progress (then mask_RLL is [R, 1, L, high - low]); None: they are whole
-    windows.
+    mask_RLL: bool [R or 1, 1, L, L], who may attend to whom; None for plain causal attention.
+    place: where the tokens stand in windows in progress (then mask_RLL is [R or 1, 1, L, high - low]); None: they are
+    whole windows.
     """
 
     documents_RL: torch.Tensor
@@ -68,6 +68,21 @@ class Layout:
 
         assert self.place is None, "windows in progress stay where they are"
         return Layout(self.documents_RL.to(device), move(self.valid_RL), move(self.reset_RL), move(self.mask_RLL))
+
+    def within(self, reach: int) -> Layout:
+        """The same tokens when each sees no more than the last `reach` tokens, itself included."""
+        num_tokens, device = self.documents_RL.shape[1], self.documents_RL.device
+        place = self.place or Place(num_tokens, 0, num_tokens, 0)
+        if reach >= place.window:
+            return self
+        query_RL = place.at_RL if place.start is None else place.start + torch.arange(num_tokens, device=device)
+        assert query_RL is not None
+        distance = query_RL.unsqueeze(-1) - torch.arange(place.low, place.high, device=device)
+        mask = (distance < reach).view(-1, 1, num_tokens, place.high - place.low)
+        mask = mask & ((distance >= 0).view_as(mask) if self.mask_RLL is None else self.mask_RLL)
+        if self.place is not None and self.valid_RL is not None:
+            mask = mask | ~self.valid_RL[:, None, :, None]
+        return replace(self, mask_RLL=mask)
 
     def with_retained(self, documents_RC: torch.Tensor, window: int) -> torch.Tensor:
         """The mask [R, 1, L, C + L] when C earlier tokens stay in the cache and each token sees the last `window`."""

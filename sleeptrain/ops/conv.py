@@ -11,8 +11,8 @@ SLAB_ELEMENTS = 1 << 20  # of one tensor, so that the backward's passes over som
 ALL = slice(None)
 
 
-class _Documents(NamedTuple):
-    """What resets and pads change; None where nothing does."""
+class Documents(NamedTuple):
+    """What resets and pads change in a convolution; None where nothing does."""
 
     joined_WBT1: torch.Tensor | None  # per lag: the token that far back is of the same document
     slot_BW: torch.Tensor | None  # the tail's entries in the history (tail, then x)
@@ -41,7 +41,7 @@ def causal_conv(
         return _CausalConv.apply(*tensors, reset_BT, valid_BT)
     history, documents = _history(x_BTD, weight_DW, initial_state, reset_BT, valid_BT)
     y = F.silu(_convolve(history, weight_DW, bias_D, documents), inplace=True)
-    return y.to(x_BTD.dtype), _tail(history, documents, weight_DW.shape[1] - 1)
+    return y.to(x_BTD.dtype), read_tail(history, documents, weight_DW.shape[1] - 1)
 
 
 def _history(
@@ -50,7 +50,7 @@ def _history(
     initial_state: torch.Tensor | None,
     reset_BT: torch.Tensor | None,
     valid_BT: torch.Tensor | None,
-) -> tuple[torch.Tensor, _Documents]:
+) -> tuple[torch.Tensor, Documents]:
     """The W-1 inputs before the window and the window's own, pads as zeros: [B, W-1+T, D]."""
     batch, num_tokens, dim = x_BTD.shape
     reach = weight_DW.shape[1] - 1
@@ -59,13 +59,16 @@ def _history(
     history[:, reach:] = x_BTD
     if valid_BT is not None:
         history[:, reach:].masked_fill_(~valid_BT.unsqueeze(-1), 0)
-    return history, _documents(num_tokens, reach, reset_BT, valid_BT)
+    return history, document_facts(num_tokens, reach, reset_BT, valid_BT)
 
 
-def _documents(num_tokens: int, reach: int, reset_BT: torch.Tensor | None, valid_BT: torch.Tensor | None) -> _Documents:
+def document_facts(
+    num_tokens: int, reach: int, reset_BT: torch.Tensor | None, valid_BT: torch.Tensor | None
+) -> Documents:
+    """For taps that reach so many tokens back."""
     given = reset_BT if reset_BT is not None else valid_BT
     if given is None:
-        return _Documents(None, None, None)
+        return Documents(None, None, None)
     places = torch.arange(1, reach + num_tokens + 1, device=given.device).expand(len(given), -1)
     joined = None
     if reset_BT is not None:
@@ -76,11 +79,11 @@ def _documents(num_tokens: int, reach: int, reset_BT: torch.Tensor | None, valid
     if valid_BT is not None:
         places = places * F.pad(valid_BT, (reach, 0), value=True)
     last = places.topk(reach, dim=1).values.flip(1)
-    return _Documents(joined, (last - 1).clamp_min(0), (last > 0).unsqueeze(-1))
+    return Documents(joined, (last - 1).clamp_min(0), (last > 0).unsqueeze(-1))
 
 
 def _convolve(
-    history: torch.Tensor, weight_DW: torch.Tensor, bias_D: torch.Tensor | None, documents: _Documents
+    history: torch.Tensor, weight_DW: torch.Tensor, bias_D: torch.Tensor | None, documents: Documents
 ) -> torch.Tensor:
     """Shifted multiply-adds: several times faster on a CPU than conv1d, which wants the channels first."""
     reach = weight_DW.shape[1] - 1
@@ -91,20 +94,30 @@ def _convolve(
         y += bias_D
     for lag in range(1, reach + 1):
         earlier = history[:, reach - lag : reach - lag + num_tokens]
-        y.addcmul_(_joined(earlier, documents, lag), weight_WD[reach - lag])
+        y.addcmul_(joined(earlier, documents, lag), weight_WD[reach - lag])
     return y
 
 
-def _joined(x_BTD: torch.Tensor, documents: _Documents, lag: int, rows: slice = ALL) -> torch.Tensor:
+def joined(x_BTD: torch.Tensor, documents: Documents, lag: int, rows: slice = ALL) -> torch.Tensor:
     """Zero where the tap of this lag would cross a reset; x holds these rows of the batch."""
     return x_BTD if documents.joined_WBT1 is None or lag == 0 else x_BTD * documents.joined_WBT1[lag, rows]
 
 
-def _tail(history: torch.Tensor, documents: _Documents, reach: int) -> torch.Tensor:
+def read_tail(history: torch.Tensor, documents: Documents, reach: int) -> torch.Tensor:
+    """The last `reach` valid inputs of the document that is open at the window's end."""
     if documents.slot_BW is None or documents.found_BW1 is None:
         return history[:, history.shape[1] - reach :].clone()
     slots = documents.slot_BW.unsqueeze(-1).expand(-1, -1, history.shape[2])
     return history.gather(1, slots) * documents.found_BW1
+
+
+def put_tail_gradient(dhistory: torch.Tensor, dtail: torch.Tensor, documents: Documents) -> None:
+    """Adds the gradient in the tail to that in the history that it was read from."""
+    if documents.slot_BW is None or documents.found_BW1 is None:
+        dhistory[:, dhistory.shape[1] - dtail.shape[1] :] += dtail
+        return
+    slots = documents.slot_BW.unsqueeze(-1).expand(-1, -1, dhistory.shape[2])
+    dhistory.scatter_add_(1, slots, dtail * documents.found_BW1)
 
 
 class _CausalConv(torch.autograd.Function):
@@ -122,14 +135,13 @@ class _CausalConv(torch.autograd.Function):
         before_silu = _convolve(history, weight, bias, documents)
         ctx.save_for_backward(weight, history, before_silu, valid_BT, *documents)
         ctx.dtypes = [None if t is None else t.dtype for t in (x, weight, bias, initial_state)]
-        return F.silu(before_silu).to(x.dtype), _tail(history, documents, weight.shape[1] - 1)
+        return F.silu(before_silu).to(x.dtype), read_tail(history, documents, weight.shape[1] - 1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: torch.Tensor, dtail: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, history, before_silu, valid_BT, *rest = ctx.saved_tensors
-        documents = _Documents(*rest)
-        reach, num_tokens = weight.shape[1] - 1, before_silu.shape[1]
+        documents = Documents(*rest)
         weight_WD = weight.t().to(history.dtype).contiguous()
         dhistory, dweight_WD = torch.zeros_like(history), torch.zeros_like(weight_WD)
         dbias_D = torch.zeros_like(weight_WD[0]) if ctx.needs_input_grad[2] else None
@@ -138,11 +150,8 @@ class _CausalConv(torch.autograd.Function):
             rows = slice(first, first + num_rows)
             given = (dy, before_silu, history, weight_WD)
             _differentiate(rows, given, documents, (dhistory, dweight_WD, dbias_D))
-        if documents.slot_BW is None or documents.found_BW1 is None:
-            dhistory[:, num_tokens:] += dtail
-        else:
-            slots = documents.slot_BW.unsqueeze(-1).expand(-1, -1, history.shape[2])
-            dhistory.scatter_add_(1, slots, dtail * documents.found_BW1)
+        put_tail_gradient(dhistory, dtail, documents)
+        reach = len(weight_WD) - 1
         dx = dhistory[:, reach:]
         if valid_BT is not None:
             dx = dx.masked_fill(~valid_BT.unsqueeze(-1), 0)
@@ -154,7 +163,7 @@ class _CausalConv(torch.autograd.Function):
 def _differentiate(
     rows: slice,
     given: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
-    documents: _Documents,
+    documents: Documents,
     grads: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
 ) -> None:
     """Add what some rows of the batch give to the gradients of the history, the weight and the bias."""
@@ -166,6 +175,6 @@ def _differentiate(
         dbias_D += d.sum((0, 1))
     for lag in range(reach + 1):
         reached = slice(reach - lag, reach - lag + num_tokens)
-        d_lag = _joined(d, documents, lag, rows)
+        d_lag = joined(d, documents, lag, rows)
         dhistory[rows, reached].addcmul_(d_lag, weight_WD[reach - lag])
         dweight_WD[reach - lag] += (d_lag * history[rows, reached]).sum((0, 1))

@@ -32,6 +32,7 @@ from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits, loop_settings, run_rounds
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.train.flops import step_flops
+from sleeptrain.train.frozen import with_rates
 from sleeptrain.train.roles import parameter_roles
 from sleeptrain.train.step import MicroBatch, StepResult, forward_backward, micro_batches, start_state, truncated
 from sleeptrain.watch.whereabouts import Phase, Whereabouts
@@ -56,7 +57,8 @@ class PartOfModel:
         with torch.device("meta"):
             whole = Hybrid(config.model)
         held = {name for name, _ in self.model.named_parameters()}
-        roles = {name: role for name, role in parameter_roles(whole).items() if name in held}
+        all_roles = with_rates(parameter_roles(whole), config.optim)
+        roles = {name: role for name, role in all_roles.items() if name in held}
         shapes = {name: tuple(p.shape) for name, p in whole.named_parameters() if name in held}
         self._zero = wrap(self.model, roles, config.optim, config.parallel.zero, mesh, self._sharding, shapes)
         self._costs = schedule_costs(config)
@@ -194,6 +196,9 @@ class PartOfModel:
             # In a backward, which makes DeepSpeed ready to sum.
             self._zero.backward(torch.stack([0.0 * p.sum() for p in without]).sum())
         self._tied.sum_gradients()
+
+    def freeze(self, stage: int) -> None:
+        self._zero.optimizer.stage = stage
 
     def step(self, scale: float, accepts: Callable[[float], bool] | None = None) -> float:
         return self._zero.step(scale, accepts)

@@ -8,10 +8,10 @@ orthogonalised whole, once among all processes of a pipeline stage, tensor paral
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -46,6 +46,18 @@ class Partition:
     fragments: tuple[Fragment, ...]
 
 
+class Treatment(NamedTuple):
+    """factor: of the group's rate. frozen: the stages in which there is no update."""
+
+    factor: float
+    frozen: tuple[int, ...]
+
+
+# Stretches of a tensor laid flat.
+Spans = dict[Treatment, list[slice]]
+WHOLE = slice(None)
+
+
 @dataclass(frozen=True)
 class Stage:
     """The processes that hold one pipeline stage, and how a parameter is spread over them.
@@ -65,12 +77,14 @@ class FlatOptimizer(torch.optim.Optimizer):
     """The updates of `sleeptrain.train.optim.Optimizers`, in a group for each kind.
 
     DeepSpeed adds the norm up over pipeline stages group by group, so that all stages must have as many: each holds
-    matrices for Muon and norms for AdamW. What is decayed inside a group is told by its fragments.
+    matrices for Muon and norms for AdamW. What inside a group is decayed, is frozen or has another rate is told by its
+    fragments.
 
     Each group's `lr` is to be set before a step; `peak_lr` is the configured one. accepts: asked before each part of a
-    step; where it says no, nothing changes. `bind` must be called before the
-    first step, once ZeRO has replaced the parameters by their partitions. A step may be made group by group and
-    partition by partition, as ZeRO does, but in the same order in all processes: it communicates.
+    step; where it says no, nothing changes. stage: in which some parameters are frozen; their gradients must be zero.
+    `bind` must be called before the first step, once ZeRO has replaced the parameters by their partitions. A step may
+    be made group by group and partition by partition, as ZeRO does, but in the same order in all processes: it
+    communicates.
     Raises ConfigError for an unknown `optim.muon_scaling`.
     """
 
@@ -82,11 +96,13 @@ class FlatOptimizer(torch.optim.Optimizer):
     ):
         if config.muon_scaling not in SCALINGS:
             raise ConfigError(f"optim.muon_scaling is {config.muon_scaling!r}; it is one of {', '.join(SCALINGS)}")
-        self._roles, self._config = dict(roles), config
+        self.roles, self._config = dict(roles), config
         self._updates: dict[torch.Tensor, _MuonUpdate] = {}
-        self._decayed: dict[torch.Tensor, list[slice]] = {}  # where in each tensor, laid flat, lies what is decayed
+        self._decayed: dict[torch.Tensor, Spans] = {}  # where in each tensor lies what is decayed
+        self._trained: dict[torch.Tensor, Spans] = {}
         self.partitions: tuple[Partition, ...] = ()
         self.accepts: Callable[[], bool] = lambda: True
+        self.stage = 0
         super().__init__(list(_groups(roles, named_parameters, config)), {"lr": 0.0})
 
     def bind(self, partitions: Sequence[Partition], stage: Stage) -> None:
@@ -96,11 +112,16 @@ class FlatOptimizer(torch.optim.Optimizer):
         """
         self.partitions = tuple(partitions)
         for partition in partitions:
-            for tensor, spans in zip(partition.tensors, _decayed_spans(partition, self._roles), strict=True):
-                self.state[tensor] = _new_state(partition.kind, tensor)
-                self._decayed[tensor] = spans
+            treatments = {_treatment(self.roles[name]) for name in partition.names}
+            decayed = {name for name in partition.names if self.roles[name].decay}
+            trained = _spans(partition, self.roles, set(partition.names))
+            for tensor, *spans in zip(partition.tensors, _spans(partition, self.roles, decayed), trained, strict=True):
+                self.state[tensor] = _new_state(partition.kind, tensor, treatments)
+                self._decayed[tensor], self._trained[tensor] = spans
+                if len(treatments) == 1:
+                    self._trained[tensor] = {treatment: [WHOLE] for treatment in treatments}
             if partition.kind == "muon":
-                self._updates[partition.tensors[0]] = _MuonUpdate(partition, stage, self._roles, self._config)
+                self._updates[partition.tensors[0]] = _MuonUpdate(partition, stage, self.roles, self._config)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -109,40 +130,67 @@ class FlatOptimizer(torch.optim.Optimizer):
             return
         for group in self.param_groups:
             tensors = [t for t in group["params"] if t.grad is not None]
-            if decayed := [t.view(-1)[span] for t in tensors for span in self._decayed[t]]:
-                torch._foreach_mul_(decayed, 1 - group["lr"] * group["decay"])
+            for (factor, _), (decayed,) in self._in_force(self._decayed, tensors, tensors):
+                torch._foreach_mul_(decayed, 1 - group["lr"] * factor * group["decay"])
             if tensors and group["kind"] == "muon":
                 self._step_muon(tensors, group)
             elif tensors:
                 self._step_adamw(tensors, group)
 
+    def _in_force(
+        self, spans: Mapping[torch.Tensor, Spans], tensors: Sequence[torch.Tensor], *of: Sequence[torch.Tensor]
+    ) -> Iterator[tuple[Treatment, list[list[torch.Tensor]]]]:
+        """What is not frozen, by its treatment: views of these stretches of each list `of` tensors like `tensors`."""
+        for treatment in dict.fromkeys(treatment for t in tensors for treatment in spans[t]):
+            if self.stage not in treatment.frozen:
+                views = [
+                    [
+                        x if at == WHOLE else x.reshape(-1)[at]
+                        for t, x in zip(tensors, like, strict=True)
+                        for at in spans[t].get(treatment, ())
+                    ]
+                    for like in of
+                ]
+                yield treatment, views
+
     def _step_muon(self, tensors: list[torch.Tensor], group: dict[str, Any]) -> None:
         beta = self._config.muon_momentum
         gradients = [t.grad for t in tensors if t.grad is not None]
         momenta = [self.state[t]["momentum_buffer"] for t in tensors]
-        torch._foreach_lerp_(momenta, gradients, 1 - beta)
+        for _, (momentum, gradient) in self._in_force(self._trained, tensors, momenta, gradients):
+            torch._foreach_lerp_(momentum, gradient, 1 - beta)
         look_ahead = torch._foreach_lerp(gradients, momenta, beta)
         updates = self._updates[tensors[0]](look_ahead)
-        torch._foreach_add_(tensors, updates, alpha=-group["lr"])
+        for (factor, _), (weights, update) in self._in_force(self._trained, tensors, tensors, updates):
+            torch._foreach_add_(weights, update, alpha=-group["lr"] * factor)
 
     def _step_adamw(self, tensors: list[torch.Tensor], group: dict[str, Any]) -> None:
         beta1, beta2 = self._config.adamw_betas
-        adamw(
-            tensors,
-            [t.grad for t in tensors if t.grad is not None],
-            [self.state[t]["exp_avg"] for t in tensors],
-            [self.state[t]["exp_avg_sq"] for t in tensors],
-            [],
-            [self.state[t]["step"] for t in tensors],
-            fused=True,  # elementwise, so that a partition is updated as the whole would be
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=0.0,
-            eps=self._config.adamw_eps,
-            maximize=False,
-        )
+        gradients = [t.grad for t in tensors if t.grad is not None]
+        averages = [[self.state[t][key] for t in tensors] for key in ("exp_avg", "exp_avg_sq")]
+        in_force = self._in_force(self._trained, tensors, tensors, gradients, *averages)
+        for (factor, frozen), (weights, gradient, average, square) in in_force:
+            done = self.state[tensors[0]][step_key(frozen)]
+            adamw(
+                weights,
+                gradient,
+                average,
+                square,
+                [],
+                [done.clone() for _ in weights],
+                fused=True,  # elementwise, so that a partition is updated as the whole would be
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=group["lr"] * factor,
+                weight_decay=0.0,
+                eps=self._config.adamw_eps,
+                maximize=False,
+            )
+        for tensor in tensors:
+            for key, count in self.state[tensor].items():
+                if key.startswith("step") and str(self.stage) not in key.split()[1:]:
+                    count += 1
 
 
 class WholeOptimizer(FlatOptimizer):
@@ -205,22 +253,34 @@ def _groups(
             }
 
 
-def _decayed_spans(partition: Partition, roles: Mapping[str, ParameterRole]) -> Iterator[list[slice]]:
-    """Of each tensor of a partition, where in it lies what is decayed; a fragment may reach over several tensors."""
-    decayed = [(f.offset, f.offset + f.numel) for f in partition.fragments if roles[f.name].decay]
+def _treatment(role: ParameterRole) -> Treatment:
+    return Treatment(role.factor, role.frozen)
+
+
+def _spans(partition: Partition, roles: Mapping[str, ParameterRole], names: Set[str]) -> Iterator[Spans]:
+    """Of each tensor of a partition, where in it lie the named parameters; a fragment may reach over several."""
     first = 0
     for tensor in partition.tensors:
-        last = first + tensor.numel()
-        inside = [(max(start, first), min(stop, last)) for start, stop in decayed]
-        yield [slice(start - first, stop - first) for start, stop in inside if start < stop]
+        last, found = first + tensor.numel(), Spans()
+        for f in partition.fragments:
+            start, stop = max(f.offset, first) - first, min(f.offset + f.numel, last) - first
+            if f.name in names and start < stop:
+                found.setdefault(_treatment(roles[f.name]), []).append(slice(start, stop))
+        yield found
         first = last
 
 
-def _new_state(kind: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """`step` is kept in fp32 whatever the weights are, as torch's AdamW does."""
-    return {
-        key: tensor.new_zeros((), dtype=torch.float32)
-        if key == "step"
-        else torch.zeros_like(tensor, requires_grad=False, memory_format=torch.contiguous_format)
-        for key in sorted(STATE[kind])
+def step_key(frozen: tuple[int, ...]) -> str:
+    """Under which a tensor's state counts the steps of what is frozen in these stages."""
+    return " ".join(["step", *map(str, frozen)])
+
+
+def _new_state(kind: str, tensor: torch.Tensor, treatments: Iterable[Treatment]) -> dict[str, torch.Tensor]:
+    """Steps are counted in fp32 whatever the weights are, as torch's AdamW does."""
+    state = {
+        key: torch.zeros_like(tensor, requires_grad=False, memory_format=torch.contiguous_format)
+        for key in sorted(STATE[kind] - {"step"})
     }
+    if "step" in STATE[kind]:
+        state |= {step_key(t.frozen): tensor.new_zeros((), dtype=torch.float32) for t in treatments}
+    return state

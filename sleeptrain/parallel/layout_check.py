@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sleeptrain.config.schema import Config, ModelConfig
-from sleeptrain.config.validate import values_in_force
+from sleeptrain.config.validate import ATTENTION_MIXERS, values_in_force
 from sleeptrain.errors import ConfigError
 from sleeptrain.parallel.stage_split import split_stages
 from sleeptrain.sleep.rounds import window_spans
@@ -74,20 +74,24 @@ def tensor_obstacles(model: ModelConfig, size: int) -> Iterator[str]:
     """
     kinds, attention, gdn, mamba = set(model.layers), model.attention, model.gated_deltanet, model.mamba2
     settings = {"model.ffn_dim": model.ffn_dim}
-    if "attention" in kinds:
+    attends = not kinds.isdisjoint(ATTENTION_MIXERS)
+    if attends:
         settings["model.attention.num_heads"] = attention.num_heads
     if "gated_deltanet" in kinds:
         settings["model.gated_deltanet.num_k_heads"] = gdn.num_k_heads
         settings["model.gated_deltanet.num_v_heads"] = gdn.num_v_heads
+    if "jet" in kinds:
+        settings["model.jet.num_heads"] = model.jet.num_heads
+        settings["model.jet.kernel_dim"] = model.jet.kernel_dim
     if "mamba2" in kinds:
         settings["model.mamba2.num_heads"] = mamba.num_heads
     yield from (f"{name} ({value})" for name, value in settings.items() if value % size)
-    if "attention" in kinds and size > 1:
+    if attends and size > 1:
         if attention.qk_norm == "all":
             yield "model.attention.qk_norm (all)"
         if attention.post_norm:
             yield "model.attention.post_norm (true)"
-    if "attention" in kinds and not _shareable(attention.num_kv_heads, attention.head_dim, size):
+    if attends and not _shareable(attention.num_kv_heads, attention.head_dim, size):
         yield f"model.attention.num_kv_heads ({attention.num_kv_heads}) of head_dim {attention.head_dim}"
     if "mamba2" in kinds and not _shareable(mamba.num_groups, mamba.state_dim, size):
         yield f"model.mamba2.num_groups ({mamba.num_groups}) of state_dim {mamba.state_dim}"

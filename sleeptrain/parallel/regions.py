@@ -97,6 +97,8 @@ class _OneDtype:
         if torch.is_autocast_enabled(input.device.type):
             dtype = torch.get_autocast_dtype(input.device.type)
             input, weight = input.to(dtype), weight.to(dtype)
+            if options.get("bias") is not None:
+                options["bias"] = options["bias"].to(dtype)
         return super()._forward_impl(input, weight, *args, **options)  # type: ignore[misc]
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
@@ -109,13 +111,13 @@ class _OneDtype:
 class ColumnLinear(_OneDtype, ColumnParallelLinear):
     """x whole -> this rank's columns. The region sums the gradient of x."""
 
-    def __init__(self, in_features: int, own_features: int, axis: Axis):
+    def __init__(self, in_features: int, own_features: int, axis: Axis, bias: bool = False):
         super().__init__(
             in_features,
             own_features * axis.size,
             config=megatron_config(axis),
             init_method=nn.init.zeros_,
-            bias=False,
+            bias=bias,
             disable_grad_reduce=True,
             tp_group=axis.group,
         )
@@ -151,14 +153,25 @@ class SharedHeadLinear(ColumnLinear):
     Each rank stores an equal part of all heads' rows, and the outputs are exchanged: a few channels a token.
     """
 
-    def __init__(self, in_features: int, num_heads: int, head_dim: int, axis: Axis):
-        super().__init__(in_features, num_heads * head_dim // axis.size, axis)
+    def __init__(self, in_features: int, num_heads: int, head_dim: int, axis: Axis, bias: bool):
+        super().__init__(in_features, num_heads * head_dim // axis.size, axis, bias)
         self._first = own_heads(num_heads, axis.rank, axis.size).start * head_dim
         self._head_dim, self._axis = head_dim, axis
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         whole = all_gather_last_dim_from_tensor_parallel_region(super().forward(x), self._axis.group)
         return whole.narrow(-1, self._first, self._head_dim)
+
+
+class GatheredLinear(ColumnLinear):
+    """x whole -> the columns of all ranks, of which each rank computes its own: for a layer that all channels read."""
+
+    def __init__(self, in_features: int, out_features: int, axis: Axis):
+        super().__init__(in_features, out_features // axis.size, axis)
+        self._axis = axis
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return all_gather_last_dim_from_tensor_parallel_region(super().forward(x), self._axis.group)
 
 
 class SharedGroupMamba2(Mamba2):

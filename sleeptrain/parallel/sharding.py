@@ -81,7 +81,9 @@ class ModelSharding:
         if not config.tie_embeddings:
             self._by_name["head.weight"] = vocabulary
         for index, kind in enumerate(config.layers):
-            rules = _block_rules(config) | {f"mixer.{name}": rule for name, rule in _mixer_rules(kind, config).items()}
+            rules = _block_rules(config, index) | {
+                f"mixer.{name}": rule for name, rule in _mixer_rules(kind, config).items()
+            }
             self._by_name |= {f"blocks.{index}.{name}": rule for name, rule in rules.items()}
 
     def __getitem__(self, name: str) -> Sharding:
@@ -152,6 +154,7 @@ def local_config(config: ModelConfig, size: int) -> ModelConfig:
             num_kv_heads=max(attention.num_kv_heads // size, 1),
         ),
         gated_deltanet=replace(gdn, num_k_heads=gdn.num_k_heads // size, num_v_heads=gdn.num_v_heads // size),
+        jet=replace(config.jet, num_heads=config.jet.num_heads // size),
         mamba2=replace(mamba, num_heads=mamba.num_heads // size, num_groups=max(mamba.num_groups // size, 1)),
     )
 
@@ -170,20 +173,22 @@ def own_heads(num_heads: int, rank: int, size: int) -> range:
 
 
 def conv_pieces(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
-    """The channels of each recurrent mixer's convolution: [q | k | v], [x | B | C]."""
+    """The channels of each recurrent mixer's convolution: [q | k | v], [v], [x | B | C]."""
     gdn, mamba = config.gated_deltanet, config.mamba2
     keys, groups = gdn.num_k_heads * gdn.head_k_dim, mamba.num_groups * mamba.state_dim
     return {
         "gated_deltanet": (keys, keys, gdn.num_v_heads * gdn.head_v_dim),
+        "jet": (config.jet.num_heads * config.jet.head_v_dim,),
         "mamba2": (mamba.num_heads * mamba.head_dim, groups, groups),
     }
 
 
-def _block_rules(config: ModelConfig) -> dict[str, Sharding]:
+def _block_rules(config: ModelConfig, layer: int) -> dict[str, Sharding]:
+    if layer in config.mixer_only:
+        return {"mixer_norm.weight": Sharding()}
     columns, rows = Sharding(0, (config.ffn_dim,)), Sharding(1, (config.ffn_dim,))
-    return {
-        "mixer_norm.weight": Sharding(),
-        "mlp_norm.weight": Sharding(),
+    norms = ["mixer_norm", "mlp_norm", *(["mixer_post_norm", "mlp_post_norm"] if config.sandwich_norms else [])]
+    return {f"{norm}.weight": Sharding() for norm in norms} | {
         "mlp.gate_proj.weight": columns,
         "mlp.up_proj.weight": columns,
         "mlp.down_proj.weight": rows,
@@ -191,7 +196,14 @@ def _block_rules(config: ModelConfig) -> dict[str, Sharding]:
 
 
 def _mixer_rules(kind: str, config: ModelConfig) -> dict[str, Sharding]:
-    return {"attention": _attention, "gated_deltanet": _gated_deltanet, "mamba2": _mamba2}[kind](config)
+    rules = {
+        "attention": _attention,
+        "sliding_attention": _attention,
+        "gated_deltanet": _gated_deltanet,
+        "jet": _jet,
+        "mamba2": _mamba2,
+    }
+    return rules[kind](config)
 
 
 def _attention(config: ModelConfig) -> dict[str, Sharding]:
@@ -204,6 +216,8 @@ def _attention(config: ModelConfig) -> dict[str, Sharding]:
         "v_proj.weight": keys,
         "o_proj.weight": Sharding(1, (query,)),
     }
+    if c.qkv_bias:
+        rules |= {f"{name}.bias": rules[f"{name}.weight"] for name in ("q_proj", "k_proj", "v_proj")}
     if c.qk_norm == "all":  # not cut over ranks, which `tensor_obstacles` refuses
         return rules | {"q_norm.weight": Sharding(), "k_norm.weight": Sharding()}
     norms = ("q_norm.weight", "k_norm.weight") if c.qk_norm == "head" else ()
@@ -221,6 +235,27 @@ def _gated_deltanet(config: ModelConfig) -> dict[str, Sharding]:
         "conv_weight": Sharding(0, qkv),
         "A_log": heads,
         "dt_bias": heads,
+        "norm.weight": Sharding(partial_gradient=True),
+        "out_proj.weight": Sharding(1, (values,)),
+    }
+
+
+def _jet(config: ModelConfig) -> dict[str, Sharding]:
+    c = config.jet
+    (values,), heads = conv_pieces(config)["jet"], Sharding(0, (c.num_heads,))
+    keys, taps = Sharding(0, (c.num_heads * c.head_k_dim,)), Sharding(0, (values,) * c.conv_size)
+    return {
+        "q_proj.weight": keys,
+        "k_proj.weight": keys,
+        "v_proj.weight": Sharding(0, (values,)),
+        "kernel_in.weight": Sharding(0, (c.kernel_dim,)),
+        "kernel_out.weight": taps,
+        "kernel_out.bias": taps,
+        "in_proj_b.weight": heads,
+        "in_proj_a.weight": heads,
+        "A_log": heads,
+        "dt_bias": heads,
+        "in_proj_z.weight": Sharding(0, (values,)),
         "norm.weight": Sharding(partial_gradient=True),
         "out_proj.weight": Sharding(1, (values,)),
     }

@@ -28,7 +28,7 @@ def split_stages(config: Config, num_stages: int) -> Stages:
 
 def schedule_costs(config: Config) -> Costs:
     """What the pipeline's order is made for: the head in units of a layer, on average, in one pass."""
-    flops = [_one_pass(config, kind) for kind in config.model.layers]
+    flops = [_one_pass(config, layer) for layer in range(len(config.model.layers))]
     return Costs(head=_head(config) * len(flops) / sum(flops))
 
 
@@ -37,9 +37,9 @@ def layer_costs(config: Config) -> list[float]:
     passes = max(value for _, value in values_in_force(config, "passes", config.sleep.passes, "sleep.passes"))
     first, last = config.sleep.core or (0, len(config.model.layers))
     costs = []
-    for index, kind in enumerate(config.model.layers):
+    for index in range(len(config.model.layers)):
         times = 1 if index < first else passes if index < last else min(passes, 2)
-        costs.append(times * _one_pass(config, kind))
+        costs.append(times * _one_pass(config, index))
     return costs
 
 
@@ -59,9 +59,11 @@ def balanced_bounds(costs: Sequence[float], num_stages: int) -> tuple[int, ...]:
     return best(0, num_stages)[1]
 
 
-def _one_pass(config: Config, kind: str) -> float:
-    cost = layer_flops(config.model, kind)
-    return cost.state + cost.features + cost.pair * config.sleep.window / 2
+def _one_pass(config: Config, layer: int) -> float:
+    cost, reach = layer_flops(config.model, layer), config.sleep.window
+    if config.model.layers[layer] == "sliding_attention":
+        reach = min(reach, config.model.attention.sliding_window)
+    return cost.state + cost.features + cost.pair * (reach - reach**2 / (2 * config.sleep.window))
 
 
 def _head(config: Config) -> float:

@@ -15,14 +15,18 @@ from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_para
 from torch import nn
 
 from sleeptrain.config.schema import ModelConfig
+from sleeptrain.model.attention import Attention
 from sleeptrain.model.block import Block
 from sleeptrain.model.hybrid import Hybrid, at_least_fp32, initial_weight
+from sleeptrain.model.jet import Jet
 from sleeptrain.model.mamba2 import Mamba2
+from sleeptrain.model.norm import RMSNorm
 from sleeptrain.model.state import FastWeights
 from sleeptrain.parallel.mesh import Axis
 from sleeptrain.parallel.regions import (
     ColumnLinear,
     EnteringNorm,
+    GatheredLinear,
     RowLinear,
     SharedGroupMamba2,
     SharedHeadLinear,
@@ -64,11 +68,13 @@ class TensorParallelHybrid(Hybrid):
 
     def _mark_parameters(self) -> None:
         """Tells megatron-core and DeepSpeed which parameters are cut, and sums the gradients that are partial."""
-        token_norms = ("mixer_norm.weight", "mlp_norm.weight") if self._sequence else ()
+        norms = ("mixer_norm", "mixer_post_norm", "mlp_norm", "mlp_post_norm")
+        token_norms = tuple(f"{norm}.weight" for norm in norms) if self._sequence else ()
         for name, parameter in self.named_parameters():
             rule = self.sharding[name]
             cut = rule.dim is not None
-            set_tensor_model_parallel_attributes(parameter, cut, rule.dim if cut else -1, 1)
+            if not hasattr(parameter, "tensor_model_parallel"):  # megatron-core marks its biases itself
+                set_tensor_model_parallel_attributes(parameter, cut, rule.dim if cut else -1, 1)
             if rule.partial_gradient or name.endswith(token_norms):
                 sum_gradient(parameter, self._axis)
 
@@ -81,6 +87,13 @@ class TensorParallelHybrid(Hybrid):
             return super().run(x_BTD, state, *args, **options)
         y, state = super().run(split_tokens(x_BTD, self._axis), state, *args, **options)
         return (None if y is None else whole_tokens(y, self._axis, same_use=True)), state
+
+    def fed_back(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """As `Hybrid.fed_back`: the same on all ranks, no region begins here."""
+        if not self.config.norm_between_passes:
+            return x_BTD
+        assert self.norm is not None, "this part of the model has no norm"
+        return RMSNorm.forward(self.norm, x_BTD)
 
     def logits(self, x_ND: torch.Tensor) -> torch.Tensor:
         """The logits over the whole vocabulary, on every rank."""
@@ -126,21 +139,26 @@ def _spread_mixer(block: Block, whole: ModelConfig, own: ModelConfig, axis: Axis
         if whole.mamba2.num_groups % axis.size:
             mixer = block.mixer = SharedGroupMamba2(own, whole.mamba2.num_groups, axis)
         mixer.norm = SplitGatedRMSNorm(mixer.inner_dim, own.norm_eps, axis)
-    elif hasattr(mixer, "k_proj") and whole.attention.num_kv_heads % axis.size:
+    elif isinstance(mixer, Jet):
+        mixer.kernel_in = GatheredLinear(whole.dim, whole.jet.kernel_dim, axis)
+    elif isinstance(mixer, Attention) and whole.attention.num_kv_heads % axis.size:
         c = whole.attention
-        mixer.k_proj = SharedHeadLinear(whole.dim, c.num_kv_heads, c.head_dim, axis)
-        mixer.v_proj = SharedHeadLinear(whole.dim, c.num_kv_heads, c.head_dim, axis)
+        mixer.k_proj = SharedHeadLinear(whole.dim, c.num_kv_heads, c.head_dim, axis, c.qkv_bias)
+        mixer.v_proj = SharedHeadLinear(whole.dim, c.num_kv_heads, c.head_dim, axis, c.qkv_bias)
 
 
 def _spread_block(block: Block, own: ModelConfig, axis: Axis, sequence: bool) -> None:
     """The norms that open a region, and the linears inside: those that end it sum over the ranks."""
     block.mixer_norm = EnteringNorm(own, axis, sequence)
-    block.mlp_norm = EnteringNorm(own, axis, sequence)
-    for part in (block.mixer, block.mlp):
+    if block.has_mlp:
+        block.mlp_norm = EnteringNorm(own, axis, sequence)
+    for part in (block.mixer, *([block.mlp] if block.has_mlp else [])):
         for name, linear in list(part.named_children()):
             if not isinstance(linear, nn.Linear):
                 continue
             if name in ("o_proj", "out_proj", "down_proj"):
                 setattr(part, name, RowLinear(linear.in_features, linear.out_features, axis, sequence))
             else:
-                setattr(part, name, ColumnLinear(linear.in_features, linear.out_features, axis))
+                setattr(
+                    part, name, ColumnLinear(linear.in_features, linear.out_features, axis, linear.bias is not None)
+                )

@@ -12,7 +12,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -175,6 +175,9 @@ def wrap(
         raise ValueError("with several tensor ranks `shards` and `whole_shapes` tell how parameters are whole")
     local = {name: tuple(p.shape) for name, p in parameters.items()}
     optimizer = (WholeOptimizer if zero == 0 else FlatOptimizer)(roles, parameters, config)
+    for name, p in parameters.items():
+        if roles[name].frozen:
+            p.register_hook(partial(_unless_frozen, optimizer, roles[name].frozen))
     deepspeed = load_deepspeed()
     engine, *_ = deepspeed.initialize(
         model=_Call(model),
@@ -212,6 +215,11 @@ def check_wide(parameters: Mapping[str, nn.Parameter]) -> None:
                 f"{name} is {p.dtype}, but the weights under parallel.zero are fp32; train.precision=bf16 casts them "
                 "in the forward pass"
             )
+
+
+def _unless_frozen(optimizer: FlatOptimizer, stages: tuple[int, ...], gradient: torch.Tensor) -> torch.Tensor:
+    """Of a frozen parameter the gradient is zero: DeepSpeed waits for one, and it must not count in the norm."""
+    return torch.zeros_like(gradient) if optimizer.stage in stages else gradient
 
 
 class _Call(nn.Module):

@@ -18,7 +18,7 @@ from sleeptrain.checkpoint.fit import OPTIMIZER, WEIGHTS
 from sleeptrain.checkpoint.read import SavedTensors, Take
 from sleeptrain.errors import DataError
 from sleeptrain.parallel.exchange import assign_owners
-from sleeptrain.parallel.flat_optimizer import Partition
+from sleeptrain.parallel.flat_optimizer import Partition, step_key
 from sleeptrain.parallel.partitions import local_shape, own_part, region
 from sleeptrain.parallel.zero import ZeroEngine, check_wide
 from sleeptrain.train.optim import STATE
@@ -47,9 +47,7 @@ def own_tensors(engine: ZeroEngine) -> dict[str, torch.Tensor]:
     for item in items:
         owner = divmod(owners[item.path], tensor.size)
         if item.key == "step":
-            whole = (
-                engine.optimizer.state[item.partition.tensors[0]]["step"] if owner == (data.rank, tensor.rank) else None
-            )
+            whole = _count(engine, item.partition.tensors[0], item.name) if owner == (data.rank, tensor.rank) else None
         else:
             whole = _gathered(engine, item, *owner)
         if whole is not None:
@@ -158,13 +156,22 @@ def _note_steps(steps: dict[str, float], name: str, saved: torch.Tensor) -> None
 
 
 def _set_steps(engine: ZeroEngine, partition: Partition, steps: Mapping[str, float]) -> None:
-    """A partition's step count, which its parameters share: ZeRO updates them together."""
-    found = {steps.get(name, 0.0) for name in partition.names}
-    if len(found) != 1:
-        raise DataError(
-            f"optimizer state does not fit: {', '.join(partition.names)} have done {sorted(found)} steps, but under "
-            "ZeRO they are stepped together"
-        )
-    (done,) = found
-    for tensor in partition.tensors:
-        engine.optimizer.state[tensor]["step"].fill_(done)
+    """A partition's step counts, which parameters share that are frozen in the same stages."""
+    for key in {_step_key(engine, name) for name in partition.names}:
+        names = [name for name in partition.names if _step_key(engine, name) == key]
+        found = {steps.get(name, 0.0) for name in names}
+        if len(found) != 1:
+            raise DataError(
+                f"optimizer state does not fit: {', '.join(names)} have done {sorted(found)} steps, but under ZeRO "
+                "they are stepped together"
+            )
+        for tensor in partition.tensors:
+            engine.optimizer.state[tensor][key].fill_(*found)
+
+
+def _step_key(engine: ZeroEngine, name: str) -> str:
+    return step_key(engine.optimizer.roles[name].frozen)
+
+
+def _count(engine: ZeroEngine, tensor: torch.Tensor, name: str) -> torch.Tensor:
+    return engine.optimizer.state[tensor][_step_key(engine, name)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sleeptrain.config.schema import Config, ModelConfig
+from sleeptrain.config.validate import ATTENTION_MIXERS
 from sleeptrain.ops.chunks import Cut
 from sleeptrain.ops.gated_delta_rule import chunk_size
 from sleeptrain.ops.ssd import CHUNK as SSD_CHUNK
@@ -38,14 +39,28 @@ class Activations:
             local_config(config.model, parallel.tensor), narrow, kernels, parallel.tensor if parallel.sequence else 1
         )
 
-    def block(self, kind: str, r: Round, state_only: bool) -> int:
+    def block(self, layer: int, r: Round, state_only: bool) -> int:
         """Of a block in a round over all its rows, S that the recurrence begins with included."""
         length, m = r.stop - r.start, self.model
-        mixer = {"attention": self._attention, "gated_deltanet": self._gated_deltanet, "mamba2": self._mamba2}[kind]
-        token = self._norm() + mixer(length, state_only)
-        if not state_only:
+        mixers = {
+            "attention": self._attention,
+            "sliding_attention": self._attention,
+            "gated_deltanet": self._gated_deltanet,
+            "jet": self._jet,
+            "mamba2": self._mamba2,
+        }
+        kind, has_mlp = m.layers[layer], layer not in m.mixer_only
+        token = self._norm() + mixers[kind](length, state_only)
+        if not state_only and has_mlp:
             token += self._norm() + self._inputs(2) + 4 * m.ffn_dim * self.narrow
-        return len(r.rows) * (length * token + state_bytes(m, kind))
+            token += 2 * self._norm() * m.sandwich_norms
+        mask = length**2 if kind == "sliding_attention" and m.attention.sliding_window < length else 0
+        return len(r.rows) * (length * token + state_bytes(m, kind)) + mask * (not state_only)
+
+    def fed_back(self, r: Round) -> int:
+        """Of the norm of what is fed back; the head's norm keeps the same input."""
+        given = self.model.norm_between_passes and not r.loss and not r.state_only
+        return len(r.rows) * (r.stop - r.start) * WIDE * (self.model.dim + 1) if given else 0
 
     def head(self, num_targets: int) -> int:
         """Of the last norm, the head and the loss."""
@@ -61,7 +76,7 @@ class Activations:
         if self.narrow == WIDE:
             return 0
         m = self.model
-        return self.narrow * (sum(_matrix_elements(m, m.layers[i]) for i in layers) + head * m.vocab_size * m.dim)
+        return self.narrow * (sum(_matrix_elements(m, i) for i in layers) + head * m.vocab_size * m.dim)
 
     def _norm(self) -> int:
         """A norm in front of a region keeps its input, which is the residual stream."""
@@ -91,14 +106,28 @@ class Activations:
         conv = 2 * keys + values
         # The convolution's input and what it makes of it before SiLU, q k v, and both gates on their way.
         token = self._inputs(3 if state_only else 4) + 2 * WIDE * conv + self.narrow * conv + 4 * WIDE * c.num_v_heads
+        return token + self._delta_rule(length, c.num_k_heads, c.num_v_heads, (c.head_k_dim, c.head_v_dim), state_only)
+
+    def _jet(self, length: int, state_only: bool) -> int:
+        c = self.model.jet
+        keys, values = c.num_heads * c.head_k_dim, c.num_heads * c.head_v_dim
+        # Before and behind SiLU: queries and keys, what kernels are made of, values, which are wide before; kernels.
+        token = self._inputs(6 if state_only else 7) + self.narrow * (4 * keys + 2 * c.kernel_dim)
+        token += 2 * WIDE * values + self.narrow * (1 + c.conv_size) * values + 4 * WIDE * c.num_heads
+        return token + self._delta_rule(length, c.num_heads, c.num_heads, (c.head_k_dim, c.head_v_dim), state_only)
+
+    def _delta_rule(
+        self, length: int, key_heads: int, value_heads: int, head_dims: tuple[int, int], state_only: bool
+    ) -> int:
+        """Of the recurrence and its gated norm."""
+        K, V = head_dims
         if self.kernels:
-            token += c.num_v_heads * (self.narrow * FLA_CHUNK + WIDE) + 2 * WIDE * c.num_k_heads
+            token = value_heads * (self.narrow * FLA_CHUNK + WIDE) + 2 * WIDE * key_heads
         else:
-            size = _chunk(length, chunk_size(c.head_k_dim))
-            matrices = 4 * size + c.head_k_dim * c.head_v_dim // size
-            token += WIDE * c.num_v_heads * (3 * c.head_k_dim + c.head_v_dim + 2 + matrices)
+            size = _chunk(length, chunk_size(K))
+            token = WIDE * value_heads * (3 * K + V + 2 + 4 * size + K * V // size)
         if not state_only:  # norm and gate, and their product, which the projection reads
-            token += 4 * WIDE * values + self.narrow * values + WIDE * c.num_v_heads
+            token += (4 * WIDE + self.narrow) * value_heads * V + WIDE * value_heads
         return token
 
     def _mamba2(self, length: int, state_only: bool) -> int:
@@ -120,10 +149,12 @@ class Activations:
 
 def state_bytes(model: ModelConfig, kind: str) -> int:
     """S of a layer for one row."""
-    g, m = model.gated_deltanet, model.mamba2
+    g, j, m = model.gated_deltanet, model.jet, model.mamba2
     elements = {
         "attention": 0,
+        "sliding_attention": 0,
         "gated_deltanet": g.num_v_heads * g.head_k_dim * g.head_v_dim,
+        "jet": j.num_heads * j.head_k_dim * j.head_v_dim,
         "mamba2": m.num_heads * m.state_dim * m.head_dim,
     }
     return WIDE * elements[kind]
@@ -132,15 +163,17 @@ def state_bytes(model: ModelConfig, kind: str) -> int:
 def carried_bytes(config: Config, workload: Workload, model: ModelConfig, kind: str) -> int:
     """All that a layer keeps of one row across a boundary: S, and on request the convolution's tail or a cache."""
     c, narrow = model.attention, 2 if config.train.precision == "bf16" else WIDE
-    if kind == "attention":
+    if kind in ATTENTION_MIXERS:
         per_token = 2 * narrow * c.num_kv_heads * c.head_dim + 8  # keys, values, and the token's document
-        return per_token * (workload.sliding_window or 0)
+        window = workload.sliding_window or 0
+        return per_token * (min(window, c.sliding_window) if kind == "sliding_attention" else window)
     tail = 0
     if workload.settings.boundary.carry_conv:
-        g, m = model.gated_deltanet, model.mamba2
+        g, j, m = model.gated_deltanet, model.jet, model.mamba2
         keys = 2 * g.num_k_heads * g.head_k_dim
         tail = {
             "gated_deltanet": (g.conv_size - 1) * (keys + g.num_v_heads * g.head_v_dim),
+            "jet": (j.conv_size - 1) * j.num_heads * j.head_v_dim,
             "mamba2": (m.conv_size - 1) * (m.num_heads * m.head_dim + 2 * m.num_groups * m.state_dim),
         }[kind]
     return state_bytes(model, kind) + WIDE * tail
@@ -150,15 +183,21 @@ def _chunk(length: int, wanted: int) -> int:
     return Cut.of(length, wanted, 1).size
 
 
-def _matrix_elements(model: ModelConfig, kind: str) -> int:
+def _matrix_elements(model: ModelConfig, layer: int) -> int:
     """Of a block's linear layers."""
-    d, a, g, m = model.dim, model.attention, model.gated_deltanet, model.mamba2
-    if kind == "attention":
+    d, a, g, m, kind = model.dim, model.attention, model.gated_deltanet, model.mamba2, model.layers[layer]
+    kernels = 0
+    if kind in ATTENTION_MIXERS:
         q_rows = a.num_heads * a.head_dim
         rows = q_rows * (3 if a.gate else 2) + 2 * a.num_kv_heads * a.head_dim
     elif kind == "gated_deltanet":
         rows = 2 * g.num_k_heads * g.head_k_dim + 3 * g.num_v_heads * g.head_v_dim + 2 * g.num_v_heads
+    elif kind == "jet":
+        j = model.jet
+        values = j.num_heads * j.head_v_dim
+        rows = 2 * j.num_heads * j.head_k_dim + 3 * values + j.kernel_dim + 2 * j.num_heads
+        kernels = j.kernel_dim * j.conv_size * values
     else:
         inner = m.num_heads * m.head_dim
         rows = 3 * inner + 2 * m.num_groups * m.state_dim + m.num_heads
-    return d * (rows + 3 * model.ffn_dim)
+    return d * (rows + (0 if layer in model.mixer_only else 3 * model.ffn_dim)) + kernels

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sleeptrain.config.schema import Config
+from sleeptrain.config.validate import ATTENTION_MIXERS
 from sleeptrain.parallel.stages import Stages
 from sleeptrain.plan.parameters import WIDE, Held, partition_size, role_groups
 from sleeptrain.plan.update import muon_exchange
@@ -81,7 +82,7 @@ class _TensorCounts:
         return found
 
     def blocks(self, r: Round) -> Payload:
-        return sum((self._block(kind, r, only) for kind, only in self._own(r)), Payload())
+        return sum((self._block(layer, r, only) for layer, only in self._own(r)), Payload())
 
     def ends_of_blocks(self, r: Round) -> Payload:
         """The sums that end blocks: nothing behind them is kept, so a checkpointed block is not run to there again."""
@@ -96,20 +97,20 @@ class _TensorCounts:
 
     def backward(self, r: Round) -> Payload:
         found, D = Payload(), self.config.model.dim
-        for kind, only in self._own(r):
-            found += self._block_backward(kind, r, only)
+        for layer, only in self._own(r):
+            found += self._block_backward(layer, r, only)
         if self.sequence:  # of the tokens that are split where a stretch of blocks begins
             found["all_gather"] += self._sections(r) * self._tokens(r) * D * WIDE
         if r.loss and self.layers.stop == len(self.config.model.layers):
             found["all_reduce"] += self.workload.targets_of(r) * D * WIDE
         return found
 
-    def _own(self, r: Round) -> Iterator[tuple[str, bool]]:
-        """(mixer, whether only its state counts) of each block that the round runs here."""
+    def _own(self, r: Round) -> Iterator[tuple[int, bool]]:
+        """(number, whether only its state counts) of each block that the round runs here."""
         planned = self.workload.layers_of(r, self.config)
         for i in self.layers:
             if i in planned:
-                yield self.config.model.layers[i], r.state_only and i == planned.stop - 1
+                yield i, r.state_only and i == planned.stop - 1
 
     def _sections(self, r: Round) -> int:
         """Prelude, core and coda are entered and left one by one."""
@@ -120,37 +121,46 @@ class _TensorCounts:
             count += low < high
         return count
 
-    def _block(self, kind: str, r: Round, state_only: bool) -> Payload:
-        found = self._shared(kind, r)
-        if kind == "mamba2" and not state_only:
+    def _block(self, layer: int, r: Round, state_only: bool) -> Payload:
+        found = self._shared(layer, r)
+        if self._kind(layer) == "mamba2" and not state_only:
             found["all_reduce"] += WIDE * self._tokens(r)  # the squares of its norm
-        for _ in range(1 if state_only else 2):
+        for _ in range(self._regions(layer, state_only)):
             if self.sequence:
                 found["all_gather"] += self._tokens(r) * self.config.model.dim * WIDE
         if not state_only:
-            found += _times(self._leave(r), 2)
+            found += _times(self._leave(r), self._regions(layer, state_only))
         return found
+
+    def _kind(self, layer: int) -> str:
+        return self.config.model.layers[layer]
+
+    def _regions(self, layer: int, state_only: bool) -> int:
+        """Mixer and feed-forward, as far as they are there and run."""
+        return 1 if state_only or layer in self.config.model.mixer_only else 2
 
     def _leave(self, r: Round) -> Payload:
         size = self._tokens(r) * self.config.model.dim * self.narrow
         return Payload(reduce_scatter=size) if self.sequence else Payload(all_reduce=size)
 
-    def _block_backward(self, kind: str, r: Round, state_only: bool) -> Payload:
+    def _block_backward(self, layer: int, r: Round, state_only: bool) -> Payload:
         whole, found = self._tokens(r) * self.config.model.dim, Payload()
-        for collective, size in self._shared(kind, r).items():
+        for collective, size in self._shared(layer, r).items():
             found["reduce_scatter" if collective == "all_gather" else collective] += size
-        if kind == "mamba2" and not state_only:
+        if self._kind(layer) == "mamba2" and not state_only:
             found["all_reduce"] += WIDE * self._tokens(r)
-        regions = 1 if state_only else 2
+        regions = self._regions(layer, state_only)
         found["reduce_scatter" if self.sequence else "all_reduce"] += regions * whole * WIDE
         if self.sequence and not state_only:
-            found["all_gather"] += 2 * whole * self.narrow
+            found["all_gather"] += regions * whole * self.narrow
         return found
 
-    def _shared(self, kind: str, r: Round) -> Payload:
-        """Heads or groups of which there are fewer than ranks are exchanged."""
-        a, m = self.config.model.attention, self.config.model.mamba2
-        if kind == "attention" and a.num_kv_heads % self.size:
+    def _shared(self, layer: int, r: Round) -> Payload:
+        """Heads or groups of which there are fewer than ranks are exchanged, and what Jet's kernels are made of."""
+        a, m, kind = self.config.model.attention, self.config.model.mamba2, self._kind(layer)
+        if kind == "jet":
+            return Payload(all_gather=self._tokens(r) * self.config.model.jet.kernel_dim * self.narrow)
+        if kind in ATTENTION_MIXERS and a.num_kv_heads % self.size:
             return Payload(all_gather=2 * self._tokens(r) * a.num_kv_heads * a.head_dim * self.narrow)
         if kind == "mamba2" and m.num_groups % self.size:
             return Payload(all_gather=2 * self._tokens(r) * m.num_groups * m.state_dim * self.narrow)
@@ -160,7 +170,8 @@ class _TensorCounts:
         """Bytes of the gradients that are sums over the ranks (`sum_gradient`), in one backward of these rounds."""
         m = self.config.model
         heads = {
-            "attention": 2 * m.attention.head_dim * (m.attention.qk_norm == "head"),
+            **dict.fromkeys(ATTENTION_MIXERS, 2 * m.attention.head_dim * (m.attention.qk_norm == "head")),
+            "jet": m.jet.head_v_dim,
             "gated_deltanet": m.gated_deltanet.head_v_dim,
             "mamba2": 0,
         }
@@ -171,7 +182,8 @@ class _TensorCounts:
             reached |= own
             read |= own - {planned.stop - 1} if r.state_only else own
         elements = sum(heads[m.layers[i]] for i in read)
-        return WIDE * (elements + m.dim * (len(reached) + len(read)) * self.sequence)
+        behind_mixer = sum(0 if i in m.mixer_only else 3 if m.sandwich_norms else 1 for i in read)
+        return WIDE * (elements + m.dim * (len(reached) + behind_mixer) * self.sequence)
 
     def _tokens(self, r: Round) -> int:
         return len(r.rows) * (r.stop - r.start)

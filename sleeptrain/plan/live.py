@@ -32,12 +32,14 @@ class Peak:
 
 @dataclass(frozen=True)
 class Memory:
-    """state: bytes of each layer's memory for all rows of a sequence. carried: a step begins with it."""
+    """state: bytes of each layer's memory for all rows of a sequence. carried: a step begins with it. normed: what is
+    fed back is another tensor than the last features."""
 
     dim: int
     state: Sequence[int]
     num_rows: int
     carried: bool
+    normed: bool
 
 
 def peak_held(plan: Schedule, rank: int, memory: Memory) -> Peak:
@@ -152,7 +154,7 @@ class _Holdings:
             core_input = entry[0] if len(entry) == 1 and own.start == first else tensor("core input")
         core_output: Name = ("none",)
         if own.start < last <= own.stop and not (ends and last == own.stop):
-            core_output = top if last == own.stop else tensor("core output")
+            core_output = top if last == own.stop and not self.memory.normed else tensor("core output")
         self.tops[seq, index] = (top, core_input, core_output)
         kept = [name for name in dict.fromkeys((top, core_input, core_output)) if name != ("none",)]
         for name in kept:

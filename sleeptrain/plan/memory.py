@@ -52,7 +52,9 @@ def stage_memory(
     carried = [carried_bytes(config, workload, model, kind) * workload.rows for kind in model.layers]
     ends = layers.stop == len(model.layers)
     if config.parallel.pipeline > 1:
-        peak = peak_held(plan, stage, Memory(model.dim, carried, workload.rows, workload.carried))
+        peak = peak_held(
+            plan, stage, Memory(model.dim, carried, workload.rows, workload.carried, model.norm_between_passes)
+        )
     else:
         peak = Peak(_boundary(counts, config, workload), 0)
     kept = sum(carried[i] for i in layers) * workload.num_micros if workload.carried else 0
@@ -79,8 +81,10 @@ def _graph(counts: Activations, config: Config, workload: Workload, r: Round, la
     planned = workload.layers_of(r, config)
     own = [i for i in layers if i in planned]
     kinds = config.model.layers
-    blocks = [counts.block(kinds[i], r, r.state_only and i == planned.stop - 1) for i in own]
-    head = counts.head(workload.targets_of(r)) if r.loss and layers.stop == len(kinds) else 0
+    blocks = [counts.block(i, r, r.state_only and i == planned.stop - 1) for i in own]
+    head = 0
+    if layers.stop == len(kinds):
+        head = counts.fed_back(r) + (counts.head(workload.targets_of(r)) if r.loss else 0)
     if config.sleep.recompute != "block":
         return _Graph(sum(blocks) + head, 0)
     features = len(r.rows) * (r.stop - r.start) * counts.model.dim * FEATURE_BYTES // counts.token_parts

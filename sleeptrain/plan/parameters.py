@@ -12,6 +12,7 @@ import torch
 from sleeptrain.config.schema import Config
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.parallel.sharding import ModelSharding
+from sleeptrain.train.frozen import num_frozen_stages, with_rates
 from sleeptrain.train.optim import KINDS, STATE, ParameterRole
 from sleeptrain.train.roles import parameter_roles
 
@@ -24,12 +25,14 @@ MAX_GATHERED = 1_000_000_000
 
 @dataclass(frozen=True)
 class Held:
-    """A parameter as a tensor rank of a stage holds it. whole: the elements of the parameter uncut."""
+    """A parameter as a tensor rank of a stage holds it. whole: the elements of the parameter uncut. always_frozen: it
+    is never trained, and one process alone makes no gradient and no optimizer state for it; DeepSpeed lays out both."""
 
     name: str
     numel: int
     whole: tuple[int, ...]
     role: ParameterRole
+    always_frozen: bool = False
 
 
 def held_parameters(config: Config, bounds: Sequence[int]) -> list[list[Held]]:
@@ -38,11 +41,12 @@ def held_parameters(config: Config, bounds: Sequence[int]) -> list[list[Held]]:
     with torch.device("meta"):
         whole = Hybrid(config.model)
         parts = [Hybrid(config.model, range(*ends)) for ends in pairwise(bounds)]
-    roles = parameter_roles(whole)
+    roles = with_rates(parameter_roles(whole), config.optim)
 
     def held(name: str, p: torch.Tensor) -> Held:
         own = p if size == 1 else sharding.take(name, p.detach(), 0)
-        return Held(name, own.numel(), tuple(p.shape), roles[name])
+        always_frozen = len(roles[name].frozen) == num_frozen_stages(config.optim)
+        return Held(name, own.numel(), tuple(p.shape), roles[name], always_frozen)
 
     return [[held(name, p) for name, p in part.named_parameters()] for part in parts]
 
@@ -76,7 +80,11 @@ def training_state(held: Sequence[Held], zero: int, mesh: tuple[int, int, int]) 
     """Of the fullest replica. mesh: tensor ranks, stages, replicas; one process alone trains without DeepSpeed."""
     _, pipeline, replicas = mesh
     numel = sum(h.numel for h in held)
-    if zero == 0 or prod(mesh) == 1:
+    if prod(mesh) == 1:
+        trained = [h for h in held if not h.always_frozen]
+        optimizer = sum(h.numel * _averages(h.role) for h in trained)
+        return TrainingState(WIDE * numel, 0, WIDE * sum(h.numel for h in trained), WIDE * optimizer)
+    if zero == 0:
         return TrainingState(WIDE * numel, 0, WIDE * numel, WIDE * sum(h.numel * _averages(h.role) for h in held))
     groups = list(role_groups(held))
     if zero == 3:

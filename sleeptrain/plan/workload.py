@@ -12,7 +12,7 @@ import torch
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, PAD, Batch
 from sleeptrain.parallel.stages import num_trained
-from sleeptrain.sleep.curriculum import StepShape, stage_shape
+from sleeptrain.sleep.curriculum import StepShape, shape_starts, stage_shape
 from sleeptrain.sleep.loop import LoopSettings, loop_settings
 from sleeptrain.sleep.rounds import Round, plan_batch, round_layers, windows_of
 from sleeptrain.tasks.build import build_task
@@ -111,7 +111,7 @@ def reruns(config: Config, workload: Workload) -> Iterator[tuple[Round, Extent]]
 def workloads(config: Config, replicas: int) -> list[Workload]:
     """Of every stage that the run reaches; sampled N counts as its largest. `model.vocab_size` must be known."""
     total = config.train.tokens
-    starts = sorted({0, *(s.tokens for s in config.sleep.curriculum if s.tokens < total)})
+    starts = [start for start in shape_starts(config) if start < total]
     found, seen = [], 0
     for start, stop in pairwise([*starts, total]):
         shape = stage_shape(config, start)

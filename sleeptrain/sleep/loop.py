@@ -195,7 +195,7 @@ def run_layers(
             run_block=settings.recompute.block,
         )
         if high == last:
-            core_output = x
+            core_output = None if x is None else model.fed_back(x)
             if settings.on_features is not None and x is not None:
                 settings.on_features(r, given.layout, x)
     begin, end = 0 if r.is_wake else first, model.num_layers if r.coda else last

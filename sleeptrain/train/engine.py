@@ -20,6 +20,7 @@ from sleeptrain.parallel.world import World
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits, run_rounds
 from sleeptrain.sleep.rounds import Round
+from sleeptrain.train.frozen import with_rates
 from sleeptrain.train.optim import Optimizers
 from sleeptrain.train.roles import parameter_roles
 from sleeptrain.train.step import StepResult, forward_backward
@@ -38,6 +39,9 @@ class Engine(Protocol):
 
         on_features: shown what the core leaves in each round, where it is held (`LoopSettings`).
         """
+
+    def freeze(self, stage: int) -> None:
+        """Begins a stage of `optim.curriculum`, or 0, that of `optim.frozen`, in which other parts are not trained."""
 
     def step(self, scale: float, accepts: Callable[[float], bool] | None = None) -> float:
         """Clips, and updates at `scale` times the peak rates. Returns the norm; nothing changes if it is not finite.
@@ -74,7 +78,8 @@ class WholeModel:
         self.model = Hybrid(config.model)
         self.model.init_weights(config.train.seed)
         self.model.to(device)
-        self.optim = Optimizers(parameter_roles(self.model), dict(self.model.named_parameters()), config.optim)
+        roles = with_rates(parameter_roles(self.model), config.optim)
+        self.optim = Optimizers(roles, dict(self.model.named_parameters()), config.optim)
 
     def forward_backward(
         self, batch: Batch, shape: StepShape, carried: FastWeights | None, on_features: OnFeatures | None = None
@@ -83,6 +88,9 @@ class WholeModel:
         return forward_backward(
             self.model, batch, shape, self._config, carried, whereabouts=self._whereabouts, on_features=on_features
         )
+
+    def freeze(self, stage: int) -> None:
+        self.optim.freeze(stage)
 
     def step(self, scale: float, accepts: Callable[[float], bool] | None = None) -> float:
         norm = self.optim.clip(self._config.optim.clip_norm)

@@ -24,12 +24,15 @@ class ParameterRole:
     """How a parameter is trained.
 
     kind: muon | adamw. decay: whether weight decay applies. blocks: for Muon, the rows of each matrix that the
-    parameter holds (see `sleeptrain.train.muon.Muon`); None for one matrix.
+    parameter holds (see `sleeptrain.train.muon.Muon`); None for one matrix. factor: of its optimizer's rate. frozen:
+    the stages in which it is not trained (`sleeptrain.train.frozen`).
     """
 
     kind: str
     decay: bool = True
     blocks: Blocks | None = None
+    factor: float = 1.0
+    frozen: tuple[int, ...] = ()
 
 
 class Optimizers:
@@ -59,13 +62,19 @@ class Optimizers:
             )
 
     def _groups(self, kind: str, weight_decay: float) -> list[dict]:
-        groups = []
-        for decay in (True, False):
-            names = [name for name, role in self._roles.items() if role.kind == kind and role.decay == decay]
-            if names:
-                parameters = [self._parameters[name] for name in names]
-                groups.append({"params": parameters, "weight_decay": weight_decay if decay else 0.0})
-        return groups
+        groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
+        for name, role in self._roles.items():
+            if role.kind == kind:
+                groups.setdefault((role.decay, role.factor), []).append(self._parameters[name])
+        return [
+            {"params": parameters, "weight_decay": weight_decay if decay else 0.0, "factor": factor}
+            for (decay, factor), parameters in groups.items()
+        ]
+
+    def freeze(self, stage: int) -> None:
+        """From now on only those parameters get gradients that are trained in this stage."""
+        for name, role in self._roles.items():
+            self._parameters[name].requires_grad_(stage not in role.frozen)
 
     def _make_muon(self, groups: list[dict], config: OptimConfig) -> Muon:
         if config.muon_scaling not in SCALINGS:
@@ -77,7 +86,7 @@ class Optimizers:
         """One update of every parameter that has a gradient, at `lr_scale` times the peak rates."""
         for kind, optimizer in self._optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = self._rates[kind] * lr_scale
+                group["lr"] = self._rates[kind] * group["factor"] * lr_scale
             optimizer.step()
 
     def zero_grad(self) -> None:

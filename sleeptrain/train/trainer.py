@@ -13,6 +13,7 @@ from sleeptrain.parallel.layout_check import too_few_sequences
 from sleeptrain.sleep.curriculum import StepShape, step_shape
 from sleeptrain.stop import Stopped, leads, listening
 from sleeptrain.train.evaluate import Evaluation, EvaluationStopped, evaluate
+from sleeptrain.train.frozen import frozen_stage
 from sleeptrain.train.lr import lr_scale
 from sleeptrain.train.pace import Pace
 from sleeptrain.train.run import Run
@@ -101,6 +102,7 @@ def one_step(run: Run, pace: Pace) -> bool:
     # The rate of the step's middle: neither a first nor a last step at rate 0.
     scale = lr_scale(run.tokens + num_tokens // 2, config.train.tokens, config.optim)
     norms = Norms(run.whereabouts) if due(run.step + 1, config.health.norms_every) else None
+    run.engine.freeze(frozen_stage(config.optim, run.tokens))
     result, norm, trouble = try_step(run, batch, shape, scale, norms)
     if trouble is not None and not settle(run, trouble):
         return False

@@ -9,6 +9,7 @@ from sleeptrain.data.batch import Batch
 from sleeptrain.errors import HealthError, NonFiniteError, SpikeError
 from sleeptrain.health.norms import Norms
 from sleeptrain.sleep.curriculum import StepShape, stage_shape
+from sleeptrain.train.frozen import frozen_stage
 from sleeptrain.train.run import Run
 from sleeptrain.train.step import StepResult
 from sleeptrain.watch.whereabouts import Phase
@@ -37,7 +38,7 @@ def try_step(run: Run, batch: Batch, shape: StepShape, scale: float, norms: Norm
     run.whereabouts.begin(Phase.UPDATE)
     spikes, spike = run.spikes, list[str]()
     stage = stage_shape(run.config, run.tokens)
-    spikes.begin([stage.passes, stage.window, stage.batch])
+    spikes.begin([stage.passes, stage.window, stage.batch, frozen_stage(run.config.optim, run.tokens)])
 
     def accepts(norm: float) -> bool:
         """Whether the step is none of the run's spikes; one process that differs in rounding does not differ in it."""

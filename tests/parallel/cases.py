@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, Mamba2Config, ModelConfig
+from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, JetConfig, Mamba2Config, ModelConfig
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import HARD, Boundary, FastWeights, Recurrent, Retained
@@ -66,8 +66,9 @@ class Case:
             ffn_dim=24,
             layers=list(self.layers),
             tie_embeddings=self.tied,
-            attention=AttentionConfig(num_heads=4, num_kv_heads=self.num_kv_heads, head_dim=8),
+            attention=AttentionConfig(num_heads=4, num_kv_heads=self.num_kv_heads, head_dim=8, sliding_window=3),
             gated_deltanet=GatedDeltaNetConfig(num_k_heads=4, num_v_heads=8, head_k_dim=6, head_v_dim=4),
+            jet=JetConfig(num_heads=4, head_k_dim=6, head_v_dim=4, kernel_dim=8),
             mamba2=Mamba2Config(num_heads=4, head_dim=4, state_dim=8, num_groups=self.num_groups),
         )
         return change(config, self.model)

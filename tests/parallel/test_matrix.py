@@ -213,6 +213,46 @@ def test_a_run_equals_that_of_one_process(
     assert not {name: deviation for name, deviation in found.items() if not deviation <= TOLERANCE}
 
 
+# The kernels' gradients are ten thousand times smaller than others, and carry their rounding.
+OF_SMALL_GRADIENTS = 1e-3
+NOT_IN_THE_MATRIX = (
+    "model.layers=[jet,attention,jet,sliding_attention,jet]",
+    "model.mixer_only=[2]",
+    "model.norm=plain",
+    "model.attention.qkv_bias=true",
+    "model.attention.sliding_window=5",
+    "model.jet={num_heads: 4, head_k_dim: 8, head_v_dim: 8, kernel_dim: 8}",
+    "sleep.core=null",
+    # The inserted block alone, then all, then all but one; two rates besides.
+    "optim.frozen=['*','!blocks.2.*']",
+    f"optim.curriculum=[{{tokens: {ROWS * SEQUENCE}}},{{tokens: {2 * ROWS * SEQUENCE}, frozen: [blocks.1.*]}}]",
+    "optim.rates=[{parameters: 'blocks.2.*', factor: 3.0},{parameters: '*norm*', factor: 0.5}]",
+)
+
+
+@pytest.fixture(scope="module")
+def frozen_start(tmp_path_factory: pytest.TempPathFactory, text: Path) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("frozen")
+    config = configuration(text, folder, Layout(1, 1, 1, 1), SLEEPS[4], more=NOT_IN_THE_MATRIX)
+    assert trainer.train(config) == 0
+    return numbers(folder)
+
+
+@pytest.mark.timeout(100)
+@pytest.mark.parametrize(
+    "layout", [Layout(2, 2, 1, 1), Layout(1, 1, 2, 1), Layout(1, 1, 2, 2), Layout(1, 1, 2, 3)], ids=str
+)
+def test_inserted_blocks_first_then_all(
+    tmp_path: Path, text: Path, frozen_start: dict[str, torch.Tensor], layout: Layout
+) -> None:
+    """What a model of Jet blocks learns when parts are frozen in turn, at rates of their own."""
+    config = configuration(text, tmp_path, layout, SLEEPS[4], rows_at_once(layout), NOT_IN_THE_MATRIX)
+    ranks = layout.tensor * layout.pipeline * layout.data
+    assert run_ranks(trainer.train, ranks, config, timeout=60) == [0] * ranks
+    found = deviations(numbers(tmp_path), frozen_start)
+    assert not {name: deviation for name, deviation in found.items() if not deviation <= OF_SMALL_GRADIENTS}
+
+
 def worst(found: dict[str, float], part: str) -> float:
     return max(deviation for name, deviation in found.items() if name.startswith(part))
 

@@ -156,6 +156,12 @@ CASES = {
     ),
     "core in one stage": Case(FOUR, passes=3, core=(2, 4), boundary=Boundary(sliding_window=4)),
     "core in the first stage": Case(FOUR, passes=3, core=(0, 1)),
+    "jet, sandwich norms, a norm between passes": Case(
+        ("attention", "jet", "sliding_attention", "jet"),
+        passes=3,
+        model={"mixer_only": [1], "sandwich_norms": True, "norm_between_passes": True},
+        carried=True,
+    ),
 }
 
 

@@ -57,6 +57,39 @@ CASES = {
     "shared key-value head and group": Case(
         passes=2, num_kv_heads=1, num_groups=1, boundary=Boundary(sliding_window=4, carry_conv=True), carried=True
     ),
+    "jet and sliding attention": Case(
+        ("sliding_attention", "jet", "attention"),
+        passes=2,
+        model={"attention.qkv_bias": True},
+        boundary=Boundary(carry_conv=True),
+        carried=True,
+    ),
+    "jet, sliding both ways, shared key-value head": Case(
+        ("jet", "sliding_attention"),
+        passes=2,
+        model={"attention.qkv_bias": True},
+        num_kv_heads=1,
+        boundary=Boundary(sliding_window=4),
+        carried=True,
+    ),
+    "sandwich norms, a mixer alone, a norm between passes": Case(
+        ("attention", "jet", "attention"),
+        passes=3,
+        model={
+            "mixer_only": [1],
+            "sandwich_norms": True,
+            "norm_between_passes": True,
+            "norm": "plain",
+        },
+        recompute="pass",
+    ),
+    "the same, tokens split between mixers": Case(
+        ("attention", "jet", "attention"),
+        passes=3,
+        model={"mixer_only": [1], "sandwich_norms": True, "norm_between_passes": True},
+        sequence=True,
+        tied=False,
+    ),
     "options of other families": Case(passes=2, carried=True, model=OTHER_OPTIONS),
     "options of other families, tokens split": Case(passes=2, sequence=True, model=OTHER_OPTIONS, tied=False),
     "divisible vocabulary": Case(vocab_size=16, tied=False),
@@ -80,6 +113,8 @@ ON_FOUR = (
     "carried convolutions",
     "recomputed passes",
     "shared key-value head and group",
+    "jet, sliding both ways, shared key-value head",
+    "sandwich norms, a mixer alone, a norm between passes",
     "divisible vocabulary",
     "a rank of padding only",
     "tokens split between mixers",

@@ -82,6 +82,27 @@ def test_rows_that_go_on(tensor: int, pipeline: int, more: tuple[str, ...]) -> N
     check(compose([*TEXT, *MODEL, *parallel, *more]), ranks)
 
 
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize(
+    ("tensor", "pipeline", "more"),
+    [
+        (2, 1, ("parallel.sequence=true",)),
+        (1, 2, ("train.micro_batch=2",)),
+    ],
+)
+def test_jet_and_the_options_of_blocks(tensor: int, pipeline: int, more: tuple[str, ...]) -> None:
+    parallel, ranks = layout(tensor, pipeline, 1, 1)
+    blocks = (
+        "model.layers=[attention,jet,sliding_attention,jet]",
+        "model.mixer_only=[1]",
+        "model.sandwich_norms=true",
+        "model.norm_between_passes=true",
+        "model.attention.qkv_bias=true",
+        "model.attention.sliding_window=5",
+    )
+    check(compose([*TEXT, *MODEL, *blocks, *parallel, *more]), ranks)
+
+
 def check(config: Config, ranks: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         found = run_ranks(measure, ranks, config, patch, timeout=100)

@@ -28,6 +28,7 @@ from tests.models import VOCABULARY, tiny_config, tiny_model
 
 LENGTHS = [[2, 3, 14], [31, 1], [5, 9, 2]]  # windows of 4: some hold three documents, some documents fill eight
 WINDOW, SEQUENCE, ROWS, STEPS = 4, 10, 2, 5
+EVERY_KIND = ["attention", "gated_deltanet", "mamba2", "jet", "sliding_attention"]
 Documents = dict[tuple[int, int], torch.Tensor]
 
 
@@ -95,7 +96,7 @@ def by_document(steps: list[Batch], losses: list[torch.Tensor]) -> Documents:
 @pytest.mark.parametrize("layout", ["lanes", "packed", "one_document"])
 def test_other_tokens_in_a_document_move_its_own_losses_only(layout: str, passes: int) -> None:
     """Token by token and to the last bit, over several steps, for each document in turn."""
-    model, steps = tiny_model(), batches(layout)
+    model, steps = tiny_model(EVERY_KIND), batches(layout)
     before = by_document(steps, token_losses(model, steps, passes))
     moved_by = 0
     for other in [(shard, index) for shard, lengths in enumerate(LENGTHS) for index in range(len(lengths))]:
@@ -133,7 +134,7 @@ def test_the_batches_hold_what_this_is_about() -> None:
 @pytest.mark.parametrize("passes", [1, 3])
 def test_a_document_remembers_its_own_earlier_windows(passes: int) -> None:
     """So that the law does not hold because nothing is carried: a token of one step moves losses of the next."""
-    model, steps = tiny_model(), batches("lanes")
+    model, steps = tiny_model(EVERY_KIND), batches("lanes")
     before = token_losses(model, steps, passes)
     at = next(i for i, batch in enumerate(steps) if batch.carried_B.any() and (batch.documents_BT[:, :1] >= 0).all())
     row = int(steps[at].carried_B.nonzero()[0])
@@ -150,7 +151,9 @@ def test_a_document_remembers_its_own_earlier_windows(passes: int) -> None:
 @pytest.mark.parametrize("passes", [1, 3])
 def test_nobody_reads_what_stands_at_pads(passes: int) -> None:
     """Losses, gradients and what is left in memory, to the last bit, over steps of `one_document`."""
-    config = Config(model=tiny_config(), sleep=SleepConfig(window=WINDOW, passes=passes), train=TrainConfig(tokens=1))
+    config = Config(
+        model=tiny_config(EVERY_KIND), sleep=SleepConfig(window=WINDOW, passes=passes), train=TrainConfig(tokens=1)
+    )
     steps = batches("one_document")
     generator = torch.Generator().manual_seed(0)
     garbage = []
@@ -160,7 +163,7 @@ def test_nobody_reads_what_stands_at_pads(passes: int) -> None:
     assert any(not torch.equal(a.tokens_BT, b.tokens_BT) for a, b in zip(steps, garbage, strict=True))
 
     def trained(given: list[Batch]) -> tuple[list[float], list[torch.Tensor]]:
-        model, state, losses = tiny_model(), None, []
+        model, state, losses = tiny_model(EVERY_KIND), None, []
         settings = loop_settings(config.sleep, WINDOW, model.num_layers)
         for batch in given:
             result = forward_backward(model, batch, StepShape(passes, WINDOW, ROWS), config, state, settings)

@@ -111,7 +111,7 @@ def test_one_pass_is_the_plain_hybrid_with_windowed_attention():
     assert_same(model, total(losses), loss)
 
 
-@pytest.mark.parametrize("layers", [["gated_deltanet"] * 2, ["mamba2"] * 2, ["gated_deltanet", "mamba2"]])
+@pytest.mark.parametrize("layers", [["gated_deltanet"] * 2, ["jet"] * 2, ["mamba2"] * 2, ["gated_deltanet", "mamba2"]])
 def test_without_attention_one_pass_over_windows_is_one_pass_over_all(layers):
     """Law 1, second half, with the convolutions carried."""
     model = tiny_model(layers)

@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import sleeptrain.model.gated_deltanet as gated_deltanet
+import sleeptrain.model.jet as jet
 import sleeptrain.model.mamba2 as mamba2
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
@@ -31,9 +32,14 @@ def free_recurrences(monkeypatch):
     def conv(x, weight, *, bias_D=None, initial_state=None, **_):
         return x * weight.sum(), x[:, :3]
 
+    def dynamic_conv(x, kernel, **_):
+        return x * kernel.sum(2), x[:, :3]
+
     for module in (gated_deltanet, mamba2):
         monkeypatch.setattr(module, "causal_conv", conv)
-    monkeypatch.setattr(gated_deltanet, "gated_delta_rule", rule)
+    monkeypatch.setattr(jet, "dynamic_causal_conv", dynamic_conv)
+    for module in (gated_deltanet, jet):
+        monkeypatch.setattr(module, "gated_delta_rule", rule)
     monkeypatch.setattr(mamba2, "ssd", ssd)
 
 
@@ -42,12 +48,13 @@ def recurrence_flops(layers, num_tokens):
     per_token = {
         "attention": 0,
         "gated_deltanet": 6 * c.gated_deltanet.num_v_heads * c.gated_deltanet.head_k_dim * c.gated_deltanet.head_v_dim,
+        "jet": 6 * c.jet.num_heads * c.jet.head_k_dim * c.jet.head_v_dim,
         "mamba2": 4 * c.mamba2.num_heads * c.mamba2.state_dim * c.mamba2.head_dim,
     }
     return sum(per_token[kind] for kind in layers) * num_tokens
 
 
-LAYERS = [["attention"], ["gated_deltanet"], ["mamba2"], ["attention", "gated_deltanet"] * 2]
+LAYERS = [["attention"], ["gated_deltanet"], ["jet"], ["mamba2"], ["attention", "gated_deltanet"] * 2]
 
 
 def counted_and_expected(layers: list[str], passes: int, backward: bool) -> tuple[int, int]:
@@ -65,7 +72,7 @@ def counted_and_expected(layers: list[str], passes: int, backward: bool) -> tupl
     counted = counter.get_total_flops() + recurrence_flops(layers, length * rows) * passes * (3 if backward else 1)
     # torch counts every pair of a causal window, we count those that attend.
     masked = (length * length - length * (length + 1) // 2) * rows
-    masked *= sum(layer_flops(model.config, kind).pair for kind in layers)
+    masked *= sum(layer_flops(model.config, layer).pair for layer in range(len(layers)))
     forward = sum(round_flops(model.config, r, core) + masked for r in rounds)
     num_targets = rows * (length - 1)
     if backward:
@@ -90,7 +97,7 @@ def test_a_sleep_round_costs_less_when_only_its_state_counts():
     config = tiny_config(["attention", "gated_deltanet", "attention"])
     full = Round(0, 0, 8, 2, (0,), feeds_back=True)
     last = Round(0, 0, 8, 2, (0,), feeds_back=True, coda=True, state_only=True)
-    per_layer = [layer_flops(config, kind) for kind in config.layers]
+    per_layer = [layer_flops(config, layer) for layer in range(3)]
     attention = (per_layer[0].state + per_layer[0].features) * 8 + per_layer[0].pair * 36
     assert round_flops(config, last, (0, 3)) == attention + per_layer[1].state * 8
     assert round_flops(config, full, (0, 3)) == 2 * attention + (per_layer[1].state + per_layer[1].features) * 8
@@ -98,7 +105,7 @@ def test_a_sleep_round_costs_less_when_only_its_state_counts():
 
 def test_rounds_outside_the_core_are_not_counted():
     config = tiny_config(["gated_deltanet"] * 3)
-    layer = layer_flops(config, "gated_deltanet")
+    layer = layer_flops(config, 0)
     whole = (layer.state + layer.features) * 8
     sleeping = Round(0, 0, 8, 2, (0, 1), feeds_back=True)
     assert round_flops(config, sleeping, (1, 2)) == whole * 2
@@ -107,8 +114,31 @@ def test_rounds_outside_the_core_are_not_counted():
 
 def test_sliding_eviction_counts_the_pairs_across_the_border():
     config = tiny_config(["attention"])
-    cost = layer_flops(config, "attention")
+    cost = layer_flops(config, 0)
     first, second = (Round(w, 8 * w, 8 * w + 8, 1, (0,), loss=True, coda=True) for w in (0, 1))
     base = (cost.state + cost.features) * 8
     assert round_flops(config, first, (0, 1), 8) == base + cost.pair * 36
     assert round_flops(config, second, (0, 1), 8) == base + cost.pair * 64
+
+
+@pytest.mark.parametrize("sliding_window", [None, 8, 3])
+@pytest.mark.parametrize("reach", [1, 5, 8, 20])
+def test_a_sliding_layer_counts_the_pairs_it_sees(reach: int, sliding_window: int | None):
+    config = tiny_config(["sliding_attention"])
+    config.attention.sliding_window = reach
+    cost = layer_flops(config, 0)
+    assert cost == layer_flops(tiny_config(["attention"]), 0)
+    for window in (0, 1):
+        found = round_flops(
+            config, Round(window, 8 * window, 8 * window + 8, 1, (0,), loss=True), (0, 1), sliding_window
+        )
+        first = 8 * window if sliding_window is None else 0
+        far = min(reach, sliding_window or reach)
+        pairs = sum(first <= k <= q and q - k < far for q in range(8 * window, 8 * window + 8) for k in range(16))
+        assert found == (cost.state + cost.features) * 8 + cost.pair * pairs
+
+
+def test_a_mixer_alone_costs_no_feed_forward():
+    config = tiny_config(["jet", "jet"], mixer_only=[1])
+    both, alone = layer_flops(config, 0), layer_flops(config, 1)
+    assert (both.state, both.features - alone.features) == (alone.state, 6 * config.dim * config.ffn_dim)

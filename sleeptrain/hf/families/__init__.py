@@ -7,12 +7,14 @@ from sleeptrain.config.suggest import suggest
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.families.family import Family, Link, Read, stays_wide
 from sleeptrain.hf.families.granitemoehybrid import GraniteMoeHybrid
+from sleeptrain.hf.families.jet_nemotron import JetNemotron
 from sleeptrain.hf.families.olmo_hybrid import OlmoHybrid
+from sleeptrain.hf.families.ouro import Ouro
 from sleeptrain.hf.families.qwen3_5_text import Qwen35Text
 from sleeptrain.hf.families.qwen3_next import Qwen3Next
 
 # In the order in which an export tries them.
-_ALL: tuple[Family, ...] = (Qwen35Text(), GraniteMoeHybrid(), OlmoHybrid(), Qwen3Next())
+_ALL: tuple[Family, ...] = (Qwen35Text(), GraniteMoeHybrid(), OlmoHybrid(), Qwen3Next(), JetNemotron(), Ouro())
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
 
 

@@ -16,6 +16,13 @@ from sleeptrain.model.decay import DECAY_PARAMETERS
 from sleeptrain.model.hybrid import Hybrid
 
 Tensors = tuple[torch.Tensor, ...]
+# What blocks may have besides, and their values in a family that does not know them.
+BLOCK_OPTIONS: dict[str, Any] = {
+    "mixer_only": [],
+    "sandwich_norms": False,
+    "norm_between_passes": False,
+    "attention.qkv_bias": False,
+}
 MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "logits_divisor")
 # Gives the tensor of a name; what it gives may be changed by nobody.
 Read = Callable[[str], torch.Tensor]
@@ -40,14 +47,21 @@ class Link:
 
 
 class Family(ABC):
-    """A model type of transformers. architecture: its class for causal language models."""
+    """A `model_type` of transformers' format. architecture: its class for causal language models."""
 
     model_type: ClassVar[str]
     architecture: ClassVar[str]
+    in_transformers: ClassVar[bool] = True  # else its class comes with the weights, as code that is not run here
+    options: ClassVar[tuple[str, ...]] = ()  # those of BLOCK_OPTIONS that it has
 
-    @abstractmethod
     def lacks(self, config: ModelConfig) -> dict[str, str]:
         """The settings of the model that the family cannot express: {setting=value: what it needs}."""
+        others = {name: value for name, value in BLOCK_OPTIONS.items() if name not in self.options}
+        return self._lacks(config) | other_values(config, others)
+
+    @abstractmethod
+    def _lacks(self, config: ModelConfig) -> dict[str, str]:
+        """The same, without `BLOCK_OPTIONS`."""
 
     def to_config(self, config: ModelConfig) -> dict[str, Any]:
         """The `config.json` of the same model, without a tokenizer's ids. Raises ConfigError where there is none."""

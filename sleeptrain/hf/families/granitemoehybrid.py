@@ -37,7 +37,7 @@ class GraniteMoeHybrid(Family):
     model_type = "granitemoehybrid"
     architecture = "GraniteMoeHybridForCausalLM"
 
-    def lacks(self, config: ModelConfig) -> dict[str, str]:
+    def _lacks(self, config: ModelConfig) -> dict[str, str]:
         found, attention, mamba = foreign_mixers(config, tuple(LAYER_TYPES)), config.attention, config.mamba2
         if "attention" in config.layers:
             wanted = {"attention.gate": False, "attention.qk_norm": "none", "attention.post_norm": False}

@@ -34,7 +34,7 @@ class OlmoHybrid(Family):
     model_type = "olmo_hybrid"
     architecture = "OlmoHybridForCausalLM"
 
-    def lacks(self, config: ModelConfig) -> dict[str, str]:
+    def _lacks(self, config: ModelConfig) -> dict[str, str]:
         found, attention, delta = foreign_mixers(config, tuple(LAYER_TYPES)), config.attention, config.gated_deltanet
         found |= {f"model.layers without {kind}": "it has both" for kind in LAYER_TYPES if kind not in config.layers}
         found |= other_values(config, dict.fromkeys(MULTIPLIERS, 1.0))

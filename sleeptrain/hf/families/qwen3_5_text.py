@@ -14,7 +14,7 @@ class Qwen35Text(Family):
     model_type = "qwen3_5_text"
     architecture = "Qwen3_5ForCausalLM"
 
-    def lacks(self, config: ModelConfig) -> dict[str, str]:
+    def _lacks(self, config: ModelConfig) -> dict[str, str]:
         return qwen.lacks(config)
 
     def _settings(self, config: ModelConfig) -> dict[str, Any]:

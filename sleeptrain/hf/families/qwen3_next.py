@@ -17,7 +17,7 @@ class Qwen3Next(Family):
     model_type = "qwen3_next"
     architecture = "Qwen3NextForCausalLM"
 
-    def lacks(self, config: ModelConfig) -> dict[str, str]:
+    def _lacks(self, config: ModelConfig) -> dict[str, str]:
         return qwen.lacks(config)
 
     def _settings(self, config: ModelConfig) -> dict[str, Any]:

@@ -1,0 +1,121 @@
+"""Ouro (huggingface ByteDance/Ouro-1.4B): a transformer with sandwich norms whose whole stack is looped.
+
+Its loops are our passes: the last norm stands behind each of them. The gate that may end its loops early is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sleeptrain.config.schema import AttentionConfig, ModelConfig
+from sleeptrain.errors import ConfigError
+from sleeptrain.hf.families.family import (
+    MULTIPLIERS,
+    Family,
+    Link,
+    expect,
+    foreign_mixers,
+    head_dim,
+    norm_link,
+    other_values,
+    own_head_dim,
+    renamed,
+    setting,
+    top_links,
+)
+from sleeptrain.hf.families.jet_nemotron import attention_links
+
+LOOPS = 4  # of the published models
+_NORMS = {
+    "mixer_norm": "input_layernorm",
+    "mixer_post_norm": "input_layernorm_2",
+    "mlp_norm": "post_attention_layernorm",
+    "mlp_post_norm": "post_attention_layernorm_2",
+}
+_MLP = {f"{name}.weight": f"{name}.weight" for name in ("gate_proj", "up_proj", "down_proj")}
+
+
+class Ouro(Family):
+    model_type = "ouro"
+    architecture = "OuroForCausalLM"
+    in_transformers = False
+    options = ("sandwich_norms", "norm_between_passes")
+
+    def _lacks(self, config: ModelConfig) -> dict[str, str]:
+        attention = {"gate": False, "qk_norm": "none", "post_norm": False, "scale": 0.0, "partial_rotary_factor": 1.0}
+        wanted = {f"attention.{name}": value for name, value in attention.items()}
+        wanted |= {"sandwich_norms": True, "norm_between_passes": True} | dict.fromkeys(MULTIPLIERS, 1.0)
+        return foreign_mixers(config, ("attention",)) | other_values(config, wanted)
+
+    def _settings(self, config: ModelConfig) -> dict[str, Any]:
+        attention = config.attention
+        return {
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.dim,
+            "intermediate_size": config.ffn_dim,
+            "num_hidden_layers": len(config.layers),
+            "layer_types": ["full_attention"] * len(config.layers),
+            "hidden_act": "silu",
+            "rms_norm_eps": config.norm_eps,
+            "tie_word_embeddings": config.tie_embeddings,
+            "initializer_range": config.init_std,
+            "num_attention_heads": attention.num_heads,
+            "num_key_value_heads": attention.num_kv_heads,
+            "rope_theta": attention.rope_theta,
+            "rope_scaling": None,
+            "total_ut_steps": LOOPS,
+            "early_exit_threshold": 1.0,
+        } | own_head_dim(config)
+
+    def from_config(self, found: Mapping[str, Any]) -> ModelConfig:
+        def get(key: str) -> Any:
+            return setting(self.model_type, found, key)
+
+        expect(self.model_type, found, {"hidden_act": "silu"})
+        types = set(found.get("layer_types") or ["full_attention"])
+        if types != {"full_attention"} or found.get("rope_scaling"):
+            raise ConfigError(
+                f"config.json: layer_types {sorted(types)} and rope_scaling {found.get('rope_scaling')} are not "
+                "supported for ouro, only full_attention and none"
+            )
+        return ModelConfig(
+            vocab_size=get("vocab_size"),
+            dim=get("hidden_size"),
+            ffn_dim=get("intermediate_size"),
+            layers=["attention"] * get("num_hidden_layers"),
+            norm="plain",
+            norm_eps=get("rms_norm_eps"),
+            sandwich_norms=True,
+            norm_between_passes=True,
+            tie_embeddings=get("tie_word_embeddings"),
+            init_std=get("initializer_range"),
+            attention=AttentionConfig(
+                num_heads=get("num_attention_heads"),
+                num_kv_heads=get("num_key_value_heads"),
+                head_dim=head_dim(self.model_type, found),
+                rope_theta=float(get("rope_theta")),
+                partial_rotary_factor=1.0,
+                gate=False,
+                qk_norm="none",
+            ),
+        )
+
+    def links(self, config: ModelConfig) -> list[Link]:
+        norm = norm_link(config.norm)
+        begin, end = top_links(config, norm)
+        for i in range(len(config.layers)):
+            ours, theirs = f"blocks.{i}", f"model.layers.{i}"
+            begin += [norm(f"{ours}.{a}.weight", f"{theirs}.{b}.weight") for a, b in _NORMS.items()]
+            begin += attention_links(config, f"{ours}.mixer", f"{theirs}.self_attn")
+            begin += renamed(f"{ours}.mlp", f"{theirs}.mlp", _MLP)
+        return [*begin, *end, _gate(config.dim)]
+
+
+def _gate(dim: int) -> Link:
+    """Nothing of ours. Theirs at zero never ends the loops, because all probability of an end before the last one stays
+    below `early_exit_threshold` = 1."""
+    names = ("model.early_exit_gate.weight", "model.early_exit_gate.bias")
+    return Link((), names, lambda: (torch.zeros(1, dim), torch.zeros(1)), lambda *_: ())

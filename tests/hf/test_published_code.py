@@ -1,0 +1,225 @@
+"""Families that transformers lacks, against their published code written again: logits, names, shapes, bits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from sleeptrain.checkpoint.fit import WEIGHTS
+from sleeptrain.checkpoint.read import TensorFiles
+from sleeptrain.config.schema import ModelConfig
+from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.hf.families import family_of
+from sleeptrain.hf.importing import import_folder
+from sleeptrain.model.hybrid import Hybrid
+from tests.hf.jet_nemotron_reference import JET_2B, JetNemotron
+from tests.hf.ouro_reference import OURO_1_4B, Ouro
+from tests.sleep.oracle import causal_layout
+
+SMALL = {"vocab_size": 17, "hidden_size": 48, "intermediate_size": 40, "num_attention_heads": 4}
+JET_KINDS = ["jet", "attn", "swa", "jet"]
+JET_PARTS = {
+    "jet": JET_2B["efficient_attention_config"]["jet"] | {"num_heads": 2, "head_dim": 12},
+    "swa": {"window_size": 5},
+}
+REFERENCES: dict[str, tuple[type[nn.Module], dict[str, Any], dict[str, Any]]] = {
+    "jet_nemotron": (
+        JetNemotron,
+        JET_2B,
+        SMALL
+        | {"num_key_value_heads": 2, "layer_types": JET_KINDS, "num_hidden_layers": 4}
+        | {"efficient_attention_config": JET_PARTS},
+    ),
+    "ouro": (
+        Ouro,
+        OURO_1_4B,
+        SMALL
+        | {"head_dim": 12, "num_key_value_heads": 4, "layer_types": ["full_attention"] * 3, "num_hidden_layers": 3},
+    ),
+}
+each = pytest.mark.parametrize("model_type", REFERENCES)
+
+
+def reference(model_type: str) -> tuple[nn.Module, dict[str, Any]]:
+    """A small model of random weights, all of which count, and its settings."""
+    torch.manual_seed(0)
+    build, published, small = REFERENCES[model_type]
+    theirs = build(published | small)
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.add_(torch.randn(p.shape) * 0.05)
+        theirs.model["embed_tokens"].weight.mul_(0.1)  # logits of about 1
+    return theirs, published | small
+
+
+def imported(model_type: str) -> tuple[nn.Module, Hybrid]:
+    theirs, settings = reference(model_type)
+    family = family_of(model_type)
+    ours = Hybrid(family.from_config(settings))
+    ours.load_state_dict(dict(family.to_ours(ours.config, theirs.state_dict().__getitem__)))
+    return theirs, ours
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+@torch.no_grad()
+def test_jet_nemotron_has_the_same_logits(dtype: torch.dtype, atol: float):
+    theirs, ours = (model.to(dtype) for model in imported("jet_nemotron"))
+    tokens = torch.randint(17, (2, 70))
+    x, _ = ours.run(ours.embed(tokens), ours.empty_state(), causal_layout(70))
+    torch.testing.assert_close(ours.logits(x), theirs(tokens), rtol=0, atol=atol)
+
+
+def test_jet_nemotron_has_the_same_gradients():
+    theirs, ours = imported("jet_nemotron")
+    tokens = torch.randint(17, (2, 40))
+    x, _ = ours.run(ours.embed(tokens), ours.empty_state(), causal_layout(40))
+    direction = torch.randn(2, 40, 17)
+    (ours.logits(x) * direction).sum().backward()
+    (theirs(tokens) * direction).sum().backward()
+    found = {name: p.grad for name, p in ours.named_parameters()}
+    wanted = {name: p.grad for name, p in theirs.named_parameters()}
+    for name, gradient in family_of("jet_nemotron").to_theirs(ours.config, found.__getitem__):
+        error = (gradient - wanted[name]).norm() / wanted[name].norm()
+        assert error < 1e-3, f"{name}: relative error {error:.1e}"
+
+
+@torch.no_grad()
+def test_ouros_loops_are_passes():
+    """Without a memory, N passes over one window are N of its loops; each of them could predict."""
+    theirs, ours = imported("ouro")
+    tokens = torch.randint(17, (2, 30))
+    wanted = theirs(tokens)
+    x = ours.embed(tokens)
+    for n in range(4):
+        x, _ = ours.run(x, ours.empty_state(), causal_layout(30))
+        torch.testing.assert_close(ours.logits(x), wanted[n], rtol=0, atol=1e-5)
+        x = ours.fed_back(x)
+
+
+@each
+def test_every_tensor_of_the_published_model_is_known(model_type: str):
+    build, published, _ = REFERENCES[model_type]
+    with torch.device("meta"):
+        wanted = {name: tuple(p.shape) for name, p in build(published).named_parameters()}
+    family = family_of(model_type)
+    config = family.from_config(published)
+    assert family.their_shapes(config) == wanted
+    with torch.device("meta"):
+        total = sum(p.numel() for p in Hybrid(config).parameters())
+    assert total == {"jet_nemotron": 1_964_806_208, "ouro": 1_434_650_624}[model_type]
+
+
+@each
+def test_there_and_back_bit_for_bit(model_type: str):
+    theirs, settings = reference(model_type)
+    family, weights = family_of(model_type), theirs.state_dict()
+    config = family.from_config(settings)
+    ours = dict(family.to_ours(config, weights.__getitem__))
+    back = dict(family.to_theirs(config, ours.__getitem__))
+    assert back.keys() == weights.keys()
+    assert all(torch.equal(back[name], weights[name]) or "early_exit_gate" in name for name in weights)
+    again = dict(family.to_ours(config, back.__getitem__))
+    assert again.keys() == ours.keys() and all(torch.equal(again[name], ours[name]) for name in ours)
+
+
+@each
+def test_settings_there_and_back(model_type: str):
+    family = family_of(model_type)
+    for settings in (REFERENCES[model_type][1], reference(model_type)[1]):
+        config = family.from_config(settings)
+        written = family.to_config(config)
+        assert family.from_config(written) == config
+        for key in settings.keys() - {"efficient_attention_config", "sliding_window"}:
+            assert written.get(key, settings[key]) == settings[key], key
+
+
+def folder_of(model_type: str, folder: Path, **changes: torch.Tensor | None) -> nn.Module:
+    """The files of a small model; changes: tensors that are other ones, or None where they are missing."""
+    theirs, settings = reference(model_type)
+    weights = {**theirs.state_dict(), **changes}
+    folder.mkdir()
+    save_file({n: w for n, w in weights.items() if w is not None}, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(settings))
+    return theirs
+
+
+@each
+def test_a_folder_becomes_a_checkpoint(model_type: str, tmp_path: Path):
+    theirs = folder_of(model_type, tmp_path / "theirs")
+    done = import_folder(tmp_path / "theirs", tmp_path / "ours")
+    assert done.error is None and done.model_type == model_type
+    found: dict[str, torch.Tensor] = {}
+    files = TensorFiles(tmp_path / "ours")
+    files.read({name: lambda t, name=name: found.update({name.removeprefix(WEIGHTS): t}) for name in files.forms})
+    wanted = dict(family_of(model_type).to_ours(done.config, theirs.state_dict().__getitem__))
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@each
+def test_missing_and_unexpected_tensors_are_listed(model_type: str, tmp_path: Path):
+    name = "model.layers.1.self_attn.q_proj.weight"
+    folder_of(model_type, tmp_path / "theirs", **{name: None, "model.layers.9.odd": torch.zeros(1)})
+    with pytest.raises(DataError, match="1 missing, 1 unexpected") as refused:
+        import_folder(tmp_path / "theirs", tmp_path / "ours")
+    assert f"missing: {name}" in refused.value.details and "unexpected: model.layers.9.odd" in refused.value.details
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "change", "named"),
+    [
+        ("jet_nemotron", {"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling"),
+        ("jet_nemotron", {"layer_types": ["deltanet"]}, "deltanet"),
+        ("ouro", {"layer_types": ["sliding_attention"]}, "sliding_attention"),
+        ("ouro", {"hidden_act": "gelu"}, "hidden_act"),
+    ],
+)
+def test_a_model_that_we_lack_is_refused(model_type: str, change: dict[str, Any], named: str):
+    with pytest.raises(ConfigError, match=named):
+        family_of(model_type).from_config(REFERENCES[model_type][1] | change)
+
+
+def test_what_a_family_cannot_express_is_named():
+    jet, ouro = (family_of(name).from_config(reference(name)[1]) for name in REFERENCES)
+    assert set(family_of("ouro").lacks(jet)) >= {"model.layers with jet", "model.sandwich_norms=False".lower()}
+    assert set(family_of("jet_nemotron").lacks(ouro)) >= {"model.sandwich_norms=true", "model.attention.qkv_bias=false"}
+    inserted = dataclasses.replace(ouro, layers=["attention", "jet", "attention"], mixer_only=[1])
+    assert "model.mixer_only=[1]" in family_of("ouro").lacks(inserted)
+    assert "model.norm_between_passes=true" in family_of("qwen3_5_text").lacks(ouro)
+
+
+def test_six_jet_layers_add_less_than_a_tenth_to_ouro_and_change_nothing_at_first():
+    config = family_of("ouro").from_config(OURO_1_4B)
+    grown = with_jet(config, 6, heads=8, keys=128, values=256, kernel=256)
+    with torch.device("meta"):
+        before, after = (sum(p.numel() for p in Hybrid(c).parameters()) for c in (config, grown))
+    assert 1.05 < after / before < 1.10
+    _, small = imported("ouro")
+    ours = Hybrid(with_jet(small.config, 1, heads=2, keys=4, values=6, kernel=5))
+    ours.init_weights(0)
+    weights = {name.replace("blocks.2.", "blocks.3."): w for name, w in small.state_dict().items()}
+    ours.load_state_dict(weights, strict=False)
+    tokens = torch.randint(17, (2, 12))
+    x, state = ours.run(ours.embed(tokens), ours.empty_state(), causal_layout(12))
+    y, _ = small.run(small.embed(tokens), small.empty_state(), causal_layout(12))
+    assert torch.equal(x, y) and state[2].S_BHKV.abs().sum() > 0
+
+
+def with_jet(config: ModelConfig, number: int, heads: int, keys: int, values: int, kernel: int) -> ModelConfig:
+    """A Jet mixer behind every so many blocks; for three blocks and one mixer behind the second."""
+    each = max(len(config.layers) // number, 2) if number > 1 else 2
+    layers, alone = list[str](), list[int]()
+    for i, kind in enumerate(config.layers):
+        layers.append(kind)
+        if (i + 1) % each == 0 and len(alone) < number:
+            alone.append(len(layers))
+            layers.append("jet")
+    jet = dataclasses.replace(config.jet, num_heads=heads, head_k_dim=keys, head_v_dim=values, kernel_dim=kernel)
+    return dataclasses.replace(config, layers=layers, mixer_only=alone, jet=jet)
