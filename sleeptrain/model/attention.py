@@ -106,9 +106,10 @@ class Attention(nn.Module):
 
     def put_before(self, kv: WindowKV, rows_R: torch.Tensor, retained: Retained) -> None:
         """Writes what the window before has left into the slots before the next window's, in place."""
-        window = kv.k_BCGD.shape[1] // 2
-        kv.k_BCGD[rows_R, :window] = rotate(retained.k_BLGD, self._tables(-window, window, retained.k_BLGD))
-        kv.v_BCGD[rows_R, :window] = retained.v_BLGD
+        window, kept = kv.k_BCGD.shape[1] // 2, retained.k_BLGD.shape[1]
+        before = slice(window - kept, window)
+        kv.k_BCGD[rows_R, before] = rotate(retained.k_BLGD, self._tables(-kept, kept, retained.k_BLGD))
+        kv.v_BCGD[rows_R, before] = retained.v_BLGD
 
     def _attend(
         self, q_BTHD: torch.Tensor, k_BCGD: torch.Tensor, v_BCGD: torch.Tensor, mask: torch.Tensor | None

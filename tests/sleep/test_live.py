@@ -49,6 +49,8 @@ STACKS = {
     "all mixers": None,
     "gated deltanet": ["attention", "gated_deltanet", "attention"],
     "mamba2": ["mamba2", "attention"],
+    "jet": ["jet", "sliding_attention", "attention"],
+    "lesser reach": ["sliding_attention", "gated_deltanet", "sliding_attention"],
     "no attention": ["gated_deltanet", "mamba2"],
     "transformer": ["attention", "attention"],
 }
@@ -75,6 +77,13 @@ def test_equals_the_training_loop(case, passes, pieces):
 @pytest.mark.parametrize("eviction", ["hard", "sliding"])
 def test_every_stack(stack, eviction):
     compare(tiny_model(stack), texts([9, 14]), SleepConfig(passes=2, window=4, eviction=eviction), [1, 3])
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_options_of_blocks(case):
+    layers = ["sliding_attention", "jet", "attention", "gated_deltanet"]
+    options = {"sandwich_norms": True, "norm_between_passes": True, "mixer_only": [1], "norm": "plain"}
+    compare(tiny_model(layers, **options), texts([9, 14]), SleepConfig(passes=3, window=4, **case), [1, 3])
 
 
 @pytest.mark.parametrize(("case", "core"), list(product(CASES, [[1, 3], [0, 2], [2, 4], [1, 2]])), ids=str)
