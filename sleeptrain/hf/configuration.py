@@ -14,7 +14,7 @@ from sleeptrain.config import schema
 from sleeptrain.config.suggest import suggest
 from sleeptrain.config.validate import validate_model
 from sleeptrain.errors import ConfigError
-from sleeptrain.hf.families import family_of
+from sleeptrain.hf.families import FAMILIES, family_of
 
 MODEL_TYPE = "sleeptrain"
 # What of `sleep.*` decides what a model computes; the rest is about training it.
@@ -72,11 +72,13 @@ def from_family(found: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(found)
     if found.get("model_type", MODEL_TYPE) == MODEL_TYPE:
         return found
-    # What a config.json leaves out has transformers' defaults.
-    try:
-        found |= AutoConfig.for_model(**found).get_text_config().to_dict()
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"config.json is not understood by transformers: {' '.join(str(error).split())}") from error
+    family = FAMILIES.get(found["model_type"])
+    if family is None or family.in_transformers:  # what its config.json leaves out has transformers' defaults
+        try:
+            found |= AutoConfig.for_model(**found).get_text_config().to_dict()
+        except (ValueError, KeyError, TypeError) as error:
+            text = " ".join(str(error).split())
+            raise ConfigError(f"config.json is not understood by transformers: {text}") from error
     model = family_of(found["model_type"]).from_config(found)
     kept = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype")
     ours = {"model_type": MODEL_TYPE, "model": asdict(model), "sleep": found.get("sleep")}

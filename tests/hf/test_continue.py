@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.hf.exporting import export
 from sleeptrain.hf.importing import import_folder
+from sleeptrain.hf.modeling import SleepForCausalLM
 from sleeptrain.train.metrics import read_metrics
 from tests.hf.jet_nemotron_reference import JetNemotron
 from tests.hf.ouro_reference import Ouro
@@ -58,6 +59,13 @@ def test_jet_nemotron_from_its_files_and_back(tmp_path: Path):
     first, again = (load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "again"))
     assert first.keys() == again.keys() and not any(torch.equal(first[name], again[name]) for name in first)
     reads(JetNemotron, tmp_path / "again", again)
+    model = SleepForCausalLM.from_pretrained(tmp_path / "again")
+    assert model.sleep_settings().passes == 4
+    ids = torch.arange(2 * model.sleep_settings().window + 1)[None] % model.config.vocab_size
+    said = model.generate(ids, max_new_tokens=20, do_sample=False, pad_token_id=0)
+    with torch.no_grad():
+        expected = model(said, use_cache=False).logits[:, ids.shape[1] - 1 : -1].argmax(-1)
+    assert torch.equal(said[:, ids.shape[1] :], expected)
 
 
 def test_ouro_from_its_files_with_a_memory_inserted(tmp_path: Path):

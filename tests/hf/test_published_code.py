@@ -16,8 +16,10 @@ from sleeptrain.checkpoint.fit import WEIGHTS
 from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.hf.check import our_logits
 from sleeptrain.hf.families import family_of
 from sleeptrain.hf.importing import import_folder
+from sleeptrain.hf.modeling import SleepForCausalLM
 from sleeptrain.model.hybrid import Hybrid
 from tests.hf.jet_nemotron_reference import JET_2B, JetNemotron
 from tests.hf.ouro_reference import OURO_1_4B, Ouro
@@ -160,6 +162,19 @@ def test_a_folder_becomes_a_checkpoint(model_type: str, tmp_path: Path):
     files.read({name: lambda t, name=name: found.update({name.removeprefix(WEIGHTS): t}) for name in files.forms})
     wanted = dict(family_of(model_type).to_ours(done.config, theirs.state_dict().__getitem__))
     assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@each
+@torch.no_grad()
+def test_a_folder_is_read_and_generates_without_a_checkpoint(model_type: str, tmp_path: Path):
+    theirs = folder_of(model_type, tmp_path / "theirs")
+    ours = Hybrid(family_of(model_type).from_config(json.loads((tmp_path / "theirs" / "config.json").read_text())))
+    ours.load_state_dict(dict(family_of(model_type).to_ours(ours.config, theirs.state_dict().__getitem__)))
+    model = SleepForCausalLM.from_pretrained(tmp_path / "theirs")
+    ids = torch.randint(1, SMALL["vocab_size"], (2, 11), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(ids, window=4).logits, our_logits(ours, ids, 4, 1), rtol=0, atol=1e-5)
+    said = model.generate(ids, max_new_tokens=9, do_sample=False, window=4, pad_token_id=0)
+    torch.testing.assert_close(said[:, 11:], model(said, window=4, use_cache=False).logits[:, 10:-1].argmax(-1))
 
 
 @each
