@@ -12,8 +12,8 @@ from omegaconf import MISSING, OmegaConf
 
 from sleeptrain.cli import COMMANDS, OTHER_COMMANDS, _own_flags
 from sleeptrain.config.compose import compose, validate_sweep
+from sleeptrain.config.ranges import CHOICES, settings
 from sleeptrain.config.schema import Config, FrozenStage, MixtureStage, Rate, ShardSource, Stage
-from sleeptrain.config.validate import CHOICES, settings
 from sleeptrain.data.command import parser as data_parser
 from sleeptrain.doctor.checks import CHECKS
 from sleeptrain.doctor.command import parser as doctor_parser

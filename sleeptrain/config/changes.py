@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 
+from sleeptrain.config.ranges import settings
 from sleeptrain.config.resolved import config_diff
 from sleeptrain.config.schema import Config
 from sleeptrain.config.suggest import suggest_setting
-from sleeptrain.config.validate import settings
 from sleeptrain.errors import ConfigError
 
 # They touch neither the data of a run nor its mathematics.

@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from sleeptrain.config.ranges import settings
 from sleeptrain.config.schema import Config
-from sleeptrain.config.validate import settings
 from sleeptrain.errors import ConfigError
 from sleeptrain.files import write_whole
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from sleeptrain.config.validate import settings
+from sleeptrain.config.ranges import settings
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.exporting import DTYPES, export
 from sleeptrain.hf.families import FAMILIES

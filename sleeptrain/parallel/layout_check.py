@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sleeptrain.config.ranges import ATTENTION_MIXERS
 from sleeptrain.config.schema import Config, ModelConfig
-from sleeptrain.config.validate import ATTENTION_MIXERS, values_in_force
+from sleeptrain.config.validate import values_in_force
 from sleeptrain.errors import ConfigError
 from sleeptrain.parallel.stage_split import split_stages
 from sleeptrain.sleep.rounds import window_spans

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sleeptrain.config.ranges import ATTENTION_MIXERS
 from sleeptrain.config.schema import Config, ModelConfig
-from sleeptrain.config.validate import ATTENTION_MIXERS
 from sleeptrain.ops.chunks import Cut
 from sleeptrain.ops.gated_delta_rule import chunk_size
 from sleeptrain.ops.ssd import CHUNK as SSD_CHUNK

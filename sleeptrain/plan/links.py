@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from sleeptrain.config.ranges import ATTENTION_MIXERS
 from sleeptrain.config.schema import Config
-from sleeptrain.config.validate import ATTENTION_MIXERS
 from sleeptrain.parallel.stages import Stages
 from sleeptrain.plan.parameters import WIDE, Held, partition_size, role_groups
 from sleeptrain.plan.update import muon_exchange

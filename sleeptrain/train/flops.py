@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from sleeptrain.config.ranges import ATTENTION_MIXERS
 from sleeptrain.config.schema import ModelConfig
-from sleeptrain.config.validate import ATTENTION_MIXERS
 from sleeptrain.sleep.rounds import Round, round_layers
 
 BACKWARD_AND_FORWARD = 3  # the backward of a matrix product is two products

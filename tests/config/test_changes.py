@@ -6,8 +6,8 @@ import pytest
 
 from sleeptrain.config.changes import FIXED, FREE, check_changes
 from sleeptrain.config.compose import compose
+from sleeptrain.config.ranges import settings
 from sleeptrain.config.schema import Config
-from sleeptrain.config.validate import settings
 from sleeptrain.errors import ConfigError
 
 

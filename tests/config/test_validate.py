@@ -9,8 +9,8 @@ import pytest
 from omegaconf import MISSING
 
 from sleeptrain.config import Config, validate
+from sleeptrain.config.ranges import ABOVE_ZERO, AT_LEAST, CHOICES, FRACTIONS, settings
 from sleeptrain.config.schema import MixtureStage, ShardsConfig, ShardSource, Stage
-from sleeptrain.config.validate import ABOVE_ZERO, AT_LEAST, CHOICES, FRACTIONS, settings
 from sleeptrain.errors import ConfigError
 from tests.configs import change
 
