@@ -272,9 +272,9 @@ def test_the_policy_may_change_when_a_run_goes_on_but_not_what_is_a_spike(
     ("spread", "ranks", "policy", "batch", "good"),
     [
         (layout(1, 2, 1), 4, "rollback", BAD, 6),
-        (layout(1, 1, 3), 2, "rollback", BAD, 6),
+        pytest.param(layout(1, 1, 3), 2, "rollback", BAD, 6, marks=pytest.mark.slow),
         (layout(1, 1, 1), 2, "rollback", 4, 0),
-        (layout(1, 1, 0), 2, "skip", BAD, 6),
+        pytest.param(layout(1, 1, 0), 2, "skip", BAD, 6, marks=pytest.mark.slow),
         (layout(1, 1, 2), 2, "skip", BAD, 6),
     ],
     ids=str,

@@ -93,6 +93,7 @@ def small_shards(text: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_shards_that_are_gone_are_named_and_the_run_goes_on_once_they_are_back(
     small_shards: Path, tmp_path: Path
@@ -200,6 +201,7 @@ def slow(made: Run) -> None:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0.01, 0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_a_rank_ten_times_slower_is_named_and_changes_nothing(
     text: Path, tmp_path: Path, straight: Callable[[Layout], Path]
