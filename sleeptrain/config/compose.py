@@ -98,9 +98,8 @@ def _compose_sweep_job(job: Sequence[str]) -> tuple[Config, Path]:
     sweep_job = composed.hydra.job.override_dirname
     with open_dict(composed):
         del composed["hydra"]
-    name = resolve(composed).run.name
     config = resolve(composed, sweep_job)
-    return config, Path(config.run.root) / sweep_run_name(name, "")
+    return config, Path(config.run.root) / sweep_run_name(composed.run.name, "")
 
 
 @contextmanager

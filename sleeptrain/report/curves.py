@@ -62,6 +62,7 @@ class Band:
 
 
 BY = {"hops": "hops", "ops": "operations"}
+METRICS = {"bits": "Held-out accuracy by bits", "sampled": "Held-out accuracy to expect of drawn labels"}
 
 
 def most_passes(found: Evaluated) -> str:
@@ -82,7 +83,7 @@ def quantities(section: Section) -> list[Quantity]:
     )
     for name in _names(e.get("metrics", {}) for e in evaluations):
         if any(isinstance(m.get(name), int | float) for e in evaluations for m in e["metrics"].values()):
-            found.append(Quantity(name, f"Held-out {name}", _metric(name)))
+            found.append(Quantity(name, METRICS.get(name, f"Held-out {name}"), _metric(name)))
     for name in dict.fromkeys(name for e in evaluations for name in e.get("sets", {})):
         found.append(Quantity(f"loss-{name}", f"Held-out loss of {name}, {where}", _set(name), **nats))  # type: ignore[arg-type]
     return found
@@ -150,7 +151,7 @@ def guessing(groups: Sequence[Group], quantity: str) -> dict[str, list[float]]:
 def _line_of(name: str) -> str:
     """The quantity that a line of `Task.guessing` is to be held against; its name says so, accuracy unless it does."""
     last = name.rpartition("_")[2]
-    return last if last in ("loss", "bits") else "accuracy"
+    return last if last in ("loss", "bits", "sampled") else "accuracy"
 
 
 def _evaluations(section: Section) -> list[Evaluated]:

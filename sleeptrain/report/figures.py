@@ -85,7 +85,7 @@ def draw_facet_ends(section: Section, quantity: Quantity) -> Figure:
         for index, label in enumerate(section.labels):
             groups = sorted((g for g in section.groups if g.label == label), key=lambda g: g.difficulty)
             ends = [(g.difficulty, found) for g in groups if (found := band(g, quantity)).steps]
-            _ends(axes, [x for x, _ in ends], [found for _, found in ends], quantity.share, label, index)
+            _ends(axes, [x for x, _ in ends], [b for _, b in ends], quantity.share, _wrapped(label), index)
         by_difficulty = [(groups[0].difficulty, guessing(groups, quantity.name)) for _, groups in section.facets]
         for index, name in enumerate(dict.fromkeys(name for _, found in by_difficulty for name in found)):
             points = [(x, _percent(found[name][0], quantity.share)) for x, found in by_difficulty if name in found]
@@ -106,7 +106,7 @@ def draw_breakdown_ends(section: Section, breakdown: Breakdown) -> Figure:
             for awake in (False, True) if breakdown.by == "window" and _slept(group) else (False,):
                 found = [(key, band(group, breakdown.of(key), awake)) for key in breakdown.keys]
                 known = [(breakdown.keys.index(key), one) for key, one in found if one.steps]
-                label = _curve_label(group) + (", kept awake (N=1)" if awake else "")
+                label = _wrapped(group.name) + (", kept awake (N=1)" if awake else "")
                 _ends(axes, [x for x, _ in known], [one for _, one in known], breakdown.share, label, index, awake)
         many = max(1, len(breakdown.keys) // 16)
         axes.set_xticks(range(0, len(breakdown.keys), many), breakdown.keys[::many])
@@ -122,7 +122,7 @@ def draw_training(section: Section) -> Figure:
         axes = figure.add_subplot()
         later = []
         for index, group in enumerate(section.groups):
-            label: str | None = _curve_label(group)
+            label: str | None = _wrapped(group.name)
             for run in group.runs:
                 finite = [r for r in run.steps if math.isfinite(r["loss"])]
                 losses = smooth([r["loss"] for r in finite])
@@ -157,7 +157,7 @@ def _panel(axes: Axes, section: Section, groups: list[Group], quantity: Quantity
     by_flops = x_axis != "steps"
     unknown = ""
     for group in groups:
-        label = _curve_label(group)
+        label = _wrapped(group.label)
         index = _color_index(section, group)
         for one_pass in (False, True) if awake and _slept(group) else (False,):
             found = band(group, quantity, one_pass)
@@ -218,8 +218,8 @@ def _ends(
     axes.errorbar(x, mean, yerr=reach, marker="o", markersize=4, capsize=3, label=label + _of_seeds(found[0]), **style)
 
 
-def _curve_label(group: Group) -> str:
-    return "\n".join(textwrap.wrap(group.label, 70))
+def _wrapped(label: str) -> str:
+    return "\n".join(textwrap.wrap(label, 70))
 
 
 def _color_index(section: Section, group: Group) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 
@@ -47,7 +48,8 @@ def _panel(axes: Axes, curves: dict[str, dict[int, float]]) -> None:
         label = re.sub(r"(\d+)", r" \1", name)
         marker = "o" if len(values) <= 30 else None
         axes.plot(list(values), list(values.values()), marker=marker, markersize=3, label=label, **line_style(index))
-    axes.set_ylim(bottom=0)
+    finite = [value for values in curves.values() for value in values.values() if math.isfinite(value)]
+    axes.set_ylim(0, 1.2 * max(finite, default=0) or 1)
     over(axes)
     if curves:
-        axes.legend(loc="upper left", ncols=2 if len(curves) > 6 else 1)
+        axes.legend(loc="best", ncols=2 if len(curves) > 6 else 1)

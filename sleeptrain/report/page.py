@@ -17,10 +17,10 @@ img { max-width: 100%; } .wide { overflow-x: auto; } pre { background: #f4f4f7; 
 table { border-collapse: collapse; font-size: 13px; } td, th { padding: .25rem .6rem; border-bottom: 1px solid #e4e4ea;
 text-align: left; vertical-align: top; } .open { color: #b3261e; font-weight: bold; } .note { color: #6a6a75; }
 """
-FLOPS = (
+NOTE = (
     "Training FLOPs: forward and backward of every pass, recomputation and evaluation left out, by the plan of a "
-    "typical batch of each run's settings. Curves: the mean over runs that differ in seeds alone, shaded from the least to the "
-    "most, each run thin."
+    "typical batch of each run's settings. Curves: the mean over runs that differ in seeds alone, shaded from the "
+    "least to the most, each run thin."
 )
 
 
@@ -29,7 +29,7 @@ def page(title: str, parts: Sequence[tuple[Section, Sequence[tuple[str, bytes]]]
     body = "\n".join(_section(section, pictures) for section, pictures in parts)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/><title>{escape(title)}</title>'
-        f"<style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n<p class='note'>{escape(FLOPS)}</p>\n"
+        f"<style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n<p class='note'>{escape(NOTE)}</p>\n"
         f"{body}\n</body></html>\n"
     )
 
