@@ -97,6 +97,10 @@ OTHER_COMMANDS = {
         "say which documents a step read (which), or what a configuration reads and wastes (describe)",
     ),
     "report": ("sleeptrain.report.command", "turn runs, or the folder of a sweep, into a page of curves and tables"),
+    "evaluate": (
+        "sleeptrain.train.evaluating",
+        "held-out loss and accuracy of a checkpoint, with any number of passes",
+    ),
     "doctor": ("sleeptrain.doctor.command", "say whether this machine can train, and what to do where it cannot"),
     "convert": ("sleeptrain.hf.command", "checkpoints to Hugging Face folders (export) and back (import)"),
     "generate": ("sleeptrain.hf.generating", "go on with a text, sleeping whenever a window is full"),

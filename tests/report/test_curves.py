@@ -8,7 +8,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sleeptrain.report.curves import band, breakdowns, guessing, quantities
+from sleeptrain.report.curves import band, breakdowns, guessing, most_passes, quantities
 from sleeptrain.report.figures import (
     draw_breakdown,
     draw_breakdown_ends,
@@ -213,6 +213,10 @@ def test_odd_numbers_are_shown_as_they_are(tmp_path: Path) -> None:
     cells = tables(found)[0].rows[0]
     assert cells[3:] == ["0.0 %", "–", "0.0 %", "nan"]
     assert draw_section(found)
+
+
+def test_the_most_passes_are_told_by_number() -> None:
+    assert most_passes({"loss": {"2": [1.0], "16": [1.0], "4": [1.0]}}) == "16"
 
 
 def test_lists_that_repeat_are_short() -> None:
