@@ -19,8 +19,8 @@ Evaluated = dict[str, Any]  # `eval` of a record
 class Quantity:
     """A number of each evaluation.
 
-    name: of files and lines. share: 0..1, shown in per cent; else in `unit`. read(eval, passes): None where it is not
-    there.
+    name: of files. share: 0..1, shown in per cent; else in `unit`. read(eval, passes): None where it is not there.
+    line: the quantity whose lines of guessing it is held against, `name` if empty.
     """
 
     name: str
@@ -28,22 +28,26 @@ class Quantity:
     read: Callable[[Evaluated, str], float | None]
     share: bool = True
     unit: str = ""
+    line: str = ""
 
 
 @dataclass(frozen=True)
 class Breakdown:
-    """A quantity by difficulty. keys: in order, such as k=1, k=2. by: what a key tells."""
+    """A quantity by difficulty. keys: in order, such as k=1, k=2. by: what a key tells. line: as of a `Quantity`."""
 
     name: str
     title: str
     by: str
     keys: list[str]
     read: Callable[[Evaluated, str, str], float | None]
+    line: str
     share: bool = True
     unit: str = ""
 
     def of(self, key: str) -> Quantity:
-        return Quantity(f"{self.name}-{key}", key, lambda found, n: self.read(found, n, key), self.share, self.unit)
+        read = self.read
+        name, one = f"{self.name}-{key}", lambda found, n: read(found, n, key)
+        return Quantity(name, key, one, self.share, self.unit, self.line)
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,12 @@ def breakdowns(section: Section) -> list[Breakdown]:
             ordered = sorted(keys, key=lambda key: [int(digits) for digits in re.findall(r"\d+", key)])
             share = what != "loss"
             by, unit = BY.get(by, by), "" if share else "nats a target"
-            found.append(Breakdown(name, f"Held-out {what} by {by}", by, ordered, _keyed(name), share, unit))
+            found.append(Breakdown(name, f"Held-out {what} by {by}", by, ordered, _keyed(name), what, share, unit))
     if section.source == "shards" and evaluations:
         most = max(len(losses) for e in evaluations for losses in e["loss"].values())
         keys_ = [str(number) for number in range(1, most + 1)]
         title = "Held-out loss by window"
-        found.append(Breakdown("loss_by_window", title, "window", keys_, _window, False, "nats a token"))
+        found.append(Breakdown("loss_by_window", title, "window", keys_, _window, "loss", False, "nats a token"))
     return found
 
 
@@ -137,13 +141,19 @@ def band(group: Group, quantity: Quantity, awake: bool = False) -> Band:
     )
 
 
-def guessing(groups: Sequence[Group], quantity: str) -> dict[str, list[float]]:
-    """The lines that guessing reaches for a quantity (by name), and their values, each once: runs may differ."""
+def behind(section: Section, found: Band) -> str:
+    """`, at step 500` where a band ends before others of its section have been evaluated last; else nothing."""
+    furthest = max((record["step"] for run in section.runs for record in run.evaluations), default=0)
+    return f", at step {found.steps[-1]:,}" if found.steps and found.steps[-1] < furthest else ""
+
+
+def guessing(groups: Sequence[Group], quantity: Quantity) -> dict[str, list[float]]:
+    """The lines that guessing reaches for a quantity, and their values, each once: runs may differ."""
     found: dict[str, list[float]] = {}
     for run in (run for group in groups for run in group.runs):
         for record in run.evaluations[-1:]:
             for name, value in record["eval"].get("guessing", {}).items():
-                if _line_of(name) == quantity and value not in found.setdefault(name, []):
+                if _line_of(name) == (quantity.line or quantity.name) and value not in found.setdefault(name, []):
                     found[name].append(value)
     return {name: values for name, values in found.items() if values}
 

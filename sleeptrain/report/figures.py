@@ -12,7 +12,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sleeptrain.report.curves import Band, Breakdown, Quantity, band, breakdowns, curve, guessing, quantities
+from sleeptrain.report.curves import Band, Breakdown, Quantity, band, behind, breakdowns, curve, guessing, quantities
 from sleeptrain.report.groups import Group, Section
 from sleeptrain.report.norms_figure import draw_norms
 from sleeptrain.report.run_figure import draw_run
@@ -85,8 +85,9 @@ def draw_facet_ends(section: Section, quantity: Quantity) -> Figure:
         for index, label in enumerate(section.labels):
             groups = sorted((g for g in section.groups if g.label == label), key=lambda g: g.difficulty)
             ends = [(g.difficulty, found) for g in groups if (found := band(g, quantity)).steps]
-            _ends(axes, [x for x, _ in ends], [b for _, b in ends], quantity.share, _wrapped(label), index)
-        by_difficulty = [(groups[0].difficulty, guessing(groups, quantity.name)) for _, groups in section.facets]
+            at = next(filter(None, (behind(section, b) for _, b in ends)), "")
+            _ends(axes, [x for x, _ in ends], [b for _, b in ends], quantity.share, _wrapped(label) + at, index)
+        by_difficulty = [(groups[0].difficulty, guessing(groups, quantity)) for _, groups in section.facets]
         for index, name in enumerate(dict.fromkeys(name for _, found in by_difficulty for name in found)):
             points = [(x, _percent(found[name][0], quantity.share)) for x, found in by_difficulty if name in found]
             dashes = GUESS_DASHES[index % len(GUESS_DASHES)]
@@ -106,8 +107,9 @@ def draw_breakdown_ends(section: Section, breakdown: Breakdown) -> Figure:
             for awake in (False, True) if breakdown.by == "window" and _slept(group) else (False,):
                 found = [(key, band(group, breakdown.of(key), awake)) for key in breakdown.keys]
                 known = [(breakdown.keys.index(key), one) for key, one in found if one.steps]
+                at = behind(section, known[0][1]) if known else ""
                 label = _wrapped(group.name) + (", kept awake (N=1)" if awake else "")
-                _ends(axes, [x for x, _ in known], [one for _, one in known], breakdown.share, label, index, awake)
+                _ends(axes, [x for x, _ in known], [one for _, one in known], breakdown.share, label + at, index, awake)
         many = max(1, len(breakdown.keys) // 16)
         axes.set_xticks(range(0, len(breakdown.keys), many), breakdown.keys[::many])
         axes.set(xlabel=breakdown.by, ylabel=_y_label(breakdown))
@@ -166,7 +168,7 @@ def _panel(axes: Axes, section: Section, groups: list[Group], quantity: Quantity
                 continue
             _seeds(axes, group, quantity, by_flops, one_pass, index)
             _mean(axes, found, by_flops, quantity.share, label, index, one_pass)
-    values = guessing(groups, quantity.name)
+    values = guessing(groups, quantity)
     for index, (name, levels) in enumerate(values.items()):
         for level in levels:
             told = _guess(name) + (f" ({_percent(level, quantity.share):.3g})" if len(levels) > 1 else "")
@@ -187,7 +189,7 @@ def _seeds(axes: Axes, group: Group, quantity: Quantity, by_flops: bool, awake: 
         x = [run.flops_until(step) if by_flops else step for step in found]
         if x and None not in x:
             y = [_percent(value, quantity.share) for value in found.values()]
-            axes.plot(x, y, linewidth=0.8, alpha=0.35, **line_style(index))  # type: ignore[arg-type]
+            axes.plot(x, y, linewidth=0.8, alpha=0.5, **line_style(index))  # type: ignore[arg-type]
 
 
 def _mean(axes: Axes, found: Band, by_flops: bool, share: bool, label: str, index: int, awake: bool) -> None:
@@ -254,5 +256,5 @@ def _legend(figure: Figure, *panels: Axes) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     if handles:
-        columns = min(3, len(handles)) if max(map(len, handles)) < 40 else 1
+        columns = max(1, int(11 * figure.get_figwidth()) // (max(map(len, handles)) + 8))
         figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from sleeptrain.config.changes import FREE
@@ -16,7 +16,6 @@ SEEDS = ("train.seed", "data.seed")
 SYMBOLS = {"sleep.passes": "N", "sleep.window": "L", "data.rule110.steps": "t"}
 # Where the difficulty of a task is a setting, runs that differ in it have panels of their own.
 DIFFICULTY = {"rule110": "data.rule110.steps"}
-WITHOUT_DIFFERENCE = "all runs"
 
 
 @dataclass(frozen=True)
@@ -91,11 +90,15 @@ def symbol(name: str) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A setting's value in short; a list that repeats itself as `8 x [a, b]`."""
-    if isinstance(value, list) and value:
-        for period in range(1, len(value) // 2 + 1):
-            if len(value) % period == 0 and value == value[:period] * (len(value) // period):
-                return f"{len(value) // period} x [{', '.join(map(str, value[:period]))}]"
+    """A setting's value in short; a list that repeats itself as `8 x [a, b]`, what an item leaves open unsaid."""
+    if isinstance(value, list):
+        periods = (n for n in range(1, len(value) // 2 + 1) if value == value[:n] * (len(value) // n))
+        period = next(periods, len(value))
+        items = f"[{', '.join(map(value_text, value[:period]))}]"
+        return items if period == len(value) else f"{len(value) // period} x {items}"
+    if is_dataclass(value):
+        told = {item.name: getattr(value, item.name) for item in fields(value)}
+        return " ".join(f"{name}={value_text(own)}" for name, own in told.items() if own is not None)
     return "none" if value is None else str(value)
 
 
@@ -120,8 +123,11 @@ def _section(source: str, runs: Sequence[ReadRun]) -> Section:
 
 
 def _only_label(run: ReadRun) -> str:
-    """Of the one curve: its N, unless that changes on the way."""
-    return WITHOUT_DIFFERENCE if run.config.sleep.curriculum else f"N={run.config.sleep.passes}"
+    """Of the one curve: its N."""
+    sleep = run.config.sleep
+    if sleep.curriculum:
+        return "N by the curriculum"
+    return f"N drawn from 1 to {sleep.passes}" if sleep.sample_passes else f"N={sleep.passes}"
 
 
 def _order(value: Any) -> tuple[int, float, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from sleeptrain.report.curves import Quantity, band, quantities
+from sleeptrain.report.curves import Quantity, band, behind, quantities
 from sleeptrain.report.groups import Group, Section
 from sleeptrain.report.run_figure import gain
 from sleeptrain.report.runs import ReadRun
@@ -18,17 +18,18 @@ def summary(section: Section) -> list[str]:
     if accuracy is None:
         lines = [line for run in section.runs for line in _loss(run)]
     else:
-        lines = [line for title, groups in section.facets for line in _accuracy(title, groups, accuracy)]
+        lines = [line for title, groups in section.facets for line in _accuracy(section, title, groups, accuracy)]
     not_finished = [run for run in section.runs if not run.finished]
     return [f"{section.title}, {_count(len(section.runs), 'run')}", *lines] + [
         f"{run.folder}: {run.state}" for run in not_finished
     ]
 
 
-def _accuracy(title: str, groups: list[Group], accuracy: Quantity) -> list[str]:
+def _accuracy(section: Section, title: str, groups: list[Group], accuracy: Quantity) -> list[str]:
     found = [(group, band(group, accuracy)) for group in groups]
     lines = [
-        f"{group.name}: {end_text(b, accuracy)}" + (f", {b.seeds} seeds" if b.seeds > 1 else "") for group, b in found
+        f"{group.name}: {end_text(b, accuracy)}" + (f", {b.seeds} seeds" if b.seeds > 1 else "") + behind(section, b)
+        for group, b in found
     ]
     known = [(group, b) for group, b in found if b.steps]
     if len(known) > 1 and all(b.steps[-1] == a.steps[-1] for (_, a), (_, b) in pairwise(known)):

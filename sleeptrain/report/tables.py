@@ -106,7 +106,7 @@ def _guesses(
     """A row for each line of guessing, under the quantity that it is to be held against."""
     rows = []
     for at, quantity in enumerate(told):
-        for name, levels in guessing(groups, quantity.name).items():
+        for name, levels in guessing(groups, quantity).items():
             row = [f"guessing: {name}" + (f", {title}" if title else ""), *[""] * (width - 1)]
             unit = " %" if quantity.share else ""
             row[3 + at] = ", ".join(f"{value_of(level, quantity.share)}{unit}" for level in levels)

@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--window", type=int, metavar="L", help="default: as the model was trained last")
     root.add_argument("--batches", type=int, metavar="K", help="default: train.eval_batches of the run")
-    root.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    root.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     root.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return root
 

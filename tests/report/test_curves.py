@@ -8,6 +8,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sleeptrain.config.schema import Stage
 from sleeptrain.report.curves import band, breakdowns, guessing, most_passes, quantities
 from sleeptrain.report.figures import (
     draw_breakdown,
@@ -92,10 +93,14 @@ def test_the_curves_drawn_are_the_means_over_steps_and_over_flops(tmp_path: Path
 
 
 def test_lines_stand_with_their_own_quantity(tmp_path: Path) -> None:
-    groups = only_section(grid(tmp_path)).groups
-    assert guessing(groups, "accuracy") == {"chance": [0.5], "majority": [0.6]}
-    assert guessing(groups, "bits") == {"majority_bits": [0.61]}
-    assert guessing(groups, "sampled") == {"sampled": [0.52]} and guessing(groups, "loss") == {}
+    found = only_section(grid(tmp_path))
+    lines_of = {quantity.name: guessing(found.groups, quantity) for quantity in quantities(found)}
+    assert lines_of == {
+        "accuracy": {"chance": [0.5], "majority": [0.6]},
+        "loss": {},
+        "bits": {"majority_bits": [0.61]},
+        "sampled": {"sampled": [0.52]},
+    }
 
 
 def test_a_seed_that_is_behind_shortens_the_mean_and_is_drawn(tmp_path: Path) -> None:
@@ -108,6 +113,7 @@ def test_a_seed_that_is_behind_shortens_the_mean_and_is_drawn(tmp_path: Path) ->
     axes = draw_quantity(found, quantities(found)[0]).axes[0]
     assert [20.0, 40.0] in [list(line.get_ydata()) for line in axes.get_lines()]
     told = "\n".join(summary(found))
+    assert "N=1: 30.0 % (20.0 to 40.0 %), 2 seeds, at step 5" in told and "equal steps" not in told
     assert "30.0 % (20.0 to 40.0 %), 2 seeds" in told and "FAILED at step 5" in told and "NOT FINISHED" in told
     every = tables(found)[-1]
     column = every.header.index("Held-out accuracy")
@@ -161,9 +167,12 @@ def test_hops_have_panels_in_their_order(tmp_path: Path) -> None:
     [_, table, losses, _] = tables(found)
     assert table.rows == [["N=1", "80.0 % (80.0 to 80.0 %)", "50.0 % (40.0 to 60.0 %)", "0.0 % (0.0 to 0.0 %)"]]
     assert losses.rows[0][1:] == ["1.0000 (1.0000 to 1.0000)", "2.5000 (2.4000 to 2.6000)"]
-    assert guessing(found.groups, "loss") == {"nodes_loss": [1.6]}
-    levels = lines(draw_quantity(found, quantities(found)[1]).axes[0])
-    assert levels["knows the nodes and no edge"][1][0] == 1.6
+    for figure, level in (
+        (draw_quantity(found, quantities(found)[1]), 1.6),
+        (draw_breakdown(found, by_loss), 1.6),
+        (draw_breakdown(found, by_accuracy), 10),
+    ):
+        assert all(lines(axes)["knows the nodes and no edge"][1][0] == level for axes in figure.axes)
 
 
 def test_text_has_windows_with_sleep_and_awake_and_norms(tmp_path: Path) -> None:
@@ -219,6 +228,22 @@ def test_the_most_passes_are_told_by_number() -> None:
     assert most_passes({"loss": {"2": [1.0], "16": [1.0], "4": [1.0]}}) == "16"
 
 
-def test_lists_that_repeat_are_short() -> None:
-    assert value_text(["a", "b"] * 3) == "3 x [a, b]" and value_text(["a", "b", "a"]) == "['a', 'b', 'a']"
-    assert value_text(None) == "none" and value_text(0.5) == "0.5" and value_text([]) == "[]"
+def test_values_are_short() -> None:
+    assert value_text(["a", "b"] * 3) == "3 x [a, b]" and value_text(["a", "b", "a"]) == "[a, b, a]"
+    assert value_text([1, 1, 1]) == "3 x [1]" and value_text([1]) == "[1]" and value_text([]) == "[]"
+    assert value_text(None) == "none" and value_text(0.5) == "0.5"
+    assert value_text([Stage(8, passes=4), Stage(9, window=2)]) == "[tokens=8 passes=4, tokens=9 window=2]"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        (["sleep.passes=3"], "N=3"),
+        (["sleep.passes=3", "sleep.sample_passes=true"], "N drawn from 1 to 3"),
+        (["sleep.curriculum=[{tokens: 8, passes: 4}]"], "N by the curriculum"),
+    ],
+)
+def test_a_single_curve_tells_its_passes(tmp_path: Path, overrides: list[str], label: str) -> None:
+    make_run(tmp_path / "r", overrides, [accuracy(1, 0.5)])
+    [group] = only_section(tmp_path).groups
+    assert group.label == group.name == label
