@@ -161,7 +161,7 @@ def _read(folder: Path) -> ReadRun:
     records = read_metrics(path)
     for record in records:
         _check(path, record)
-    content = path.read_bytes()
+    content = path.read_bytes()  # by now a run that is on may have added whole lines
     cut_short = bool(content) and not content.endswith(b"\n") and len(content.splitlines()) > len(records)
     return ReadRun(folder, load_resolved(folder / CONFIG), records, read_status(folder), cut_short)
 

@@ -85,6 +85,8 @@ def test_the_curves_drawn_are_the_means_over_steps_and_over_flops(tmp_path: Path
     assert lines(by_flops)["N=2, mean of 2 seeds"][0] == costs[1] and costs[1][0] > costs[0][0]
     thin = [list(line.get_ydata()) for line in by_steps.get_lines() if line.get_linewidth() == 0.8]
     assert thin == [pytest.approx(y) for y in ([10, 50], [20, 70], [30, 80], [40, 90])]
+    thin = [list(line.get_xdata()) for line in by_flops.get_lines() if line.get_linewidth() == 0.8]
+    assert thin == [costs[0], costs[0], costs[1], costs[1]]
     lows = [sorted(set(shade.get_paths()[0].vertices[:, 1].round(6))) for shade in by_steps.collections]
     assert lows == [[10, 20, 50, 70], [30, 40, 80, 90]]
     levels = {label: y[0] for label, (_, y) in lines(by_steps).items() if len(set(y)) == 1}
@@ -195,6 +197,7 @@ def test_text_has_windows_with_sleep_and_awake_and_norms(tmp_path: Path) -> None
     [windows] = breakdowns(found)
     assert windows.keys == ["1", "2", "3"] and band(group, windows.of("2")).mean == [pytest.approx(1.1)]
     assert norms(group, "features") == {"pass1": {5: pytest.approx(2.1)}, "pass2": {5: 3.0}, "pass10": {5: 4.0}}
+    assert list(norms(group, "features")) == ["pass1", "pass2", "pass10"]
     panels = draw_norms(found).axes
     assert {label: y for label, (_, y) in lines(panels[0]).items()} == {
         "pass 1": [pytest.approx(2.1)],
