@@ -98,3 +98,24 @@ def test_as_many_rows_are_judged_as_the_batches_hold() -> None:
         config = compose([*overrides, *more])
         [batches] = held_out(build_source(config.data), config, 6).values()
         assert [len(batch.tokens_BT) for batch in batches] == sizes
+
+
+@pytest.mark.timeout(120)
+def test_text_sleeps_as_the_curriculum_says_and_is_reported(
+    tiny_shards: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stages that change N, L and the batch: evaluated as the run did, and its report says the same."""
+    staged = "sleep.curriculum=[{tokens: 320, passes: 3}, {tokens: 640, window: 20, batch: 1}]"
+    places = [f"run.root={tmp_path}", "run.name=r", "train.eval_every=4", "train.log_every=3", "health.norms_every=4"]
+    sizes = [override for override in TINY if override != "data.batch=8"]
+    assert train(compose(["experiment=stdlib", *tiny_shards, *sizes, staged, *places])) == 0
+    last = [record for record in read_metrics(tmp_path / "r" / "metrics.jsonl") if "eval" in record][-1]
+    found = evaluated(capsys, str(tmp_path / "r"))
+    assert found["eval"] == last["eval"] and found["window"] == 20 and list(found["eval"]["loss"]) == ["1", "3"]
+    assert main(["report", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "r: loss " in told and f"N=3 {last['eval']['loss']['3'][1]:.4f}" in told
+    pictures = {path.stem.removeprefix("shards-") for path in (tmp_path / "report").glob("*.png")}
+    assert pictures == {"loss", "loss_by_window-end", "training-loss", "norms", "run"}
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "{tokens:640,window:20,batch:1}" in page.replace("passes:null,", "") and "FLOPs not known" not in page
