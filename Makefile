@@ -21,7 +21,7 @@ install: .venv/.ok ## make .venv and install the package for this machine (CPU o
 train: install ## train a small sleeping model on Python's standard library and draw its curves
 	$(BIN)/python tools/prepare.py --stdlib --out data/stdlib
 	$(BIN)/sleeptrain train experiment=stdlib
-	$(BIN)/python tools/plot_run.py runs/stdlib
+	$(BIN)/sleeptrain report runs/stdlib
 
 rule110: install ## the smallest proof: more passes, more of a row that is gone
 	$(BIN)/python tools/rule110.py

@@ -10,6 +10,7 @@ a job's own code is passed on.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
@@ -93,6 +95,11 @@ OTHER_COMMANDS = {
     "data": (
         "sleeptrain.data.command",
         "say which documents a step read (which), or what a configuration reads and wastes (describe)",
+    ),
+    "report": ("sleeptrain.report.command", "turn runs, or the folder of a sweep, into a page of curves and tables"),
+    "evaluate": (
+        "sleeptrain.train.evaluating",
+        "held-out loss and accuracy of a checkpoint, with any number of passes",
     ),
     "doctor": ("sleeptrain.doctor.command", "say whether this machine can train, and what to do where it cannot"),
     "convert": ("sleeptrain.hf.command", "checkpoints to Hugging Face folders (export) and back (import)"),
@@ -183,7 +190,9 @@ def _run_with_hydra(name: str, arguments: list[str]) -> int:
     try:
         with ExitStack() as stack:
             if sweeps:
-                compose.validate_sweep(overrides)
+                roots = compose.validate_sweep(overrides)
+                if name == "train":
+                    stack.callback(_tell_report, roots)
                 overrides = [*compose.name_by_sweep(overrides), *overrides]
                 # Hydra keeps a copy of the sweep's settings in this folder; each run folder has its own already.
                 overrides.insert(0, f"hydra.sweep.dir={stack.enter_context(TemporaryDirectory())}")
@@ -196,6 +205,11 @@ def _run_with_hydra(name: str, arguments: list[str]) -> int:
     except COMPOSITION_ERRORS as error:
         raise explain(error, overrides) from error
     return 0
+
+
+def _tell_report(roots: Sequence[Path]) -> None:
+    """How a sweep's runs become one page, whatever has become of each."""
+    print(f"all in one page: sleeptrain report {shlex.join(map(str, roots))}", file=sys.stderr)
 
 
 def _own_flags(name: str, arguments: list[str]) -> tuple[Namespace, list[str]]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Rule 110 with several numbers of passes and seeds: one task of the array for each run, and one picture at the end.
+# Rule 110 with several numbers of passes and seeds: one task of the array for each run, and one page of curves at the end.
 #   sbatch slurm/rule110_sweep.sh [setting=value ...]
 #   PASSES="1 2 4 8" SEEDS=5 sbatch --array=0-19 slurm/rule110_sweep.sh     as many tasks as runs
 #SBATCH --job-name=rule110_sweep
@@ -26,5 +26,5 @@ RUN_NAME=n$n-seed$seed
 
 cd "${SLURM_SUBMIT_DIR:?submit this file with sbatch}" && source slurm/launch.sh || exit 2
 launch "sleep.passes=$n" "train.seed=$seed" "data.seed=$seed" train.threads=1 "$@"
-# Whoever comes last finds that all are finished, and draws.
+# Whoever comes last finds that all are finished, and reports.
 step --ntasks=1 -- tools/rule110.py --report --root "$RUN_ROOT" --passes "${passes[@]}" --seeds "$SEEDS"

@@ -90,7 +90,7 @@ def test_max_time_is_a_flag_too(trained: list[Config]) -> None:
 
 @pytest.mark.parametrize("flags_last", [False, True])
 def test_a_sweep_runs_every_job_in_a_folder_of_its_own(
-    trained: list[Config], empty_folder: Path, flags_last: bool
+    trained: list[Config], empty_folder: Path, flags_last: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overrides = ["experiment=rule110", "sleep.passes=1,2", "train.seed=0,1"]
     assert main(["train", *overrides, "-m"] if flags_last else ["train", "-m", *overrides]) == 0
@@ -100,6 +100,18 @@ def test_a_sweep_runs_every_job_in_a_folder_of_its_own(
         "multirun/rule110/sleep.passes=1,train.seed=1",
     ]
     assert list(empty_folder.iterdir()) == []
+    assert capsys.readouterr().err.endswith("all in one page: sleeptrain report runs/multirun/rule110\n")
+
+
+def test_a_sweep_of_experiments_names_the_folder_of_each(
+    trained: list[Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    swept = ["experiment=rule110,depo_small", "sleep.passes=1,2", "run.root=my runs"]
+    assert main(["plan", "-m", *swept]) == 0
+    assert "sleeptrain report" not in capsys.readouterr().err
+    assert main(["train", "-m", *swept]) == 0
+    folders = "'my runs/multirun/rule110' 'my runs/multirun/depo_small'"
+    assert capsys.readouterr().err.endswith(f"all in one page: sleeptrain report {folders}\n")
 
 
 MISTAKES = [
@@ -210,7 +222,8 @@ def test_a_sweep_goes_on_after_a_failed_job_and_tells(
     configs = fake_trainer(monkeypatch, fail_at_two_passes)
     assert main(["train", "-m", "experiment=rule110", "sleep.passes=1,2,3"]) == 2
     assert [config.sleep.passes for config in configs] == [1, 2, 3]
-    assert "sleeptrain: a shard is damaged\n" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "sleeptrain: a shard is damaged\n" in told and "sleeptrain report runs/multirun/rule110\n" in told
 
 
 def test_the_process_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch, trained: list[Config]) -> None:

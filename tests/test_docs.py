@@ -20,6 +20,8 @@ from sleeptrain.doctor.command import parser as doctor_parser
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.command import parser as convert_parser
 from sleeptrain.hf.generating import parser as generate_parser
+from sleeptrain.report.command import parser as report_parser
+from sleeptrain.train.evaluating import parser as evaluate_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
@@ -121,6 +123,20 @@ def test_every_command_line_composes() -> None:
             validate_sweep(overrides) if sweeps else compose(overrides)
         except ConfigError as error:
             pytest.fail(f"{name}: sleeptrain {command} {' '.join(words)}: {error}")
+
+
+def test_every_report_is_understood() -> None:
+    found = [words for _, words in all_commands("sleeptrain") if words[0] == "report"]
+    assert found
+    for _, *words in found:
+        report_parser().parse_args(words)
+
+
+def test_every_evaluation_is_understood() -> None:
+    found = [words for _, words in all_commands("sleeptrain") if words[0] == "evaluate"]
+    assert found
+    for _, *words in found:
+        evaluate_parser().parse_args(words)
 
 
 def test_every_question_about_data_is_understood() -> None:

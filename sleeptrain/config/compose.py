@@ -54,15 +54,17 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     return resolve(composed)
 
 
-def validate_sweep(overrides: Sequence[str]) -> None:
-    """Compose and validate every job of a sweep (`sleep.passes=1,2,4`).
+def validate_sweep(overrides: Sequence[str]) -> list[Path]:
+    """Compose and validate every job of a sweep (`sleep.passes=1,2,4`); the folders that will hold the runs, each once.
 
     Raises ConfigError, also where two jobs would share a run folder.
     """
     owners: dict[tuple[str, str], str] = {}
+    roots: dict[Path, None] = {}
     for job in _sweep_jobs([*name_by_sweep(overrides), *overrides]):
         words = " ".join(word for word in job if not word.startswith("hydra."))
-        config = _compose_sweep_job(job)
+        config, root = _compose_sweep_job(job)
+        roots[root] = None
         folder = (config.run.root, config.run.name)
         if folder in owners:
             raise ConfigError(
@@ -70,6 +72,7 @@ def validate_sweep(overrides: Sequence[str]) -> None:
                 f"{words}): give each its own, or leave run.name to the experiments"
             )
         owners[folder] = words
+    return list(roots)
 
 
 def name_by_sweep(overrides: Sequence[str]) -> list[str]:
@@ -88,13 +91,15 @@ def _sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
         return jobs
 
 
-def _compose_sweep_job(job: Sequence[str]) -> Config:
+def _compose_sweep_job(job: Sequence[str]) -> tuple[Config, Path]:
+    """The job's configuration, and the folder of it and all others that differ by the sweep alone."""
     with _hydra(job):
         composed = hydra_compose("config", overrides=list(job), return_hydra_config=True)
     sweep_job = composed.hydra.job.override_dirname
     with open_dict(composed):
         del composed["hydra"]
-    return resolve(composed, sweep_job)
+    config = resolve(composed, sweep_job)
+    return config, Path(config.run.root) / sweep_run_name(composed.run.name, "")
 
 
 @contextmanager

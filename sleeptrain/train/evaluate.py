@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from sleeptrain.config.schema import Config
 from sleeptrain.data.ahead import never
 from sleeptrain.data.batch import IGNORE, Batch
+from sleeptrain.data.source import Source
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.loop import LoopSettings, ReadLogits, loop_settings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_batch, window_spans
@@ -66,6 +67,19 @@ class _Windows:
             [a + b for a, b in zip(self.sums, other.sums, strict=True)],
             [a + b for a, b in zip(self.counts, other.counts, strict=True)],
         )
+
+
+def held_out(source: Source, config: Config, rows: int) -> dict[str, Iterator[Batch]]:
+    """The batches of each held-out set that an evaluation judges; rows: of a training batch.
+
+    Of shards at most `train.eval_batches` of at most 8 rows; of a task as many rows as so many training batches hold,
+    as many at once as these.
+    """
+    count, at_once = config.train.eval_batches, min(rows, 8)
+    if source.task is not None:
+        at_once = config.train.micro_batch or rows
+        count = -(-count * rows // at_once)
+    return {name: source.validation_batches(name, at_once, count) for name in source.held_out}
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from sleeptrain.parallel.launch import join
 from sleeptrain.parallel.layout_check import too_few_sequences
 from sleeptrain.sleep.curriculum import StepShape, step_shape
 from sleeptrain.stop import Stopped, leads, listening
-from sleeptrain.train.evaluate import Evaluation, EvaluationStopped, evaluate
+from sleeptrain.train.evaluate import Evaluation, EvaluationStopped, evaluate, held_out
 from sleeptrain.train.frozen import frozen_stage
 from sleeptrain.train.lr import lr_scale
 from sleeptrain.train.pace import Pace
@@ -150,12 +150,7 @@ def evaluation(run: Run, shape: StepShape) -> Evaluation:
     """Held-out loss at this step's window, with the configured number of passes and with one."""
     config = run.config
     run.whereabouts.begin(Phase.EVALUATION)
-    task, count = run.source.task, config.train.eval_batches
-    rows = min(shape.batch, 8)
-    if task is not None:  # as many rows as batches of training hold, as many at once as these
-        rows = config.train.micro_batch or shape.batch
-        count = -(-count * shape.batch // rows)
-    sets = {name: run.source.validation_batches(name, rows, count) for name in run.source.held_out}
+    task, sets = run.source.task, held_out(run.source, config, shape.batch)
     passes = sorted({1, shape.passes})
     # Only where the model's end is held are losses and answers known; all are told of them.
     judge = task if run.model.layers.stop == run.model.num_layers else None

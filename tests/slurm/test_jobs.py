@@ -83,14 +83,14 @@ def test_the_scripts_fit_a_cluster_as_they_are(cluster: Cluster) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_sweep_ends_with_one_picture(jobs: Jobs) -> None:
-    """Two numbers of passes, a task each; whoever is last draws."""
+def test_a_sweep_ends_with_one_report(jobs: Jobs) -> None:
+    """Two numbers of passes, a task each; whoever is last reports."""
     one = (*SMALL, "--array=0-1", "--job-name=sweep", f"--output={jobs.folder / '%a.log'}")
     array = jobs.submit(flags=one, script="rule110_sweep", PASSES="1 2", SEEDS="1").number
     states = [Job(jobs.cluster, f"{array}_{task}", jobs.folder).end() for task in (0, 1)]
     said = [(jobs.folder / f"{task}.log").read_text() for task in (0, 1)]
     assert states == [("COMPLETED", "0")] * 2, said
-    assert (jobs.folder / "rule110.png").stat().st_size > 10_000
+    assert (jobs.folder / "report" / "rule110-accuracy.png").stat().st_size > 10_000
     assert sum("N=2 is " in text for text in said) >= 1, said
     for name in ("n1-seed0", "n2-seed0"):
         assert max(r["step"] for r in records(jobs.folder / name)) == STEPS

@@ -40,24 +40,28 @@ def compare(root: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_trains_each_number_of_passes_and_draws_them(tmp_path):
+def test_trains_each_number_of_passes_and_reports_on_them(tmp_path):
     done = compare(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "rule110.png").stat().st_size > 10_000
-    ends = {}
-    for n in (1, 2):
-        records = [r for r in read_metrics(tmp_path / f"n{n}-seed0" / "metrics.jsonl") if "eval" in r]
-        assert [r["step"] for r in records] == [2, 4]
-        ends[n] = 100 * records[-1]["eval"]["accuracy"][str(n)]
-    assert f"N=2 is {ends[2] - ends[1]:+.1f} points ahead of N=1" in done.stdout
-    (tmp_path / "rule110.png").unlink()
-    assert compare(tmp_path, "--report").stdout == done.stdout[done.stdout.index("N=1: ") :]
-    assert (tmp_path / "rule110.png").stat().st_size > 10_000
+    page = tmp_path / "report" / "index.html"
+    assert page.stat().st_size > 10_000
+    ends = {n: [] for n in (1, 2)}
+    for n, values in ends.items():
+        for seed in (0, 1):
+            records = [r for r in read_metrics(tmp_path / f"n{n}-seed{seed}" / "metrics.jsonl") if "eval" in r]
+            assert [r["step"] for r in records] == [2, 4]
+            values.append(100 * records[-1]["eval"]["accuracy"][str(n)])
+    one, two = (sum(values) / 2 for values in ends.values())
+    assert f"N=2 is {two - one:+.1f} points ahead of N=1" in done.stdout
+    assert f"N=1: {one:.1f} % ({min(ends[1]):.1f} to {max(ends[1]):.1f} %), 2 seeds" in done.stdout
+    page.unlink()
+    assert compare(tmp_path, "--report").stdout == done.stdout[done.stdout.index("Rule 110, 4 runs") :]
+    assert page.stat().st_size > 10_000
 
 
 def test_a_report_waits_for_all_runs(tmp_path):
     done = compare(tmp_path, "--report")
-    assert (done.returncode, done.stdout) == (0, f"0 of 4 runs in {tmp_path} are finished: nothing is drawn yet\n")
+    assert (done.returncode, done.stdout) == (0, f"0 of 4 runs in {tmp_path} are finished: nothing to report yet\n")
     assert not list(tmp_path.iterdir())
 
 

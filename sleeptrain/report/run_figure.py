@@ -1,4 +1,4 @@
-"""Draws a run: `python tools/plot_run.py RUN_DIR [--out FILE.png]`, from the run's metrics.jsonl.
+"""One run in a picture, from its records.
 
 Top: training loss over tokens. Middle: passes N and window L. Bottom: what sleep is worth, the held-out loss of windows
 2..K with sleep and without, beside the loss of each window in the last evaluation (the accuracy, where there is one).
@@ -6,75 +6,15 @@ Top: training loss over tokens. Middle: passes N and window L. Bottom: what slee
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
-from pathlib import Path
-from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from sleeptrain.errors import ConfigError, DataError, UserError
-from sleeptrain.files import whole_file
-from sleeptrain.train.metrics import Record, mean_later_windows, read_metrics
-
-INK, GRID = "#2b2b33", "#e4e4ea"
-TRAIN, SLEEP, AWAKE, WINDOW = "#5b5f97", "#1b6ca8", "#d1603d", "#6a994e"
-
-STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.edgecolor": "#9a9aa5",
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-}
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Draw a training run into one picture.")
-    parser.add_argument("run_dir", type=Path, help="the run's folder, which holds metrics.jsonl")
-    parser.add_argument("--out", type=Path, help="the picture (default: <run_dir>/report.png)")
-    options = parser.parse_args(argv)
-    try:
-        steps, evaluations = read_run(options.run_dir)
-        out = options.out or options.run_dir / "report.png"
-        save(draw(options.run_dir.resolve().name, steps, evaluations), out)
-    except UserError as error:
-        print(f"plot_run: {error}", file=sys.stderr)
-        return 2
-    print(out)
-    print(summary(steps, evaluations))
-    return 0
-
-
-def read_run(run_dir: Path) -> tuple[list[Record], list[Record]]:
-    """The training and the evaluation records of a run. Raises DataError when there is nothing to draw."""
-    path = run_dir / "metrics.jsonl"
-    if not path.is_file():
-        raise DataError(f"{run_dir} holds no metrics.jsonl; give the folder of a run (<run.root>/<run.name>)")
-    records = read_metrics(path)
-    steps = [record for record in records if "loss" in record]
-    if not steps:
-        raise DataError(f"{path} holds no training record yet; the first comes after train.log_every steps")
-    return steps, [record for record in records if "eval" in record]
+from sleeptrain.report.style import AWAKE, INK, SLEEP, STYLE, TRAIN, WINDOW, over, say, smooth
+from sleeptrain.train.metrics import Record, mean_later_windows
 
 
 def gain(evaluation: Record) -> tuple[int, float | None, float | None]:
@@ -85,23 +25,10 @@ def gain(evaluation: Record) -> tuple[int, float | None, float | None]:
     return most, mean_later_windows(losses[str(most)]) if most > 1 else None, awake
 
 
-def summary(steps: list[Record], evaluations: list[Record]) -> str:
-    """Three lines: last training loss, loss of windows 2..K with and without sleep, their difference."""
-    most, asleep, awake = gain(evaluations[-1]) if evaluations else (1, None, None)
-    last = steps[-1]
-    lines = [f"loss {last['loss']:.4f} at step {last['step']}, {last['tokens']:,} tokens"]
-    if asleep is None or awake is None:
-        one = "" if awake is None else f" {awake:.4f}"
-        return "\n".join([*lines, f"windows 2..K: N=1{one or ' not evaluated'}", "with sleep: not evaluated"])
-    lines.append(f"windows 2..K: N={most} {asleep:.4f}, N=1 {awake:.4f}")
-    relative = f" (relative {100 * (asleep - awake) / awake:+.2f}%)" if awake else ""
-    lines.append(f"with sleep: {abs(awake - asleep):.4f} {'HIGHER' if asleep > awake else 'lower'}{relative}")
-    return "\n".join(lines)
-
-
-def draw(name: str, steps: list[Record], evaluations: list[Record]) -> Figure:
-    with plt.rc_context(STYLE):  # type: ignore[arg-type]
-        figure = plt.figure(figsize=(11, 10), layout="constrained")
+def draw_run(name: str, steps: list[Record], evaluations: list[Record]) -> Figure:
+    """steps: the training records, at least one. evaluations: the records with `eval`, perhaps none."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, 10), layout="constrained")
         rows = figure.add_gridspec(3, 1, height_ratios=[3, 1.3, 2.6])
         bottom = rows[2].subgridspec(1, 2, width_ratios=[2.2, 1])
         top = figure.add_subplot(rows[0])
@@ -140,7 +67,7 @@ def draw_loss(axes: Axes, steps: list[Record], evaluations: list[Record]) -> Non
         axes.plot([], [], " ", label=f"{skipped} not finite, not drawn")
     _fit_height(axes, [*zip(tokens, losses, strict=True), *known], since=0.01)
     axes.set(title="Loss", ylabel="nats per token")
-    _over_tokens(axes)
+    over(axes)
     axes.legend(loc="upper right")
 
 
@@ -159,7 +86,7 @@ def draw_curriculum(axes: Axes, steps: list[Record]) -> None:
     right.set_ylabel("window L (tokens)", color=WINDOW)
     _few_ticks(right, windows)
     right.grid(False)
-    _over_tokens(axes)
+    over(axes)
 
 
 def draw_gain(axes: Axes, evaluations: list[Record]) -> None:
@@ -168,10 +95,10 @@ def draw_gain(axes: Axes, evaluations: list[Record]) -> None:
     asleep = [(tokens, many) for tokens, _, many, _ in gains if many is not None]
     both = [(tokens, many, one) for tokens, _, many, one in gains if many is not None and one is not None]
     axes.set(title="Held-out loss of windows 2..K", ylabel="nats per token")
-    _over_tokens(axes)
+    over(axes)
     axes.set_xlabel("wake tokens seen")
     if not awake and not asleep:
-        _say(axes, "not evaluated yet")
+        say(axes, "not evaluated yet")
         return
     if both:
         axes.fill_between(*zip(*both, strict=True), color=SLEEP, alpha=0.12, linewidth=0)  # type: ignore[arg-type]
@@ -191,7 +118,7 @@ def draw_gain(axes: Axes, evaluations: list[Record]) -> None:
 def draw_windows(axes: Axes, evaluations: list[Record]) -> None:
     axes.set(title="Each window, last evaluation", xlabel="window")
     if not evaluations:
-        _say(axes, "not evaluated yet")
+        say(axes, "not evaluated yet")
         return
     losses = evaluations[-1]["eval"]["loss"]
     most = max(map(int, losses))
@@ -216,31 +143,10 @@ def draw_accuracy(axes: Axes, evaluations: list[Record]) -> None:
         color, alpha = (AWAKE, 1.0) if passes == 1 else (SLEEP, 1.0 if passes == max(curves) else 0.45)
         axes.plot(*zip(*points, strict=True), "o-", color=color, alpha=alpha, markersize=3.5, label=f"N={passes}")
     axes.set(title="Held-out accuracy (%)", ylim=(0, 103), xlim=(0, 1.03 * evaluations[-1]["tokens"]))
-    _over_tokens(axes)
+    over(axes)
     axes.set_xlabel("wake tokens seen")
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.legend(loc="best")
-
-
-def smooth(values: list[float]) -> list[float]:
-    """A centred mean over about a fortieth of the values, over fewer at the ends, so that it never lags behind."""
-    last, widest = len(values) - 1, len(values) // 80
-    means = []
-    for at in range(len(values)):
-        reach = min(widest, at, last - at)
-        means.append(sum(values[at - reach : at + reach + 1]) / (2 * reach + 1))
-    return means
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes the picture whole or not at all. Raises ConfigError for another format or a folder that is not there."""
-    if path.suffix != ".png":
-        raise ConfigError(f"--out {path} is no PNG; give a name that ends in .png")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--out {path}: there is no folder {path.parent}; make it first")
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=130)
-    plt.close(figure)
 
 
 def _mean(losses: list[float | None]) -> float | None:
@@ -268,16 +174,3 @@ def _few_ticks(axes: Axes, values: list[int]) -> None:
         axes.set_yticks(distinct)
     else:
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-
-
-def _over_tokens(axes: Axes) -> None:
-    axes.xaxis.set_major_formatter(lambda x, _position: f"{EngFormatter(sep='')(x)}".replace("G", "B"))
-
-
-def _say(axes: Axes, text: str) -> None:
-    options: dict[str, Any] = {"ha": "center", "va": "center", "transform": axes.transAxes}
-    axes.text(0.5, 0.5, text, color="#8a8a95", **options)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

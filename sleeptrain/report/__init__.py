@@ -1,0 +1,1 @@
+"""Runs turned into one page of curves and tables, from what their folders hold."""

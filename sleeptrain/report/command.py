@@ -1,0 +1,49 @@
+"""`sleeptrain report`: runs into one page with curves and tables."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `sleeptrain report ARGUMENTS` and return the exit code. Raises UserError."""
+    options = parser().parse_args(arguments)
+    # Here, not above: help is shown without torch and matplotlib.
+    from sleeptrain.report.groups import sections
+    from sleeptrain.report.runs import find_runs
+    from sleeptrain.report.summary import summary
+    from sleeptrain.report.write import check_out, write_report
+
+    out = options.out or default_out(options.runs)
+    check_out(out)
+    found = sections(find_runs(options.runs))
+    index = write_report(found, out, options.title or f"Runs in {', '.join(map(str, options.runs))}")
+    for section in found:
+        print("\n".join(summary(section)))
+    print(index)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(prog="sleeptrain report", description=__doc__)
+    root.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="a run folder, or a folder of runs such as that of a sweep"
+    )
+    root.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where index.html and the pictures go; default: report, beside the runs",
+    )
+    root.add_argument("--title", help="of the page")
+    return root
+
+
+def default_out(paths: Sequence[Path]) -> Path:
+    """`report` in the folder that was named, or in the one that holds all of several."""
+    if len(paths) == 1:
+        return paths[0] / "report"
+    return Path(os.path.relpath(os.path.commonpath([path.absolute() for path in paths]))) / "report"

@@ -1,0 +1,135 @@
+"""Which runs belong together: a section for each task, in it a group for each set of settings, in it the seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from sleeptrain.config.changes import FREE
+from sleeptrain.config.ranges import settings
+from sleeptrain.config.schema import Config
+from sleeptrain.report.runs import ReadRun
+
+TITLES = {"rule110": "Rule 110", "depo": "Depo", "gsm_infinite": "GSM-Infinite", "shards": "Text"}
+SEEDS = ("train.seed", "data.seed")
+SYMBOLS = {"sleep.passes": "N", "sleep.window": "L", "data.rule110.steps": "t"}
+# Where the difficulty of a task is a setting, runs that differ in it have panels of their own.
+DIFFICULTY = {"rule110": "data.rule110.steps"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in seeds and places alone.
+
+    settings: in which this group differs from others, as text. difficulty: the value of the task's difficulty, where
+    runs differ in it. label: the other settings in short, equal for groups to be compared over difficulties.
+    """
+
+    settings: dict[str, str]
+    difficulty: Any
+    label: str
+    runs: list[ReadRun]
+
+    @property
+    def name(self) -> str:
+        """The label, its difficulty included."""
+        return ", ".join(f"{symbol(name)}={text}" for name, text in self.settings.items()) or self.label
+
+
+@dataclass(frozen=True)
+class Section:
+    """The runs of one task. told: settings that tell its runs apart, those that do not matter to the numbers too."""
+
+    source: str
+    groups: list[Group]
+    told: list[str]
+
+    @property
+    def title(self) -> str:
+        return TITLES[self.source]
+
+    @property
+    def runs(self) -> list[ReadRun]:
+        return [run for group in self.groups for run in group.runs]
+
+    @property
+    def difficulty(self) -> str | None:
+        """The symbol of the setting that panels are split by; None where all runs have the same."""
+        return None if self.groups[0].difficulty is None else symbol(DIFFICULTY[self.source])
+
+    @property
+    def facets(self) -> list[tuple[str, list[Group]]]:
+        """(title, groups) of each panel."""
+        if self.difficulty is None:
+            return [("", self.groups)]
+        values = sorted({group.difficulty for group in self.groups})
+        return [(f"{self.difficulty}={v}", [g for g in self.groups if g.difficulty == v]) for v in values]
+
+    @property
+    def labels(self) -> list[str]:
+        """Of the curves, each once, in order."""
+        return list(dict.fromkeys(group.label for group in self.groups))
+
+
+def sections(runs: Sequence[ReadRun]) -> list[Section]:
+    by_source = {source: [run for run in runs if run.config.data.source == source] for source in TITLES}
+    return [_section(source, found) for source, found in by_source.items() if found]
+
+
+def differences(configs: Sequence[Config]) -> list[str]:
+    """The settings in which configurations differ, but for where a run lies; symbols of the method first."""
+    values = [dict(settings(config)) for config in configs]
+    found = [name for name in values[0] if any(other[name] != values[0][name] for other in values[1:])]
+    found = [name for name in found if not name.startswith("run.")]
+    return sorted(found, key=lambda name: list(SYMBOLS).index(name) if name in SYMBOLS else len(SYMBOLS))
+
+
+def symbol(name: str) -> str:
+    return SYMBOLS.get(name, name)
+
+
+def value_text(value: Any) -> str:
+    """A setting's value in short; a list that repeats itself as `8 x [a, b]`, what an item leaves open unsaid."""
+    if isinstance(value, list):
+        periods = (n for n in range(1, len(value) // 2 + 1) if value == value[:n] * (len(value) // n))
+        period = next(periods, len(value))
+        items = f"[{', '.join(map(value_text, value[:period]))}]"
+        return items if period == len(value) else f"{len(value) // period} x {items}"
+    if is_dataclass(value):
+        told = {item.name: getattr(value, item.name) for item in fields(value)}
+        return " ".join(f"{name}={value_text(own)}" for name, own in told.items() if own is not None)
+    return "none" if value is None else str(value)
+
+
+def _section(source: str, runs: Sequence[ReadRun]) -> Section:
+    told = differences([run.config for run in runs])
+    named = [name for name in told if name not in SEEDS and not name.startswith(FREE)]
+    difficulty = DIFFICULTY.get(source)
+    if difficulty not in named:
+        difficulty = None
+    members: dict[tuple[str, ...], list[ReadRun]] = {}
+    for run in sorted(runs, key=lambda run: [_order(dict(settings(run.config))[name]) for name in named]):
+        values = dict(settings(run.config))
+        members.setdefault(tuple(value_text(values[name]) for name in named), []).append(run)
+    groups = []
+    for texts, found in members.items():
+        own = dict(zip(named, texts, strict=True))
+        label = ", ".join(f"{symbol(name)}={text}" for name, text in own.items() if name != difficulty)
+        value = None if difficulty is None else dict(settings(found[0].config))[difficulty]
+        found.sort(key=lambda run: [dict(settings(run.config))[name] for name in SEEDS])
+        groups.append(Group(own, value, label or _only_label(runs[0]), found))
+    return Section(source, groups, told)
+
+
+def _only_label(run: ReadRun) -> str:
+    """Of the one curve: its N."""
+    sleep = run.config.sleep
+    if sleep.curriculum:
+        return "N by the curriculum"
+    return f"N drawn from 1 to {sleep.passes}" if sleep.sample_passes else f"N={sleep.passes}"
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    """Numbers by size, then all else as text."""
+    return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))

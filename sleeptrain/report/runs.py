@@ -1,0 +1,187 @@
+"""Runs as they lie on the disk: which folders hold one, and what each of them says about itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from sleeptrain.checkpoint.folder import checkpoints, read_state
+from sleeptrain.config import load_resolved
+from sleeptrain.config.schema import Config
+from sleeptrain.errors import DataError, UserError
+from sleeptrain.report.cost import training_flops
+from sleeptrain.train.metrics import Record, read_metrics
+from sleeptrain.train.status import State, read_status
+
+METRICS, CONFIG = "metrics.jsonl", "config.yaml"
+
+
+@dataclass
+class ReadRun:
+    """records: all of metrics.jsonl, in order. status: `status.json`, if any. cut_short: the last line is not whole."""
+
+    folder: Path
+    config: Config
+    records: list[Record]
+    status: dict[str, Any] | None
+    cut_short: bool
+
+    @property
+    def steps(self) -> list[Record]:
+        """The training records."""
+        return [record for record in self.records if "loss" in record]
+
+    @property
+    def evaluations(self) -> list[Record]:
+        return [record for record in self.records if "eval" in record]
+
+    @property
+    def norms(self) -> list[Record]:
+        return [record for record in self.records if "norms" in record]
+
+    @property
+    def reached(self) -> tuple[int, int]:
+        """(step, tokens) of the last record that tells of training; 0 where there is none."""
+        last = max(self.records, key=lambda record: record["step"], default=None)
+        return (0, 0) if last is None else (last["step"], last["tokens"])
+
+    @property
+    def finished(self) -> bool:
+        return self.status is not None and self.status["state"] == State.FINISHED
+
+    @property
+    def state(self) -> str:
+        """How the run stands, in words; what is not finished says how far it is, and why where that is known."""
+        if self.finished:
+            return "finished"
+        step, tokens = self.reached
+        far = f"at step {step:,}, {tokens / self.config.train.tokens:.0%} of its tokens"
+        if self.status is None:
+            return f"NOT KNOWN (no status.json), {far}"
+        state, reason = self.status["state"], self.status.get("reason")
+        if state == State.RUNNING:
+            noted = self.status.get("progress_at")
+            when = "" if noted is None else f"; last noted {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(noted))}"
+            return f"NOT FINISHED: running, or killed, {far}{when}"
+        return f"{str(state).upper()} {far}" + (f": {reason}" if reason else "")
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the curves must know."""
+        last = self.records[-1] if self.records else {}
+        trained = self.steps[-1] if self.steps else {}
+        found = []
+        if self.cut_short:
+            found.append(f"the last line of {METRICS} is cut short and left out")
+        if not self.evaluations:
+            found.append("no evaluation yet: not in the curves")
+        if trained.get("skipped"):
+            found.append(f"{trained['skipped']} steps passed over")
+        if trained.get("rollbacks") or "rollback" in last:
+            found.append("went back to a checkpoint; what was taken back is not counted")
+        if self.config.sleep.sample_passes:
+            found.append("N is drawn anew at each step: an evaluation has the N of its step")
+        if (self.folder / "changes.jsonl").exists():
+            found.append("settings were changed on the way (changes.jsonl); the last ones are shown")
+        return found
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time between the records of each attempt, without the time from its last record on; None of no times."""
+        found, known = 0.0, False
+        for before, after in pairwise(self.records):
+            if "attempt" not in after:
+                found, known = found + after["time"] - before["time"], True
+        return found if known else None
+
+    @property
+    def code(self) -> list[str]:
+        """What the code of each attempt was, each once."""
+        return list(dict.fromkeys(r["attempt"]["code"] for r in self.records if "attempt" in r))
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of torch and Python, as the newest checkpoint says; nothing where there is none that can be read."""
+        saved = checkpoints(self.folder / "checkpoints")
+        try:
+            return read_state(saved[-1])["versions"] if saved else {}
+        except DataError:
+            return {}
+
+    @cached_property
+    def flops(self) -> dict[int, int] | str:
+        """Training FLOPs until each recorded step; in words why they are not known, where the task's files are gone."""
+        try:
+            return training_flops(self.config, self.records)
+        except UserError as error:
+            return str(error)
+
+    def flops_until(self, step: int) -> int | None:
+        return None if isinstance(self.flops, str) else self.flops.get(step)
+
+
+def find_runs(paths: Sequence[Path]) -> list[ReadRun]:
+    """The runs in `paths`, each a run folder or a folder of runs at any depth; each run once, by name.
+
+    Raises DataError where a path holds none or a metrics file cannot be read, ConfigError for a config.yaml of another
+    version.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise DataError(f"{path} is no folder; give the folder of a run or of several")
+        folders = list(_folders(path))
+        if not folders:
+            raise DataError(f"{path} holds no run: no folder in it has a {METRICS}")
+        found |= {folder.resolve(): folder for folder in folders}
+    return [_read(folder) for folder in sorted(found.values())]
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    if (path / METRICS).exists() or (path / CONFIG).exists() or read_status(path) is not None:
+        yield path
+        return
+    for below in sorted(path.iterdir()):
+        if below.is_dir() and not below.name.startswith("."):
+            yield from _folders(below)
+
+
+def _read(folder: Path) -> ReadRun:
+    for name in (METRICS, CONFIG):
+        if not (folder / name).exists():
+            raise DataError(
+                f"{folder} is the folder of a run that has no {name}; bring it back, or name the other runs"
+            )
+    path = folder / METRICS
+    records = read_metrics(path)
+    for record in records:
+        _check(path, record)
+    content = path.read_bytes()  # by now a run that is on may have added whole lines
+    cut_short = bool(content) and not content.endswith(b"\n") and len(content.splitlines()) > len(records)
+    return ReadRun(folder, load_resolved(folder / CONFIG), records, read_status(folder), cut_short)
+
+
+def _check(path: Path, record: Record) -> None:
+    """Raises DataError for a record that is not as this version writes it."""
+    missing = [name for name in ("tokens", "time") if not isinstance(record.get(name), int | float)]
+    if "loss" in record:
+        missing += [name for name in ("passes", "window", "batch") if not isinstance(record.get(name), int)]
+    if "eval" in record and not _is_evaluation(record["eval"]):
+        missing.append("eval.loss by passes")
+    if missing:
+        raise DataError(
+            f"{path}: the record of step {record['step']} has no {', '.join(missing)}: the run is of an older format; "
+            "report it with the version that made it"
+        )
+
+
+def _is_evaluation(found: Any) -> bool:
+    losses = found.get("loss") if isinstance(found, dict) else None
+    if not isinstance(losses, dict) or not losses:
+        return False
+    return all(passes.isdigit() and isinstance(values, list) and values for passes, values in losses.items())

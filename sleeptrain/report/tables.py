@@ -1,0 +1,142 @@
+"""The tables of a page, as rows of text: last values by group, by difficulty, and every run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sleeptrain.config.ranges import settings
+from sleeptrain.report.curves import Band, Breakdown, Quantity, band, breakdowns, curve, guessing, quantities
+from sleeptrain.report.groups import Group, Section, symbol, value_text
+from sleeptrain.report.runs import ReadRun
+
+NONE = "–"
+FIRST = {
+    "model.layers": "blocks",
+    "model.dim": "width",
+    "sleep.passes": "N",
+    "sleep.window": "L",
+    "data.batch": "rows a step",
+    "train.tokens": "tokens",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+def tables(section: Section) -> list[Table]:
+    """Those of the last evaluations (where there are any), then that of all runs."""
+    found = []
+    if any(run.evaluations for run in section.runs):
+        found.append(ends(section, quantities(section)))
+        found += [by_difficulty(section, breakdown) for breakdown in breakdowns(section)]
+    return [*found, every_run(section)]
+
+
+def ends(section: Section, told: Sequence[Quantity]) -> Table:
+    """A row for each group: mean over its seeds at the last step that all have evaluated (least to most)."""
+    slept = any(len(record["eval"]["loss"]) > 1 for run in section.runs for record in run.evaluations)
+    header = ["runs", "seeds", "step", *(q.title for q in told)]
+    header += [f"{q.title}, kept awake (N=1)" for q in told[:2] if slept]
+    rows = []
+    for group in section.groups:
+        bands = [band(group, q) for q in told]
+        awake = [band(group, q, awake=True) for q in told[:2] if slept]
+        first = next((b for b in bands if b.steps), bands[0])
+        step = f"{first.steps[-1]:,}" if first.steps else NONE
+        values = [end_text(b, q) for b, q in zip([*bands, *awake], [*told, *told[:2]], strict=False)]
+        rows.append([group.name, str(len(group.runs)), step, *values])
+    for title, groups in section.facets:
+        rows += _guesses(section, title, groups, told, len(header))
+    note = "Mean over the runs at the last step that all of them have evaluated; behind it the least and the most."
+    return Table("Last values", header, rows, note)
+
+
+def by_difficulty(section: Section, breakdown: Breakdown) -> Table:
+    rows = []
+    for group in section.groups:
+        rows.append([group.name, *(end_text(band(group, q), q) for q in map(breakdown.of, breakdown.keys))])
+    return Table(f"{breakdown.title}, last evaluation", ["runs", *breakdown.keys], rows)
+
+
+def every_run(section: Section) -> Table:
+    """A row for each run, with its own last values."""
+    told = quantities(section)
+    names = [name for name in section.told if not name.startswith("run.")]
+    header = ["folder", "state", *map(symbol, names), "steps", "tokens", "training FLOPs", "wall time"]
+    header += [*(q.title for q in told), "code", "torch, Python", "notes"]
+    rows = []
+    for run in section.runs:
+        values = dict(settings(run.config))
+        step, tokens = run.reached
+        flops = run.flops_until(step)
+        rows.append([
+            str(run.folder), run.state, *(value_text(values[name]) for name in names),
+            f"{step:,}", f"{tokens:,}", NONE if flops is None else f"{flops:.3e}", _duration(run.seconds),
+            *(_last(run, q) for q in told),
+            ", ".join(run.code) or NONE, ", ".join(run.versions.values()) or NONE, "; ".join(_notes(run)),
+        ])  # fmt: skip
+    return Table("Every run", header, rows, "The last values are those of each run's own last evaluation.")
+
+
+def end_text(found: Band, quantity: Quantity | Breakdown) -> str:
+    """`90.5 % (87.3 to 93.4 %)`."""
+    if not found.steps:
+        return NONE
+    mean, low, high = (value_of(series[-1], quantity.share) for series in (found.mean, found.low, found.high))
+    unit = " %" if quantity.share else ""
+    return f"{mean}{unit} ({low} to {high}{unit})" if found.seeds > 1 else f"{mean}{unit}"
+
+
+def value_of(value: float, share: bool) -> str:
+    if not math.isfinite(value):
+        return str(value)
+    return f"{100 * value:.1f}" if share else f"{value:.4f}"
+
+
+def _guesses(
+    section: Section, title: str, groups: list[Group], told: Sequence[Quantity], width: int
+) -> list[list[str]]:
+    """A row for each line of guessing, under the quantity that it is to be held against."""
+    rows = []
+    for at, quantity in enumerate(told):
+        for name, levels in guessing(groups, quantity).items():
+            row = [f"guessing: {name}" + (f", {title}" if title else ""), *[""] * (width - 1)]
+            unit = " %" if quantity.share else ""
+            row[3 + at] = ", ".join(f"{value_of(level, quantity.share)}{unit}" for level in levels)
+            rows.append(row)
+    return rows
+
+
+def _last(run: ReadRun, quantity: Quantity) -> str:
+    found = curve(run, quantity)
+    if not found:
+        return NONE
+    step = max(found)
+    behind = "" if step == run.reached[0] else f" (step {step:,})"
+    return value_of(found[step], quantity.share) + (" %" if quantity.share else "") + behind
+
+
+def _notes(run: ReadRun) -> list[str]:
+    return [*run.notes, *([f"FLOPs not known: {run.flops}"] if isinstance(run.flops, str) else [])]
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return NONE
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def common_settings(section: Section) -> list[tuple[str, str]]:
+    """(name, value) of what a reader wants to know first, as far as all runs of a section share it."""
+    values = dict(settings(section.runs[0].config))
+    known = {name: value_text(values[key]) for key, name in FIRST.items() if key not in section.told}
+    return list(known.items())

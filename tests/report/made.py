@@ -1,0 +1,84 @@
+"""Runs made by hand: a composed configuration and records with known numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sleeptrain.config import save_resolved
+from sleeptrain.config.compose import compose
+from sleeptrain.config.schema import Config
+
+STEP = 21 * 8  # tokens of a step of SMALL
+SMALL = ("sleep.passes=1", "data.batch=8", "train.tokens=1680")
+
+
+@cache
+def composed(*overrides: str) -> Config:
+    """Of `experiment=rule110` unless they name another."""
+    experiment = [] if any(o.startswith("experiment=") for o in overrides) else ["experiment=rule110"]
+    config = compose([*experiment, *SMALL, *overrides])
+    config.model.vocab_size = config.model.vocab_size or 3
+    return config
+
+
+def step(number: int, loss: float = 1.0, **more: Any) -> dict[str, Any]:
+    shape = {"passes": 1, "window": 20, "batch": 8, "skipped": 0, "rollbacks": 0}
+    return {"step": number, "tokens": number * STEP, "time": 100.0 + number, "loss": loss} | shape | more
+
+
+def evaluation(number: int, losses: dict[str, list[float | None]], **more: Any) -> dict[str, Any]:
+    return {"step": number, "tokens": number * STEP, "time": 100.0 + number, "eval": {"loss": losses, **more}}
+
+
+def accuracy(number: int, value: float, passes: int = 1, awake: float = 0.25, **guessing: float) -> dict[str, Any]:
+    """An evaluation of Rule 110 with `passes`, and with one where that is another number."""
+    shares = {"1": awake, str(passes): value}
+    metrics = {n: {"bits": share, "sampled": share / 2} for n, share in shares.items()}
+    losses: dict[str, list[float | None]] = {n: [None, 2 - share] for n, share in shares.items()}
+    return evaluation(number, losses, accuracy=shares, metrics=metrics, guessing=guessing)
+
+
+def attempt(number: int, at: int, time: float, code: str = "v1") -> dict[str, Any]:
+    told = {"number": number, "hosts": ["here"], "processes": 1, "job": None, "code": code}
+    return {"step": at, "tokens": at * STEP, "time": time, "attempt": told}
+
+
+def make_run(
+    folder: Path,
+    overrides: Sequence[str],
+    records: Sequence[dict[str, Any]],
+    state: str | None = "finished",
+    **status: Any,
+) -> Path:
+    """state: of status.json, which is left out if None."""
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    config = composed(f"run.name={folder.name}", *overrides)
+    save_resolved(config, folder / "config.yaml")
+    if state is not None:
+        told = {"state": state, "step": 0, "tokens": 0, "attempt": None, "reason": None, **status}
+        (folder / "status.json").write_text(json.dumps(told))
+    return folder
+
+
+GUESSING = {"chance": 0.5, "majority": 0.6, "majority_bits": 0.61, "sampled": 0.52}
+
+
+def grid(root: Path) -> Path:
+    """N in {1, 2} and seeds 0, 1: accuracies 0.5, 0.7 and 0.8, 0.9 at step 10; 0.1 to 0.4 at step 5."""
+    for n, ends in ((1, (0.5, 0.7)), (2, (0.8, 0.9))):
+        for seed, end in enumerate(ends):
+            early = (2 * n + seed - 1) / 10
+            records = [
+                attempt(1, 0, 100.0),
+                *(step(number, 3 - number / 10, passes=n) for number in (2, 4, 5)),
+                accuracy(5, early, n, **GUESSING),
+                *(step(number, 3 - number / 10, passes=n) for number in (6, 8, 10)),
+                accuracy(10, end, n, **GUESSING),
+            ]
+            make_run(root / f"n{n}-{seed}", [f"sleep.passes={n}", f"train.seed={seed}", f"data.seed={seed}"], records)
+    return root

@@ -1,0 +1,78 @@
+"""Training FLOPs by step against those that the steps of real runs counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sleeptrain.config.schema import Config, Stage
+from sleeptrain.report.cost import step_cost, training_flops
+from sleeptrain.report.runs import find_runs
+from sleeptrain.sleep.curriculum import StepShape
+from sleeptrain.train import trainer
+from sleeptrain.train.metrics import read_metrics
+from sleeptrain.train.step import StepResult
+from tests.configs import change
+from tests.report.made import STEP, composed, make_run, step
+
+SIZES = ("model.dim=16", "model.ffn_dim=16", "data.rule110.validation_samples=8", "wandb.mode=disabled")
+TINY = (*SIZES, "train.log_every=2", "train.eval_every=5", "train.threads=1", "train.device=cpu")
+CURRICULUM = [Stage(tokens=3 * STEP, passes=3), Stage(tokens=7 * STEP, passes=2, batch=4)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sleep.passes": 1},
+        {"sleep.curriculum": CURRICULUM},
+        {"sleep.passes": 4, "sleep.sample_passes": True, "train.micro_batch": 4},
+    ],
+)
+@pytest.mark.timeout(120)
+def test_they_are_what_the_steps_of_a_run_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict
+) -> None:
+    counted = [0]
+
+    class Pace(trainer.Pace):
+        def count(self, num_tokens: int, result: StepResult) -> None:
+            counted.append(counted[-1] + result.flops)
+            super().count(num_tokens, result)
+
+    monkeypatch.setattr(trainer, "Pace", Pace)
+    config = change(composed(*TINY, f"run.root={tmp_path}", "run.name=r"), changes)
+    assert trainer.train(config) == 0
+    found = training_flops(config, read_metrics(tmp_path / "r" / "metrics.jsonl"))
+    assert len(found) > 4 and found == {at: counted[at] for at in found}
+    assert max(found) == len(counted) - 1
+
+
+def cost(config: Config, passes: int) -> int:
+    return step_cost(config, StepShape(passes, 20, 8))[0]
+
+
+def test_where_records_say_otherwise_they_are_believed() -> None:
+    config = composed("sleep.passes=4")
+    records = [step(2, passes=1), step(4, passes=4), step(6, passes=2)]
+    one, two, four = (cost(config, n) for n in (1, 2, 4))
+    assert training_flops(config, records) == {0: 0, 2: 2 * one, 4: 2 * (one + four), 6: 2 * (one + four + two)}
+    assert four > two > one
+
+
+def test_more_passes_cost_as_the_plan_says() -> None:
+    """Only the window of cells sleeps, without the head: N passes over it, the last one of the last block's state."""
+    config = composed()
+    gained = [cost(config, n + 1) - cost(config, n) for n in (2, 3)]
+    assert gained[0] == gained[1] > 0
+
+
+def test_text_is_counted_without_its_files() -> None:
+    config = composed("experiment=stdlib", "data.batch=2", "data.sequence=256", "sleep.curriculum=[]")
+    assert training_flops(config, [{"step": 3, "tokens": 3 * 512}])[3] == 3 * step_cost(config, StepShape(1, 128, 2))[0]
+
+
+def test_where_the_files_of_a_task_are_gone_it_is_said(tmp_path: Path) -> None:
+    make_run(tmp_path / "r", ["experiment=gsm_small", "data.gsm_infinite.tokenizer=absent"], [step(1)])
+    [run] = find_runs([tmp_path])
+    assert isinstance(run.flops, str) and "absent" in run.flops and run.flops_until(1) is None

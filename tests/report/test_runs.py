@@ -1,0 +1,106 @@
+"""Which folders are runs, what each says of itself, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.report.runs import find_runs
+from tests.report.made import STEP, accuracy, attempt, grid, make_run, step
+
+ONE = [attempt(1, 0, 100.0), step(1), accuracy(1, 0.5)]
+
+
+def test_runs_are_found_at_any_depth_and_once(tmp_path: Path) -> None:
+    grid(tmp_path / "a" / "b")
+    make_run(tmp_path / "c", [], ONE)
+    # What a run keeps besides is none.
+    saved = tmp_path / "c" / "checkpoints" / "step-00000001"
+    saved.mkdir(parents=True)
+    (saved / "config.yaml").write_text("run: {}")
+    found = find_runs([tmp_path, tmp_path / "a", tmp_path / "c"])
+    names = ["n1-0", "n1-1", "n2-0", "n2-1", "c"]
+    assert [run.folder.name for run in found] == names
+    assert [run.config.sleep.passes for run in found] == [1, 1, 2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "words"),
+    [
+        ("finished", {}, ["finished"]),
+        ("failed", {"reason": "a shard is damaged"}, ["FAILED", "step 5", "50%", "a shard is damaged"]),
+        ("stopped", {"reason": "SIGTERM"}, ["STOPPED", "step 5", "SIGTERM"]),
+        ("running", {"progress_at": 0.0}, ["NOT FINISHED", "killed", "step 5", "1970-01-01"]),
+        (None, {}, ["NOT KNOWN", "status.json", "step 5"]),
+    ],
+)
+def test_what_is_not_finished_says_so(tmp_path: Path, state: str | None, status: dict, words: list[str]) -> None:
+    [run] = find_runs([make_run(tmp_path / "r", [], [step(5)], state, **status)])
+    assert run.finished == (state == "finished")
+    assert all(word in run.state for word in words), run.state
+
+
+def test_wall_time_is_that_of_the_attempts(tmp_path: Path) -> None:
+    later = [record | {"time": record["time"] + 1000} for record in (step(3), step(5))]
+    records = [attempt(1, 0, 100.0, "v1"), step(1), step(2), attempt(2, 2, 1050.0, "v2"), *later]
+    [run] = find_runs([make_run(tmp_path / "r", [], records)])
+    assert run.seconds == 2.0 + 55.0  # until step 2 (102), and from 1050 to step 5 (1105)
+    assert run.code == ["v1", "v2"] and run.reached == (5, 5 * STEP)
+    [bare] = find_runs([make_run(tmp_path / "bare", [], [step(1)])])
+    assert bare.seconds is None
+
+
+def test_a_line_cut_short_is_left_out_and_told(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "r", [], ONE) / "metrics.jsonl"
+    whole = path.read_text()
+    for content, cut in ((whole, False), (whole[:-1], False), (whole + '{"step": 2, "tok', True), ("", False)):
+        path.write_text(content)
+        [run] = find_runs([tmp_path])
+        assert run.cut_short == cut and any("cut short" in note for note in run.notes) == cut
+        assert len(run.records) == (3 if content else 0)
+    assert any("no evaluation" in note for note in run.notes)
+
+
+def test_what_is_refused_names_the_file(tmp_path: Path) -> None:
+    def refused(*words: str) -> None:
+        with pytest.raises((DataError, ConfigError)) as caught:
+            find_runs([tmp_path])
+        assert all(word in str(caught.value) for word in words), caught.value
+
+    refused(str(tmp_path), "no run")
+    folder = make_run(tmp_path / "r", [], ONE)
+    path = folder / "metrics.jsonl"
+    good = path.read_text()
+    path.write_text('{"step": 1, \n' + good)
+    refused(str(path), "line 1")
+    path.unlink()
+    refused(str(folder), "no metrics.jsonl")
+    path.write_text(good)
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").unlink()
+    refused(str(folder), "no config.yaml")
+    (folder / "config.yaml").write_text("sleepy: {naps: 3}\n" + config)
+    refused(str(folder / "config.yaml"), "version")
+    with pytest.raises(DataError, match="absent is no folder"):
+        find_runs([tmp_path / "absent"])
+
+
+@pytest.mark.parametrize(
+    ("record", "missing"),
+    [
+        ({"step": 1, "tokens": 8, "loss": 1.0, "time": 0.0}, "passes, window, batch"),
+        ({"step": 1, "loss": 1.0, "passes": 1, "window": 2, "batch": 1}, "tokens, time"),
+        ({"step": 1, "tokens": 8, "time": 0.0, "eval": {"loss": 2.0}}, "eval.loss by passes"),
+        ({"step": 1, "tokens": 8, "time": 0.0, "eval": {"loss": {"N4": [2.0]}}}, "eval.loss by passes"),
+        ({"step": 1, "tokens": 8, "time": 0.0, "eval": {"loss": {}}}, "eval.loss by passes"),
+    ],
+)
+def test_records_of_an_older_format_are_refused(tmp_path: Path, record: dict, missing: str) -> None:
+    folder = make_run(tmp_path / "r", [], ONE)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(record) + "\n")
+    with pytest.raises(DataError, match=f"metrics.jsonl: the record of step 1 has no {missing}.*older format"):
+        find_runs([tmp_path])
