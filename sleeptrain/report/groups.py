@@ -89,6 +89,13 @@ def symbol(name: str) -> str:
     return SYMBOLS.get(name, name)
 
 
+def told(item: Any) -> dict[str, Any]:
+    """What an item of a list of settings, such as a stage, says: the fields that do not have their default."""
+    plain = type(item)()
+    found = {field.name: getattr(item, field.name) for field in fields(item)}
+    return {name: value for name, value in found.items() if value != getattr(plain, name)}
+
+
 def value_text(value: Any) -> str:
     """A setting's value in short; a list that repeats itself as `8 x [a, b]`, what an item leaves open unsaid."""
     if isinstance(value, list):
@@ -97,8 +104,7 @@ def value_text(value: Any) -> str:
         items = f"[{', '.join(map(value_text, value[:period]))}]"
         return items if period == len(value) else f"{len(value) // period} x {items}"
     if is_dataclass(value):
-        told = {item.name: getattr(value, item.name) for item in fields(value)}
-        return " ".join(f"{name}={value_text(own)}" for name, own in told.items() if own is not None)
+        return " ".join(f"{name}={value_text(own)}" for name, own in told(value).items())
     return "none" if value is None else str(value)
 
 

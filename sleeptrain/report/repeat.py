@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import is_dataclass
 from functools import cache
 from pathlib import PurePath
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from sleeptrain.config.compose import compose, config_dir
 from sleeptrain.config.ranges import settings
 from sleeptrain.config.resolved import config_diff
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import ConfigError
+from sleeptrain.report.groups import told
 
 PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
 
@@ -50,12 +50,7 @@ def _experiment(name: str) -> Config:
 def _overrides(name: str, config: Config) -> list[str]:
     before = dict(settings(_experiment(name)))
     changed = [(key, value) for key, value in settings(config) if before[key] != value]
-    return [f"experiment={name}", *(f"{key}={_written(_plain(value))}" for key, value in changed)]
-
-
-def _plain(value: Any) -> Any:
-    """A setting as lists, dicts and scalars; what a stage leaves open is not named."""
-    return OmegaConf.to_container(OmegaConf.create({"value": value}))["value"]  # type: ignore[index, call-overload]
+    return [f"experiment={name}", *(f"{key}={_written(value)}" for key, value in changed)]
 
 
 def _written(value: Any) -> str:
@@ -66,6 +61,8 @@ def _written(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(map(_written, value))}]"
+    if is_dataclass(value):
+        value = told(value)
     if isinstance(value, dict):
         return f"{{{','.join(f'{key}:{_written(v)}' for key, v in value.items())}}}"
     if isinstance(value, str) and not (PLAIN.fullmatch(value) and value not in ("null", "true", "false", "nan", "inf")):

@@ -118,4 +118,4 @@ def test_text_sleeps_as_the_curriculum_says_and_is_reported(
     pictures = {path.stem.removeprefix("shards-") for path in (tmp_path / "report").glob("*.png")}
     assert pictures == {"loss", "loss_by_window-end", "training-loss", "norms", "run"}
     page = (tmp_path / "report" / "index.html").read_text()
-    assert "{tokens:640,window:20,batch:1}" in page.replace("passes:null,", "") and "FLOPs not known" not in page
+    assert "{tokens:640,window:20,batch:1}" in page and "FLOPs not known" not in page
