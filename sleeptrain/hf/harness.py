@@ -56,7 +56,10 @@ class Sleeping(TemplateLM):
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ConfigError(f"batch_size={batch_size}: give a number")
         path = None if tokenizer is None else Path(tokenizer)
-        opened = open_model(Path(pretrained), path, device or "auto", dtype)
+        # The harness's command line names its default even where there is no GPU.
+        if device is None or (device == "cuda:0" and not torch.cuda.is_available()):
+            device = "auto"
+        opened = open_model(Path(pretrained), path, device, dtype)
         self.model: Any = opened[0]
         self._tokenizer = opened[1]
         self._sleep: dict[str, Any] = {"passes": passes, "window": window}

@@ -34,6 +34,8 @@ def open_model(
     """
     if dtype not in (*DTYPES, "auto"):
         raise ConfigError(f"dtype={dtype}: allowed: auto, {', '.join(DTYPES)}")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device={device}: torch sees no GPU here; use cpu, or auto")
     if (place / "config.json").is_file():
         model = SleepForCausalLM.from_pretrained(place, dtype=DTYPES.get(dtype, "auto"))
         found = tokenizer or place

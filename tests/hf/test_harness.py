@@ -13,6 +13,7 @@ import lm_eval
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
+from sleeptrain.cli import main
 from sleeptrain.data.tokenizer import train_tokenizer
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.configuration import SleepConfig
@@ -104,7 +105,9 @@ def test_generates_until(folder):
     assert cut == texts[0][: texts[0].index(end)]
 
 
-def test_a_task_from_files(folder, tmp_path):
+@pytest.fixture
+def task(tmp_path):
+    """The folder of a task named tiny, and its questions."""
     data = tmp_path / "data.jsonl"
     lines = [{"q": f"{a} and {a + 1} and", "choices": [f" {a + 2}", " stop"], "gold": 0} for a in range(3)]
     data.write_text("\n".join(map(json.dumps, lines)))
@@ -124,15 +127,39 @@ metric_list:
   - metric: acc
 """
     )
-    result = lm_eval.simple_evaluate(
-        model="sleeptrain", model_args=f"pretrained={folder},passes=2", tasks=["tiny"], batch_size=2, device="cpu",
-        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False), bootstrap_iters=0,
-    )  # fmt: skip
+    return tmp_path, lines
+
+
+def right_share(folder, lines) -> float:
     scorer = Sleeping(str(folder), passes=2, device="cpu")
     pairs = [(line["q"], choice) for line in lines for choice in line["choices"]]
     scores = [score for score, _ in scorer.loglikelihood(asked("loglikelihood", *pairs))]
     right = [scores[i] > scores[i + 1] for i in range(0, len(scores), 2)]
-    assert result["results"]["tiny"]["acc,none"] == pytest.approx(sum(right) / len(right))
+    return sum(right) / len(right)
+
+
+def test_a_task_from_files(folder, task):
+    place, lines = task
+    result = lm_eval.simple_evaluate(
+        model="sleeptrain", model_args=f"pretrained={folder},passes=2", tasks=["tiny"], batch_size=2, device="cpu",
+        task_manager=TaskManager(include_path=str(place), include_defaults=False), bootstrap_iters=0,
+    )  # fmt: skip
+    assert result["results"]["tiny"]["acc,none"] == pytest.approx(right_share(folder, lines))
+
+
+def test_the_command_line(folder, task):
+    place, lines = task
+    words = ["--model", "sleeptrain", "--model_args", f"pretrained={folder},passes=2", "--tasks", "tiny"]
+    out = place / "out"
+    assert main(["lm_eval", *words, "--include_path", str(place), "--output_path", str(out)]) == 0
+    (found,) = out.rglob("results_*.json")
+    assert json.loads(found.read_text())["results"]["tiny"]["acc,none"] == pytest.approx(right_share(folder, lines))
+
+
+def test_a_device_that_is_not_there_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device=cuda:1: torch sees no GPU"):
+        Sleeping(str(folder), device="cuda:1")
 
 
 def test_a_batch_size_that_is_no_number_is_refused(folder):
