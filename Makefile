@@ -6,8 +6,9 @@ BIN := .venv/bin
 GPU ?= $(shell nvidia-smi >/dev/null 2>&1 && echo 1 || echo 0)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 SLURM_PACKAGES := slurmctld slurmd slurm-client munge
-# `slurm and not slow` is a third of them.
-SLURM_TESTS ?= slurm
+# `slurm` are all of them; the slow ones are part of `make test-full`.
+SLURM_TESTS ?= slurm and not slow
+SLURM_FILES ?= tests/slurm
 TEST := OMP_NUM_THREADS=2 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
@@ -36,7 +37,7 @@ test-slurm: install ## the batch scripts on a local Slurm cluster, installed whe
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! ls /usr/sbin/slurmctld /usr/sbin/slurmd /usr/sbin/munged /usr/bin/sbatch >/dev/null 2>&1; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES); \
 	fi
-	$(TEST) tests/slurm -m "$(SLURM_TESTS)"
+	$(TEST) $(SLURM_FILES) -m "$(SLURM_TESTS)"
 
 test-docker: install ## build the container image on a stand-in base and train in it (root, buildah, mmdebstrap)
 	docker/check.sh
