@@ -16,14 +16,14 @@ NUM_TOKENS = 2**31  # of two bytes each
 MEAN_TOKENS = 4096
 MIB = 2**20
 READER = """
-import json, resource, sys
+import json, re, sys
 from fractions import Fraction
 from sleeptrain.data.assignment import MixtureShares, StreamSettings
 from sleeptrain.data.shards import TokenShards
 from sleeptrain.data.stream import ShardStream
 
-def peak():  # MiB; pages of the page cache that read() copies from do not count
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak():  # MiB; getrusage would tell that of the process that started this one, where it is greater
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
 
 shards = TokenShards(sys.argv[1])
 stream = ShardStream({"big": shards}, StreamSettings(8192, [MixtureShares(0, {"big": Fraction(1)})]), workers=1)

@@ -41,6 +41,7 @@ def test_others_need_the_nodes_and_then_one_crashes(jobs: Jobs, cluster: Cluster
     assert "node2" not in job.attempts[2]["hosts"]
 
 
+@pytest.mark.slow
 def test_a_rank_is_killed_after_the_controller_was_gone(jobs: Jobs, cluster: Cluster, undisturbed: Path) -> None:
     job = jobs.submit()
     job.wait_for_step(5)
