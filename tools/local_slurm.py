@@ -22,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -297,7 +298,9 @@ def _free_ports(count: int) -> list[int]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/sleeptrain-slurm"), help="the cluster's own files")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir(), "sleeptrain-slurm"), help="the cluster's own files"
+    )
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("start", help="a new cluster; prints what a shell needs to use it").add_argument(
         "--nodes", type=int, default=2

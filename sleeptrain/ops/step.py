@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from sleeptrain.ops.gated_delta_rule import L2_EPS
+
 
 def gated_delta_rule(
     q_BTHK: torch.Tensor,
@@ -56,7 +58,7 @@ def _wide(*tensors: torch.Tensor | None) -> torch.dtype:
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + L2_EPS)
 
 
 def _spread(x_BTHK: torch.Tensor, times: int) -> torch.Tensor:

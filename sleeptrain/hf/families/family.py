@@ -70,11 +70,11 @@ class Family(ABC):
         # Without attention transformers cannot tell how many tokens a cache has seen.
         cache = {"use_cache": "attention" in config.layers}
         header = {"model_type": self.model_type, "architectures": [self.architecture]}
-        return header | self._settings(config) | ids | cache
+        return header | _common(config) | self._settings(config) | ids | cache
 
     @abstractmethod
     def _settings(self, config: ModelConfig) -> dict[str, Any]:
-        """What `config.json` says of a model that the family can express."""
+        """What `config.json` says of a model that the family can express, besides what it says of all."""
 
     @abstractmethod
     def from_config(self, found: Mapping[str, Any]) -> ModelConfig:
@@ -109,6 +109,34 @@ class Family(ABC):
         with torch.device("meta"):
             ours = dict(Hybrid(config).named_parameters())
         return {name: tuple(t.shape) for name, t in self.to_theirs(config, ours.__getitem__)}
+
+
+def _common(config: ModelConfig) -> dict[str, Any]:
+    """The keys that the `config.json` of every family has."""
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.dim,
+        "intermediate_size": config.ffn_dim,
+        "num_hidden_layers": len(config.layers),
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "initializer_range": config.init_std,
+        "num_attention_heads": config.attention.num_heads,
+        "num_key_value_heads": config.attention.num_kv_heads,
+    }
+
+
+def common_settings(model_type: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the model that the `config.json` of every family tells under the same keys."""
+    keys = {
+        "vocab_size": "vocab_size",
+        "dim": "hidden_size",
+        "norm_eps": "rms_norm_eps",
+        "tie_embeddings": "tie_word_embeddings",
+        "init_std": "initializer_range",
+    }
+    return {ours: setting(model_type, found, theirs) for ours, theirs in keys.items()}
 
 
 def stays_wide(name: str) -> bool:

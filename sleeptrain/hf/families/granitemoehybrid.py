@@ -14,6 +14,7 @@ from sleeptrain.hf.families.family import (
     Family,
     Link,
     check_rope,
+    common_settings,
     conv_link,
     expect,
     foreign_mixers,
@@ -57,25 +58,15 @@ class GraniteMoeHybrid(Family):
         rotates = "attention" in config.layers and attention.partial_rotary_factor == 1
         heads, width = (mamba.num_heads, mamba.head_dim) if "mamba2" in config.layers else (1, config.dim)
         return {
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.dim,
-            "intermediate_size": config.ffn_dim,
             "shared_intermediate_size": config.ffn_dim,
             "num_local_experts": 0,
             "num_experts_per_tok": 0,
-            "num_hidden_layers": len(config.layers),
             "layer_types": [LAYER_TYPES[kind] for kind in config.layers],
-            "hidden_act": "silu",
-            "rms_norm_eps": config.norm_eps,
-            "tie_word_embeddings": config.tie_embeddings,
-            "initializer_range": config.init_std,
             "embedding_multiplier": config.embedding_multiplier,
             "residual_multiplier": config.residual_multiplier,
             "logits_scaling": config.logits_divisor,
             "attention_multiplier": attention.scale or attention.head_dim**-0.5,
             "attention_bias": False,
-            "num_attention_heads": attention.num_heads,
-            "num_key_value_heads": attention.num_kv_heads,
             "position_embedding_type": "rope" if rotates else None,
             "rope_parameters": {"rope_type": "default", "rope_theta": attention.rope_theta},
             "mamba_n_heads": heads,
@@ -100,17 +91,13 @@ class GraniteMoeHybrid(Family):
         if tuple(found.get("time_step_limit") or (0.0, math.inf)) != (0.0, math.inf):
             raise ConfigError(f"config.json: time_step_limit={found['time_step_limit']} is not supported, only none")
         return ModelConfig(
-            vocab_size=get("vocab_size"),
-            dim=get("hidden_size"),
+            **common_settings(self.model_type, found),
             ffn_dim=get("shared_intermediate_size"),
             layers=layers,
             norm="plain",
-            norm_eps=get("rms_norm_eps"),
             embedding_multiplier=float(get("embedding_multiplier")),
             residual_multiplier=float(get("residual_multiplier")),
             logits_divisor=float(get("logits_scaling")),
-            tie_embeddings=get("tie_word_embeddings"),
-            init_std=get("initializer_range"),
             attention=self._attention(found),
             mamba2=Mamba2Config(
                 num_heads=get("mamba_n_heads"),

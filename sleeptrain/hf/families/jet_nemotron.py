@@ -14,6 +14,7 @@ from sleeptrain.hf.families.family import (
     MULTIPLIERS,
     Family,
     Link,
+    common_settings,
     expect,
     foreign_mixers,
     head_dim,
@@ -63,17 +64,7 @@ class JetNemotron(Family):
     def _settings(self, config: ModelConfig) -> dict[str, Any]:
         attention, jet = config.attention, config.jet
         return {
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.dim,
-            "intermediate_size": config.ffn_dim,
-            "num_hidden_layers": len(config.layers),
             "layer_types": [LAYER_TYPES[kind] for kind in config.layers],
-            "hidden_act": "silu",
-            "rms_norm_eps": config.norm_eps,
-            "tie_word_embeddings": config.tie_embeddings,
-            "initializer_range": config.init_std,
-            "num_attention_heads": attention.num_heads,
-            "num_key_value_heads": attention.num_kv_heads,
             "rope_theta": attention.rope_theta,
             "rope_scaling": None,
             "efficient_attention_config": {
@@ -98,14 +89,10 @@ class JetNemotron(Family):
         efficient = get("efficient_attention_config")
         sliding = efficient.get("swa", {"window_size": AttentionConfig.sliding_window})
         return ModelConfig(
-            vocab_size=get("vocab_size"),
-            dim=get("hidden_size"),
+            **common_settings(self.model_type, found),
             ffn_dim=get("intermediate_size"),
             layers=layers,
             norm="plain",
-            norm_eps=get("rms_norm_eps"),
-            tie_embeddings=get("tie_word_embeddings"),
-            init_std=get("initializer_range"),
             attention=AttentionConfig(
                 num_heads=get("num_attention_heads"),
                 num_kv_heads=get("num_key_value_heads"),

@@ -13,6 +13,7 @@ from sleeptrain.hf.families.family import (
     Family,
     Link,
     check_rope,
+    common_settings,
     expect,
     foreign_mixers,
     head_dim,
@@ -53,18 +54,8 @@ class OlmoHybrid(Family):
         # No base is how the architecture says that there are no positions.
         rope = {"rope_type": "default", "rope_theta": attention.rope_theta if attention.partial_rotary_factor else None}
         return {
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.dim,
-            "intermediate_size": config.ffn_dim,
-            "num_hidden_layers": len(config.layers),
             "layer_types": [LAYER_TYPES[kind] for kind in config.layers],
-            "hidden_act": "silu",
-            "rms_norm_eps": config.norm_eps,
-            "tie_word_embeddings": config.tie_embeddings,
-            "initializer_range": config.init_std,
             "attention_bias": False,
-            "num_attention_heads": attention.num_heads,
-            "num_key_value_heads": attention.num_kv_heads,
             "rope_parameters": rope,
             "linear_num_key_heads": delta.num_k_heads,
             "linear_num_value_heads": delta.num_v_heads,
@@ -83,14 +74,10 @@ class OlmoHybrid(Family):
         check_rope(rope)
         theta = rope.get("rope_theta")
         return ModelConfig(
-            vocab_size=get("vocab_size"),
-            dim=get("hidden_size"),
+            **common_settings(self.model_type, found),
             ffn_dim=get("intermediate_size"),
             layers=layer_kinds(self.model_type, found, {theirs: ours for ours, theirs in LAYER_TYPES.items()}),
             norm="plain",
-            norm_eps=get("rms_norm_eps"),
-            tie_embeddings=get("tie_word_embeddings"),
-            init_std=get("initializer_range"),
             attention=AttentionConfig(
                 num_heads=get("num_attention_heads"),
                 num_kv_heads=get("num_key_value_heads"),

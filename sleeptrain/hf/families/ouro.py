@@ -16,6 +16,7 @@ from sleeptrain.hf.families.family import (
     MULTIPLIERS,
     Family,
     Link,
+    common_settings,
     expect,
     foreign_mixers,
     head_dim,
@@ -53,17 +54,7 @@ class Ouro(Family):
     def _settings(self, config: ModelConfig) -> dict[str, Any]:
         attention = config.attention
         return {
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.dim,
-            "intermediate_size": config.ffn_dim,
-            "num_hidden_layers": len(config.layers),
             "layer_types": ["full_attention"] * len(config.layers),
-            "hidden_act": "silu",
-            "rms_norm_eps": config.norm_eps,
-            "tie_word_embeddings": config.tie_embeddings,
-            "initializer_range": config.init_std,
-            "num_attention_heads": attention.num_heads,
-            "num_key_value_heads": attention.num_kv_heads,
             "rope_theta": attention.rope_theta,
             "rope_scaling": None,
             "total_ut_steps": LOOPS,
@@ -82,16 +73,12 @@ class Ouro(Family):
                 "supported for ouro, only full_attention and none"
             )
         return ModelConfig(
-            vocab_size=get("vocab_size"),
-            dim=get("hidden_size"),
+            **common_settings(self.model_type, found),
             ffn_dim=get("intermediate_size"),
             layers=["attention"] * get("num_hidden_layers"),
             norm="plain",
-            norm_eps=get("rms_norm_eps"),
             sandwich_norms=True,
             norm_between_passes=True,
-            tie_embeddings=get("tie_word_embeddings"),
-            init_std=get("initializer_range"),
             attention=AttentionConfig(
                 num_heads=get("num_attention_heads"),
                 num_kv_heads=get("num_key_value_heads"),

@@ -10,6 +10,7 @@ from sleeptrain.hf.families.family import (
     MULTIPLIERS,
     Link,
     check_rope,
+    common_settings,
     conv_link,
     expect,
     foreign_mixers,
@@ -40,18 +41,8 @@ def lacks(config: ModelConfig) -> dict[str, str]:
 def describe(config: ModelConfig) -> dict[str, Any]:
     attention, delta = config.attention, config.gated_deltanet
     return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.dim,
-        "intermediate_size": config.ffn_dim,
-        "num_hidden_layers": len(config.layers),
         "layer_types": [LAYER_TYPES[kind] for kind in config.layers],
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
-        "initializer_range": config.init_std,
         "attention_bias": False,
-        "num_attention_heads": attention.num_heads,
-        "num_key_value_heads": attention.num_kv_heads,
         "head_dim": attention.head_dim,
         "rope_parameters": {
             "rope_type": "default",
@@ -74,13 +65,9 @@ def from_config(model_type: str, found: Mapping[str, Any]) -> ModelConfig:
     rope = get("rope_parameters") or {}
     check_rope(rope)
     return ModelConfig(
-        vocab_size=get("vocab_size"),
-        dim=get("hidden_size"),
+        **common_settings(model_type, found),
         ffn_dim=get("intermediate_size"),
         layers=layer_kinds(model_type, found, {theirs: ours for ours, theirs in LAYER_TYPES.items()}),
-        norm_eps=get("rms_norm_eps"),
-        tie_embeddings=get("tie_word_embeddings"),
-        init_std=get("initializer_range"),
         attention=AttentionConfig(
             num_heads=get("num_attention_heads"),
             num_kv_heads=get("num_key_value_heads"),
