@@ -21,14 +21,7 @@ tags:
 
 A language model that sleeps, trained by sleeptrain and exported as `{model_type}`.
 
-```python
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained("{folder}"{dtype_argument})
-```
-
-Loaded like this it is a plain model that never sleeps (N=1), without code of its own. In training its attention looked
-back no further than a window of {window} tokens.
+{loading}
 
 ## Sleep
 
@@ -48,6 +41,22 @@ The key `sleep` of `config.json` holds these settings.
 
 {check}
 """
+_NATIVE = """```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("{folder}"{dtype_argument})
+```
+
+Loaded like this it is a plain model that never sleeps (N=1), without code of its own. In training its attention looked
+back no further than a window of {window} tokens."""
+_PUBLISHED = """```python
+from sleeptrain.hf.modeling import SleepForCausalLM
+
+model = SleepForCausalLM.from_pretrained("{folder}"{dtype_argument})
+```
+
+Transformers has no class of this family. That of its published code reads this folder too, and never sleeps (N=1). In
+training attention looked back no further than a window of {window} tokens."""
 _MEANINGS = {
     "passes": "N: passes over a window that sleeps, the wake pass counted",
     "window": "L: tokens between two evictions",
@@ -101,16 +110,19 @@ def training_facts(config: Config, state: dict[str, Any], num_parameters: int) -
     }
 
 
-def model_card(name: str, folder: str, settings: dict[str, Any], facts: dict[str, str], check: str) -> str:
-    """The README.md of a folder of this name. settings: its `config.json`. check: how the logits were compared."""
+def model_card(
+    name: str, folder: str, settings: dict[str, Any], in_transformers: bool, facts: dict[str, str], check: str
+) -> str:
+    """The README.md of a folder of this name. settings: its `config.json`. in_transformers: whether its family is.
+    check: how the logits were compared."""
     sleep, dtype = settings[SLEEP_KEY], settings["dtype"]
+    dtype_argument = "" if dtype == "float32" else f', dtype="{dtype}"'
+    loading = _NATIVE if in_transformers else _PUBLISHED
     rows = [f"| `{key}` | {'null' if value is None else value} | {_MEANINGS[key]} |" for key, value in sleep.items()]
     return _CARD.format(
         name=name,
         model_type=settings["model_type"],
-        folder=folder,
-        dtype_argument="" if dtype == "float32" else f', dtype="{dtype}"',
-        window=sleep["window"],
+        loading=loading.format(folder=folder, dtype_argument=dtype_argument, window=sleep["window"]),
         sleep="\n".join(rows),
         facts="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
         check=check,

@@ -1,4 +1,4 @@
-"""Whether a folder of transformers' holds the same model as ours: logits over several windows and passes."""
+"""Whether a Hugging Face folder holds the same model as ours: logits over several windows and passes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sleeptrain.data.batch import Batch
 from sleeptrain.errors import DataError
 from sleeptrain.hf.families import Family, Read
 from sleeptrain.hf.native import load_native, native_logits
+from sleeptrain.hf.published import load_published, published_logits
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.rounds import plan_rounds, window_facts
@@ -20,7 +21,7 @@ TOLERANCE = 1e-4
 
 
 def check(config: ModelConfig, read: Read, folder: Path, family: Family, num_tokens: int) -> float:
-    """Runs our model, whose parameters `read` gives, and transformers' of `folder`, one after the other, in fp32.
+    """Runs our model, whose parameters `read` gives, and the family's of `folder`, one after the other, in fp32.
 
     num_tokens: of a row, cut into windows. Returns the largest difference of two logits, as a share of the largest
     logit. Raises DataError where that is more than TOLERANCE, or not a number.
@@ -29,7 +30,7 @@ def check(config: ModelConfig, read: Read, folder: Path, family: Family, num_tok
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(config.vocab_size, (ROWS, num_tokens), generator=generator)
     ours = our_logits(_model(config, read), tokens, window, PASSES)
-    theirs = native_logits(load_native(folder, family), tokens, window, PASSES)
+    theirs = _their_logits(folder, family, tokens, window)
     error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
     if not error <= TOLERANCE:
         raise DataError(
@@ -37,6 +38,13 @@ def check(config: ModelConfig, read: Read, folder: Path, family: Family, num_tok
             f"{error:.1e} of the largest, more than {TOLERANCE:.0e}; nothing was written"
         )
     return error
+
+
+def _their_logits(folder: Path, family: Family, tokens_BT: torch.Tensor, window: int) -> torch.Tensor:
+    """By transformers' own class, or by the published code, written again."""
+    if family.in_transformers:
+        return native_logits(load_native(folder, family), tokens_BT, window, PASSES)
+    return published_logits(load_published(folder, family), tokens_BT, window, PASSES)
 
 
 def _model(config: ModelConfig, read: Read) -> Hybrid:

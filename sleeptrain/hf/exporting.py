@@ -33,12 +33,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Exported:
-    """model_type: of the folder. num_parameters: tied ones once. error: of `check`, None where transformers lacks the
-    family. tokenizer: whether it has one."""
+    """model_type: of the folder. num_parameters: tied ones once. error: of `check`. tokenizer: whether it has one."""
 
     model_type: str
     num_parameters: int
-    error: float | None
+    error: float
     tokenizer: bool
 
 
@@ -77,16 +76,14 @@ def export(
         settings[SLEEP_KEY] = sleep_settings(config, state["tokens"])
         _write_json(folder / "config.json", settings)
         _write_json(folder / "generation_config.json", ids | {"use_cache": settings["use_cache"]})
-        error, told = None, "Transformers has no class of this family, so that its logits were not compared with ours."
-        if family.in_transformers:
-            rounded = _rounded(family, config.model, read, DTYPES[dtype])
-            error = check(config.model, rounded, folder, family, check_tokens)
-            told = (
-                f"Over {WINDOWS} windows of {PASSES} passes its logits differ from ours by {error:.0e} of the largest."
-            )
+        rounded = _rounded(family, config.model, read, DTYPES[dtype])
+        error = check(config.model, rounded, folder, family, check_tokens)
+        whose = "its logits" if family.in_transformers else "those of the family's published code, written again,"
+        told = f"Over {WINDOWS} windows of {PASSES} passes {whose} differ from ours by {error:.0e} of the largest."
         num_parameters = sum(prod(shape) for shape in family.their_shapes(config.model).values())
         facts = training_facts(config, state, num_parameters)
-        (folder / "README.md").write_text(model_card(config.run.name, out.name, settings, facts, told))
+        card = model_card(config.run.name, out.name, settings, family.in_transformers, facts, told)
+        (folder / "README.md").write_text(card)
     return Exported(family.model_type, num_parameters, error, found is not None)
 
 

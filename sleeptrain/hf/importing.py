@@ -37,13 +37,13 @@ _HEAD = "lm_head.weight"
 @dataclass(frozen=True)
 class Imported:
     """config: of the model. left_out: tensors of the folder that belong to no text model. tokenizer: whether it had
-    one. error: of `check`; None where transformers has no class of the family."""
+    one. error: of `check`."""
 
     model_type: str
     config: ModelConfig
     left_out: Sequence[str]
     tokenizer: bool
-    error: float | None
+    error: float
 
 
 def import_folder(folder: Path, out: Path, check_tokens: int = 256) -> Imported:
@@ -71,7 +71,7 @@ def import_folder(folder: Path, out: Path, check_tokens: int = 256) -> Imported:
             ours.read({WEIGHTS + name: box.append})
             return box[0]
 
-        error = check(config, read, folder, family, check_tokens) if family.in_transformers else None
+        error = check(config, read, folder, family, check_tokens)
     return Imported(family.model_type, config, files.left_out, tokenizer, error)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,12 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from sleeptrain.checkpoint.folder import checkpoints
+from sleeptrain.hf.check import TOLERANCE
 from sleeptrain.hf.exporting import export
 from sleeptrain.hf.importing import import_folder
 from sleeptrain.hf.modeling import SleepForCausalLM
 from sleeptrain.train.metrics import read_metrics
-from tests.hf.jet_nemotron_reference import JetNemotron
-from tests.hf.ouro_reference import Ouro
 from tests.train.test_trainer import run
 
 STEP = 8 * 7  # tokens
@@ -58,7 +56,6 @@ def test_jet_nemotron_from_its_files_and_back(tmp_path: Path):
     export(tmp_path / "second" / "r", tmp_path / "again")
     first, again = (load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "again"))
     assert first.keys() == again.keys() and not any(torch.equal(first[name], again[name]) for name in first)
-    reads(JetNemotron, tmp_path / "again", again)
     model = SleepForCausalLM.from_pretrained(tmp_path / "again")
     assert model.sleep_settings().passes == 4
     ids = torch.arange(2 * model.sleep_settings().window + 1)[None] % model.config.vocab_size
@@ -71,24 +68,15 @@ def test_jet_nemotron_from_its_files_and_back(tmp_path: Path):
 def test_ouro_from_its_files_with_a_memory_inserted(tmp_path: Path):
     run(tmp_path / "first", *OURO)
     export(tmp_path / "first" / "r", tmp_path / "theirs", "ouro")
-    reads(Ouro, tmp_path / "theirs", load_file(tmp_path / "theirs" / "model.safetensors"))
     assert import_folder(tmp_path / "theirs", tmp_path / "ours").model_type == "ouro"
     more = [setting for setting in OURO if not setting.startswith(("model.layers", "sleep.passes"))]
     run(tmp_path / "second", *more, *WITH_JET, f"run.init_from={tmp_path / 'ours'}", *ONE_TO_FOUR)
     assert passes(tmp_path / "second")[-1] == 4 and len(checkpoints(tmp_path / "second" / "r" / "checkpoints"))
 
 
-def reads(build: type[torch.nn.Module], folder: Path, weights: dict[str, torch.Tensor]) -> None:
-    """The published code, written again, takes an exported folder as it is."""
-    model = build(json.loads((folder / "config.json").read_text()))
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    assert not missing and not unexpected
-    with torch.no_grad():
-        assert bool(model(torch.zeros(1, 4, dtype=torch.long)).isfinite().all())
-
-
 @pytest.mark.parametrize("settings", [JET, OURO])
-def test_an_export_says_that_it_is_unchecked(tmp_path: Path, settings: tuple[str, ...]):
+def test_an_export_is_checked_against_the_published_code(tmp_path: Path, settings: tuple[str, ...]):
     run(tmp_path, *settings)
-    assert export(tmp_path / "r", tmp_path / "theirs").error is None
-    assert "were not compared" in (tmp_path / "theirs" / "README.md").read_text()
+    assert export(tmp_path / "r", tmp_path / "theirs").error < TOLERANCE
+    card = (tmp_path / "theirs" / "README.md").read_text()
+    assert "published code, written again, differ from ours by" in card and "AutoModel" not in card

@@ -51,7 +51,7 @@ class Family(ABC):
 
     model_type: ClassVar[str]
     architecture: ClassVar[str]
-    in_transformers: ClassVar[bool] = True  # else its class comes with the weights, as code that is not run here
+    in_transformers: ClassVar[bool] = True  # else its class comes with the weights, as code that is not run
     options: ClassVar[tuple[str, ...]] = ()  # those of BLOCK_OPTIONS that it has
 
     def lacks(self, config: ModelConfig) -> dict[str, str]:

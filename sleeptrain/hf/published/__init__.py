@@ -1,0 +1,46 @@
+"""The models whose classes transformers lacks, written again and plainly, to compare ours with.
+
+Code that comes beside weights is never run. What it computes stands here instead, with the names of its parameters, one
+token after the other and without a line shared with sleeptrain's own layers: slow, and easy to hold against the
+original.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sleeptrain.hf.families import Family
+from sleeptrain.hf.published.jet_nemotron import JetNemotron
+from sleeptrain.hf.published.ouro import Ouro
+from sleeptrain.hf.published.parts import Published
+from sleeptrain.hf.weight_files import WeightFiles
+
+PUBLISHED: dict[str, Callable[[Mapping[str, Any]], Published]] = {"jet_nemotron": JetNemotron, "ouro": Ouro}
+
+
+def load_published(folder: Path, family: Family) -> Published:
+    """The model of a folder, in fp32 on the CPU. Raises UserError where files or settings are not as they should."""
+    settings: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+    files = WeightFiles(folder, family.canonical)
+    with torch.device("meta"):
+        model = PUBLISHED[family.model_type](settings)
+    model.load_state_dict({name: files.read(name).float() for name in model.state_dict()}, assign=True)
+    return model
+
+
+@torch.no_grad()
+def published_logits(model: Published, tokens_BT: torch.Tensor, window: int, passes: int) -> torch.Tensor:
+    """The logits [B, T, V] of the wake passes; every window is put to sleep with `passes` passes in all."""
+    memory, logits = model.empty_memory(), []
+    for part_BL in tokens_BT.split(window, dim=1):
+        x_BLD = model.embed(part_BL)
+        for n in range(passes):
+            x_BLD, memory = model.loop(x_BLD, memory)
+            if n == 0:
+                logits.append(model.predict(x_BLD))
+    return torch.cat(logits, dim=1)
