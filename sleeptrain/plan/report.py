@@ -10,6 +10,7 @@ from sleeptrain.plan.layout import Plan, StepPlan
 from sleeptrain.plan.links import Payload, sent_bytes
 from sleeptrain.plan.memory import StageMemory
 from sleeptrain.plan.speed import ASSUMPTIONS, hours
+from sleeptrain.plan.workload import lacks_tokenizer
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
@@ -103,6 +104,8 @@ def _head(plan: Plan) -> Iterable[str]:
     yield f"fullest   {short(numel)} parameters a process, on stage {largest} of blocks {list(plan.bounds)}"
     if plan.warning:
         yield f"warning   {plan.warning}"
+    if lacks_tokenizer(config.data):
+        yield f"tokenizer {config.data.gsm_infinite.tokenizer} is not there; problems as long in words stand in for it"
 
 
 def _kinds(layers: Sequence[str]) -> str:

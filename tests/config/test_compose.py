@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+import torch
 
 from sleeptrain.config.compose import compose, config_dir, sweep_run_name, validate_sweep
 from sleeptrain.config.schema import Config, Stage
 from sleeptrain.data.batch import PAD
 from sleeptrain.errors import ConfigError
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.plan.workload import mean_row_tokens
 from sleeptrain.tasks.build import build_task
+from sleeptrain.train.frozen import is_frozen
 
 
 def options(group: str) -> list[str]:
@@ -67,6 +71,7 @@ def test_the_stdlib_experiment_sleeps_more_and_more() -> None:
         *((f"rule110_t32_n{n}", 100_000, n, 32) for n in (1, 2, 3, 4)),
         *((f"rule110_t{t}_n1", 20_000, 1, t) for t in (4, 8, 10, 12, 14, 16)),
         *((f"depo_4x512_n{n}", 138_000, n, None) for n in (1, 2, 4)),
+        ("depo_jet_10x512", 138_000, 1, None),
         *((f"rule110_t32_{name}", 100_000, 1, 32) for name in ("deep", "transformer", "full_attention")),
     ],
 )
@@ -84,6 +89,37 @@ def test_the_papers_runs(experiment: str, steps: int, passes: int, updates: int 
     rows = build_task(data).rows(0, 0, 2000)
     tokens = float((rows.documents_BT != PAD).sum()) / 2000 * data.batch
     assert config.train.tokens / tokens == pytest.approx(steps, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "steps", "window", "core"),
+    [
+        ("gsm_jet_2b_hard", 775, 2000, [7, 21]),
+        ("gsm_ouro_hard", 1090, 2000, None),
+        ("gsm_ouro_warmup", 325, 512, None),
+        ("gsm_ouro_sliding", 650, 512, None),
+    ],
+)
+def test_the_papers_runs_on_open_models(experiment: str, steps: int, window: int, core: list[int] | None) -> None:
+    config = compose([f"experiment={experiment}"])
+    gsm = config.data.gsm_infinite
+    assert (config.data.batch, config.sleep.window, config.sleep.core) == (256, window, core)
+    assert (gsm.min_ops, gsm.max_ops, gsm.min_tokens, gsm.max_tokens, gsm.validation_samples) == (
+        1,
+        8,
+        2000,
+        3300,
+        1600,
+    )
+    assert (config.optim.muon_lr, config.optim.adamw_lr, config.sleep.when) == (1e-3, 5e-5, "unlabelled")
+    assert config.sleep.eviction == ("sliding" if experiment == "gsm_ouro_sliding" else "hard")
+    with torch.device("meta"):
+        names = [name for name, _ in Hybrid(config.model).named_parameters()]
+    # The warm-up trains the inserted blocks, and them only.
+    frozen = [is_frozen(name, config.optim.frozen) for name in names]
+    inserted = [name.startswith(tuple(f"blocks.{i}." for i in config.model.mixer_only)) for name in names]
+    assert frozen == ([not new for new in inserted] if experiment == "gsm_ouro_warmup" else [False] * len(names))
+    assert config.train.tokens / (mean_row_tokens(config) * 256) == pytest.approx(steps, rel=0.01)
 
 
 def test_the_window_of_rule110_follows_its_width() -> None:

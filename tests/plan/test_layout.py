@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import PAD
 from sleeptrain.data.source import build_source
-from sleeptrain.errors import ConfigError
+from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.parallel.layout_check import too_few_sequences
 from sleeptrain.parallel.schedule import schedule
@@ -200,6 +201,18 @@ def test_pads_of_a_task_are_no_tokens_of_a_step() -> None:
     """Depo's rows are shorter than the longest: the steps are those of the tokens that count."""
     config = compose(["experiment=depo_small"])
     [work] = workloads(config, 1)
-    batch = build_task(config.data).rows(config.data.seed, 0, 128)
-    assert work.tokens == int((batch.documents_BT != PAD).sum()) < 128 * 36
-    assert work.num_steps == -(-12_000_000 // work.tokens)
+    batch = build_task(config.data).rows(config.data.seed, 0, 20_000)
+    assert work.tokens == pytest.approx(int((batch.documents_BT != PAD).sum()) * 128 / 20_000, rel=0.005)
+    assert work.num_steps == -(-config.train.tokens // work.tokens)
+
+
+def test_a_plan_needs_no_tokenizer_of_a_task(tmp_path: Path) -> None:
+    """What an imported model will bring is not there when a run is planned; lengths are, and the plan says so."""
+    settings = [f"{name}={value}" for name, value in {"min_tokens": 96, "max_tokens": 160}.items()]
+    settings = [f"data.gsm_infinite.{setting}" for setting in settings]
+    settings += ["experiment=gsm_small", "model.vocab_size=300", f"data.gsm_infinite.tokenizer={tmp_path / 'none'}"]
+    plan = planned(compose(settings))
+    assert plan.steps[0].workload.tokens == pytest.approx(64 * 128, rel=0.1)
+    assert f"{tmp_path / 'none'} is not there" in to_text(plan)
+    with pytest.raises(DataError, match="none: No such file"):
+        planned(compose([*settings, "model.vocab_size=0"]))
