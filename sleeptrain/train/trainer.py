@@ -10,6 +10,7 @@ from sleeptrain.health.replicas import compare_replicas, holds_copies
 from sleeptrain.health.speed import gathered_speeds
 from sleeptrain.parallel.launch import join
 from sleeptrain.parallel.layout_check import too_few_sequences
+from sleeptrain.plan.expected import expected_cost
 from sleeptrain.sleep.curriculum import StepShape, step_shape
 from sleeptrain.stop import Stopped, leads, listening
 from sleeptrain.train.evaluate import Evaluation, EvaluationStopped, evaluate, held_out
@@ -68,6 +69,8 @@ def train_steps(run: Run) -> None:
     stopping.start()
     if run.finished:
         run.message(f"{run.folder} is complete: {run.step} steps, {run.tokens} tokens")
+    if run.step == 0 and not run.finished:
+        run.message(expected_cost(config, run.world.part.ranks))
     if warning := too_few_sequences(config, run.world.part.ranks):
         run.message(f"warning: {warning}")
     if config.health.compare_every and config.parallel.zero == 3 and run.world.mesh.data.size > 1:

@@ -20,6 +20,10 @@ from sleeptrain.config import load_resolved, save_resolved
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import ConfigError, NonFiniteError
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.plan.report import short
+from sleeptrain.report.cost import training_flops
+from sleeptrain.report.runs import find_runs
 from sleeptrain.stop import EXIT_STOPPED
 from sleeptrain.train import trainer
 from sleeptrain.train.metrics import read_metrics
@@ -87,6 +91,18 @@ def test_a_finished_run_is_not_run_again(tmp_path, capsys):
     run(tmp_path)
     assert records(tmp_path) == before
     assert "r is complete: 12 steps, 672 tokens" in capsys.readouterr().err
+
+
+def test_a_run_says_what_it_will_cost_when_it_begins(tmp_path, capsys):
+    """As the report counts it of what was done, and not again when it goes on."""
+    config = run(tmp_path, f"train.tokens={6 * 8 * 7}")
+    said = capsys.readouterr().err
+    [found] = find_runs([tmp_path / "r"])
+    flops = max(training_flops(config, found.records).values())
+    assert f"about 6 steps, 336 tokens and {short(flops)} FLOPs" in said
+    assert said.startswith(f"r: {short(sum(p.numel() for p in Hybrid(config.model).parameters()))} parameters")
+    run(tmp_path, "run.allow_changes=[train.tokens]")
+    assert "about" not in capsys.readouterr().err
 
 
 def test_a_changed_setting_is_refused_where_it_changes_the_run(tmp_path):
