@@ -113,6 +113,7 @@ def reruns(config: Config, workload: Workload) -> Iterator[tuple[Round, Extent]]
 
 def workloads(config: Config, replicas: int) -> list[Workload]:
     """Of every stage that the run reaches; sampled N counts as its largest. `model.vocab_size` must be known."""
+    config = replace(config, data=reachable(config.data))
     total, row_tokens = config.train.tokens, mean_row_tokens(config)
     starts = [start for start in shape_starts(config) if start < total]
     found, seen = [], 0
@@ -141,7 +142,7 @@ def mean_row_tokens(config: Config) -> float:
     """Tokens of a row that are no pads; for a task the mean of a sample."""
     if config.data.source == "shards":
         return config.data.sequence
-    task = build_task(reachable(config.data))
+    task = build_task(config.data)
     count = max(SAMPLED_TOKENS // task.sequence, 1)
     return int((task.rows(config.data.seed, 0, count).documents_BT != PAD).sum()) / count
 
@@ -162,7 +163,7 @@ def lacks_tokenizer(data: DataConfig) -> bool:
 def typical_batch(config: Config, rows: int) -> Batch:
     """Rows in the middle of long documents; for a task, a batch of it."""
     if config.data.source != "shards":
-        return build_task(reachable(config.data)).rows(config.data.seed, 0, rows)
+        return build_task(config.data).rows(config.data.seed, 0, rows)
     zeros = torch.zeros(rows, config.data.sequence, dtype=torch.long)
     goes_on = torch.ones(rows, dtype=torch.bool)
     return Batch(zeros, zeros, zeros, goes_on, goes_on)

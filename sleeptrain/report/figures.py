@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from sleeptrain.report.curves import Band, Breakdown, Quantity, band, behind, breakdowns, curve, guessing, quantities
 from sleeptrain.report.groups import Group, Section
@@ -250,11 +251,15 @@ def _y_label(what: Quantity | Breakdown) -> str:
 
 
 def _legend(figure: Figure, *panels: Axes) -> None:
-    """One legend below all panels, each curve once."""
+    """One legend below all panels, each curve once, the lines of guessing behind them."""
     handles: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
+    guesses = {
+        label for label, handle in handles.items() if isinstance(handle, Line2D) and handle.get_color() == "black"
+    }
+    handles = dict(sorted(handles.items(), key=lambda item: item[0] in guesses))
     if handles:
         columns = max(1, int(11 * figure.get_figwidth()) // (max(map(len, handles)) + 8))
         figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=columns)

@@ -35,9 +35,9 @@ def _accuracy(section: Section, title: str, groups: list[Group], accuracy: Quant
     if len(known) > 1 and all(b.steps[-1] == a.steps[-1] for (_, a), (_, b) in pairwise(known)):
         (few, first), (many, last) = known[0], known[-1]
         points = 100 * (last.mean[-1] - first.mean[-1])
-        lines.append(
-            f"{many.label} is {points:+.1f} points ahead of {few.label} at equal steps" + (title and f", {title}")
-        )
+        place = "behind" if points < 0 else "ahead of"
+        line = f"{many.label} is {abs(points):.1f} points {place} {few.label} at equal steps"
+        lines.append(line + (title and f", {title}"))
     return lines
 
 

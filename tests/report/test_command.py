@@ -54,7 +54,7 @@ def test_the_page_holds_the_numbers_and_all_pictures(tmp_path: Path, capsys: pyt
         "Rule 110, 4 runs",
         "N=1: 60.0 % (50.0 to 70.0 %), 2 seeds",
         "N=2: 85.0 % (80.0 to 90.0 %), 2 seeds",
-        "N=2 is +25.0 points ahead of N=1 at equal steps",
+        "N=2 is 25.0 points ahead of N=1 at equal steps",
         str(out / "index.html"),
     ]
     page = read_page(out / "index.html")

@@ -143,7 +143,7 @@ def test_difficulties_of_rule110_have_panels(tmp_path: Path) -> None:
     assert lines(axes)["always the likelier label"] == ([4, 8], [60, 70])
     ends = tables(found)[0]
     assert [row[3] for row in ends.rows if row[0] == "guessing: majority, t=8"] == ["70.0 %"]
-    assert "N=2 is +40.0 points ahead of N=1 at equal steps, t=8" in summary(found)
+    assert "N=2 is 40.0 points ahead of N=1 at equal steps, t=8" in summary(found)
 
 
 def depo(number: int, k1: float, k8: float) -> dict:
