@@ -71,7 +71,7 @@ class Depo:
         """accuracy: answers whose word is right. accuracy_by_hops; loss_by_hops: nats a target, the marker included."""
         right, total, loss, targets = (np.zeros(self._config.hops + 1) for _ in range(4))
         for a in answered:
-            for hops, at, words in self._questions(a.batch):
+            for hops, at, words in self.questions(a.batch):
                 total[hops] += 1
                 right[hops] += bool(a.right_BT[words].all())
                 loss[hops] += float(a.loss_BT[at].double().sum())
@@ -82,6 +82,21 @@ class Depo:
             "accuracy_by_hops": {f"k={k}": float(right[k] / total[k]) for k in asked},
             "loss_by_hops": {f"k={k}": float(loss[k] / targets[k]) for k in asked},
         }
+
+    def questions(self, batch: Batch) -> list[tuple[int, tuple[int, slice], tuple[int, slice]]]:
+        """(hops, where the targets of its answer are, where those of the answer's word are) of every question."""
+        found, targets_BT = [], batch.targets_BT.numpy()
+        for row, tokens in enumerate(batch.tokens_BT.tolist()):
+            hops = 0
+            for at in range(self._shape.context, self.sequence):
+                if self._first_hop <= tokens[at] < self.answer_marker:
+                    hops = tokens[at] - self._first_hop + 1
+                elif tokens[at] == self.answer_marker:
+                    end = at
+                    while targets_BT[row, end] <= self._config.symbols:  # the last symbol of a word is one behind these
+                        end += 1
+                    found.append((hops, (row, slice(at - 1, end + 1)), (row, slice(at, end + 1))))
+        return found
 
     def guessing(self) -> dict[str, float]:
         """Of a model that knows the held-out cycles' nodes and none of their edges: its accuracy, and its loss in nats
@@ -153,21 +168,6 @@ class Depo:
             questions += [self._first_hop + hops - 1, *asked, self.answer_marker, *answer]
             is_answer += [False] * (1 + len(asked)) + [True] * (1 + len(answer))
         return context, questions, is_answer
-
-    def _questions(self, batch: Batch) -> list[tuple[int, tuple[int, slice], tuple[int, slice]]]:
-        """(hops, where the targets of its answer are, where those of the answer's word are) of every question."""
-        found, targets_BT = [], batch.targets_BT.numpy()
-        for row, tokens in enumerate(batch.tokens_BT.tolist()):
-            hops = 0
-            for at in range(self._shape.context, self.sequence):
-                if self._first_hop <= tokens[at] < self.answer_marker:
-                    hops = tokens[at] - self._first_hop + 1
-                elif tokens[at] == self.answer_marker:
-                    end = at
-                    while targets_BT[row, end] <= self._config.symbols:  # the last symbol of a word is one behind these
-                        end += 1
-                    found.append((hops, (row, slice(at - 1, end + 1)), (row, slice(at, end + 1))))
-        return found
 
 
 def _content(cycle: Sequence[Word]) -> bytes:

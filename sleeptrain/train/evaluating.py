@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from sleeptrain.errors import ConfigError
 
 if TYPE_CHECKING:
     from sleeptrain.config.schema import Config
+    from sleeptrain.data.source import Source
+    from sleeptrain.model.hybrid import Hybrid
     from sleeptrain.train.evaluate import Evaluation
 
 
@@ -45,7 +48,42 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """{"checkpoint", "step", "tokens", "window", "eval"}; `eval` is as in the records of a run (docs/training.md).
 
-    place: a run folder (its newest whole checkpoint) or a checkpoint. passes, window: of the curriculum at the
+    The arguments are those of `open_checkpoint`. Raises UserError.
+    """
+    from sleeptrain.train.evaluate import evaluate, held_out
+
+    opened = open_checkpoint(place, passes, window, batches, device)
+    config, source = opened.config, opened.source
+    sets = held_out(source, config, opened.rows)
+    found = evaluate(opened.model, sets, config, config.sleep.window, opened.passes, source.task)
+    told = {"checkpoint": str(opened.checkpoint), "step": opened.state["step"], "tokens": opened.state["tokens"]}
+    return told | {"window": config.sleep.window, "eval": found}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint's model and the data to judge it on. config: with the window and the batches that were asked for.
+
+    state: what the checkpoint holds besides tensors. rows: of a training batch. passes: the numbers to judge it with.
+    """
+
+    checkpoint: Path
+    config: Config
+    state: Mapping[str, Any]
+    model: Hybrid
+    source: Source
+    rows: int
+    passes: Sequence[int]
+
+
+def open_checkpoint(
+    place: Path,
+    passes: Sequence[int] | None = None,
+    window: int | None = None,
+    batches: int | None = None,
+    device: str = "auto",
+) -> Opened:
+    """place: a run folder (its newest whole checkpoint) or a checkpoint. passes, window: of the curriculum at the
     checkpoint if None. batches: in place of `train.eval_batches`. In this process alone. Raises UserError.
     """
     # Here, not above: help is shown without torch.
@@ -61,7 +99,6 @@ def evaluate_checkpoint(
     from sleeptrain.parallel.launch import find_device
     from sleeptrain.parallel.mesh import Mesh
     from sleeptrain.parallel.world import World
-    from sleeptrain.train.evaluate import evaluate, held_out
 
     checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")))
     config, state, files = load_resolved(checkpoint / CONFIG), read_state(checkpoint), TensorFiles(checkpoint)
@@ -73,10 +110,7 @@ def evaluate_checkpoint(
     model.init_weights(config.train.seed)
     files.read({WEIGHTS + name: parameter.detach().copy_ for name, parameter in model.named_parameters()})
     model.to(find_device(device))
-    source = build_source(config.data)
-    found = evaluate(model, held_out(source, config, rows), config, config.sleep.window, numbers, source.task)
-    told = {"checkpoint": str(checkpoint), "step": state["step"], "tokens": state["tokens"]}
-    return told | {"window": config.sleep.window, "eval": found}
+    return Opened(checkpoint, config, state, model, build_source(config.data), rows, numbers)
 
 
 def lines(told: dict[str, Any]) -> list[str]:
