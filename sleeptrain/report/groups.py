@@ -118,14 +118,24 @@ def _section(source: str, runs: Sequence[ReadRun]) -> Section:
     for run in sorted(runs, key=lambda run: [_order(dict(settings(run.config))[name]) for name in named]):
         values = dict(settings(run.config))
         members.setdefault(tuple(value_text(values[name]) for name in named), []).append(run)
-    groups = []
+    groups, unsaid = [], {difficulty, *_implied(named, list(members), difficulty)}
     for texts, found in members.items():
         own = dict(zip(named, texts, strict=True))
-        label = ", ".join(f"{symbol(name)}={text}" for name, text in own.items() if name != difficulty)
+        label = ", ".join(f"{symbol(name)}={text}" for name, text in own.items() if name not in unsaid)
         value = None if difficulty is None else dict(settings(found[0].config))[difficulty]
         found.sort(key=lambda run: [dict(settings(run.config))[name] for name in SEEDS])
         groups.append(Group(own, value, label or _only_label(runs[0]), found))
     return Section(source, groups, told)
+
+
+def _implied(named: Sequence[str], members: Sequence[tuple[str, ...]], difficulty: str | None) -> list[str]:
+    """The settings that follow from the difficulty, such as a budget for each, so that no label needs them."""
+    if difficulty is None:
+        return []
+    rows = [dict(zip(named, texts, strict=True)) for texts in members]
+    number = len({row[difficulty] for row in rows})
+    pairs = {name: {(row[difficulty], row[name]) for row in rows} for name in named if name not in SYMBOLS}
+    return [name for name, found in pairs.items() if len(found) == number]
 
 
 def _only_label(run: ReadRun) -> str:

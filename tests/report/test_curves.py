@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,20 @@ def test_difficulties_of_rule110_have_panels(tmp_path: Path) -> None:
     ends = tables(found)[0]
     assert [row[3] for row in ends.rows if row[0] == "guessing: majority, t=8"] == ["70.0 %"]
     assert "N=2 is 40.0 points ahead of N=1 at equal steps, t=8" in summary(found)
+
+
+def test_what_follows_from_the_difficulty_is_in_no_label(tmp_path: Path) -> None:
+    """A budget for each t is told once; where one t has two of them, it tells curves apart."""
+    budgets = {4: 100, 8: 200}
+    for updates, n in itertools.product(budgets, (1, 2)):
+        settings = [f"data.rule110.steps={updates}", f"sleep.passes={n}", f"train.tokens={budgets[updates]}"]
+        make_run(tmp_path / f"{updates}-{n}", settings, [accuracy(10, 0.5, n)])
+    assert only_section(tmp_path).labels == ["N=1", "N=2"]
+    assert only_section(tmp_path).groups[0].name == "N=1, t=4, train.tokens=100"
+    make_run(tmp_path / "more", [*settings[:2], "train.tokens=300"], [accuracy(10, 0.5, 2)])
+    assert only_section(tmp_path).labels == ["N=1, train.tokens=100", "N=1, train.tokens=200", *(
+        f"N=2, train.tokens={number}" for number in (100, 200, 300)
+    )]  # fmt: skip
 
 
 def depo(number: int, k1: float, k8: float) -> dict:
