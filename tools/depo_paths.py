@@ -109,7 +109,7 @@ def lines(options: argparse.Namespace) -> Iterator[str]:
     sets = held_out(opened.source, config, opened.rows)
     found = evaluate(opened.model, sets, config, config.sleep.window, passes, judge)
     for n in passes:
-        yield f"N={n}, {options.hops} hops: {found['accuracy'][str(n)]:.1%}"
+        yield f"N={n}, {options.hops} hop{'s' * (options.hops > 1)}: {found['accuracy'][str(n)]:.1%}"
         for path, (accuracy, count) in found["metrics"][str(n)]["paths"].items():
             yield f"  windows {' '.join(map(str, path))}  {accuracy:6.1%} of {count}"
 
