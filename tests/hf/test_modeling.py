@@ -24,6 +24,7 @@ STACKS = {
     "gated deltanet": ["gated_deltanet", "attention"],
     "mamba2": ["mamba2", "attention"],
     "transformer": ["attention", "attention"],
+    "sliding attention": ["sliding_attention", "jet", "attention"],
 }
 
 
@@ -49,9 +50,9 @@ def test_ragged_rows_equal_the_training_forward(windows, passes):
 )
 def test_single_precision(stack, sleep):
     recurrent = stack is None or set(stack) != {"attention"}
-    if stack is not None and recurrent and "core" in sleep:
+    if stack is not None and len(stack) == 2 and recurrent and "core" in sleep:
         stack = [*stack, "attention"]
-    if stack is None and "core" in sleep:
+    elif "core" in sleep:
         sleep = {"core": [1, 2]}
     model = sleeping(stack, passes=2 if recurrent else 1, **(sleep if recurrent else {})).float()
     rows = texts([14, 9])
@@ -91,8 +92,9 @@ def test_loss_and_gradients_are_those_of_training(when):
         torch.testing.assert_close(grads[name], parameter.grad, **EXACT, msg=name)
 
 
-def test_in_pieces_with_a_cache():
-    model = sleeping(eviction="sliding")
+@pytest.mark.parametrize("stack", ["all mixers", "sliding attention"])
+def test_in_pieces_with_a_cache(stack):
+    model = sleeping(STACKS[stack], eviction="sliding")
     (row,) = texts([15])
     expected = trained_logits(model.model, [row], settings_of(model))[0]
     cache, found = None, []
