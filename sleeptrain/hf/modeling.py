@@ -12,16 +12,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import GENERATION_CONFIG_NAME
 
 from sleeptrain.config import schema
 from sleeptrain.data.batch import IGNORE
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.cache import SleepCache
 from sleeptrain.hf.configuration import SleepConfig
-from sleeptrain.hf.load import is_native, native_weights
+from sleeptrain.hf.load import is_native, load_native
 from sleeptrain.model.decay import DECAY_PARAMETERS
 from sleeptrain.model.hybrid import Hybrid, at_least_fp32
 from sleeptrain.sleep.live import read
@@ -66,11 +65,11 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """A model that `save_pretrained` wrote, or of a family of `sleeptrain.hf.families`: the same weights.
 
-        Of such a folder `dtype` and the settings of `SleepConfig` may be given. Raises DataError where a weight is
-        missing, of another shape, or left over.
+        See `sleeptrain.hf.load.load_native` for what may be given with a folder of a family. Raises DataError where a
+        weight is missing, of another shape, or left over.
         """
         if is_native(pretrained_model_name_or_path):
-            return cls._from_native(Path(pretrained_model_name_or_path), *args, **kwargs)
+            return load_native(cls, Path(pretrained_model_name_or_path), *args, **kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
@@ -81,19 +80,6 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
                     f"{pretrained_model_name_or_path}: {len(info[kind])} {kind.replace('_', ' ')} ({listed})"
                 )
         return (model, info) if wants_info else model
-
-    @classmethod
-    def _from_native(
-        cls, folder: Path, *, config: SleepConfig | None = None, dtype: Any = "auto", **changes: Any
-    ) -> SleepForCausalLM:
-        config = config or SleepConfig.from_pretrained(folder, **changes)
-        with torch.device("meta"):
-            model = cls(config)
-        weights = native_weights(folder, config.model_config(), None if dtype in ("auto", None) else dtype)
-        model.model.load_state_dict(weights, assign=True)
-        if (folder / GENERATION_CONFIG_NAME).is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
-        return model.eval()
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
