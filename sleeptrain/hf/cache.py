@@ -30,8 +30,8 @@ class SleepCache(Cache):
 
     live: the value that the last forward has left. window: L; as long as the cache is in use, it cannot be changed, and
     nor can the other settings of sleep but `passes`. columns: of what has been read, as many as `generate` will find in
-    front of the new tokens in the ids that it is given; `follow_with_new_text` sets it to 0, for ids that do not
-    repeat what was read.
+    front of the new tokens in the ids that it is given: none where new_text says that those ids never repeat what was
+    read (see `follow_with_new_text`).
     """
 
     is_compileable = False
@@ -41,7 +41,8 @@ class SleepCache(Cache):
         super().__init__(layers=[])
         self.model, self.sleep = model, sleep
         self.live = begin(model, num_rows)
-        self.columns = 0
+        self.columns, self.new_text = 0, False
+        self._holds_beams = False
 
     @property
     def window(self) -> int:
@@ -75,18 +76,40 @@ class SleepCache(Cache):
                 )
 
     def follow_with_new_text(self) -> SleepCache:
-        """What comes next does not repeat what has been read: a question after a document. Returns itself."""
-        self.columns = 0
+        """What comes next, now and later, does not repeat what has been read: questions after a document.
+
+        Returns itself. The last token that `generate` has given is read only where this was said before the call.
+        """
+        self.columns, self.new_text = 0, True
         return self
+
+    def begin_turn(self, num_columns: int | None = None) -> None:
+        """Before ids of so many columns are read, of which those at the front may have been read before (None: not).
+
+        Raises ConfigError where they cannot repeat what was read, or it is not known what that was.
+        """
+        if self._holds_beams:
+            raise ConfigError(
+                "the cache holds the last beams of a search, not the text that was found: read that text with a "
+                "copy() of the cache from before the search"
+            )
+        if num_columns is not None and 0 < self.columns >= num_columns:
+            raise ConfigError(
+                f"the cache has read {self.columns} columns, and the ids have {num_columns}: give the whole text again "
+                "with new tokens behind it, or only new text after cache.follow_with_new_text()"
+            )
 
     def copy(self) -> SleepCache:
         """One that goes on by itself: to answer many times from what was read once."""
         other = SleepCache(self.model, 0, self.sleep)
-        other.live, other.columns = self.live.rows(range(self.batch_size)), self.columns
+        other.live = self.live.rows(range(self.batch_size))
+        other.columns, other.new_text, other._holds_beams = self.columns, self.new_text, self._holds_beams
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SleepCache:
-        return self.copy()
+        other = self.copy()
+        other.model = memo.get(id(self.model), self.model)  # a copy of both goes together
+        return other
 
     def __len__(self) -> int:
         return self.model.num_layers
@@ -101,10 +124,10 @@ class SleepCache(Cache):
         return -1
 
     def reset(self) -> None:
-        self.live, self.columns = begin(self.model, self.batch_size), 0
+        self.live, self.columns, self._holds_beams = begin(self.model, self.batch_size), 0, False
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        self.live = self.live.rows(beam_idx.tolist())
+        self.live, self._holds_beams = self.live.rows(beam_idx.tolist()), True
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         self.live = self.live.rows(indices.tolist())
@@ -153,7 +176,7 @@ class SleepCache(Cache):
         parts = [_part(tensors, name, model.model.num_layers) for name in ("state", "at_start")]
         rows = {name: tuple(values) for name, values in facts["rows"].items()}
         cache.live = Live(parts[0], parts[1], tensors["fed_back"], **rows)
-        return cache
+        return cache.follow_with_new_text()
 
 
 def _part(tensors: dict[str, torch.Tensor], part: str, num_layers: int) -> FastWeights:

@@ -15,6 +15,7 @@ from sleeptrain.config.suggest import suggest
 from sleeptrain.config.validate import validate_model
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.families import FAMILIES, family_of
+from sleeptrain.hf.native import text_config
 
 MODEL_TYPE = "sleeptrain"
 # What of `sleep.*` decides what a model computes; the rest is about training it.
@@ -26,8 +27,9 @@ class SleepConfig(PreTrainedConfig):
 
     model: the settings `model.*` (`sleeptrain.config.schema.ModelConfig`). sleep: those of `sleep.*` that are named in
     SLEEP_SETTINGS; what is left out has its default. `from_pretrained` also reads the `config.json` of a family of
-    `sleeptrain.hf.families`, such as `qwen3_5_text`, with our settings under the extra key `sleep`. Raises ConfigError
-    for an unknown setting or a value that is none of the allowed ones.
+    `sleeptrain.hf.families`, such as `qwen3_5_text`, with our settings under the extra key `sleep`; of a `model` or
+    `sleep` that it is given, what is left out has the value of the file. Raises ConfigError for an unknown setting or a
+    value that is none of the allowed ones.
     """
 
     model_type = MODEL_TYPE
@@ -50,6 +52,14 @@ class SleepConfig(PreTrainedConfig):
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         found, unused = super().get_config_dict(*args, **kwargs)
         return from_family(found), unused
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        config_dict = dict(config_dict)
+        for section in ("model", "sleep"):
+            if (given := kwargs.pop(section, None)) is not None:
+                config_dict[section] = _merged(config_dict.get(section), given, section)
+        return super().from_dict(config_dict, **kwargs)
 
     def model_config(self) -> schema.ModelConfig:
         return _typed(schema.ModelConfig, self.model, "model")
@@ -75,7 +85,7 @@ def from_family(found: Mapping[str, Any]) -> dict[str, Any]:
     family = FAMILIES.get(found["model_type"])
     if family is None or family.in_transformers:  # what its config.json leaves out has transformers' defaults
         try:
-            found |= AutoConfig.for_model(**found).get_text_config().to_dict()
+            found |= text_config(AutoConfig.for_model(**found), found).to_dict()
         except (ValueError, KeyError, TypeError) as error:
             text = " ".join(str(error).split())
             raise ConfigError(f"config.json is not understood by transformers: {text}") from error
@@ -83,6 +93,18 @@ def from_family(found: Mapping[str, Any]) -> dict[str, Any]:
     kept = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype")
     ours = {"model_type": MODEL_TYPE, "model": asdict(model), "sleep": found.get("sleep")}
     return ours | {key: found[key] for key in kept if found.get(key) is not None}
+
+
+def _merged(written: Mapping[str, Any] | None, given: Any, section: str) -> dict[str, Any]:
+    """`written` with the values of `given`, down to its sections. Raises ConfigError where that is no mapping."""
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{section}={given!r}: give its settings, as {section}={{'name': value}}")
+    inner = {
+        name: {**written[name], **value}
+        for name, value in given.items()
+        if isinstance(value, Mapping) and written and isinstance(written.get(name), Mapping)
+    }
+    return {**(written or {}), **given, **inner}
 
 
 def _typed(kind: type, given: Mapping[str, Any] | None, section: str, names: tuple[str, ...] = ()) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     if options.max_new_tokens < 0 or options.temperature < 0 or not 0 < options.top_p <= 1:
         raise ConfigError("--max-new-tokens and --temperature are at least 0, --top-p is above 0 and at most 1")
+    if options.save_memory:
+        _check_target(options.save_memory)
     transformers_module().utils.logging.set_verbosity_error()
     transformers_module().utils.logging.disable_progress_bar()
     return _generate(options)
@@ -80,6 +83,15 @@ def _generate(options: argparse.Namespace) -> int:
             **(sampling | {"do_sample": True} if options.temperature else {"do_sample": False}),
         )
     return 0
+
+
+def _check_target(path: Path) -> None:
+    """Before a long text is read to be kept there. Raises ConfigError."""
+    if path.is_dir():
+        raise ConfigError(f"--save-memory {path} is a folder; name a file in it")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(f"--save-memory {path} cannot be written: {folder} is no folder that may be written to")
 
 
 def _prompt(options: argparse.Namespace) -> str:

@@ -1,6 +1,6 @@
 """`SleepForCausalLM`: a sleeping model as transformers' users expect one, with `generate()`.
 
-Importing this module registers it with `AutoConfig` and `AutoModelForCausalLM`.
+Importing this module registers it with `AutoConfig`, `AutoModelForCausalLM` and `AutoModel`.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils import can_return_tuple
 
 from sleeptrain.config import schema
-from sleeptrain.data.batch import IGNORE
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.cache import SleepCache
 from sleeptrain.hf.configuration import SleepConfig
-from sleeptrain.hf.load import is_native, native_weights
+from sleeptrain.hf.labels import mean_loss, with_label
+from sleeptrain.hf.load import is_native, load_native
+from sleeptrain.hf.turns import Ended, begin_turn
 from sleeptrain.model.decay import DECAY_PARAMETERS
 from sleeptrain.model.hybrid import Hybrid, at_least_fp32
 from sleeptrain.sleep.live import read
@@ -66,11 +66,11 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """A model that `save_pretrained` wrote, or of a family of `sleeptrain.hf.families`: the same weights.
 
-        Of such a folder `dtype` and the settings of `SleepConfig` may be given. Raises DataError where a weight is
-        missing, of another shape, or left over.
+        See `sleeptrain.hf.load.load_native` for what may be given with a folder of a family. Raises DataError where a
+        weight is missing, of another shape, or left over.
         """
         if is_native(pretrained_model_name_or_path):
-            return cls._from_native(Path(pretrained_model_name_or_path), *args, **kwargs)
+            return load_native(cls, Path(pretrained_model_name_or_path), *args, **kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
@@ -83,19 +83,6 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
         return (model, info) if wants_info else model
 
     @classmethod
-    def _from_native(
-        cls, folder: Path, *, config: SleepConfig | None = None, dtype: Any = "auto", **changes: Any
-    ) -> SleepForCausalLM:
-        config = config or SleepConfig.from_pretrained(folder, **changes)
-        with torch.device("meta"):
-            model = cls(config)
-        weights = native_weights(folder, config.model_config(), None if dtype in ("auto", None) else dtype)
-        model.model.load_state_dict(weights, assign=True)
-        if (folder / GENERATION_CONFIG_NAME).is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
-        return model.eval()
-
-    @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # `forward` begins its own
 
@@ -106,6 +93,7 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
             self._sleeps = {key: self.config.sleep_settings(passes, window)}
         return self._sleeps[key]
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -116,7 +104,8 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         passes: int | None = None,
         window: int | None = None,
-        return_dict: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, V] in fp32 or wider, of the last `logits_to_keep` columns only where it is not 0.
 
@@ -127,15 +116,18 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
         asked for, and `past_key_values` of the output. Without one the ids are whole texts, computed as in training;
         labels (ids, IGNORE or -100 where there is no loss, not shifted) give the mean cross entropy. Under
         `sleep.when=unlabelled` windows from which nothing is predicted (no label, or no logits kept) sleep; logits
-        there are NaN.
+        there are NaN. Features and attention weights are not given: `output_*` are refused. Raises ConfigError.
         """
+        told = self.config
+        if output_attentions or output_hidden_states or told.output_attentions or told.output_hidden_states:
+            raise ConfigError("output_attentions, output_hidden_states: the model gives logits only; leave them out")
         valid_BT = self._valid(input_ids, attention_mask)
         keep = min(logits_to_keep or input_ids.shape[1], input_ids.shape[1])
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None and not torch.is_grad_enabled()
         if past_key_values is None and not use_cache:
             logits = self._whole(input_ids, valid_BT, labels, keep, self.sleep_settings(passes, window))
-            loss = None if labels is None else _loss(logits, labels, valid_BT)
+            loss = None if labels is None else mean_loss(logits, labels, valid_BT)
             return CausalLMOutputWithPast(loss=loss, logits=logits)
         if labels is not None:
             raise ConfigError("labels need the whole text in one forward: leave past_key_values and use_cache out")
@@ -152,9 +144,14 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
         passes: int | None = None,
         window: int | None = None,
     ) -> SleepCache:
-        """Reads documents, or more behind a cache, and predicts nothing: for `generate` with new text, or to save."""
+        """Reads documents, or more behind a cache, and predicts nothing: for `generate` with new text, or to save.
+
+        Raises ConfigError.
+        """
         cache, sleep = self._cache(past_key_values, len(input_ids), passes, window)
-        self._read(input_ids, self._valid(input_ids, attention_mask), cache, sleep, 0)
+        valid_BT = self._valid(input_ids, attention_mask)
+        cache.begin_turn()
+        self._read(input_ids, valid_BT, cache, sleep, 0)
         return cache.follow_with_new_text()
 
     def _cache(
@@ -165,6 +162,11 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
             return SleepCache(self.model, num_rows, sleep), sleep
         if not isinstance(given, SleepCache):
             raise ConfigError(f"past_key_values is a {type(given).__name__}: this model keeps a SleepCache")
+        if given.model is not self.model:
+            raise ConfigError(
+                "past_key_values was made by another model: to hand it on to an equal one, save() it and load it with "
+                "SleepCache.load(path, model), which compares the two"
+            )
         sleep = self.sleep_settings(passes, given.window if window is None else window)
         given.check(sleep, num_rows)
         return given, sleep
@@ -172,12 +174,14 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
     def _valid(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         if attention_mask is None:
             return torch.ones_like(input_ids, dtype=torch.bool)
-        if attention_mask.dim() != 2 or attention_mask.shape[1] < input_ids.shape[1]:
+        num_rows, num_columns = input_ids.shape
+        shape = list(attention_mask.shape)
+        if len(shape) != 2 or shape[0] != num_rows or shape[1] < num_columns:
             raise ConfigError(
-                f"attention_mask has shape {list(attention_mask.shape)}: it must be [rows, columns] with a column for "
-                f"each of the {input_ids.shape[1]} of input_ids"
+                f"attention_mask has shape {shape}: it must be [rows, columns] with the {num_rows} rows of input_ids "
+                f"and a column for each of its {num_columns}"
             )
-        return attention_mask[:, attention_mask.shape[1] - input_ids.shape[1] :].bool()
+        return attention_mask[:, shape[1] - num_columns :].bool()
 
     def _whole(
         self,
@@ -190,7 +194,7 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
         predicts_BT = valid_BT.clone()
         predicts_BT[:, : input_ids.shape[1] - keep] = False
         if labels is not None and sleep.when == "unlabelled":
-            predicts_BT &= _with_label(labels, valid_BT, sleep.window)
+            predicts_BT &= with_label(labels, valid_BT, sleep.window)
         silent = torch.zeros_like(predicts_BT[:, -keep:], dtype=self._logits_dtype)
         silent = silent.masked_fill((valid_BT & ~predicts_BT)[:, -keep:], float("nan")).unsqueeze(-1)
         found_PV = whole_logits(self.model, input_ids, valid_BT, predicts_BT, sleep)
@@ -201,6 +205,7 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
     def _logits_dtype(self) -> torch.dtype:
         return torch.promote_types(self.dtype, torch.float32)
 
+    @torch.no_grad()
     def _read(
         self, input_ids: torch.Tensor, valid_BT: torch.Tensor, cache: SleepCache, sleep: schema.SleepConfig, keep: int
     ) -> torch.Tensor:
@@ -225,13 +230,38 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
             done = [d + n for d, n in zip(done, counts, strict=True)]
             left = [n - m for n, m in zip(left, counts, strict=True)]
         cache.sleep = sleep
-        cache.columns += num_columns
+        cache.columns += 0 if cache.new_text else num_columns
         return logits
+
+    def prepare_inputs_for_generation(self, *args: Any, ended: Ended | None = None, **kwargs: Any) -> dict[str, Any]:
+        parent: Any = super()
+        return parent.prepare_inputs_for_generation(*args, **kwargs)
+
+    def _prefill(
+        self, input_ids: Any, generation_config: Any, model_kwargs: Any, is_first_iteration: bool = True
+    ) -> Any:
+        parent: Any = super()
+        begin_turn(input_ids, generation_config, model_kwargs)
+        return parent._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)
+
+    def _sample(self, input_ids: Any, logits_processor: Any, stopping_criteria: Any, *args: Any, **rest: Any) -> Any:
+        parent: Any = super()
+        ended = Ended(stopping_criteria, input_ids)
+        result = parent._sample(input_ids, logits_processor, ended, *args, ended=ended, **rest)
+        cache = rest.get("past_key_values")
+        if cache is not None and cache.new_text:
+            # What was said last is read only now: nobody will give it again.
+            last, mask = (t[:, None].to(self.device) for t in (ended.last_B, ~ended.before_last_B))
+            self.read(last, mask, cache, rest.get("passes"), rest.get("window"))
+        return result
 
     def _update_model_kwargs_for_generation(
         self, outputs: Any, model_kwargs: dict[str, Any], is_encoder_decoder: bool = False, num_new_tokens: int = 1
     ) -> dict[str, Any]:
         updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder, num_new_tokens)
+        ended, mask = updated.get("ended"), updated.get("attention_mask")
+        if ended is not None and mask is not None:  # rows that have ended read no pads
+            mask[:, -num_new_tokens:] *= ~ended.rows_B[:, None].to(mask.device)
         if outputs.past_key_values is None:
             # The whole text is read anew at each step: what has predicted once has done so the next time.
             updated["logits_to_keep"] += num_new_tokens
@@ -253,25 +283,5 @@ def _columns(
     return torch.where(token < number, at_BM, -1)
 
 
-def _targets(labels: torch.Tensor, valid_BT: torch.Tensor) -> torch.Tensor:
-    """[B, T]: at each token the label of the next one of its row, IGNORE where there is none; pads are passed over."""
-    order_BT, counts_B = compact(valid_BT)
-    following = F.pad(labels.gather(1, order_BT)[:, 1:], (0, 1), value=IGNORE)
-    at = torch.arange(labels.shape[1], device=labels.device)
-    following = following.masked_fill(at >= counts_B[:, None] - 1, IGNORE)
-    return torch.full_like(labels, IGNORE).scatter(1, order_BT, following)
-
-
-def _with_label(labels: torch.Tensor, valid_BT: torch.Tensor, window: int) -> torch.Tensor:
-    """[B, T]: True for the tokens of windows that have a target."""
-    index_BT = (valid_BT.cumsum(1) - 1).clamp(min=0) // window
-    has_BK = torch.zeros_like(index_BT).scatter_add(1, index_BT, (_targets(labels, valid_BT) != IGNORE).long())
-    return valid_BT & (has_BK.gather(1, index_BT) > 0)
-
-
-def _loss(logits: torch.Tensor, labels: torch.Tensor, valid_BT: torch.Tensor) -> torch.Tensor:
-    targets = _targets(labels, valid_BT)[:, -logits.shape[1] :]
-    return F.cross_entropy(logits[targets != IGNORE], targets[targets != IGNORE])
-
-
+AutoModel.register(SleepConfig, SleepForCausalLM)
 AutoModelForCausalLM.register(SleepConfig, SleepForCausalLM)

@@ -18,6 +18,7 @@ from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.card import sleep_settings
 from sleeptrain.hf.configuration import SleepConfig
 from sleeptrain.hf.exporting import DTYPES, check_vocabulary
+from sleeptrain.hf.load import usable_device
 from sleeptrain.hf.modeling import SleepForCausalLM
 from sleeptrain.parallel.mesh import Mesh
 from sleeptrain.parallel.world import World
@@ -34,8 +35,9 @@ def open_model(
     """
     if dtype not in (*DTYPES, "auto"):
         raise ConfigError(f"dtype={dtype}: allowed: auto, {', '.join(DTYPES)}")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device={device}: torch sees no GPU here; use cpu, or auto")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = usable_device(device, "device")
     if (place / "config.json").is_file():
         model = SleepForCausalLM.from_pretrained(place, dtype=DTYPES.get(dtype, "auto"))
         found = tokenizer or place
@@ -44,9 +46,7 @@ def open_model(
         nn.Module.to(model, DTYPES.get(dtype, torch.float32))
     opened = load_tokenizer(found)
     check_vocabulary(opened, model.config.model_config(), found)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    nn.Module.to(model, device)  # the signature of transformers' own is not seen by mypy
+    nn.Module.to(model, where)  # the signature of transformers' own is not seen by mypy
     return model.eval(), opened
 
 

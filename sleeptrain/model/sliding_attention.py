@@ -8,7 +8,7 @@ import torch
 
 from sleeptrain.model.attention import Attention
 from sleeptrain.model.layout import Layout
-from sleeptrain.model.state import Boundary, LayerState
+from sleeptrain.model.state import Boundary, LayerState, Retained, WindowKV
 
 
 class SlidingAttention(Attention):
@@ -25,3 +25,8 @@ class SlidingAttention(Attention):
         if boundary.sliding_window is not None:
             boundary = replace(boundary, sliding_window=min(reach, boundary.sliding_window))
         return super().forward(x_BTD, state, layout.within(reach), boundary, state_only)
+
+    def retained(self, full: WindowKV, rows_R: torch.Tensor) -> Retained:
+        """What sliding eviction keeps of the full windows of these rows: as many tokens as the next window sees."""
+        window, reach = super().retained(full, rows_R), self.config.sliding_window
+        return Retained(window.k_BLGD[:, -reach:], window.v_BLGD[:, -reach:], window.documents_BL[:, -reach:])

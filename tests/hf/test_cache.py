@@ -40,11 +40,12 @@ def test_saved_and_restored(sleep, tmp_path):
     model = sleeping(**sleep)
     memory = model.read(**padded(texts([14, 7])))
     memory.save(tmp_path / "memory.safetensors")
-    again = SleepCache.load(tmp_path / "memory.safetensors", sleeping(**sleep))
+    other = sleeping(**sleep)
+    again = SleepCache.load(tmp_path / "memory.safetensors", other)
     assert again.boundaries == memory.boundaries == (3, 1)
     ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
     expected = model.generate(ids, past_key_values=memory, **GREEDY)
-    assert torch.equal(model.generate(ids, past_key_values=again, **GREEDY), expected)
+    assert torch.equal(other.generate(ids, past_key_values=again, **GREEDY), expected)
 
 
 def test_restored_in_a_fresh_process(tmp_path):

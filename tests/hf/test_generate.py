@@ -41,6 +41,26 @@ def test_greedy_equals_the_training_forward_token_for_token(sleep):
         assert torch.equal(alone[0, -NEW:], cached[b, -NEW:])
 
 
+@pytest.mark.parametrize("window", [WINDOW, 2])  # more than a sliding layer reaches, and less
+@pytest.mark.parametrize("when", ["every", "unlabelled"])
+def test_sliding_eviction_of_a_layer_that_reaches_less_than_a_window(when, window):
+    """At one step some rows fall asleep and some, having predicted, do not; and N grows inside a text."""
+    layers = ["sliding_attention", "jet", "attention"]
+    model = sleeping(layers, eviction="sliding", when=when, window=window)
+    documents, questions = texts([5, 13, 8]), texts([11, 7, 8], seed=1)
+    rows = [torch.cat(pair) for pair in zip(documents, questions, strict=True)]
+    expected = model.generate(**padded(rows), **GREEDY, use_cache=False)
+    memory = model.read(**padded(documents))
+    found = model.generate(**padded(questions), past_key_values=memory, **GREEDY)
+    assert torch.equal(found[:, -NEW:], expected[:, -NEW:])
+    memory = model.read(**padded(documents), passes=1)
+    found = model.generate(**padded(questions), past_key_values=memory, **GREEDY, passes=3)
+    for b, (document, question) in enumerate(zip(documents, questions, strict=True)):
+        memory = model.read(document[None], passes=1)
+        alone = model.generate(question[None], past_key_values=memory, **GREEDY, passes=3)
+        assert torch.equal(alone[0, -NEW:], found[b, -NEW:])
+
+
 def test_each_boundary_sleeps_once(monkeypatch):
     model, rows = sleeping(passes=2), texts([9, 3])
     rounds = []

@@ -12,6 +12,7 @@ from sleeptrain.cli import main
 from sleeptrain.data.shards import write_shards
 from sleeptrain.data.tokenizer import train_tokenizer
 from sleeptrain.hf.exporting import export
+from sleeptrain.hf.modeling import SleepForCausalLM
 from sleeptrain.hf.opening import encode_prompt, open_model
 from sleeptrain.hf.streaming import TextOut
 from tests.data.texts import make_texts
@@ -106,9 +107,17 @@ def test_a_text_is_read_once_and_gone_on_with(places, capsys, tmp_path):
         (["--prompt-file", "nowhere.txt"], "--prompt-file nowhere.txt cannot be read"),
         (["--prompt", "a", "--memory", "nowhere"], "memory nowhere cannot be read"),
         (["--prompt", "a", "--dtype", "int8"], "dtype=int8: allowed: auto, float32"),
+        (["--prompt", "a", "--device", "gpu"], "device=gpu is no device that torch knows; use cpu or cuda"),
+        (["--prompt", "a", "--device", "cuda:99"], "device=cuda:99: torch sees "),
+        (["--prompt", "a", "--save-memory", "."], "--save-memory . is a folder; name a file in it"),
+        (["--prompt", "a", "--save-memory", f"{__file__}/memory"], "is no folder that may be written to"),
     ],
 )
-def test_mistakes_are_told_in_a_line(places, capsys, arguments, message):
+def test_mistakes_are_told_in_a_line(places, capsys, arguments, message, monkeypatch):
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("a mistake that can be seen before is told before anything is read")
+
+    monkeypatch.setattr(SleepForCausalLM, "read", read)
     assert main(["generate", str(places["saved"]), *arguments]) == 2
     assert message in capsys.readouterr().err
 

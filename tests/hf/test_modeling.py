@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache
 
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.configuration import SleepConfig
@@ -24,6 +25,7 @@ STACKS = {
     "gated deltanet": ["gated_deltanet", "attention"],
     "mamba2": ["mamba2", "attention"],
     "transformer": ["attention", "attention"],
+    "sliding attention": ["sliding_attention", "jet", "attention"],
 }
 
 
@@ -49,9 +51,9 @@ def test_ragged_rows_equal_the_training_forward(windows, passes):
 )
 def test_single_precision(stack, sleep):
     recurrent = stack is None or set(stack) != {"attention"}
-    if stack is not None and recurrent and "core" in sleep:
+    if stack is not None and len(stack) == 2 and recurrent and "core" in sleep:
         stack = [*stack, "attention"]
-    if stack is None and "core" in sleep:
+    elif "core" in sleep:
         sleep = {"core": [1, 2]}
     model = sleeping(stack, passes=2 if recurrent else 1, **(sleep if recurrent else {})).float()
     rows = texts([14, 9])
@@ -91,8 +93,9 @@ def test_loss_and_gradients_are_those_of_training(when):
         torch.testing.assert_close(grads[name], parameter.grad, **EXACT, msg=name)
 
 
-def test_in_pieces_with_a_cache():
-    model = sleeping(eviction="sliding")
+@pytest.mark.parametrize("stack", ["all mixers", "sliding attention"])
+def test_in_pieces_with_a_cache(stack):
+    model = sleeping(STACKS[stack], eviction="sliding")
     (row,) = texts([15])
     expected = trained_logits(model.model, [row], settings_of(model))[0]
     cache, found = None, []
@@ -131,6 +134,19 @@ def test_where_a_gradient_is_asked_for_there_is_one():
     assert out.past_key_values is None
     out.logits.sum().backward()
     assert model.model.blocks[0].mixer.q_proj.weight.grad is not None
+    out = model(texts([6])[0][None], use_cache=True)  # a cache has none, and does not pretend
+    assert out.past_key_values is not None
+    assert not out.logits.requires_grad
+
+
+def test_a_tuple_on_request():
+    model, ids = sleeping(), texts([6])[0][None]
+    expected = model(ids, labels=ids)
+    loss, logits = model(ids, labels=ids, return_dict=False)
+    assert torch.equal(loss, expected.loss)
+    assert torch.equal(logits, expected.logits)
+    model.config.return_dict = False
+    assert torch.equal(model(ids)[0], expected.logits)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -163,10 +179,11 @@ def test_a_native_export_says_how_it_sleeps(tmp_path):
     assert wide == {"A_log", "dt_bias"}
 
 
-def test_saved_and_loaded_by_the_auto_classes(tmp_path):
+@pytest.mark.parametrize("auto", [AutoModelForCausalLM, AutoModel])
+def test_saved_and_loaded_by_the_auto_classes(auto, tmp_path):
     model, rows = sleeping(), texts([11])
     model.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    again = auto.from_pretrained(tmp_path)
     assert type(again) is SleepForCausalLM
     assert type(AutoConfig.from_pretrained(tmp_path)) is SleepConfig
     for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
@@ -224,7 +241,20 @@ def test_what_cannot_go_on_is_refused():
         model(ids, past_key_values=cache, window=8)
     with pytest.raises(ConfigError, match="labels need the whole text"):
         model(ids, past_key_values=cache, labels=ids)
-    with pytest.raises(ConfigError, match="attention_mask has shape"):
-        model(ids, attention_mask=torch.ones(1, 3))
+    for mask in (torch.ones(1, 3), torch.ones(6), torch.ones(2, 6)):
+        with pytest.raises(ConfigError, match=r"attention_mask has shape .* the 1 rows of input_ids and a column for"):
+            model(ids, attention_mask=mask)
+    for other in (sleeping(), copy.deepcopy(model)):
+        with pytest.raises(ConfigError, match="past_key_values was made by another model"):
+            other(ids, past_key_values=cache)
+    other, own = copy.deepcopy((model, cache))
+    other(ids, past_key_values=own)
+    for asked in ({"output_hidden_states": True}, {"output_attentions": True}):
+        with pytest.raises(ConfigError, match="the model gives logits only"):
+            model(ids, **asked)
+        asking = sleeping()
+        asking.config.output_hidden_states = True
+        with pytest.raises(ConfigError, match="the model gives logits only"):
+            asking(ids)
     with pytest.raises(ConfigError, match=r"model.vocab_size must be set"):
         SleepForCausalLM(SleepConfig())
