@@ -65,7 +65,7 @@ def _import(options: argparse.Namespace) -> int:
     done = import_folder(options.source, options.out, options.check_tokens)
     print(f"{options.out}: a checkpoint of a {done.model_type} model")
     print(_checked(done.error))
-    for line in _left_out(done):
+    for line in (*_left_out(done), *done.remarks):
         print(line)
     for name, value in settings(done.config, "model."):
         print(f"  {name}={value}")

@@ -63,9 +63,7 @@ def export(
     found = _tokenizer(config, tokenizer) if with_tokenizer else None
 
     def read(name: str) -> torch.Tensor:
-        box: list[torch.Tensor] = []
-        files.read({WEIGHTS + name: box.append})
-        return box[0]
+        return files.tensor(WEIGHTS + name)
 
     with staged_folder(out) as folder:
         write_family_weights(folder, family, config.model, read, DTYPES[dtype])

@@ -36,12 +36,13 @@ _HEAD = "lm_head.weight"
 
 @dataclass(frozen=True)
 class Imported:
-    """config: of the model. left_out: tensors of the folder that belong to no text model. tokenizer: whether it had
-    one. error: of `check`."""
+    """config: of the model. left_out: tensors of the folder that belong to no text model. remarks: of the family.
+    tokenizer: whether it had one. error: of `check`."""
 
     model_type: str
     config: ModelConfig
     left_out: Sequence[str]
+    remarks: Sequence[str]
     tokenizer: bool
     error: float
 
@@ -65,14 +66,8 @@ def import_folder(folder: Path, out: Path, check_tokens: int = 256) -> Imported:
         tokenizer = _copy_tokenizer(folder, target, config)
         _write_documents(target, out.name, config, written)
         ours = TensorFiles(target)
-
-        def read(name: str) -> torch.Tensor:
-            box: list[torch.Tensor] = []
-            ours.read({WEIGHTS + name: box.append})
-            return box[0]
-
-        error = check(config, read, folder, family, check_tokens)
-    return Imported(family.model_type, config, files.left_out, tokenizer, error)
+        error = check(config, lambda name: ours.tensor(WEIGHTS + name), folder, family, check_tokens)
+    return Imported(family.model_type, config, files.left_out, family.remarks(complete), tokenizer, error)
 
 
 def check_tensors(files: WeightFiles, family: Family, config: ModelConfig) -> None:
