@@ -261,6 +261,32 @@ def test_missing_and_unexpected_tensors_are_listed(model_type: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    ("model_type", "change", "message"),
+    [
+        ("jet_nemotron", {"efficient_attention_config": {}}, "config.json has no jet, which jet_nemotron needs"),
+        ("jet_nemotron", {"efficient_attention_config": None}, "a value is missing or of a wrong kind"),
+        ("jet_nemotron", {"efficient_attention_config": {"jet": {"num_heads": 2}}}, "has no head_dim"),
+        ("jet_nemotron", {"layer_types": None}, "a value is missing or of a wrong kind"),
+        ("jet_nemotron", {"hidden_size": "abc"}, "config.json"),
+        ("jet_nemotron", {"num_attention_heads": 0}, "config.json"),
+        ("ouro", {"layer_types": 3}, "a value is missing or of a wrong kind"),
+        ("ouro", {"num_hidden_layers": "2"}, "a value is missing or of a wrong kind"),
+        ("ouro", {"head_dim": "wide"}, "config.json"),
+        ("ouro", {"rope_theta": None}, "a value is missing or of a wrong kind"),
+        ("ouro", {"num_hidden_layers": 0}, "model.layers must list at least one mixer"),
+        ("ouro", {"sleep": {"passes": 4}}, "a plain transformer cannot sleep"),
+    ],
+)
+def test_malformed_settings_are_refused(model_type: str, change: dict[str, Any], message: str, tmp_path: Path):
+    folder_of(model_type, tmp_path / "theirs")
+    path = tmp_path / "theirs" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | change))
+    with pytest.raises((ConfigError, DataError), match=message):
+        import_folder(tmp_path / "theirs", tmp_path / "ours")
+    assert [place.name for place in tmp_path.iterdir()] == ["theirs"]
+
+
+@pytest.mark.parametrize(
     ("model_type", "change", "named"),
     [
         ("jet_nemotron", {"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling"),

@@ -104,7 +104,9 @@ class JetNemotron(Family):
                 qkv_bias=True,
                 sliding_window=sliding["window_size"],
             ),
-            jet=_jet_config(self.model_type, efficient["jet"]) if "jet" in layers else JetConfig(),
+            jet=_jet_config(self.model_type, setting(self.model_type, efficient, "jet"))
+            if "jet" in layers
+            else JetConfig(),
         )
 
     def links(self, config: ModelConfig) -> list[Link]:
