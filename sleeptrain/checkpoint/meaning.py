@@ -71,7 +71,7 @@ def _is_read(name: str, kinds: Collection[str]) -> bool:
 
 def _way_out(refused: Sequence[str]) -> str:
     names = [line.partition(":")[0] for line in refused]
-    changeable = [name for name in names if not is_fixed(name)]
+    changeable = [name for name in names if not is_fixed(name.partition("[")[0])]
     again = "take those that they were trained with"
     if len(changeable) < len(names):
         return again

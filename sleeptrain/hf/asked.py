@@ -56,9 +56,9 @@ def _check(wanted: Mapping[str, Any]) -> None:
 
 
 def _sampled(wanted: Mapping[str, Any]) -> bool:
-    temperature = wanted.get("temperature")
-    sampled = wanted.get("do_sample", bool(temperature))
-    if sampled and temperature == 0:
+    temperature = float(wanted.get("temperature", 0))
+    sampled = wanted.get("do_sample", temperature > 0)
+    if sampled and "temperature" in wanted and not temperature > 0:
         raise ConfigError("generation settings do_sample=true and temperature=0 exclude each other; leave one out")
     return bool(sampled)
 

@@ -112,6 +112,7 @@ def test_blocks_that_slide_are_not_those_that_do_not() -> None:
     with pytest.raises(ConfigError) as refused:
         check_meaning(model, sliding)
     assert refused.value.details == ("model.layers[1]: attention -> sliding_attention",)
+    assert "allow_changes" not in str(refused.value)
     grown = replace(model, layers=["attention", "jet", "sliding_attention"])
     with pytest.raises(ConfigError) as refused:
         check_meaning(model, grown, inserted=[1])
