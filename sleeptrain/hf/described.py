@@ -37,15 +37,15 @@ def describe(folder: Path) -> Described:
     """
     path = folder / "config.json"
     written = _read(path)
-    family = FAMILIES.get(written["model_type"])
-    complete = written if family and not family.in_transformers else complete_config(folder).to_dict()
-    family = family_of(complete["model_type"])
+    known = FAMILIES.get(written["model_type"])
     try:
+        complete = written if known and not known.in_transformers else complete_config(folder).to_dict()
+        family = family_of(complete["model_type"])
         model = typed(ModelConfig, asdict(family.from_config(complete)), f"{path}: as a {family.model_type} model")
         remarks = family.remarks(complete)
     except _WRONG_KIND as error:
         raise DataError(
-            f"{path} is not that of a {family.model_type} model: a value is missing or of a wrong kind "
+            f"{path} is not that of a {written['model_type']} model: a value is missing or of a wrong kind "
             f"({type(error).__name__}: {error})"
         ) from error
     sleep = read_sleep(written)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,13 +43,18 @@ def complete_config(folder: Path) -> Any:
     transformers = transformers_module()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        text = config.get_text_config()
-        written = json.loads((folder / "config.json").read_bytes())
-        if text is not config and "tie_word_embeddings" not in written.get("text_config", {}):
-            text.tie_word_embeddings = config.tie_word_embeddings
     except Exception as error:  # its classes check values with errors of several packages, or not at all
         reason = " ".join(str(error).split())
         raise DataError(f"{folder / 'config.json'} is not understood by transformers: {reason}") from error
+    return text_config(config, json.loads((folder / "config.json").read_bytes()))
+
+
+def text_config(config: Any, written: Mapping[str, Any]) -> Any:
+    """The settings of the text model in those of a whole one. written: the `config.json`, which may say outside of the
+    text model's settings that its embeddings are tied."""
+    text = config.get_text_config()
+    if text is not config and "tie_word_embeddings" not in written.get("text_config", {}):
+        text.tie_word_embeddings = config.tie_word_embeddings
     return text
 
 
