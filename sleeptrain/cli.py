@@ -106,6 +106,8 @@ OTHER_COMMANDS = {
     "generate": ("sleeptrain.hf.generating", "go on with a text, sleeping whenever a window is full"),
     "lm_eval": ("sleeptrain.hf.harness", "the lm-evaluation-harness, to which --model sleeptrain is known"),
 }
+# The extra of the installation that brings a command's packages.
+EXTRAS = {"convert": "hf", "generate": "hf", "lm_eval": "eval"}
 COMMANDS = {
     "train": Command("train a model; an existing run folder is resumed", train, train_flags),
     "plan": Command(
@@ -146,6 +148,13 @@ def _run_other(name: str, arguments: list[str]) -> int:
     module, _ = OTHER_COMMANDS[name]
     try:
         return import_module(module).main(arguments)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if name not in EXTRAS or missing == "sleeptrain":
+            raise
+        raise ConfigError(
+            f"sleeptrain {name} needs {missing}; install it with pip install 'sleeptrain[{EXTRAS[name]}]'"
+        ) from error
     except SystemExit as end:  # argparse: `--help`, or a usage error that it has printed
         return int(end.code or 0)
 

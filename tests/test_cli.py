@@ -48,6 +48,37 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
 
 
+def without(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    """Commands are loaded where this module is missing."""
+
+    def load(_: str) -> None:
+        raise ModuleNotFoundError(f"No module named '{module}'", name=module)
+
+    monkeypatch.setattr("sleeptrain.cli.import_module", load)
+
+
+@pytest.mark.parametrize(
+    ("command", "missing", "extra"), [("lm_eval", "lm_eval.api", "eval"), ("generate", "transformers", "hf")]
+)
+def test_a_command_whose_packages_are_not_installed_says_so(
+    command: str, missing: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without(monkeypatch, missing)
+    assert main([command, "--help"]) == 2
+    package = missing.partition(".")[0]
+    way_out = f"install it with pip install 'sleeptrain[{extra}]'"
+    assert capsys.readouterr().err == f"sleeptrain: sleeptrain {command} needs {package}; {way_out}\n"
+
+
+@pytest.mark.parametrize(("command", "missing"), [("convert", "sleeptrain.hf.importing"), ("doctor", "torch")])
+def test_another_module_that_is_missing_is_no_mistake_of_the_user(
+    command: str, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(monkeypatch, missing)
+    with pytest.raises(ModuleNotFoundError):
+        main([command, "--help"])
+
+
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert main(arguments) == 0

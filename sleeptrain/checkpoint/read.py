@@ -52,6 +52,12 @@ class TensorFiles:
             if isinstance(tensor, TensorStorageMetadata)
         }
 
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor, on the CPU."""
+        found: list[torch.Tensor] = []
+        self.read({name: found.append})
+        return found[0]
+
     def read(self, takes: Mapping[str, Take]) -> None:
         wanted = {
             name: torch.empty(f.shape, dtype=f.dtype, device="meta") for name, f in self.forms.items() if name in takes

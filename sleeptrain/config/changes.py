@@ -36,7 +36,8 @@ FREE = (
     "train.threads",
     "checkpoint.",
 )
-# What a checkpoint holds has their shape, or is a position in what they describe.
+# What a checkpoint holds has their shape, or is a position in what they describe. A name that ends in . or _ stands for
+# all that begin with it.
 FIXED = (
     "model.vocab_size",
     "model.dim",
@@ -83,6 +84,11 @@ FIXED = (
 )
 
 
+def is_fixed(name: str) -> bool:
+    """Whether a setting never changes in a run."""
+    return name in FIXED or name.startswith(tuple(start for start in FIXED if start.endswith((".", "_"))))
+
+
 def check_allowed(names: Iterable[str], config: Config) -> None:
     """Raises ConfigError for a name of `run.allow_changes` that is no setting, or one that cannot change."""
     known = [name for name, _ in settings(config)]
@@ -91,7 +97,7 @@ def check_allowed(names: Iterable[str], config: Config) -> None:
             inside = [other for other in known if other.startswith(f"{name}.")]
             way_out = f"it has {', '.join(inside)}: name them" if inside else suggest_setting(name, Config)
             raise ConfigError(f"run.allow_changes: '{name}' is no setting; {way_out}")
-        if name.startswith(FIXED):
+        if is_fixed(name):
             raise ConfigError(
                 f"run.allow_changes: {name} cannot change in a run, for what a checkpoint holds depends on it; "
                 "choose another run.name"
@@ -115,7 +121,7 @@ def check_changes(old: Config, new: Config, folder: str) -> list[str]:
 def _way_out(refused: Sequence[str]) -> str:
     names = [line.partition(":")[0] for line in refused]
     again = "choose another run.name, or the same settings to go on"
-    changeable = [name for name in names if not name.startswith(FIXED)]
+    changeable = [name for name in names if not is_fixed(name)]
     if len(changeable) < len(names):
         return again
     return f"{again}; if they shall change from here on, add 'run.allow_changes=[{','.join(changeable)}]'"

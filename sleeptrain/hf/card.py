@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sleeptrain.config.schema import Config, SleepConfig
+from sleeptrain.config.typed import typed
 from sleeptrain.errors import DataError
 from sleeptrain.sleep.curriculum import stage_shape
 
@@ -85,12 +86,16 @@ def sleep_settings(config: Config, tokens: int) -> dict[str, Any]:
 def read_sleep(found: dict[str, Any]) -> SleepConfig:
     """The settings that `sleep_settings` wrote into a `config.json`; the defaults where it has none.
 
-    Raises DataError for others.
+    Raises UserError for others.
     """
-    written = found.get(SLEEP_KEY) or {}
+    written = found.get(SLEEP_KEY)
+    if written is None:
+        return SleepConfig()
+    if not isinstance(written, dict):
+        raise DataError(f"config.json: {SLEEP_KEY}={written!r} are no settings of sleep")
     if unknown := sorted(set(written) - set(_MEANINGS)):
         raise DataError(f"config.json: {SLEEP_KEY} has {', '.join(unknown)}, which sleeptrain does not know")
-    return SleepConfig(**written)
+    return typed(SleepConfig, written, f"config.json: {SLEEP_KEY}")
 
 
 def training_facts(config: Config, state: dict[str, Any], num_parameters: int) -> dict[str, str]:

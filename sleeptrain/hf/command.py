@@ -58,6 +58,8 @@ def _export(options: argparse.Namespace) -> int:
     tokenizer = "with its tokenizer" if done.tokenizer else "without a tokenizer"
     print(f"{options.out}: {done.model_type}, {done.num_parameters:,} parameters in {options.dtype}, {tokenizer}")
     print(_checked(done.error))
+    if done.texts is not None:
+        print(_compared(done.texts))
     return 0
 
 
@@ -65,7 +67,7 @@ def _import(options: argparse.Namespace) -> int:
     done = import_folder(options.source, options.out, options.check_tokens)
     print(f"{options.out}: a checkpoint of a {done.model_type} model")
     print(_checked(done.error))
-    for line in _left_out(done):
+    for line in (*_left_out(done), *done.remarks):
         print(line)
     for name, value in settings(done.config, "model."):
         print(f"  {name}={value}")
@@ -80,6 +82,12 @@ def _import(options: argparse.Namespace) -> int:
 
 def _checked(error: float) -> str:
     return f"checked: the logits of both models differ by {error:.1e} of the largest"
+
+
+def _compared(texts: int) -> str:
+    if not texts:
+        return "checked: the tokenizers' ids of a built-in sample only, for none of the run's data can be read here"
+    return f"checked: the tokenizers' ids of a built-in sample and of {texts} documents of the run's data"
 
 
 def _left_out(done: Imported) -> list[str]:

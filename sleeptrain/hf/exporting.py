@@ -17,11 +17,12 @@ from sleeptrain.checkpoint.folder import CONFIG, read_state
 from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.config import load_resolved
 from sleeptrain.config.schema import Config, ModelConfig
-from sleeptrain.data.tokenizer import Tokenizer, load_tokenizer
+from sleeptrain.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.files import staged_folder
 from sleeptrain.hf.card import SLEEP_KEY, model_card, sleep_settings, training_facts
 from sleeptrain.hf.check import PASSES, WINDOWS, check
+from sleeptrain.hf.corpus import sampled_texts
 from sleeptrain.hf.families import FAMILIES, Family, Read, expressing, family_of, stays_wide
 from sleeptrain.hf.fast_tokenizer import fast_files
 from sleeptrain.hf.weight_files import SHARD_BYTES, write_weights
@@ -33,12 +34,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Exported:
-    """model_type: of the folder. num_parameters: tied ones once. error: of `check`. tokenizer: whether it has one."""
+    """model_type: of the folder. num_parameters: tied ones once. error: of `check`. tokenizer: whether it has one.
+
+    texts: documents of the run's data, on which a converted tokenizer was compared; None where nothing was converted.
+    """
 
     model_type: str
     num_parameters: int
     error: float
     tokenizer: bool
+    texts: int | None
 
 
 def export(
@@ -61,15 +66,14 @@ def export(
     check_start(files.forms, config.model)
     family = choose_family(config.model, model_type)
     found = _tokenizer(config, tokenizer) if with_tokenizer else None
+    texts = sampled_texts(config.data.shards, found) if isinstance(found, SentencePieceTokenizer) else None
 
     def read(name: str) -> torch.Tensor:
-        box: list[torch.Tensor] = []
-        files.read({WEIGHTS + name: box.append})
-        return box[0]
+        return files.tensor(WEIGHTS + name)
 
     with staged_folder(out) as folder:
         write_family_weights(folder, family, config.model, read, DTYPES[dtype])
-        for name, content in ({} if found is None else fast_files(found)).items():
+        for name, content in ({} if found is None else fast_files(found, texts or ())).items():
             (folder / name).write_bytes(content)
         state, ids = read_state(checkpoint), _ids(found)
         settings = family.to_config(config.model) | ids | {"dtype": dtype}
@@ -84,7 +88,8 @@ def export(
         facts = training_facts(config, state, num_parameters)
         card = model_card(config.run.name, out.name, settings, family.in_transformers, facts, told)
         (folder / "README.md").write_text(card)
-    return Exported(family.model_type, num_parameters, error, found is not None)
+    compared = None if texts is None else len(texts)
+    return Exported(family.model_type, num_parameters, error, found is not None, compared)
 
 
 def choose_family(config: ModelConfig, model_type: str | None) -> Family:

@@ -10,20 +10,16 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 
 from sleeptrain.data.hf_tokenizer import CONFIG_JSON, TOKENIZER_JSON
 from sleeptrain.data.tokenizer import MODEL_NAME, SPACE_SYMBOL, SentencePieceTokenizer
 from sleeptrain.data.tokenizer import Tokenizer as OurTokenizer
-from sleeptrain.errors import DataError
+from sleeptrain.errors import ConfigError, DataError
 
 # The score of a piece that text must not be cut into though it may spell it: a control token, a byte.
 _NEVER = -1e6
 _HIDDEN = "\U000f2581"  # for private use: in no text
-_format: Any = sentencepiece_model_pb2  # made by protobuf as it is loaded
-_Kind = _format.ModelProto.SentencePiece
-_Model = _format.TrainerSpec
 
 SAMPLE = (
     "".join(f"{' ' * n}x{'=' * n}" for n in range(1, 81)) + "\n"
@@ -59,19 +55,20 @@ def fast_files(tokenizer: OurTokenizer, texts: Iterable[str] = ()) -> dict[str, 
 
 def convert(tokenizer: SentencePieceTokenizer) -> tuple[Tokenizer, dict[str, Any]]:
     """The fast tokenizer, and its `tokenizer_config.json`. Raises DataError for an unknown kind of model."""
-    found = _format.ModelProto.FromString(tokenizer.files[MODEL_NAME])
-    if any(piece.type == _Kind.USER_DEFINED for piece in found.pieces):
+    found = _format().ModelProto.FromString(tokenizer.files[MODEL_NAME])
+    kind, trained = _format().ModelProto.SentencePiece, _format().TrainerSpec
+    if any(piece.type == kind.USER_DEFINED for piece in found.pieces):
         raise DataError("the tokenizer cannot be converted: it has symbols defined by its user; use --no-tokenizer")
-    if found.trainer_spec.model_type == _Model.BPE:
+    if found.trainer_spec.model_type == trained.BPE:
         fast = Tokenizer(_bpe(found.pieces))
-    elif found.trainer_spec.model_type == _Model.UNIGRAM:
+    elif found.trainer_spec.model_type == trained.UNIGRAM:
         fast = Tokenizer(_unigram(found.pieces))
     else:
         raise DataError("the tokenizer cannot be converted: fast tokenizers are BPE or unigram; use --no-tokenizer")
     if steps := _normalizers(found.normalizer_spec):
         fast.normalizer = normalizers.Sequence(steps)
     fast.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    special = [p.piece for p in found.pieces if p.type in (_Kind.CONTROL, _Kind.UNKNOWN)]
+    special = [p.piece for p in found.pieces if p.type in (kind.CONTROL, kind.UNKNOWN)]
     fast.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
     fast.encode_special_tokens = True
     config = _config(tokenizer, found)
@@ -81,6 +78,18 @@ def convert(tokenizer: SentencePieceTokenizer) -> tuple[Tokenizer, dict[str, Any
             f"{bos} $A", f"{bos} $A {bos}:1 $B:1", [(bos, tokenizer.bos_id)]
         )
     return fast, config
+
+
+def _format() -> Any:
+    """SentencePiece's file format. Raises ConfigError where protobuf, which reads it, is not installed."""
+    try:
+        from sentencepiece import sentencepiece_model_pb2
+    except ImportError as error:
+        raise ConfigError(
+            "a SentencePiece tokenizer is converted with protobuf; install it with pip install 'sleeptrain[hf]', or "
+            "use --no-tokenizer"
+        ) from error
+    return sentencepiece_model_pb2
 
 
 def _config(tokenizer: SentencePieceTokenizer, found: Any) -> dict[str, Any]:
@@ -102,21 +111,23 @@ def _spaced(piece: str) -> str:
 
 def _bpe(pieces: Sequence[Any]) -> models.BPE:
     """SentencePiece merges the two neighbours whose join scores highest; here every such pair is a rule."""
-    scores = {_spaced(p.piece): p.score for p in pieces if p.type == _Kind.NORMAL}
-    vocab = {_spaced(p.piece) if p.type == _Kind.NORMAL else p.piece: id for id, p in enumerate(pieces)}
+    kind = _format().ModelProto.SentencePiece
+    scores = {_spaced(p.piece): p.score for p in pieces if p.type == kind.NORMAL}
+    vocab = {_spaced(p.piece) if p.type == kind.NORMAL else p.piece: id for id, p in enumerate(pieces)}
     rules = [
         (-score, vocab[whole], at, (whole[:at], whole[at:]))
         for whole, score in scores.items()
         for at in range(1, len(whole))
         if whole[:at] in scores and whole[at:] in scores
     ]
-    unknown = next(p.piece for p in pieces if p.type == _Kind.UNKNOWN)
+    unknown = next(p.piece for p in pieces if p.type == kind.UNKNOWN)
     return models.BPE(vocab, [pair for *_, pair in sorted(rules)], unk_token=unknown, byte_fallback=True)
 
 
 def _unigram(pieces: Sequence[Any]) -> models.Unigram:
-    scored = [(_spaced(p.piece), p.score) if p.type == _Kind.NORMAL else (p.piece, _NEVER) for p in pieces]
-    unknown = next(id for id, p in enumerate(pieces) if p.type == _Kind.UNKNOWN)
+    kind = _format().ModelProto.SentencePiece
+    scored = [(_spaced(p.piece), p.score) if p.type == kind.NORMAL else (p.piece, _NEVER) for p in pieces]
+    unknown = next(id for id, p in enumerate(pieces) if p.type == kind.UNKNOWN)
     return models.Unigram(scored, unknown, byte_fallback=True)
 
 

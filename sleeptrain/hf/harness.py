@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from sleeptrain.data.batch import IGNORE
 from sleeptrain.errors import ConfigError
+from sleeptrain.hf.asked import generation_options, stop_strings
 from sleeptrain.hf.opening import encode_prompt, open_model
 
 
@@ -37,7 +40,9 @@ def main(arguments: Sequence[str]) -> int:
 class Sleeping(TemplateLM):
     """Scores texts of any length: they are read window by window, each full window sleeps, nothing is cut off.
 
-    pretrained: a run, a checkpoint or a Hugging Face folder. passes, window: instead of the model's own N and L.
+    Requests to generate are greedy unless they have a temperature or say `do_sample`; other settings are those of
+    transformers' `generate`, and the length also has the harness's names. pretrained: a run, a checkpoint or a Hugging
+    Face folder. passes, window: instead of the model's own N and L.
     """
 
     def __init__(
@@ -100,13 +105,36 @@ class Sleeping(TemplateLM):
         # A window that predicts nothing sleeps under `unlabelled`: then rows are read together that predict as much.
         kept = [len(more) if self._unlabelled else 0 for _, more in pairs]
         for part in self._batches([len(context) + len(more) for context, more in pairs], kept):
-            rows = [(pairs[i][0] + pairs[i][1])[:-1] for i in part]
-            keep = max(1, *(len(pairs[i][1]) for i in part))
-            with torch.no_grad():
-                logits = self.model(**self._padded(rows), logits_to_keep=keep, **self._sleep).logits
-            for b, i in enumerate(part):
-                found[i] = _score(logits[b], pairs[i][1])
+            for i, score in zip(part, self._score_rows([pairs[i] for i in part]), strict=True):
+                found[i] = score
         return found
+
+    @torch.no_grad()
+    def _score_rows(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        """Of rows that are read together, as many columns at once as a window has tokens: no more logits are held."""
+        inputs = self._padded([(context + more)[:-1] for context, more in pairs])
+        targets_BT = self._targets([more for _, more in pairs], inputs["input_ids"].shape[1])
+        window, cache = self.model.sleep_settings(**self._sleep).window, None
+        total_B = torch.zeros(len(pairs), dtype=torch.float64)
+        greedy_B = torch.ones(len(pairs), dtype=torch.bool)
+        for start in range(0, targets_BT.shape[1], window):
+            part = {name: t[:, start : start + window] for name, t in inputs.items()}
+            targets_BM = targets_BT[:, start : start + window]
+            wanted = (targets_BM != IGNORE).any(0)
+            if not wanted.any():
+                cache = self.model.read(**part, past_key_values=cache, **self._sleep)
+                continue
+            keep = targets_BM.shape[1] - int(wanted.int().argmax())
+            out = self.model(**part, past_key_values=cache, use_cache=True, logits_to_keep=keep, **self._sleep)
+            cache = out.past_key_values
+            score_B, is_greedy_B = _score(out.logits, targets_BM[:, -keep:])
+            total_B, greedy_B = total_B + score_B, greedy_B & is_greedy_B
+        return list(zip(total_B.tolist(), greedy_B.tolist(), strict=True))
+
+    def _targets(self, continuations: list[list[int]], width: int) -> torch.Tensor:
+        """[B, width]: what the last columns of each row predict, IGNORE before them."""
+        rows = [[IGNORE] * (width - len(more)) + more for more in continuations]
+        return torch.tensor(rows, device=self.model.device)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         found = [""] * len(requests)
@@ -118,24 +146,18 @@ class Sleeping(TemplateLM):
             for part in self._batches([len(prompts[i]) for i in same]):
                 rows = [same[i] for i in part]
                 options = requests[rows[0]].args[1]
-                for i, text in zip(rows, self._generate([prompts[i] for i in rows], dict(options)), strict=True):
+                for i, text in zip(rows, self._generate([prompts[i] for i in rows], options), strict=True):
                     found[i] = text
                     self.cache_hook.add_partial("generate_until", requests[i].args, text)
         return found
 
-    def _generate(self, prompts: list[list[int]], options: dict[str, Any]) -> list[str]:
-        until = options.pop("until", [])
-        until = [until] if isinstance(until, str) else until
-        length = options.pop("max_gen_toks", self.max_gen_toks)
-        if not options.get("temperature"):
-            options = {"do_sample": False}
+    def _generate(self, prompts: list[list[int]], given: dict[str, Any]) -> list[str]:
+        until, options = stop_strings(given), generation_options(given, self.max_gen_toks)
         inputs = self._padded(prompts)
         width = inputs["input_ids"].shape[1]
         ends = {"eos_token_id": self.eot_token_id, "pad_token_id": self.eot_token_id}
         stop = StoppingCriteriaList([_Until(self._tokenizer.decode, until, width)])
-        ids = self.model.generate(
-            **inputs, **options, **ends, max_new_tokens=length, stopping_criteria=stop, **self._sleep
-        )
+        ids = self.model.generate(**inputs, **(ends | options), stopping_criteria=stop, **self._sleep)
         return [_cut(self._tokenizer.decode(row), until) for row in ids[:, width:].tolist()]
 
     def _batches(self, lengths: list[int], apart: list[int] | None = None) -> Iterator[list[int]]:
@@ -170,9 +192,8 @@ def _cut(text: str, until: list[str]) -> str:
     return text[: min((text.index(end) for end in until if end in text), default=len(text))]
 
 
-def _score(logits_KV: torch.Tensor, continuation: list[int]) -> tuple[float, bool]:
-    if not continuation:
-        return 0.0, True
-    wanted = torch.tensor(continuation, device=logits_KV.device)
-    own = logits_KV[-len(continuation) :].log_softmax(-1)
-    return own.gather(1, wanted[:, None]).sum().item(), bool((own.argmax(-1) == wanted).all())
+def _score(logits_BKV: torch.Tensor, targets_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """On the CPU, (fp64 [B]: log-likelihood of each row's targets, bool [B]: whether they are the greedy ones)."""
+    lost_BK = F.cross_entropy(logits_BKV.flatten(0, 1), targets_BK.flatten(), ignore_index=IGNORE, reduction="none")
+    greedy_BK = (logits_BKV.argmax(-1) == targets_BK) | (targets_BK == IGNORE)
+    return -lost_BK.view_as(targets_BK).double().sum(1).cpu(), greedy_BK.all(1).cpu()

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -22,11 +21,10 @@ from sleeptrain.data.hf_tokenizer import TOKENIZER_JSON
 from sleeptrain.data.tokenizer import load_tokenizer
 from sleeptrain.errors import DataError
 from sleeptrain.files import staged_folder
-from sleeptrain.hf.card import read_sleep
 from sleeptrain.hf.check import check
+from sleeptrain.hf.described import Described, describe
 from sleeptrain.hf.exporting import check_vocabulary
-from sleeptrain.hf.families import FAMILIES, Family, family_of
-from sleeptrain.hf.native import complete_config
+from sleeptrain.hf.families import Family
 from sleeptrain.hf.weight_files import WeightFiles, write_shards
 from sleeptrain.model.hybrid import Hybrid
 
@@ -36,12 +34,13 @@ _HEAD = "lm_head.weight"
 
 @dataclass(frozen=True)
 class Imported:
-    """config: of the model. left_out: tensors of the folder that belong to no text model. tokenizer: whether it had
-    one. error: of `check`."""
+    """config: of the model. left_out: tensors of the folder that belong to no text model. remarks: of the family.
+    tokenizer: whether it had one. error: of `check`."""
 
     model_type: str
     config: ModelConfig
     left_out: Sequence[str]
+    remarks: Sequence[str]
     tokenizer: bool
     error: float
 
@@ -53,26 +52,17 @@ def import_folder(folder: Path, out: Path, check_tokens: int = 256) -> Imported:
     Raises UserError, and leaves nothing in `out`, where the model is none that sleeptrain has, tensors are missing,
     unexpected or of another shape, a file is damaged or a pickle, the tokenizer has too many ids, or the check fails.
     """
-    written = _config_json(folder)
-    family = FAMILIES.get(written["model_type"])
-    complete = written if family and not family.in_transformers else complete_config(folder).to_dict()
-    family = family_of(complete["model_type"])
-    config = family.from_config(complete)
+    described = describe(folder)
+    family, config = described.family, described.model
     files = WeightFiles(folder, family.canonical)
     check_tensors(files, family, config)
     with staged_folder(out) as target:
         write_checkpoint_weights(target, files, family, config)
         tokenizer = _copy_tokenizer(folder, target, config)
-        _write_documents(target, out.name, config, written)
+        _write_documents(target, out.name, described)
         ours = TensorFiles(target)
-
-        def read(name: str) -> torch.Tensor:
-            box: list[torch.Tensor] = []
-            ours.read({WEIGHTS + name: box.append})
-            return box[0]
-
-        error = check(config, read, folder, family, check_tokens)
-    return Imported(family.model_type, config, files.left_out, tokenizer, error)
+        error = check(config, lambda name: ours.tensor(WEIGHTS + name), folder, family, check_tokens)
+    return Imported(family.model_type, config, files.left_out, described.remarks, tokenizer, error)
 
 
 def check_tensors(files: WeightFiles, family: Family, config: ModelConfig) -> None:
@@ -124,25 +114,13 @@ def _copy_tokenizer(folder: Path, target: Path, config: ModelConfig) -> bool:
     return True
 
 
-def _write_documents(target: Path, name: str, config: ModelConfig, written: dict[str, Any]) -> None:
+def _write_documents(target: Path, name: str, described: Described) -> None:
     """What a checkpoint has besides tensors, of a run of no steps, and the option of the group `model`."""
-    whole = Config(run=RunConfig(name=name), model=config, sleep=read_sleep(written), train=TrainConfig(tokens=0))
+    train = TrainConfig(tokens=0)
+    whole = Config(run=RunConfig(name=name), model=described.model, sleep=described.sleep, train=train)
     (target / CONFIG).write_bytes(resolved_yaml(whole))
     (target / STATE).write_text(json.dumps({"step": 0, "tokens": 0}, indent=1))
     write_manifest(target, entries(sorted(path for path in target.iterdir())))
     (target / "model").mkdir()
-    settings = OmegaConf.to_yaml(OmegaConf.structured(config))
-    (target / "model" / f"{name}.yaml").write_text(f"# Imported from a {written['model_type']} model.\n{settings}")
-
-
-def _config_json(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; name the folder of a model as transformers saves it") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict) or "model_type" not in found:
-        raise DataError(f"{path} names no model_type")
-    return found
+    settings = OmegaConf.to_yaml(OmegaConf.structured(described.model))
+    (target / "model" / f"{name}.yaml").write_text(f"# Imported from a {described.model_type} model.\n{settings}")

@@ -36,11 +36,14 @@ def transformers_module() -> Any:
 
 
 def complete_config(folder: Path) -> Any:
-    """The settings of a folder's text model, with transformers' defaults for what `config.json` leaves out."""
+    """The settings of a folder's text model, with transformers' defaults for what `config.json` leaves out.
+
+    Raises DataError where transformers makes nothing of them.
+    """
     transformers = transformers_module()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # its classes check values with errors of several packages, or not at all
         reason = " ".join(str(error).split())
         raise DataError(f"{folder / 'config.json'} is not understood by transformers: {reason}") from error
     return text_config(config, json.loads((folder / "config.json").read_bytes()))

@@ -66,10 +66,12 @@ def _files(folder: Path) -> dict[Path, set[str]]:
     if index.is_file():
         try:
             places = json.loads(index.read_bytes())["weight_map"].items()
-        except (ValueError, KeyError, AttributeError) as error:
-            raise DataError(f"{index} cannot be read: {error}") from error
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise DataError(f"{index} cannot be read: {type(error).__name__}: {error}") from error
         found: dict[Path, set[str]] = {}
         for name, file in places:
+            if not isinstance(file, str):
+                raise DataError(f"{index} names no file for {name}, but {file!r}; fetch it again")
             found.setdefault(folder / file, set()).add(name)
         return found
     if (folder / WEIGHTS_NAME).is_file():

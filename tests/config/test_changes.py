@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sleeptrain.config.changes import FIXED, FREE, check_changes
+from sleeptrain.config.changes import FIXED, FREE, check_changes, is_fixed
 from sleeptrain.config.compose import compose
 from sleeptrain.config.ranges import settings
 from sleeptrain.config.schema import Config
@@ -57,4 +57,12 @@ def test_allowing_one_setting_allows_no_other() -> None:
 
 def test_every_name_is_one_of_a_setting() -> None:
     names = [name for name, _ in settings(Config())]
-    assert [name for name in (*FREE, *FIXED) if not any(known.startswith(name) for known in names)] == []
+    assert [name for name in FREE if not any(known.startswith(name) for known in names)] == []
+    assert [
+        name for name in FIXED if not any(n == name or (n.startswith(name) and name[-1] in "._") for n in names)
+    ] == []
+
+
+def test_what_begins_alike_is_another_setting() -> None:
+    assert is_fixed("model.norm") and is_fixed("model.jet.norm_eps") and is_fixed("data.gsm_infinite.max_ops")
+    assert not is_fixed("model.norm_eps") and not is_fixed("model.norm_between_passes")

@@ -10,6 +10,7 @@ import torch
 from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.checkpoint.write import write
 from sleeptrain.config import resolved_yaml
+from sleeptrain.config.ranges import RECURRENT_MIXERS
 from sleeptrain.config.schema import (
     Config,
     DataConfig,
@@ -28,11 +29,13 @@ STATE = {"step": 12, "tokens": 3456}
 
 
 def run_config(model: ModelConfig, tokenizer: str = "") -> Config:
-    """Of a run that slept with N=3, L=16 at the tokens of STATE."""
+    """Of a run that slept with N=3, L=16 at the tokens of STATE; with N=1 where it has no memory."""
     data = DataConfig("shards", shards=ShardsConfig(tokenizer, [ShardSource("books"), ShardSource("code")]))
     if not tokenizer:
         data.source = "rule110"
     curriculum = [Stage(1000, passes=3, window=16), Stage(5000, passes=4)]
+    if not set(model.layers) & set(RECURRENT_MIXERS):
+        curriculum = [Stage(1000, window=16)]
     sleep = SleepConfig(feedback="none", core=[0, 2], curriculum=curriculum)
     return Config(RunConfig(name="small"), model, sleep, data, train=TrainConfig(tokens=10_000))
 

@@ -1,4 +1,4 @@
-"""config.json of Jet-Nemotron-2B and Ouro-1.4B: what the shape of a model depends on."""
+"""config.json of Jet-Nemotron-2B, Ouro-1.4B and Qwen3.5-2B: what the shape of a model depends on."""
 
 from __future__ import annotations
 
@@ -53,4 +53,26 @@ OURO_1_4B: dict[str, Any] = {
     "total_ut_steps": 4,
     "early_exit_threshold": 1.0,
     "vocab_size": 49152,
+}
+
+# The text model of Qwen/Qwen3.5-2B; what is left out is as transformers completes it.
+QWEN3_5_2B: dict[str, Any] = {
+    "model_type": "qwen3_5_text",
+    "head_dim": 256,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 6,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 16,
+    "linear_value_head_dim": 128,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25},
+    "tie_word_embeddings": True,
+    "vocab_size": 248320,
 }

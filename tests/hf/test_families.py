@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +12,17 @@ import transformers
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from sleeptrain.checkpoint.fit import WEIGHTS, check_start
+from sleeptrain.checkpoint.meaning import check_meaning
+from sleeptrain.checkpoint.read import Form
+from sleeptrain.checkpoint.start import Renumbered
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.families import FAMILIES, expressing, family_of
 from sleeptrain.model.hybrid import Hybrid
 from tests.hf.models import MODELS, ZERO_CENTRED, disturbed, native
+from tests.hf.published_settings import JET_2B, OURO_1_4B, QWEN3_5_2B
 from tests.models import VOCABULARY, tiny_config
 from tests.sleep.oracle import causal_layout
 
@@ -155,3 +161,23 @@ PLAIN = ["model.attention.gate=false", "model.attention.qk_norm=none", "model.at
 def test_models_of_the_configuration_have_a_family(settings: list[str], first: str):
     config = compose(["experiment=stdlib", "sleep=wake", *settings])
     assert expressing(config.model)[0].model_type == first
+
+
+@pytest.mark.parametrize(
+    ("settings", "published"),
+    [
+        ("jet_nemotron_2b", JET_2B),
+        ("ouro_1_4b_jet", OURO_1_4B),
+        ("hybrid_2b", transformers.AutoConfig.for_model(**QWEN3_5_2B).to_dict()),
+    ],
+)
+def test_models_of_the_configuration_fit_an_import_of_what_is_published(settings: str, published: dict):
+    model = compose(["experiment=stdlib", "sleep=wake", f"model={settings}"]).model
+    imported = family_of(published["model_type"]).from_config(published)
+    with torch.device("meta"):
+        weights = {name: tuple(p.shape) for name, p in Hybrid(imported).named_parameters()}
+    forms = {WEIGHTS + name: Form(shape, torch.float32) for name, shape in weights.items()}
+    inserted = model.mixer_only
+    numbered = Renumbered(SimpleNamespace(forms=forms, read=None), inserted, len(model.layers))  # type: ignore[arg-type]
+    check_start(numbered.forms, model, [f"blocks.{block}.*" for block in inserted])
+    check_meaning(imported, model, inserted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import tokenizers
 
 from sleeptrain.data.hf_tokenizer import TOKENIZER_JSON, HuggingFaceTokenizer
 from sleeptrain.data.tokenizer import SentencePieceTokenizer, train_tokenizer
-from sleeptrain.errors import DataError
+from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.fast_tokenizer import SAMPLE, convert, fast_files
 
 
@@ -80,6 +81,13 @@ def test_a_text_whose_ids_differ_is_refused(bpe: SentencePieceTokenizer, monkeyp
     fast_files(bpe)
     with pytest.raises(DataError, match="ids of 'other' differ"):
         fast_files(bpe, ["other"])
+
+
+def test_without_protobuf_the_way_out_is_named(bpe: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr("sentencepiece.sentencepiece_model_pb2", raising=False)
+    monkeypatch.setitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", None)
+    with pytest.raises(ConfigError, match=r"protobuf; install it with pip install 'sleeptrain\[hf\]'"):
+        fast_files(bpe)
 
 
 def test_control_tokens_keep_their_ids(sources: list[str], tmp_path: Path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,12 +12,14 @@ import torch
 pytest.importorskip("lm_eval")
 
 import lm_eval
+from benchmarks.live_bytes import LiveBytes
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
 from sleeptrain.cli import main
 from sleeptrain.data.tokenizer import train_tokenizer
 from sleeptrain.errors import ConfigError
+from sleeptrain.hf.asked import generation_options
 from sleeptrain.hf.configuration import SleepConfig
 from sleeptrain.hf.harness import Sleeping
 from sleeptrain.hf.modeling import SleepForCausalLM
@@ -103,6 +107,116 @@ def test_generates_until(folder):
     end = texts[0][len(texts[0]) // 2]
     (cut,) = scorer.generate_until(asked("generate_until", (free[0][0], {"until": [end]})))
     assert cut == texts[0][: texts[0].index(end)]
+
+
+@pytest.mark.parametrize("when", ["every", "unlabelled"])
+@pytest.mark.parametrize("passes", [1, 3])
+def test_rolling_scores_window_by_window_are_those_of_the_whole_text(folder, when, passes):
+    """In fp64, rows of other lengths beside them."""
+    scorer = Sleeping(str(folder), passes=passes, batch_size=3, device="cpu")
+    scorer.model.double()
+    scorer.model.config.sleep["when"] = when
+    scorer._unlabelled = when == "unlabelled"
+    texts = [" ".join(make_texts(3)[i].split()[:words]) for i, words in enumerate((3, 30, 17))]
+    found = scorer.loglikelihood_rolling(asked("loglikelihood_rolling", *((text,) for text in texts)))
+    sleep = replace(scorer.model.config.sleep_settings(passes=passes), when=when)
+    for text, score in zip(texts, found, strict=True):
+        ids = [scorer.prefix_token_id, *scorer.tok_encode(text, add_special_tokens=False)]
+        assert len(ids) > 4 and len(ids) % 4
+        logits = trained_logits(scorer.model.model, [torch.tensor(ids[:-1])], sleep, vocabulary=IDS)[0]
+        own = logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])
+        assert score == pytest.approx(own.sum().item(), rel=1e-12)
+
+
+@torch.no_grad()
+def test_a_continuation_is_greedy_where_all_of_it_is(folder):
+    """Of two windows: the last column, alone in the second one, is greedy; the first is or is not."""
+    scorer = Sleeping(str(folder), device="cpu")
+    context, greedy = [1, 20, 30, 40], list[int]()
+    for _ in range(2):
+        ids = torch.tensor([context + greedy])
+        greedy.append(scorer.model(ids, use_cache=False).logits[0, -1].argmax().item())
+    assert [is_greedy for _, is_greedy in scorer._scores([(context, greedy)])] == [True]
+    other = [greedy[0] + 1]
+    after = scorer.model(torch.tensor([context + other]), use_cache=False).logits[0, -1].argmax().item()
+    assert [is_greedy for _, is_greedy in scorer._scores([(context, [*other, after])])] == [False]
+
+
+def test_rolling_holds_the_logits_of_one_window(folder):
+    """What is held does not grow with the text by more than its ids."""
+    scorer = Sleeping(str(folder), device="cpu")
+    text = " ".join(make_texts(1)[0].split())
+    ids = scorer.tok_encode(text, add_special_tokens=False)
+    peaks = []
+    for length in (40, 400):
+        scorer._tokenizer = SimpleNamespace(encode=lambda _, n=length: (ids * 400)[:n], bos_id=1, eos_id=2)
+        with LiveBytes() as used:
+            scorer.loglikelihood_rolling(asked("loglikelihood_rolling", (text,)))
+        peaks.append(used.peak)
+    assert peaks[1] - peaks[0] < 360 * 8 * 10 < 360 * IDS * 4 / 10, peaks
+
+
+LENGTHS = [
+    ({"max_new_tokens": 3}, 3), ({"max_tokens": 4}, 4), ({"max_completion_tokens": 5}, 5), ({}, 7),
+    ({"max_gen_toks": "6", "max_tokens": 6}, 6), ({"max_gen_toks": None}, 7),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "length"), LENGTHS)
+def test_the_length_has_several_names(given, length):
+    assert generation_options(given, 7) == {"do_sample": False, "max_new_tokens": length}
+
+
+OPTIONS = [
+    ({"until": None, "temperature": 0}, {"do_sample": False}),
+    ({"temperature": None, "num_beams": 4}, {"do_sample": False, "num_beams": 4}),
+    ({"temperature": 0.7}, {"do_sample": True, "temperature": 0.7}),
+    ({"temperature": 0.7, "do_sample": True}, {"do_sample": True, "temperature": 0.7}),
+    ({"temperature": 0.7, "do_sample": False}, {"do_sample": False}),
+    ({"do_sample": True, "top_k": 3}, {"do_sample": True, "top_k": 3}),
+    ({"temperature": 0.0, "repetition_penalty": 1.5}, {"do_sample": False, "repetition_penalty": 1.5}),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), OPTIONS)
+def test_other_generation_settings_are_kept(given, expected):
+    assert generation_options(given, 7) == expected | {"max_new_tokens": 7}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_gen_toks": 3, "max_new_tokens": 4}, "max_gen_toks=3 and max_new_tokens=4: .* give one"),
+        ({"max_length": 9}, "max_length .* give max_gen_toks"),
+        ({"num_bems": 4}, "unknown generation setting 'num_bems'; did you mean 'num_beams'"),
+        ({"passes": 4}, "unknown generation setting 'passes'"),
+        ({"num_return_sequences": 2}, "num_return_sequences=2: only 1"),
+        ({"do_sample": True, "temperature": 0.0}, "do_sample=true and temperature=0 exclude each other"),
+    ],
+)
+def test_generation_settings_that_cannot_be_are_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        generation_options(given, 7)
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 3, "until": None}, {"repetition_penalty": 0.1}, {"do_sample": True, "top_k": 5}]
+)
+def test_generates_as_it_is_asked_to(folder, options):
+    scorer = Sleeping(str(folder), batch_size=1, device="cpu", max_gen_toks=9)
+    own = {name: value for name, value in options.items() if value is not None}
+    ids = torch.tensor([scorer.tok_encode("one two three")])
+    said = []
+    for more in (own, {}):
+        torch.manual_seed(0)
+        out = scorer.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=9, eos_token_id=scorer.eot_token_id,
+            pad_token_id=scorer.eot_token_id, **({"do_sample": False} | more),
+        )  # fmt: skip
+        said.append(scorer._tokenizer.decode(out[0, ids.shape[1] :].tolist()))
+    torch.manual_seed(0)
+    assert scorer.generate_until(asked("generate_until", ("one two three", options))) == said[:1]
+    assert said[0] != said[1], "the setting makes a difference"
 
 
 @pytest.fixture

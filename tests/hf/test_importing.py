@@ -129,9 +129,51 @@ def test_settings_that_we_lack_are_refused(name: str, changes: dict, message: st
     assert re.search(message, str(error)), error
 
 
-def test_sleep_settings_of_another_kind_are_refused(folder: Path):
-    change_config(folder, sleep={"passes": 2, "depth": 3})
-    assert "config.json: sleep has depth, which sleeptrain does not know" in str(refused(folder))
+SLEEPS = [
+    ({"passes": 2, "depth": 3}, "config.json: sleep has depth, which sleeptrain does not know"),
+    ({"passes": "many"}, "config.json: sleep: .*'many'"),
+    ({"core": 3}, "config.json: sleep: "),
+    (3, "config.json: sleep=3 are no settings"),
+    ([], r"config.json: sleep=\[\] are no settings"),
+    ({"passes": 0}, "config.json describes no model .*: sleep.passes must be at least 1, not 0"),
+    ({"when": "never"}, "sleep.when: unknown value 'never'"),
+    ({"core": [5, 9]}, "sleep.core must be .* not .5, 9."),
+]
+
+
+@pytest.mark.parametrize(("sleep", "message"), SLEEPS)
+def test_sleep_settings_of_another_kind_are_refused(sleep: object, message: str, folder: Path):
+    change_config(folder, sleep=sleep)
+    assert re.search(message, str(refused(folder)))
+
+
+MALFORMED: list[tuple[str, dict[str, object], str]] = [
+    ("qwen3_5_text", {"hidden_size": "abc"}, "is not understood by transformers: .*hidden_size"),
+    ("qwen3_5_text", {"layer_types": ["full_attention"]}, "is not understood by transformers: .*layer"),
+    ("qwen3_5_text", {"rope_parameters": [1]}, "is not understood by transformers|is not that of a"),
+    ("qwen3_5_text", {"rope_parameters": {"rope_type": "default", "rope_theta": "a"}}, "config.json"),
+    ("qwen3_5_text", {"vocab_size": None}, "config.json"),
+    ("qwen3_5_text", {"rms_norm_eps": 0.0}, "config.json describes no model .*: model.norm_eps must be greater than 0"),
+    ("qwen3_5_text", {"num_attention_heads": 3}, "must be a multiple of model.attention.num_kv_heads"),
+    ("qwen3_5_text", {"model_type": ["qwen3_5_text"]}, "names no model_type"),
+    ("qwen3_5_text", {"model_type": "qwen3_5", "text_config": None}, "is not that of a qwen3_5 model: a value"),
+    ("qwen3_5_text", {"model_type": "qwen3_5", "text_config": 3}, "config.json"),
+    ("granitemoehybrid", {"time_step_limit": 3}, "config.json"),
+    ("olmo_hybrid", {"hidden_size": 0}, "config.json"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "message"), MALFORMED, ids=[str(c[1])[1:40] for c in MALFORMED])
+def test_malformed_settings_are_refused(name: str, changes: dict, message: str, tmp_path: Path):
+    native_folder(name, tmp_path / "hf")
+    change_config(tmp_path / "hf", **changes)
+    assert re.search(message, str(refused(tmp_path / "hf")))
+
+
+@pytest.mark.parametrize("index", [{"weight_map": {"x": None}}, {"weight_map": [1]}, {"weight_map": None}, [1], {}])
+def test_a_malformed_index_is_refused(folder: Path, index: object):
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model.safetensors.index.json" in str(refused(folder))
 
 
 def test_no_model_is_refused(tmp_path: Path):

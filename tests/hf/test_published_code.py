@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from sleeptrain.checkpoint.fit import WEIGHTS
 from sleeptrain.checkpoint.read import TensorFiles
+from sleeptrain.cli import main
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf import families
@@ -110,6 +111,26 @@ def test_ouros_loops_are_passes():
         x = ours.fed_back(x)
 
 
+@torch.no_grad()
+def test_an_export_of_ouro_says_that_it_has_one_loop():
+    """The published code, which runs all loops and then predicts, computes of it what ours does at N=1."""
+    theirs, ours = (model.double() for model in imported("ouro"))
+    tokens = torch.randint(17, (2, 30))
+    y = theirs.embed(tokens)
+    for _ in range(family_of("ouro").to_config(ours.config)["total_ut_steps"]):
+        y, _ = theirs.loop(y, theirs.empty_memory())
+    torch.testing.assert_close(our_logits(ours, tokens, 30, 1), theirs.predict(y), rtol=0, atol=1e-12)
+
+
+def test_an_import_of_ouro_says_which_loop_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder_of("ouro", tmp_path / "theirs")
+    assert main(["convert", "import", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--check-tokens", "16"]) == 0
+    said = capsys.readouterr().out
+    assert "total_ut_steps=4: there the last of 4 loops predicts, here the first one (N=1)" in said
+    assert "give it a memory with run.init_inserted" in said
+    assert not family_of("ouro").remarks({"total_ut_steps": 1}) and not family_of("jet_nemotron").remarks({})
+
+
 @each
 def test_every_tensor_of_the_published_model_is_known(model_type: str):
     published, _ = REFERENCES[model_type]
@@ -143,7 +164,7 @@ def test_settings_there_and_back(model_type: str):
         config = family.from_config(settings)
         written = family.to_config(config)
         assert family.from_config(written) == config
-        for key in settings.keys() - {"efficient_attention_config", "sliding_window"}:
+        for key in settings.keys() - {"efficient_attention_config", "sliding_window", "total_ut_steps"}:
             assert written.get(key, settings[key]) == settings[key], key
 
 
@@ -237,6 +258,32 @@ def test_missing_and_unexpected_tensors_are_listed(model_type: str, tmp_path: Pa
         import_folder(tmp_path / "theirs", tmp_path / "ours")
     assert f"missing: {name}" in refused.value.details and "unexpected: model.layers.9.odd" in refused.value.details
     assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "change", "message"),
+    [
+        ("jet_nemotron", {"efficient_attention_config": {}}, "config.json has no jet, which jet_nemotron needs"),
+        ("jet_nemotron", {"efficient_attention_config": None}, "a value is missing or of a wrong kind"),
+        ("jet_nemotron", {"efficient_attention_config": {"jet": {"num_heads": 2}}}, "has no head_dim"),
+        ("jet_nemotron", {"layer_types": None}, "a value is missing or of a wrong kind"),
+        ("jet_nemotron", {"hidden_size": "abc"}, "config.json"),
+        ("jet_nemotron", {"num_attention_heads": 0}, "config.json"),
+        ("ouro", {"layer_types": 3}, "a value is missing or of a wrong kind"),
+        ("ouro", {"num_hidden_layers": "2"}, "a value is missing or of a wrong kind"),
+        ("ouro", {"head_dim": "wide"}, "config.json"),
+        ("ouro", {"rope_theta": None}, "a value is missing or of a wrong kind"),
+        ("ouro", {"num_hidden_layers": 0}, "model.layers must list at least one mixer"),
+        ("ouro", {"sleep": {"passes": 4}}, "a plain transformer cannot sleep"),
+    ],
+)
+def test_malformed_settings_are_refused(model_type: str, change: dict[str, Any], message: str, tmp_path: Path):
+    folder_of(model_type, tmp_path / "theirs")
+    path = tmp_path / "theirs" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | change))
+    with pytest.raises((ConfigError, DataError), match=message):
+        import_folder(tmp_path / "theirs", tmp_path / "ours")
+    assert [place.name for place in tmp_path.iterdir()] == ["theirs"]
 
 
 @pytest.mark.parametrize(

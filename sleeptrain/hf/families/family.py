@@ -80,6 +80,10 @@ class Family(ABC):
     def from_config(self, found: Mapping[str, Any]) -> ModelConfig:
         """The settings of the model that a complete `config.json` describes. Raises ConfigError for one we lack."""
 
+    def remarks(self, found: Mapping[str, Any]) -> list[str]:
+        """What somebody who imports such a model must know of what becomes of it; a line each."""
+        return []
+
     @abstractmethod
     def links(self, config: ModelConfig) -> list[Link]:
         """All tensors, in the order of the model. With tied embeddings theirs have no head of their own."""
@@ -157,6 +161,11 @@ def rename(ours: str, theirs: str) -> Link:
 def renamed(ours: str, theirs: str, names: Mapping[str, str]) -> list[Link]:
     """Links below two modules, by {our name: their name}."""
     return [rename(f"{ours}.{a}", f"{theirs}.{b}") for a, b in names.items()]
+
+
+def mlp_links(ours: str, theirs: str) -> list[Link]:
+    """Links of a SwiGLU feed-forward whose matrices have the same names."""
+    return renamed(ours, theirs, {f"{name}_proj.weight": f"{name}_proj.weight" for name in ("gate", "up", "down")})
 
 
 def conv_link(ours: str, theirs: str) -> Link:

@@ -19,6 +19,7 @@ from sleeptrain.hf.families.family import (
     foreign_mixers,
     head_dim,
     layer_kinds,
+    mlp_links,
     norm_link,
     other_values,
     own_head_dim,
@@ -28,7 +29,6 @@ from sleeptrain.hf.families.family import (
 )
 
 LAYER_TYPES = {"attention": "attn", "sliding_attention": "swa", "jet": "jet"}
-_MLP = {f"{name}.weight": f"{name}.weight" for name in ("gate_proj", "up_proj", "down_proj")}
 _JET = {
     "q_proj.weight": "q_proj.weight",
     "k_proj.weight": "k_proj.weight",
@@ -104,7 +104,9 @@ class JetNemotron(Family):
                 qkv_bias=True,
                 sliding_window=sliding["window_size"],
             ),
-            jet=_jet_config(self.model_type, efficient["jet"]) if "jet" in layers else JetConfig(),
+            jet=_jet_config(self.model_type, setting(self.model_type, efficient, "jet"))
+            if "jet" in layers
+            else JetConfig(),
         )
 
     def links(self, config: ModelConfig) -> list[Link]:
@@ -116,7 +118,7 @@ class JetNemotron(Family):
             mixer = _jet_links if kind == "jet" else attention_links
             begin += mixer(config, f"{ours}.mixer", f"{theirs}.self_attn")
             begin.append(norm(f"{ours}.mlp_norm.weight", f"{theirs}.post_attention_layernorm.weight"))
-            begin += renamed(f"{ours}.mlp", f"{theirs}.mlp", _MLP)
+            begin += mlp_links(f"{ours}.mlp", f"{theirs}.mlp")
         return begin + end
 
 

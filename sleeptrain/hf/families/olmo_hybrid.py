@@ -18,6 +18,7 @@ from sleeptrain.hf.families.family import (
     foreign_mixers,
     head_dim,
     layer_kinds,
+    mlp_links,
     norm_link,
     other_values,
     own_head_dim,
@@ -118,8 +119,7 @@ class OlmoHybrid(Family):
                 found += _gated_deltanet(f"{ours}.mixer", f"{theirs}.linear_attn", sizes)
             found.append(norm(f"{ours}.mixer_norm.weight", f"{theirs}.{mixer_norm}.weight"))
             found.append(norm(f"{ours}.mlp_norm.weight", f"{theirs}.{mlp_norm}.weight"))
-            names = (f"{name}_proj.weight" for name in ("gate", "up", "down"))
-            found += renamed(f"{ours}.mlp", f"{theirs}.mlp", {name: name for name in names})
+            found += mlp_links(f"{ours}.mlp", f"{theirs}.mlp")
         return found + end
 
 

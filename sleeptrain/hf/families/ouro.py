@@ -1,6 +1,7 @@
 """Ouro (huggingface ByteDance/Ouro-1.4B): a transformer with sandwich norms whose whole stack is looped.
 
-Its loops are our passes: the last norm stands behind each of them. The gate that may end its loops early is left out.
+Its loops are our passes: the last norm stands behind each of them. Here the first one predicts; there the last one,
+or one that a gate chooses, which is left out. So an import is of the first loop, and an export says that it has one.
 """
 
 from __future__ import annotations
@@ -20,23 +21,22 @@ from sleeptrain.hf.families.family import (
     expect,
     foreign_mixers,
     head_dim,
+    mlp_links,
     norm_link,
     other_values,
     own_head_dim,
-    renamed,
     setting,
     top_links,
 )
 from sleeptrain.hf.families.jet_nemotron import attention_links
 
-LOOPS = 4  # of the published models
+_LOOPS = "total_ut_steps"
 _NORMS = {
     "mixer_norm": "input_layernorm",
     "mixer_post_norm": "input_layernorm_2",
     "mlp_norm": "post_attention_layernorm",
     "mlp_post_norm": "post_attention_layernorm_2",
 }
-_MLP = {f"{name}.weight": f"{name}.weight" for name in ("gate_proj", "up_proj", "down_proj")}
 
 
 class Ouro(Family):
@@ -57,7 +57,7 @@ class Ouro(Family):
             "layer_types": ["full_attention"] * len(config.layers),
             "rope_theta": attention.rope_theta,
             "rope_scaling": None,
-            "total_ut_steps": LOOPS,
+            _LOOPS: 1,
             "early_exit_threshold": 1.0,
         } | own_head_dim(config)
 
@@ -90,6 +90,16 @@ class Ouro(Family):
             ),
         )
 
+    def remarks(self, found: Mapping[str, Any]) -> list[str]:
+        loops = found.get(_LOOPS, 1)
+        if loops == 1:
+            return []
+        return [
+            f"{_LOOPS}={loops}: there the last of {loops} loops predicts, here the first one (N=1); the model begins "
+            "with the loss of one loop",
+            "without a recurrent layer passes are lost: give it a memory with run.init_inserted",
+        ]
+
     def links(self, config: ModelConfig) -> list[Link]:
         norm = norm_link(config.norm)
         begin, end = top_links(config, norm)
@@ -97,12 +107,11 @@ class Ouro(Family):
             ours, theirs = f"blocks.{i}", f"model.layers.{i}"
             begin += [norm(f"{ours}.{a}.weight", f"{theirs}.{b}.weight") for a, b in _NORMS.items()]
             begin += attention_links(config, f"{ours}.mixer", f"{theirs}.self_attn")
-            begin += renamed(f"{ours}.mlp", f"{theirs}.mlp", _MLP)
+            begin += mlp_links(f"{ours}.mlp", f"{theirs}.mlp")
         return [*begin, *end, _gate(config.dim)]
 
 
 def _gate(dim: int) -> Link:
-    """Nothing of ours. Theirs at zero never ends the loops, because all probability of an end before the last one stays
-    below `early_exit_threshold` = 1."""
+    """Nothing of ours. Of one loop theirs ends nothing."""
     names = ("model.early_exit_gate.weight", "model.early_exit_gate.bias")
     return Link((), names, lambda: (torch.zeros(1, dim), torch.zeros(1)), lambda *_: ())

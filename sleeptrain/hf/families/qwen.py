@@ -15,6 +15,7 @@ from sleeptrain.hf.families.family import (
     expect,
     foreign_mixers,
     layer_kinds,
+    mlp_links,
     other_values,
     rename,
     renamed,
@@ -93,11 +94,8 @@ def links(config: ModelConfig, projections: Projections) -> list[Link]:
         mixer = _attention if kind == "attention" else _gated_deltanet
         begin += mixer(f"{ours}.mixer", theirs, projections)
         begin.append(rename(f"{ours}.mlp_norm.weight", f"{theirs}.post_attention_layernorm.weight"))
-        begin += [rename(f"{ours}.mlp.{m}.weight", f"{theirs}.mlp.{m}.weight") for m in _MLP]
+        begin += mlp_links(f"{ours}.mlp", f"{theirs}.mlp")
     return begin + end
-
-
-_MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 def _attention(ours: str, theirs: str, _projections: Projections) -> list[Link]:
