@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from transformers import AutoConfig, PreTrainedConfig
 
 from sleeptrain.config import schema
 from sleeptrain.config.suggest import suggest
+from sleeptrain.config.typed import typed
 from sleeptrain.config.validate import validate_model
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.families import FAMILIES, family_of
@@ -112,10 +111,7 @@ def _typed(kind: type, given: Mapping[str, Any] | None, section: str, names: tup
     for name in given or ():
         if names and name not in names:
             raise ConfigError(f"config.json: unknown setting {section}.{name}; {suggest(name, names)}")
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), dict(given or {})))
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"config.json: {section}: {' '.join(str(error).split())}") from error
+    return typed(kind, given or {}, f"config.json: {section}")
 
 
 AutoConfig.register(MODEL_TYPE, SleepConfig)
