@@ -87,7 +87,8 @@ def _checked(error: float) -> str:
 def _compared(texts: int) -> str:
     if not texts:
         return "checked: the tokenizers' ids of a built-in sample only, for none of the run's data can be read here"
-    return f"checked: the tokenizers' ids of a built-in sample and of {texts} documents of the run's data"
+    several = "s" if texts > 1 else ""
+    return f"checked: the tokenizers' ids of a built-in sample and of {texts} document{several} of the run's data"
 
 
 def _left_out(done: Imported) -> list[str]:
