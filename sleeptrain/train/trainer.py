@@ -69,7 +69,7 @@ def train_steps(run: Run) -> None:
     stopping.start()
     if run.finished:
         run.message(f"{run.folder} is complete: {run.step} steps, {run.tokens} tokens")
-    if run.step == 0 and not run.finished:
+    if run.world.leads and run.step == 0 and not run.finished:
         run.message(expected_cost(config, run.world.part.ranks))
     if warning := too_few_sequences(config, run.world.part.ranks):
         run.message(f"warning: {warning}")
