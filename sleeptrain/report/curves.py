@@ -141,9 +141,11 @@ def band(group: Group, quantity: Quantity, awake: bool = False) -> Band:
     )
 
 
-def behind(section: Section, found: Band) -> str:
-    """`, at step 500` where a band ends before others of its section have been evaluated last; else nothing."""
-    furthest = max((record["step"] for run in section.runs for record in run.evaluations), default=0)
+def behind(section: Section, group: Group, found: Band) -> str:
+    """`, at step 500` where a group's band ends before others of its section and difficulty have been evaluated last;
+    else nothing."""
+    runs = [run for other in section.groups if other.difficulty == group.difficulty for run in other.runs]
+    furthest = max((record["step"] for run in runs for record in run.evaluations), default=0)
     return f", at step {found.steps[-1]:,}" if found.steps and found.steps[-1] < furthest else ""
 
 

@@ -85,9 +85,11 @@ def draw_facet_ends(section: Section, quantity: Quantity) -> Figure:
         axes = figure.add_subplot()
         for index, label in enumerate(section.labels):
             groups = sorted((g for g in section.groups if g.label == label), key=lambda g: g.difficulty)
-            ends = [(g.difficulty, found) for g in groups if (found := band(g, quantity)).steps]
-            at = next(filter(None, (behind(section, b) for _, b in ends)), "")
-            _ends(axes, [x for x, _ in ends], [b for _, b in ends], quantity.share, _wrapped(label) + at, index)
+            ends = [(g, found) for g in groups if (found := band(g, quantity)).steps]
+            at = next(filter(None, (behind(section, g, b) for g, b in ends)), "")
+            _ends(
+                axes, [g.difficulty for g, _ in ends], [b for _, b in ends], quantity.share, _wrapped(label) + at, index
+            )
         by_difficulty = [(groups[0].difficulty, guessing(groups, quantity)) for _, groups in section.facets]
         for index, name in enumerate(dict.fromkeys(name for _, found in by_difficulty for name in found)):
             points = [(x, _percent(found[name][0], quantity.share)) for x, found in by_difficulty if name in found]
@@ -108,7 +110,7 @@ def draw_breakdown_ends(section: Section, breakdown: Breakdown) -> Figure:
             for awake in (False, True) if breakdown.by == "window" and _slept(group) else (False,):
                 found = [(key, band(group, breakdown.of(key), awake)) for key in breakdown.keys]
                 known = [(breakdown.keys.index(key), one) for key, one in found if one.steps]
-                at = behind(section, known[0][1]) if known else ""
+                at = behind(section, group, known[0][1]) if known else ""
                 label = _wrapped(group.name) + (", kept awake (N=1)" if awake else "")
                 _ends(axes, [x for x, _ in known], [one for _, one in known], breakdown.share, label + at, index, awake)
         many = max(1, len(breakdown.keys) // 16)

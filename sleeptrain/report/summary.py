@@ -28,7 +28,9 @@ def summary(section: Section) -> list[str]:
 def _accuracy(section: Section, title: str, groups: list[Group], accuracy: Quantity) -> list[str]:
     found = [(group, band(group, accuracy)) for group in groups]
     lines = [
-        f"{group.name}: {end_text(b, accuracy)}" + (f", {b.seeds} seeds" if b.seeds > 1 else "") + behind(section, b)
+        f"{group.name}: {end_text(b, accuracy)}"
+        + (f", {b.seeds} seeds" if b.seeds > 1 else "")
+        + behind(section, group, b)
         for group, b in found
     ]
     known = [(group, b) for group, b in found if b.steps]

@@ -152,9 +152,10 @@ def test_what_follows_from_the_difficulty_is_in_no_label(tmp_path: Path) -> None
     budgets = {4: 100, 8: 200}
     for updates, n in itertools.product(budgets, (1, 2)):
         settings = [f"data.rule110.steps={updates}", f"sleep.passes={n}", f"train.tokens={budgets[updates]}"]
-        make_run(tmp_path / f"{updates}-{n}", settings, [accuracy(10, 0.5, n)])
+        make_run(tmp_path / f"{updates}-{n}", settings, [accuracy(budgets[updates] // 10, 0.5, n)])
     assert only_section(tmp_path).labels == ["N=1", "N=2"]
     assert only_section(tmp_path).groups[0].name == "N=1, t=4, train.tokens=100"
+    assert "at step" not in "\n".join(summary(only_section(tmp_path))), "each t has been evaluated to its own end"
     make_run(tmp_path / "more", [*settings[:2], "train.tokens=300"], [accuracy(10, 0.5, 2)])
     assert only_section(tmp_path).labels == ["N=1, train.tokens=100", "N=1, train.tokens=200", *(
         f"N=2, train.tokens={number}" for number in (100, 200, 300)
