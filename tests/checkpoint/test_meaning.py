@@ -120,6 +120,7 @@ def test_blocks_that_slide_are_not_those_that_do_not() -> None:
     check_meaning(model, replace(model, layers=["sliding_attention", "attention", "attention"]), inserted=[0])
 
 
+@pytest.mark.slow
 def test_a_run_does_not_begin_with_weights_that_mean_something_else(tmp_path: Path) -> None:
     run(tmp_path / "old")
     init = f"run.init_from={tmp_path / 'old' / 'r'}"

@@ -45,6 +45,7 @@ def test_answers_are_sorted_by_where_the_edges_stood(max_word: int):
     assert found["accuracy"] == wanted[2, 1] / sum(wanted.values())
 
 
+@pytest.mark.slow
 def test_a_run_is_judged(tmp_path):
     model = ["model.dim=16", "model.ffn_dim=16", "sleep.passes=2", "data.depo.nodes=6", "sleep.window=6"]
     depo = ["data=depo", "data.depo={nodes: 6, hops: 2, symbols: 12, max_word: 1, queries: 1, validation_samples: 64}"]
