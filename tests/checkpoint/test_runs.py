@@ -186,6 +186,7 @@ def test_a_new_run_begins_with_the_weights_of_another(tmp_path: Path) -> None:
     run(tmp_path / "new", f"run.init_from={tmp_path / 'old' / 'r'}", "checkpoint.keep=9", "train.seed=5")
 
 
+@pytest.mark.slow
 def test_layers_that_are_new_keep_their_initial_values(tmp_path: Path) -> None:
     run(tmp_path / "old")
     init = f"run.init_from={tmp_path / 'old' / 'r' / 'checkpoints' / 'step-00000009'}"
