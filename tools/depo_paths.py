@@ -30,7 +30,7 @@ class Paths(Depo):
 
     def __init__(self, config: DepoConfig, window: int, hops: int) -> None:
         super().__init__(config)
-        self._symbols, self._window, self._hops = config.symbols, window, hops
+        self._window, self._hops = window, hops
 
     def metrics(self, answered: Sequence[Answered]) -> dict[str, Any]:
         """accuracy: of the questions `hops` edges on. paths: {path: (accuracy, questions)}, in order."""
@@ -40,7 +40,7 @@ class Paths(Depo):
             edges = [self.edges(row) for row in rows]
             for hops, (row, at), (_, words) in self.questions(a.batch):
                 if hops == self._hops:
-                    path = follow(edges[row], last_word(rows[row][: at.start + 1], self._symbols), hops)
+                    path = follow(edges[row], last_word(rows[row][: at.start + 1], self._config.symbols), hops)
                     total[path] += 1
                     right[path] += bool(a.right_BT[row, words].all())
         paths = {path: (right[path] / total[path], total[path]) for path in sorted(total)}
@@ -49,7 +49,7 @@ class Paths(Depo):
     def edges(self, row: Sequence[int]) -> dict[Word, tuple[Word, int]]:
         """{node: (the next one, the window in which their edge ends)} of a row's context."""
         found, words = dict[Word, tuple[Word, int]](), list[tuple[Word, int]]()
-        for word, end in context_words(row[: self._shape.context], self._symbols):
+        for word, end in context_words(row[: self._shape.context], self._config.symbols):
             words.append((word, end // self._window + 1))
             if len(words) == 2:
                 found[words[0][0]] = words[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from sleeptrain.config.changes import is_fixed
+from sleeptrain.config.changes import consent
 from sleeptrain.config.ranges import ATTENTION_MIXERS, settings
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError
@@ -70,9 +70,5 @@ def _is_read(name: str, kinds: Collection[str]) -> bool:
 
 
 def _way_out(refused: Sequence[str]) -> str:
-    names = [line.partition(":")[0] for line in refused]
-    changeable = [name for name in names if not is_fixed(name.partition("[")[0])]
-    again = "take those that they were trained with"
-    if len(changeable) < len(names):
-        return again
-    return f"{again}, or, where the change is meant, add 'run.allow_changes=[{','.join(changeable)}]'"
+    again, added = "take those that they were trained with", consent(refused)
+    return f"{again}, or, where the change is meant, add {added}" if added else again

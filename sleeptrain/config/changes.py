@@ -85,7 +85,8 @@ FIXED = (
 
 
 def is_fixed(name: str) -> bool:
-    """Whether a setting never changes in a run."""
+    """Whether a setting, or an item of one (`model.layers[1]`), never changes in a run."""
+    name = name.partition("[")[0]
     return name in FIXED or name.startswith(tuple(start for start in FIXED if start.endswith((".", "_"))))
 
 
@@ -119,12 +120,14 @@ def check_changes(old: Config, new: Config, folder: str) -> list[str]:
 
 
 def _way_out(refused: Sequence[str]) -> str:
+    again, added = "choose another run.name, or the same settings to go on", consent(refused)
+    return f"{again}; if they shall change from here on, add {added}" if added else again
+
+
+def consent(refused: Sequence[str]) -> str | None:
+    """What to write so that the settings at the head of these lines may change; None where one of them never can."""
     names = [line.partition(":")[0] for line in refused]
-    again = "choose another run.name, or the same settings to go on"
-    changeable = [name for name in names if not is_fixed(name)]
-    if len(changeable) < len(names):
-        return again
-    return f"{again}; if they shall change from here on, add 'run.allow_changes=[{','.join(changeable)}]'"
+    return None if any(map(is_fixed, names)) else f"'run.allow_changes=[{','.join(names)}]'"
 
 
 def _without_places(config: Config) -> Config:

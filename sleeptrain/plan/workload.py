@@ -149,7 +149,7 @@ def mean_row_tokens(config: Config) -> float:
 
 def reachable(data: DataConfig) -> DataConfig:
     """The same data, or where its tokenizer is not there yet, problems as long in words of the task's own."""
-    if data.source != "gsm_infinite" or not lacks_tokenizer(data):
+    if not lacks_tokenizer(data):
         return data
     return replace(data, gsm_infinite=replace(data.gsm_infinite, tokenizer=""))
 
