@@ -9,7 +9,10 @@ SLURM_PACKAGES := slurmctld slurmd slurm-client munge
 # `slurm` are all of them; the slow ones are part of `make test-full`.
 SLURM_TESTS ?= slurm and not slow
 SLURM_FILES ?= tests/slurm
+# Tests that run at once, whole files each; each also starts processes of its own.
+WORKERS ?= 2
 TEST := OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+SHARED := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install train rule110 test test-full test-slurm test-docker check clean
@@ -28,7 +31,7 @@ rule110: install ## the smallest proof: more passes, more of a row that is gone
 	$(BIN)/python tools/rule110.py
 
 test: install ## the fast tests
-	$(TEST) -m "not slow and not gpu and not slurm"
+	$(SHARED) -m "not slow and not gpu and not slurm"
 
 test-full: install ## all tests; those that need a GPU skip themselves without one
 	$(TEST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -13,6 +14,11 @@ from sleeptrain.config.ranges import ABOVE_ZERO, AT_LEAST, CHOICES, FRACTIONS, s
 from sleeptrain.config.schema import MixtureStage, ShardsConfig, ShardSource, Stage
 from sleeptrain.errors import ConfigError
 from tests.configs import change
+
+
+def named(value: object) -> str:
+    """The same in every process, so that processes can share the tests."""
+    return value.__name__ if isinstance(value, FunctionType) else str(value)[:60]
 
 
 def shards() -> Config:
@@ -179,7 +185,7 @@ def test_accepts(base: Callable[[], Config], changes: dict[str, Any]) -> None:
     validate(change(base(), changes))
 
 
-@pytest.mark.parametrize(("base", "changes", "words"), REFUSED, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("base", "changes", "words"), REFUSED, ids=named)
 def test_refuses(base: Callable[[], Config], changes: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ConfigError) as refusal:
         validate(change(base(), changes))

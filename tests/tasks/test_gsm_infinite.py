@@ -162,6 +162,16 @@ def test_a_row_asks_first_and_answers_last() -> None:
         assert 150 <= length <= 220 and (batch.documents_BT[row, length:] == PAD).all()
 
 
+def test_a_problem_without_operations_asks_for_a_number_that_is_said() -> None:
+    task = GsmInfinite(config(min_ops=0, max_ops=1))
+    asked = Counter(task._pool.held_out(number).ops for number in range(400))
+    assert set(asked) == {0, 1} and min(asked.values()) > 150
+    problem = next(p for p in map(task._pool.held_out, range(400)) if p.ops == 0)
+    quantity = re.search("(the (?:number|count|stock) .+?)[?.]$", problem.question).group(1)  # type: ignore[union-attr]
+    said = [s for s in problem.context.split(". ") if s.lower().startswith(quantity.lower())]
+    assert len(said) == 1 and re.fullmatch(r".* (\d)\.?", said[0]).group(1) == str(problem.answer)  # type: ignore[union-attr]
+
+
 def test_operations_are_uniform() -> None:
     task = GsmInfinite(config(max_ops=8, min_tokens=300, max_tokens=340))
     batch = task.held_out(0, 400)
