@@ -34,7 +34,8 @@ test: install ## the fast tests
 	$(SHARED) -m "not slow and not gpu and not slurm"
 
 test-full: install ## all tests; those that need a GPU skip themselves without one
-	$(TEST)
+	$(SHARED) -m "not gpu and not slurm"
+	$(TEST) -m "gpu or slurm"
 
 test-slurm: install ## the batch scripts on a local Slurm cluster, installed where you are root on Debian or Ubuntu
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! ls /usr/sbin/slurmctld /usr/sbin/slurmd /usr/sbin/munged /usr/bin/sbatch >/dev/null 2>&1; then \

@@ -192,7 +192,7 @@ def deviations(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) 
 
 
 @pytest.mark.timeout(100)
-@pytest.mark.parametrize(("layout", "sleep"), matrix())
+@pytest.mark.parametrize(("layout", "sleep"), list(matrix()))
 def test_a_run_equals_that_of_one_process(
     tmp_path: Path,
     text: Path,
