@@ -26,7 +26,7 @@ def records(first: int, count: int) -> list[dict[str, Any]]:
     made = []
     for number in range(first, first + count):
         draws = Draws(0, 0, number)
-        lengths = Lengths(150, 200, lambda text: len(TOKENIZER.encode(text)))
+        lengths = Lengths(150, 203, 3, lambda text: len(TOKENIZER.encode(text)))
         problem = make_problem(draws, draw_core(draws, 1 + number % 3, held_out=False), lengths)
         made.append(
             {

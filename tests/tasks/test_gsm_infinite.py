@@ -22,7 +22,7 @@ from sleeptrain.tasks.gsm_infinite.words import WordTokenizer
 from sleeptrain.tasks.task import Answered
 
 TOKENIZER = WordTokenizer()
-LENGTHS = Lengths(300, 400, lambda text: len(TOKENIZER.encode(text)))
+LENGTHS = Lengths(300, 403, 3, lambda text: len(TOKENIZER.encode(text)))
 # What each turn says, read with no help from the package: the named quantities are x0 (what it is about), x1, x2.
 NAME = r"(?:number|count|stock) of \w+ (?:at|kept in|on dock) \w+"
 SYMBOLIC = {
@@ -127,8 +127,19 @@ def test_every_sentence_reads_back(wording) -> None:
 
 def test_no_core_of_training_is_held_out() -> None:
     kept = [draw_core(Draws(0, side, n), 1, bool(side)) for side in (0, 1) for n in range(4000)]
-    train, held_out = ({core.content() for core in part} for part in (kept[:4000], kept[4000:]))
+    train, held_out = (
+        {(core.wording.name, core.asked, frozenset(core.graph.equations)) for core in part}
+        for part in (kept[:4000], kept[4000:])
+    )
     assert len(held_out) > 3000 and not train & held_out
+
+
+def test_a_core_is_the_same_in_whichever_order_it_was_thought_of() -> None:
+    """A difference turns its operands where it would be negative, so that either may have been drawn first."""
+    core = next(c for c in (draw_core(Draws(0, 0, n), 1, False) for n in range(99)) if len(c.graph.equations) == 3)
+    before = core.content()
+    core.graph.equations[:2] = core.graph.equations[1::-1]
+    assert core.content() == before
 
 
 def test_words_are_a_vocabulary_of_their_own() -> None:
@@ -229,15 +240,36 @@ def test_lengths_are_in_the_tokens_of_the_models_own_tokenizer(tmp_path: Path) -
         assert tokenizer.decode(prompt).endswith(" Answer:") and tokenizer.encode(tokenizer.decode(prompt)) == prompt
 
 
+def test_there_is_room_for_the_longest_answer_of_a_tokenizer_that_merges_some(tmp_path: Path) -> None:
+    texts = [*(p.prompt for p in problems(20)), *["Answer: 100 and Answer: 999."] * 99]
+    tokenizer = train_tokenizer(texts, 400, tmp_path / "tokenizer.model")
+    room = [len(tokenizer.encode(f" {answer}")) for answer in range(1000)]
+    assert max(room[100], room[999]) < max(room), "the case is not the one to test"
+    task = GsmInfinite(config(tokenizer=str(tmp_path), min_tokens=250, max_tokens=400))
+    assert task._pool._lengths.answer == max(room)  # type: ignore[union-attr]
+
+
+def test_a_tokenizer_that_takes_more_for_sentences_alone_reaches_the_lengths() -> None:
+    """Tokenizers of the Llama kind begin every text with a token of its own."""
+
+    def count(text: str) -> int:
+        return 1 + len(TOKENIZER.encode(text))
+
+    lengths = [count(p.prompt) for p in problems(150, Lengths(300, 403, 3, count))]
+    assert 300 <= min(lengths) < 315 and 385 < max(lengths) <= 400
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"max_ops": 8}, ["max_tokens=217", "max_ops=8", "at least"]),
-        ({"min_tokens": 210}, ["max_tokens=217", "min_tokens=210", "at least"]),
-        ({"max_tokens": 9000}, ["max_tokens=8997", "at most", "names"]),
+        ({"max_ops": 8}, ["max_tokens=220", "max_ops=8", "at least"]),
+        ({"min_tokens": 210}, ["max_tokens=220", "min_tokens=210", "at least"]),
+        ({"max_tokens": 9000}, ["max_tokens=9000", "at most", "names"]),
     ],
 )
 def test_impossible_lengths_are_refused(changes: dict[str, int], words: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
         GsmInfinite(config(**changes))
     assert all(word in str(error.value) for word in words), error.value
+    [way_out] = re.findall(r"must be at (?:least|most) (\d+)", str(error.value))
+    GsmInfinite(config(**changes | {"max_tokens": int(way_out)})).rows(0, 0, 20)

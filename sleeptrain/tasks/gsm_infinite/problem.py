@@ -31,29 +31,36 @@ class Problem:
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long prompts shall be, in tokens: from `least` to `most`, of which `count` gives those of a text."""
+    """How long prompts shall be, in tokens, of which `count` gives those of a text: at least `least`, and with room
+    for an answer of `answer` tokens at most `most`."""
 
     least: int
     most: int
+    answer: int
     count: Callable[[str], int]
+
+    @property
+    def most_of_prompt(self) -> int:
+        return self.most - self.answer
 
     def check(self, max_ops: int) -> None:
         """Raises ConfigError where a problem of `max_ops` operations may be too long, the names give too few sentences,
         or lengths lie so close that no sentence might fit."""
         longest = max(self._most_tokens(kind) for kind in Kind)
-        core = max(self.count(f"{w.ask((0, 0))} {ANSWER}") for w in WORDINGS) + 2
+        core = max(self.count(f"{w.ask((0, 0))} {ANSWER}") for w in WORDINGS) + 2 + self.answer
         core += max_ops * longest + (max_ops + 1) * self._most_tokens(Kind.NUMBER)
         shortest = min(self.count(" " + w.say(w.example(Kind.NUMBER))) for w in WORDINGS)
         supply = shortest * (min(len(w.quantities) for w in WORDINGS) - 1)
-        if self.most < core or self.most - self.least < longest:
+        with_one_more = self.least + longest + self.answer
+        if self.most < max(core, with_one_more):
             raise ConfigError(
-                f"data.gsm_infinite.max_tokens={self.most} must be at least {max(core, self.least + longest)}: "
+                f"data.gsm_infinite.max_tokens={self.most} must be at least {max(core, with_one_more)}: "
                 f"data.gsm_infinite.max_ops={max_ops} operations may take {core} tokens, and "
-                f"data.gsm_infinite.min_tokens={self.least} with one more sentence {self.least + longest}"
+                f"data.gsm_infinite.min_tokens={self.least} with one more sentence and the answer {with_one_more}"
             )
-        if self.most > supply:
+        if self.most_of_prompt > supply:
             raise ConfigError(
-                f"data.gsm_infinite.max_tokens={self.most} must be at most {supply}: there are no names for more "
+                f"data.gsm_infinite.max_tokens={self.most} must be at most {supply + self.answer}: there are no names for more "
                 "sentences"
             )
 
@@ -76,8 +83,8 @@ class Core:
     asked: Quantity
 
     def content(self) -> bytes:
-        """What it is, whatever is said around it."""
-        return repr((self.wording.name, self.asked, self.graph.equations)).encode()
+        """What it is, whatever is said around it and in which order it was thought of."""
+        return repr((self.wording.name, self.asked, sorted(map(repr, self.graph.equations)))).encode()
 
 
 def draw_core(draws: Draws, ops: int, held_out: bool) -> Core:
@@ -99,21 +106,28 @@ def make_problem(draws: Draws, core: Core, lengths: Lengths) -> Problem:
     wording, graph, count = core.wording, core.graph, lengths.count
     question = wording.ask(core.asked)
     sentences = [wording.say(equation) for equation in graph.equations]
-    tokens = count(question) + sum(count(" " + s) for s in sentences) + count(" " + ANSWER)
-    wanted = draws.between(lengths.least, lengths.most)
+
+    def prompt_tokens() -> int:
+        return count(Problem(question, " ".join(sentences), 0, 0, wording.name).prompt)
+
+    wanted = draws.between(lengths.least, lengths.most_of_prompt)
+    tokens = prompt_tokens()
     while tokens < wanted:
         graph.add_distractor()
         sentence = wording.say(graph.equations[-1])
         more = count(" " + sentence)
-        if tokens + more > wanted and tokens >= lengths.least:
+        if tokens + more > wanted and (tokens := prompt_tokens()) + more > wanted and tokens >= lengths.least:
             break
         sentences.append(sentence)
         tokens += more
+        if tokens >= wanted:  # a tokenizer may take fewer for the whole than for its sentences
+            tokens = prompt_tokens()
     answer, ops = graph.values[core.asked], num_operations(graph.equations, core.asked)
     while True:
         problem = Problem(question, " ".join(draws.shuffled(sentences)), answer, ops, wording.name)
-        if count(problem.prompt) <= lengths.most:
+        if count(problem.prompt) <= lengths.most_of_prompt:
             break
-        sentences.pop()  # a tokenizer may take more for the whole than for its sentences
-    assert solve(wording, problem.question, problem.context) == (answer, ops), problem
+        sentences.pop()  # or more
+    if solve(wording, problem.question, problem.context) != (answer, ops):
+        raise AssertionError(f"the solver finds another answer: {problem}")
     return problem

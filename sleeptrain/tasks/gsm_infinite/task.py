@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ class GsmInfinite:
         )
         self.vocab_size = self._tokenizer.vocab_size
         self.sequence = config.max_tokens
-        answer = max(len(self._answer(number)) for number in (MAX_VALUE, 100)) - 1  # its end is no input
-        lengths = Lengths(config.min_tokens, config.max_tokens - answer, self._count)
+        answer = max(len(self._answer(number)) for number in range(MAX_VALUE + 1)) - 1  # its end is no input
+        lengths = Lengths(config.min_tokens, config.max_tokens, answer, self._count)
         self._pool: Pool = Stored(config, self._row_length) if config.train else Generated(config, lengths)
         self.num_held_out = self._pool.num_held_out
 
@@ -74,8 +75,7 @@ class GsmInfinite:
 
     def guessing(self) -> dict[str, float]:
         """commonest: the accuracy of always giving the commonest answer, estimated on 2,000 problems."""
-        answers = Counter(self._pool.answer(Draws(0, PRIOR, number)) for number in range(PRIOR_SAMPLES))
-        return {"commonest": answers.most_common(1)[0][1] / PRIOR_SAMPLES}
+        return {"commonest": self._commonest}
 
     def text(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(tokens)
@@ -87,6 +87,11 @@ class GsmInfinite:
         names = ("min_ops", "max_ops", "min_tokens", "max_tokens")
         settings = {f"data.gsm_infinite.{name}": getattr(self._config, name) for name in names}
         return settings | {"the tokenizer's sha256": self._tokenizer.hash} | self._pool.identity()
+
+    @cached_property
+    def _commonest(self) -> float:
+        answers = Counter(self._pool.answer(Draws(0, PRIOR, number)) for number in range(PRIOR_SAMPLES))
+        return answers.most_common(1)[0][1] / PRIOR_SAMPLES
 
     def _count(self, text: str) -> int:
         return len(self._tokenizer.encode(text))
