@@ -94,6 +94,27 @@ def test_a_problem_in_both_files_is_refused(config: GsmInfiniteConfig) -> None:
         GsmInfinite(config)
 
 
+def test_a_problem_in_both_files_is_found_however_it_is_written(config: GsmInfiniteConfig) -> None:
+    [record] = records(3, 1)
+    turned = " ".join(reversed([f"{sentence}." for sentence in record["problem"].rstrip(".").split(". ")]))
+    write(Path(config.validation), [*records(50, 2), record | {"problem": turned.replace(" ", "\u00a0")}])
+    with pytest.raises(DataError, match=r"1 problems of .*v\.jsonl are in .*t\.jsonl too"):
+        GsmInfinite(config)
+
+
+def test_held_out_problems_that_are_sorted_are_judged_in_another_order(config: GsmInfiniteConfig) -> None:
+    by_ops = sorted(records(50, 60), key=lambda record: record["op"])
+    write(Path(config.validation), by_ops)
+    config.validation_samples = 15
+    task = GsmInfinite(config)
+    assert set(Counter(task._pool.held_out_ops(n) for n in range(15))) == {1, 2, 3}
+    batch = task.held_out(0, 15)
+    for row in range(15):
+        problem = task._pool.held_out(row)
+        assert task.text(batch.tokens_BT[row].tolist()).startswith(problem.prompt)
+        assert problem.ops == task._pool.held_out_ops(row)
+
+
 def test_the_position_belongs_to_the_problems(config: GsmInfiniteConfig) -> None:
     before = GsmInfinite(config).identity()
     write(Path(config.train), records(1, 12))
@@ -107,6 +128,10 @@ RECORD = {"problem": "p", "question": "q", "solution": "x = 1. Answer: 1.", "op"
     ("line", "message"),
     [
         ("{", "line 2 is no JSON"),
+        ("[" * 100_000, "line 2 is no JSON"),
+        (json.dumps(RECORD | {"solution": f"Answer: {'9' * 5000}."}), "line 2: the solution must end in"),
+        (json.dumps(RECORD | {"solution": "Answer: ٣."}), "line 2: the solution must end in"),
+        (json.dumps(RECORD | {"problem": " "}), "line 2: the problem and the question must not be empty"),
         (json.dumps([1]), "line 2 must be an object"),
         (json.dumps(RECORD | {"question": None}), "line 2 must be an object with the texts problem, question"),
         (json.dumps(RECORD | {"solution": "x = 1."}), "line 2: the solution must end in 'Answer: <number>.'"),
@@ -119,6 +144,15 @@ def test_damaged_files_are_refused_by_line(tmp_path: Path, line: str, message: s
     with pytest.raises(DataError) as error:
         read_problems(path)
     assert message in str(error.value) and str(path) in str(error.value)
+
+
+def test_lines_end_where_json_lines_do_and_are_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "problems.jsonl"
+    path.write_bytes(json.dumps(RECORD | {"problem": "p\u2028 \u0085p"}, ensure_ascii=False).encode() + b"\r\n")
+    assert read_problems(path)[0].context == "p\u2028 \u0085p"
+    path.write_bytes(json.dumps(RECORD).encode() + b'\n{"problem": "\xff"}\n')
+    with pytest.raises(DataError, match=r"problems\.jsonl, line 2 is no JSON in UTF-8"):
+        read_problems(path)
 
 
 def test_an_empty_or_missing_file_is_refused(tmp_path: Path) -> None:

@@ -15,15 +15,15 @@ from typing import Any
 from sleeptrain.errors import DataError
 from sleeptrain.tasks.gsm_infinite.problem import Problem
 
-FINAL = re.compile(r"Answer:\s*(\d+)\.?\s*$")
+FINAL = re.compile(r"Answer:\s*([0-9]{1,18})\.?\s*$")
 TEXTS = ("problem", "question", "solution", "template")
 
 
 def read_problems(path: Path) -> list[Problem]:
     """Raises DataError, which names the line, for a file that cannot be read, has no problems or holds other things."""
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
         raise DataError(f"problems {path} cannot be read: {error}") from error
     problems = [_problem(f"{path}, line {n}", line) for n, line in enumerate(lines, start=1) if line.strip()]
     if not problems:
@@ -31,13 +31,15 @@ def read_problems(path: Path) -> list[Problem]:
     return problems
 
 
-def _problem(where: str, line: str) -> Problem:
+def _problem(where: str, line: bytes) -> Problem:
     try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where} is no JSON: {error}") from error
+        record = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is no JSON in UTF-8: {error}") from error
     if not isinstance(record, Mapping) or not all(isinstance(record.get(name), str) for name in TEXTS):
         raise DataError(f"{where} must be an object with the texts {', '.join(TEXTS)}")
+    if not (record["question"].strip() and record["problem"].strip()):
+        raise DataError(f"{where}: the problem and the question must not be empty")
     return Problem(
         record["question"].strip(), record["problem"].strip(), _answer(where, record), _ops(where, record),
         record["template"],

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
+from unicodedata import normalize
 
 from sleeptrain.config.schema import GsmInfiniteConfig
 from sleeptrain.data.philox import random_order
@@ -85,13 +86,15 @@ class Stored:
         self._train, left_out = _fitting(config, config.train, length)
         self._held_out, held_out_left_out = _fitting(config, config.validation, length)
         self._left_out = left_out + held_out_left_out
-        both = {p.prompt for p in self._train} & {p.prompt for p in self._held_out}
+        both = {_content(p) for p in self._train} & {_content(p) for p in self._held_out}
         if both:
             raise DataError(
                 f"{len(both)} problems of {config.validation} are in {config.train} too: what is held out must not be "
                 "trained on; take them out of one file"
             )
         self.num_held_out = min(len(self._held_out), config.validation_samples)
+        # A file may be sorted by operations, and only the first are judged.
+        self._held_out_order = random_order(len(self._held_out), 0, VALIDATION).tolist()
         self._order = lru_cache(maxsize=2)(self._order_of_epoch)
 
     def training(self, seed: int, number: int) -> Problem:
@@ -99,10 +102,10 @@ class Stored:
         return self._train[self._order(seed, epoch)[at]]
 
     def held_out(self, number: int) -> Problem:
-        return self._held_out[number]
+        return self._held_out[self._held_out_order[number]]
 
     def held_out_ops(self, number: int) -> int:
-        return self._held_out[number].ops
+        return self.held_out(number).ops
 
     def answer(self, draws: Draws) -> int:
         return draws.choice(self._train).answer
@@ -130,6 +133,12 @@ def _fitting(config: GsmInfiniteConfig, path: str, length: Callable[[Problem], i
             "max_ops, min_tokens or max_tokens"
         )
     return fitting, len(found) - len(fitting)
+
+
+def _content(problem: Problem) -> tuple[str, ...]:
+    """What a problem is, however its sentences are ordered and its letters and spaces written."""
+    question, context = (" ".join(normalize("NFKC", text).split()) for text in (problem.question, problem.context))
+    return (question, *sorted(sentence.strip() for sentence in context.split(".")))
 
 
 def _hash(problems: Sequence[Problem]) -> str:

@@ -60,8 +60,8 @@ class Lengths:
             )
         if self.most_of_prompt > supply:
             raise ConfigError(
-                f"data.gsm_infinite.max_tokens={self.most} must be at most {supply + self.answer}: there are no names for more "
-                "sentences"
+                f"data.gsm_infinite.max_tokens={self.most} must be at most {supply + self.answer}: there are no "
+                "names for more sentences"
             )
 
     def _most_tokens(self, kind: Kind) -> int:
