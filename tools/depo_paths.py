@@ -43,8 +43,10 @@ class Paths(Depo):
                     path = follow(edges[row], last_word(rows[row][: at.start + 1], self._config.symbols), hops)
                     total[path] += 1
                     right[path] += bool(a.right_BT[row, words].all())
+        if not total:
+            raise DataError(f"--hops {self._hops}: no held-out question has so many; they have powers of two")
         paths = {path: (right[path] / total[path], total[path]) for path in sorted(total)}
-        return {"accuracy": right.total() / max(total.total(), 1), "paths": paths}
+        return {"accuracy": right.total() / total.total(), "paths": paths}
 
     def edges(self, row: Sequence[int]) -> dict[Word, tuple[Word, int]]:
         """{node: (the next one, the window in which their edge ends)} of a row's context."""
@@ -106,7 +108,7 @@ def lines(options: argparse.Namespace) -> Iterator[str]:
         raise DataError(f"{options.place} was trained on data.source={config.data.source}: only Depo has paths")
     passes = options.passes or opened.passes[-1:]
     judge = Paths(config.data.depo, config.sleep.window, options.hops)
-    sets = held_out(opened.source, config, opened.rows)
+    sets = held_out(opened.source, config)
     found = evaluate(opened.model, sets, config, config.sleep.window, passes, judge)
     for n in passes:
         yield f"N={n}, {options.hops} hop{'s' * (options.hops > 1)}: {found['accuracy'][str(n)]:.1%}"

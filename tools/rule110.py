@@ -59,7 +59,10 @@ def main() -> int:
     parser.add_argument("--root", type=Path, default=Path("runs/rule110"), help="the folder of the runs and the report")
     parser.add_argument("--report", action="store_true", help="train nothing; report if all runs are finished")
     arguments, overrides = parser.parse_known_args()
-    trials = [Trial(arguments.root, n, seed) for seed in range(arguments.seeds) for n in sorted(arguments.passes)]
+    if arguments.seeds < 1:
+        parser.error("--seeds must be at least 1")
+    numbers = sorted(set(arguments.passes))
+    trials = [Trial(arguments.root, n, seed) for seed in range(arguments.seeds) for n in numbers]
     if arguments.report:
         finished = sum(trial.finished for trial in trials)
         if finished < len(trials):

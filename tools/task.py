@@ -23,12 +23,14 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=2, help="rows to show")
     parser.add_argument("--held-out", action="store_true", help="held-out rows instead of those of training")
     arguments, overrides = parser.parse_known_args()
+    if arguments.rows < 1:
+        parser.error("--rows must be at least 1")
     try:
         config = compose(overrides)
         if config.data.source == "shards":
             raise ConfigError("data.source=shards is no task: choose one (experiment=depo_small)")
         task = build_task(config.data)
-        rows = arguments.rows
+        rows = min(arguments.rows, task.num_held_out) if arguments.held_out else arguments.rows
         batch = task.held_out(0, rows) if arguments.held_out else task.rows(config.data.seed, 0, rows)
         print(shown(task, batch))
         print(f"{task.vocab_size} ids, rows of {task.sequence} tokens, {task.num_held_out} held out")

@@ -76,11 +76,6 @@ def _check_windows(rows: TaskRows, windows: Sequence[tuple[str, int]]) -> None:
 
 
 def _check_rule110(config: Rule110Config) -> None:
-    if config.strings > config.width:
-        raise ConfigError(
-            f"data.rule110.strings={config.strings} must not exceed data.rule110.width={config.width}: "
-            "the answers share one window"
-        )
     if config.label >= config.width:
         raise ConfigError(
             f"data.rule110.label={config.label} must be less than data.rule110.width={config.width}: it is the number "

@@ -7,7 +7,7 @@ from typing import Any
 from sleeptrain.config.schema import Config, SleepConfig
 from sleeptrain.config.typed import typed
 from sleeptrain.errors import DataError
-from sleeptrain.sleep.curriculum import stage_shape
+from sleeptrain.sleep.curriculum import StepShape
 
 SLEEP_KEY = "sleep"  # in config.json; transformers' own classes keep it and do not read it
 _CARD = """---
@@ -69,9 +69,8 @@ _MEANINGS = {
 }
 
 
-def sleep_settings(config: Config, tokens: int) -> dict[str, Any]:
-    """How the model slept when it had seen so many tokens, for `config.json`."""
-    shape, sleep = stage_shape(config, tokens), config.sleep
+def sleep_settings(sleep: SleepConfig, shape: StepShape) -> dict[str, Any]:
+    """How the model slept in its last step, for `config.json`."""
     return {
         "passes": shape.passes,
         "window": shape.window,

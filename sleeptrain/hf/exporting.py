@@ -28,6 +28,7 @@ from sleeptrain.hf.fast_tokenizer import fast_files
 from sleeptrain.hf.weight_files import SHARD_BYTES, write_weights
 from sleeptrain.parallel.mesh import Mesh
 from sleeptrain.parallel.world import World
+from sleeptrain.sleep.curriculum import last_shape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -77,7 +78,7 @@ def export(
             (folder / name).write_bytes(content)
         state, ids = read_state(checkpoint), _ids(found)
         settings = family.to_config(config.model) | ids | {"dtype": dtype}
-        settings[SLEEP_KEY] = sleep_settings(config, state["tokens"])
+        settings[SLEEP_KEY] = sleep_settings(config.sleep, last_shape(config, state))
         _write_json(folder / "config.json", settings)
         _write_json(folder / "generation_config.json", ids | {"use_cache": settings["use_cache"]})
         rounded = _rounded(family, config.model, read, DTYPES[dtype])

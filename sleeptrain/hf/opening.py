@@ -22,6 +22,7 @@ from sleeptrain.hf.load import usable_device
 from sleeptrain.hf.modeling import SleepForCausalLM
 from sleeptrain.parallel.mesh import Mesh
 from sleeptrain.parallel.world import World
+from sleeptrain.sleep.curriculum import last_shape
 
 
 def open_model(
@@ -57,9 +58,8 @@ def _of_checkpoint(place: Path, tokenizer: Path | None) -> tuple[SleepForCausalL
     if tokenizer is None and config.data.source != "shards":
         raise DataError(f"{place} was trained on data.source={config.data.source}, which has no tokenizer: name one")
     with torch.device("meta"):
-        model = SleepForCausalLM(
-            SleepConfig(model=asdict(config.model), sleep=sleep_settings(config, read_state(checkpoint)["tokens"]))
-        )
+        sleep = sleep_settings(config.sleep, last_shape(config, read_state(checkpoint)))
+        model = SleepForCausalLM(SleepConfig(model=asdict(config.model), sleep=sleep))
     weights: dict[str, torch.Tensor] = {}
     files.read({WEIGHTS + name: _into(weights, name) for name, _ in model.model.named_parameters()})
     model.model.load_state_dict(weights, assign=True)

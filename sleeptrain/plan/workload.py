@@ -6,21 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
-from pathlib import Path
 
-import torch
-
-from sleeptrain.config.schema import Config, DataConfig
-from sleeptrain.data.batch import IGNORE, PAD, Batch
+from sleeptrain.config.schema import Config
+from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.parallel.stages import num_trained
+from sleeptrain.plan.mean_row import MeanRow, long_rows, reachable
 from sleeptrain.sleep.curriculum import StepShape, shape_starts, stage_shape
 from sleeptrain.sleep.loop import LoopSettings, loop_settings
 from sleeptrain.sleep.rounds import Round, plan_batch, round_layers, windows_of
 from sleeptrain.tasks.build import build_task
 from sleeptrain.train.flops import round_flops, step_flops
 from sleeptrain.train.step import truncated
-
-SAMPLED_TOKENS = 2**20
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,7 @@ def reruns(config: Config, workload: Workload) -> Iterator[tuple[Round, Extent]]
 def workloads(config: Config, replicas: int) -> list[Workload]:
     """Of every stage that the run reaches; sampled N counts as its largest. `model.vocab_size` must be known."""
     config = replace(config, data=reachable(config.data))
-    total, row_tokens = config.train.tokens, mean_row_tokens(config)
+    total, mean = config.train.tokens, MeanRow(config)
     starts = [start for start in shape_starts(config) if start < total]
     found, seen = [], 0
     for start, stop in pairwise([*starts, total]):
@@ -122,7 +118,7 @@ def workloads(config: Config, replicas: int) -> list[Workload]:
         own_rows = shape.batch // replicas
         rows = config.train.micro_batch or own_rows
         batch = typical_batch(config, rows)
-        tokens = round(row_tokens * shape.batch)
+        tokens = mean.step_tokens(shape)
         num_steps = max(-(-(stop - seen) // tokens), 0)
         seen += num_steps * tokens
         rounds = tuple(plan_batch(batch, shape.window, shape.passes, config.sleep))
@@ -138,32 +134,8 @@ def workloads(config: Config, replicas: int) -> list[Workload]:
     return found
 
 
-def mean_row_tokens(config: Config) -> float:
-    """Tokens of a row that are no pads; for a task the mean of a sample."""
-    if config.data.source == "shards":
-        return config.data.sequence
-    task = build_task(config.data)
-    count = max(SAMPLED_TOKENS // task.sequence, 1)
-    return int((task.rows(config.data.seed, 0, count).documents_BT != PAD).sum()) / count
-
-
-def reachable(data: DataConfig) -> DataConfig:
-    """The same data, or where its tokenizer is not there yet, problems as long in words of the task's own."""
-    if not lacks_tokenizer(data):
-        return data
-    return replace(data, gsm_infinite=replace(data.gsm_infinite, tokenizer=""))
-
-
-def lacks_tokenizer(data: DataConfig) -> bool:
-    """Whether a task names a tokenizer that is not there: a plan can do without."""
-    named = data.gsm_infinite.tokenizer if data.source == "gsm_infinite" else ""
-    return bool(named) and not Path(named).exists()
-
-
 def typical_batch(config: Config, rows: int) -> Batch:
     """Rows in the middle of long documents; for a task, a batch of it."""
     if config.data.source != "shards":
         return build_task(config.data).rows(config.data.seed, 0, rows)
-    zeros = torch.zeros(rows, config.data.sequence, dtype=torch.long)
-    goes_on = torch.ones(rows, dtype=torch.bool)
-    return Batch(zeros, zeros, zeros, goes_on, goes_on)
+    return long_rows(rows, config.data.sequence)

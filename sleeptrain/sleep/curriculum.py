@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,12 @@ def stage_shape(config: Config, tokens_seen: int) -> StepShape:
         window = stage.window or window
         batch = stage.batch or batch
     return StepShape(passes, window, batch)
+
+
+def last_shape(config: Config, state: Mapping[str, Any]) -> StepShape:
+    """What the curriculum said for the last step before a checkpoint, whose `state.json` is `state`; for the first step
+    where there has been none."""
+    return StepShape(**state["shape"]) if state["shape"] else stage_shape(config, 0)
 
 
 def ramped(before: int, stage: Stage, start: int, tokens_seen: int) -> int:

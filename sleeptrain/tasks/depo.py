@@ -30,7 +30,10 @@ PRIOR_SAMPLES = 256
 
 
 class Depo:
-    """A `Task`. Ids: 0 pad, then `symbols` symbols within a word, `symbols` that end one, `hops` hop counts, ANSWER."""
+    """A `Task`. Ids: 0 pad, then `symbols` symbols within a word, `symbols` that end one, `hops` hop counts, ANSWER.
+
+    Raises ConfigError where the names make too few cycles to hold some out.
+    """
 
     name = "depo"
 
@@ -45,6 +48,9 @@ class Depo:
         # Small cycles are likelier than large ones, as in the published generator.
         self._sizes = range(config.min_nodes, config.nodes + 1)
         self._weights = [1 / (n + math.sqrt(config.nodes)) for n in self._sizes]
+        # Now, not at the first evaluation.
+        self.cycle(Draws(0, PRIOR, 0), config.nodes, held_out=True)
+        self.cycle(Draws(0, PRIOR, 0), config.min_nodes, held_out=False)
 
     def rows(self, seed: int, first: int, count: int) -> Batch:
         return self._batch(seed, TRAIN, first, count)

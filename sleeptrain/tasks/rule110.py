@@ -94,7 +94,10 @@ def _draw_words(config: Rule110Config, seed: int, stream: int, first: int, count
 
 
 class Rule110:
-    """A `Task`. sequence: strings * width cells and an answer a string."""
+    """A `Task`. sequence: strings * width cells and an answer a string.
+
+    Raises ConfigError where there are too few strings to hold some out.
+    """
 
     name = "rule110"
     vocab_size = VOCAB_SIZE
@@ -103,6 +106,8 @@ class Rule110:
         self._config = config
         self.sequence = config.strings * config.width + config.strings
         self.num_held_out = config.validation_samples
+        for held_out in (True, False):  # now, not at the first evaluation
+            draw_strings(config, 0, PRIOR, 0, 1, held_out)
 
     def rows(self, seed: int, first: int, count: int) -> Batch:
         return self._batch(draw_strings(self._config, seed, TRAIN, first, count, held_out=False), first)
@@ -145,8 +150,8 @@ class Rule110:
 
     @cached_property
     def _likelier(self) -> float:
-        """The share of the likelier label, estimated on 65,536 samples."""
-        drawn = draw_strings(self._config, 0, PRIOR, 0, PRIOR_SAMPLES)
+        """The share of the likelier label, estimated on 65,536 held-out samples."""
+        drawn = draw_strings(self._config, 0, PRIOR, 0, PRIOR_SAMPLES, held_out=True)
         ones = float(labels(drawn, self._config).mean())
         return max(ones, 1 - ones)
 

@@ -69,12 +69,13 @@ class _Windows:
         )
 
 
-def held_out(source: Source, config: Config, rows: int) -> dict[str, Iterator[Batch]]:
-    """The batches of each held-out set that an evaluation judges; rows: of a training batch.
+def held_out(source: Source, config: Config) -> dict[str, Iterator[Batch]]:
+    """The batches of each held-out set that an evaluation judges, the same throughout a run.
 
-    Of shards at most `train.eval_batches` of at most 8 rows; of a task as many rows as so many training batches hold,
-    as many at once as these.
+    Of shards at most `train.eval_batches` of at most 8 rows; of a task as many rows as so many batches of `data.batch`
+    hold, as many at once as these.
     """
+    rows = config.data.batch
     count, at_once = config.train.eval_batches, min(rows, 8)
     if source.task is not None:
         at_once = config.train.micro_batch or rows

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sleeptrain.config.schema import Config
     from sleeptrain.data.source import Source
     from sleeptrain.model.hybrid import Hybrid
+    from sleeptrain.sleep.curriculum import StepShape
     from sleeptrain.train.evaluate import Evaluation
 
 
@@ -54,7 +55,7 @@ def evaluate_checkpoint(
 
     opened = open_checkpoint(place, passes, window, batches, device)
     config, source = opened.config, opened.source
-    sets = held_out(source, config, opened.rows)
+    sets = held_out(source, config)
     found = evaluate(opened.model, sets, config, config.sleep.window, opened.passes, source.task)
     told = {"checkpoint": str(opened.checkpoint), "step": opened.state["step"], "tokens": opened.state["tokens"]}
     return told | {"window": config.sleep.window, "eval": found}
@@ -64,7 +65,7 @@ def evaluate_checkpoint(
 class Opened:
     """A checkpoint's model and the data to judge it on. config: with the window and the batches that were asked for.
 
-    state: what the checkpoint holds besides tensors. rows: of a training batch. passes: the numbers to judge it with.
+    state: what the checkpoint holds besides tensors. passes: the numbers to judge it with.
     """
 
     checkpoint: Path
@@ -72,7 +73,6 @@ class Opened:
     state: Mapping[str, Any]
     model: Hybrid
     source: Source
-    rows: int
     passes: Sequence[int]
 
 
@@ -99,10 +99,11 @@ def open_checkpoint(
     from sleeptrain.parallel.launch import find_device
     from sleeptrain.parallel.mesh import Mesh
     from sleeptrain.parallel.world import World
+    from sleeptrain.sleep.curriculum import last_shape
 
     checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")))
     config, state, files = load_resolved(checkpoint / CONFIG), read_state(checkpoint), TensorFiles(checkpoint)
-    rows, numbers = _as_asked(config, state["tokens"], passes, window, batches)
+    numbers = _as_asked(config, last_shape(config, state), passes, window, batches)
     check_start(files.forms, config.model)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
@@ -110,7 +111,10 @@ def open_checkpoint(
     model.init_weights(config.train.seed)
     files.read({WEIGHTS + name: parameter.detach().copy_ for name, parameter in model.named_parameters()})
     model.to(find_device(device))
-    return Opened(checkpoint, config, state, model, build_source(config.data), rows, numbers)
+    source = build_source(config.data)
+    if source.task is not None:
+        source.load_state_dict(state["data"])
+    return Opened(checkpoint, config, state, model, source, numbers)
 
 
 def lines(told: dict[str, Any]) -> list[str]:
@@ -129,24 +133,22 @@ def lines(told: dict[str, Any]) -> list[str]:
 
 
 def _as_asked(
-    config: Config, tokens: int, passes: Sequence[int] | None, window: int | None, batches: int | None
-) -> tuple[int, list[int]]:
-    """(rows of a training batch, the numbers of passes); window and batches are set in the configuration.
+    config: Config, shape: StepShape, passes: Sequence[int] | None, window: int | None, batches: int | None
+) -> list[int]:
+    """The numbers of passes; the largest of them, window and batches are set in the configuration.
 
     Raises ConfigError for what the settings do not allow.
     """
     from sleeptrain.config.validate import validate
-    from sleeptrain.sleep.curriculum import stage_shape
 
-    shape = stage_shape(config, tokens)
     numbers = sorted(set(passes or (1, shape.passes)))
     if numbers[0] < 1 or (batches is not None and batches < 1):
         raise ConfigError("--passes and --batches must be at least 1")
-    config.sleep.curriculum = []
+    config.sleep.curriculum, config.sleep.passes = [], numbers[-1]
     config.sleep.window = shape.window if window is None else window
     config.train.eval_batches = batches or config.train.eval_batches
     validate(config)
-    return shape.batch, numbers
+    return numbers
 
 
 def _windows(losses: Sequence[float | None]) -> str:

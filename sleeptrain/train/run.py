@@ -74,7 +74,8 @@ class Run:
         self.rollbacks = Rollbacks()
         self.step = self.tokens = self.samples = self.skipped = 0
         self.carried: FastWeights | None = None
-        self.owed: StepShape | None = None  # of the step whose evaluation was given up when the run was stopped
+        self.shape: StepShape | None = None  # the curriculum's, for the last step
+        self.owes_evaluation = False  # of the last step: it was given up when the run was stopped
         self._wandb_id: str | None = None
 
     @property
@@ -93,7 +94,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """There is nothing left to do."""
-        return self.done and self.owed is None
+        return self.done and not self.owes_evaluation
 
     def open(self) -> Run:
         """Makes the run folder, or goes on where its newest whole checkpoint stands; then opens the logs.
@@ -149,13 +150,13 @@ class Run:
 
     def _settle_owed(self) -> None:
         """An evaluation that an attempt since has made is not owed any longer."""
-        if self.owed is None:
+        if not self.owes_evaluation:
             return
         made = False
         if self.world.leads:
             made = any("eval" in record for record in read_metrics(self.metrics.path) if record["step"] == self.step)
         if self.world.from_first(made):
-            self.owed = None
+            self.owes_evaluation = False
 
     def close(self) -> None:
         if not self.world.leads:
@@ -237,7 +238,8 @@ class Run:
             "rollbacks": asdict(self.rollbacks),
             "data": self.source.state_dict(),
             "wandb_id": self._wandb_id,
-            "owed_evaluation": None if self.owed is None else asdict(self.owed),
+            "shape": None if self.shape is None else asdict(self.shape),
+            "owes_evaluation": self.owes_evaluation,
             "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
             "written_by": {
                 "tensor": mesh.tensor.size,
@@ -253,8 +255,7 @@ class Run:
         saved = self._restore(checkpoint)
         self._wandb_id, self.rollbacks = saved["wandb_id"], Rollbacks(**saved["rollbacks"])
         self.source.load_state_dict(saved["data"])
-        if saved["owed_evaluation"] is not None:
-            self.owed = StepShape(**saved["owed_evaluation"])
+        self.owes_evaluation = saved["owes_evaluation"]
         return changes
 
     def _restore(self, checkpoint: Path) -> dict[str, Any]:
@@ -262,6 +263,7 @@ class Run:
         saved, files = read_state(checkpoint), TensorFiles(checkpoint)
         check_resume(files.forms, self.config.model)
         self.step, self.tokens, self.samples = saved["step"], saved["tokens"], saved["samples"]
+        self.shape = StepShape(**saved["shape"]) if saved["shape"] else None
         self.skipped = saved["skipped"]
         self.spikes.load_state_dict(saved["spikes"])
         self.carried = self.engine.load(files)

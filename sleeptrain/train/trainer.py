@@ -11,7 +11,7 @@ from sleeptrain.health.speed import gathered_speeds
 from sleeptrain.parallel.launch import join
 from sleeptrain.parallel.layout_check import too_few_sequences
 from sleeptrain.plan.expected import expected_cost
-from sleeptrain.sleep.curriculum import StepShape, step_shape
+from sleeptrain.sleep.curriculum import StepShape, stage_shape, step_shape
 from sleeptrain.stop import Stopped, leads, listening
 from sleeptrain.train.evaluate import Evaluation, EvaluationStopped, evaluate, held_out
 from sleeptrain.train.frozen import frozen_stage
@@ -70,15 +70,15 @@ def train_steps(run: Run) -> None:
     if run.finished:
         run.message(f"{run.folder} is complete: {run.step} steps, {run.tokens} tokens")
     if run.world.leads and run.step == 0 and not run.finished:
-        run.message(expected_cost(config, run.world.part.ranks))
+        run.message(expected_cost(config))
     if warning := too_few_sequences(config, run.world.part.ranks):
         run.message(f"warning: {warning}")
     if config.health.compare_every and config.parallel.zero == 3 and run.world.mesh.data.size > 1:
         run.message("health.compare_every: under parallel.zero=3 nobody holds a copy of weights, so none are compared")
     if limit := stopping.limit_line():
         run.message(limit)
-    if run.owed is not None:
-        hold_evaluation(run, run.owed)
+    if run.owes_evaluation:
+        hold_evaluation(run)
     pace = Pace(run.device)
     while not run.done and not stopping.agreed():
         if not one_step(run, pace):
@@ -109,6 +109,7 @@ def one_step(run: Run, pace: Pace) -> bool:
     result, norm, trouble = try_step(run, batch, shape, scale, norms)
     if trouble is not None and not settle(run, trouble):
         return False
+    run.shape = stage_shape(config, run.tokens)
     run.advance(batch, num_tokens, result.state if trouble is None else run.model.empty_state())
     if trouble is None:
         run.rollbacks.made(run.step)
@@ -118,7 +119,7 @@ def one_step(run: Run, pace: Pace) -> bool:
     if norms is not None:
         run.log({"norms": norms.record(result.state, shape.passes, run.world)})
     if run.done or due(run.step, config.train.eval_every):
-        hold_evaluation(run, shape)
+        hold_evaluation(run)
         pace.restart()
     return True
 
@@ -138,22 +139,23 @@ def step_record(run: Run, shape: StepShape, result: StepResult, norm: float, sca
     }
 
 
-def hold_evaluation(run: Run, shape: StepShape) -> None:
-    """Evaluates after a step of this shape; where the run is stopped meanwhile, that is owed by the next attempt."""
-    run.owed = shape
+def hold_evaluation(run: Run) -> None:
+    """Evaluates after a step; where the run is stopped meanwhile, that is owed by the next attempt."""
+    run.owes_evaluation = True
     try:
-        found = evaluation(run, shape)
+        found = evaluation(run)
     except EvaluationStopped:
         return
     run.log({"eval": found})
-    run.owed = None
+    run.owes_evaluation = False
 
 
-def evaluation(run: Run, shape: StepShape) -> Evaluation:
-    """Held-out loss at this step's window, with the configured number of passes and with one."""
-    config = run.config
+def evaluation(run: Run) -> Evaluation:
+    """Held-out loss at the last step's window, with the curriculum's number of passes and with one."""
+    assert run.shape is not None
+    config, shape = run.config, run.shape
     run.whereabouts.begin(Phase.EVALUATION)
-    task, sets = run.source.task, held_out(run.source, config, shape.batch)
+    task, sets = run.source.task, held_out(run.source, config)
     passes = sorted({1, shape.passes})
     # Only where the model's end is held are losses and answers known; all are told of them.
     judge = task if run.model.layers.stop == run.model.num_layers else None

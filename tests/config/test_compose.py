@@ -13,7 +13,7 @@ from sleeptrain.config.schema import Config, Stage
 from sleeptrain.data.batch import PAD
 from sleeptrain.errors import ConfigError
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.plan.workload import mean_row_tokens, reachable
+from sleeptrain.plan.mean_row import MeanRow, reachable
 from sleeptrain.tasks.build import build_task
 from sleeptrain.train.frozen import is_frozen
 
@@ -120,7 +120,7 @@ def test_the_papers_runs_on_open_models(experiment: str, steps: int, window: int
     frozen = [is_frozen(name, config.optim.frozen) for name in names]
     inserted = [name.startswith(tuple(f"blocks.{i}." for i in config.model.mixer_only)) for name in names]
     assert frozen == ([not new for new in inserted] if experiment == "gsm_ouro_warmup" else [False] * len(names))
-    assert config.train.tokens / (mean_row_tokens(replace(config, data=reachable(config.data))) * 256) == pytest.approx(
+    assert config.train.tokens / (MeanRow(replace(config, data=reachable(config.data))).tokens * 256) == pytest.approx(
         steps, rel=0.01
     )
 

@@ -69,6 +69,7 @@ ACCEPTED: list[tuple[Callable[[], Config], dict[str, Any]]] = [
     (rule110, {"sleep.window": 10}),  # half a string
     (rule110, {"sleep.window": 21}),  # the whole row
     (rule110, {"data.rule110.strings": 2, "sleep.window": 40, "data.rule110.label": 19}),
+    (rule110, {"data.rule110.strings": 21, "sleep.window": 21}),
     (depo, {}),
     (depo, {"sleep.window": 100}),
     (depo, {"sleep.window": 360}),
@@ -130,7 +131,7 @@ REFUSED: list[tuple[Callable[[], Config], dict[str, Any], list[str]]] = [
     (rule110, {"sleep.window": 19}, ["sleep.window (19)", "20 tokens", "data.rule110.width (20)", "21"]),
     (rule110, {"sleep.window": 128}, ["sleep.window (128)", "21"]),
     (rule110, {"data.rule110.strings": 6, "sleep.window": 5}, ["sleep.window (5)", "6 tokens of the answers"]),
-    (rule110, {"data.rule110.strings": 21}, ["data.rule110.strings=21", "data.rule110.width=20"]),
+    (rule110, {"data.rule110.strings": 21}, ["sleep.window (20)", "hold the 21 tokens of the answers"]),
     (rule110, {"data.rule110.label": 20}, ["data.rule110.label=20", "data.rule110.width=20"]),
     (depo, {"sleep.window": 70}, ["sleep.window (70)", "300 tokens", "data.depo.nodes (75)"]),
     (depo, {"sleep.window": 50}, ["sleep.window (50)", "60 tokens of the answers"]),

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from sleeptrain.config.schema import Config, Stage
-from sleeptrain.report.cost import step_cost, training_flops
+from sleeptrain.plan.mean_row import MeanRow
+from sleeptrain.report.cost import training_flops
 from sleeptrain.report.runs import find_runs
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.train import trainer
@@ -49,7 +50,7 @@ def test_they_are_what_the_steps_of_a_run_counted(
 
 
 def cost(config: Config, passes: int) -> int:
-    return step_cost(config, StepShape(passes, 20, 8))[0]
+    return MeanRow(config).step_flops(StepShape(passes, 20, 8))
 
 
 def test_where_records_say_otherwise_they_are_believed() -> None:
@@ -69,7 +70,9 @@ def test_more_passes_cost_as_the_plan_says() -> None:
 
 def test_text_is_counted_without_its_files() -> None:
     config = composed("experiment=stdlib", "data.batch=2", "data.sequence=256", "sleep.curriculum=[]")
-    assert training_flops(config, [{"step": 3, "tokens": 3 * 512}])[3] == 3 * step_cost(config, StepShape(1, 128, 2))[0]
+    assert training_flops(config, [{"step": 3, "tokens": 3 * 512}])[3] == 3 * MeanRow(config).step_flops(
+        StepShape(1, 128, 2)
+    )
 
 
 def test_where_the_files_of_a_task_are_gone_it_is_said(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from sleeptrain.data.batch import IGNORE, PAD, Batch
 from sleeptrain.errors import ConfigError
 from sleeptrain.tasks import depo
 from sleeptrain.tasks.depo import Depo
-from sleeptrain.tasks.draws import Draws
 from sleeptrain.tasks.task import Answered
 
 PAPER = DepoConfig()
@@ -167,7 +166,12 @@ def test_the_plateau_where_hops_lead_around() -> None:
 def test_too_few_cycles_to_hold_some_out_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(depo, "is_held_out", lambda content: False)
     with pytest.raises(ConfigError, match=r"data\.depo\.nodes=9.*too few"):
-        Depo(SMALL).cycle(Draws(0, 0, 0), 9, held_out=True)
+        Depo(SMALL)
+
+
+def test_names_that_make_one_cycle_only_are_refused_before_training() -> None:
+    with pytest.raises(ConfigError, match=r"data\.depo\.nodes=2, .*too few"):
+        Depo(DepoConfig(nodes=2, min_nodes=2, hops=1, symbols=4, max_word=1, queries=1))
 
 
 def test_text() -> None:

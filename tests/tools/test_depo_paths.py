@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sleeptrain.config.schema import DepoConfig
+from sleeptrain.errors import DataError
 from sleeptrain.tasks.task import Answered
 from tests.train.test_trainer import run
 from tools.depo_paths import Paths
@@ -43,6 +44,13 @@ def test_answers_are_sorted_by_where_the_edges_stood(max_word: int):
     assert len(wanted) == 4
     assert found["paths"] == {path: (float(path == (2, 1)), count) for path, count in sorted(wanted.items())}
     assert found["accuracy"] == wanted[2, 1] / sum(wanted.values())
+
+
+def test_hops_that_are_never_asked_are_refused() -> None:
+    task = Paths(DepoConfig(nodes=6, hops=4, symbols=12, max_word=1, queries=3), 6, 3)
+    batch = task.held_out(0, 20)
+    with pytest.raises(DataError, match=r"--hops 3: no held-out question"):
+        task.metrics([Answered(batch, batch.targets_BT, torch.zeros(batch.targets_BT.shape))])
 
 
 @pytest.mark.slow

@@ -27,6 +27,15 @@ def test_rows_and_lines_are_shown(
     assert guessing == "guessing: nodes_accuracy 0.0909, nodes_loss 1.1989" and "rows a second" in rate
 
 
+def test_rows_are_as_many_as_there_are(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["experiment=depo_small", "data.depo.validation_samples=2"]
+    assert run(monkeypatch, *few, "--rows", "9", "--held-out") == 0
+    assert capsys.readouterr().out.count("  targets: ") == 2
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *few, "--rows", "0")
+    assert "--rows must be at least 1" in capsys.readouterr().err
+
+
 def test_text_is_no_task(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "experiment=stdlib") == 2
     assert "data.source=shards is no task" in capsys.readouterr().err

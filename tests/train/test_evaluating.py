@@ -14,6 +14,7 @@ from sleeptrain.data.source import build_source
 from sleeptrain.train.evaluate import held_out
 from sleeptrain.train.metrics import read_metrics
 from sleeptrain.train.trainer import train
+from tests.tasks.test_gsm_files import records, write
 
 TINY = [
     "model.dim=16",
@@ -87,6 +88,42 @@ def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert f"{tmp_path} is neither a checkpoint nor the folder of a run" in capsys.readouterr().err
 
 
+@pytest.mark.timeout(120)
+def test_the_last_step_says_how_it_was_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last step enters a stage of the curriculum that no step is in; N is drawn, and the largest judged."""
+    staged = "sleep.curriculum=[{tokens: 800, passes: 8, batch: 32}]"
+    drawn = ["sleep.passes=3", "sleep.sample_passes=true", "train.eval_every=2"]
+    config = compose([*CASES["rule110"], *TINY, staged, *drawn, f"run.root={tmp_path}", "run.name=r"])
+    assert train(config) == 0
+    found = [record for record in read_metrics(tmp_path / "r" / "metrics.jsonl") if "eval" in record]
+    assert len(found) == 3 and all(list(record["eval"]["loss"]) == ["1", "3"] for record in found)
+    assert evaluated(capsys, str(tmp_path / "r"))["eval"] == found[-1]["eval"]
+
+
+@pytest.mark.timeout(120)
+def test_held_out_problems_that_have_changed_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, first in (("train", 0), ("validation", 30)):
+        write(tmp_path / f"{name}.jsonl", records(first, 12))
+    files = [f"data.gsm_infinite.{name}={tmp_path}/{name}.jsonl" for name in ("train", "validation")]
+    lengths = ["data.gsm_infinite.min_tokens=100", "data.gsm_infinite.max_tokens=220", "data.gsm_infinite.max_ops=3"]
+    config = compose(
+        ["experiment=gsm_small", *files, *lengths, *TINY, "train.tokens=1500", f"run.root={tmp_path}", "run.name=r"]
+    )
+    assert train(config) == 0
+    evaluated(capsys, str(tmp_path / "r"))
+    write(tmp_path / "validation.jsonl", records(60, 12))
+    assert main(["evaluate", str(tmp_path / "r")]) == 2
+    assert "the problems' sha256" in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_sleep_is_not_made_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = ["model=transformer_tiny", "sleep.passes=1", "train.tokens=420"]
+    config = compose([*CASES["rule110"], *TINY, *plain, f"run.root={tmp_path}", "run.name=r"])
+    assert train(config) == 0
+    assert main(["evaluate", str(tmp_path / "r"), "--passes", "1", "4"]) == 2
+    assert "plain transformer" in capsys.readouterr().err
+
+
 def test_as_many_rows_are_judged_as_the_batches_hold() -> None:
     """Of a task eval_batches x batch rows, micro_batch at once; all where there are fewer."""
     overrides = ["experiment=rule110", "data.batch=6", "train.eval_batches=3", "data.rule110.validation_samples=100"]
@@ -96,7 +133,7 @@ def test_as_many_rows_are_judged_as_the_batches_hold() -> None:
         (["data.rule110.validation_samples=7"], [6, 1]),
     ):
         config = compose([*overrides, *more])
-        [batches] = held_out(build_source(config.data), config, 6).values()
+        [batches] = held_out(build_source(config.data), config).values()
         assert [len(batch.tokens_BT) for batch in batches] == sizes
 
 

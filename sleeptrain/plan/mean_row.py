@@ -1,0 +1,81 @@
+"""What a training row costs on average: rows of a task differ in their windows and targets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from sleeptrain.config.schema import Config, DataConfig
+from sleeptrain.data.batch import IGNORE, PAD, Batch
+from sleeptrain.sleep.curriculum import StepShape
+from sleeptrain.sleep.loop import loop_settings
+from sleeptrain.sleep.rounds import plan_batch
+from sleeptrain.tasks.build import build_task
+from sleeptrain.train.flops import step_flops
+
+SAMPLED_TOKENS = 2**21
+
+
+class MeanRow:
+    """Means over a sample of a task's rows, the same for every seed; exact where all rows have the same windows with
+    targets, as those of text and Rule 110. `model.vocab_size` must be known.
+
+    Raises ConfigError and DataError where the task cannot be built.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._flops: dict[tuple[int, int], int] = {}
+
+    @property
+    def tokens(self) -> float:
+        """Tokens that are no pads."""
+        return int((self._sample.documents_BT != PAD).sum()) / len(self._sample.tokens_BT)
+
+    def step_flops(self, shape: StepShape) -> int:
+        """Model FLOPs of a step of this shape: passes counted, recomputed ones not."""
+        key = shape.window, shape.passes
+        if key not in self._flops:
+            self._flops[key] = self._of_sample(*key)
+        return round(self._flops[key] * shape.batch / len(self._sample.tokens_BT))
+
+    def step_tokens(self, shape: StepShape) -> int:
+        return round(self.tokens * shape.batch)
+
+    @cached_property
+    def _sample(self) -> Batch:
+        data = self._config.data
+        if data.source == "shards":
+            return long_rows(1, data.sequence)
+        task = build_task(data)
+        return task.rows(0, 0, max(SAMPLED_TOKENS // task.sequence, 1))
+
+    def _of_sample(self, window: int, passes: int) -> int:
+        config = self._config
+        rounds = plan_batch(self._sample, window, passes, config.sleep)
+        settings = loop_settings(config.sleep, window, len(config.model.layers))
+        targets = int((self._sample.targets_BT != IGNORE).sum())
+        return step_flops(config.model, rounds, targets, settings.core, settings.boundary.sliding_window)
+
+
+def long_rows(rows: int, tokens: int) -> Batch:
+    """Rows in the middle of long documents."""
+    zeros = torch.zeros(rows, tokens, dtype=torch.long)
+    goes_on = torch.ones(rows, dtype=torch.bool)
+    return Batch(zeros, zeros, zeros, goes_on, goes_on)
+
+
+def reachable(data: DataConfig) -> DataConfig:
+    """The same data, or where its tokenizer is not there yet, problems as long in words of the task's own."""
+    if not lacks_tokenizer(data):
+        return data
+    return replace(data, gsm_infinite=replace(data.gsm_infinite, tokenizer=""))
+
+
+def lacks_tokenizer(data: DataConfig) -> bool:
+    """Whether a task names a tokenizer that is not there: a plan can do without."""
+    named = data.gsm_infinite.tokenizer if data.source == "gsm_infinite" else ""
+    return bool(named) and not Path(named).exists()
