@@ -16,7 +16,7 @@ from tests.train.test_trainer import TIMES
 SETTINGS = {
     "rule110": ["experiment=rule110", "data.rule110.width=6", "data.rule110.strings=2"],
     "depo": ["experiment=depo_small", "data.depo.nodes=4", "sleep.window=8", "data.depo.queries=2"],
-    "gsm_infinite": ["experiment=gsm_small", "data.gsm_infinite.max_ops=1", "data.gsm_infinite.min_tokens=70"],
+    "gsm_infinite": ["experiment=gsm_small", "run.init_from=''", "data.gsm_infinite.min_tokens=70"],
 }
 KEYS = {
     "rule110": {"bits", "sampled"},

@@ -107,7 +107,16 @@ def test_held_out_problems_that_have_changed_are_refused(tmp_path: Path, capsys:
     files = [f"data.gsm_infinite.{name}={tmp_path}/{name}.jsonl" for name in ("train", "validation")]
     lengths = ["data.gsm_infinite.min_tokens=100", "data.gsm_infinite.max_tokens=220", "data.gsm_infinite.max_ops=3"]
     config = compose(
-        ["experiment=gsm_small", *files, *lengths, *TINY, "train.tokens=1500", f"run.root={tmp_path}", "run.name=r"]
+        [
+            "experiment=gsm_small",
+            "run.init_from=''",
+            *files,
+            *lengths,
+            *TINY,
+            "train.tokens=1500",
+            f"run.root={tmp_path}",
+            "run.name=r",
+        ]
     )
     assert train(config) == 0
     evaluated(capsys, str(tmp_path / "r"))
