@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sleeptrain.config.ranges import settings
 from sleeptrain.report.curves import Band, Breakdown, Quantity, band, breakdowns, curve, guessing, quantities
-from sleeptrain.report.groups import Group, Section, symbol, value_text
+from sleeptrain.report.groups import Group, Section, compared, symbol, value_text
 from sleeptrain.report.runs import ReadRun
 
 NONE = "–"
@@ -68,16 +68,15 @@ def by_difficulty(section: Section, breakdown: Breakdown) -> Table:
 def every_run(section: Section) -> Table:
     """A row for each run, with its own last values."""
     told = quantities(section)
-    names = [name for name in section.told if not name.startswith("run.")]
-    header = ["folder", "state", *map(symbol, names), "steps", "tokens", "training FLOPs", "wall time"]
+    header = ["folder", "state", *map(symbol, section.told), "steps", "tokens", "training FLOPs", "wall time"]
     header += [*(q.title for q in told), "code", "torch, Python", "notes"]
     rows = []
     for run in section.runs:
-        values = dict(settings(run.config))
+        values = compared(run.config)
         step, tokens = run.reached
         flops = run.flops_until(step)
         rows.append([
-            str(run.folder), run.state, *(value_text(values[name]) for name in names),
+            str(run.folder), run.state, *(value_text(values[name]) for name in section.told),
             f"{step:,}", f"{tokens:,}", NONE if flops is None else f"{flops:.3e}", _duration(run.seconds),
             *(_last(run, q) for q in told),
             ", ".join(run.code) or NONE, ", ".join(run.versions.values()) or NONE, "; ".join(_notes(run)),

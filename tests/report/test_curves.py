@@ -61,6 +61,23 @@ def test_settings_that_do_not_touch_the_numbers_make_no_curve(tmp_path: Path) ->
     assert {"train.threads", "wandb.project", "optim.muon_lr"} < set(every.header)
 
 
+def test_runs_from_different_weights_are_no_seeds_of_one_another(tmp_path: Path) -> None:
+    for name, start in (("a", "one"), ("b", "one"), ("c", "two")):
+        make_run(tmp_path / name, [f"run.init_from={start}", f"train.seed={name == 'b':d}"], [accuracy(5, 0.5)])
+    found = only_section(tmp_path)
+    assert [(g.name, len(g.runs)) for g in found.groups] == [("run.init_from=one", 2), ("run.init_from=two", 1)]
+    assert "run.init_from" in tables(found)[-1].header
+
+
+def test_where_data_lies_and_what_other_data_would_have_make_no_curve(tmp_path: Path) -> None:
+    for at, weight in (("here", 1), ("there", 1), ("there", 2)):
+        sources = f"data.shards.sources=[{{train: {at}/a, validation: {at}/b, weight: {weight}}}]"
+        text = ["experiment=stdlib", "sleep.curriculum=[]", f"data.shards.tokenizer={at}", sources]
+        make_run(tmp_path / f"{at}{weight}", [*text, f"data.rule110.steps={len(at)}"], [step(1)])
+    names = [group.name for group in only_section(tmp_path).groups]
+    assert names == ["data.shards.sources=[default]", "data.shards.sources=[weight=2.0]"]
+
+
 def test_mean_and_spread_are_those_of_the_records(tmp_path: Path) -> None:
     found = only_section(grid(tmp_path))
     accuracy_of = quantities(found)[0]
@@ -154,7 +171,7 @@ def test_what_follows_from_the_difficulty_is_in_no_label(tmp_path: Path) -> None
         settings = [f"data.rule110.steps={updates}", f"sleep.passes={n}", f"train.tokens={budgets[updates]}"]
         make_run(tmp_path / f"{updates}-{n}", settings, [accuracy(budgets[updates] // 10, 0.5, n)])
     assert only_section(tmp_path).labels == ["N=1", "N=2"]
-    assert only_section(tmp_path).groups[0].name == "N=1, t=4, train.tokens=100"
+    assert only_section(tmp_path).groups[0].name == "N=1, t=4"
     assert "at step" not in "\n".join(summary(only_section(tmp_path))), "each t has been evaluated to its own end"
     make_run(tmp_path / "more", [*settings[:2], "train.tokens=300"], [accuracy(10, 0.5, 2)])
     assert only_section(tmp_path).labels == ["N=1, train.tokens=100", "N=1, train.tokens=200", *(
