@@ -74,5 +74,5 @@ def test_text_is_counted_without_its_files() -> None:
 
 def test_where_the_files_of_a_task_are_gone_it_is_said(tmp_path: Path) -> None:
     make_run(tmp_path / "r", ["experiment=gsm_small", "data.gsm_infinite.tokenizer=absent"], [step(1)])
-    [run] = find_runs([tmp_path])
+    [run], _ = find_runs([tmp_path])
     assert isinstance(run.flops, str) and "absent" in run.flops and run.flops_until(1) is None

@@ -28,7 +28,7 @@ from tests.report.made import accuracy, evaluation, grid, make_run, step
 
 
 def only_section(root: Path) -> Section:
-    [found] = sections(find_runs([root]))
+    [found] = sections(find_runs([root])[0])
     return found
 
 
