@@ -13,7 +13,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sleeptrain.report.curves import Band, Breakdown, Quantity, band, behind, breakdowns, curve, guessing, quantities
+from sleeptrain.report.curves import (
+    Band,
+    Breakdown,
+    Quantity,
+    band,
+    behind,
+    breakdowns,
+    counted,
+    curve,
+    guessing,
+    quantities,
+    span,
+)
 from sleeptrain.report.groups import Group, Section
 from sleeptrain.report.norms_figure import draw_norms
 from sleeptrain.report.run_figure import draw_run
@@ -86,10 +98,8 @@ def draw_facet_ends(section: Section, quantity: Quantity) -> Figure:
         for index, label in enumerate(section.labels):
             groups = sorted((g for g in section.groups if g.label == label), key=lambda g: g.difficulty)
             ends = [(g, found) for g in groups if (found := band(g, quantity)).steps]
-            at = next(filter(None, (behind(section, g, b) for g, b in ends)), "")
-            _ends(
-                axes, [g.difficulty for g, _ in ends], [b for _, b in ends], quantity.share, _wrapped(label) + at, index
-            )
+            told = _wrapped(label) + _at(section, ends)
+            _ends(axes, [g.difficulty for g, _ in ends], [b for _, b in ends], quantity.share, told, index)
         by_difficulty = [(groups[0].difficulty, guessing(groups, quantity)) for _, groups in section.facets]
         for index, name in enumerate(dict.fromkeys(name for _, found in by_difficulty for name in found)):
             points = [(x, _percent(found[name][0], quantity.share)) for x, found in by_difficulty if name in found]
@@ -110,9 +120,9 @@ def draw_breakdown_ends(section: Section, breakdown: Breakdown) -> Figure:
             for awake in (False, True) if breakdown.by == "window" and _slept(group) else (False,):
                 found = [(key, band(group, breakdown.of(key), awake)) for key in breakdown.keys]
                 known = [(breakdown.keys.index(key), one) for key, one in found if one.steps]
-                at = behind(section, group, known[0][1]) if known else ""
                 label = _wrapped(group.name) + (", kept awake (N=1)" if awake else "")
-                _ends(axes, [x for x, _ in known], [one for _, one in known], breakdown.share, label + at, index, awake)
+                label += _at(section, [(group, one) for _, one in known])
+                _ends(axes, [x for x, _ in known], [one for _, one in known], breakdown.share, label, index, awake)
         many = max(1, len(breakdown.keys) // 16)
         axes.set_xticks(range(0, len(breakdown.keys), many), breakdown.keys[::many])
         axes.set(xlabel=breakdown.by, ylabel=_y_label(breakdown))
@@ -200,11 +210,11 @@ def _mean(axes: Axes, found: Band, by_flops: bool, share: bool, label: str, inde
     if not x:
         return
     mean, low, high = ([_percent(v, share) for v in values] for values in (found.mean, found.low, found.high))
-    told = label + (", kept awake (N=1)" if awake else "") + _of_seeds(found)
+    told = label + (", kept awake (N=1)" if awake else "") + _of_seeds([found])
     style = line_style(index) | ({"linestyle": ":"} if awake else {})
     marker = "o" if len(x) <= 30 else None
     axes.plot(x, mean, linewidth=2, marker=marker, markersize=3.5, label=told, **style)
-    if found.seeds > 1:
+    if found.runs > 1:
         axes.fill_between(x, low, high, alpha=0.15, linewidth=0, color=style["color"])
 
 
@@ -220,7 +230,15 @@ def _ends(
     )
     reach = [[m - v for m, v in zip(mean, low, strict=True)], [v - m for m, v in zip(mean, high, strict=True)]]
     style = line_style(index) | ({"linestyle": ":"} if awake else {})
-    axes.errorbar(x, mean, yerr=reach, marker="o", markersize=4, capsize=3, label=label + _of_seeds(found[0]), **style)
+    axes.errorbar(x, mean, yerr=reach, marker="o", markersize=4, capsize=3, label=label + _of_seeds(found), **style)
+
+
+def _at(section: Section, ends: Sequence[tuple[Group, Band]]) -> str:
+    """`, at step 500`, or the first to the last step, where some of these last values are of no group's last step."""
+    if not any(behind(section, group, found) for group, found in ends):
+        return ""
+    steps = [found.end for _, found in ends if found.end is not None]
+    return f", at step{'s' if len(set(steps)) > 1 else ''} {span(steps)}"
 
 
 def _wrapped(label: str) -> str:
@@ -240,8 +258,8 @@ def _guess(name: str) -> str:
     return GUESSES.get(name, name)
 
 
-def _of_seeds(found: Band) -> str:
-    return f", mean of {found.seeds} seeds" if found.seeds > 1 else ""
+def _of_seeds(found: Sequence[Band]) -> str:
+    return f", mean of {told}" if (told := counted(found)) else ""
 
 
 def _percent(value: float, share: bool) -> float:

@@ -33,6 +33,17 @@ class Group:
     label: str
     runs: list[ReadRun]
 
+    @property
+    def repeated(self) -> list[str]:
+        """In words, the runs that have the same seeds, such as a run and its copy."""
+        folders: dict[tuple[int, int], list[str]] = {}
+        for run in self.runs:
+            folders.setdefault(seeds(run), []).append(str(run.folder))
+        alike = [found for found in folders.values() if len(found) > 1]
+        return [
+            f"{', '.join(found)}: the same seeds, so that they count as one seed, but as runs each" for found in alike
+        ]
+
 
 @dataclass(frozen=True)
 class Section:

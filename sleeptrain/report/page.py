@@ -43,6 +43,7 @@ def _section(section: Section, pictures: Sequence[tuple[str, bytes]]) -> str:
     shared = ", ".join(f"{name} {value}" for name, value in common_settings(section))
     parts = [f"<h2>{escape(section.title)}</h2>", f"<p>All runs: {escape(shared)}.</p>" if shared else ""]
     parts += [_unfinished(section)]
+    parts += [f"<p class='note'>{escape(note)}</p>" for group in section.groups for note in group.repeated]
     all_tables = tables(section)
     parts += [_table(table) for table in all_tables[:-1]]
     parts += [_picture(title, png) for title, png in pictures]

@@ -21,6 +21,7 @@ from sleeptrain.report.figures import (
 )
 from sleeptrain.report.groups import Section, sections, value_text
 from sleeptrain.report.norms_figure import draw_norms, norms
+from sleeptrain.report.page import page
 from sleeptrain.report.runs import find_runs
 from sleeptrain.report.summary import summary
 from sleeptrain.report.tables import tables
@@ -138,6 +139,35 @@ def test_a_seed_that_is_behind_shortens_the_mean_and_is_drawn(tmp_path: Path) ->
     every = tables(found)[-1]
     column = every.header.index("Held-out accuracy")
     assert [row[column] for row in every.rows] == ["40.0 %", "40.0 %", "–"]
+
+
+def test_a_run_and_its_copy_are_one_seed(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("copy", 0), ("b", 1)):
+        make_run(tmp_path / name, [f"data.seed={seed}"], [accuracy(5, 0.5)])
+    found = only_section(tmp_path)
+    note = f"{tmp_path / 'a'}, {tmp_path / 'copy'}: the same seeds, so that they count as one seed, but as runs each"
+    assert found.groups[0].repeated == [note] and note in summary(found) and note in page("", [(found, [])], [])
+    assert "N=1: 50.0 % (50.0 to 50.0 %), 3 runs of 2 seeds" in summary(found)
+    assert tables(found)[0].rows[0][1] == "2"
+    assert "N=1, mean of 3 runs of 2 seeds" in lines(draw_quantity(found, quantities(found)[0]).axes[0])
+
+
+def test_runs_without_a_common_step_say_so(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        make_run(tmp_path / str(seed), [f"train.seed={seed}"], [accuracy(5 + seed, 0.5)])
+    found = only_section(tmp_path)
+    assert summary(found)[1] == "N=1: no step that all 2 have evaluated"
+    assert tables(found)[0].rows[0][2:4] == ["–", "no step that all 2 have evaluated"]
+
+
+def test_last_values_over_difficulties_tell_the_seeds_and_steps_of_all(tmp_path: Path) -> None:
+    for t, n, seed, end in ((4, 1, 0, 10), (4, 1, 1, 10), (4, 2, 0, 10), (8, 1, 0, 5), (8, 2, 0, 10), (8, 2, 1, 10)):
+        settings = [f"data.rule110.steps={t}", f"sleep.passes={n}", f"train.seed={seed}"]
+        make_run(tmp_path / f"{t}-{n}-{seed}", settings, [accuracy(end, 0.5, n)])
+    found = only_section(tmp_path)
+    [axes] = draw_facet_ends(found, quantities(found)[0]).axes
+    labels = [str(bar.get_label()) for bar in axes.containers]
+    assert labels == ["N=1, at steps 5 to 10, mean of 1 to 2 seeds", "N=2, mean of 1 to 2 seeds"]
 
 
 def test_difficulties_of_rule110_have_panels(tmp_path: Path) -> None:
