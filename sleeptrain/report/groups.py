@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import count
 from typing import Any
 
 from sleeptrain.config.changes import FREE, without_places
@@ -40,18 +42,20 @@ class Group:
         for run in self.runs:
             folders.setdefault(seeds(run), []).append(str(run.folder))
         alike = [found for found in folders.values() if len(found) > 1]
-        return [
-            f"{', '.join(found)}: the same seeds, so that they count as one seed, but as runs each" for found in alike
-        ]
+        return [f"{', '.join(found)} have the same seeds and count as one; the mean is over runs" for found in alike]
 
 
 @dataclass(frozen=True)
 class Section:
-    """The runs of one task. told: settings that tell its runs apart, those that do not matter to the numbers too."""
+    """The runs of one task. told: settings that tell its runs apart, those that do not matter to the numbers too.
+
+    colors: the number of each label's color; a label of several sections of a page has the same in all.
+    """
 
     source: str
     groups: list[Group]
     told: list[str]
+    colors: dict[str, int]
 
     @property
     def title(self) -> str:
@@ -82,7 +86,21 @@ class Section:
 
 def sections(runs: Sequence[ReadRun]) -> list[Section]:
     by_source = {source: [run for run in runs if run.config.data.source == source] for source in TITLES}
-    return [_section(source, found) for source, found in by_source.items() if found]
+    parts = {source: _groups(source, found) for source, found in by_source.items() if found}
+    colors = _colors([list(dict.fromkeys(group.label for group in groups)) for groups, _ in parts.values()])
+    both = zip(parts.items(), colors, strict=True)
+    return [Section(source, groups, told, own) for (source, (groups, told)), own in both]
+
+
+def _colors(labels: Sequence[list[str]]) -> list[dict[str, int]]:
+    """For the labels of each section the numbers of their colors: the first ones are of the labels of several."""
+    often = Counter(label for own in labels for label in own)
+    shared = {label: number for number, label in enumerate(label for label, times in often.items() if times > 1)}
+    found = []
+    for own in labels:
+        free = (number for number in count() if number not in {shared[label] for label in own if label in shared})
+        found.append({label: shared[label] if label in shared else next(free) for label in own})
+    return found
 
 
 def differences(configs: Sequence[Config]) -> list[str]:
@@ -127,7 +145,8 @@ def value_text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _section(source: str, runs: Sequence[ReadRun]) -> Section:
+def _groups(source: str, runs: Sequence[ReadRun]) -> tuple[list[Group], list[str]]:
+    """The groups of one task, and the settings that tell its runs apart."""
     told = differences([run.config for run in runs])
     # What a run has started from is free to change only because it has had its effect.
     named = [name for name in told if name not in SEEDS and (name.startswith("run.") or not name.startswith(FREE))]
@@ -146,7 +165,7 @@ def _section(source: str, runs: Sequence[ReadRun]) -> Section:
         value = None if difficulty is None else compared(found[0].config)[difficulty]
         found.sort(key=seeds)
         groups.append(Group(_label(own) or label, value, label, found))
-    return Section(source, groups, told)
+    return groups, told
 
 
 def _label(texts: dict[str, str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import matplotlib
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,6 +24,7 @@ from sleeptrain.report.groups import Section, sections, value_text
 from sleeptrain.report.norms_figure import draw_norms, norms
 from sleeptrain.report.page import page
 from sleeptrain.report.runs import find_runs
+from sleeptrain.report.style import STYLE, line_style
 from sleeptrain.report.summary import summary
 from sleeptrain.report.tables import tables
 from tests.report.made import accuracy, evaluation, grid, make_run, step
@@ -145,7 +147,7 @@ def test_a_run_and_its_copy_are_one_seed(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("copy", 0), ("b", 1)):
         make_run(tmp_path / name, [f"data.seed={seed}"], [accuracy(5, 0.5)])
     found = only_section(tmp_path)
-    note = f"{tmp_path / 'a'}, {tmp_path / 'copy'}: the same seeds, so that they count as one seed, but as runs each"
+    note = f"{tmp_path / 'a'}, {tmp_path / 'copy'} have the same seeds and count as one; the mean is over runs"
     assert found.groups[0].repeated == [note] and note in summary(found) and note in page("", [(found, [])], [])
     assert "N=1: 50.0 % (50.0 to 50.0 %), 3 runs of 2 seeds" in summary(found)
     assert tables(found)[0].rows[0][1] == "2"
@@ -270,6 +272,41 @@ def test_text_has_windows_with_sleep_and_awake_and_norms(tmp_path: Path) -> None
     assert lines(panels[1])["layer 1"] == ([5], [0.5])
     assert {"norms", "loss_by_window-end", "training-loss", "loss"} == {drawn.name for drawn in draw_section(found)}
     assert "windows 2..K: N=2 1.6000, N=1 3.0000" in summary(found)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_legend_of_many_long_names_leaves_the_axes_their_size(tmp_path: Path) -> None:
+    """Of 20 curves with names of several lines, and an unfinished formula in each."""
+    sized = {"S": {f"layer{n}": 1.0 for n in range(24)}, "features": {f"pass{n}": 1.0 for n in range(1, 9)}}
+    for number in range(20):
+        settings = [f"optim.muon_lr={number + 1}", f"run.init_from={'long/' * 60}${number}$_"]
+        records = [step(1), step(2), {"step": 2, "tokens": 336, "time": 1.0, "norms": sized}, accuracy(2, 0.5)]
+        make_run(tmp_path / str(number), [*settings, f"data.rule110.steps={number % 2 + 1}"], records)
+    for drawn in draw_section(only_section(tmp_path)):
+        with matplotlib.rc_context(STYLE):
+            drawn.figure.draw_without_rendering()
+        for axes in drawn.figure.axes:
+            assert axes.get_window_extent().height > 1.5 * drawn.figure.dpi, drawn.name
+            for legend in drawn.figure.legends:
+                assert not legend.get_window_extent().overlaps(axes.get_tightbbox()), drawn.name
+                assert 0 <= legend.get_window_extent().x1 <= drawn.figure.bbox.x1, drawn.name
+
+
+def test_a_label_has_one_color_on_a_page(tmp_path: Path) -> None:
+    for t, n in itertools.product((4, 8), (1, 2)):
+        make_run(tmp_path / f"{t}{n}", [f"data.rule110.steps={t}", f"sleep.passes={n}"], [step(1), accuracy(1, 0.5, n)])
+    for n in (2, 4):
+        records = [step(1), evaluation(1, {"1": [None, 1.5]}, accuracy={"1": 0.5})]
+        make_run(tmp_path / f"depo{n}", ["experiment=depo_small", f"sleep.passes={n}"], records)
+    found = sections(find_runs([tmp_path])[0])
+    assert [section.colors for section in found] == [{"N=1": 1, "N=2": 0}, {"N=2": 0, "N=4": 1}]
+    for section in found:
+        figures = [draw_training(section), draw_quantity(section, quantities(section)[0])]
+        drawn = [line for figure in figures for axes in figure.axes for line in axes.get_lines()]
+        labels = [label for label in section.labels for line in drawn if line.get_label() == label]
+        assert len(labels) == 3 * len(section.groups)
+        for line in drawn:
+            assert line.get_color() == line_style(section.colors[str(line.get_label())])["color"]
 
 
 def test_the_training_loss_is_that_of_the_records(tmp_path: Path) -> None:
