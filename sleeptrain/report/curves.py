@@ -71,6 +71,11 @@ class Band:
         """The last step, if any."""
         return self.steps[-1] if self.steps else None
 
+    @property
+    def no_end(self) -> str:
+        """Why there is no last step, where there are runs."""
+        return f"no step that all {self.runs} have evaluated"
+
 
 BY = {"hops": "hops", "ops": "operations"}
 METRICS = {"bits": "Held-out accuracy by bits", "sampled": "Held-out accuracy to expect of drawn labels"}

@@ -181,14 +181,15 @@ def _panel(axes: Axes, section: Section, groups: list[Group], quantity: Quantity
             if by_flops and found.flops is None:
                 unknown = next((run.flops for run in group.runs if isinstance(run.flops, str)), unknown)
                 continue
-            _seeds(axes, group, quantity, by_flops, one_pass, index)
-            _mean(axes, found, by_flops, quantity.share, label, index, one_pass)
+            told = label + (", kept awake (N=1)" if one_pass else "")
+            _seeds(axes, group, quantity, by_flops, one_pass, index, None if found.steps else f"{told}: {found.no_end}")
+            _mean(axes, found, by_flops, quantity.share, told, index, one_pass)
     values = guessing(groups, quantity)
     for index, (name, levels) in enumerate(values.items()):
         for level in levels:
-            told = _guess(name) + (f" ({_percent(level, quantity.share):.3g})" if len(levels) > 1 else "")
+            line = _guess(name) + (f" ({_percent(level, quantity.share):.3g})" if len(levels) > 1 else "")
             y, dashes = _percent(level, quantity.share), GUESS_DASHES[index % len(GUESS_DASHES)]
-            axes.axhline(y, color="black", linewidth=1, linestyle=dashes, label=told)
+            axes.axhline(y, color="black", linewidth=1, linestyle=dashes, label=line)
     if unknown and not axes.get_lines():
         say(axes, f"FLOPs not known: {unknown}")
     axes.set_xlabel(x_axis)
@@ -197,14 +198,16 @@ def _panel(axes: Axes, section: Section, groups: list[Group], quantity: Quantity
         axes.set_ylim(0, 103)
 
 
-def _seeds(axes: Axes, group: Group, quantity: Quantity, by_flops: bool, awake: bool, index: int) -> None:
-    """Every run as far as it is, thin, where there are several."""
+def _seeds(
+    axes: Axes, group: Group, quantity: Quantity, by_flops: bool, awake: bool, index: int, label: str | None
+) -> None:
+    """Every run as far as it is, thin, where there are several. label: where there is no mean that could have it."""
     for run in group.runs if len(group.runs) > 1 else ():
         found = curve(run, quantity, awake)
         x = [run.flops_until(step) if by_flops else step for step in found]
         if x and None not in x:
             y = [_percent(value, quantity.share) for value in found.values()]
-            axes.plot(x, y, linewidth=0.8, alpha=0.5, **line_style(index))  # type: ignore[arg-type]
+            axes.plot(x, y, linewidth=0.8, alpha=0.5, label=label, **line_style(index))  # type: ignore[arg-type]
 
 
 def _mean(axes: Axes, found: Band, by_flops: bool, share: bool, label: str, index: int, awake: bool) -> None:
@@ -212,10 +215,9 @@ def _mean(axes: Axes, found: Band, by_flops: bool, share: bool, label: str, inde
     if not x:
         return
     mean, low, high = ([_percent(v, share) for v in values] for values in (found.mean, found.low, found.high))
-    told = label + (", kept awake (N=1)" if awake else "") + _of_seeds([found])
     style = line_style(index) | ({"linestyle": ":"} if awake else {})
     marker = "o" if len(x) <= 30 else None
-    axes.plot(x, mean, linewidth=2, marker=marker, markersize=3.5, label=told, **style)
+    axes.plot(x, mean, linewidth=2, marker=marker, markersize=3.5, label=label + _of_seeds([found]), **style)
     if found.runs > 1:
         axes.fill_between(x, low, high, alpha=0.15, linewidth=0, color=style["color"])
 

@@ -87,7 +87,7 @@ def every_run(section: Section) -> Table:
 def end_text(found: Band, quantity: Quantity | Breakdown) -> str:
     """`90.5 % (87.3 to 93.4 %)`."""
     if not found.steps:
-        return f"no step that all {found.runs} have evaluated" if found.runs else NONE
+        return found.no_end if found.runs else NONE
     mean, low, high = (value_of(series[-1], quantity.share) for series in (found.mean, found.low, found.high))
     unit = " %" if quantity.share else ""
     return f"{mean}{unit} ({low} to {high}{unit})" if found.runs > 1 else f"{mean}{unit}"

@@ -160,6 +160,7 @@ def test_runs_without_a_common_step_say_so(tmp_path: Path) -> None:
     found = only_section(tmp_path)
     assert summary(found)[1] == "N=1: no step that all 2 have evaluated"
     assert tables(found)[0].rows[0][2:4] == ["–", "no step that all 2 have evaluated"]
+    assert legend(draw_quantity(found, quantities(found)[0])) == ["N=1: no step that all 2 have evaluated"]
 
 
 def test_last_values_over_difficulties_tell_the_seeds_and_steps_of_all(tmp_path: Path) -> None:
@@ -276,10 +277,10 @@ def test_text_has_windows_with_sleep_and_awake_and_norms(tmp_path: Path) -> None
 
 @pytest.mark.filterwarnings("error")
 def test_a_legend_of_many_long_names_leaves_the_axes_their_size(tmp_path: Path) -> None:
-    """Of 20 curves with names of several lines, and an unfinished formula in each."""
+    """Of 12 curves with names of several lines, and an unfinished formula in each."""
     sized = {"S": {f"layer{n}": 1.0 for n in range(24)}, "features": {f"pass{n}": 1.0 for n in range(1, 9)}}
-    for number in range(20):
-        settings = [f"optim.muon_lr={number + 1}", f"run.init_from={'long/' * 60}${number}$_"]
+    for number in range(12):
+        settings = [f"optim.muon_lr={number + 1}", f"run.init_from={'long/' * 60}${number}_$"]
         records = [step(1), step(2), {"step": 2, "tokens": 336, "time": 1.0, "norms": sized}, accuracy(2, 0.5)]
         make_run(tmp_path / str(number), [*settings, f"data.rule110.steps={number % 2 + 1}"], records)
     for drawn in draw_section(only_section(tmp_path)):
