@@ -111,7 +111,7 @@ def check_changes(old: Config, new: Config, folder: str) -> list[str]:
     folder: of the run, for the message. Raises ConfigError, with the changes as its details, where one is neither free
     nor named in `run.allow_changes`.
     """
-    lines = [line for line in config_diff(_without_places(old), _without_places(new)) if not line.startswith("run.")]
+    lines = [line for line in config_diff(without_places(old), without_places(new)) if not line.startswith("run.")]
     allowed = (*FREE, *(f"{name}:" for name in new.run.allow_changes))
     refused = [line for line in lines if not line.startswith(allowed)]
     if refused:
@@ -130,7 +130,7 @@ def consent(refused: Sequence[str]) -> str | None:
     return None if any(map(is_fixed, names)) else f"'run.allow_changes=[{','.join(names)}]'"
 
 
-def _without_places(config: Config) -> Config:
+def without_places(config: Config) -> Config:
     """Data may move from one folder to another: what it is, the saved position knows."""
     config = deepcopy(config)
     for source in config.data.shards.sources:

@@ -19,10 +19,13 @@ def main(arguments: Sequence[str]) -> int:
 
     out = options.out or default_out(options.runs)
     check_out(out)
-    found = sections(find_runs(options.runs))
-    index = write_report(found, out, options.title or f"Runs in {', '.join(map(str, options.runs))}")
+    runs, unreadable = find_runs(options.runs)
+    found = sections(runs)
+    index = write_report(found, unreadable, out, options.title or f"Runs in {', '.join(map(str, options.runs))}")
     for section in found:
         print("\n".join(summary(section)))
+    for reason in unreadable:
+        print(f"NOT READABLE and left out: {reason}")
     print(index)
     return 0
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sleeptrain.report.groups import Group, Section
+from sleeptrain.report.groups import Group, Section, seeds
 from sleeptrain.report.runs import ReadRun
 from sleeptrain.train.metrics import mean_later_windows
 
@@ -54,7 +54,8 @@ class Breakdown:
 class Band:
     """Of the runs of a group: mean, least and most at each step that all of them have evaluated.
 
-    flops: mean of their training FLOPs until there; None where not known.
+    flops: mean of their training FLOPs until there; None where not known. runs, seeds: how many there are; runs that
+    differ in no seed are one seed.
     """
 
     steps: list[int]
@@ -62,7 +63,18 @@ class Band:
     mean: list[float]
     low: list[float]
     high: list[float]
+    runs: int
     seeds: int
+
+    @property
+    def end(self) -> int | None:
+        """The last step, if any."""
+        return self.steps[-1] if self.steps else None
+
+    @property
+    def no_end(self) -> str:
+        """Why there is no last step, where there are runs."""
+        return f"no step that all {self.runs} have evaluated"
 
 
 BY = {"hops": "hops", "ops": "operations"}
@@ -138,15 +150,33 @@ def band(group: Group, quantity: Quantity, awake: bool = False) -> Band:
         [min(v) for v in values],
         [max(v) for v in values],
         len(runs),
+        len({seeds(run) for run, _ in runs}),
     )
 
 
-def behind(section: Section, group: Group, found: Band) -> str:
-    """`, at step 500` where a group's band ends before others of its section and difficulty have been evaluated last;
-    else nothing."""
+def behind(section: Section, group: Group, found: Band) -> bool:
+    """Whether a group's band ends before others of its section and difficulty have been evaluated last."""
     runs = [run for other in section.groups if other.difficulty == group.difficulty for run in other.runs]
     furthest = max((record["step"] for run in runs for record in run.evaluations), default=0)
-    return f", at step {found.steps[-1]:,}" if found.steps and found.steps[-1] < furthest else ""
+    return found.end is not None and found.end < furthest
+
+
+def counted(found: Sequence[Band]) -> str:
+    """`3 seeds`, or `1 to 3 seeds` where bands differ; `3 runs of 2 seeds`; nothing where each band is of one run."""
+    if all(one.runs == 1 for one in found):
+        return ""
+    of_seeds = _count([one.seeds for one in found], "seed")
+    repeated = any(one.runs > one.seeds for one in found)
+    return f"{_count([one.runs for one in found], 'run')} of {of_seeds}" if repeated else of_seeds
+
+
+def _count(numbers: Sequence[int], what: str) -> str:
+    return f"{span(numbers)} {what}{'' if max(numbers) == 1 else 's'}"
+
+
+def span(numbers: Sequence[int]) -> str:
+    """`500`, or `500 to 2,000` where they differ."""
+    return " to ".join(f"{number:,}" for number in sorted({min(numbers), max(numbers)}))
 
 
 def guessing(groups: Sequence[Group], quantity: Quantity) -> dict[str, list[float]]:

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from sleeptrain.report.curves import Band, Breakdown, Quantity, band, behind, breakdowns, curve, guessing, quantities
+from sleeptrain.report.curves import (
+    Band,
+    Breakdown,
+    Quantity,
+    band,
+    behind,
+    breakdowns,
+    counted,
+    curve,
+    guessing,
+    quantities,
+    span,
+)
 from sleeptrain.report.groups import Group, Section
 from sleeptrain.report.norms_figure import draw_norms
 from sleeptrain.report.run_figure import draw_run
-from sleeptrain.report.style import STYLE, line_style, over, say, smooth
+from sleeptrain.report.style import STYLE, legend, line_style, over, say, smooth
 
 GUESSES = {
     "chance": "chance",
@@ -83,13 +92,11 @@ def draw_facet_ends(section: Section, quantity: Quantity) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.add_subplot()
-        for index, label in enumerate(section.labels):
+        for label in section.labels:
             groups = sorted((g for g in section.groups if g.label == label), key=lambda g: g.difficulty)
             ends = [(g, found) for g in groups if (found := band(g, quantity)).steps]
-            at = next(filter(None, (behind(section, g, b) for g, b in ends)), "")
-            _ends(
-                axes, [g.difficulty for g, _ in ends], [b for _, b in ends], quantity.share, _wrapped(label) + at, index
-            )
+            told, index = label + _at(section, ends), section.colors[label]
+            _ends(axes, [g.difficulty for g, _ in ends], [b for _, b in ends], quantity.share, told, index)
         by_difficulty = [(groups[0].difficulty, guessing(groups, quantity)) for _, groups in section.facets]
         for index, name in enumerate(dict.fromkeys(name for _, found in by_difficulty for name in found)):
             points = [(x, _percent(found[name][0], quantity.share)) for x, found in by_difficulty if name in found]
@@ -97,7 +104,7 @@ def draw_facet_ends(section: Section, quantity: Quantity) -> Figure:
             axes.plot(*zip(*points, strict=True), color="black", linewidth=1, linestyle=dashes, label=_guess(name))
         axes.set(xlabel=section.difficulty, ylabel=_y_label(quantity))
         axes.set_xticks([groups[0].difficulty for _, groups in section.facets])
-        _legend(figure, axes)
+        legend(figure, axes)
     return figure
 
 
@@ -106,43 +113,48 @@ def draw_breakdown_ends(section: Section, breakdown: Breakdown) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.add_subplot()
-        for index, group in enumerate(section.groups):
+        for group in section.groups:
+            index = section.colors[group.label]
             for awake in (False, True) if breakdown.by == "window" and _slept(group) else (False,):
                 found = [(key, band(group, breakdown.of(key), awake)) for key in breakdown.keys]
                 known = [(breakdown.keys.index(key), one) for key, one in found if one.steps]
-                at = behind(section, group, known[0][1]) if known else ""
-                label = _wrapped(group.name) + (", kept awake (N=1)" if awake else "")
-                _ends(axes, [x for x, _ in known], [one for _, one in known], breakdown.share, label + at, index, awake)
+                label = group.name + (", kept awake (N=1)" if awake else "")
+                label += _at(section, [(group, one) for _, one in known])
+                _ends(axes, [x for x, _ in known], [one for _, one in known], breakdown.share, label, index, awake)
         many = max(1, len(breakdown.keys) // 16)
         axes.set_xticks(range(0, len(breakdown.keys), many), breakdown.keys[::many])
         axes.set(xlabel=breakdown.by, ylabel=_y_label(breakdown))
-        _legend(figure, axes)
+        legend(figure, axes)
     return figure
 
 
 def draw_training(section: Section) -> Figure:
-    """The training loss of every run over steps, smoothed, in the color of its group."""
+    """The training loss of every run over steps, smoothed, in the color of its group; a panel for each difficulty."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        axes = figure.add_subplot()
-        later = []
-        for index, group in enumerate(section.groups):
-            label: str | None = _wrapped(group.name)
-            for run in group.runs:
-                finite = [r for r in run.steps if math.isfinite(r["loss"])]
-                losses = smooth([r["loss"] for r in finite])
-                later += losses[len(losses) // 50 :]
-                axes.plot(
-                    [r["step"] for r in finite], losses, linewidth=1.2, alpha=0.8, label=label, **line_style(index)
-                )
-                label = None
-        if later:
-            margin = 0.08 * (max(later) - min(later)) or 0.1
-            axes.set_ylim(min(later) - margin, max(later) + margin)
-        axes.set(xlabel="steps", ylabel="nats a token, smoothed")
-        over(axes)
-        _legend(figure, axes)
+        figure = Figure(figsize=(8, 1 + 3.4 * len(section.facets)), layout="constrained")
+        panels = figure.subplots(len(section.facets), squeeze=False)[:, 0]
+        for (title, groups), axes in zip(section.facets, panels, strict=True):
+            _training(axes, section, groups)
+            axes.set(ylabel="nats a token, smoothed")
+            axes.set_title(title)
+        panels[-1].set_xlabel("steps")
+        legend(figure, *panels)
     return figure
+
+
+def _training(axes: Axes, section: Section, groups: list[Group]) -> None:
+    later = []
+    for group in groups:
+        for run in group.runs:
+            finite = [r for r in run.steps if math.isfinite(r["loss"])]
+            losses = smooth([r["loss"] for r in finite])
+            later += losses[len(losses) // 50 :]
+            style = line_style(section.colors[group.label])
+            axes.plot([r["step"] for r in finite], losses, linewidth=1.2, alpha=0.8, label=group.label, **style)
+    if later:
+        margin = 0.08 * (max(later) - min(later)) or 0.1
+        axes.set_ylim(min(later) - margin, max(later) + margin)
+    over(axes)
 
 
 def _draw_rows(section: Section, rows: Sequence[tuple[str, list[Group], Quantity]], awake: bool) -> Figure:
@@ -154,7 +166,7 @@ def _draw_rows(section: Section, rows: Sequence[tuple[str, list[Group], Quantity
                 _panel(axes, section, groups, quantity, x_axis, awake)
                 axes.set_title(title)
             pair[0].set_ylabel(_y_label(quantity))
-        _legend(figure, *panels.flat)
+        legend(figure, *panels.flat)
     return figure
 
 
@@ -162,21 +174,22 @@ def _panel(axes: Axes, section: Section, groups: list[Group], quantity: Quantity
     by_flops = x_axis != "steps"
     unknown = ""
     for group in groups:
-        label = _wrapped(group.label)
-        index = _color_index(section, group)
+        label = group.label
+        index = section.colors[group.label]
         for one_pass in (False, True) if awake and _slept(group) else (False,):
             found = band(group, quantity, one_pass)
             if by_flops and found.flops is None:
                 unknown = next((run.flops for run in group.runs if isinstance(run.flops, str)), unknown)
                 continue
-            _seeds(axes, group, quantity, by_flops, one_pass, index)
-            _mean(axes, found, by_flops, quantity.share, label, index, one_pass)
+            told = label + (", kept awake (N=1)" if one_pass else "")
+            _seeds(axes, group, quantity, by_flops, one_pass, index, None if found.steps else f"{told}: {found.no_end}")
+            _mean(axes, found, by_flops, quantity.share, told, index, one_pass)
     values = guessing(groups, quantity)
     for index, (name, levels) in enumerate(values.items()):
         for level in levels:
-            told = _guess(name) + (f" ({_percent(level, quantity.share):.3g})" if len(levels) > 1 else "")
+            line = _guess(name) + (f" ({_percent(level, quantity.share):.3g})" if len(levels) > 1 else "")
             y, dashes = _percent(level, quantity.share), GUESS_DASHES[index % len(GUESS_DASHES)]
-            axes.axhline(y, color="black", linewidth=1, linestyle=dashes, label=told)
+            axes.axhline(y, color="black", linewidth=1, linestyle=dashes, label=line)
     if unknown and not axes.get_lines():
         say(axes, f"FLOPs not known: {unknown}")
     axes.set_xlabel(x_axis)
@@ -185,14 +198,16 @@ def _panel(axes: Axes, section: Section, groups: list[Group], quantity: Quantity
         axes.set_ylim(0, 103)
 
 
-def _seeds(axes: Axes, group: Group, quantity: Quantity, by_flops: bool, awake: bool, index: int) -> None:
-    """Every run as far as it is, thin, where there are several."""
+def _seeds(
+    axes: Axes, group: Group, quantity: Quantity, by_flops: bool, awake: bool, index: int, label: str | None
+) -> None:
+    """Every run as far as it is, thin, where there are several. label: where there is no mean that could have it."""
     for run in group.runs if len(group.runs) > 1 else ():
         found = curve(run, quantity, awake)
         x = [run.flops_until(step) if by_flops else step for step in found]
         if x and None not in x:
             y = [_percent(value, quantity.share) for value in found.values()]
-            axes.plot(x, y, linewidth=0.8, alpha=0.5, **line_style(index))  # type: ignore[arg-type]
+            axes.plot(x, y, linewidth=0.8, alpha=0.5, label=label, **line_style(index))  # type: ignore[arg-type]
 
 
 def _mean(axes: Axes, found: Band, by_flops: bool, share: bool, label: str, index: int, awake: bool) -> None:
@@ -200,11 +215,10 @@ def _mean(axes: Axes, found: Band, by_flops: bool, share: bool, label: str, inde
     if not x:
         return
     mean, low, high = ([_percent(v, share) for v in values] for values in (found.mean, found.low, found.high))
-    told = label + (", kept awake (N=1)" if awake else "") + _of_seeds(found)
     style = line_style(index) | ({"linestyle": ":"} if awake else {})
     marker = "o" if len(x) <= 30 else None
-    axes.plot(x, mean, linewidth=2, marker=marker, markersize=3.5, label=told, **style)
-    if found.seeds > 1:
+    axes.plot(x, mean, linewidth=2, marker=marker, markersize=3.5, label=label + _of_seeds([found]), **style)
+    if found.runs > 1:
         axes.fill_between(x, low, high, alpha=0.15, linewidth=0, color=style["color"])
 
 
@@ -220,15 +234,15 @@ def _ends(
     )
     reach = [[m - v for m, v in zip(mean, low, strict=True)], [v - m for m, v in zip(mean, high, strict=True)]]
     style = line_style(index) | ({"linestyle": ":"} if awake else {})
-    axes.errorbar(x, mean, yerr=reach, marker="o", markersize=4, capsize=3, label=label + _of_seeds(found[0]), **style)
+    axes.errorbar(x, mean, yerr=reach, marker="o", markersize=4, capsize=3, label=label + _of_seeds(found), **style)
 
 
-def _wrapped(label: str) -> str:
-    return "\n".join(textwrap.wrap(label, 70))
-
-
-def _color_index(section: Section, group: Group) -> int:
-    return section.labels.index(group.label)
+def _at(section: Section, ends: Sequence[tuple[Group, Band]]) -> str:
+    """`, at step 500`, or the first to the last step, where some of these last values are of no group's last step."""
+    if not any(behind(section, group, found) for group, found in ends):
+        return ""
+    steps = [found.end for _, found in ends if found.end is not None]
+    return f", at step{'s' if len(set(steps)) > 1 else ''} {span(steps)}"
 
 
 def _slept(group: Group) -> bool:
@@ -240,8 +254,8 @@ def _guess(name: str) -> str:
     return GUESSES.get(name, name)
 
 
-def _of_seeds(found: Band) -> str:
-    return f", mean of {found.seeds} seeds" if found.seeds > 1 else ""
+def _of_seeds(found: Sequence[Band]) -> str:
+    return f", mean of {told}" if (told := counted(found)) else ""
 
 
 def _percent(value: float, share: bool) -> float:
@@ -250,18 +264,3 @@ def _percent(value: float, share: bool) -> float:
 
 def _y_label(what: Quantity | Breakdown) -> str:
     return "%" if what.share else what.unit
-
-
-def _legend(figure: Figure, *panels: Axes) -> None:
-    """One legend below all panels, each curve once, the lines of guessing behind them."""
-    handles: dict[str, Any] = {}
-    for axes in panels:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    guesses = {
-        label for label, handle in handles.items() if isinstance(handle, Line2D) and handle.get_color() == "black"
-    }
-    handles = dict(sorted(handles.items(), key=lambda item: item[0] in guesses))
-    if handles:
-        columns = max(1, int(11 * figure.get_figwidth()) // (max(map(len, handles)) + 8))
-        figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=columns)

@@ -11,24 +11,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sleeptrain.report.groups import Group, Section
-from sleeptrain.report.style import STYLE, line_style, over
+from sleeptrain.report.style import LINE, STYLE, legend, line_style, over, wrapped
 
-KINDS = {"features": "features", "S": "fast weights S"}
+KINDS = {"features": "root mean square of features", "S": "root mean square of S"}
 
 
 def draw_norms(section: Section) -> Figure:
     """A row of panels for each group that has records of norms: left features by pass, right S by layer."""
     groups = [group for group in section.groups if any(run.norms for run in group.runs)]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 1 + 2.6 * len(groups)), layout="constrained")
+        titles = [wrapped(group.name, 120) for group in groups]
+        height = 1 + 2.6 * len(groups) + LINE * sum(title.count("\n") for title in titles)
+        figure = Figure(figsize=(11, height), layout="constrained")
         panels = figure.subplots(len(groups), 2, squeeze=False, sharex=True)
-        for group, pair in zip(groups, panels, strict=True):
-            for axes, (kind, title) in zip(pair, KINDS.items(), strict=True):
-                _panel(axes, norms(group, kind))
-                axes.set_title(f"{group.name}: {title}", fontsize=9)
-            pair[0].set_ylabel("root mean square")
-        for axes in panels[-1]:
-            axes.set_xlabel("steps")
+        for column, (kind, what) in enumerate(KINDS.items()):
+            curves = [norms(group, kind) for group in groups]
+            names = sorted({name for found in curves for name in found}, key=_numbers)
+            for axes, found in zip(panels[:, column], curves, strict=True):
+                _panel(axes, found, names)
+                axes.set_ylabel(what)
+            panels[-1, column].set_xlabel("steps")
+        for axes, title in zip(panels[:, 0], titles, strict=True):
+            axes.set_title(title, fontsize=9)
+        legend(figure, *panels.T.flat)
     return figure
 
 
@@ -39,17 +44,22 @@ def norms(group: Group, kind: str) -> dict[str, dict[int, float]]:
         for record in run.norms:
             for name, value in record["norms"][kind].items():
                 found.setdefault(name, {}).setdefault(record["step"], []).append(value)
-    ordered = sorted(found, key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)])
-    return {name: {step: statistics.fmean(v) for step, v in sorted(found[name].items())} for name in ordered}
+    return {
+        name: {step: statistics.fmean(v) for step, v in sorted(found[name].items())}
+        for name in sorted(found, key=_numbers)
+    }
 
 
-def _panel(axes: Axes, curves: dict[str, dict[int, float]]) -> None:
-    for index, (name, values) in enumerate(curves.items()):
+def _numbers(name: str) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", name)]
+
+
+def _panel(axes: Axes, curves: dict[str, dict[int, float]], names: list[str]) -> None:
+    """names: of the curves of all panels, in the order of their colors."""
+    for name, values in curves.items():
         label = re.sub(r"(\d+)", r" \1", name)
-        marker = "o" if len(values) <= 30 else None
-        axes.plot(list(values), list(values.values()), marker=marker, markersize=3, label=label, **line_style(index))
+        marker, style = "o" if len(values) <= 30 else None, line_style(names.index(name))
+        axes.plot(list(values), list(values.values()), marker=marker, markersize=3, label=label, **style)
     finite = [value for values in curves.values() for value in values.values() if math.isfinite(value)]
     axes.set_ylim(0, 1.2 * max(finite, default=0) or 1)
     over(axes)
-    if curves:
-        axes.legend(loc="best", ncols=2 if len(curves) > 6 else 1)

@@ -10,6 +10,7 @@ from sleeptrain.report.groups import Section
 from sleeptrain.report.repeat import repeat_command
 from sleeptrain.report.tables import Table, common_settings, tables
 
+MARK = '<meta name="generator" content="sleeptrain report"/>'  # by which a page is known as one of ours
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #2b2b33; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
 h1, h2, h3 { line-height: 1.2; } h2 { border-bottom: 1px solid #cfcfd6; margin-top: 3rem; }
@@ -24,12 +25,16 @@ NOTE = (
 )
 
 
-def page(title: str, parts: Sequence[tuple[Section, Sequence[tuple[str, bytes]]]]) -> str:
-    """parts: each section with its pictures, (title, PNG). Well-formed XML, without anything to load."""
+def page(title: str, parts: Sequence[tuple[Section, Sequence[tuple[str, bytes]]]], unreadable: Sequence[str]) -> str:
+    """parts: each section with its pictures, (title, PNG). unreadable: runs that are left out, and why.
+
+    Well-formed XML, without anything to load.
+    """
     body = "\n".join(_section(section, pictures) for section, pictures in parts)
+    left_out = _open(f"Left out, for they cannot be read ({len(unreadable)}):", unreadable)
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/><title>{escape(title)}</title>'
-        f"<style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n<p class='note'>{escape(NOTE)}</p>\n"
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>{MARK}<title>{escape(title)}</title>'
+        f"<style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n{left_out}<p class='note'>{escape(NOTE)}</p>\n"
         f"{body}\n</body></html>\n"
     )
 
@@ -38,6 +43,7 @@ def _section(section: Section, pictures: Sequence[tuple[str, bytes]]) -> str:
     shared = ", ".join(f"{name} {value}" for name, value in common_settings(section))
     parts = [f"<h2>{escape(section.title)}</h2>", f"<p>All runs: {escape(shared)}.</p>" if shared else ""]
     parts += [_unfinished(section)]
+    parts += [f"<p class='note'>{escape(note)}</p>" for group in section.groups for note in group.repeated]
     all_tables = tables(section)
     parts += [_table(table) for table in all_tables[:-1]]
     parts += [_picture(title, png) for title, png in pictures]
@@ -47,8 +53,13 @@ def _section(section: Section, pictures: Sequence[tuple[str, bytes]]) -> str:
 
 def _unfinished(section: Section) -> str:
     found = [f"{run.folder}: {run.state}" for run in section.runs if not run.finished]
-    lines = "".join(f"<li class='open'>{escape(line)}</li>" for line in found)
-    return f"<p>{len(found)} of {len(section.runs)} runs are not finished:</p><ul>{lines}</ul>" if found else ""
+    return _open(f"{len(found)} of {len(section.runs)} runs are not finished:", found)
+
+
+def _open(head: str, lines: Sequence[str]) -> str:
+    """What is missing, as a list; nothing where nothing is."""
+    items = "".join(f"<li class='open'>{escape(line)}</li>" for line in lines)
+    return f"<p>{escape(head)}</p><ul>{items}</ul>" if lines else ""
 
 
 def _table(table: Table) -> str:

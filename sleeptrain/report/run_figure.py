@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from sleeptrain.report.style import AWAKE, INK, SLEEP, STYLE, TRAIN, WINDOW, over, say, smooth
+from sleeptrain.report.style import AWAKE, INK, SLEEP, STYLE, TRAIN, WINDOW, over, say, smooth, wrapped
 from sleeptrain.train.metrics import Record, mean_later_windows
 
 
@@ -33,7 +33,8 @@ def draw_run(name: str, steps: list[Record], evaluations: list[Record]) -> Figur
         bottom = rows[2].subgridspec(1, 2, width_ratios=[2.2, 1])
         top = figure.add_subplot(rows[0])
         middle = figure.add_subplot(rows[1], sharex=top)
-        figure.suptitle(f"{name}   {steps[-1]['step']:,} steps, {_tokens(steps[-1]['tokens'])} tokens", fontsize=13)
+        title = f"{name}   {steps[-1]['step']:,} steps, {_tokens(steps[-1]['tokens'])} tokens"
+        figure.suptitle(wrapped(title, 100), fontsize=13)
         draw_loss(top, steps, evaluations)
         draw_curriculum(middle, steps)
         draw_gain(figure.add_subplot(bottom[0], sharex=top), evaluations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from sleeptrain.train.metrics import Record, read_metrics
 from sleeptrain.train.status import State, read_status
 
 METRICS, CONFIG = "metrics.jsonl", "config.yaml"
+# What a run keeps in its folder, where no other run is.
+KEPT = ("checkpoints", "wandb", "report")
 
 
 @dataclass
@@ -125,30 +128,53 @@ class ReadRun:
         return None if isinstance(self.flops, str) else self.flops.get(step)
 
 
-def find_runs(paths: Sequence[Path]) -> list[ReadRun]:
+def find_runs(paths: Sequence[Path]) -> tuple[list[ReadRun], list[str]]:
     """The runs in `paths`, each a run folder or a folder of runs at any depth; each run once, by name.
 
-    Raises DataError where a path holds none or a metrics file cannot be read, ConfigError for a config.yaml of another
-    version.
+    Behind them, in a line each, the folders and runs that cannot be read, and why. Raises DataError where a path holds
+    no run, or none can be read.
     """
     found: dict[Path, Path] = {}
+    unreadable: list[str] = []
     for path in paths:
-        if not path.is_dir():
+        if not os.path.isdir(path):  # which never raises
             raise DataError(f"{path} is no folder; give the folder of a run or of several")
-        folders = list(_folders(path))
-        if not folders:
+        closed: list[str] = []
+        folders = list(_folders(path, set(), closed))
+        if not folders and not closed:
             raise DataError(f"{path} holds no run: no folder in it has a {METRICS}")
         found |= {folder.resolve(): folder for folder in folders}
-    return [_read(folder) for folder in sorted(found.values())]
+        unreadable += [reason for reason in closed if reason not in unreadable]
+    runs = []
+    for folder in sorted(found.values()):
+        try:
+            runs.append(_read(folder))
+        except UserError as error:
+            unreadable.append(str(error))
+    if not runs:
+        raise DataError(unreadable[0], unreadable[1:])
+    return runs, unreadable
 
 
-def _folders(path: Path) -> Iterator[Path]:
-    if (path / METRICS).exists() or (path / CONFIG).exists() or read_status(path) is not None:
-        yield path
+def _folders(path: Path, seen: set[Path], closed: list[str]) -> Iterator[Path]:
+    """The folders of runs in `path`, also those inside of others.
+
+    seen: folders, resolved, that links shall not lead back to. closed: takes what cannot be read. Both are added to.
+    """
+    if path.resolve() in seen:
         return
-    for below in sorted(path.iterdir()):
-        if below.is_dir() and not below.name.startswith("."):
-            yield from _folders(below)
+    seen.add(path.resolve())
+    try:
+        is_run = (path / METRICS).exists() or (path / CONFIG).exists() or read_status(path) is not None
+        below = sorted(inside for inside in path.iterdir() if inside.is_dir() and not inside.name.startswith("."))
+    except OSError as error:
+        closed.append(f"{path} cannot be read: {error.strerror}")
+        return
+    if is_run:
+        yield path
+    for inside in below:
+        if not (is_run and inside.name in KEPT):
+            yield from _folders(inside, seen, closed)
 
 
 def _read(folder: Path) -> ReadRun:
@@ -173,11 +199,20 @@ def _check(path: Path, record: Record) -> None:
         missing += [name for name in ("passes", "window", "batch") if not isinstance(record.get(name), int)]
     if "eval" in record and not _is_evaluation(record["eval"]):
         missing.append("eval.loss by passes")
+    if "norms" in record and not _has(record["norms"], features=dict, S=dict):
+        missing.append("norms.features and norms.S")
+    if "attempt" in record and not _has(record["attempt"], code=str):
+        missing.append("attempt.code")
     if missing:
         raise DataError(
             f"{path}: the record of step {record['step']} has no {', '.join(missing)}: the run is of an older format; "
             "report it with the version that made it"
         )
+
+
+def _has(found: Any, **types: type) -> bool:
+    """Whether it is a record that has these fields, of these types."""
+    return isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in types.items())
 
 
 def _is_evaluation(found: Any) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from io import BytesIO
+from math import ceil
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 INK, GRID = "#2b2b33", "#e4e4ea"
@@ -33,7 +36,11 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK,
     "legend.frameon": False,
     "legend.fontsize": 9,
+    "text.parse_math": False,  # names of runs and settings are what they are, with a $ too
 }
+# Of a legend: inches of a line of text, of the space behind an entry, and around all; characters to an inch of width.
+LINE, GAP, AROUND, CHARACTERS = 0.155, 0.065, 0.3, 13
+SAMPLE = 8  # characters that the piece of line before an entry takes
 
 
 def png(figure: Figure) -> bytes:
@@ -57,6 +64,34 @@ def number(value: float) -> str:
 def over(axes: Axes) -> None:
     """The axis of x counts in thousands, millions and so on."""
     axes.xaxis.set_major_formatter(lambda x, _position: number(x))
+
+
+def legend(figure: Figure, *panels: Axes) -> None:
+    """One legend below all panels, each curve once, the lines of guessing behind them. It adds to the height."""
+    handles: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if not handles:
+        return
+    order = sorted(handles, key=lambda label: _is_guess(handles[label]))
+    width = int(CHARACTERS * figure.get_figwidth())
+    labels = [wrapped(label, width - SAMPLE) for label in order]
+    widest = max(len(line) for label in labels for line in label.splitlines())
+    columns = max(1, width // (widest + SAMPLE))
+    most = ceil(len(labels) / columns)
+    lines = max(sum(label.count("\n") + 1 for label in labels[at : at + most]) for at in range(len(labels)))
+    figure.set_figheight(figure.get_figheight() + LINE * lines + GAP * most + AROUND)
+    figure.legend([handles[label] for label in order], labels, loc="outside lower left", ncols=columns)
+
+
+def _is_guess(handle: Any) -> bool:
+    return isinstance(handle, Line2D) and handle.get_color() == "black"
+
+
+def wrapped(text: str, width: int) -> str:
+    """The text in lines of at most `width` characters."""
+    return "\n".join(wrap(text, width))
 
 
 def say(axes: Axes, text: str) -> None:

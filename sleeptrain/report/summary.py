@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from sleeptrain.report.curves import Quantity, band, behind, quantities
+from sleeptrain.report.curves import Quantity, band, behind, counted, quantities
 from sleeptrain.report.groups import Group, Section
 from sleeptrain.report.run_figure import gain
 from sleeptrain.report.runs import ReadRun
@@ -20,8 +20,11 @@ def summary(section: Section) -> list[str]:
     else:
         lines = [line for title, groups in section.facets for line in _accuracy(section, title, groups, accuracy)]
     not_finished = [run for run in section.runs if not run.finished]
-    return [f"{section.title}, {_count(len(section.runs), 'run')}", *lines] + [
-        f"{run.folder}: {run.state}" for run in not_finished
+    return [
+        f"{section.title}, {_count(len(section.runs), 'run')}",
+        *lines,
+        *(note for group in section.groups for note in group.repeated),
+        *(f"{run.folder}: {run.state}" for run in not_finished),
     ]
 
 
@@ -29,8 +32,8 @@ def _accuracy(section: Section, title: str, groups: list[Group], accuracy: Quant
     found = [(group, band(group, accuracy)) for group in groups]
     lines = [
         f"{group.name}: {end_text(b, accuracy)}"
-        + (f", {b.seeds} seeds" if b.seeds > 1 else "")
-        + behind(section, group, b)
+        + (f", {counted([b])}" if b.steps and b.runs > 1 else "")
+        + (f", at step {b.end:,}" if behind(section, group, b) else "")
         for group, b in found
     ]
     known = [(group, b) for group, b in found if b.steps]

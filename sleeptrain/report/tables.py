@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sleeptrain.config.ranges import settings
 from sleeptrain.report.curves import Band, Breakdown, Quantity, band, breakdowns, curve, guessing, quantities
-from sleeptrain.report.groups import Group, Section, symbol, value_text
+from sleeptrain.report.groups import Group, Section, compared, seeds, symbol, value_text
 from sleeptrain.report.runs import ReadRun
 
 NONE = "–"
@@ -49,9 +49,9 @@ def ends(section: Section, told: Sequence[Quantity]) -> Table:
         bands = [band(group, q) for q in told]
         awake = [band(group, q, awake=True) for q in told[:2] if slept]
         first = next((b for b in bands if b.steps), bands[0])
-        step = f"{first.steps[-1]:,}" if first.steps else NONE
+        step = NONE if first.end is None else f"{first.end:,}"
         values = [end_text(b, q) for b, q in zip([*bands, *awake], [*told, *told[:2]], strict=False)]
-        rows.append([group.name, str(len(group.runs)), step, *values])
+        rows.append([group.name, str(len({seeds(run) for run in group.runs})), step, *values])
     for title, groups in section.facets:
         rows += _guesses(section, title, groups, told, len(header))
     note = "Mean over the runs at the last step that all of them have evaluated; behind it the least and the most."
@@ -68,16 +68,15 @@ def by_difficulty(section: Section, breakdown: Breakdown) -> Table:
 def every_run(section: Section) -> Table:
     """A row for each run, with its own last values."""
     told = quantities(section)
-    names = [name for name in section.told if not name.startswith("run.")]
-    header = ["folder", "state", *map(symbol, names), "steps", "tokens", "training FLOPs", "wall time"]
+    header = ["folder", "state", *map(symbol, section.told), "steps", "tokens", "training FLOPs", "wall time"]
     header += [*(q.title for q in told), "code", "torch, Python", "notes"]
     rows = []
     for run in section.runs:
-        values = dict(settings(run.config))
+        values = compared(run.config)
         step, tokens = run.reached
         flops = run.flops_until(step)
         rows.append([
-            str(run.folder), run.state, *(value_text(values[name]) for name in names),
+            str(run.folder), run.state, *(value_text(values[name]) for name in section.told),
             f"{step:,}", f"{tokens:,}", NONE if flops is None else f"{flops:.3e}", _duration(run.seconds),
             *(_last(run, q) for q in told),
             ", ".join(run.code) or NONE, ", ".join(run.versions.values()) or NONE, "; ".join(_notes(run)),
@@ -88,10 +87,10 @@ def every_run(section: Section) -> Table:
 def end_text(found: Band, quantity: Quantity | Breakdown) -> str:
     """`90.5 % (87.3 to 93.4 %)`."""
     if not found.steps:
-        return NONE
+        return found.no_end if found.runs else NONE
     mean, low, high = (value_of(series[-1], quantity.share) for series in (found.mean, found.low, found.high))
     unit = " %" if quantity.share else ""
-    return f"{mean}{unit} ({low} to {high}{unit})" if found.seeds > 1 else f"{mean}{unit}"
+    return f"{mean}{unit} ({low} to {high}{unit})" if found.runs > 1 else f"{mean}{unit}"
 
 
 def value_of(value: float, share: bool) -> str:

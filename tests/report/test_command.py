@@ -90,6 +90,48 @@ def test_a_report_takes_the_place_of_an_older_one_and_of_nothing_else(tmp_path: 
     assert {path.name for path in out.iterdir()} == names | {"notes.txt"}
 
 
+def test_only_a_report_is_written_over_and_only_its_own_pictures_go(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a" / "r", [], [step(1)])
+    make_run(tmp_path / "b" / "r", ["experiment=depo_small"], [step(1)])
+    out = tmp_path / "out"
+    out.mkdir()
+    mine = out / "rule110-mine.png"
+    mine.write_bytes(b"a picture")
+    for index in (None, "<html>mine</html>"):
+        if index:
+            (out / "index.html").write_text(index)
+        assert main(["report", str(tmp_path / "a"), "--out", str(out)]) == 2
+        assert "no part of a report" in capsys.readouterr().err and mine.exists()
+    (out / "index.html").unlink()
+    mine.unlink()
+    assert main(["report", str(tmp_path / "a"), "--out", str(out)]) == 0
+    mine.write_bytes(b"a picture")
+    assert main(["report", str(tmp_path / "b"), "--out", str(out)]) == 0
+    names = {"index.html", "depo-training-loss.png", "depo-run.png", mine.name}
+    assert {path.name for path in out.iterdir()} == names
+
+
+def test_names_of_held_out_sets_are_no_folders(tmp_path: Path) -> None:
+    sets = {"web/en": {"loss": {"1": [3.0, 2.0]}}}
+    text = ["experiment=stdlib", "sleep.curriculum=[]", "data.sequence=256", "model.vocab_size=300"]
+    make_run(tmp_path / "r", text, [step(1), evaluation(1, {"1": [3.0, 2.0]}, sets=sets)])
+    for _ in range(2):
+        assert main(["report", str(tmp_path / "r")]) == 0
+    assert "shards-loss-web%2Fen.png" in {path.name for path in (tmp_path / "r" / "report").iterdir()}
+
+
+def test_runs_that_cannot_be_read_are_told_at_the_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "good", [], [step(1)])
+    (make_run(tmp_path / "bad", [], [step(1)]) / "config.yaml").unlink()
+    assert main(["report", str(tmp_path)]) == 0
+    reason = f"{tmp_path / 'bad'} is the folder of a run that has no config.yaml; bring it back, or name the other runs"
+    assert f"NOT READABLE and left out: {reason}" in capsys.readouterr().out.splitlines()
+    listed = [item.text for item in read_page(tmp_path / "report" / "index.html").iter("li")]
+    assert listed == [reason]
+
+
 def test_tasks_have_sections_of_their_own_and_nothing_is_hidden(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +158,7 @@ def test_tasks_have_sections_of_their_own_and_nothing_is_hidden(
         (["absent"], ["absent is no folder"]),
         (["r", "--out", "r/metrics.jsonl"], ["is a file", "--out"]),
         (["r", "--out", "r"], ["r holds", "--out"]),
+        (["r", "--out", "o" * 300], ["cannot be read or written: File name too long", "--out"]),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(

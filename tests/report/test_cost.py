@@ -15,7 +15,7 @@ from sleeptrain.train import trainer
 from sleeptrain.train.metrics import read_metrics
 from sleeptrain.train.step import StepResult
 from tests.configs import change
-from tests.report.made import STEP, composed, make_run, step
+from tests.report.made import STEP, accuracy, attempt, composed, evaluation, make_run, step
 
 SIZES = ("model.dim=16", "model.ffn_dim=16", "data.rule110.validation_samples=8", "wandb.mode=disabled")
 TINY = (*SIZES, "train.log_every=2", "train.eval_every=5", "train.threads=1", "train.device=cpu")
@@ -61,6 +61,26 @@ def test_where_records_say_otherwise_they_are_believed() -> None:
     assert four > two > one
 
 
+def test_they_are_believed_for_what_lies_between_them_too() -> None:
+    """Evaluations, norms and the beginnings of attempts tell no shape; N was 1 until step 9, the settings say 4."""
+    config = composed("sleep.passes=4")
+    one, four = cost(config, 1), cost(config, 4)
+    records = [
+        attempt(1, 0, 100.0),
+        accuracy(1, 0.5),
+        evaluation(2, {"1": [1.0]}),
+        step(4, passes=1),
+        evaluation(6, {"1": [1.0]}),
+        step(8, passes=1),
+        attempt(2, 9, 200.0),
+        evaluation(10, {"1": [1.0]}),
+        step(12, passes=4),
+        evaluation(14, {"1": [1.0]}),
+    ]
+    expected = {n: n * one for n in (0, 1, 2, 4, 6, 8, 9)} | {n: 9 * one + (n - 9) * four for n in (10, 12, 14)}
+    assert training_flops(config, records) == expected
+
+
 def test_more_passes_cost_as_the_plan_says() -> None:
     """Only the window of cells sleeps, without the head: N passes over it, the last one of the last block's state."""
     config = composed()
@@ -77,5 +97,5 @@ def test_text_is_counted_without_its_files() -> None:
 
 def test_where_the_files_of_a_task_are_gone_it_is_said(tmp_path: Path) -> None:
     make_run(tmp_path / "r", ["experiment=gsm_small", "data.gsm_infinite.tokenizer=absent"], [step(1)])
-    [run] = find_runs([tmp_path])
+    [run], _ = find_runs([tmp_path])
     assert isinstance(run.flops, str) and "absent" in run.flops and run.flops_until(1) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import matplotlib
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,14 +22,16 @@ from sleeptrain.report.figures import (
 )
 from sleeptrain.report.groups import Section, sections, value_text
 from sleeptrain.report.norms_figure import draw_norms, norms
+from sleeptrain.report.page import page
 from sleeptrain.report.runs import find_runs
+from sleeptrain.report.style import STYLE, line_style
 from sleeptrain.report.summary import summary
 from sleeptrain.report.tables import tables
 from tests.report.made import accuracy, evaluation, grid, make_run, step
 
 
 def only_section(root: Path) -> Section:
-    [found] = sections(find_runs([root]))
+    [found] = sections(find_runs([root])[0])
     return found
 
 
@@ -59,6 +62,23 @@ def test_settings_that_do_not_touch_the_numbers_make_no_curve(tmp_path: Path) ->
     assert {"train.threads", "wandb.project", "optim.muon_lr"} == set(found.told)
     [every] = [table for table in tables(found) if table.title == "Every run"]
     assert {"train.threads", "wandb.project", "optim.muon_lr"} < set(every.header)
+
+
+def test_runs_from_different_weights_are_no_seeds_of_one_another(tmp_path: Path) -> None:
+    for name, start in (("a", "one"), ("b", "one"), ("c", "two")):
+        make_run(tmp_path / name, [f"run.init_from={start}", f"train.seed={name == 'b':d}"], [accuracy(5, 0.5)])
+    found = only_section(tmp_path)
+    assert [(g.name, len(g.runs)) for g in found.groups] == [("run.init_from=one", 2), ("run.init_from=two", 1)]
+    assert "run.init_from" in tables(found)[-1].header
+
+
+def test_where_data_lies_and_what_other_data_would_have_make_no_curve(tmp_path: Path) -> None:
+    for at, weight in (("here", 1), ("there", 1), ("there", 2)):
+        sources = f"data.shards.sources=[{{train: {at}/a, validation: {at}/b, weight: {weight}}}]"
+        text = ["experiment=stdlib", "sleep.curriculum=[]", f"data.shards.tokenizer={at}", sources]
+        make_run(tmp_path / f"{at}{weight}", [*text, f"data.rule110.steps={len(at)}"], [step(1)])
+    names = [group.name for group in only_section(tmp_path).groups]
+    assert names == ["data.shards.sources=[default]", "data.shards.sources=[weight=2.0]"]
 
 
 def test_mean_and_spread_are_those_of_the_records(tmp_path: Path) -> None:
@@ -123,6 +143,36 @@ def test_a_seed_that_is_behind_shortens_the_mean_and_is_drawn(tmp_path: Path) ->
     assert [row[column] for row in every.rows] == ["40.0 %", "40.0 %", "–"]
 
 
+def test_a_run_and_its_copy_are_one_seed(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("copy", 0), ("b", 1)):
+        make_run(tmp_path / name, [f"data.seed={seed}"], [accuracy(5, 0.5)])
+    found = only_section(tmp_path)
+    note = f"{tmp_path / 'a'}, {tmp_path / 'copy'} have the same seeds and count as one; the mean is over runs"
+    assert found.groups[0].repeated == [note] and note in summary(found) and note in page("", [(found, [])], [])
+    assert "N=1: 50.0 % (50.0 to 50.0 %), 3 runs of 2 seeds" in summary(found)
+    assert tables(found)[0].rows[0][1] == "2"
+    assert "N=1, mean of 3 runs of 2 seeds" in lines(draw_quantity(found, quantities(found)[0]).axes[0])
+
+
+def test_runs_without_a_common_step_say_so(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        make_run(tmp_path / str(seed), [f"train.seed={seed}"], [accuracy(5 + seed, 0.5)])
+    found = only_section(tmp_path)
+    assert summary(found)[1] == "N=1: no step that all 2 have evaluated"
+    assert tables(found)[0].rows[0][2:4] == ["–", "no step that all 2 have evaluated"]
+    assert legend(draw_quantity(found, quantities(found)[0])) == ["N=1: no step that all 2 have evaluated"]
+
+
+def test_last_values_over_difficulties_tell_the_seeds_and_steps_of_all(tmp_path: Path) -> None:
+    for t, n, seed, end in ((4, 1, 0, 10), (4, 1, 1, 10), (4, 2, 0, 10), (8, 1, 0, 5), (8, 2, 0, 10), (8, 2, 1, 10)):
+        settings = [f"data.rule110.steps={t}", f"sleep.passes={n}", f"train.seed={seed}"]
+        make_run(tmp_path / f"{t}-{n}-{seed}", settings, [accuracy(end, 0.5, n)])
+    found = only_section(tmp_path)
+    [axes] = draw_facet_ends(found, quantities(found)[0]).axes
+    labels = [str(bar.get_label()) for bar in axes.containers]
+    assert labels == ["N=1, at steps 5 to 10, mean of 1 to 2 seeds", "N=2, mean of 1 to 2 seeds"]
+
+
 def test_difficulties_of_rule110_have_panels(tmp_path: Path) -> None:
     for t, guess in ((4, 0.6), (8, 0.7)):
         for n in (1, 2):
@@ -154,7 +204,7 @@ def test_what_follows_from_the_difficulty_is_in_no_label(tmp_path: Path) -> None
         settings = [f"data.rule110.steps={updates}", f"sleep.passes={n}", f"train.tokens={budgets[updates]}"]
         make_run(tmp_path / f"{updates}-{n}", settings, [accuracy(budgets[updates] // 10, 0.5, n)])
     assert only_section(tmp_path).labels == ["N=1", "N=2"]
-    assert only_section(tmp_path).groups[0].name == "N=1, t=4, train.tokens=100"
+    assert only_section(tmp_path).groups[0].name == "N=1, t=4"
     assert "at step" not in "\n".join(summary(only_section(tmp_path))), "each t has been evaluated to its own end"
     make_run(tmp_path / "more", [*settings[:2], "train.tokens=300"], [accuracy(10, 0.5, 2)])
     assert only_section(tmp_path).labels == ["N=1, train.tokens=100", "N=1, train.tokens=200", *(
@@ -223,6 +273,41 @@ def test_text_has_windows_with_sleep_and_awake_and_norms(tmp_path: Path) -> None
     assert lines(panels[1])["layer 1"] == ([5], [0.5])
     assert {"norms", "loss_by_window-end", "training-loss", "loss"} == {drawn.name for drawn in draw_section(found)}
     assert "windows 2..K: N=2 1.6000, N=1 3.0000" in summary(found)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_legend_of_many_long_names_leaves_the_axes_their_size(tmp_path: Path) -> None:
+    """Of 12 curves with names of several lines, and an unfinished formula in each."""
+    sized = {"S": {f"layer{n}": 1.0 for n in range(24)}, "features": {f"pass{n}": 1.0 for n in range(1, 9)}}
+    for number in range(12):
+        settings = [f"optim.muon_lr={number + 1}", f"run.init_from={'long/' * 60}${number}_$"]
+        records = [step(1), step(2), {"step": 2, "tokens": 336, "time": 1.0, "norms": sized}, accuracy(2, 0.5)]
+        make_run(tmp_path / str(number), [*settings, f"data.rule110.steps={number % 2 + 1}"], records)
+    for drawn in draw_section(only_section(tmp_path)):
+        with matplotlib.rc_context(STYLE):
+            drawn.figure.draw_without_rendering()
+        for axes in drawn.figure.axes:
+            assert axes.get_window_extent().height > 1.5 * drawn.figure.dpi, drawn.name
+            for legend in drawn.figure.legends:
+                assert not legend.get_window_extent().overlaps(axes.get_tightbbox()), drawn.name
+                assert 0 <= legend.get_window_extent().x1 <= drawn.figure.bbox.x1, drawn.name
+
+
+def test_a_label_has_one_color_on_a_page(tmp_path: Path) -> None:
+    for t, n in itertools.product((4, 8), (1, 2)):
+        make_run(tmp_path / f"{t}{n}", [f"data.rule110.steps={t}", f"sleep.passes={n}"], [step(1), accuracy(1, 0.5, n)])
+    for n in (2, 4):
+        records = [step(1), evaluation(1, {"1": [None, 1.5]}, accuracy={"1": 0.5})]
+        make_run(tmp_path / f"depo{n}", ["experiment=depo_small", f"sleep.passes={n}"], records)
+    found = sections(find_runs([tmp_path])[0])
+    assert [section.colors for section in found] == [{"N=1": 1, "N=2": 0}, {"N=2": 0, "N=4": 1}]
+    for section in found:
+        figures = [draw_training(section), draw_quantity(section, quantities(section)[0])]
+        drawn = [line for figure in figures for axes in figure.axes for line in axes.get_lines()]
+        labels = [label for label in section.labels for line in drawn if line.get_label() == label]
+        assert len(labels) == 3 * len(section.groups)
+        for line in drawn:
+            assert line.get_color() == line_style(section.colors[str(line.get_label())])["color"]
 
 
 def test_the_training_loss_is_that_of_the_records(tmp_path: Path) -> None:

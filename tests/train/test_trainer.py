@@ -97,7 +97,7 @@ def test_a_run_says_what_it_will_cost_when_it_begins(tmp_path, capsys):
     """As the report counts it of what was done, and not again when it goes on."""
     config = run(tmp_path, f"train.tokens={6 * 8 * 7}")
     said = capsys.readouterr().err
-    [found] = find_runs([tmp_path / "r"])
+    [found], _ = find_runs([tmp_path / "r"])
     flops = max(training_flops(config, found.records).values())
     assert f"about 6 steps, 336 tokens and {short(flops)} FLOPs" in said
     assert said.startswith(f"r: {short(sum(p.numel() for p in Hybrid(config.model).parameters()))} parameters")
