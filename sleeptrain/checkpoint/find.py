@@ -42,10 +42,10 @@ def newest_whole(folder: Path, world: World, last: int | None = None) -> Found:
     return Found(None, {})
 
 
-def named_checkpoint(place: Path, world: World) -> Path:
+def named_checkpoint(place: Path, world: World, setting: str = "") -> Path:
     """The checkpoint that a path means: itself, or the newest whole one of a run.
 
-    Raises DataError where there is none.
+    setting: that names the place, if one does. Raises DataError where there is none.
     """
     if world.together(lambda: (place / MANIFEST).is_file())[0]:
         if damage := _damage(place, world):
@@ -53,7 +53,8 @@ def named_checkpoint(place: Path, world: World) -> Path:
         return place
     found = newest_whole(place / "checkpoints", world).whole
     if found is None:
-        raise DataError(f"{place} is neither a checkpoint nor the folder of a run that has one")
+        named = f"{setting}={place}" if setting else str(place)
+        raise DataError(f"{named} is neither a checkpoint nor the folder of a run that has one")
     return found
 
 

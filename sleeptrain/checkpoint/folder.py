@@ -18,7 +18,7 @@ from typing import Any
 from sleeptrain.errors import DataError
 from sleeptrain.files import set_in_place, sync, write_whole
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, STATE, CONFIG, LATEST = "manifest.json", "state.json", "config.yaml", "latest"
 TENSORS = "*.safetensors"
 _NAME = re.compile(r"step-(\d{8,})")

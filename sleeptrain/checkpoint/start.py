@@ -24,7 +24,7 @@ def start_from(config: Config, engine: Engine, world: World) -> None:
     `run.init_new` and the blocks of `run.init_inserted`, which keep their initial values, and `run.init_dropped`.
     ConfigError where a setting differs with which its weights mean something else, and `run.allow_changes` lacks it.
     """
-    place = named_checkpoint(Path(config.run.init_from), world)
+    place = named_checkpoint(Path(config.run.init_from), world, "run.init_from")
 
     def take() -> None:
         inserted = config.run.init_inserted

@@ -39,7 +39,7 @@ def depo_rows(config: DepoConfig) -> TaskRows:
 
 
 def targets_share(data: DataConfig) -> float:
-    """The share of a row's tokens that have a target: at most so many for a task, all for text."""
+    """The share of a row's tokens that have a target: about so many for a task, all for text."""
     if data.source == "rule110":
         rows = rule110_rows(data.rule110)
         return rows.targets / rows.sequence

@@ -75,7 +75,8 @@ def check_data(case: Case) -> Finding:
         told = [source.train for source in case.config.data.shards.sources]
         build_source(replace(case.config.data, shards=replace(case.config.data.shards, workers=1)))
     if case.config.run.init_from:
-        place = named_checkpoint(Path(case.config.run.init_from), World(Mesh.single(), find_device("cpu")))
+        alone = World(Mesh.single(), find_device("cpu"))
+        place = named_checkpoint(Path(case.config.run.init_from), alone, "run.init_from")
         told.append(str(place))
     return ok(", ".join(told))
 

@@ -119,7 +119,7 @@ def _write_documents(target: Path, name: str, described: Described) -> None:
     train = TrainConfig(tokens=0)
     whole = Config(run=RunConfig(name=name), model=described.model, sleep=described.sleep, train=train)
     (target / CONFIG).write_bytes(resolved_yaml(whole))
-    (target / STATE).write_text(json.dumps({"step": 0, "tokens": 0}, indent=1))
+    (target / STATE).write_text(json.dumps({"step": 0, "tokens": 0, "shape": None}, indent=1))
     write_manifest(target, entries(sorted(path for path in target.iterdir())))
     (target / "model").mkdir()
     settings = OmegaConf.to_yaml(OmegaConf.structured(described.model))

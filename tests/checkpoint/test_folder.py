@@ -98,7 +98,7 @@ def test_another_format_is_refused_not_taken_for_damage(tmp_path: Path) -> None:
     save(tmp_path, 3)
     manifest = tmp_path / "step-00000003" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
-    with pytest.raises(DataError, match="has format 99, this version of sleeptrain reads 1"):
+    with pytest.raises(DataError, match="has format 99, this version of sleeptrain reads 2"):
         newest_whole(tmp_path, alone())
 
 
@@ -112,6 +112,8 @@ def test_a_place_names_a_checkpoint_or_a_run(tmp_path: Path) -> None:
         named_checkpoint(tmp_path / "checkpoints" / "step-00000003", alone())
     with pytest.raises(DataError, match="neither a checkpoint nor the folder of a run"):
         named_checkpoint(tmp_path / "none", alone())
+    with pytest.raises(DataError, match=r"run\.init_from=.*none is neither a checkpoint nor"):
+        named_checkpoint(tmp_path / "none", alone(), "run.init_from")
 
 
 def test_order_is_that_of_steps_and_other_names_do_not_count(tmp_path: Path) -> None:

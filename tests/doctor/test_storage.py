@@ -138,5 +138,5 @@ def test_the_data_of_the_settings(here: Path) -> None:
     with pytest.raises(Exception, match=r"tokenizer\.model.*prepare\.py"):
         storage.check_data(shards)
     assert storage.check_space(shards).state == SKIPPED
-    with pytest.raises(Exception, match="neither a checkpoint nor"):
+    with pytest.raises(Exception, match=r"run\.init_from=.* is neither a checkpoint nor"):
         storage.check_data(alone(here, "run.init_from=nothing"))

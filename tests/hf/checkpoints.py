@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from sleeptrain.config.schema import (
     TrainConfig,
 )
 from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.sleep.curriculum import stage_shape
 from tests.checkpoint.worlds import alone, nothing, together
 
 STATE = {"step": 12, "tokens": 3456}
@@ -40,13 +42,17 @@ def run_config(model: ModelConfig, tokenizer: str = "") -> Config:
     return Config(RunConfig(name="small"), model, sleep, data, train=TrainConfig(tokens=10_000))
 
 
+def documents_of(config: Config) -> dict[str, bytes]:
+    state = STATE | {"shape": asdict(stage_shape(config, STATE["tokens"]))}
+    return {"state.json": json.dumps(state).encode(), "config.yaml": resolved_yaml(config)}
+
+
 def save_checkpoint(folder: Path, model: Hybrid, config: Config | None = None) -> Path:
     """As a run writes it, optimizer state and all."""
     config = config or run_config(model.config)
     tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
     tensors |= {"optim/adamw/norm.weight/step": torch.tensor(12.0), "rng/torch": torch.get_rng_state()}
-    documents = {"state.json": json.dumps(STATE).encode(), "config.yaml": resolved_yaml(config)}
-    write(folder, tensors, documents, alone(), nothing)
+    write(folder, tensors, documents_of(config), alone(), nothing)
     return folder
 
 
@@ -54,7 +60,7 @@ def save_half(folder: Path, model: Hybrid) -> None:
     """What one of two ranks does to write the checkpoint: it owns every other tensor."""
     world = together()
     owned = list(model.named_parameters())[world.rank :: 2]
-    documents = {"state.json": json.dumps(STATE).encode(), "config.yaml": resolved_yaml(run_config(model.config))}
+    documents = documents_of(run_config(model.config))
     write(folder, {f"model/{name}": p.detach() for name, p in owned}, documents, world, nothing)
 
 

@@ -34,7 +34,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             f"run.root={folder}", "model.layers=[attention, gated_deltanet]",
             f"data.shards.sources=[{{train: {folder / 'train'}, validation: {folder / 'validation'}}}]",
             f"data.shards.tokenizer={folder / 'tokenizer.model'}", "data.sequence=40", "data.batch=2",
-            "sleep.window=16", "sleep.passes=1", "sleep.curriculum=[{tokens: 100, passes: 3, window: 8}]",
+            "sleep.window=16", "sleep.passes=1", "sleep.curriculum=[{tokens: 80, passes: 3, window: 8}]",
             "train.tokens=160", "train.eval_every=0", "train.eval_batches=1", "wandb.mode=disabled",
         ]
     )  # fmt: skip
