@@ -30,7 +30,7 @@ class MeanRow:
         self._config = config
         self._flops: dict[tuple[int, int], int] = {}
 
-    @property
+    @cached_property
     def tokens(self) -> float:
         """Tokens that are no pads."""
         return int((self._sample.documents_BT != PAD).sum()) / len(self._sample.tokens_BT)

@@ -127,7 +127,7 @@ def make_problem(draws: Draws, core: Core, lengths: Lengths) -> Problem:
         problem = Problem(question, " ".join(draws.shuffled(sentences)), answer, ops, wording.name)
         if count(problem.prompt) <= lengths.most_of_prompt:
             break
-        sentences.pop()  # or more
+        sentences.pop()  # a tokenizer may also take more for the whole
     if solve(wording, problem.question, problem.context) != (answer, ops):
         raise AssertionError(f"the solver finds another answer: {problem}")
     return problem
