@@ -166,7 +166,7 @@ def test_one_that_stops_listening_leaves_no_process(tmp_path: Path, script: Call
 def test_a_doctor_that_is_ended_takes_its_processes_along(tmp_path: Path, number: signal.Signals) -> None:
     """A process that hangs in each of them writes down which it is."""
     code = f"""
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from sleeptrain.cli import main
 from sleeptrain.doctor.checks import CHECKS
@@ -179,6 +179,7 @@ def noted(case):
 
 for name in CHECKS:
     CHECKS[name] = scripted(noted)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 sys.exit(main(["doctor", "--brief"]))
 """
     temporary = tmp_path / "temporary"
