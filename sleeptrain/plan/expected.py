@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 
 from sleeptrain.config.schema import Config
 from sleeptrain.plan.mean_row import MeanRow
 from sleeptrain.plan.parameters import count_parameters
 from sleeptrain.plan.report import short
-from sleeptrain.sleep.curriculum import shape_starts, stage_shape
 
 
 def expected_cost(config: Config) -> str:
@@ -17,17 +15,12 @@ def expected_cost(config: Config) -> str:
 
     `model.vocab_size` must be known. Sampled N counts as each of its numbers equally often.
     """
-    mean, total = MeanRow(config), config.train.tokens
-    steps, flops, seen = 0, 0, 0
-    for start, stop in pairwise([*(start for start in shape_starts(config) if start < total), total]):
-        shape = stage_shape(config, start)
-        tokens = mean.step_tokens(shape)
-        num_steps = max(-(-(stop - seen) // tokens), 0)
+    mean, steps, flops = MeanRow(config), 0, 0
+    for _start, shape, num_steps in mean.stages():
         drawn = range(1, shape.passes + 1) if config.sleep.sample_passes else (shape.passes,)
         steps += num_steps
         flops += num_steps * sum(mean.step_flops(replace(shape, passes=n)) for n in drawn) // len(drawn)
-        seen += num_steps * tokens
     return (
         f"{config.run.name}: {short(count_parameters(config)[0])} parameters, about {steps:,} "
-        f"step{'s' if steps > 1 else ''}, {short(total)} tokens and {short(flops)} FLOPs"
+        f"step{'s' if steps > 1 else ''}, {short(config.train.tokens)} tokens and {short(flops)} FLOPs"
     )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
+from itertools import pairwise
 
 import torch
 
-from sleeptrain.config.schema import Config, DataConfig
+from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, PAD, Batch
-from sleeptrain.sleep.curriculum import StepShape
+from sleeptrain.sleep.curriculum import StepShape, shape_starts, stage_shape
 from sleeptrain.sleep.loop import loop_settings
 from sleeptrain.sleep.rounds import plan_batch
 from sleeptrain.tasks.build import build_task
@@ -45,6 +45,15 @@ class MeanRow:
     def step_tokens(self, shape: StepShape) -> int:
         return round(self.tokens * shape.batch)
 
+    def stages(self) -> Iterator[tuple[int, StepShape, int]]:
+        """(first token, shape, steps) of every stage of the curriculum that the run reaches."""
+        total, seen = self._config.train.tokens, 0
+        for start, stop in pairwise([*(start for start in shape_starts(self._config) if start < total), total]):
+            shape = stage_shape(self._config, start)
+            num_steps = max(-(-(stop - seen) // self.step_tokens(shape)), 0)
+            yield start, shape, num_steps
+            seen += num_steps * self.step_tokens(shape)
+
     @cached_property
     def _sample(self) -> Batch:
         data = self._config.data
@@ -66,16 +75,3 @@ def long_rows(rows: int, tokens: int) -> Batch:
     zeros = torch.zeros(rows, tokens, dtype=torch.long)
     goes_on = torch.ones(rows, dtype=torch.bool)
     return Batch(zeros, zeros, zeros, goes_on, goes_on)
-
-
-def reachable(data: DataConfig) -> DataConfig:
-    """The same data, or where its tokenizer is not there yet, problems as long in words of the task's own."""
-    if not lacks_tokenizer(data):
-        return data
-    return replace(data, gsm_infinite=replace(data.gsm_infinite, tokenizer=""))
-
-
-def lacks_tokenizer(data: DataConfig) -> bool:
-    """Whether a task names a tokenizer that is not there: a plan can do without."""
-    named = data.gsm_infinite.tokenizer if data.source == "gsm_infinite" else ""
-    return bool(named) and not Path(named).exists()

@@ -8,9 +8,9 @@ from typing import Any
 
 from sleeptrain.plan.layout import Plan, StepPlan
 from sleeptrain.plan.links import Payload, sent_bytes
-from sleeptrain.plan.mean_row import lacks_tokenizer
 from sleeptrain.plan.memory import StageMemory
 from sleeptrain.plan.speed import ASSUMPTIONS, hours
+from sleeptrain.plan.workload import lacks_tokenizer
 
 
 def to_json(plan: Plan) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
-from itertools import pairwise
+from pathlib import Path
 
-from sleeptrain.config.schema import Config
+from sleeptrain.config.schema import Config, DataConfig
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.parallel.stages import num_trained
-from sleeptrain.plan.mean_row import MeanRow, long_rows, reachable
-from sleeptrain.sleep.curriculum import StepShape, shape_starts, stage_shape
+from sleeptrain.plan.mean_row import MeanRow, long_rows
+from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.loop import LoopSettings, loop_settings
 from sleeptrain.sleep.rounds import Round, plan_batch, round_layers, windows_of
 from sleeptrain.tasks.build import build_task
@@ -110,21 +110,15 @@ def reruns(config: Config, workload: Workload) -> Iterator[tuple[Round, Extent]]
 def workloads(config: Config, replicas: int) -> list[Workload]:
     """Of every stage that the run reaches; sampled N counts as its largest. `model.vocab_size` must be known."""
     config = replace(config, data=reachable(config.data))
-    total, mean = config.train.tokens, MeanRow(config)
-    starts = [start for start in shape_starts(config) if start < total]
-    found, seen = [], 0
-    for start, stop in pairwise([*starts, total]):
-        shape = stage_shape(config, start)
+    mean, found = MeanRow(config), []
+    for start, shape, num_steps in mean.stages():
         own_rows = shape.batch // replicas
         rows = config.train.micro_batch or own_rows
         batch = typical_batch(config, rows)
-        tokens = mean.step_tokens(shape)
-        num_steps = max(-(-(stop - seen) // tokens), 0)
-        seen += num_steps * tokens
         rounds = tuple(plan_batch(batch, shape.window, shape.passes, config.sleep))
         found.append(
             Workload(
-                start, shape, num_steps, rows, own_rows // rows, replicas, tokens, rounds,
+                start, shape, num_steps, rows, own_rows // rows, replicas, mean.step_tokens(shape), rounds,
                 num_targets=int((batch.targets_BT != IGNORE).sum()),
                 carried=bool(batch.carried_B.any()),
                 stretches=tuple(tuple(s) for s in truncated(rounds, config.sleep.bptt_windows)),
@@ -132,6 +126,19 @@ def workloads(config: Config, replicas: int) -> list[Workload]:
             )
         )  # fmt: skip
     return found
+
+
+def reachable(data: DataConfig) -> DataConfig:
+    """The same data, or where its tokenizer is not there yet, problems as long in words of the task's own."""
+    if not lacks_tokenizer(data):
+        return data
+    return replace(data, gsm_infinite=replace(data.gsm_infinite, tokenizer=""))
+
+
+def lacks_tokenizer(data: DataConfig) -> bool:
+    """Whether a task names a tokenizer that is not there: a plan can do without."""
+    named = data.gsm_infinite.tokenizer if data.source == "gsm_infinite" else ""
+    return bool(named) and not Path(named).exists()
 
 
 def typical_batch(config: Config, rows: int) -> Batch:

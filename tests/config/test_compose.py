@@ -13,7 +13,8 @@ from sleeptrain.config.schema import Config, Stage
 from sleeptrain.data.batch import PAD
 from sleeptrain.errors import ConfigError
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.plan.mean_row import MeanRow, reachable
+from sleeptrain.plan.mean_row import MeanRow
+from sleeptrain.plan.workload import reachable
 from sleeptrain.tasks.build import build_task
 from sleeptrain.train.frozen import is_frozen
 
