@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from sleeptrain.errors import CheckpointError, ConfigError, HealthError, UserError, exit_code, told
+from sleeptrain.errors import TOLD_IN_A_LINE, ConfigError, UserError, exit_code, told
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -272,7 +272,7 @@ def _run_job(command: Command, composed: DictConfig, options: Namespace) -> int:
 
     try:
         return command.run(compose.resolve_job(composed), options)
-    except (UserError, HealthError, CheckpointError) as error:
+    except TOLD_IN_A_LINE as error:
         return _fail(error)
     except BrokenPipeError:
         return _reader_has_gone()

@@ -33,6 +33,10 @@ class CheckpointError(Exception):
     """A checkpoint could not be written. Shown as one line where it was the last of a run; exit code 1."""
 
 
+class MeetingError(Exception):
+    """The processes of a run have not met. Shown as one line; exit code 1, for another start may go well."""
+
+
 class ConfigError(UserError):
     """A setting is unknown, has a wrong value, or does not go with another."""
 
@@ -54,3 +58,7 @@ def told(error: Exception) -> str:
 def exit_code(error: BaseException) -> int:
     """The exit code of a process that an error ends."""
     return 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+# What is told in one line without a traceback.
+TOLD_IN_A_LINE = (UserError, HealthError, CheckpointError, MeetingError)

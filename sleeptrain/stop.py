@@ -29,11 +29,12 @@ class StopRequest:
     """Whether a signal has asked this process to stop: SIGTERM, SIGUSR1 (a scheduler's notice) or SIGINT (Ctrl-C).
 
     The first one counts. Later ones change nothing: only SIGKILL ends a run before it is saved. began: when the run's
-    processes began (Unix seconds). says: whether each signal is answered by a line on stderr.
+    processes began (time.monotonic(), which the processes of a machine share). says: whether each signal is answered by
+    a line on stderr.
     """
 
     def __init__(self, began: float | None = None, says: bool = True) -> None:
-        self.began = time.time() if began is None else began
+        self.began = time.monotonic() if began is None else began
         self.signal_name: str | None = None
         self._says = says
 

@@ -15,13 +15,16 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from sleeptrain.config.resolved import run_folder
 from sleeptrain.config.schema import Config
 from sleeptrain.data.peers import SharedReading
 from sleeptrain.data.source import Source
 from sleeptrain.errors import ConfigError
 from sleeptrain.parallel.layout_check import check_layout
+from sleeptrain.parallel.meeting import MEET_WITHIN, Limit, meet, while_listening
 from sleeptrain.parallel.mesh import Mesh
 from sleeptrain.parallel.world import World
+from sleeptrain.stop import Stopped, StopRequest
 
 # How long a process waits for another's part of a checkpoint on slow storage.
 SAVING_TIMEOUT = timedelta(hours=6)
@@ -42,31 +45,50 @@ class Place:
 def find_place(environment: Mapping[str, str]) -> Place:
     """This process's place, from the variables of torchrun or, in a step of srun, of Slurm; alone without them.
 
-    Raises ConfigError for variables that are not whole.
+    Raises ConfigError for variables that are not whole, or are no numbers.
     """
-    if int(environment.get("WORLD_SIZE", 1)) > 1:
+    if _number(environment, "WORLD_SIZE", 1) > 1:
         names = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
         if missing := [name for name in names if name not in environment]:
             raise ConfigError(
                 f"WORLD_SIZE={environment['WORLD_SIZE']}, but {' and '.join(missing)} is not set: start with torchrun, "
                 "which sets all of them, or unset WORLD_SIZE to train in one process"
             )
-        return Place(int(environment["RANK"]), int(environment["WORLD_SIZE"]), int(environment["LOCAL_RANK"]))
+        _number(environment, "MASTER_PORT")
+        rank, size, local_rank = (_number(environment, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        return Place(rank, size, local_rank)
     # Of a step of srun only: a batch script itself is alone, whatever the job has been given.
-    size = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
+    size = _number(environment, "SLURM_STEP_NUM_TASKS", 1)
     if size == 1:
         return Place()
-    rank, local_rank = int(environment["SLURM_PROCID"]), int(environment["SLURM_LOCALID"])
+    rank, local_rank = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_LOCALID")
     if "MASTER_ADDR" in environment and "MASTER_PORT" in environment:
+        _number(environment, "MASTER_PORT")
         return Place(rank, size, local_rank)
-    job = int(environment["SLURM_JOB_ID"])
-    return Place(rank, size, local_rank, _first_host(environment["SLURM_STEP_NODELIST"]), 20_000 + job % 20_000)
+    return Place(rank, size, local_rank, _first_host(environment["SLURM_STEP_NODELIST"]), step_port(environment))
 
 
-def join(config: Config) -> World:
+def step_port(environment: Mapping[str, str]) -> int:
+    """Another one for each step of each attempt of a Slurm job, below those that Linux gives outgoing connections."""
+    job, attempt, step = (_number(environment, f"SLURM_{name}", 0) for name in ("JOB_ID", "RESTART_COUNT", "STEP_ID"))
+    return 20_000 + (64 * job + 8 * attempt + step) % 12_000
+
+
+def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    text = environment.get(name, "" if default is None else str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(
+            f"{name}={text} is no number: it is the launcher's to set; unset it, or set it right"
+        ) from None
+
+
+def join(config: Config, request: StopRequest | None = None) -> World:
     """Meets the other processes; alone, a world of one. The layout is checked before.
 
-    Raises ConfigError for a layout that does not fit the processes, a device that is not there, a missing package.
+    Raises ConfigError for a layout that does not fit the processes, a device that is not there, a missing package;
+    MeetingError where they do not meet; Stopped where the request comes before they have met.
     """
     place = find_place(os.environ)
     check_layout(config, place.size)
@@ -75,9 +97,33 @@ def join(config: Config) -> World:
         return World(Mesh.single(), device)
     _check_surroundings(device)
     _load_packages()
-    opened, timeout = not dist.is_initialized(), timedelta(seconds=config.health.timeout)
-    if opened:
-        _initialise(place, device, timeout)
+    if dist.is_initialized():
+        return _spread(config, place, device, opened=False)
+    request = StopRequest() if request is None else request
+    if request.requested:
+        raise Stopped
+    _export(place)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return while_listening(lambda limit: _meet(config, place, device, limit), request)
+
+
+def _meet(config: Config, place: Place, device: torch.device, limit: Limit) -> World:
+    """Initialises torch.distributed; in any thread, each of which has a current GPU of its own."""
+    timeout = config.health.timeout
+    store = meet(place.rank, place.size, str(run_folder(config)), min(timeout, MEET_WITHIN), limit)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, store=store, rank=place.rank, world_size=place.size, timeout=timedelta(seconds=timeout)
+    )
+    return _spread(config, place, device, opened=True)
+
+
+def _spread(config: Config, place: Place, device: torch.device, opened: bool) -> World:
+    """The world of the processes of torch.distributed."""
+    timeout = timedelta(seconds=config.health.timeout)
     mesh = Mesh.build(config.parallel.tensor, config.parallel.pipeline, timeout)
     control = dist.new_group(backend="gloo", timeout=timeout)
     saving = dist.new_group(backend="gloo", timeout=SAVING_TIMEOUT)
@@ -147,16 +193,12 @@ def installed(module: str) -> bool:
         return False
 
 
-def _initialise(place: Place, device: torch.device, timeout: timedelta) -> None:
-    # DeepSpeed reads them, and Slurm does not set them.
+def _export(place: Place) -> None:
+    """DeepSpeed reads them, and Slurm does not set them."""
     names = {"RANK": place.rank, "WORLD_SIZE": place.size, "LOCAL_RANK": place.local_rank}
     os.environ |= {name: str(value) for name, value in names.items()}
     if place.host:
         os.environ |= {"MASTER_ADDR": place.host, "MASTER_PORT": str(place.port)}
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=timeout)
 
 
 def _first_host(nodes: str) -> str:

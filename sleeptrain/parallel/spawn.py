@@ -7,6 +7,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from sleeptrain.config.resolved import run_folder
 from sleeptrain.config.schema import Config
-from sleeptrain.errors import CheckpointError, ConfigError, HealthError, UserError, exit_code, told
+from sleeptrain.errors import TOLD_IN_A_LINE, ConfigError, exit_code, told
 from sleeptrain.stop import EXIT_STOPPED, SIGNALS, Stopped, StopRequest, listen, listening
 
 if TYPE_CHECKING:  # torch is loaded by those who train
@@ -59,16 +60,15 @@ def train_in_workers(config: Config, size: int) -> int:
     When one fails or dies, all end, and what it said is shown. Signals are passed on; nothing outlives this process.
     Raises ConfigError for a layout that does not fit, Stopped once all have saved after a signal.
     """
-    import torch.distributed as dist
-
     from sleeptrain.parallel.layout_check import check_layout
+    from sleeptrain.parallel.meeting import open_store
     from sleeptrain.train.status import Status
     from sleeptrain.watch.board import Board
 
     with Status(run_folder(config), writes=True).kept():
         check_layout(config, size)
     # Over the store of this process, which none of the workers takes with it, they meet and are watched.
-    store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    store = open_store("127.0.0.1", 0)
     print(f"sleeptrain: no launcher, so {size} processes are started on this machine", file=sys.stderr, flush=True)
     context = multiprocessing.get_context("spawn")
     workers, reports = list[SpawnProcess](), list[Connection]()
@@ -109,6 +109,8 @@ def _wait(workers: Sequence[SpawnProcess], board: Board) -> tuple[Alarm | None, 
             workers[rank].join()
             code = workers[rank].exitcode
             if code == EXIT_STOPPED:
+                if not board.is_clear:  # one that is stopped before all have met is waited for by the others
+                    _signal_all(workers, signal.SIGTERM)
                 stopped = True
             elif code and ending is None:
                 ending, deadline = _why(rank, code, board), time.monotonic() + GRACE_SECONDS
@@ -200,6 +202,11 @@ def _kill(worker: SpawnProcess) -> None:
     worker.join()
 
 
+def _loopback() -> str | None:
+    """The name of the loopback's interface."""
+    return next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+
+
 def _work(config: Config, rank: int, size: int, port: int, began: float, report: Connection) -> NoReturn:
     """A worker's whole life: its place, the training, its report."""
     listen(StopRequest(began, says=False))
@@ -212,7 +219,10 @@ def _work(config: Config, rank: int, size: int, port: int, began: float, report:
         os._exit(1)  # it has died before that was asked for
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # to torch: whoever started the process holds the store
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # whoever started the process holds the store
+    if (loopback := _loopback()) is not None:  # nobody else is to reach what gloo and NCCL listen at
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, loopback)
     import torch
 
     from sleeptrain.train.trainer import train
@@ -224,7 +234,7 @@ def _work(config: Config, rank: int, size: int, port: int, began: float, report:
         code = train(config)
     except Stopped:
         code = EXIT_STOPPED
-    except (UserError, HealthError, CheckpointError) as error:
+    except TOLD_IN_A_LINE as error:
         code, text = exit_code(error), told(error)
     except BaseException:
         code, text = 1, traceback.format_exc()

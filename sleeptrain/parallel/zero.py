@@ -195,8 +195,8 @@ def wrap(
 def load_deepspeed() -> Any:
     """The deepspeed module, quiet, on the device that torch has, over the torch.distributed that is initialised.
 
-    DeepSpeed asks at its first use which of its C++ parts this machine could compile, and runs compilers to find out; on
-    a CPU it would then compile a library for communication over shared memory (minutes). None of them is used here:
+    DeepSpeed asks at its first use which of its C++ parts this machine could compile, and runs compilers to find out.
+    On a CPU it would then compile a library for communication over shared memory (minutes). None of them is used here:
     gloo and NCCL communicate, and the optimizers are ours. So it is given the answer.
     """
     if not torch.cuda.is_available():

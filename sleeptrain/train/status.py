@@ -42,7 +42,7 @@ class Status:
     """
 
     def __init__(self, folder: Path, writes: bool) -> None:
-        self._path, self._writes = folder / FILE, writes
+        self._path, self.writes = folder / FILE, writes
         self._fields = read_status(folder) or {
             "step": 0,
             "tokens": 0,
@@ -102,7 +102,7 @@ class Status:
             raise
 
     def _write(self, state: State, reason: str | None = None, code: int | None = None) -> None:
-        if not self._writes:
+        if not self.writes:
             return
         with self._lock:
             if self._ended:

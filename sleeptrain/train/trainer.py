@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from sleeptrain.config.resolved import run_folder
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import DivergedError
@@ -36,18 +38,37 @@ def train(config: Config) -> int:
     """
     status = Status(run_folder(config), leads())
     with listening() as request, status.kept():
-        world = join(config)
+        try:
+            world = join(config, request)
+        except Stopped:
+            end_early(status, request.signal_name)
+            raise
         stopping = Stopping(config.train.max_time, request, world)
+        if stopping.skew and world.leads:
+            say(f"warning: {stopping.skew}")
         with watched(config, world, lambda alarm: status.end(State.FAILED, alarm.text, alarm.code)) as whereabouts:
-            finished = not stopping.agreed() and train_watched(Run(config, world, whereabouts, stopping, status))
-        if finished:
-            status.end(State.FINISHED)
+            early = stopping.agreed()
+            finished = not early and train_watched(Run(config, world, whereabouts, stopping, status))
+        if early:
+            end_early(status, stopping.reason)
         else:
-            status.end(State.STOPPED, stopping.reason)
+            status.end(State.FINISHED if finished else State.STOPPED, None if finished else stopping.reason)
         world.close()
         if not finished:
             raise Stopped
     return 0
+
+
+def end_early(status: Status, reason: str | None) -> None:
+    """The run is stopped before it was opened."""
+    status.end(State.STOPPED, reason)
+    if status.writes:
+        say(f"{reason}: stopped before the run was opened; the same command starts it again")
+
+
+def say(line: str) -> None:
+    """Before the run is opened, which then has lines of its own."""
+    print(f"sleeptrain: {line}", file=sys.stderr, flush=True)
 
 
 def train_watched(run: Run) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -43,14 +45,14 @@ def nothing_left_of(process: subprocess.Popen[str]) -> Iterator[None]:
 
 
 @contextmanager
-def started(folder: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
+def started(folder: Path, *more: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """A run over two stages; nothing of it is left behind."""
     arguments = [*settings(folder, "train.micro_batch=4", "checkpoint.every=0", *more), "parallel.pipeline=2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "sleeptrain", "train", *arguments],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
     with nothing_left_of(process):
         yield process
@@ -128,23 +130,58 @@ def test_a_worker_that_begins_when_its_starter_is_gone_ends_at_once(tmp_path: Pa
             os.kill(worker, signal.SIGKILL)
 
 
-@pytest.mark.timeout(120)
-def test_a_signal_saves_in_all(tmp_path: Path) -> None:
-    with started(tmp_path, LONG) as process:
-        wait_for_steps(tmp_path, process)
+class Stopped(NamedTuple):
+    """A run that was told to stop. compiled: what it has called of compilers. listened: addresses, in its steps."""
+
+    folder: Path
+    code: int
+    said: str
+    compiled: str
+    listened: set[str]
+
+
+@pytest.fixture(scope="module")
+def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
+    folder = tmp_path_factory.mktemp("stopped")
+    calls, tools = folder / "calls", folder / "tools"
+    tools.mkdir()
+    for name in ("cc", "gcc", "g++", "c++", "clang", "ld", "ninja", "nvcc"):
+        (tools / name).write_text(f'#!/bin/sh\necho "$0 $*" >>{calls}\nexit 1\n')
+        (tools / name).chmod(0o755)
+    with started(folder, LONG, PATH=f"{tools}:{os.environ['PATH']}") as process:
+        wait_for_steps(folder, process)
+        sockets = [c for p in (psutil.Process(process.pid), *workers_of(process)) for c in p.net_connections("tcp")]
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=30)
-        assert process.returncode == EXIT_STOPPED, said
-    saved = contents(checkpoints(tmp_path / "r" / "checkpoints")[-1])
-    assert saved["step"] == records(tmp_path)[-1]["step"] >= 2
-    assert f"SIGTERM: saved at step {saved['step']}" in said
+        _, said = process.communicate(timeout=90)
+    listened = {c.laddr.ip for c in sockets if c.status == psutil.CONN_LISTEN}
+    return Stopped(folder, process.returncode, said, calls.read_text() if calls.exists() else "", listened)
+
+
+@pytest.mark.timeout(240)
+def test_a_signal_saves_in_all(stopped_run: Stopped) -> None:
+    assert stopped_run.code == EXIT_STOPPED, stopped_run.said
+    saved = contents(checkpoints(stopped_run.folder / "r" / "checkpoints")[-1])
+    assert saved["step"] == records(stopped_run.folder)[-1]["step"] >= 2
+    assert f"SIGTERM: saved at step {saved['step']}" in stopped_run.said
+
+
+@pytest.mark.timeout(240)
+def test_a_start_compiles_nothing_and_says_nothing_of_other_packages(stopped_run: Stopped) -> None:
+    own = re.compile(r"sleeptrain: |r: |step \d+\b|SIGTERM: |time limit ")
+    assert [line for line in stopped_run.said.splitlines() if not own.match(line)] == []
+    assert stopped_run.compiled == ""
+
+
+@pytest.mark.timeout(240)
+def test_nobody_else_reaches_what_the_processes_meet_and_speak_over(stopped_run: Stopped) -> None:
+    assert stopped_run.listened == {"127.0.0.1"}
 
 
 @pytest.mark.timeout(60)
 def test_a_mistake_that_all_workers_find_is_told_once(tmp_path: Path) -> None:
     missing = f"data.shards.sources=[{{train: {tmp_path / 'none'}, validation: {tmp_path / 'none'}}}]"
     with started(tmp_path, "data=stdlib", "data.shards.tokenizer=''", missing) as process:
-        _, said = process.communicate(timeout=50)
+        _, said = process.communicate(timeout=200)
     assert process.returncode == 2, said
     assert said.count(str(tmp_path / "none")) == 1 and "Traceback" not in said
 
