@@ -29,6 +29,7 @@ T = TypeVar("T")
 MEET_WITHIN = 300.0
 # Seconds in which a store answers; what does not is another program.
 ANSWER_WITHIN = 20.0
+RETRY = timedelta(seconds=1)
 # Seconds in which processes that have all come may finish what they began, after a signal.
 FINISH_WITHIN = 2.0
 # Seconds between two looks.
@@ -192,12 +193,10 @@ def _reach(address: str, port: int, until: float, limit: Limit) -> dist.Store:
         f"another program answers at {place}, where the processes of this run are to meet: export another MASTER_PORT, "
         f"or end that program (on that machine, ss -ltnp 'sport = :{port}' names it)"
     )
-    # A store that does not answer is waited for without end: the limit ends that.
+    # What does not answer is waited for without end, which the limit ends; what answers wrongly is asked for RETRY.
     with limit.of(ANSWER_WITHIN, text):
         try:
-            return dist.TCPStore(
-                address, port, None, False, timeout=timedelta(seconds=ANSWER_WITHIN), wait_for_workers=False
-            )
+            return dist.TCPStore(address, port, None, False, timeout=RETRY, wait_for_workers=False)
         except dist.DistError:
             raise MeetingError(text) from None
 

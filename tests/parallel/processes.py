@@ -26,6 +26,8 @@ import torch.distributed as dist
 
 # How long the other ranks may go on after one has failed: long enough to report their own errors.
 GRACE_SECONDS = 2.0
+# How long a test waits for what must come, however busy the machine is.
+PATIENCE = 240.0
 PR_SET_PDEATHSIG = 1
 
 

@@ -19,7 +19,8 @@ from typing import NoReturn
 import torch
 
 from sleeptrain.config.schema import Config
-from sleeptrain.errors import UserError
+from sleeptrain.errors import TOLD_IN_A_LINE, exit_code, told
+from sleeptrain.stop import EXIT_STOPPED, Stopped
 from sleeptrain.train import trainer
 from tests.parallel.processes import PR_SET_PDEATHSIG
 from tests.watch.faults import Fault, install
@@ -43,12 +44,10 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def started(folder: Path, config: Config, size: int, fault: Fault | None) -> Iterator[Ranks]:
-    """The run; nothing of it is left behind."""
+def started(folder: Path, config: Config, size: int, fault: Fault | None, port: int = 0) -> Iterator[Ranks]:
+    """The run; nothing of it is left behind. port: where the processes meet, or any that is free."""
     context, workers = multiprocessing.get_context("fork"), list[BaseProcess]()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = port or free_port()
     try:
         for rank in range(size):
             workers.append(context.Process(target=_work, args=(folder, config, rank, size, port, fault)))
@@ -59,6 +58,12 @@ def started(folder: Path, config: Config, size: int, fault: Fault | None) -> Ite
             if worker.is_alive():
                 worker.kill()
             worker.join()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _work(folder: Path, config: Config, rank: int, size: int, port: int, fault: Fault | None) -> NoReturn:
@@ -73,9 +78,11 @@ def _work(folder: Path, config: Config, rank: int, size: int, port: int, fault: 
         if fault is not None:
             install(fault)
         code = trainer.train(config)
-    except UserError as error:
-        print(f"sleeptrain: {error}", file=sys.stderr)
-        code = 2
+    except TOLD_IN_A_LINE as error:
+        print(told(error), file=sys.stderr)
+        code = exit_code(error)
+    except Stopped:
+        code = EXIT_STOPPED
     except BaseException:
         traceback.print_exc()
     sys.stderr.flush()
