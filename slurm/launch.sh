@@ -64,12 +64,22 @@ launch() {
 }
 
 set_environment() {
-    # The tasks meet on the first node. Each job has a port of its own there.
     MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+    export MASTER_ADDR
     export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
     # Since Slurm 22.05 srun takes it from here alone.
     [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+}
+
+# The tasks of a step meet on the first node, at another port in each step of each attempt: one that is occupied costs
+# an attempt. Below those that the system gives to outgoing connections, which may be taken at any moment.
+steps=0
+choose_port() {
+    local first=32768
+    read -r first _ 2>/dev/null </proc/sys/net/ipv4/ip_local_port_range
+    [ "$first" -gt 20000 ] 2>/dev/null || first=32768
+    steps=$((steps + 1))
+    export MASTER_PORT=$((first - 1 - (SLURM_JOB_ID * 64 + ${SLURM_RESTART_COUNT:-0} * 8 + steps) % 10000))
 }
 
 # step SRUN-FLAGS... -- WORDS...: runs Python with these words in the job, in its container if it has one; the exit code.
@@ -77,6 +87,7 @@ step() {
     local flags=() code last
     while [ "$1" != -- ]; do flags+=("$1") && shift; done
     [ -z "$asked$ended" ] || return 75
+    choose_port
     srun "${flags[@]}" "${container_flags[@]}" "${inside[@]}" "$PYTHON" "${@:2}" &
     srun_pid=$!
     # A trap interrupts `wait`, which then returns a code that is not srun's.

@@ -86,3 +86,22 @@ def test_enroot(tmp_path: Path) -> None:
 
 def test_another_runtime_is_refused(tmp_path: Path) -> None:
     assert "CONTAINER_RUNTIME=docker: write pyxis, apptainer or enroot" in words("docker", tmp_path)
+
+
+def ports(job: int, attempt: int) -> list[int]:
+    """Where the tasks of an attempt's steps are told to meet."""
+    script = (
+        "source slurm/launch.sh; srun() { echo \"$MASTER_PORT\"; }; inside=() container_flags=() asked= ended= PYTHON=; "
+        "for i in 1 2 3; do step -- words; done"
+    )
+    given = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": str(job), "SLURM_RESTART_COUNT": str(attempt)}
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=given, capture_output=True, text=True, check=False)
+    return [int(line) for line in done.stdout.split()]
+
+
+def test_each_step_of_each_attempt_meets_at_a_port_of_its_own() -> None:
+    """None that the system may give to an outgoing connection meanwhile."""
+    found = [ports(job, attempt) for job in (1234567, 1234568) for attempt in range(3)]
+    assert all(len(steps) == 3 for steps in found)
+    assert len({port for steps in found for port in steps}) == 18
+    assert all(10_000 < port < 32_768 for steps in found for port in steps)
