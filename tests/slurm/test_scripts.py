@@ -91,7 +91,7 @@ def test_another_runtime_is_refused(tmp_path: Path) -> None:
 def ports(job: int, attempt: int) -> list[int]:
     """Where the tasks of an attempt's steps are told to meet."""
     script = (
-        "source slurm/launch.sh; srun() { echo \"$MASTER_PORT\"; }; inside=() container_flags=() asked= ended= PYTHON=; "
+        'source slurm/launch.sh; srun() { echo "$MASTER_PORT"; }; inside=() container_flags=() asked= ended= PYTHON=; '
         "for i in 1 2 3; do step -- words; done"
     )
     given = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": str(job), "SLURM_RESTART_COUNT": str(attempt)}

@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 import torch
 
+from sleeptrain import stop
 from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config.compose import compose
 from sleeptrain.data.assemble import Assembler
 from sleeptrain.errors import ConfigError
 from sleeptrain.stop import EXIT_STOPPED, SIGNALS, Stopped
-from sleeptrain.train import trainer
+from sleeptrain.train import stopping, trainer
 from sleeptrain.train.metrics import read_metrics
 from sleeptrain.train.run import Run
 from sleeptrain.train.status import read_status
@@ -170,22 +171,61 @@ def test_a_run_that_waits_for_data_stops(
     assert same(tmp_path / "waiting", tmp_path / "whole")
 
 
+class Clock:
+    """A clock that stands still until it is set."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return 1.7e9 + self.now
+
+
 def test_the_time_limit_is_kept_with_room_for_a_step_and_a_save(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    began = time.time()
-    step = stopped(tmp_path, "train.max_time=6s", f"train.tokens={10_000 * 56}")
-    assert time.time() < began + 6 and 0 < step < 10_000
+    """Steps take a second, and saves two: 1.5 * (1 + 2) + 5 of 20 seconds are kept free."""
+    clock, advance = Clock(), Run.advance
+    monkeypatch.setattr(stopping, "time", clock)
+    monkeypatch.setattr(stop, "time", clock)
+
+    def advanced(run: Run, *step: Any) -> None:
+        advance(run, *step)
+        run.stopping.save_needs = 2.0
+        clock.now += 1
+
+    monkeypatch.setattr(Run, "advance", advanced)
+    assert stopped(tmp_path, "train.max_time=20s", f"train.tokens={10_000 * 56}") == 11
     said = capsys.readouterr().err
-    assert "time limit in 0:00:0" in said and re.search(r"time limit \(\d+ s kept free: .* saved at step", said)
-    monkey_free = run(tmp_path / "free", "train.max_time=null")
-    assert monkey_free.train.max_time is None
+    kept = "time limit (10 s kept free: the longest step so far took 1.0 s, the last save may take 2.0 s)"
+    assert "time limit in 0:00:20" in said and f"{kept}: saved at step 11" in said
+    clock.now += 10**6
+    run(tmp_path / "free", "train.max_time=null")
 
 
-def test_the_end_of_the_slurm_job_is_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_is_set_while_a_run_goes_on_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, date = Run.open, time.time
+
+    def opened(run: Run) -> Run:
+        monkeypatch.setattr(time, "time", lambda: date() + 10 * 3600)
+        return begin(run)
+
+    monkeypatch.setattr(Run, "open", opened)
+    run(tmp_path, "train.max_time=9h")
+    assert status(tmp_path)["state"] == "finished"
+
+
+def test_the_end_of_the_slurm_job_is_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 3))
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     assert stopped_early(tmp_path)
+    assert re.match(
+        r"sleeptrain: time limit \(5 s kept free.*: stopped before the run was opened", capsys.readouterr().err
+    )
     monkeypatch.setenv("SLURM_JOB_END_TIME", "soon")
     with pytest.raises(ConfigError, match="SLURM_JOB_END_TIME=soon"):
         run(tmp_path)
