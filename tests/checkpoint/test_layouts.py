@@ -101,7 +101,6 @@ def check_shares(shares: list[dict[str, torch.Tensor]], layout: Layout) -> None:
         assert all(sum(sizes) <= total / per_stage + largest for sizes in stage)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("pair", COVERING)
 def test_another_layout(
     written: dict[int, Path], tmp_path: Path, tiny_shards: tuple[str, ...], pair: tuple[int, int]
@@ -110,7 +109,6 @@ def test_another_layout(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("pair", LATER)
 def test_every_other_pair_of_layouts(
     written: dict[int, Path], tmp_path: Path, tiny_shards: tuple[str, ...], pair: tuple[int, int]

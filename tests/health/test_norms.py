@@ -105,7 +105,6 @@ def norms(folder: Path) -> list[dict[str, dict[str, float]]]:
     return [r["norms"] for r in records(folder) if "norms" in r]
 
 
-@pytest.mark.timeout(150)
 @pytest.mark.usefixtures("imported")
 @pytest.mark.parametrize(
     ("spread", "more", "ranks"),

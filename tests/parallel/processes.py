@@ -35,7 +35,7 @@ class RankError(AssertionError):
     """A rank raised, died or did not finish; the message holds every rank's report."""
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60) -> list[Any]:
+def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = PATIENCE) -> list[Any]:
     """Calls `function(*args)` on each of `world_size` gloo ranks and returns what they returned, by rank.
 
     `function` and `args` may be closures: the workers are forks. What it returns must go through torch.save. Raises

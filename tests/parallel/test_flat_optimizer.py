@@ -154,7 +154,7 @@ def joined(results: Sequence[dict[str, Any]], tensor_size: int, which: int) -> d
 )
 def test_equals_the_single_process_in_fp64(world: int, tensor_size: int, scaling: str) -> None:
     weights, state = single_process(scaling)
-    results = run_ranks(partitioned, world, tensor_size, scaling, timeout=60)
+    results = run_ranks(partitioned, world, tensor_size, scaling)
     found, kept = joined(results, tensor_size, 2), joined(results, tensor_size, 3)
     for name, role in ROLES.items():
         torch.testing.assert_close(found[name], weights[name], rtol=0, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
@@ -166,7 +166,7 @@ def test_equals_the_single_process_in_fp64(world: int, tensor_size: int, scaling
 
 
 def test_the_state_is_cut_as_the_weights_are() -> None:
-    results = run_ranks(partitioned, 3, 1, "moonshot", timeout=60)
+    results = run_ranks(partitioned, 3, 1, "moonshot")
     per_element = {"muon": 1, "adamw": 2}
     weights = sum(torch.Size(s).numel() * per_element[ROLES[n].kind] for n, s in SHAPES.items())
     padding = PADDING * (1 + 2)
@@ -176,7 +176,7 @@ def test_the_state_is_cut_as_the_weights_are() -> None:
 
 def test_a_layout_with_a_gap_is_refused() -> None:
     with pytest.raises(AssertionError, match=r"do not cover its .* elements exactly once"):
-        run_ranks(partitioned, 2, 1, "moonshot", True, timeout=60)
+        run_ranks(partitioned, 2, 1, "moonshot", True)
 
 
 @pytest.mark.parametrize(

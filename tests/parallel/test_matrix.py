@@ -191,7 +191,6 @@ def deviations(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) 
     }
 
 
-@pytest.mark.timeout(100)
 @pytest.mark.parametrize(("layout", "sleep"), list(matrix()))
 def test_a_run_equals_that_of_one_process(
     tmp_path: Path,
@@ -207,7 +206,7 @@ def test_a_run_equals_that_of_one_process(
     assert any(name.startswith("carried") for name in wanted), "memory goes on"
     config = configuration(text, tmp_path, layout, sleep, rows_at_once(layout))
     ranks = layout.size
-    assert run_ranks(trainer.train, ranks, config, timeout=60) == [0] * ranks
+    assert run_ranks(trainer.train, ranks, config) == [0] * ranks
     found = deviations(numbers(tmp_path), wanted)
     record_property("deviations", {part: worst(found, part) for part in ("step", "model", "optim", "carried")})
     assert not {name: deviation for name, deviation in found.items() if not deviation <= TOLERANCE}
@@ -238,7 +237,6 @@ def frozen_start(tmp_path_factory: pytest.TempPathFactory, text: Path) -> dict[s
     return numbers(folder)
 
 
-@pytest.mark.timeout(100)
 @pytest.mark.parametrize(
     "layout", [Layout(2, 2, 1, 1), Layout(1, 1, 2, 1), Layout(1, 1, 2, 2), Layout(1, 1, 2, 3)], ids=str
 )
@@ -248,7 +246,7 @@ def test_inserted_blocks_first_then_all(
     """What a model of Jet blocks learns when parts are frozen in turn, at rates of their own."""
     config = configuration(text, tmp_path, layout, SLEEPS[4], rows_at_once(layout), NOT_IN_THE_MATRIX)
     ranks = layout.tensor * layout.pipeline * layout.data
-    assert run_ranks(trainer.train, ranks, config, timeout=60) == [0] * ranks
+    assert run_ranks(trainer.train, ranks, config) == [0] * ranks
     found = deviations(numbers(tmp_path), frozen_start)
     assert not {name: deviation for name, deviation in found.items() if not deviation <= OF_SMALL_GRADIENTS}
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from sleeptrain.parallel.mesh import Mesh
-from tests.parallel.processes import run_ranks
+from tests.parallel.processes import PATIENCE, run_ranks
 
 
 def _places() -> list[tuple[int, int, float]]:
@@ -45,4 +45,4 @@ def test_a_single_process_does_not_import_megatron():
         "from tests.models import tiny_config; build_model(tiny_config(), Mesh.single());"
         "assert not any(name.startswith(('megatron', 'deepspeed')) for name in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)

@@ -165,7 +165,6 @@ CASES = {
 }
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("rows_a_sequence", [1, 2, 4])
 def test_two_stages(name: str, rows_a_sequence: int) -> None:
@@ -173,14 +172,12 @@ def test_two_stages(name: str, rows_a_sequence: int) -> None:
     assert_same(case, Layout((0, 2, len(case.layers)), rows_a_sequence=rows_a_sequence))
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", CASES)
 def test_four_stages(name: str) -> None:
     case = CASES[name]
     assert_same(case, Layout((0, 1, 2, 3, len(case.layers)), rows_a_sequence=1))
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "name",
     [
@@ -197,6 +194,5 @@ def test_tensor_ranks_in_stages(name: str) -> None:
     assert_same(case, Layout((0, 2, len(case.layers)), tensor=2))
 
 
-@pytest.mark.timeout(120)
 def test_one_stage_needs_no_messages() -> None:
     assert_same(CASES["three passes"], Layout((0, 4)))

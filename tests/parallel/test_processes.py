@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.parallel.processes import RankError, run_ranks
+from tests.parallel.processes import PATIENCE, RankError, run_ranks
 
 
 def _sum(offset: int) -> torch.Tensor:
@@ -23,38 +23,37 @@ def test_ranks_speak_to_each_other_and_return_tensors_by_rank():
     assert [float(x) for x in run_ranks(_sum, 3, 10)] == [33.0] * 3
 
 
+@pytest.mark.timeout(int(PATIENCE))
 def test_an_error_of_one_rank_comes_back_with_its_traceback_while_the_others_wait():
     def one_fails() -> None:
         if dist.get_rank() == 1:
             raise ValueError("rank one fell over")
-        dist.barrier()
+        time.sleep(2 * PATIENCE)  # unless it is ended with the other
 
-    start = time.monotonic()
     with pytest.raises(RankError, match=r"rank 1 raised(?s:.)*one_fails(?s:.)*rank one fell over"):
-        run_ranks(one_fails, 2, timeout=30)
-    assert time.monotonic() - start < 10
+        run_ranks(one_fails, 2)
 
 
 def test_a_rank_that_hangs_is_ended_with_all_that_it_started_and_says_where_it_was(tmp_path):
     def hang() -> None:
-        child = subprocess.Popen(["sleep", "100"])
+        child = subprocess.Popen(["sleep", "1000"])
         (tmp_path / str(dist.get_rank())).write_text(str(child.pid))
-        time.sleep(100)
+        time.sleep(1000)
 
-    with pytest.raises(RankError, match=r"rank 0 did not finish in 1.5 s(?s:.)*in hang"):
-        run_ranks(hang, 2, timeout=1.5)
+    with pytest.raises(RankError, match=r"rank 0 did not finish in 10 s(?s:.)*in hang"):
+        run_ranks(hang, 2, timeout=10)  # by then they are there, however busy the machine is
     for rank in range(2):
         assert _ended(int((tmp_path / str(rank)).read_text()))
 
 
 def test_a_rank_that_is_killed_is_reported():
     with pytest.raises(RankError, match="rank 1 did not finish"):
-        run_ranks(lambda: os.kill(os.getpid(), signal.SIGKILL) if dist.get_rank() else None, 2, timeout=20)
+        run_ranks(lambda: os.kill(os.getpid(), signal.SIGKILL) if dist.get_rank() else None, 2)
 
 
 def _ended(pid: int) -> bool:
     """Gone, or a zombie that nobody waits for (a container without an init process)."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]

@@ -26,6 +26,7 @@ from sleeptrain.parallel.launch import find_place
 from sleeptrain.parallel.spawn import num_workers
 from sleeptrain.stop import EXIT_STOPPED
 from tests.checkpoint.contents import contents
+from tests.parallel.processes import PATIENCE
 from tests.parallel.test_train import records, settings
 
 pytest.importorskip("megatron.core")
@@ -64,7 +65,7 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def wait_for_steps(folder: Path, process: subprocess.Popen[str]) -> None:
-    path, deadline = folder / "r" / "metrics.jsonl", time.monotonic() + 90
+    path, deadline = folder / "r" / "metrics.jsonl", time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         if path.exists() and path.read_text().count("\n") >= 3:
             return
@@ -75,31 +76,28 @@ def wait_for_steps(folder: Path, process: subprocess.Popen[str]) -> None:
 LONG = f"train.tokens={100_000 * 56}"
 
 
-@pytest.mark.timeout(120)
 def test_the_death_of_a_worker_ends_all(tmp_path: Path) -> None:
     with started(tmp_path, LONG) as process:
         wait_for_steps(tmp_path, process)
         workers = workers_of(process)
         assert len(workers) == 2
         workers[1].kill()
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode != 0
         assert "2 processes are started on this machine" in said and "failed, and all have been ended" in said
         assert "sleeptrain: rank 1 was ended by SIGKILL at " in said and "Traceback" not in said
         assert not any(worker.is_running() for worker in workers)
 
 
-@pytest.mark.timeout(120)
 def test_workers_do_not_outlive_who_started_them(tmp_path: Path) -> None:
     with started(tmp_path, LONG) as process:
         wait_for_steps(tmp_path, process)
         workers = workers_of(process)
         process.kill()
-        _, alive = psutil.wait_procs(workers, timeout=10)
+        _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
         assert not [w for w in alive if w.status() != psutil.STATUS_ZOMBIE]
 
 
-@pytest.mark.timeout(60)
 def test_a_worker_that_begins_when_its_starter_is_gone_ends_at_once(tmp_path: Path) -> None:
     """It would look for the run's store, which is gone too, until `health.timeout`."""
     config = compose([*settings(tmp_path), "parallel.pipeline=2"])
@@ -121,7 +119,7 @@ def test_a_worker_that_begins_when_its_starter_is_gone_ends_at_once(tmp_path: Pa
     sender.close()
     worker = receiver.recv()
     try:
-        assert receiver.poll(20), "it still lives"
+        assert receiver.poll(PATIENCE), "it still lives"
         with pytest.raises(EOFError):
             receiver.recv()
     finally:
@@ -152,12 +150,11 @@ def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
         wait_for_steps(folder, process)
         sockets = [c for p in (psutil.Process(process.pid), *workers_of(process)) for c in p.net_connections("tcp")]
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=90)
+        _, said = process.communicate(timeout=PATIENCE)
     listened = {c.laddr.ip for c in sockets if c.status == psutil.CONN_LISTEN}
     return Stopped(folder, process.returncode, said, calls.read_text() if calls.exists() else "", listened)
 
 
-@pytest.mark.timeout(240)
 def test_a_signal_saves_in_all(stopped_run: Stopped) -> None:
     assert stopped_run.code == EXIT_STOPPED, stopped_run.said
     saved = contents(checkpoints(stopped_run.folder / "r" / "checkpoints")[-1])
@@ -165,23 +162,20 @@ def test_a_signal_saves_in_all(stopped_run: Stopped) -> None:
     assert f"SIGTERM: saved at step {saved['step']}" in stopped_run.said
 
 
-@pytest.mark.timeout(240)
 def test_a_start_compiles_nothing_and_says_nothing_of_other_packages(stopped_run: Stopped) -> None:
     own = re.compile(r"sleeptrain: |r: |step \d+\b|SIGTERM: |time limit ")
     assert [line for line in stopped_run.said.splitlines() if not own.match(line)] == []
     assert stopped_run.compiled == ""
 
 
-@pytest.mark.timeout(240)
 def test_nobody_else_reaches_what_the_processes_meet_and_speak_over(stopped_run: Stopped) -> None:
     assert stopped_run.listened == {"127.0.0.1"}
 
 
-@pytest.mark.timeout(60)
 def test_a_mistake_that_all_workers_find_is_told_once(tmp_path: Path) -> None:
     missing = f"data.shards.sources=[{{train: {tmp_path / 'none'}, validation: {tmp_path / 'none'}}}]"
     with started(tmp_path, "data=stdlib", "data.shards.tokenizer=''", missing) as process:
-        _, said = process.communicate(timeout=200)
+        _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2, said
     assert said.count(str(tmp_path / "none")) == 1 and "Traceback" not in said
 

@@ -21,7 +21,7 @@ from sleeptrain.train.metrics import read_metrics
 from sleeptrain.train.status import read_status
 from sleeptrain.watch.whereabouts import Location, Phase
 from tests.checkpoint.contents import contents
-from tests.parallel.processes import run_ranks
+from tests.parallel.processes import PATIENCE, run_ranks
 from tests.parallel.test_spawn import LONG, started, wait_for_steps, workers_of
 from tests.parallel.test_train import layout, records, settings
 from tests.train.test_stop import signalled
@@ -46,7 +46,6 @@ def status(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("rank", "place", "step"),
     [(2, Location(2, Phase.BACKWARD, 1, 2), 2), (3, Location(1, Phase.EVALUATION), 1)],
@@ -56,12 +55,12 @@ def test_one_of_four_ranks_is_told(tmp_path: Path, rank: int, place: Location, s
     """Two stages of two replicas. All stop after the same step, and go on as if nothing had been."""
     more = (*layout(1, 2, 1), "train.micro_batch=2", "train.eval_every=1", "checkpoint.every=0")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert run_ranks(told, 4, -1, place, *settings(whole, *more), timeout=80) == [0] * 4
-    assert run_ranks(told, 4, rank, place, *settings(stopped, *more), timeout=80) == [EXIT_STOPPED] * 4
+    assert run_ranks(told, 4, -1, place, *settings(whole, *more)) == [0] * 4
+    assert run_ranks(told, 4, rank, place, *settings(stopped, *more)) == [EXIT_STOPPED] * 4
     found = status(stopped)
     assert (found["state"], found["reason"], found["step"]) == ("stopped", f"SIGUSR1 to rank {rank}", step)
     assert found["attempt"]["hosts"] == [socket.gethostname()] and found["attempt"]["processes"] == 4
-    assert run_ranks(told, 4, -1, place, *settings(stopped, *more), timeout=80) == [0] * 4
+    assert run_ranks(told, 4, -1, place, *settings(stopped, *more)) == [0] * 4
     assert without_times(stopped) == without_times(whole)
 
 
@@ -71,42 +70,38 @@ def without_times(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_a_worker_that_is_told_stops_all(tmp_path: Path) -> None:
     with started(tmp_path, LONG) as process:
         wait_for_steps(tmp_path, process)
         workers_of(process)[1].send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == EXIT_STOPPED, said
     assert "SIGTERM to rank 1: saved at step" in said and "failed" not in said
     assert status(tmp_path)["step"] == contents(checkpoints(tmp_path / "r" / "checkpoints")[-1])["step"]
 
 
-@pytest.mark.timeout(120)
 def test_signals_while_workers_are_started_are_not_lost(tmp_path: Path) -> None:
     """Neither kills a worker that does not listen yet, and none of them misses it."""
     with started(tmp_path, LONG) as process:
         while not psutil.Process(process.pid).children():
             assert process.poll() is None
         process.send_signal(signal.SIGUSR1)
-        _, said = process.communicate(timeout=90)
+        _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == EXIT_STOPPED, said
     assert (status(tmp_path)["state"], status(tmp_path)["step"]) == ("stopped", 0)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_the_status_knows_of_a_leader_that_was_killed(tmp_path: Path) -> None:
     with started(tmp_path, LONG) as process:
         wait_for_steps(tmp_path, process)
         workers_of(process)[0].kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
     found = status(tmp_path)
     assert (found["state"], found["exit_code"]) == ("failed", 137) and "rank 0 was ended by SIGKILL" in found["reason"]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)
 def test_torchrun(tmp_path: Path) -> None:
     """It hides the workers' code; the run folder tells."""
     arguments = settings(tmp_path, "train.micro_batch=4", "checkpoint.every=0", LONG)
@@ -120,7 +115,7 @@ def test_torchrun(tmp_path: Path) -> None:
     try:
         wait_for_steps(tmp_path, process)
         process.terminate()
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=PATIENCE)
     finally:
         for one in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
             one.kill()

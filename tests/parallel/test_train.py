@@ -77,7 +77,7 @@ def train(folder: Path, *more: str, ranks: int = 1) -> None:
     if ranks == 1:
         assert trainer.train(config) == 0
     else:
-        assert run_ranks(trainer.train, ranks, config, timeout=120) == [0] * ranks
+        assert run_ranks(trainer.train, ranks, config) == [0] * ranks
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -129,7 +129,6 @@ def one_process(tmp_path_factory: pytest.TempPathFactory, imported: None) -> Pat
     return folder
 
 
-@pytest.mark.timeout(150)
 @pytest.mark.parametrize(
     ("tensor", "pipeline", "data", "zero"),
     [
@@ -146,7 +145,6 @@ def test_a_run_equals_that_of_one_process(
     assert_same(tmp_path, one_process)
 
 
-@pytest.mark.timeout(150)
 def test_weights_cut_over_replicas_and_tensor_ranks(tmp_path: Path, one_process: Path) -> None:
     """ZeRO-3 takes one backward a step."""
     train(tmp_path, *layout(2, 1, 3), ranks=4)
@@ -165,7 +163,6 @@ def text(tiny_shards: tuple[str, ...]) -> tuple[str, ...]:
     return (*tiny_shards, "data.batch=4", "train.micro_batch=1", f"train.tokens={3 * 4 * 40}")
 
 
-@pytest.mark.timeout(150)
 def test_tokens_between_mixers_split_over_tensor_ranks(
     tmp_path: Path, one_process_on_text: Path, tiny_shards: tuple[str, ...]
 ) -> None:
@@ -174,7 +171,6 @@ def test_tokens_between_mixers_split_over_tensor_ranks(
     assert_same(tmp_path, one_process_on_text)
 
 
-@pytest.mark.timeout(150)
 @pytest.mark.parametrize(
     "more",
     [
@@ -189,7 +185,6 @@ def test_two_stages_of_two_replicas(tmp_path: Path, tiny_shards: tuple[str, ...]
     assert_same(tmp_path / "four", tmp_path / "one")
 
 
-@pytest.mark.timeout(150)
 @pytest.mark.parametrize(("pipeline", "zero"), [(1, 1), (1, 2), (2, 2)])
 def test_a_replica_without_a_target_takes_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: int, zero: int
@@ -207,7 +202,6 @@ def test_a_replica_without_a_target_takes_part(
     assert_same(tmp_path / "parts", tmp_path / "one")
 
 
-@pytest.mark.timeout(150)
 def test_bf16_in_stages(tmp_path: Path) -> None:
     for name, ranks in (("one", 1), ("two", 2)):
         train(tmp_path / name, "train.precision=bf16", *layout(1, ranks, 1), "train.micro_batch=2", ranks=ranks)
@@ -216,7 +210,6 @@ def test_bf16_in_stages(tmp_path: Path) -> None:
     assert first["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-3)
 
 
-@pytest.mark.timeout(150)
 @pytest.mark.parametrize("zero", [1, 2])
 def test_a_step_that_is_not_finite_is_skipped_by_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], zero: int
@@ -241,7 +234,6 @@ def test_a_step_that_is_not_finite_is_skipped_by_all(
     assert all(torch.equal(after[name], w) for name, w in before.items()), "the broken step changes nothing"
 
 
-@pytest.mark.timeout(150)
 def test_too_few_micro_batches_are_warned_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = tmp_path / "said"
 
@@ -282,7 +274,6 @@ def test_what_is_not_supported_is_refused_before_anything_is_written(
     assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.timeout(150)
 def test_each_stage_knows_which_round_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the forwards and backwards of training, and in an evaluation."""
     made, seen, opened = list[Run](), set[tuple[Any, ...]](), Run.open
@@ -302,6 +293,6 @@ def test_each_stage_knows_which_round_it_runs(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Run, "open", lambda self: (made.append(self), opened(self))[1])
     monkeypatch.setattr(sequence, "run_layers", spied)
     config = compose(settings(tmp_path, *layout(1, 2, 1), "train.micro_batch=2"))
-    for rounds in run_ranks(ranked, 2, config, timeout=100):
+    for rounds in run_ranks(ranked, 2, config):
         phases = (Phase.FORWARD, Phase.BACKWARD, Phase.EVALUATION)
         assert rounds == {(phase, *place) for phase in phases for place in ((1, 1), (1, 2), (2, 1))}

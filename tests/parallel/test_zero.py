@@ -71,12 +71,12 @@ def untied() -> Hybrid:
 def test_equals_one_process(world: int, zero: int, pieces: Any) -> None:
     wanted = cases.single_process()
     assert min(wanted["norms"]) > 10 * cases.OPTIM.clip_norm  # every step is clipped
-    assert_equal(run_ranks(cases.data_parallel, world, zero, pieces, timeout=60), wanted)
+    assert_equal(run_ranks(cases.data_parallel, world, zero, pieces), wanted)
 
 
 @pytest.mark.parametrize("zero", [1, 3])
 def test_equals_one_process_with_an_untied_head(zero: int) -> None:
-    results = run_ranks(cases.data_parallel, 2, zero, cases.whole_rounds, untied, timeout=60)
+    results = run_ranks(cases.data_parallel, 2, zero, cases.whole_rounds, untied)
     assert_equal(results, cases.single_process(untied))
 
 
@@ -84,9 +84,7 @@ def test_equals_one_process_with_an_untied_head(zero: int) -> None:
 def test_nothing_is_clipped_without_a_limit_and_the_norm_is_still_told(zero: int) -> None:
     config = OptimConfig(clip_norm=0.0, muon_scaling="moonshot")
     wanted = cases.single_process(steps=2, config=config)
-    results = run_ranks(
-        cases.data_parallel, 2, zero, cases.whole_rounds, cases.small_model, range(2), False, config, timeout=60
-    )
+    results = run_ranks(cases.data_parallel, 2, zero, cases.whole_rounds, cases.small_model, range(2), False, config)
     assert_equal(results, wanted)
 
 
@@ -100,7 +98,7 @@ def test_bf16_autocast_keeps_every_weight_wide(zero: int) -> None:
             assert {t.dtype for t in result["model"].values()} == {torch.float32}
         return result
 
-    wanted, (result, _) = cases.single_process(steps=2, bf16=True), run_ranks(run, 2, timeout=60)
+    wanted, (result, _) = cases.single_process(steps=2, bf16=True), run_ranks(run, 2)
     assert result["losses"] == pytest.approx(wanted["losses"], rel=2e-3)
     assert result["norms"] == pytest.approx(wanted["norms"], rel=1e-2)
     for name in wanted["model"]:
@@ -123,7 +121,7 @@ def test_every_matrix_is_orthogonalised_once_and_the_state_is_cut() -> None:
     matrices = sum(len(role.blocks or (1,)) for role in roles.values() if role.kind == "muon")
     whole = None
     for zero in (0, 1, 2, 3):
-        results = run_ranks(run, 2, zero, timeout=60)
+        results = run_ranks(run, 2, zero)
         assert sum(count for count, _ in results) == 2 * matrices and all(count for count, _ in results)
         whole = whole or results[0][1]
         assert all(size < 0.51 * whole for _, size in results) == (zero > 0)
@@ -132,13 +130,13 @@ def test_every_matrix_is_orthogonalised_once_and_the_state_is_cut() -> None:
 @pytest.mark.parametrize(("world", "zero"), [(4, 2), (2, 3), (2, 0), (1, 1)])
 def test_a_checkpoint_goes_on_in_another_layout(world: int, zero: int) -> None:
     """Two steps on two ranks under ZeRO-1, then one more elsewhere, against three in one process."""
-    saved = run_ranks(cases.data_parallel, 2, 1, cases.whole_rounds, cases.small_model, range(2), timeout=60)[0]
+    saved = run_ranks(cases.data_parallel, 2, 1, cases.whole_rounds, cases.small_model, range(2))[0]
     state = {"model": saved["model"], "optim": saved["optim"]}
 
     def go_on() -> dict[str, Any]:
         return cases.data_parallel(zero, make=lambda: cases.small_model(9), steps=[2], saved=state)
 
-    results, wanted = run_ranks(go_on, world, timeout=60), cases.single_process()
+    results, wanted = run_ranks(go_on, world), cases.single_process()
     for key in ("losses", "norms"):
         wanted[key] = wanted[key][2:]
     assert_equal(results, wanted)
@@ -154,7 +152,7 @@ def test_a_checkpoint_of_one_process_is_loaded_and_given_back_exactly() -> None:
         load(engine, InMemory(flat(state)))
         return cases.stage_state(engine)
 
-    first, second = run_ranks(there_and_back, 2, timeout=60)
+    first, second = run_ranks(there_and_back, 2)
     assert second is None
     assert all(torch.equal(first["model"][n].view(torch.int32), t.view(torch.int32)) for n, t in state["model"].items())
     for kind, named in state["optim"].items():
@@ -172,7 +170,7 @@ def test_parameters_that_zero_steps_together_must_have_done_the_same_steps() -> 
             load(cases.engine_for(cases.small_model(9), 1), saved)
         return str(caught.value)
 
-    assert all("have done [1.0, 2.0] steps" in message for message in run_ranks(run, 2, timeout=60))
+    assert all("have done [1.0, 2.0] steps" in message for message in run_ranks(run, 2))
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
@@ -191,7 +189,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_is_right(zero: i
         cases.whole_rounds(engine, cases.rows_of(cases.step_batch(0), dist.get_rank(), 2), False)
         return {"norm": norm, "norms": [engine.step(1.0)], **(cases.stage_state(engine) or {})}
 
-    results, wanted = run_ranks(run, 2, timeout=60), cases.single_process(steps=1)
+    results, wanted = run_ranks(run, 2), cases.single_process(steps=1)
     assert all(r["norm"] == math.inf for r in results)
     assert results[0]["norms"] == pytest.approx(wanted["norms"], rel=TOLERANCE)
     assert cases.largest_difference(results[0]["model"], wanted["model"]) < TOLERANCE
@@ -208,7 +206,7 @@ def test_dropped_gradients_leave_no_trace(zero: int, pieces: Any) -> None:
             pieces(engine, cases.rows_of(cases.step_batch(step), dist.get_rank(), 2), False)
         return {"norms": [engine.step(1.0)], **(cases.stage_state(engine) or {})}
 
-    result, wanted = run_ranks(run, 2, timeout=60)[0], cases.single_process(steps=1)
+    result, wanted = run_ranks(run, 2)[0], cases.single_process(steps=1)
     assert result["norms"] == pytest.approx(wanted["norms"], rel=TOLERANCE)
     assert cases.largest_difference(result["model"], wanted["model"]) < TOLERANCE
 
@@ -222,12 +220,12 @@ def test_a_replica_that_fails_does_not_wait_for_the_others() -> None:
                 raise DataError("a bad row")
         return "gone on"
 
-    assert run_ranks(run, 2, timeout=20) == ["gone on"] * 2
+    assert run_ranks(run, 2) == ["gone on"] * 2
 
 
 def test_a_second_backward_under_zero_3_is_refused() -> None:
     with pytest.raises(AssertionError, match=r"ConfigError: parallel.zero=3 takes one backward"):
-        run_ranks(cases.data_parallel, 2, 3, cases.row_by_row, timeout=60)
+        run_ranks(cases.data_parallel, 2, 3, cases.row_by_row)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

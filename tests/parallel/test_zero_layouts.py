@@ -35,25 +35,25 @@ pytestmark = pytest.mark.usefixtures("imported")
 )
 def test_two_tensor_ranks_equal_one_process(world: int, zero: int, pieces: Any) -> None:
     run = partial(cases.data_parallel, zero, pieces, tensor=2)
-    assert_equal(run_ranks(run, world, timeout=60), cases.single_process())
+    assert_equal(run_ranks(run, world), cases.single_process())
 
 
 def test_an_untied_head_over_tensor_ranks() -> None:
     """The vocabulary is no multiple of the ranks: the last part is padded."""
     run = partial(cases.data_parallel, 1, cases.whole_rounds, untied, tensor=2)
-    assert_equal(run_ranks(run, 2, timeout=60), cases.single_process(untied))
+    assert_equal(run_ranks(run, 2), cases.single_process(untied))
 
 
 @pytest.mark.parametrize(("before", "after"), [((4, 2), (2, 1)), ((2, 1), (4, 2)), ((2, 2), (2, 1))])
 def test_a_checkpoint_goes_on_with_other_tensor_ranks(before: tuple[int, int], after: tuple[int, int]) -> None:
     """(processes, tensor ranks) before and after."""
-    saved = run_ranks(partial(cases.data_parallel, 1, steps=range(2), tensor=before[1]), before[0], timeout=60)[0]
+    saved = run_ranks(partial(cases.data_parallel, 1, steps=range(2), tensor=before[1]), before[0])[0]
     state = {"model": saved["model"], "optim": saved["optim"]}
     go_on = partial(cases.data_parallel, 2, make=lambda: cases.small_model(9), steps=[2], saved=state, tensor=after[1])
     wanted = cases.single_process()
     for key in ("losses", "norms"):
         wanted[key] = wanted[key][2:]
-    assert_equal(run_ranks(go_on, after[0], timeout=60), wanted)
+    assert_equal(run_ranks(go_on, after[0]), wanted)
 
 
 def test_each_matrix_is_orthogonalised_once_by_all_tensor_and_data_ranks_together() -> None:
@@ -65,7 +65,7 @@ def test_each_matrix_is_orthogonalised_once_by_all_tensor_and_data_ranks_togethe
         return sum(counted)
 
     roles = parameter_roles(cases.small_model())
-    counts = run_ranks(run, 4, timeout=60)
+    counts = run_ranks(run, 4)
     assert sum(counts) == sum(len(role.blocks or (1,)) for role in roles.values() if role.kind == "muon")
     assert all(counts)
 
@@ -112,7 +112,7 @@ def test_the_norm_is_that_of_all_stages(zero: int) -> None:
         sum(stage.loss(range(4)) for stage in stages).backward()
         wanted.append(float(optim.clip(cases.OPTIM.clip_norm)))
         optim.step(rate)
-    results = run_ranks(run, 4, timeout=60)
+    results = run_ranks(run, 4)
     assert all(r["norms"] == pytest.approx(wanted, rel=2e-6) for r in results)
     found = {name: tensor for r in results for name, tensor in r["model"].items()}
     assert cases.largest_difference(found, {n: p.detach() for n, p in parameters.items()}) < 2e-6

@@ -49,7 +49,6 @@ def records(folder: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in r.items() if k not in TIMES} for r in found]
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_run_in_two_parts_is_one_run(tmp_path: Path, name: str) -> None:
     run(name, tmp_path / "one", 2000)

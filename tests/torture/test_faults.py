@@ -94,7 +94,6 @@ def small_shards(text: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)
 def test_shards_that_are_gone_are_named_and_the_run_goes_on_once_they_are_back(
     small_shards: Path, tmp_path: Path
 ) -> None:
@@ -143,7 +142,6 @@ def fill(place: Path, made: Run) -> None:
                 file.write(bytes(4096))
 
 
-@pytest.mark.timeout(150)
 def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_no_record(
     text: Path, tmp_path: Path, straight: Callable[[Layout], Path], small_disk: Path
 ) -> None:
@@ -163,7 +161,6 @@ def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_no_record(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)
 def test_a_disk_that_stays_full_ends_the_run_and_the_next_start_goes_on(
     text: Path, tmp_path: Path, straight: Callable[[Layout], Path], small_disk: Path
 ) -> None:
@@ -177,7 +174,6 @@ def test_a_disk_that_stays_full_ends_the_run_and_the_next_start_goes_on(
     assert_same_end(small_disk / "runs", straight(STAGES))
 
 
-@pytest.mark.timeout(150)
 def test_a_gradient_that_is_not_finite_on_one_rank_ends_all_before_it_is_used(
     text: Path, tmp_path: Path, straight: Callable[[Layout], Path]
 ) -> None:
@@ -202,7 +198,6 @@ def slow(made: Run) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)
 def test_a_rank_ten_times_slower_is_named_and_changes_nothing(
     text: Path, tmp_path: Path, straight: Callable[[Layout], Path]
 ) -> None:

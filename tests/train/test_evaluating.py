@@ -88,7 +88,6 @@ def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert f"{tmp_path} is neither a checkpoint nor the folder of a run" in capsys.readouterr().err
 
 
-@pytest.mark.timeout(120)
 def test_the_last_step_says_how_it_was_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The last step enters a stage of the curriculum that no step is in; N is drawn, and the largest judged."""
     staged = "sleep.curriculum=[{tokens: 800, passes: 8, batch: 32}]"
@@ -100,7 +99,6 @@ def test_the_last_step_says_how_it_was_trained(tmp_path: Path, capsys: pytest.Ca
     assert evaluated(capsys, str(tmp_path / "r"))["eval"] == found[-1]["eval"]
 
 
-@pytest.mark.timeout(120)
 def test_held_out_problems_that_have_changed_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, first in (("train", 0), ("validation", 30)):
         write(tmp_path / f"{name}.jsonl", records(first, 12))
@@ -146,7 +144,6 @@ def test_as_many_rows_are_judged_as_the_batches_hold() -> None:
         assert [len(batch.tokens_BT) for batch in batches] == sizes
 
 
-@pytest.mark.timeout(120)
 def test_text_sleeps_as_the_curriculum_says_and_is_reported(
     tiny_shards: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ from sleeptrain.train.run import Run
 from sleeptrain.train.status import read_status
 from sleeptrain.watch.whereabouts import Location, Phase, Whereabouts
 from tests.checkpoint.contents import contents
+from tests.parallel.processes import PATIENCE
 from tests.train.test_trainer import records, run, settings, start, weights
 
 CURRICULUM = "sleep.curriculum=[{tokens: 280, passes: 3}, {tokens: 400, batch: 4}]"
@@ -290,14 +291,13 @@ def catches(pid: int, number: int) -> bool:
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.002)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
-@pytest.mark.timeout(120)
 def test_signals_while_the_command_is_loading_are_not_lost(tmp_path: Path) -> None:
     process = start(tmp_path, stderr=subprocess.PIPE)
     try:
@@ -306,7 +306,7 @@ def test_signals_while_the_command_is_loading_are_not_lost(tmp_path: Path) -> No
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             process.send_signal(number)
             time.sleep(0.05)  # else they may be handled in another order
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == EXIT_STOPPED, said

@@ -33,7 +33,6 @@ def test_clocks_that_are_off_are_named_once_a_machine() -> None:
     )
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.usefixtures("imported")
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_a_clock_that_is_an_hour_ahead_ends_no_run(

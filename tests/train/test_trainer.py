@@ -30,6 +30,7 @@ from sleeptrain.train.metrics import read_metrics
 from sleeptrain.train.run import Run
 from sleeptrain.train.status import read_status
 from tests.checkpoint.contents import contents
+from tests.parallel.processes import PATIENCE
 
 TIMES = ("time", "tokens_per_second", "passes_per_second", "mfu", "memory_mb", "eta_seconds")
 
@@ -123,7 +124,7 @@ def start(folder: Path, *more: str, stderr: int = subprocess.DEVNULL) -> subproc
 
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
-    path, deadline = folder / "r" / "metrics.jsonl", time.monotonic() + 60
+    path, deadline = folder / "r" / "metrics.jsonl", time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         lines = path.read_text().splitlines() if path.exists() else []
         if any(json.loads(line).get("step", 0) >= step for line in lines if line.endswith("}")):
@@ -136,7 +137,7 @@ def test_killed_at_a_random_step_and_restarted_equals_an_undisturbed_run(tmp_pat
     """Law 5: metrics and weights to the last bit, over changes of N and of the batch."""
     curriculum = "sleep.curriculum=[{tokens: 280, passes: 3}, {tokens: 400, batch: 4}]"
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(whole, curriculum).wait(timeout=120) == 0
+    assert start(whole, curriculum).wait(timeout=PATIENCE) == 0
     process = start(killed, curriculum)
     try:
         wait_for_step(killed, random.Random(seed).randint(1, 12), process)
@@ -145,7 +146,7 @@ def test_killed_at_a_random_step_and_restarted_equals_an_undisturbed_run(tmp_pat
         ended = process.wait()
     status = read_status(killed / "r")
     assert status is not None and status["state"] == ("running" if ended else "finished"), "nobody could say otherwise"
-    assert start(killed, curriculum).wait(timeout=120) == 0
+    assert start(killed, curriculum).wait(timeout=PATIENCE) == 0
     assert records(killed) == records(whole)
     a, b = weights(killed), weights(whole)
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -157,7 +158,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
     try:
         wait_for_step(tmp_path, 3, process)
         process.send_signal(number)
-        assert process.wait(timeout=60) == EXIT_STOPPED
+        assert process.wait(timeout=PATIENCE) == EXIT_STOPPED
     finally:
         process.kill()
     saved = contents(checkpoints(tmp_path / "r" / "checkpoints")[-1])
@@ -167,13 +168,13 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
 
 def test_a_signal_ends_a_whole_sweep(tmp_path):
     process = start(tmp_path, "-m", "train.seed=0,1", f"train.tokens={10_000 * 56}")
-    jobs, deadline = tmp_path / "multirun" / "r", time.monotonic() + 60
+    jobs, deadline = tmp_path / "multirun" / "r", time.monotonic() + PATIENCE
     try:
         while not list(jobs.glob("*seed=0*/metrics.jsonl")) and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(0.3)
         process.terminate()
-        assert process.wait(timeout=60) == EXIT_STOPPED
+        assert process.wait(timeout=PATIENCE) == EXIT_STOPPED
     finally:
         process.kill()
     assert list(jobs.glob("*seed=0*/checkpoints/step-*"))

@@ -15,8 +15,7 @@ import pytest
 from sleeptrain.config.schema import WandbConfig
 from sleeptrain.errors import ConfigError
 from sleeptrain.train.wandb_log import WandbLogger, flatten
-
-pytestmark = pytest.mark.timeout(120)
+from tests.parallel.processes import PATIENCE
 
 BLOCK = 32 * 1024
 HEADER = 7  # of the file, and of each fragment: crc32 u32, length u16, type u8
@@ -76,7 +75,7 @@ def run_in_process(code: str, folder: Path, **environment: str) -> subprocess.Co
         env=kept,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE,
         stdin=subprocess.DEVNULL,
     )
 

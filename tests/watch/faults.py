@@ -6,23 +6,31 @@ import json
 import os
 import signal
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from sleeptrain.watch.beat import Alarm, Beat
+from sleeptrain.watch.judge import Judge
 from sleeptrain.watch.whereabouts import Location, Phase, Whereabouts
-
-# Long enough for a beat to be sent and read: the others know where the rank is before it is gone.
-TOLD = 2.6
 
 
 @dataclass(frozen=True)
 class Fault:
-    """rank: on whom. location: where. what: kill | stop | raise | loop | hold (for `seconds`, then go on)."""
+    """rank: on whom. location: where. what: kill | stop | raise | loop | hold (for `seconds`, then go on).
+
+    folder: where those who watch the rank note that they have seen it there. stall: seconds without progress that are
+    a standstill, from then on when the rank is there and the others have come to its step; before there is none,
+    however slow the machine.
+    """
 
     rank: int
     location: Location
     what: str
+    folder: str
     seconds: float = 0.0
+    stall: int = 0
 
     def encode(self) -> str:
         return json.dumps(asdict(self))
@@ -36,7 +44,7 @@ class Fault:
 
 def install(fault: Fault) -> None:
     """In this process, which knows its rank from the environment when it comes there."""
-    move, struck = Whereabouts._move, list[bool]()
+    move, look, struck = Whereabouts._move, Judge.look, list[bool]()
 
     def moved(self: Whereabouts, location: Location) -> None:
         move(self, location)
@@ -44,7 +52,23 @@ def install(fault: Fault) -> None:
             struck.append(True)
             strike(fault)
 
+    def looked(self: Judge, beats: Sequence[Beat | None], seconds: float) -> Alarm | None:
+        victim = beats[fault.rank]
+        there = victim is not None and victim.location == fault.location
+        if fault.stall:
+            come = all(b is not None and (b.location.step or 0) >= (fault.location.step or 0) for b in beats)
+            self._settings = replace(self._settings, stall_after=fault.stall if there and come else 0)
+        alarm = look(self, beats, seconds)
+        if there:
+            seen_by(fault, int(os.environ["RANK"])).touch()
+        return alarm
+
     Whereabouts._move = moved  # type: ignore[method-assign]
+    Judge.look = looked  # type: ignore[method-assign]
+
+
+def seen_by(fault: Fault, rank: int) -> Path:
+    return Path(fault.folder, f"seen-by-{rank}")
 
 
 def strike(fault: Fault) -> Any:
@@ -55,7 +79,10 @@ def strike(fault: Fault) -> Any:
     if fault.what == "loop":
         while True:
             time.sleep(0.01)
-    time.sleep(TOLD)
+    # Rank 0 watches all, and the others watch rank 0.
+    watching = range(1, int(os.environ["WORLD_SIZE"])) if fault.rank == 0 else [0]
+    while not all(seen_by(fault, rank).exists() for rank in watching):
+        time.sleep(0.01)
     os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[fault.what])
     return None
 

@@ -12,11 +12,12 @@ from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
 from sleeptrain.train.status import read_status
 from sleeptrain.watch.whereabouts import Location, Phase
+from tests.parallel.processes import PATIENCE
 from tests.parallel.test_train import settings
 from tests.watch.faults import Fault
 from tests.watch.ranks import Ranks, started
 
-HASTE = ("health.lost_after=3", "health.stall_after=4", "health.timeout=40")
+HASTE = ("health.lost_after=10",)
 STEPS = 5
 
 
@@ -37,13 +38,12 @@ def all_said(ranks: Ranks) -> str:
     return "".join(ranks.said(rank) for rank in range(len(ranks.workers)))
 
 
-@pytest.mark.timeout(90)
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("what", ["kill", pytest.param("stop", marks=pytest.mark.slow)])
 def test_a_rank_that_is_lost_ends_the_run_which_tells_where_it_was(tmp_path: Path, rank: int, what: str) -> None:
-    fault = Fault(rank, Location(3, Phase.BACKWARD, 1, 2), what)
+    fault = Fault(rank, Location(3, Phase.BACKWARD, 1, 2), what, str(tmp_path))
     with started(tmp_path, config_of(tmp_path), 2, fault) as ranks:
-        (code,) = ranks.wait([1 - rank], timeout=60)
+        (code,) = ranks.wait([1 - rank], timeout=PATIENCE)
         said = ranks.said(1 - rank)
         assert code == 1, said
     place = "at step 3, window 1, pass 2, backward"
@@ -63,12 +63,11 @@ def test_a_rank_that_is_lost_ends_the_run_which_tells_where_it_was(tmp_path: Pat
         assert status["state"] == "running", "nobody was left to say otherwise"
 
 
-@pytest.mark.timeout(90)
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_mistake_on_one_rank_ends_all_with_its_message(tmp_path: Path, rank: int) -> None:
-    fault = Fault(rank, Location(2, Phase.FORWARD, 2, 1), "raise")
+    fault = Fault(rank, Location(2, Phase.FORWARD, 2, 1), "raise", str(tmp_path))
     with started(tmp_path, config_of(tmp_path, "health.lost_after=30"), 2, fault) as ranks:
-        assert ranks.wait([0, 1], timeout=20) == [1, 1], all_said(ranks)
+        assert ranks.wait([0, 1], timeout=PATIENCE) == [1, 1], all_said(ranks)
         said, other = ranks.said(rank), ranks.said(1 - rank)
         assert said.count("Traceback") == 1 and "ValueError: a mistake of this rank alone" in said
         assert f"sleeptrain: rank {1 - rank} ends at step 2, " in other
@@ -78,12 +77,11 @@ def test_a_mistake_on_one_rank_ends_all_with_its_message(tmp_path: Path, rank: i
     assert status["reason"].endswith("ValueError: a mistake of this rank alone")
 
 
-@pytest.mark.timeout(90)
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_rank_that_stands_still_ends_the_run_with_all_stacks(tmp_path: Path, rank: int) -> None:
-    fault = Fault(rank, Location(3, Phase.FORWARD, 1, 2), "loop")
+    fault = Fault(rank, Location(3, Phase.FORWARD, 1, 2), "loop", str(tmp_path), stall=3)
     with started(tmp_path, config_of(tmp_path), 2, fault) as ranks:
-        assert ranks.wait([0, 1], timeout=40) == [1, 1], all_said(ranks)
+        assert ranks.wait([0, 1], timeout=PATIENCE) == [1, 1], all_said(ranks)
         (cause,) = re.findall(r"sleeptrain: (no progress for \d+ s: .*)", all_said(ranks))
         assert re.search(rf"ranks? (0-1|{rank}) at step 3, window 1, pass 2, forward", cause)
         assert re.search(rf"ranks? (0-1|{1 - rank}) at step 3, ", cause)
@@ -93,13 +91,12 @@ def test_a_rank_that_stands_still_ends_the_run_with_all_stacks(tmp_path: Path, r
         assert "in strike" in ranks.said(rank)
 
 
-@pytest.mark.timeout(90)
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_phase_that_takes_long_is_no_standstill(tmp_path: Path, rank: int) -> None:
-    """Saving takes twice `stall_after`, while the other rank waits for the next step."""
-    fault = Fault(rank, Location(2, Phase.SAVING), "hold", seconds=8)
+    """Saving takes twice as long as would be a standstill elsewhere, while the other rank waits for the next step."""
+    fault = Fault(rank, Location(2, Phase.SAVING), "hold", str(tmp_path), seconds=6, stall=3)
     with started(tmp_path, config_of(tmp_path), 2, fault) as ranks:
-        assert ranks.wait([0, 1], timeout=40) == [0, 0], all_said(ranks)
+        assert ranks.wait([0, 1], timeout=PATIENCE) == [0, 0], all_said(ranks)
         assert "sleeptrain:" not in all_said(ranks)
     assert checkpoints(tmp_path / "r" / "checkpoints")[-1].name == f"step-{STEPS:08d}"
     assert not (tmp_path / "r" / "stacks").exists()
