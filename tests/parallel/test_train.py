@@ -243,8 +243,9 @@ def test_too_few_micro_batches_are_warned_of_once(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(Run, "message", message)
     train(tmp_path, *layout(1, 2, 1), ranks=2)
-    cost, warning = said.read_text().splitlines()
-    assert cost.startswith("r: ") and cost.endswith("FLOPs")
+    (cost,) = [line for line in said.read_text().splitlines() if line.startswith("r: ")]
+    (warning,) = [line for line in said.read_text().splitlines() if line.startswith("warning: ")]
+    assert cost.endswith("FLOPs")
     assert warning.startswith("warning: a step has 1 micro-batch (train.micro_batch=0) for the 2 stages")
     assert "set train.micro_batch=4" in warning
 

@@ -25,17 +25,17 @@ from typing import NoReturn
 import psutil
 
 from sleeptrain.config.schema import Config
-from sleeptrain.errors import CheckpointError, HealthError, UserError, exit_code
+from sleeptrain.errors import TOLD_IN_A_LINE, exit_code
 from sleeptrain.parallel import spawn
 from sleeptrain.stop import EXIT_STOPPED, SIGNALS, Stopped
 from sleeptrain.train import trainer
-from tests.parallel.processes import PR_SET_PDEATHSIG
+from tests.parallel.processes import PATIENCE, PR_SET_PDEATHSIG
 from tests.torture.holds import Hold, Signs, install
 
 PR_SET_CHILD_SUBREAPER = 36
 MARK = "SLEEPTRAIN_TORTURE"
 # Seconds until an attempt must have ended after a strike, and what it has left behind after that.
-ENDS_AFTER, GONE_AFTER = 60.0, 20.0
+ENDS_AFTER, GONE_AFTER = PATIENCE, PATIENCE
 
 
 class Attempt:
@@ -138,7 +138,7 @@ class Attempt:
             code = trainer.train(config) if self.size == 1 else _train_in_forks(config, self.size, self.signs)
         except Stopped:
             code = EXIT_STOPPED
-        except (UserError, HealthError, CheckpointError) as error:
+        except TOLD_IN_A_LINE as error:
             print(f"sleeptrain: {error}", file=sys.stderr)
             code = exit_code(error)
         except BaseException:

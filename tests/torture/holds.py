@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sleeptrain.checkpoint import saver
+from sleeptrain.stop import StopRequest
 from sleeptrain.watch.whereabouts import Location, Phase, Whereabouts
 
 PHASES = tuple(Phase)
@@ -21,7 +22,9 @@ CHANGE = "change"
 # Audit events of the interpreter that announce a change of the file system, and which arguments are its paths.
 EVENTS = {"os.rename": 2, "os.remove": 1, "os.mkdir": 1, "os.rmdir": 1, "os.truncate": 1, "shutil.rmtree": 1}
 MAX_RANKS = 8
-RANK = struct.Struct("iB?")  # the process, the phase's number, whether it writes
+# The process, the phase's number, whether it writes, the step, and the step in which it was told to stop.
+RANK = struct.Struct("iB?hh")
+NEVER = -1
 
 
 class Hold(NamedTuple):
@@ -33,12 +36,14 @@ class Hold(NamedTuple):
 
 
 class Signs:
-    """Memory that the ranks share with the test: the process of each that has started, its phase, whether it writes."""
+    """Memory that the ranks share with the test: what is known of each that has started."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, RANK.size * MAX_RANKS)
+        for rank in range(MAX_RANKS):
+            RANK.pack_into(self._memory, RANK.size * rank, 0, 0, False, 0, NEVER)
 
-    def _of(self, rank: int) -> tuple[int, int, bool]:
+    def _of(self, rank: int) -> tuple[int, int, bool, int, int]:
         return RANK.unpack_from(self._memory, RANK.size * rank)
 
     def process(self, rank: int) -> int | None:
@@ -52,11 +57,25 @@ class Signs:
         """Whether some rank is writing a checkpoint."""
         return any(self._of(rank)[2] for rank in range(MAX_RANKS))
 
+    @property
+    def told_in(self) -> int | None:
+        """The earliest step in which some rank was told to stop, 0 before its first one; None where none was."""
+        told = [step for rank in range(MAX_RANKS) if (step := self._of(rank)[4]) != NEVER]
+        return min(told, default=None)
+
     def set_process(self, rank: int, process: int) -> None:
         struct.pack_into("i", self._memory, RANK.size * rank, process)
 
     def set_phase(self, rank: int, phase: Phase) -> None:
         self._memory[RANK.size * rank + 4] = PHASES.index(phase)
+
+    def set_step(self, rank: int, step: int) -> None:
+        struct.pack_into("h", self._memory, RANK.size * rank + 6, step)
+
+    def set_told(self, rank: int) -> None:
+        """Once it has been."""
+        if self._of(rank)[4] == NEVER:
+            struct.pack_into("h", self._memory, RANK.size * rank + 8, self._of(rank)[3])
 
     def set_writing(self, rank: int, writing: bool) -> None:
         self._memory[RANK.size * rank + 5] = writing
@@ -70,11 +89,12 @@ def own_rank(size: int) -> int:
 def install(run_folder: Path, size: int, signs: Signs, hold: Hold | None, said: Path) -> None:
     """In the process that starts the ranks, of which each is a fork. said: the file that tells that one has halted."""
     halt = _Halt(size, hold, said)
-    move, write = Whereabouts._move, saver.write
+    move, write, receive = Whereabouts._move, saver.write, StopRequest.receive
 
     def moved(self: Whereabouts, location: Location) -> None:
         move(self, location)
         signs.set_phase(own_rank(size), location.phase)
+        signs.set_step(own_rank(size), location.step or 0)
         halt.passing(location.phase, location.phase)
 
     def written(*arguments: Any) -> None:
@@ -84,6 +104,12 @@ def install(run_folder: Path, size: int, signs: Signs, hold: Hold | None, said: 
         finally:
             signs.set_writing(own_rank(size), False)
 
+    def received(self: StopRequest, *signal_and_frame: Any) -> None:
+        receive(self, *signal_and_frame)
+        if (rank := own_rank(size)) >= 0:
+            signs.set_told(rank)
+
+    StopRequest.receive = received  # type: ignore[method-assign]
     Whereabouts._move = moved  # type: ignore[method-assign]
     saver.write = written
     if hold is not None and hold.what == CHANGE:

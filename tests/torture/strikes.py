@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from sleeptrain.watch.whereabouts import Phase
+from tests.parallel.processes import PATIENCE
 from tests.torture.attempts import Attempt
 from tests.torture.holds import CHANGE, Hold
 
@@ -20,7 +21,7 @@ PHASES = (Phase.READING, Phase.FORWARD, Phase.BACKWARD, Phase.UPDATE, Phase.EVAL
 STARTS_IN, FURTHER = 2.5, 0.1
 POLL = 0.002
 # Seconds in which a run that nobody strikes comes to its end.
-COMES_WITHIN = 180.0
+COMES_WITHIN = PATIENCE
 
 
 class Plan(NamedTuple):

@@ -38,7 +38,7 @@ SETTINGS = (
     "train.threads=1",
     f"train.eval_every={EVAL_EVERY}",
     "wandb.mode=offline",
-    "health.lost_after=20",
+    "health.lost_after=120",
 )
 SPEEDS = ("time", "tokens_per_second", "passes_per_second", "mfu", "memory_mb", "eta_seconds", "failed_saves")
 
@@ -114,18 +114,19 @@ class Tortured:
 
     def attempt(self, kind: str) -> str | None:
         """One start and, where it does not come to its end before, one strike; returns what that has hit."""
+        begun, recorded = max(self._step, 0), len(self._steps)
         layout = self._rng.choice(self._story.layouts)
         plan = draw(self._rng, kind, layout.size)
         free = (f"checkpoint.every={self._rng.choice([1, 2])}", f"checkpoint.keep={self._rng.choice([1, 2])}")
         attempt = start(self._text, self.folder, layout, plan, *free)
         hit = strike(attempt, plan)
-        seen = len(trained_steps(self.place))
         told = f"{layout}, {plan}, hit: {hit}"
         code = attempt.end()
         assert code == 0 if hit is None else code != 2, f"{told}: exit code {code}\n{attempt.said}"
         self._check(f"{told}: exit code {code}\n{attempt.said}", stopped=code in (0, EXIT_STOPPED))
-        if hit is not None and kind == "SIGTERM":  # the step in progress ends, and perhaps the next has begun
-            assert len(trained_steps(self.place)) <= seen + 2, f"{told}: it did not stop\n{attempt.said}"
+        if (step := attempt.signs.told_in) is not None:  # that step ends, and the next where it was agreed upon already
+            most = max((step or begun) + 1, recorded)
+            assert len(trained_steps(self.place)) <= most, f"{told}: it did not stop\n{attempt.said}"
         return hit
 
     def _check(self, said: str, stopped: bool) -> None:
