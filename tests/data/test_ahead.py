@@ -25,13 +25,13 @@ class Maker:
         self.made.append((what, step))
         self.threads.add(threading.current_thread())
         if step in self.blocked:
-            assert self.go.wait(20)
+            assert self.go.wait(240)
         if step in self.broken:
             raise OSError(f"step {step}")
         return f"{what} {step}"
 
     def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 240
         while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.001)

@@ -293,7 +293,7 @@ def alive(marker: str) -> bool:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -332,7 +332,6 @@ def reader(location: str, cache: Cache, mode: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
-@pytest.mark.timeout(120)
 def test_signals_to_the_group_do_not_end_a_download(
     shards: TokenShards, folder: Path, cache: Cache, tmp_path: Path
 ) -> None:
@@ -346,13 +345,12 @@ def test_signals_to_the_group_do_not_end_a_download(
             os.killpg(process.pid, number)
             time.sleep(0.1)  # so that it is not one with the next
         go.touch()
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=240)
     finally:
         process.kill()
     assert output.split() == [str(len(shards.document(0, 0))), "3"]
 
 
-@pytest.mark.timeout(120)
 def test_a_download_ahead_ends_with_the_process(folder: Path, cache: Cache, tmp_path: Path) -> None:
     started, marker = tmp_path / "started", f"97.{os.getpid()}"
     name = f"{folder}/shard-{{000000..000000}}.tar"
@@ -360,7 +358,7 @@ def test_a_download_ahead_ends_with_the_process(folder: Path, cache: Cache, tmp_
     process = reader(endless, cache, "prefetch")
     try:
         wait_for(started.exists)
-        _, complaints = process.communicate("\n", timeout=60)
+        _, complaints = process.communicate("\n", timeout=240)
     finally:
         process.kill()
     wait_for(lambda: not alive(marker))

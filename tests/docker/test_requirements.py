@@ -18,7 +18,7 @@ def told(folder: Path, base: list[str]) -> tuple[int, str, list[str], list[str]]
     (folder / "base.txt").write_text("\n".join(base) + "\n")
     names = [str(folder / name) for name in ("base.txt", "requirements.txt", "constraints.txt")]
     command = [sys.executable, ROOT / "docker/requirements.py", ROOT / "pyproject.toml", *names]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     written = [Path(name).read_text().splitlines() if Path(name).exists() else [] for name in names[1:]]
     return done.returncode, done.stderr, *written
 

@@ -20,7 +20,6 @@ from sleeptrain.doctor.command import num_machines
 from sleeptrain.doctor.finding import Case, Finding, failed, ok, skipped
 from tests.doctor.cases import scripted
 
-pytestmark = pytest.mark.timeout(180)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -135,7 +134,7 @@ def test_this_machine_as_the_first_thing_of_a_job(tmp_path: Path) -> None:
     job |= {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "MASTER_ADDR": "203.0.113.1", "MASTER_PORT": "29500"}
     environment = os.environ | job | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "sleeptrain", "doctor", "--json", "experiment=rule110"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=150)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=600)
     told = json.loads(done.stdout)
     assert (done.returncode, told["ok"], done.stderr) == (0, True, ""), done
     assert set(told) == {"machine", "system", "ok", "seconds", "checks"}
@@ -154,7 +153,7 @@ def test_a_real_name_that_nobody_knows(tmp_path: Path) -> None:
     command = ["unshare", "--uts", "sh", "-c", f"hostname nowhere.invalid && exec {doctor}"]
     environment = {k: v for k, v in os.environ.items() if k not in ("GLOO_SOCKET_IFNAME", "SLURMD_NODENAME")}
     environment |= {"PYTHONPATH": str(ROOT), "SLURM_JOB_NUM_NODES": "2"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=150)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=600)
     assert done.returncode == 1, done
     assert done.stdout.startswith("nowhere: FAILED hostname: nowhere.invalid has no address")
     assert "; export GLOO_SOCKET_IFNAME=" in done.stdout
@@ -177,7 +176,7 @@ sys.exit(main(["doctor", "--json"]))
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=150)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=600)
     assert done.returncode == 1, done
     told = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     for name in ("python", "packages", "torch", "kernel", "collective"):

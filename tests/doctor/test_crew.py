@@ -20,7 +20,6 @@ from sleeptrain.doctor.finding import FAILED, OK, SKIPPED, Case, Finding, failed
 from sleeptrain.errors import DataError
 from tests.doctor.cases import alone, found, scripted, states
 
-pytestmark = pytest.mark.timeout(120)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -105,8 +104,8 @@ def test_one_that_hangs_is_red_and_the_others_are_made(tmp_path: Path, script: C
 
 
 def test_of_several_processes_the_one_that_hangs_is_named(tmp_path: Path, script: Callable[..., None]) -> None:
-    script(limit=0.5, tensor=lambda case: hangs(case) if case.rank == 1 else good(case))
-    assert found(["tensor"], tmp_path)["tensor"].found == "no answer from process 1 within 0.5 s"
+    script(limit=5, tensor=lambda case: hangs(case) if case.rank == 1 else good(case))
+    assert found(["tensor"], tmp_path)["tensor"].found == "no answer from process 1 within 5 s"
 
 
 def test_of_several_processes_the_one_that_crashed_is_named(tmp_path: Path, script: Callable[..., None]) -> None:
@@ -129,7 +128,7 @@ def test_what_a_check_has_started_ends_with_it(tmp_path: Path, script: Callable[
         started.write_text(str(subprocess.Popen(["sleep", "600"]).pid))
         return hangs(case)
 
-    script(limit=2, disk=starts)
+    script(limit=5, disk=starts)
     assert states(found(["disk"], tmp_path)) == {"disk": FAILED}
     assert_ended(int(started.read_text()))
 
@@ -186,12 +185,12 @@ sys.exit(main(["doctor", "--brief"]))
     temporary.mkdir()
     environment = os.environ | {"TMPDIR": str(temporary)}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment)
-    wanted, deadline = len(CHECKS) - 5, time.monotonic() + 60  # those of a GPU and of ranks wait for the first
+    wanted, deadline = len(CHECKS) - 5, time.monotonic() + 240  # those of a GPU and of ranks wait for the first
     try:
         while len(list(tmp_path.glob("pid-*"))) < wanted and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(number)
-        process.wait(30)
+        process.wait(240)
     finally:
         process.kill()
     pids = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]
@@ -202,7 +201,7 @@ sys.exit(main(["doctor", "--brief"]))
 
 
 def assert_ended(pid: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         try:
             if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from sleeptrain.doctor.finding import FAILED, OK, SKIPPED, Finding
 from tests.doctor.cases import found, limited, states
 
-pytestmark = [pytest.mark.usefixtures("imported", "on_cpu"), pytest.mark.timeout(180)]
+pytestmark = pytest.mark.usefixtures("imported", "on_cpu")
 ALL = ("collective", "tensor", "zero")
 ALL_OK = dict.fromkeys(ALL, OK)
 

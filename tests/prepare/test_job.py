@@ -98,7 +98,6 @@ def test_every_format_gives_the_same_documents(
     assert all(found[name] == found["folder"] for name in files)
 
 
-@pytest.mark.timeout(120)
 def test_any_number_of_workers_gives_the_same_bytes(job: Job) -> None:
     prepare(job)
     expected = content(job.out)
@@ -198,7 +197,6 @@ def check_kills(job: Job, stride: int) -> None:
 
 
 @pytest.mark.usefixtures("quick_sync")
-@pytest.mark.timeout(120)
 def test_killed_before_any_change_to_the_disk_it_goes_on(job: Job) -> None:
     check_kills(replace(job, unit_bytes=25_000, shard_bytes=20_000), stride=3)
 
@@ -211,7 +209,6 @@ def test_killed_before_every_change_to_the_disk_it_goes_on(job: Job, settings: d
 
 
 @pytest.mark.usefixtures("quick_sync")
-@pytest.mark.timeout(120)
 def test_killed_again_and_again_it_comes_to_its_end(job: Job) -> None:
     expected = undisturbed(job)
     kills = 0
@@ -224,7 +221,6 @@ def test_killed_again_and_again_it_comes_to_its_end(job: Job) -> None:
 
 
 @pytest.mark.usefixtures("quick_sync")
-@pytest.mark.timeout(120)
 def test_killed_while_it_replaces_an_earlier_result(job: Job) -> None:
     job = replace(job, unit_bytes=25_000, shard_bytes=20_000, force=True)
     expected = undisturbed(job)
@@ -241,7 +237,6 @@ def test_killed_while_it_replaces_an_earlier_result(job: Job) -> None:
     assert at > 30
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.usefixtures("quick_sync")
 @pytest.mark.parametrize("force", [False, True])
 def test_killed_when_the_target_has_its_name(job: Job, force: bool) -> None:

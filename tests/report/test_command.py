@@ -183,18 +183,17 @@ def test_help_needs_neither_torch_nor_matplotlib() -> None:
         "import sys; from sleeptrain.cli import main; main(['report', '--help']); "
         "sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, cwd=ROOT)
     assert done.returncode == 0 and "--out FOLDER" in done.stdout
 
 
-@pytest.mark.timeout(240)
 def test_a_sweep_prints_the_command_that_reports_on_it(tmp_path: Path) -> None:
     """Two processes as a user starts them: the sweep, then what it has printed."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "sleeptrain", *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
 
     sweep = run("train", "-m", "experiment=rule110", "sleep.passes=1,2", "data.rule110.steps=1,2", *TINY)
     assert sweep.returncode == 0, sweep.stderr

@@ -30,7 +30,6 @@ CURRICULUM = [Stage(tokens=3 * STEP, passes=3), Stage(tokens=7 * STEP, passes=2,
         {"sleep.passes": 4, "sleep.sample_passes": True, "train.micro_batch": 4},
     ],
 )
-@pytest.mark.timeout(120)
 def test_they_are_what_the_steps_of_a_run_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict
 ) -> None:

@@ -40,7 +40,6 @@ def test_runs_inside_a_run_are_found(tmp_path: Path) -> None:
     assert [run.folder.name for run in runs] == ["one", "n1-0", "n1-1", "n2-0", "n2-1"] and not unreadable
 
 
-@pytest.mark.timeout(20)
 def test_links_to_a_folder_in_itself_end(tmp_path: Path) -> None:
     make_run(tmp_path / "r", [], ONE)
     for name in "ab":

@@ -71,7 +71,7 @@ class Jobs:
         environment = self.cluster.environment | given | variables
         done = subprocess.run(
             [*command, f"slurm/{script}.sh", *SETTINGS, *settings],
-            env=environment, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
+            env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return Job(self.cluster, done.stdout.strip(), self.folder)

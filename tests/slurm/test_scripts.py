@@ -57,7 +57,7 @@ def words(runtime: str, tmp_path: Path, **more: str) -> str:
     environment = {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_PROCID": "3", **given}
     command = ["bash", "-c", script if runtime != "pyxis" else script.replace('"${inside[@]}"', "true")]
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=20, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
     ).stdout
 
 

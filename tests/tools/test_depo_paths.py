@@ -59,8 +59,8 @@ def test_a_run_is_judged(tmp_path):
     depo = ["data=depo", "data.depo={nodes: 6, hops: 2, symbols: 12, max_word: 1, queries: 1, validation_samples: 64}"]
     run(tmp_path, *depo, *model, "data.batch=16", "train.tokens=200")
     command = [sys.executable, "tools/depo_paths.py", str(tmp_path / "r")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
     assert done.stdout.startswith("N=2, 2 hops: ") and done.stdout.count("  windows ") == 4
     run(tmp_path / "other")
-    refused = subprocess.run([*command[:2], str(tmp_path / "other" / "r")], capture_output=True, text=True, timeout=120)
+    refused = subprocess.run([*command[:2], str(tmp_path / "other" / "r")], capture_output=True, text=True, timeout=240)
     assert refused.returncode == 2 and "only Depo has paths" in refused.stderr

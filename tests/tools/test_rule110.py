@@ -38,7 +38,7 @@ def compare(root: Path, *more: str) -> subprocess.CompletedProcess[str]:
         *SMALL,
         *more,
     ]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
 
 
 def test_trains_each_number_of_passes_and_reports_on_them(tmp_path):

@@ -85,7 +85,7 @@ def test_errors_are_one_line(
 def test_runs_as_a_command(arguments: list[str]) -> None:
     result = subprocess.run(
         [sys.executable, str(SCRIPT), *arguments, "--vocab-size", "440"],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert re.search(r"held out +[\d,]+ bytes", result.stdout)
