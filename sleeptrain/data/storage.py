@@ -210,13 +210,21 @@ class RemoteFolder:
             yield
 
     def _make_room(self, keep: Path) -> None:
-        """Remove what was used least recently until the limit is kept. An open file stays readable when removed."""
+        """Remove what was used least recently until the limit is kept. An open file stays readable when removed.
+
+        keep: a copy that has just been written. Its date is the file system's now, which a clock of this machine that
+        is off is not.
+        """
+        try:
+            now = keep.stat().st_mtime
+        except FileNotFoundError:  # another process makes room at the same time
+            return
         found: list[tuple[float, int, str]] = []
         with os.scandir(self._folder) as entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # another process makes room at the same time
+                with contextlib.suppress(FileNotFoundError):
                     stat = entry.stat()
-                    partial = entry.name.startswith(".") and time.time() - stat.st_mtime < ABANDONED
+                    partial = entry.name.startswith(".") and now - stat.st_mtime < ABANDONED
                     if entry.is_file() and not partial:
                         found.append((stat.st_mtime, stat.st_size, entry.name))
         excess = sum(size for _, size, _ in found) - self._limit

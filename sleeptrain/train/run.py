@@ -77,6 +77,8 @@ class Run:
         self.shape: StepShape | None = None  # the curriculum's, for the last step
         self.owes_evaluation = False  # of the last step: it was given up when the run was stopped
         self._wandb_id: str | None = None
+        # Of the records: a clock that is set meanwhile moves none of them.
+        self._date = time.time() - time.monotonic()
 
     @property
     def model(self) -> Hybrid:
@@ -194,7 +196,7 @@ class Run:
         self.status.progress(self.step, self.tokens, self.saver.longest)
 
     def _here(self) -> dict[str, Any]:
-        return {"step": self.step, "tokens": self.tokens, "time": time.time()}
+        return {"step": self.step, "tokens": self.tokens, "time": self._date + time.monotonic()}
 
     def log(self, record: dict[str, Any]) -> None:
         """Writes one record to the metrics file, wandb and the progress line."""

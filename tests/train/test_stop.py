@@ -205,16 +205,21 @@ def test_the_time_limit_is_kept_with_room_for_a_step_and_a_save(
     run(tmp_path / "free", "train.max_time=null")
 
 
-def test_a_clock_that_is_set_while_a_run_goes_on_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin, date = Run.open, time.time
+def test_a_clock_that_is_set_while_a_run_goes_on_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance, date = Run.advance, time.time
 
-    def opened(run: Run) -> Run:
-        monkeypatch.setattr(time, "time", lambda: date() + 10 * 3600)
-        return begin(run)
+    def advanced(run: Run, *step: Any) -> None:
+        advance(run, *step)
+        if run.step == 3:
+            monkeypatch.setattr(time, "time", lambda: date() + 10 * 3600)
 
-    monkeypatch.setattr(Run, "open", opened)
+    monkeypatch.setattr(Run, "advance", advanced)
     run(tmp_path, "train.max_time=9h")
     assert status(tmp_path)["state"] == "finished"
+    times = [r["time"] for r in read_metrics(tmp_path / "r" / "metrics.jsonl")]
+    assert times == sorted(times) and times[-1] - times[0] < 9 * 3600
 
 
 def test_the_end_of_the_slurm_job_is_the_limit(
