@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -59,10 +60,15 @@ def import_folder(folder: Path, out: Path, check_tokens: int = 256) -> Imported:
     with staged_folder(out) as target:
         write_checkpoint_weights(target, files, family, config)
         tokenizer = _copy_tokenizer(folder, target, config)
-        _write_documents(target, out.name, described)
+        _write_documents(target, option_name(out), described)
         ours = TensorFiles(target)
         error = check(config, lambda name: ours.tensor(WEIGHTS + name), folder, family, check_tokens)
     return Imported(family.model_type, config, files.left_out, described.remarks, tokenizer, error)
+
+
+def option_name(out: Path) -> str:
+    """The name of an import's settings in the group `model`; hydra takes `.yaml` for a file's ending."""
+    return os.path.basename(os.path.abspath(out)).removesuffix(".yaml")
 
 
 def check_tensors(files: WeightFiles, family: Family, config: ModelConfig) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sleeptrain.config.overrides import shell_command
 from sleeptrain.errors import DataError
 
 STDLIB_SUFFIXES = (".py", ".txt", ".rst")
@@ -92,7 +93,8 @@ def named_inputs(patterns: Sequence[str], document: str = "file") -> list[Source
 
 def _expanded(pattern: str) -> list[str]:
     if os.path.isdir(pattern):
-        raise DataError(f"{pattern} is a folder: give it with --folder, or a glob such as '{pattern.rstrip('/')}/*'")
+        inside = shell_command(f"{pattern.rstrip('/')}/*")
+        raise DataError(f"{pattern} is a folder: give it with --folder, or a glob such as {inside}")
     if os.path.lexists(pattern):  # also a name with brackets or stars
         return [pattern]
     names = sorted(name for name in glob.glob(pattern, recursive=True) if not os.path.isdir(name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -273,15 +274,17 @@ def test_a_run_begins_with_an_import_and_is_exported(folder: Path, tmp_path: Pat
         folder, lambda w: w.update({"model.embed_tokens.weight": w["model.embed_tokens.weight"][:3].clone()})
     )
     change_config(folder, vocab_size=3)
-    out = tmp_path / "tiny_qwen"
+    out = tmp_path / "my run, a=b é's.yaml"
     assert main(["convert", "import", str(folder), str(out), "--check-tokens", "16"]) == 0
-    assert "model=tiny_qwen" in capsys.readouterr().out
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  sleeptrain ")]
+    program, *printed, dots = shlex.split(line)
+    assert (program, printed[0], dots) == ("sleeptrain", "train", "...")
     settings = [
-        "experiment=rule110", f"hydra.searchpath=[file://{out}]", "model=tiny_qwen", f"run.init_from={out}",
-        f"run.root={tmp_path}", "run.name=on", "sleep.passes=2", "data.batch=2", "train.tokens=400",
-        "data.rule110.validation_samples=2", "train.eval_every=0", "train.device=cpu", "wandb.mode=disabled",
+        "experiment=rule110", f"run.root={tmp_path}", "run.name=on", "sleep.passes=2", "data.batch=2",
+        "train.tokens=400", "data.rule110.validation_samples=2", "train.eval_every=0", "train.device=cpu",
+        "wandb.mode=disabled",
     ]  # fmt: skip
-    assert main(["train", *settings]) == 0
+    assert main([*printed, *settings]) == 0
     [first, *_, last] = sorted((tmp_path / "on/checkpoints").glob("step-*"))
     begun, imported = weights_of(first), weights_of(out)
     assert begun.keys() == imported.keys() and all(torch.equal(begun[name], imported[name]) for name in begun)
