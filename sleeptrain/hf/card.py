@@ -122,12 +122,14 @@ def model_card(
     check: how the logits were compared."""
     sleep, dtype = settings[SLEEP_KEY], settings["dtype"]
     dtype_argument = "" if dtype == "float32" else f', dtype="{dtype}"'
-    loading = _NATIVE if in_transformers else _PUBLISHED
+    loading = (_NATIVE if in_transformers else _PUBLISHED).format(
+        folder=json.dumps(folder, ensure_ascii=False), dtype_argument=dtype_argument, window=sleep["window"]
+    )
     rows = [f"| `{key}` | {'null' if value is None else value} | {_MEANINGS[key]} |" for key, value in sleep.items()]
     return _CARD.format(
         name=name,
         model_type=settings["model_type"],
-        loading=loading.format(folder=json.dumps(folder, ensure_ascii=False), dtype_argument=dtype_argument, window=sleep["window"]),
+        loading=loading,
         sleep="\n".join(rows),
         facts="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
         check=check,

@@ -16,7 +16,8 @@ from sleeptrain.config.overrides import override, shell_command
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [
     "plain-name_1/with.dots", "my run, a=b é's", 'a"b\\', "\\\\", "\\'", '\\"', "$HOME `id` !! ~ * ?", "漢 字", "null",
-    "NULL", "True", "1e5", "2026_07_20", "-x", "#x", "", " lead ", "tab\tand\nline", "[a]{b}(c):d", "choice(1,2)", "%3d",
+    "NULL", "True", "1e5", "2026_07_20", "-x", "#x", "", " lead ", "tab\tand\nline", "[a]{b}(c):d", "choice(1,2)",
+    "%3d",
 ]  # fmt: skip
 
 
