@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.families import family_of
 from sleeptrain.hf.fast_tokenizer import fast_files
 from sleeptrain.hf.importing import check_tensors, import_folder
+from sleeptrain.hf.modeling import SleepForCausalLM
 from sleeptrain.hf.weight_files import WeightFiles
 from tests.hf.checkpoints import weights_of
 from tests.hf.models import MODELS, disturbed, native
@@ -93,6 +95,32 @@ def test_an_index_whose_files_are_not_there_is_refused(folder: Path):
         json.dumps({"weight_map": places | {"x": "model.safetensors"}})
     )
     assert "lacks x, which model.safetensors.index.json says is there" in str(refused(folder))
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/dev/zero", "sub/../../model.safetensors", "pipe", "link"])
+def test_weights_outside_of_the_folder_are_refused(folder: Path, name: str, tmp_path_factory: pytest.TempPathFactory):
+    """Names in the index, links and pipes: only plain files of the folder are opened, by whichever way it is read."""
+    away = tmp_path_factory.mktemp("away") / "model.safetensors"
+    away.write_bytes((folder / "model.safetensors").read_bytes())
+    places = dict.fromkeys(load_file(folder / "model.safetensors"), name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    if name == "pipe":
+        os.mkfifo(folder / name)
+    if name == "link":
+        (folder / name).symlink_to(away)
+    expected = {"pipe": "is no plain file", "link": "is a link to"}.get(name, "lies outside of")
+    assert expected in str(refused(folder))
+    with pytest.raises(DataError, match=expected):
+        SleepForCausalLM.from_pretrained(folder)
+
+
+def test_an_index_or_single_file_that_is_no_plain_file_is_refused(folder: Path):
+    (folder / "model.safetensors.index.json").symlink_to("/dev/zero")
+    assert "model.safetensors.index.json is no plain file" in str(refused(folder))
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    assert "model.safetensors is no plain file" in str(refused(folder))
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
