@@ -45,6 +45,15 @@ def require_plain(path: Path) -> None:
         raise DataError(f"{path} is no plain file; put one there")
 
 
+def same_file(path: Path) -> tuple[int, int] | str:
+    """What is equal for all names of one file or folder, hard links included. Raises DataError: it cannot be read."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return (found.st_dev, found.st_ino) if found.st_ino else os.path.realpath(path)  # some file systems number nothing
+
+
 def _remedy(named_by: Path) -> str:
     return f"take {named_by.name} and what it names from where they come from again, or leave them alone"
 

@@ -35,7 +35,7 @@ def test_a_link_inside(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["../outside", "sub/../../outside", "/etc/passwd", "..", "/dev/zero", "../nowhere"])
 @pytest.mark.parametrize("follow", [False, True])
 def test_a_name_that_leads_out(folder: Path, name: str, follow: bool) -> None:
-    with pytest.raises(DataError, match="index names .*, which lies outside of .*/in; take index and what it names"):
+    with pytest.raises(DataError, match=r"index names .*, which lies outside of .*/in; take index and what it names"):
         named_file(folder, name, folder / "index", follow)
 
 
