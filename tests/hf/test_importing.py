@@ -14,15 +14,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sleeptrain.checkpoint.vocabulary import tokenizer_of
 from sleeptrain.cli import main
 from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, ModelConfig
-from sleeptrain.data.tokenizer import train_tokenizer
+from sleeptrain.data.tokenizer import load_tokenizer, train_tokenizer
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.families import family_of
 from sleeptrain.hf.fast_tokenizer import fast_files
 from sleeptrain.hf.importing import check_tensors, import_folder
 from sleeptrain.hf.modeling import SleepForCausalLM
 from sleeptrain.hf.weight_files import WeightFiles
+from tests.data.test_hf_tokenizer import EOS
+from tests.data.test_hf_tokenizer import make as make_tokenizer
 from tests.hf.checkpoints import weights_of
 from tests.hf.models import MODELS, disturbed, native
 
@@ -228,6 +231,32 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path):
     for name, content in fast_files(tokenizer).items():
         (folder / name).write_bytes(content)
     assert "has 290 ids, the model 17: it is another model's" in str(refused(folder))
+
+
+@pytest.mark.parametrize("place", ["special_tokens_map.json", "config.json", "generation_config.json"])
+def test_eos_is_read_where_it_stands(folder: Path, tmp_path: Path, place: str):
+    make_tokenizer(tmp_path / "t")
+    vocabulary = json.loads((tmp_path / "t/tokenizer.json").read_bytes())
+    change_weights(folder, lambda w: w.update({"model.embed_tokens.weight": torch.randn(310, 16)}))
+    change_config(folder, vocab_size=310, eos_token_id=None)
+    (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
+    path = folder / place
+    before = json.loads(path.read_bytes()) if path.exists() else {}
+    said = {"eos_token": {"content": EOS}} if place.startswith("special") else {"eos_token_id": [1, 2]}
+    path.write_text(json.dumps(before | {"eos_token_id": None} | said))
+    assert import_folder(folder, tmp_path / "out", check_tokens=16).tokenizer
+    assert load_tokenizer(tmp_path / "out").eos_id == 1
+    assert tokenizer_of(tmp_path / "out") == load_tokenizer(folder).hash
+
+
+def test_where_no_eos_stands_the_way_out_is_one_that_an_import_has(folder: Path, tmp_path_factory):
+    change_config(folder, eos_token_id=None)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    vocabulary = make_tokenizer(tmp_path_factory.mktemp("t")) / "tokenizer.json"
+    (folder / "tokenizer.json").write_bytes(vocabulary.read_bytes())
+    assert "write one of its tokens as eos_token into tokenizer_config.json" in str(refused(folder))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": EOS}))
+    assert "has 310 ids, the model 17" in str(refused(folder)), "that was all"
 
 
 def test_the_text_model_of_one_that_sees_images(folder: Path, tmp_path: Path):
