@@ -10,7 +10,6 @@ a job's own code is passed on.
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 import traceback
@@ -218,7 +217,9 @@ def _run_with_hydra(name: str, arguments: list[str]) -> int:
 
 def _tell_report(roots: Sequence[Path]) -> None:
     """How a sweep's runs become one page, whatever has become of each."""
-    print(f"all in one page: sleeptrain report {shlex.join(map(str, roots))}", file=sys.stderr)
+    from sleeptrain.config.overrides import shell_command
+
+    print(f"all in one page: {shell_command('sleeptrain', 'report', *roots)}", file=sys.stderr)
 
 
 def _own_flags(name: str, arguments: list[str]) -> tuple[Namespace, list[str]]:
@@ -241,6 +242,7 @@ def _split_arguments(arguments: list[str]) -> tuple[list[str], list[str], bool]:
     """(hydra's flags, overrides, whether this is a sweep), so that flags may stand anywhere between the overrides."""
     from hydra._internal.utils import get_args_parser
 
+    from sleeptrain.config.overrides import shell_command
     from sleeptrain.config.schema import Config
     from sleeptrain.config.suggest import setting_names
 
@@ -253,7 +255,7 @@ def _split_arguments(arguments: list[str]) -> tuple[list[str], list[str], bool]:
     for flag in unknown:
         name = flag.lstrip("-").partition("=")[0]
         if name in (*setting_names(Config), "experiment"):
-            raise ConfigError(f"{flag}: settings take no dashes; write {flag.lstrip('-')}")
+            raise ConfigError(f"{flag}: settings take no dashes; write {shell_command(flag.lstrip('-'))}")
         raise ConfigError(f"unknown flag '{flag}'; `sleeptrain COMMAND --help` and `--hydra-help` list the flags")
     if parsed.config_path or parsed.config_name or parsed.config_dir or parsed.experimental_rerun:
         raise ConfigError(

@@ -17,6 +17,7 @@ from typing import Any
 
 from sleeptrain.errors import DataError
 from sleeptrain.files import set_in_place, sync, write_whole
+from sleeptrain.plain_files import named_file
 
 FORMAT = 2
 MANIFEST, STATE, CONFIG, LATEST = "manifest.json", "state.json", "config.yaml", "latest"
@@ -78,11 +79,15 @@ def find_damage(checkpoint: Path, rank: int = 0, size: int = 1) -> str | None:
 
     Raises DataError for a checkpoint of another format: it is not damaged, only not for this version.
     """
+    if foreign := _no_plain_file(checkpoint, [MANIFEST]):
+        return foreign
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_bytes())
         version, files = manifest["format"], manifest["files"]
         if version != FORMAT:
             raise DataError(f"checkpoint {checkpoint} has format {version}, this version of sleeptrain reads {FORMAT}")
+        if foreign := _no_plain_file(checkpoint, [*files, STATE, CONFIG]):
+            return foreign
         if unknown := sorted({path.name for path in checkpoint.glob(TENSORS)} - set(files)):
             return f"{unknown[0]} is not in {MANIFEST}"
         for name in sorted(files)[rank::size]:
@@ -96,6 +101,16 @@ def find_damage(checkpoint: Path, rank: int = 0, size: int = 1) -> str | None:
         return f"{Path(error.filename or checkpoint).name}: {error.strerror}"
     except (ValueError, KeyError, TypeError):
         return f"{MANIFEST} cannot be read"
+    return None
+
+
+def _no_plain_file(checkpoint: Path, names: Sequence[str]) -> str | None:
+    """What is wrong with these names of files, before any of them is opened."""
+    try:
+        for name in names:
+            named_file(checkpoint, name, checkpoint / MANIFEST, follow=True)
+    except DataError as error:
+        return str(error)
     return None
 
 

@@ -11,18 +11,21 @@ from sleeptrain.checkpoint.fit import WEIGHTS, check_start
 from sleeptrain.checkpoint.folder import CONFIG
 from sleeptrain.checkpoint.meaning import check_meaning
 from sleeptrain.checkpoint.read import SavedTensors, Take, TensorFiles
+from sleeptrain.checkpoint.vocabulary import check_start_tokenizer
 from sleeptrain.config import load_resolved
 from sleeptrain.config.schema import Config
 from sleeptrain.parallel.world import World
 from sleeptrain.train.engine import Engine
 
 
-def start_from(config: Config, engine: Engine, world: World) -> None:
+def start_from(config: Config, engine: Engine, world: World, tokenizer: str | None = None) -> None:
     """Takes the weights of `run.init_from`; all else begins anew. All processes call it.
 
+    tokenizer: the sha256 of the data's, if it has one.
     Raises DataError where there is no whole checkpoint, or where its parameters are not those of the model, but for
     `run.init_new` and the blocks of `run.init_inserted`, which keep their initial values, and `run.init_dropped`.
-    ConfigError where a setting differs with which its weights mean something else, and `run.allow_changes` lacks it.
+    ConfigError where a setting or the tokenizer differs with which its weights mean something else, and
+    `run.allow_changes` lacks it.
     """
     place = named_checkpoint(Path(config.run.init_from), world, "run.init_from")
 
@@ -32,6 +35,7 @@ def start_from(config: Config, engine: Engine, world: World) -> None:
         new = [*config.run.init_new, *(f"blocks.{block}.*" for block in inserted)]
         check_start(files.forms, config.model, new, config.run.init_dropped)
         check_meaning(load_resolved(place / CONFIG).model, config.model, inserted, config.run.allow_changes)
+        check_start_tokenizer(place, tokenizer, config.data.source, config.run.allow_changes)
         engine.load_weights(files)
 
     world.together(take)

@@ -31,7 +31,7 @@ def suggest_setting(name: str, schema: type, groups: Iterable[str] = ()) -> str:
         return f"did you mean {' or '.join(repr(other) for other in near)}?"
     if siblings:
         return f"{section or 'a setting'} {'has' if section else 'begins with one of'} {', '.join(siblings)}"
-    return "--help lists the settings"
+    return "`sleeptrain train --help` lists the settings"
 
 
 def setting_names(schema: type) -> list[str]:

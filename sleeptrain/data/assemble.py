@@ -102,9 +102,10 @@ class Assembler:
             source, shard, index = which
             try:
                 document = self._sources[source].document(shard, index)
-            except DamagedDocument:
+            except DamagedDocument as error:
                 if not self._skip_damaged:
-                    raise
+                    way_out = "or set data.shards.on_damage=skip to go on without it"  # here: held-out data has none
+                    raise DamagedDocument(f"{error}, {way_out}", shard, index) from error
                 self.damaged.add(which)
                 return None
         if keep:

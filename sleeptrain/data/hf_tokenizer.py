@@ -4,55 +4,69 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from sleeptrain.errors import DataError
+from sleeptrain.plain_files import require_plain
 
 TOKENIZER_JSON = "tokenizer.json"
 CONFIG_JSON = "tokenizer_config.json"
+SPECIAL_JSON = "special_tokens_map.json"
+ID_FILES = ("config.json", "generation_config.json")
 
 
 class HuggingFaceTokenizer:
-    """A `tokenizer.json`, with BOS and EOS as the `tokenizer_config.json` beside it names them; a `Tokenizer`.
+    """A `tokenizer.json`, with BOS and EOS as the files beside it name them; a `Tokenizer`.
 
-    `bos_token` (empty: none) and `eos_token` take the place of the configuration's. There is no BOS where the
-    configuration names none or says `add_bos_token: false`. What the file says of truncation, padding and tokens added
-    around a text is not applied. Whether text comes back exactly depends on the file's own normaliser. Raises
-    DataError: no such file, not a tokenizer, no EOS, or a BOS or EOS that is none of its tokens.
+    EOS is that of `tokenizer_config.json`, else of `special_tokens_map.json`, else the token of `eos_token_id` in
+    `config.json` or `generation_config.json`, the first where these list several. BOS is that of the first two alone:
+    many models name an id of a BOS that no text of theirs begins with. There is none where neither names one, or with
+    `add_bos_token: false`. `bos_token` (empty: none) and `eos_token` take the place of the files'.
+
+    What `tokenizer.json` says of truncation, padding and tokens added around a text is not applied. Whether text comes
+    back exactly depends on the file's own normaliser. Raises DataError: no such file, not a tokenizer, no EOS, or a BOS
+    or EOS that is none of its tokens.
     """
 
     def __init__(self, path: Path, bos_token: str | None = None, eos_token: str | None = None) -> None:
         path = Path(path)
         content = _read(path)
-        config_path = path.with_name(CONFIG_JSON)
-        config = _parsed(config_path, _read(config_path)) if config_path.exists() else {}
-        if bos_token is not None:
-            config |= {"bos_token": bos_token or None, "add_bos_token": bool(bos_token)}
-        if eos_token is not None:
-            config["eos_token"] = eos_token
-        bos, eos = _named(config, "bos_token"), _named(config, "eos_token")
+        description = _parsed(path, content)
+        config = _beside(path, CONFIG_JSON)
+        special = _beside(path, SPECIAL_JSON)
+        bos = named(config if "bos_token" in config else special, "bos_token")
+        eos = named(config, "eos_token") or named(special, "eos_token") or _eos_by_id(path, description)
         if config.get("add_bos_token") is False:
             bos = None
+        if bos_token is not None:
+            bos = bos_token or None
+        eos = eos if eos_token is None else eos_token
         if eos is None:
-            raise DataError(f"tokenizer {path} names no EOS in {CONFIG_JSON}; name one of its tokens with --eos-token")
-        self._tokenizer = _load(path, content, {bos, eos} - {None})
+            raise DataError(
+                f"tokenizer {path} names no EOS: not in {', '.join((CONFIG_JSON, SPECIAL_JSON, *ID_FILES))} beside it; "
+                f"write one of its tokens as eos_token into {CONFIG_JSON} (tools/prepare.py also takes --eos-token)"
+            )
+        self._tokenizer = _load(path, description, {bos, eos} - {None})
         self.vocab_size: int = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
-        self.bos_id: int | None = None if bos is None else self._id(bos, path, "--bos-token")
-        self.eos_id: int = self._id(eos, path, "--eos-token")
-        ends = f"bos {self.bos_id} eos {self.eos_id}"
-        self.hash: str = hashlib.sha256(content + ends.encode()).hexdigest()
+        self.bos_id: int | None = None if bos is None else self._id(bos, path, "bos_token")
+        self.eos_id: int = self._id(eos, path, "eos_token")
+        self.hash: str = hashlib.sha256(content + f"bos {self.bos_id} eos {self.eos_id}".encode()).hexdigest()
+        ends = {"bos_token": bos, "eos_token": eos}
+        config["add_bos_token"] = bos is not None
+        config |= {name: token for name, token in ends.items() if token and token != named(config, name)}
         self.files = {TOKENIZER_JSON: content, CONFIG_JSON: (json.dumps(config, indent=2) + "\n").encode()}
 
-    def _id(self, token: str, path: Path, option: str) -> int:
+    def _id(self, token: str, path: Path, name: str) -> int:
+        way_out = f"name one of its tokens as {name} in {CONFIG_JSON} (tools/prepare.py: --{name.replace('_', '-')})"
         id = self._tokenizer.token_to_id(token)
         if id is None:
-            raise DataError(f"tokenizer {path} has no token {token!r}; name one of its tokens with {option}")
+            raise DataError(f"tokenizer {path} has no token {token!r}; {way_out}")
         if id in self.encode(token):
-            raise DataError(f"tokenizer {path}: text that spells {token!r} would give the token itself; name another")
+            raise DataError(f"tokenizer {path}: text that spells {token!r} would give the token itself; {way_out}")
         return id
 
     def encode(self, text: str) -> list[int]:
@@ -66,6 +80,7 @@ class HuggingFaceTokenizer:
 
 
 def _read(path: Path) -> bytes:
+    require_plain(path)
     try:
         return path.read_bytes()
     except OSError as error:
@@ -82,22 +97,49 @@ def _parsed(path: Path, content: bytes) -> dict[str, Any]:
     return found
 
 
-def _named(config: dict[str, Any], name: str) -> str | None:
+def _beside(path: Path, name: str) -> dict[str, Any]:
+    """The content of another file of the tokenizer's folder, nothing where it is not there."""
+    other = path.with_name(name)
+    return _parsed(other, _read(other)) if other.exists() else {}
+
+
+def named(config: dict[str, Any], name: str) -> str | None:
     """The text of a token, which a configuration writes as a string or as an object with its content."""
     token = config.get(name)
-    return token.get("content") if isinstance(token, dict) else token
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) and token else None
 
 
-def _load(path: Path, content: bytes, ends: set[str | None]) -> tokenizers.Tokenizer:
-    """The tokenizer, set up so that all text is ordinary text, that of `ends` and other special tokens too."""
-    description = _parsed(path, content)
-    for token in description.get("added_tokens") or ():
-        # Only a token marked as special can be kept from being found in text.
-        token["special"] = token.get("special", False) or token["content"] in ends
+def _eos_by_id(path: Path, description: dict[str, Any]) -> str | None:
+    """The token of `eos_token_id` in the files of a model, which may hold the settings of its text model apart."""
+    for name in ID_FILES:
+        found = _beside(path, name)
+        inner = found.get("text_config")
+        for settings in (found, inner if isinstance(inner, dict) else {}):
+            ids = settings.get("eos_token_id")
+            first = ids[0] if isinstance(ids, list) and ids else ids
+            if type(first) is int:
+                return _from_description(path, description).id_to_token(first)
+    return None
+
+
+def _from_description(path: Path, description: dict[str, Any]) -> tokenizers.Tokenizer:
     try:
-        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
+        return tokenizers.Tokenizer.from_str(json.dumps(description))
     except Exception as error:  # the library raises no type of its own
         raise DataError(f"tokenizer {path} is not a Hugging Face tokenizer: {error}") from error
+
+
+def all_text_is_ordinary(description: dict[str, Any], ends: Collection[str | None]) -> dict[str, Any]:
+    """The description with `ends` marked as special: only such a token can be kept from being found in text."""
+    tokens = description.get("added_tokens") or ()
+    marked = [token | {"special": token.get("special", False) or token["content"] in ends} for token in tokens]
+    return description | {"added_tokens": marked}
+
+
+def _load(path: Path, description: dict[str, Any], ends: Collection[str | None]) -> tokenizers.Tokenizer:
+    """The tokenizer, set up so that all text is ordinary text, that of `ends` and other special tokens too."""
+    tokenizer = _from_description(path, all_text_is_ordinary(description, ends))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True

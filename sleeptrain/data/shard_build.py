@@ -23,6 +23,7 @@ from sleeptrain.data.shard_index import (
 from sleeptrain.data.tar_index import Member, TarArrays
 from sleeptrain.errors import DataError
 from sleeptrain.files import write_whole
+from sleeptrain.plain_files import require_plain, same_file
 
 TOKEN_TYPES = ("<u2", "<u4")
 
@@ -48,7 +49,12 @@ def index_folder(
         raise DataError(f"{folder}: no tar file here")
     shards: list[Shard] = []
     dtype: np.dtype[Any] | None = None
+    seen: dict[Any, Path] = {}
     for path in paths:
+        require_plain(path)
+        if (this := same_file(path)) in seen:
+            raise DataError(f"{path} is the file {seen[this].name}: its documents would count double; remove one name")
+        seen[this] = path
         if not SHARD_NAME.fullmatch(path.name):
             raise DataError(f"{path}: a shard's name has letters, digits and .,_@%+=- only; rename the file")
         shard, dtype = _index_shard(path, tokenizer.vocab_size, dtype)

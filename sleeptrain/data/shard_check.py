@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from sleeptrain.config.overrides import shell_command
 from sleeptrain.data.shard_index import INDEX_NAME, Shard, index_name
 from sleeptrain.data.tar_index import Member, TarArrays
 from sleeptrain.errors import DataError
@@ -54,7 +55,7 @@ def check_files(folder: Path, shards: Sequence[Shard]) -> None:
 
 
 def _reindex(folder: Path) -> str:
-    return f"index the folder anew: tools/shards.py index {folder} --tokenizer PATH"
+    return f"index the folder anew: {shell_command('tools/shards.py', 'index', folder, '--tokenizer', 'PATH')}"
 
 
 def compare(file: BinaryIO, shard: Shard, records_D: np.ndarray, dtype: np.dtype[Any]) -> str | None:

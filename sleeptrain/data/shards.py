@@ -226,7 +226,7 @@ class TokenShards:
             offset, length, _ = RECORD_FIELDS.unpack_from(self._opened(shard).records, index * RECORD_FIELDS.size)
             raise DamagedDocument(
                 f"{where}: document {index} of {length} tokens, at byte {offset}, is damaged: its crc32 is wrong; "
-                "restore the file, or set data.shards.on_damage=skip to go on without it",
+                "restore the file",
                 shard,
                 index,
             )
@@ -242,10 +242,7 @@ class TokenShards:
         if opened is not None:
             at = f", at byte {RECORD_FIELDS.unpack_from(opened.records, index * RECORD_FIELDS.size)[0]},"
         return DamagedDocument(
-            f"{where}: document {index}{at} cannot be read ({error}); restore the file, or set "
-            "data.shards.on_damage=skip to go on without it",
-            shard,
-            index,
+            f"{where}: document {index}{at} cannot be read ({error}); restore the file", shard, index
         )
 
     def _opened(self, shard: int) -> OpenShard:

@@ -26,8 +26,9 @@ from sleeptrain.tasks.task import Task
 class Source(Protocol):
     """An endless, resumable stream of training batches, and held-out batches that stay the same.
 
-    sequence: T, tokens of a row. vocab_size: ids are below it. part: the rows that this process reads. held_out: the
-    names of the held-out sets. task: that the rows are of, which says what answers are worth; None for text.
+    sequence: T, tokens of a row. vocab_size: ids are below it. tokenizer_hash: of what makes ids of text, None for a
+    task whose ids are no text. part: the rows that this process reads. held_out: the names of the held-out sets.
+    task: that the rows are of, which says what answers are worth; None for text.
     """
 
     @property
@@ -38,6 +39,9 @@ class Source(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
+
+    @property
+    def tokenizer_hash(self) -> str | None: ...
 
     @property
     def part(self) -> Part: ...
@@ -88,7 +92,8 @@ class ShardsSource:
         skips = shards.on_damage == "skip"
         self.stream = ShardStream(self.train, settings, self.part, shards.workers, skips, stop)
         self.sequence = config.sequence
-        self.vocab_size = next(iter(self.train.values())).vocab_size
+        first = next(iter(self.train.values()))
+        self.vocab_size, self.tokenizer_hash = first.vocab_size, first.tokenizer_hash
         self.held_out = list(self._validation)
 
     def batch(self, rows: int) -> Batch:

@@ -24,6 +24,7 @@ from braceexpand import braceexpand
 from sleeptrain.data.pipes import PIPE, open_pipe
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.files import whole_file
+from sleeptrain.plain_files import require_plain
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -104,9 +105,11 @@ class LocalFolder:
         return str(self.folder / name)
 
     def read(self, name: str) -> bytes:
+        require_plain(self.folder / name)
         return (self.folder / name).read_bytes()
 
     def open(self, name: str, sha256: str) -> int:
+        require_plain(self.folder / name)
         try:
             return os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, PermissionError) as error:

@@ -61,22 +61,33 @@ def check_space(case: Case) -> Finding:
 
 
 def check_data(case: Case) -> Finding:
-    """Opens what the run would read: tokenizer, the index of each source, the checkpoint that it starts from."""
+    """Opens what the run would read: tokenizer, the index of each source, the checkpoint that it starts from.
+
+    Raises UserError for what is missing, or where that checkpoint's tokenizer is another.
+    """
     if case.config is None:
         return skipped("no settings were given")
     from sleeptrain.checkpoint.find import named_checkpoint
+    from sleeptrain.checkpoint.folder import checkpoints
+    from sleeptrain.checkpoint.vocabulary import check_start_tokenizer
+    from sleeptrain.config.resolved import run_folder
     from sleeptrain.data.source import build_source
     from sleeptrain.parallel.launch import find_device
     from sleeptrain.parallel.mesh import Mesh
     from sleeptrain.parallel.world import World
 
     told = [case.config.data.source]
+    tokenizer = None
     if case.config.data.source == "shards":
         told = [source.train for source in case.config.data.shards.sources]
-        build_source(replace(case.config.data, shards=replace(case.config.data.shards, workers=1)))
+    if case.config.data.source == "shards" or case.config.run.init_from:
+        shards = replace(case.config.data.shards, workers=1)
+        tokenizer = build_source(replace(case.config.data, shards=shards)).tokenizer_hash
     if case.config.run.init_from:
         alone = World(Mesh.single(), find_device("cpu"))
         place = named_checkpoint(Path(case.config.run.init_from), alone, "run.init_from")
+        if not checkpoints(run_folder(case.config) / "checkpoints"):  # else nothing is taken from there any more
+            check_start_tokenizer(place, tokenizer, case.config.data.source, case.config.run.allow_changes)
         told.append(str(place))
     return ok(", ".join(told))
 

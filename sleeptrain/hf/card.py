@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from sleeptrain.config.schema import Config, SleepConfig
@@ -45,7 +46,7 @@ The key `sleep` of `config.json` holds these settings.
 _NATIVE = """```python
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained("{folder}"{dtype_argument})
+model = AutoModelForCausalLM.from_pretrained({folder}{dtype_argument})
 ```
 
 Loaded like this it is a plain model that never sleeps (N=1), without code of its own. In training its attention looked
@@ -53,7 +54,7 @@ back no further than a window of {window} tokens."""
 _PUBLISHED = """```python
 from sleeptrain.hf.modeling import SleepForCausalLM
 
-model = SleepForCausalLM.from_pretrained("{folder}"{dtype_argument})
+model = SleepForCausalLM.from_pretrained({folder}{dtype_argument})
 ```
 
 Transformers has no class of this family. That of its published code reads this folder too, and never sleeps (N=1). In
@@ -121,12 +122,14 @@ def model_card(
     check: how the logits were compared."""
     sleep, dtype = settings[SLEEP_KEY], settings["dtype"]
     dtype_argument = "" if dtype == "float32" else f', dtype="{dtype}"'
-    loading = _NATIVE if in_transformers else _PUBLISHED
+    loading = (_NATIVE if in_transformers else _PUBLISHED).format(
+        folder=json.dumps(folder, ensure_ascii=False), dtype_argument=dtype_argument, window=sleep["window"]
+    )
     rows = [f"| `{key}` | {'null' if value is None else value} | {_MEANINGS[key]} |" for key, value in sleep.items()]
     return _CARD.format(
         name=name,
         model_type=settings["model_type"],
-        loading=loading.format(folder=folder, dtype_argument=dtype_argument, window=sleep["window"]),
+        loading=loading,
         sleep="\n".join(rows),
         facts="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
         check=check,

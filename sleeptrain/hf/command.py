@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from sleeptrain.config.overrides import override, shell_command
 from sleeptrain.config.ranges import settings
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.exporting import DTYPES, export
 from sleeptrain.hf.families import FAMILIES
-from sleeptrain.hf.importing import Imported, import_folder
+from sleeptrain.hf.importing import Imported, import_folder, option_name
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -72,12 +73,19 @@ def _import(options: argparse.Namespace) -> int:
     for name, value in settings(done.config, "model."):
         print(f"  {name}={value}")
     print("Begin a run with it:")
-    tokenizer = f" data.shards.tokenizer={options.out}" if done.tokenizer else ""
-    print(
-        f"  sleeptrain train 'hydra.searchpath=[file://{options.out.resolve()}]' model={options.out.name} "
-        f"run.init_from={options.out}{tokenizer} ..."
-    )
+    print(f"  {shell_command('sleeptrain', 'train', *begin_with(options.out, done.tokenizer))} ...")
     return 0
+
+
+def begin_with(out: Path, has_tokenizer: bool) -> list[str]:
+    """The settings of a run that begins with the import `out`."""
+    settings = {
+        "hydra.searchpath": [f"file://{out.resolve()}"],
+        "model": option_name(out),
+        "run.init_from": out,
+        **({"data.shards.tokenizer": out} if has_tokenizer else {}),
+    }
+    return [override(name, value) for name, value in settings.items()]
 
 
 def _checked(error: float) -> str:

@@ -15,16 +15,16 @@ from sleeptrain.checkpoint.find import named_checkpoint
 from sleeptrain.checkpoint.fit import WEIGHTS, check_start
 from sleeptrain.checkpoint.folder import CONFIG, read_state
 from sleeptrain.checkpoint.read import TensorFiles
+from sleeptrain.checkpoint.vocabulary import tokenizer_of
 from sleeptrain.config import load_resolved
-from sleeptrain.config.schema import Config, ModelConfig
-from sleeptrain.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
+from sleeptrain.config.schema import ModelConfig
+from sleeptrain.data.tokenizer import Tokenizer
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.files import staged_folder
 from sleeptrain.hf.card import SLEEP_KEY, model_card, sleep_settings, training_facts
 from sleeptrain.hf.check import PASSES, WINDOWS, check
-from sleeptrain.hf.corpus import sampled_texts
 from sleeptrain.hf.families import FAMILIES, Family, Read, expressing, family_of, stays_wide
-from sleeptrain.hf.fast_tokenizer import fast_files
+from sleeptrain.hf.tokenizer_export import find_tokenizers, write_tokenizer
 from sleeptrain.hf.weight_files import SHARD_BYTES, write_weights
 from sleeptrain.parallel.mesh import Mesh
 from sleeptrain.parallel.world import World
@@ -37,7 +37,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Exported:
     """model_type: of the folder. num_parameters: tied ones once. error: of `check`. tokenizer: whether it has one.
 
-    texts: documents of the run's data, on which a converted tokenizer was compared; None where nothing was converted.
+    texts: documents of the run's data, on which the tokenizer was compared; None without one.
     """
 
     model_type: str
@@ -60,27 +60,28 @@ def export(
 
     model_type: of the family; None takes the first that can express the model. dtype: of the weights, decay parameters
     excepted. tokenizer: instead of that of the run's data. Raises UserError, and leaves nothing in `out`, where the
-    family cannot express the model, the tokenizer is not that of the model or has no counterpart, or the check fails.
+    family cannot express the model, the tokenizer gives other ids than training saw or has no counterpart, or the check
+    of the logits fails.
     """
     checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")))
     config, files = load_resolved(checkpoint / CONFIG), TensorFiles(checkpoint)
     check_start(files.forms, config.model)
     family = choose_family(config.model, model_type)
-    found = _tokenizer(config, tokenizer) if with_tokenizer else None
-    texts = sampled_texts(config.data.shards, found) if isinstance(found, SentencePieceTokenizer) else None
+    found = find_tokenizers(config, tokenizer, tokenizer_of(checkpoint)) if with_tokenizer else None
+    if found is not None:
+        check_vocabulary(found.exported, config.model, found.place)
 
     def read(name: str) -> torch.Tensor:
         return files.tensor(WEIGHTS + name)
 
     with staged_folder(out) as folder:
         write_family_weights(folder, family, config.model, read, DTYPES[dtype])
-        for name, content in ({} if found is None else fast_files(found, texts or ())).items():
-            (folder / name).write_bytes(content)
-        state, ids = read_state(checkpoint), _ids(found)
+        state, ids = read_state(checkpoint), {} if found is None else found.ids
         settings = family.to_config(config.model) | ids | {"dtype": dtype}
         settings[SLEEP_KEY] = sleep_settings(config.sleep, last_shape(config, state))
         _write_json(folder / "config.json", settings)
         _write_json(folder / "generation_config.json", ids | {"use_cache": settings["use_cache"]})
+        texts = None if found is None else write_tokenizer(folder, found, config)
         rounded = _rounded(family, config.model, read, DTYPES[dtype])
         error = check(config.model, rounded, folder, family, check_tokens)
         whose = "its logits" if family.in_transformers else "those of the family's published code, written again,"
@@ -89,8 +90,7 @@ def export(
         facts = training_facts(config, state, num_parameters)
         card = model_card(config.run.name, out.name, settings, family.in_transformers, facts, told)
         (folder / "README.md").write_text(card)
-    compared = None if texts is None else len(texts)
-    return Exported(family.model_type, num_parameters, error, found is not None, compared)
+    return Exported(family.model_type, num_parameters, error, found is not None, texts)
 
 
 def choose_family(config: ModelConfig, model_type: str | None) -> Family:
@@ -140,31 +140,12 @@ def _rounded(family: Family, config: ModelConfig, read: Read, dtype: torch.dtype
     return lambda name: read(name) if name in decays else read(name).to(dtype)
 
 
-def _tokenizer(config: Config, path: Path | None) -> Tokenizer | None:
-    """Raises DataError where there is none to be found, or where it has more ids than the model."""
-    if path is None and config.data.source != "shards":
-        return None
-    path = path or Path(config.data.shards.tokenizer)
-    try:
-        tokenizer = load_tokenizer(path)
-    except DataError as error:
-        raise DataError(f"{error}; name it with --tokenizer, or use --no-tokenizer") from error
-    check_vocabulary(tokenizer, config.model, path)
-    return tokenizer
-
-
 def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> None:
     """Raises DataError for a tokenizer with ids that the model does not have."""
     if tokenizer.vocab_size > config.vocab_size:
         raise DataError(
             f"tokenizer {path} has {tokenizer.vocab_size} ids, the model {config.vocab_size}: it is another model's"
         )
-
-
-def _ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
-    if tokenizer is None:
-        return {}
-    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

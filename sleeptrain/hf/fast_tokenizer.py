@@ -1,18 +1,18 @@
-"""A SentencePiece model as a `tokenizer.json` of Hugging Face's fast tokenizers, with the same ids for the same text.
+"""A tokenizer as the files of Hugging Face's fast tokenizers, with the same ids for the same text as in training.
 
-Pieces are written with real spaces: SentencePiece's symbol for a space is then an ordinary character, which is spelled
-in bytes as our tokenizer spells it.
+Pieces of a SentencePiece model are written with real spaces: SentencePiece's symbol for a space is then an ordinary
+character, which is spelled in bytes as our tokenizer spells it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 
-from sleeptrain.data.hf_tokenizer import CONFIG_JSON, TOKENIZER_JSON
+from sleeptrain.data.hf_tokenizer import CONFIG_JSON, TOKENIZER_JSON, all_text_is_ordinary, named
 from sleeptrain.data.tokenizer import MODEL_NAME, SPACE_SYMBOL, SentencePieceTokenizer
 from sleeptrain.data.tokenizer import Tokenizer as OurTokenizer
 from sleeptrain.errors import ConfigError, DataError
@@ -21,36 +21,71 @@ from sleeptrain.errors import ConfigError, DataError
 _NEVER = -1e6
 _HIDDEN = "\U000f2581"  # for private use: in no text
 
-SAMPLE = (
-    "".join(f"{' ' * n}x{'=' * n}" for n in range(1, 81)) + "\n"
-    "The quick brown fox jumps over the lazy dog. It's 3.14159 o'clock, isn't it?\n"
-    "def f(x: int) -> int:\n    if x < 2:\n\t\treturn x  # ====--====\n    return f(x - 1) + f(x - 2)\n\n\n"
-    "    https://example.org/a_b/c%20d?e=f&g=h  \t \r\n{'k': [1, 22, 333, 4444]} ......!!! ????  \x00\x07\x1b\n"
-    "naïve café Ærøskøbing Straße ÀÉÎÕÜ ﬁ ½ № ① Ⅷ ａｂｃ e\u0301 \u200b\u00a0\u3000\ufeff\n"
-    "Быстрая лиса 速い茶色の狐 빠른 여우 سريع חתול ἀλώπηξ गति ᚠᛇᚻ 𝔘𝔫𝔦 😀👩‍👩‍👧🏽 \U0010ffff\n"
-    f"{SPACE_SYMBOL} a{SPACE_SYMBOL}b {SPACE_SYMBOL}{SPACE_SYMBOL}c <s></s><unk><pad><0x0A><0xE2> ▂▁▂\n"
-)
+# Of a copied configuration: what does not decide which ids a text gets, besides the names of tokens.
+_KEPT = ("chat_template", "model_max_length", "model_input_names", "padding_side", "truncation_side")
+_LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
-def fast_files(tokenizer: OurTokenizer, texts: Iterable[str] = ()) -> dict[str, bytes]:
-    """The files of a tokenizer for transformers, by name; those of a Hugging Face tokenizer as they are.
+def fast_files(tokenizer: OurTokenizer) -> dict[str, bytes]:
+    """The files of a tokenizer for transformers, by name.
 
-    texts: whose ids are compared, besides SAMPLE. Raises DataError where the ids of a text differ, or where a kind of
-    SentencePiece model has no counterpart.
+    In them a text gets the ids that training gives it, BOS first where the data has one, and a special token's name is
+    ordinary text. Raises DataError where a kind of SentencePiece model has no counterpart. `tokenizer_check` compares.
     """
-    if not isinstance(tokenizer, SentencePieceTokenizer):
-        return dict(tokenizer.files)
-    fast, config = convert(tokenizer)
-    for text in (SAMPLE, *SAMPLE.splitlines(), *texts):
-        expected, found = tokenizer.encode(text), fast.encode(text, add_special_tokens=False).ids
-        if expected != found:
-            at = next(i for i, (a, b) in enumerate(zip([*expected, -1], [*found, -1], strict=False)) if a != b)
-            raise DataError(
-                f"the tokenizer cannot be converted: the fast tokenizer's ids of {text[:40]!r} differ from the "
-                f"{at + 1}th on; name a Hugging Face tokenizer with the same ids (--tokenizer), or use --no-tokenizer"
-            )
-    written = (json.dumps(config, indent=2) + "\n").encode()
-    return {TOKENIZER_JSON: fast.to_str(pretty=True).encode(), CONFIG_JSON: written}
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        fast, config = convert(tokenizer)
+        content = fast.to_str(pretty=True).encode()
+    else:
+        content = _as_in_training(tokenizer)
+        config = _copied_config(tokenizer, Tokenizer.from_str(content.decode()))
+    return {TOKENIZER_JSON: content, CONFIG_JSON: (json.dumps(config, indent=2) + "\n").encode()}
+
+
+def _as_in_training(tokenizer: OurTokenizer) -> bytes:
+    """The `tokenizer.json` of a Hugging Face tokenizer; what it has from training anyway stays as it is."""
+    before = json.loads(tokenizer.files[TOKENIZER_JSON])
+    own = Tokenizer.from_str(json.dumps(before))
+    ends = {own.id_to_token(id) for id in (tokenizer.bos_id, tokenizer.eos_id) if id is not None}
+    after = all_text_is_ordinary(before, ends) | {"truncation": None, "padding": None}
+    own.no_truncation()
+    own.no_padding()
+    first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    if own.encode("a").ids != first + own.encode("a", add_special_tokens=False).ids:
+        after["post_processor"] = None
+        if tokenizer.bos_id is not None:
+            template = _begins_with(str(own.id_to_token(tokenizer.bos_id)), tokenizer.bos_id)
+            after["post_processor"] = json.loads(template.__getstate__())
+    return tokenizer.files[TOKENIZER_JSON] if after == before else json.dumps(after, indent=2).encode()
+
+
+def _copied_config(tokenizer: OurTokenizer, fast: Tokenizer) -> dict[str, Any]:
+    """Of a generic class: others build their own idea of a tokenizer from the vocabulary, or add tokens to it."""
+    config = json.loads(tokenizer.files[CONFIG_JSON])
+    known = fast.get_vocab(with_added_tokens=True)
+    tokens = {name: text for name in config if name.endswith("_token") and (text := named(config, name)) in known}
+    if tokenizer.bos_id is None:
+        tokens.pop("bos_token", None)
+    lists = {
+        name: [text for item in config[name] if (text := named({"": item}, "")) in known]
+        for name in _LISTS
+        if isinstance(config.get(name), list)
+    }
+    return {name: config[name] for name in _KEPT if name in config} | tokens | lists | _common(tokenizer)
+
+
+def _common(tokenizer: OurTokenizer) -> dict[str, Any]:
+    """Text that spells a special token is ordinary text, as it was in training."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": tokenizer.bos_id is not None,
+        "add_eos_token": False,
+        "split_special_tokens": True,
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def _begins_with(bos: str, id: int) -> processors.TemplateProcessing:
+    return processors.TemplateProcessing(f"{bos} $A", f"{bos} $A {bos}:1 $B:1", [(bos, id)])
 
 
 def convert(tokenizer: SentencePieceTokenizer) -> tuple[Tokenizer, dict[str, Any]]:
@@ -73,10 +108,7 @@ def convert(tokenizer: SentencePieceTokenizer) -> tuple[Tokenizer, dict[str, Any
     fast.encode_special_tokens = True
     config = _config(tokenizer, found)
     if tokenizer.bos_id is not None:
-        bos = config["bos_token"]
-        fast.post_processor = processors.TemplateProcessing(
-            f"{bos} $A", f"{bos} $A {bos}:1 $B:1", [(bos, tokenizer.bos_id)]
-        )
+        fast.post_processor = _begins_with(config["bos_token"], tokenizer.bos_id)
     return fast, config
 
 
@@ -93,16 +125,11 @@ def _format() -> Any:
 
 
 def _config(tokenizer: SentencePieceTokenizer, found: Any) -> dict[str, Any]:
-    """Text that spells a control token is ordinary text, as it was in training."""
+    """Shorter prompts of a batch are padded on the left: what is generated follows the text."""
     spec = found.trainer_spec
     ids = {"bos": spec.bos_id, "eos": spec.eos_id, "unk": spec.unk_id, "pad": spec.pad_id}
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **{f"{name}_token": found.pieces[id].piece for name, id in ids.items() if id >= 0},
-        "add_bos_token": tokenizer.bos_id is not None,
-        "split_special_tokens": True,
-        "clean_up_tokenization_spaces": False,
-    }
+    tokens = {f"{name}_token": found.pieces[id].piece for name, id in ids.items() if id >= 0}
+    return tokens | _common(tokenizer) | {"padding_side": "left"}
 
 
 def _spaced(piece: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 from sleeptrain.checkpoint.fit import WEIGHTS
 from sleeptrain.checkpoint.folder import CONFIG, STATE, entries, write_manifest
 from sleeptrain.checkpoint.read import TensorFiles
+from sleeptrain.checkpoint.vocabulary import TOKENIZER
 from sleeptrain.checkpoint.write import FILE_BYTES
 from sleeptrain.config import resolved_yaml
 from sleeptrain.config.schema import Config, ModelConfig, RunConfig, TrainConfig
@@ -27,6 +29,7 @@ from sleeptrain.hf.exporting import check_vocabulary
 from sleeptrain.hf.families import Family
 from sleeptrain.hf.weight_files import WeightFiles, write_shards
 from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.plain_files import named_file
 
 SHOWN = 40
 _HEAD = "lm_head.weight"
@@ -59,10 +62,15 @@ def import_folder(folder: Path, out: Path, check_tokens: int = 256) -> Imported:
     with staged_folder(out) as target:
         write_checkpoint_weights(target, files, family, config)
         tokenizer = _copy_tokenizer(folder, target, config)
-        _write_documents(target, out.name, described)
+        _write_documents(target, option_name(out), described, tokenizer)
         ours = TensorFiles(target)
         error = check(config, lambda name: ours.tensor(WEIGHTS + name), folder, family, check_tokens)
-    return Imported(family.model_type, config, files.left_out, described.remarks, tokenizer, error)
+    return Imported(family.model_type, config, files.left_out, described.remarks, tokenizer is not None, error)
+
+
+def option_name(out: Path) -> str:
+    """The name of an import's settings in the group `model`; hydra takes `.yaml` for a file's ending."""
+    return os.path.basename(os.path.abspath(out)).removesuffix(".yaml")
 
 
 def check_tensors(files: WeightFiles, family: Family, config: ModelConfig) -> None:
@@ -103,23 +111,29 @@ def write_checkpoint_weights(
     write_shards(target, sizes, ours, lambda n, count: f"shard-00001-model-{n:05d}-of-{count:05d}.safetensors", limit)
 
 
-def _copy_tokenizer(folder: Path, target: Path, config: ModelConfig) -> bool:
+def _copy_tokenizer(folder: Path, target: Path, config: ModelConfig) -> str | None:
+    """The sha256 of the folder's tokenizer, None where it has none."""
     path = folder / TOKENIZER_JSON
-    if not path.is_file():
-        return False
+    if not os.path.lexists(path):
+        return None
+    named_file(folder, TOKENIZER_JSON, folder)
     tokenizer = load_tokenizer(path)
     check_vocabulary(tokenizer, config, path)
     for name, content in tokenizer.files.items():
         (target / name).write_bytes(content)
-    return True
+    return tokenizer.hash
 
 
-def _write_documents(target: Path, name: str, described: Described) -> None:
-    """What a checkpoint has besides tensors, of a run of no steps, and the option of the group `model`."""
+def _write_documents(target: Path, name: str, described: Described, tokenizer: str | None) -> None:
+    """What a checkpoint has besides tensors, of a run of no steps, and the option of the group `model`.
+
+    tokenizer: the sha256 of the folder's.
+    """
     train = TrainConfig(tokens=0)
     whole = Config(run=RunConfig(name=name), model=described.model, sleep=described.sleep, train=train)
     (target / CONFIG).write_bytes(resolved_yaml(whole))
-    (target / STATE).write_text(json.dumps({"step": 0, "tokens": 0, "shape": None}, indent=1))
+    state = {"step": 0, "tokens": 0, "shape": None, TOKENIZER: tokenizer}
+    (target / STATE).write_text(json.dumps(state, indent=1))
     write_manifest(target, entries(sorted(path for path in target.iterdir())))
     (target / "model").mkdir()
     settings = OmegaConf.to_yaml(OmegaConf.structured(described.model))

@@ -61,7 +61,7 @@ def text_config(config: Any, written: Mapping[str, Any]) -> Any:
 def load_native(folder: Path, family: Family) -> PreTrainedModel:
     """The model in fp32 on the CPU. Raises DataError where tensors are missing or left over."""
     transformers = transformers_module()
-    with _quiet(transformers):
+    with quiet(transformers):
         model, found = getattr(transformers, family.architecture).from_pretrained(
             folder,
             config=complete_config(folder),
@@ -76,7 +76,8 @@ def load_native(folder: Path, family: Family) -> PreTrainedModel:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Any) -> Iterator[None]:
+    """Without its warnings and progress bars."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
@@ -98,7 +99,7 @@ def native_logits(model: PreTrainedModel, tokens_BT: torch.Tensor, window: int, 
     norm = model.get_decoder().norm
     watch = norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        with _torch_functions(model), _quiet(transformers_module()):
+        with _torch_functions(model), quiet(transformers_module()):
             for part in tokens_BT.split(window, dim=1):
                 at = torch.arange(part.shape[1]).expand_as(part)
                 options = {"past_key_values": cache, "use_cache": True, "position_ids": at}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 
 from sleeptrain.checkpoint.read import Form
 from sleeptrain.errors import DataError
+from sleeptrain.plain_files import named_file
 
 WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -24,7 +26,8 @@ class WeightFiles:
 
     canonical: from the name in a file to that name, None for tensors that are left out. forms: shape and dtype of the
     others. left_out: the names of the former. Raises DataError: no safetensors files, one that is missing or damaged,
-    a tensor that the index names and no file has, numbers that are not floating point.
+    one that is no plain file of the folder, a tensor that the index names and no file has, numbers that are not
+    floating point.
     """
 
     def __init__(self, folder: Path, canonical: Callable[[str], str | None]):
@@ -61,21 +64,22 @@ class WeightFiles:
 
 
 def _files(folder: Path) -> dict[Path, set[str]]:
-    """The files of weights, each with the tensors that the index promises."""
+    """The files of weights, each with the tensors that the index promises; no file outside of the folder."""
     index = folder / INDEX_NAME
-    if index.is_file():
+    if os.path.lexists(index):
+        named_file(folder, INDEX_NAME, folder)
         try:
             places = json.loads(index.read_bytes())["weight_map"].items()
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise DataError(f"{index} cannot be read: {type(error).__name__}: {error}") from error
-        found: dict[Path, set[str]] = {}
+        found: dict[str, set[str]] = {}
         for name, file in places:
             if not isinstance(file, str):
                 raise DataError(f"{index} names no file for {name}, but {file!r}; fetch it again")
-            found.setdefault(folder / file, set()).add(name)
-        return found
-    if (folder / WEIGHTS_NAME).is_file():
-        return {folder / WEIGHTS_NAME: set()}
+            found.setdefault(file, set()).add(name)
+        return {named_file(folder, file, index): names for file, names in found.items()}
+    if os.path.lexists(folder / WEIGHTS_NAME):
+        return {named_file(folder, WEIGHTS_NAME, folder): set()}
     if pickles := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
         raise DataError(
             f"{folder} holds weights in {pickles[0]} only, a pickle, which can run any code when it is read; take the "

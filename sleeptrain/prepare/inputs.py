@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import logging
 import os
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sleeptrain.config.overrides import shell_command
 from sleeptrain.errors import DataError
+from sleeptrain.plain_files import require_plain, same_file
+from sleeptrain.prepare.walk import each_once, names_below
+
+logger = logging.getLogger(__name__)
+SHOWN = 5
 
 STDLIB_SUFFIXES = (".py", ".txt", ".rst")
 # Third-party code, tests (their data is often deliberately broken text) and what a build writes for its own machine.
@@ -60,14 +67,15 @@ def stdlib_inputs() -> list[Source]:
 def folder_inputs(folder: Path, pattern: str = "*.txt", document: str = "file") -> list[Source]:
     """The files whose name matches `pattern` in `folder`, at any depth, in the order of their names.
 
-    Raises DataError: no folder, no such file, a file that cannot be listed.
+    Links to files and folders are followed, and each file counts once. Raises DataError: no folder, no such file, a
+    folder that cannot be listed.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    try:
-        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob(pattern) if path.is_file())
-    except (ValueError, NotImplementedError) as error:
-        raise DataError(f"glob {pattern!r} is not a pattern relative to the folder: {error}") from error
+    if not pattern or os.path.isabs(pattern) or ".." in Path(pattern).parts:
+        raise DataError(f"glob {pattern!r} is not a pattern relative to the folder")
+    names, left_out = each_once(folder, names_below(folder, f"**/{pattern}"))
+    _tell(str(folder), left_out)
     if not names:
         raise DataError(f"{folder}: no file matches {pattern!r}; set another glob")
     return [_source(folder / name, name, *_format(name, document)) for name in names]
@@ -76,29 +84,54 @@ def folder_inputs(folder: Path, pattern: str = "*.txt", document: str = "file") 
 def named_inputs(patterns: Sequence[str], document: str = "file") -> list[Source]:
     """The files that `patterns` name (paths, or globs with `**` for any depth), pattern by pattern, sorted in each.
 
-    Raises DataError: a pattern that matches no file, a folder, a file that is named twice, in whatever way.
+    A glob names each file once, whatever links lead to it. Raises DataError: a pattern that matches no file, a folder
+    or another thing that is no plain file, a file that two patterns name, in whatever way.
     """
     sources: list[Source] = []
-    seen: dict[str, str] = {}
+    seen: dict[tuple[int, int] | str, str] = {}
     for pattern in patterns:
         for name in _expanded(pattern):
-            real = os.path.realpath(name)
-            if real in seen:
-                raise DataError(f"{name} is given twice (also as {seen[real]}): its documents would count double")
-            seen[real] = name
+            this = same_file(Path(name))
+            if this in seen:
+                raise DataError(f"{name} is given twice (also as {seen[this]}): its documents would count double")
+            seen[this] = name
             sources.append(_source(Path(name), name, *_format(name, document)))
     return sources
 
 
 def _expanded(pattern: str) -> list[str]:
     if os.path.isdir(pattern):
-        raise DataError(f"{pattern} is a folder: give it with --folder, or a glob such as '{pattern.rstrip('/')}/*'")
+        inside = shell_command(f"{pattern.rstrip('/')}/*")
+        raise DataError(f"{pattern} is a folder: give it with --folder, or a glob such as {inside}")
     if os.path.lexists(pattern):  # also a name with brackets or stars
+        require_plain(Path(pattern))
         return [pattern]
-    names = sorted(name for name in glob.glob(pattern, recursive=True) if not os.path.isdir(name))
+    names, left_out = each_once(Path(), _globbed(pattern))
+    _tell(pattern, left_out)
     if not names:
         raise DataError(f"--input {pattern}: no such file")
     return names
+
+
+def _globbed(pattern: str) -> Iterator[str]:
+    """Not by `glob` alone, which goes round and round where a folder below `**` links to one above it."""
+    parts = pattern.split("/")
+    if "**" not in parts:
+        yield from glob.glob(pattern)
+        return
+    deep = parts.index("**")
+    above = "/".join(parts[:deep]) or ("/" if pattern.startswith("/") else "")
+    below = "/".join(["**", *(parts[deep + 1 :] or ["*"])])
+    for folder in glob.glob(above) if above else [""]:
+        if os.path.isdir(folder or "."):
+            yield from (os.path.join(folder, name) for name in names_below(Path(folder), below, hidden=False))
+
+
+def _tell(where: str, left_out: Sequence[str]) -> None:
+    """What a user may miss: a link to a disk that is not there is no reason to stop, and none to say nothing."""
+    if left_out:
+        more = f" and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
+        logger.warning("%s: left out, as no file can be read there: %s%s", where, ", ".join(left_out[:SHOWN]), more)
 
 
 def _format(name: str, document: str) -> tuple[str, str]:

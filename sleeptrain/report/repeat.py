@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import PurePath
 from typing import Any
 
 from sleeptrain.config.compose import compose, config_dir
+from sleeptrain.config.overrides import override, shell_command
 from sleeptrain.config.ranges import settings
 from sleeptrain.config.resolved import config_diff
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import ConfigError
 from sleeptrain.report.groups import told
-
-PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
 
 
 def repeat_command(config: Config) -> str | None:
@@ -32,7 +29,7 @@ def repeat_command(config: Config) -> str | None:
             return None
     except ConfigError:
         return None
-    return shlex.join(["sleeptrain", "train", *overrides])
+    return shell_command("sleeptrain", "train", *overrides)
 
 
 def _candidates(config: Config) -> list[str]:
@@ -50,22 +47,11 @@ def _experiment(name: str) -> Config:
 def _overrides(name: str, config: Config) -> list[str]:
     before = dict(settings(_experiment(name)))
     changed = [(key, value) for key, value in settings(config) if before[key] != value]
-    return [f"experiment={name}", *(f"{key}={_written(value)}" for key, value in changed)]
+    return [f"experiment={name}", *(override(key, _plain(value)) for key, value in changed)]
 
 
-def _written(value: Any) -> str:
-    """A value in the grammar of hydra's overrides."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
+def _plain(value: Any) -> Any:
+    """The value with only those fields of dataclasses that differ from their defaults."""
     if isinstance(value, list):
-        return f"[{','.join(map(_written, value))}]"
-    if is_dataclass(value):
-        value = told(value)
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{_written(v)}' for key, v in value.items())}}}"
-    if isinstance(value, str) and not (PLAIN.fullmatch(value) and value not in ("null", "true", "false", "nan", "inf")):
-        escaped = value.replace('"', '\\"')
-        return f'"{escaped}"'
-    return str(value)
+        return list(map(_plain, value))
+    return {key: _plain(v) for key, v in told(value).items()} if is_dataclass(value) else value

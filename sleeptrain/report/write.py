@@ -43,7 +43,7 @@ def check_out(out: Path) -> None:
     """Raises DataError where `out` is a file, cannot be read, or is a folder that holds anything but a report."""
     try:
         if out.exists() and not out.is_dir():
-            raise DataError(f"{out} is a file; name a folder for the report with --out")
+            raise DataError(f"{out} is a file; name a folder for the report (sleeptrain report --out)")
         held = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.is_dir() else []
         foreign = [name for name in held if name != INDEX and not name.endswith(".png")]
         if held and MARK.encode() not in _old_page(out):
@@ -51,7 +51,9 @@ def check_out(out: Path) -> None:
     except OSError as error:
         raise _not_writable(out, error) from error
     if foreign:
-        raise DataError(f"{out} holds {min(foreign)}, which is no part of a report; name another folder with --out")
+        raise DataError(
+            f"{out} holds {min(foreign)}, which is no part of a report; name another folder (sleeptrain report --out)"
+        )
 
 
 def _remove_old(out: Path, contents: Mapping[str, bytes]) -> None:
@@ -72,4 +74,6 @@ def _file_name(source: str, name: str) -> str:
 
 
 def _not_writable(out: Path, error: OSError) -> DataError:
-    return DataError(f"{out} cannot be read or written: {error.strerror}; name another folder with --out")
+    return DataError(
+        f"{out} cannot be read or written: {error.strerror}; name another folder (sleeptrain report --out)"
+    )

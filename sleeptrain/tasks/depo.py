@@ -36,6 +36,7 @@ class Depo:
     """
 
     name = "depo"
+    tokenizer_hash: str | None = None
 
     def __init__(self, config: DepoConfig) -> None:
         self._config = config

@@ -21,7 +21,7 @@ class TaskSource:
         self.task = task
         self.part = part or Part()
         self.sequence = task.sequence
-        self.vocab_size = task.vocab_size
+        self.vocab_size, self.tokenizer_hash = task.vocab_size, task.tokenizer_hash
         self.held_out = (task.name,)
         self._seed = seed
         self._position = 0

@@ -40,11 +40,13 @@ class Answered:
 class Task(Protocol):
     """Rows to train and to be judged on. A row's document id is its number.
 
-    name: of the held-out set. vocab_size: ids are below it. sequence: T, tokens of a row. num_held_out: held-out rows.
+    name: of the held-out set. vocab_size: ids are below it. tokenizer_hash: of what makes ids of text, None where the
+    ids are no text. sequence: T, tokens of a row. num_held_out: held-out rows.
     """
 
     name: str
     vocab_size: int
+    tokenizer_hash: str | None
     sequence: int
     num_held_out: int
 

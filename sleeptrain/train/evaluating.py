@@ -93,6 +93,7 @@ def open_checkpoint(
     from sleeptrain.checkpoint.fit import WEIGHTS, check_start
     from sleeptrain.checkpoint.folder import CONFIG, read_state
     from sleeptrain.checkpoint.read import TensorFiles
+    from sleeptrain.checkpoint.vocabulary import check_same_tokenizer
     from sleeptrain.config import load_resolved
     from sleeptrain.data.source import build_source
     from sleeptrain.model.hybrid import Hybrid
@@ -112,6 +113,7 @@ def open_checkpoint(
     files.read({WEIGHTS + name: parameter.detach().copy_ for name, parameter in model.named_parameters()})
     model.to(find_device(device))
     source = build_source(config.data)
+    check_same_tokenizer(checkpoint, source.tokenizer_hash)
     if source.task is not None:
         source.load_state_dict(state["data"])
     return Opened(checkpoint, config, state, model, source, numbers)

@@ -21,6 +21,7 @@ from sleeptrain.checkpoint.keep import remove_after
 from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.checkpoint.saver import Saver
 from sleeptrain.checkpoint.start import start_from
+from sleeptrain.checkpoint.vocabulary import TOKENIZER
 from sleeptrain.config import Config, load_resolved, resolved_yaml, run_folder, save_resolved
 from sleeptrain.config.changes import check_changes
 from sleeptrain.data.ahead import GivenUp
@@ -110,7 +111,7 @@ class Run:
         if found.whole is not None:
             changes = self.world.together(partial(self._go_on, found.whole))[0]
         elif self.config.run.init_from:
-            start_from(self.config, self.engine, self.world)
+            start_from(self.config, self.engine, self.world, self.source.tokenizer_hash)
         attempt = this_attempt(self._attempts() + 1, self.world)
         if self.world.leads:
             self._open_logs(attempt, changes)
@@ -239,6 +240,7 @@ class Run:
             "spikes": self.spikes.state_dict(),
             "rollbacks": asdict(self.rollbacks),
             "data": self.source.state_dict(),
+            TOKENIZER: self.source.tokenizer_hash,
             "wandb_id": self._wandb_id,
             "shape": None if self.shape is None else asdict(self.shape),
             "owes_evaluation": self.owes_evaluation,

@@ -31,6 +31,23 @@ def flip(path: Path, at: float) -> None:
     path.write_bytes(content)
 
 
+def rename(checkpoint: Path, name: str) -> None:
+    """The manifest calls a file something else."""
+    manifest = json.loads((checkpoint / "manifest.json").read_bytes())
+    manifest["files"][name] = manifest["files"].pop("state.json")
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def link(path: Path, to: Path) -> None:
+    path.unlink()
+    path.symlink_to(to)
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda c: os.truncate(c / SHARD, 500), f"{SHARD} has 500 bytes, not"),
     "longer": (lambda c: (c / SHARD).write_bytes((c / SHARD).read_bytes() + b"x"), f"{SHARD} has"),
@@ -42,6 +59,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing manifest": (lambda c: (c / "manifest.json").unlink(), "manifest.json: No such file"),
     "torn manifest": (lambda c: os.truncate(c / "manifest.json", 100), "manifest.json cannot be read"),
     "another file": (lambda c: (c / "more.safetensors").write_bytes(b""), "more.safetensors is not in manifest.json"),
+    "a name outside": (lambda c: rename(c, "../other/x"), "manifest.json names ../other/x, which lies outside of"),
+    "an absolute name": (lambda c: rename(c, "/dev/zero"), "manifest.json names /dev/zero, which lies outside of"),
+    "a pipe for tensors": (lambda c: pipe(c / SHARD), f"{SHARD} is no plain file"),
+    "a pipe for the state": (lambda c: pipe(c / "state.json"), "state.json is no plain file"),
+    "a pipe for the manifest": (lambda c: pipe(c / "manifest.json"), "manifest.json is no plain file"),
+    "a link to a device": (lambda c: link(c / SHARD, Path("/dev/zero")), f"{SHARD} is no plain file"),
     "empty": (lambda c: [path.unlink() for path in c.iterdir()], "manifest.json: No such file"),
 }
 
@@ -56,7 +79,16 @@ def test_damage_is_found_and_the_one_before_is_taken(tmp_path: Path, kind: str) 
     found = newest_whole(tmp_path, alone())
     assert found.whole == tmp_path / "step-00000003"
     (said,) = found.damaged.values()
-    assert said.startswith(message)
+    assert said.removeprefix(f"{tmp_path / 'step-00000012'}/").startswith(message)
+
+
+def test_large_files_may_lie_on_another_disk(tmp_path: Path) -> None:
+    """The manifest's checksum says that they are what they were."""
+    save(tmp_path, 3)
+    checkpoint = tmp_path / "step-00000003"
+    (checkpoint / SHARD).rename(tmp_path / "elsewhere")
+    (checkpoint / SHARD).symlink_to(tmp_path / "elsewhere")
+    assert newest_whole(tmp_path, alone()).whole == checkpoint
 
 
 def test_where_none_is_whole_all_are_listed(tmp_path: Path) -> None:

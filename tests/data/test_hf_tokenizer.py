@@ -96,6 +96,35 @@ def test_what_is_bos_and_eos(tmp_path: Path, config: dict | None, options: dict,
     assert (again.bos_id, again.eos_id, again.hash) == (*expected, tokenizer.hash)
 
 
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"special_tokens_map.json": {"eos_token": EOS}}, (None, 1)),
+        ({"special_tokens_map.json": {"eos_token": {"content": EOS}, "bos_token": {"content": BOS}}}, (0, 1)),
+        ({"tokenizer_config.json": {"eos_token": EOS}, "special_tokens_map.json": {"bos_token": BOS}}, (0, 1)),
+        ({"tokenizer_config.json": {"bos_token": None, "eos_token": EOS},
+          "special_tokens_map.json": {"bos_token": BOS}}, (None, 1)),
+        ({"tokenizer_config.json": {"eos_token": OTHER}, "special_tokens_map.json": {"eos_token": EOS}}, (None, 2)),
+        ({"tokenizer_config.json": {"eos_token": None}, "config.json": {"eos_token_id": 1}}, (None, 1)),
+        ({"config.json": {"eos_token_id": 1, "bos_token_id": 0}}, (None, 1)),
+        ({"config.json": {"text_config": {"eos_token_id": [1, 2]}}, "generation_config.json": {"eos_token_id": 2}},
+         (None, 1)),
+        ({"config.json": {"eos_token_id": None}, "generation_config.json": {"eos_token_id": [2, 1]}}, (None, 2)),
+    ],
+)  # fmt: skip
+def test_bos_and_eos_are_read_where_they_stand(tmp_path: Path, files: dict, expected: tuple) -> None:
+    folder = make(tmp_path / "hf")
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == expected
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name, content in tokenizer.files.items():
+        (copy / name).write_bytes(content)
+    assert load_tokenizer(copy).hash == tokenizer.hash, "two files say it all"
+
+
 def test_the_hash_covers_all_that_changes_ids(folder: Path) -> None:
     found = {load_tokenizer(folder).hash, load_tokenizer(folder, eos_token=OTHER).hash}
     found |= {load_tokenizer(folder, bos_token="").hash, load_tokenizer(folder, bos_token=OTHER).hash}
@@ -112,8 +141,11 @@ def test_lone_surrogate(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "options", "message"),
     [
-        ({}, {}, r"names no EOS in tokenizer_config\.json; .*--eos-token"),
-        ({}, {"eos_token": "<none>"}, "has no token '<none>'; .*--eos-token"),
+        ({}, {}, r"names no EOS: not in tokenizer_config\.json, special_tokens_map\.json, .*write one .*eos_token"),
+        ({"config.json": '{"eos_token_id": true}'}, {}, "names no EOS"),
+        ({"generation_config.json": '{"eos_token_id": [99999]}'}, {}, "names no EOS"),
+        ({"special_tokens_map.json": "["}, {"eos_token": EOS}, r"special_tokens_map\.json is not JSON"),
+        ({}, {"eos_token": "<none>"}, "has no token '<none>'; .* eos_token .*--eos-token"),
         ({}, {"eos_token": EOS, "bos_token": "<none>"}, "has no token '<none>'; .*--bos-token"),
         ({"tokenizer.json": "{}"}, {"eos_token": EOS}, "not a Hugging Face tokenizer"),
         ({"tokenizer.json": "junk"}, {"eos_token": EOS}, r"tokenizer\.json is not JSON"),

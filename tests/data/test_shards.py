@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -147,6 +148,15 @@ def test_missing_file(folder: Path, name: str) -> None:
         TokenShards(folder)
 
 
+@pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.index.npy", "index.json"])
+def test_what_is_no_plain_file_is_not_opened(folder: Path, name: str) -> None:
+    """A pipe would keep whoever opens it waiting for ever."""
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(DataError, match=re.escape(name)):
+        TokenShards(folder, retries=AT_ONCE).document(1, 0)
+
+
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         TokenShards(tmp_path / "nowhere")
@@ -199,7 +209,9 @@ def test_pattern_reads_the_shards_it_names(shards: TokenShards, folder: Path) ->
 def test_flipped_token(shards: TokenShards, folder: Path) -> None:
     at = offset(folder, 1, 2)
     flip_byte(folder / "shard-000001.tar", at + 3)
-    with pytest.raises(DamagedDocument, match=rf"shard-000001\.tar: document 2 .* at byte {at}, .*on_damage=skip") as e:
+    with pytest.raises(
+        DamagedDocument, match=rf"shard-000001\.tar: document 2 .* at byte {at}, .*restore the file$"
+    ) as e:
         shards.document(1, 2)
     assert (e.value.shard, e.value.index) == (1, 2)
     assert len(shards.document(1, 1)) == shards.lengths(1)[1]

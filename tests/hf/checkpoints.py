@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,17 +43,17 @@ def run_config(model: ModelConfig, tokenizer: str = "") -> Config:
     return Config(RunConfig(name="small"), model, sleep, data, train=TrainConfig(tokens=10_000))
 
 
-def documents_of(config: Config) -> dict[str, bytes]:
-    state = STATE | {"shape": asdict(stage_shape(config, STATE["tokens"]))}
+def documents_of(config: Config, **more: Any) -> dict[str, bytes]:
+    state = STATE | more | {"shape": asdict(stage_shape(config, STATE["tokens"]))}
     return {"state.json": json.dumps(state).encode(), "config.yaml": resolved_yaml(config)}
 
 
-def save_checkpoint(folder: Path, model: Hybrid, config: Config | None = None) -> Path:
-    """As a run writes it, optimizer state and all."""
+def save_checkpoint(folder: Path, model: Hybrid, config: Config | None = None, **state: Any) -> Path:
+    """As a run writes it, optimizer state and all. state: more of what it says besides tensors."""
     config = config or run_config(model.config)
     tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
     tensors |= {"optim/adamw/norm.weight/step": torch.tensor(12.0), "rng/torch": torch.get_rng_state()}
-    write(folder, tensors, documents_of(config), alone(), nothing)
+    write(folder, tensors, documents_of(config, **state), alone(), nothing)
     return folder
 
 

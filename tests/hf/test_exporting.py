@@ -18,15 +18,20 @@ from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.cli import main
 from sleeptrain.config import load_resolved
 from sleeptrain.config.schema import GatedDeltaNetConfig, ModelConfig, ShardSource
-from sleeptrain.data.shards import write_shards
-from sleeptrain.data.tokenizer import train_tokenizer
+from sleeptrain.data.shard_build import index_folder
+from sleeptrain.data.shards import TokenShards, write_shards
+from sleeptrain.data.tokenizer import load_tokenizer, train_tokenizer
 from sleeptrain.errors import ConfigError, DataError
-from sleeptrain.hf.corpus import sampled_texts
+from sleeptrain.hf.corpus import sampled_documents
 from sleeptrain.hf.exporting import export, write_family_weights
 from sleeptrain.hf.families import family_of
+from sleeptrain.hf.fast_tokenizer import fast_files
 from sleeptrain.hf.importing import import_folder, write_checkpoint_weights
 from sleeptrain.hf.weight_files import WeightFiles
 from sleeptrain.model.hybrid import Hybrid
+from tests.data.test_hf_tokenizer import BOS, EOS, OTHER
+from tests.data.test_hf_tokenizer import make as make_tokenizer
+from tests.data.texts import make_texts
 from tests.hf.checkpoints import run_config, save_checkpoint, save_half, weights_of
 from tests.hf.models import MODELS, QUICK_OR_SLOW, disturbed, granite
 from tests.models import tiny_config
@@ -122,20 +127,89 @@ def test_the_tokenizer_is_compared_on_the_runs_data(
         ShardSource("c", "s3://bucket/train", "pipe:exit 1 shard-{000000..000001}.tar"),
         ShardSource("d", str(tmp_path / "gone")),
     ]
-    assert sorted(sampled_texts(config.data.shards, tokenizer)) == sorted(texts)
+    found = sampled_documents(config.data.shards, tokenizer)
+    assert sorted(document.text for document in found) == sorted(texts)
+    assert all(document.ids == [tokenizer.bos_id, *tokenizer.encode(document.text)] for document in found)
     monkeypatch.setattr("sleeptrain.hf.corpus.DOCUMENTS", 20)
-    assert len(sampled_texts(config.data.shards, tokenizer)) == 2 * 5
+    assert len(sampled_documents(config.data.shards, tokenizer)) == 2 * 5
     checkpoint = str(save_checkpoint(tmp_path / "c", model, config))
     assert main(["convert", "export", checkpoint, str(tmp_path / "hf"), "--check-tokens", "16"]) == 0
     assert "a built-in sample and of 10 documents of the run's data" in capsys.readouterr().out
     encode = type(tokenizer).encode
     other = lambda self, text: [5] if text.startswith("document 12:") else encode(self, text)  # noqa: E731
     monkeypatch.setattr(type(tokenizer), "encode", other)
-    with pytest.raises(DataError, match=r"ids of 'document 12: .* differ"):
+    with pytest.raises(DataError, match=r"ids that transformers gives 'document 12: .* differ"):
         export(Path(checkpoint), tmp_path / "other", check_tokens=16)
     monkeypatch.undo()
     own = train_tokenizer(texts, 300, tmp_path / "own.model")
-    assert sampled_texts(config.data.shards, own) == [], "made with another tokenizer"
+    assert sampled_documents(config.data.shards, own) == [], "made with another tokenizer"
+
+
+@pytest.mark.parametrize("bos", [None, "", OTHER])
+def test_a_copied_tokenizer_begins_a_text_as_the_runs_data_does(bos: str | None, tmp_path: Path):
+    """It names a BOS, does not say whether to add it, and adds nothing: data begins with it, unless it is told not to.
+
+    None: as the tokenizer says; else what `tools/prepare.py --bos-token` was given.
+    """
+    texts = make_texts(12)
+    of_model = make_tokenizer(tmp_path / "model", {"bos_token": BOS, "eos_token": EOS}, post_processor=None)
+    tokenizer = load_tokenizer(of_model, bos_token=bos)
+    data = tmp_path / "data"
+    write_shards(data / "train", texts, tokenizer, "train")
+    for name, content in tokenizer.files.items():
+        (data / name).write_bytes(content)
+    model = disturbed(dataclasses.replace(tiny_config(["gated_deltanet"]), vocab_size=tokenizer.vocab_size))
+    config = run_config(model.config, str(data))
+    config.data.shards.sources = [ShardSource("a", str(data / "train"))]
+    done = export(save_checkpoint(tmp_path / "c", model, config), tmp_path / "hf", check_tokens=16)
+    assert done.texts == len(texts)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    shards = TokenShards(data / "train")
+    stored = [shards.document(0, index).tolist() for index in range(len(texts))]
+    assert [[*theirs(text).input_ids, theirs.eos_token_id] for text in texts] == stored
+    for file in ("config.json", "generation_config.json"):
+        settings = json.loads((tmp_path / "hf" / file).read_bytes())
+        assert (settings["bos_token_id"], settings["eos_token_id"]) == (theirs.bos_token_id, theirs.eos_token_id)
+        assert settings["bos_token_id"] == tokenizer.bos_id
+
+
+def test_documents_made_elsewhere_without_bos_are_seen(tmp_path: Path):
+    """The tokenizer would begin with a BOS that no document of the run's shards has."""
+    tokenizer = load_tokenizer(make_tokenizer(tmp_path / "t", {"bos_token": BOS, "eos_token": EOS}))
+    bare = load_tokenizer(tmp_path / "t", bos_token="")
+    write_shards(tmp_path / "train", make_texts(5), bare, "train")
+    index_folder(tmp_path / "train", tokenizer)
+    model = disturbed(dataclasses.replace(tiny_config(["gated_deltanet"]), vocab_size=tokenizer.vocab_size))
+    config = run_config(model.config, str(tmp_path / "t"))
+    config.data.shards.sources = [ShardSource("a", str(tmp_path / "train"))]
+    with pytest.raises(DataError, match="differ from those of training from the 1th on"):
+        export(save_checkpoint(tmp_path / "c", model, config), tmp_path / "hf", check_tokens=16)
+    assert not (tmp_path / "hf").exists()
+
+
+def test_another_tokenizer_than_that_of_the_training(tmp_path: Path):
+    """One that has taken its place is refused; one that is named may be other files with the same ids."""
+    texts = make_texts(40)
+    tokenizer = train_tokenizer(texts, 320, tmp_path / "t.model")
+    other = train_tokenizer(make_texts(40, seed=1), 320, tmp_path / "other.model")
+    model = disturbed(dataclasses.replace(tiny_config(["gated_deltanet"]), vocab_size=320))
+    config = run_config(model.config, str(tmp_path / "t.model"))
+    checkpoint = save_checkpoint(tmp_path / "c", model, config, tokenizer=tokenizer.hash)
+    export(checkpoint, tmp_path / "hf", check_tokens=16)
+    same = tmp_path / "same"
+    same.mkdir()
+    for name, content in fast_files(tokenizer).items():
+        (same / name).write_bytes(content)
+    assert load_tokenizer(same).hash != tokenizer.hash
+    assert export(checkpoint, tmp_path / "hf2", tokenizer=same, check_tokens=16).tokenizer
+    with pytest.raises(DataError, match="the ids that transformers gives"):
+        export(checkpoint, tmp_path / "hf3", tokenizer=tmp_path / "other.model", check_tokens=16)
+    (tmp_path / "t.model").write_bytes((tmp_path / "other.model").read_bytes())
+    for named in (None, same):
+        with pytest.raises(DataError, match=rf"is not that of the training \({tokenizer.hash}\), and that one is not"):
+            export(checkpoint, tmp_path / "hf3", tokenizer=named, check_tokens=16)
+    assert other.hash == load_tokenizer(tmp_path / "t.model").hash
+    assert not export(checkpoint, tmp_path / "hf4", with_tokenizer=False, check_tokens=16).tokenizer
 
 
 def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path: Path):

@@ -1,19 +1,26 @@
-"""SentencePiece models as fast tokenizers: the same ids for any text, or a refusal."""
+"""Tokenizers as transformers reads them: the ids of training for any text, or a refusal."""
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
+from tokenizers import processors
+from transformers import AutoTokenizer
 
 from sleeptrain.data.hf_tokenizer import TOKENIZER_JSON, HuggingFaceTokenizer
-from sleeptrain.data.tokenizer import SentencePieceTokenizer, train_tokenizer
+from sleeptrain.data.tokenizer import SentencePieceTokenizer, load_tokenizer, train_tokenizer
 from sleeptrain.errors import ConfigError, DataError
-from sleeptrain.hf.fast_tokenizer import SAMPLE, convert, fast_files
+from sleeptrain.hf.corpus import as_read
+from sleeptrain.hf.fast_tokenizer import convert, fast_files
+from sleeptrain.hf.tokenizer_check import SAMPLE, check_tokenizer
+from tests.data.test_hf_tokenizer import BOS, EOS, OTHER, make
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +78,84 @@ def test_what_is_written_is_what_was_compared(bpe: SentencePieceTokenizer, tmp_p
     assert again.encode(SAMPLE) == bpe.encode(SAMPLE)
     written = tokenizers.Tokenizer.from_file(str(tmp_path / TOKENIZER_JSON))
     assert written.encode("a b").ids == [bpe.bos_id, *bpe.encode("a b")]
-    # A Hugging Face tokenizer goes along as it is.
-    assert fast_files(again) == again.files
+    # A Hugging Face tokenizer that is as in training goes along as it is.
+    assert fast_files(again)[TOKENIZER_JSON] == again.files[TOKENIZER_JSON]
+    check_tokenizer(tmp_path, bpe)
+    check_tokenizer(tmp_path, again)
 
 
-def test_a_text_whose_ids_differ_is_refused(bpe: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch):
+def test_a_text_whose_ids_differ_is_refused(
+    bpe: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    write(tmp_path, fast_files(bpe))
+    check_tokenizer(tmp_path, bpe, [as_read("other", bpe)])
+    with pytest.raises(DataError, match=r"the ids that transformers gives 'other' differ .* from the 1th on"):
+        check_tokenizer(tmp_path, bpe, [as_read("other", bpe, begins=False)])
     encode = bpe.encode
     monkeypatch.setattr(bpe, "encode", lambda text: [*encode(text), 5] if text == "other" else encode(text))
-    fast_files(bpe)
-    with pytest.raises(DataError, match="ids of 'other' differ"):
-        fast_files(bpe, ["other"])
+    with pytest.raises(DataError, match=r"the ids that transformers gives 'other' differ .*--no-tokenizer"):
+        check_tokenizer(tmp_path, bpe, [as_read("other", bpe)])
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+# Of a copied tokenizer: what its configuration says, what its post-processor adds, and the options of tools/prepare.py.
+NAMED = {"bos_token": BOS, "eos_token": EOS}
+COPIED: dict[str, tuple[dict[str, Any], str | None, dict[str, str]]] = {
+    "named, and nothing adds it": (NAMED, None, {}),
+    "named and added": (NAMED, f"{BOS} $A", {}),
+    "--bos-token": ({"eos_token": EOS}, None, {"bos_token": OTHER}),
+    "--bos-token against what is added": (NAMED, f"{BOS} $A", {"bos_token": OTHER}),
+    "--bos-token ''": (NAMED, f"{BOS} $A", {"bos_token": ""}),
+    "--bos-token '' against what is said": (NAMED | {"add_bos_token": True}, None, {"bos_token": ""}),
+    "--bos-token against what is said": (NAMED | {"add_bos_token": False}, None, {"bos_token": BOS}),
+    "not to be added, but added": (NAMED | {"add_bos_token": False}, f"{BOS} $A", {}),
+    "EOS added behind a text": (NAMED, f"{BOS} $A {EOS}", {}),
+    "EOS to be added behind a text": (NAMED | {"add_bos_token": True, "add_eos_token": True}, None, {}),
+    "--eos-token": (NAMED, f"$A {EOS}", {"eos_token": OTHER}),
+    "a class with ideas of its own": (NAMED | {"tokenizer_class": "LlamaTokenizer", "legacy": True}, f"{BOS} $A", {}),
+    "a class that adds tokens": (NAMED | {"tokenizer_class": "Qwen2TokenizerFast", "pad_token": "<|none|>"}, None, {}),
+    "special tokens found in text": (NAMED | {"split_special_tokens": False, "additional_special_tokens": [OTHER]},
+                                     None, {}),
+    "padded and cut off": (NAMED | {"padding_side": "left", "pad_token": EOS, "model_max_length": 4}, None, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", COPIED)
+def test_a_copied_tokenizer_gives_the_ids_of_training(case: str, tmp_path: Path):
+    """By transformers' own loading, and by the `tokenizers` package alone."""
+    config, template, options = COPIED[case]
+    processor = None
+    if template is not None:
+        ids = [(token, at) for at, token in enumerate((BOS, EOS)) if token in template]
+        processor = json.loads(processors.TemplateProcessing(template, special_tokens=ids).__getstate__())
+    made = load_tokenizer(make(tmp_path / "hf", config, post_processor=processor), **options)
+    folder = write(tmp_path / "out", fast_files(made))
+    check_tokenizer(folder, made)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    first = [] if made.bos_id is None else [made.bos_id]
+    for text in (f"a{EOS}b{OTHER} {BOS}", "  return x\n", "", "x" * 50):
+        assert theirs(text).input_ids == first + made.encode(text)
+        assert theirs(text, add_special_tokens=False).input_ids == made.encode(text)
+        assert theirs.decode(theirs(text).input_ids, skip_special_tokens=True) == text
+    assert (theirs.bos_token_id, theirs.eos_token_id, len(theirs)) == (made.bos_id, made.eos_id, made.vocab_size)
+    alone = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_JSON))
+    assert alone.encode("return x" * 9).ids == first + made.encode("return x" * 9)
+    assert theirs.padding_side == config.get("padding_side", "right")
+    again = load_tokenizer(folder)
+    assert (again.bos_id, again.eos_id, again.encode("a b")) == (made.bos_id, made.eos_id, made.encode("a b"))
+
+
+def test_other_ends_than_the_datas_are_refused(tmp_path: Path):
+    of_data = load_tokenizer(make(tmp_path / "hf", NAMED))
+    other = load_tokenizer(make(tmp_path / "hf", NAMED), eos_token=OTHER)
+    with pytest.raises(DataError, match="its BOS and EOS have the ids 0 and 2, those of the data 0 and 1"):
+        check_tokenizer(write(tmp_path / "out", fast_files(other)), of_data)
 
 
 def test_without_protobuf_the_way_out_is_named(bpe: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch):
@@ -112,8 +187,9 @@ def test_other_kinds_agree_on_plain_text_or_are_refused(sources, model_type, nor
     text = "The quick brown fox: it's read, forgotten and dreamt of (twice)."
     assert fast.encode(text, add_special_tokens=False).ids == tokenizer.encode(text)
     same = fast.encode(SAMPLE, add_special_tokens=False).ids == tokenizer.encode(SAMPLE)
+    folder = write(tmp_path / "out", fast_files(tokenizer))
     if same:
-        fast_files(tokenizer)
+        check_tokenizer(folder, tokenizer)
     else:
-        with pytest.raises(DataError, match="cannot be converted"):
-            fast_files(tokenizer)
+        with pytest.raises(DataError, match="cannot be exported"):
+            check_tokenizer(folder, tokenizer)

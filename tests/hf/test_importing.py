@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,14 +14,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sleeptrain.checkpoint.vocabulary import tokenizer_of
 from sleeptrain.cli import main
 from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, ModelConfig
-from sleeptrain.data.tokenizer import train_tokenizer
+from sleeptrain.data.tokenizer import load_tokenizer, train_tokenizer
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.families import family_of
 from sleeptrain.hf.fast_tokenizer import fast_files
 from sleeptrain.hf.importing import check_tensors, import_folder
+from sleeptrain.hf.modeling import SleepForCausalLM
 from sleeptrain.hf.weight_files import WeightFiles
+from tests.data.test_hf_tokenizer import EOS
+from tests.data.test_hf_tokenizer import make as make_tokenizer
 from tests.hf.checkpoints import weights_of
 from tests.hf.models import MODELS, disturbed, native
 
@@ -92,6 +98,32 @@ def test_an_index_whose_files_are_not_there_is_refused(folder: Path):
         json.dumps({"weight_map": places | {"x": "model.safetensors"}})
     )
     assert "lacks x, which model.safetensors.index.json says is there" in str(refused(folder))
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/dev/zero", "sub/../../model.safetensors", "pipe", "link"])
+def test_weights_outside_of_the_folder_are_refused(folder: Path, name: str, tmp_path_factory: pytest.TempPathFactory):
+    """Names in the index, links and pipes: only plain files of the folder are opened, by whichever way it is read."""
+    away = tmp_path_factory.mktemp("away") / "model.safetensors"
+    away.write_bytes((folder / "model.safetensors").read_bytes())
+    places = dict.fromkeys(load_file(folder / "model.safetensors"), name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    if name == "pipe":
+        os.mkfifo(folder / name)
+    if name == "link":
+        (folder / name).symlink_to(away)
+    expected = {"pipe": "is no plain file", "link": "is a link to"}.get(name, "lies outside of")
+    assert expected in str(refused(folder))
+    with pytest.raises(DataError, match=expected):
+        SleepForCausalLM.from_pretrained(folder)
+
+
+def test_an_index_or_single_file_that_is_no_plain_file_is_refused(folder: Path):
+    (folder / "model.safetensors.index.json").symlink_to("/dev/zero")
+    assert "model.safetensors.index.json is no plain file" in str(refused(folder))
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    assert "model.safetensors is no plain file" in str(refused(folder))
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
@@ -201,6 +233,32 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path):
     assert "has 290 ids, the model 17: it is another model's" in str(refused(folder))
 
 
+@pytest.mark.parametrize("place", ["special_tokens_map.json", "config.json", "generation_config.json"])
+def test_eos_is_read_where_it_stands(folder: Path, tmp_path: Path, place: str):
+    make_tokenizer(tmp_path / "t")
+    vocabulary = json.loads((tmp_path / "t/tokenizer.json").read_bytes())
+    change_weights(folder, lambda w: w.update({"model.embed_tokens.weight": torch.randn(310, 16)}))
+    change_config(folder, vocab_size=310, eos_token_id=None)
+    (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
+    path = folder / place
+    before = json.loads(path.read_bytes()) if path.exists() else {}
+    said = {"eos_token": {"content": EOS}} if place.startswith("special") else {"eos_token_id": [1, 2]}
+    path.write_text(json.dumps(before | {"eos_token_id": None} | said))
+    assert import_folder(folder, tmp_path / "out", check_tokens=16).tokenizer
+    assert load_tokenizer(tmp_path / "out").eos_id == 1
+    assert tokenizer_of(tmp_path / "out") == load_tokenizer(folder).hash
+
+
+def test_where_no_eos_stands_the_way_out_is_one_that_an_import_has(folder: Path, tmp_path_factory):
+    change_config(folder, eos_token_id=None)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    vocabulary = make_tokenizer(tmp_path_factory.mktemp("t")) / "tokenizer.json"
+    (folder / "tokenizer.json").write_bytes(vocabulary.read_bytes())
+    assert "write one of its tokens as eos_token into tokenizer_config.json" in str(refused(folder))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": EOS}))
+    assert "has 310 ids, the model 17" in str(refused(folder)), "that was all"
+
+
 def test_the_text_model_of_one_that_sees_images(folder: Path, tmp_path: Path):
     """As on the hub: settings inside `text_config`, other names, and a vision tower and a draft head besides."""
     expected = tmp_path / "expected"
@@ -273,15 +331,17 @@ def test_a_run_begins_with_an_import_and_is_exported(folder: Path, tmp_path: Pat
         folder, lambda w: w.update({"model.embed_tokens.weight": w["model.embed_tokens.weight"][:3].clone()})
     )
     change_config(folder, vocab_size=3)
-    out = tmp_path / "tiny_qwen"
+    out = tmp_path / "my run, a=b é's.yaml"
     assert main(["convert", "import", str(folder), str(out), "--check-tokens", "16"]) == 0
-    assert "model=tiny_qwen" in capsys.readouterr().out
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  sleeptrain ")]
+    program, *printed, dots = shlex.split(line)
+    assert (program, printed[0], dots) == ("sleeptrain", "train", "...")
     settings = [
-        "experiment=rule110", f"hydra.searchpath=[file://{out}]", "model=tiny_qwen", f"run.init_from={out}",
-        f"run.root={tmp_path}", "run.name=on", "sleep.passes=2", "data.batch=2", "train.tokens=400",
-        "data.rule110.validation_samples=2", "train.eval_every=0", "train.device=cpu", "wandb.mode=disabled",
+        "experiment=rule110", f"run.root={tmp_path}", "run.name=on", "sleep.passes=2", "data.batch=2",
+        "train.tokens=400", "data.rule110.validation_samples=2", "train.eval_every=0", "train.device=cpu",
+        "wandb.mode=disabled",
     ]  # fmt: skip
-    assert main(["train", *settings]) == 0
+    assert main([*printed, *settings]) == 0
     [first, *_, last] = sorted((tmp_path / "on/checkpoints").glob("step-*"))
     begun, imported = weights_of(first), weights_of(out)
     assert begun.keys() == imported.keys() and all(torch.equal(begun[name], imported[name]) for name in begun)

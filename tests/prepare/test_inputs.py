@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -69,13 +70,85 @@ def test_named_twice_is_refused_in_whatever_way(tmp_path: Path) -> None:
             named_inputs([f"{tmp_path}/{pattern}" for pattern in patterns])
 
 
+def linked(folder: Path) -> Path:
+    """Links of every kind: to files and folders, inside and outside, twice, round in circles, and to nothing."""
+    corpus = fill(folder / "corpus", "a.txt", "sub/b.txt", "sub/deep/c.txt", "d.md", ".hidden/e.txt")
+    fill(folder / "disk", "f.txt", "more/g.txt")
+    (corpus / "0-again.txt").symlink_to("a.txt")  # sorts first, and is no name to prefer
+    (corpus / "z.txt").symlink_to("d.md")  # matches by this name alone
+    os.link(corpus / "sub/b.txt", corpus / "sub/hard.txt")
+    (corpus / "disk").symlink_to(folder / "disk")
+    (corpus / "disk2").symlink_to(folder / "disk")
+    (corpus / "more").symlink_to(folder / "disk/more")
+    (corpus / "sub/up").symlink_to("..")
+    (corpus / "sub/deep/up").symlink_to(corpus)
+    (folder / "disk/up").symlink_to(corpus)
+    (corpus / "gone.txt").symlink_to(folder / "nowhere")
+    (corpus / "unmounted").symlink_to(folder / "nowhere")
+    (corpus / "round.txt").symlink_to("round.txt")
+    os.mkfifo(corpus / "pipe.txt")
+    return corpus
+
+
+def test_links_are_followed_and_each_file_counts_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    corpus = linked(tmp_path)
+    found = folder_inputs(corpus)
+    names = ["a.txt", "disk/f.txt", "disk/more/g.txt", "sub/b.txt", "sub/deep/c.txt", "z.txt"]
+    assert [source.name for source in found] == [".hidden/e.txt", *names]
+    [told] = caplog.messages
+    assert "corpus: left out" in told and "pipe.txt (no plain file)" in told and "round.txt (" in told
+    assert "gone.txt (No such file" in told and "unmounted (No such file" in told
+
+
+def test_a_glob_follows_links_as_a_folder_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also below `**`, where links that lead round in circles have no end."""
+    corpus = linked(tmp_path)
+    names = ["a.txt", "disk/f.txt", "disk/more/g.txt", "sub/b.txt", "sub/deep/c.txt", "z.txt"]
+    assert [source.name for source in named_inputs([f"{corpus}/**/*.txt"])] == [f"{corpus}/{name}" for name in names]
+    assert [source.name for source in named_inputs([f"{corpus}/*.txt"])] == [f"{corpus}/a.txt", f"{corpus}/z.txt"]
+    assert [source.name for source in named_inputs([f"{corpus}/d*/**"])] == [
+        f"{corpus}/disk/f.txt", f"{corpus}/disk/more/g.txt", f"{corpus}/disk/up/a.txt", f"{corpus}/disk/up/d.md",
+        f"{corpus}/disk/up/sub/b.txt", f"{corpus}/disk/up/sub/deep/c.txt",
+    ]  # fmt: skip
+    monkeypatch.chdir(corpus)
+    assert [source.name for source in named_inputs(["**/*.txt"])] == names
+    assert [source.name for source in named_inputs(["s*/**/[cd].txt"])] == ["sub/deep/c.txt"]
+
+
+def test_two_patterns_with_one_file_are_refused_by_hard_links_too(tmp_path: Path) -> None:
+    corpus = linked(tmp_path)
+    with pytest.raises(DataError, match="is given twice"):
+        named_inputs([f"{corpus}/sub/b.txt", f"{corpus}/sub/hard.txt"])
+    with pytest.raises(DataError, match="is given twice"):
+        named_inputs([f"{corpus}/disk/*.txt", f"{tmp_path}/disk/**/*.txt"])
+
+
+def test_what_is_no_plain_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(DataError, match=r"pipe\.txt is no plain file"):
+        named_inputs([str(tmp_path / "pipe.txt")])
+    with pytest.raises(DataError, match="no file matches"):
+        folder_inputs(tmp_path)
+
+
+def test_globs_of_a_folder_take_parts(tmp_path: Path) -> None:
+    fill(tmp_path, "a/x/1.txt", "b/x/y/2.txt", "x/3.txt", "x/.txt")
+    for pattern, names in {
+        "x/*.txt": ["a/x/1.txt", "x/.txt", "x/3.txt"],
+        "x/**/*.txt": ["a/x/1.txt", "b/x/y/2.txt", "x/.txt", "x/3.txt"],
+        "[ab]/**/[0-9].txt": ["a/x/1.txt", "b/x/y/2.txt"],
+    }.items():
+        assert [source.name for source in folder_inputs(tmp_path, pattern)] == names, pattern
+
+
 def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such folder"):
         folder_inputs(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"no file matches '\*\.txt'"):
         folder_inputs(tmp_path)
-    with pytest.raises(DataError, match="not a pattern relative"):
-        folder_inputs(tmp_path, "/absolute")
+    for pattern in ("/absolute", "", "../*.txt"):
+        with pytest.raises(DataError, match="not a pattern relative"):
+            folder_inputs(tmp_path, pattern)
     with pytest.raises(DataError, match=r"absent\*: no such file"):
         named_inputs([f"{tmp_path}/absent*"])
     with pytest.raises(DataError, match="is a folder: give it with --folder"):

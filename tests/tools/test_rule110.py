@@ -42,6 +42,7 @@ def compare(root: Path, *more: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_trains_each_number_of_passes_and_reports_on_them(tmp_path):
+    tmp_path = tmp_path / "my runs, a=b é's"
     done = compare(tmp_path)
     assert done.returncode == 0, done.stderr
     page = tmp_path / "report" / "index.html"

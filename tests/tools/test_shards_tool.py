@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,16 @@ def test_refusals(
     assert line.startswith(f"shards: {folder / 'c.tar'}: ")
     assert re.search(message, line)
     assert not (folder / "index.json").exists()
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink, lambda _, name: os.mkfifo(name)])
+def test_two_names_of_one_file(
+    folder: Path, tokenizer: Path, link: Callable[[Path, Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    link(next(folder.glob("*.tar")), folder / "z.tar")
+    assert index(folder, tokenizer) == 2
+    said = capsys.readouterr().err
+    assert "documents would count double; remove one name" in said or "z.tar is no plain file" in said
 
 
 def test_doubled_keys(folder: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from sleeptrain.checkpoint.find import newest_whole
 from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.config import Config
 from sleeptrain.config.compose import compose
+from sleeptrain.config.overrides import override
 from sleeptrain.parallel.launch import join
 from sleeptrain.parallel.world import World
 from sleeptrain.sleep.curriculum import step_shape
@@ -115,7 +116,7 @@ def _config(place: Path, stages: int) -> Config:
         "optim.warmup_fraction=0",
         "checkpoint.keep=1",
         "wandb.mode=disabled",
-        f"run.root={place}",
+        override("run.root", place),
         "run.name=r",
         f"parallel.pipeline={stages}",
     ])  # fmt: skip

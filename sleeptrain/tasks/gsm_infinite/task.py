@@ -45,6 +45,7 @@ class GsmInfinite:
             load_tokenizer(Path(config.tokenizer)) if config.tokenizer else WordTokenizer()
         )
         self.vocab_size = self._tokenizer.vocab_size
+        self.tokenizer_hash: str | None = self._tokenizer.hash
         self.sequence = config.max_tokens
         answer = max(len(self._answer(number)) for number in range(MAX_VALUE + 1)) - 1  # its end is no input
         lengths = Lengths(config.min_tokens, config.max_tokens, answer, self._count)
