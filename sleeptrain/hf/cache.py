@@ -17,12 +17,14 @@ from sleeptrain.config.schema import SleepConfig
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.files import write_whole
 from sleeptrain.hf.configuration import sleep_dict
+from sleeptrain.hf.native import cache_name
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.sleep.live import Live, begin
 
 FORMAT = "sleeptrain-memory-1"
 SAMPLED = 64  # numbers of each parameter that its model is known by
+CACHE_NAME = cache_name()
 
 
 class SleepCache(Cache):
@@ -177,6 +179,16 @@ class SleepCache(Cache):
         rows = {name: tuple(values) for name, values in facts["rows"].items()}
         cache.live = Live(parts[0], parts[1], tensors["fed_back"], **rows)
         return cache.follow_with_new_text()
+
+
+def one_cache(past_key_values: Any, cache: Any) -> Any:
+    """The cache under either of its names. Raises ConfigError where they name two, or no SleepCache."""
+    if past_key_values is not None and cache is not None and cache is not past_key_values:
+        raise ConfigError("cache and past_key_values are two names of the same: give one of them")
+    found = past_key_values if cache is None else cache
+    if found is not None and not isinstance(found, SleepCache):
+        raise ConfigError(f"the cache is a {type(found).__name__}: this model keeps a SleepCache")
+    return found
 
 
 def _part(tensors: dict[str, torch.Tensor], part: str, num_layers: int) -> FastWeights:

@@ -67,14 +67,14 @@ def _generate(options: argparse.Namespace) -> int:
     settings: dict[str, Any] = {"passes": options.passes, "window": window}
     if options.save_memory:
         before = None if memory is None else memory.copy()
-        model.read(ids, past_key_values=before, **settings).save(options.save_memory)
+        model.read(ids, cache=before, **settings).save(options.save_memory)
     if options.max_new_tokens:
         torch.manual_seed(options.seed)
         sampling: dict[str, Any] = {"temperature": options.temperature, "top_p": options.top_p, "top_k": 0}
         model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            past_key_values=memory,
+            cache=memory,
             max_new_tokens=options.max_new_tokens,
             eos_token_id=tokenizer.eos_id,
             pad_token_id=tokenizer.eos_id,

@@ -21,6 +21,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from sleeptrain.data.batch import IGNORE
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.asked import generation_options, stop_strings
+from sleeptrain.hf.cache import CACHE_NAME
 from sleeptrain.hf.opening import encode_prompt, open_model
 
 
@@ -122,11 +123,11 @@ class Sleeping(TemplateLM):
             targets_BM = targets_BT[:, start : start + window]
             wanted = (targets_BM != IGNORE).any(0)
             if not wanted.any():
-                cache = self.model.read(**part, past_key_values=cache, **self._sleep)
+                cache = self.model.read(**part, cache=cache, **self._sleep)
                 continue
             keep = targets_BM.shape[1] - int(wanted.int().argmax())
-            out = self.model(**part, past_key_values=cache, use_cache=True, logits_to_keep=keep, **self._sleep)
-            cache = out.past_key_values
+            out = self.model(**part, cache=cache, use_cache=True, logits_to_keep=keep, **self._sleep)
+            cache = out[CACHE_NAME]
             score_B, is_greedy_B = _score(out.logits, targets_BM[:, -keep:])
             total_B, greedy_B = total_B + score_B, greedy_B & is_greedy_B
         return list(zip(total_B.tolist(), greedy_B.tolist(), strict=True))

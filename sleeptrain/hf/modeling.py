@@ -17,18 +17,18 @@ from transformers.utils import can_return_tuple
 
 from sleeptrain.config import schema
 from sleeptrain.errors import ConfigError, DataError
-from sleeptrain.hf.cache import SleepCache
+from sleeptrain.hf.cache import CACHE_NAME, SleepCache, one_cache
 from sleeptrain.hf.configuration import SleepConfig
+from sleeptrain.hf.generation_mixin import SleepGeneration
 from sleeptrain.hf.labels import mean_loss, with_label
 from sleeptrain.hf.load import is_native, load_native
-from sleeptrain.hf.turns import Ended, begin_turn
 from sleeptrain.model.decay import DECAY_PARAMETERS
 from sleeptrain.model.hybrid import Hybrid, at_least_fp32
 from sleeptrain.sleep.live import read
 from sleeptrain.sleep.whole import compact, whole_logits
 
 
-class SleepForCausalLM(PreTrainedModel, GenerationMixin):
+class SleepForCausalLM(PreTrainedModel, SleepGeneration, GenerationMixin):
     """A `Hybrid` that reads window by window, sleeps at each boundary and predicts the next token.
 
     `config.sleep` says how; N and L can also be given to `forward` and `generate` (`passes=4, window=512`).
@@ -82,10 +82,6 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
                 )
         return (model, info) if wants_info else model
 
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # `forward` begins its own
-
     def sleep_settings(self, passes: int | None = None, window: int | None = None) -> schema.SleepConfig:
         """How the model sleeps now. Raises ConfigError."""
         key = (passes, window, repr(self.config.sleep))
@@ -106,17 +102,19 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
         window: int | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        cache: SleepCache | None = None,
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, V] in fp32 or wider, of the last `logits_to_keep` columns only where it is not 0.
 
         input_ids: int64 [B, T]. attention_mask: [B, >= T], 0 at pads, wherever they are; its last T columns count. Pads
         are inert and a row's windows begin at its own first token. Logits at pads are 0.
 
-        With a cache the ids go on behind what it has read, without a gradient. It is the default where no gradient is
-        asked for, and `past_key_values` of the output. Without one the ids are whole texts, computed as in training;
-        labels (ids, IGNORE or -100 where there is no loss, not shifted) give the mean cross entropy. Under
-        `sleep.when=unlabelled` windows from which nothing is predicted (no label, or no logits kept) sleep; logits
-        there are NaN. Features and attention weights are not given: `output_*` are refused. Raises ConfigError.
+        With a cache (`cache` and `past_key_values` are two names of it) the ids go on after what it has read, without a
+        gradient. It is the default where no gradient is asked for, and `past_key_values` of the output. Without one the
+        ids are whole texts, computed as in training; labels (ids, IGNORE or -100 where there is no loss, not shifted)
+        give the mean cross entropy. Under `sleep.when=unlabelled` windows from which nothing is predicted (no label, or
+        no logits kept) sleep; logits there are NaN. Features and attention weights are not given: `output_*` are
+        refused. Raises ConfigError.
         """
         told = self.config
         if output_attentions or output_hidden_states or told.output_attentions or told.output_hidden_states:
@@ -125,15 +123,17 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
         keep = min(logits_to_keep or input_ids.shape[1], input_ids.shape[1])
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None and not torch.is_grad_enabled()
-        if past_key_values is None and not use_cache:
+        before = one_cache(past_key_values, cache)
+        if before is None and not use_cache:
             logits = self._whole(input_ids, valid_BT, labels, keep, self.sleep_settings(passes, window))
             loss = None if labels is None else mean_loss(logits, labels, valid_BT)
             return CausalLMOutputWithPast(loss=loss, logits=logits)
         if labels is not None:
-            raise ConfigError("labels need the whole text in one forward: leave past_key_values and use_cache out")
-        cache, sleep = self._cache(past_key_values, len(input_ids), passes, window)
-        logits = self._read(input_ids, valid_BT, cache, sleep, keep)
-        return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+            raise ConfigError("labels need the whole text in one forward: leave the cache and use_cache out")
+        memory, sleep = self._cache(before, len(input_ids), passes, window)
+        logits = self._read(input_ids, valid_BT, memory, sleep, keep)
+        found: dict[str, Any] = {CACHE_NAME: memory}
+        return CausalLMOutputWithPast(logits=logits, **found)
 
     @torch.no_grad()
     def read(
@@ -143,28 +143,27 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
         past_key_values: SleepCache | None = None,
         passes: int | None = None,
         window: int | None = None,
+        cache: SleepCache | None = None,
     ) -> SleepCache:
         """Reads documents, or more behind a cache, and predicts nothing: for `generate` with new text, or to save.
 
         Raises ConfigError.
         """
-        cache, sleep = self._cache(past_key_values, len(input_ids), passes, window)
+        memory, sleep = self._cache(one_cache(past_key_values, cache), len(input_ids), passes, window)
         valid_BT = self._valid(input_ids, attention_mask)
-        cache.begin_turn()
-        self._read(input_ids, valid_BT, cache, sleep, 0)
-        return cache.follow_with_new_text()
+        memory.begin_turn()
+        self._read(input_ids, valid_BT, memory, sleep, 0)
+        return memory.follow_with_new_text()
 
     def _cache(
-        self, given: Any, num_rows: int, passes: int | None, window: int | None
+        self, given: SleepCache | None, num_rows: int, passes: int | None, window: int | None
     ) -> tuple[SleepCache, schema.SleepConfig]:
         if given is None:
             sleep = self.sleep_settings(passes, window)
             return SleepCache(self.model, num_rows, sleep), sleep
-        if not isinstance(given, SleepCache):
-            raise ConfigError(f"past_key_values is a {type(given).__name__}: this model keeps a SleepCache")
         if given.model is not self.model:
             raise ConfigError(
-                "past_key_values was made by another model: to hand it on to an equal one, save() it and load it with "
+                "the cache was made by another model: to hand it on to an equal one, save() it and load it with "
                 "SleepCache.load(path, model), which compares the two"
             )
         sleep = self.sleep_settings(passes, given.window if window is None else window)
@@ -232,40 +231,6 @@ class SleepForCausalLM(PreTrainedModel, GenerationMixin):
         cache.sleep = sleep
         cache.columns += 0 if cache.new_text else num_columns
         return logits
-
-    def prepare_inputs_for_generation(self, *args: Any, ended: Ended | None = None, **kwargs: Any) -> dict[str, Any]:
-        parent: Any = super()
-        return parent.prepare_inputs_for_generation(*args, **kwargs)
-
-    def _prefill(
-        self, input_ids: Any, generation_config: Any, model_kwargs: Any, is_first_iteration: bool = True
-    ) -> Any:
-        parent: Any = super()
-        begin_turn(input_ids, generation_config, model_kwargs)
-        return parent._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)
-
-    def _sample(self, input_ids: Any, logits_processor: Any, stopping_criteria: Any, *args: Any, **rest: Any) -> Any:
-        parent: Any = super()
-        ended = Ended(stopping_criteria, input_ids)
-        result = parent._sample(input_ids, logits_processor, ended, *args, ended=ended, **rest)
-        cache = rest.get("past_key_values")
-        if cache is not None and cache.new_text:
-            # What was said last is read only now: nobody will give it again.
-            last, mask = (t[:, None].to(self.device) for t in (ended.last_B, ~ended.before_last_B))
-            self.read(last, mask, cache, rest.get("passes"), rest.get("window"))
-        return result
-
-    def _update_model_kwargs_for_generation(
-        self, outputs: Any, model_kwargs: dict[str, Any], is_encoder_decoder: bool = False, num_new_tokens: int = 1
-    ) -> dict[str, Any]:
-        updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder, num_new_tokens)
-        ended, mask = updated.get("ended"), updated.get("attention_mask")
-        if ended is not None and mask is not None:  # rows that have ended read no pads
-            mask[:, -num_new_tokens:] *= ~ended.rows_B[:, None].to(mask.device)
-        if outputs.past_key_values is None:
-            # The whole text is read anew at each step: what has predicted once has done so the next time.
-            updated["logits_to_keep"] += num_new_tokens
-        return updated
 
 
 def _columns(

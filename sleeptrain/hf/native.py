@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,13 @@ def transformers_module() -> Any:
     except ImportError as error:
         raise ConfigError("conversion needs transformers; install it with pip install 'sleeptrain[hf]'") from error
     return transformers
+
+
+def cache_name() -> str:
+    """What this version of transformers calls a cache, in arguments and outputs: the longer name is deprecated."""
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    return "cache" if "cache" in {each.name for each in fields(CausalLMOutputWithPast)} else "past_key_values"
 
 
 def complete_config(folder: Path) -> Any:
@@ -102,7 +110,7 @@ def native_logits(model: PreTrainedModel, tokens_BT: torch.Tensor, window: int, 
         with _torch_functions(model), quiet(transformers_module()):
             for part in tokens_BT.split(window, dim=1):
                 at = torch.arange(part.shape[1]).expand_as(part)
-                options = {"past_key_values": cache, "use_cache": True, "position_ids": at}
+                options = {cache_name(): cache, "use_cache": True, "position_ids": at}
                 logits.append(model(input_ids=part, **options).logits)
                 for _ in range(passes - 1):
                     features = seen.pop() / scale

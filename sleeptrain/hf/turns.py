@@ -1,47 +1,45 @@
-"""One call of transformers' `generate()`: whether a cache can go on with the given ids, and which rows have ended."""
+"""One call of transformers' `generate()`: what it is asked for, and where its ids go on behind a cache."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteriaList
+from transformers import GenerationConfig
 
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.cache import SleepCache
 
 
-def begin_turn(input_ids: torch.Tensor, config: GenerationConfig, model_kwargs: Mapping[str, Any]) -> None:
-    """Before the prompt is read behind the cache in `model_kwargs`, if there is one. Raises ConfigError."""
-    if config.prefill_chunk_size is not None:
-        raise ConfigError("prefill_chunk_size: a prompt is read window by window; leave it out")
-    cache = model_kwargs.get("past_key_values")
-    if not isinstance(cache, SleepCache):
-        return
-    if not config.use_cache:
-        raise ConfigError("use_cache=False goes with the whole text: leave past_key_values out")
-    mask = model_kwargs.get("attention_mask")
-    # A mask of more columns tells transformers that the ids are new ones only.
-    repeated = mask is None or mask.shape[1] == input_ids.shape[1]
-    cache.begin_turn(input_ids.shape[1] if repeated else None)
+@dataclass(frozen=True)
+class Turn:
+    """num_columns: of the ids that `generate` was given. num_read: of them, those that its cache has read before."""
+
+    num_columns: int
+    num_read: int
 
 
-class Ended(StoppingCriteriaList):
-    """Criteria that remember which rows they have ended, where an ended row is given pads (an id ends a text).
+def settled(own: GenerationConfig, given: GenerationConfig | None, more: Mapping[str, Any]) -> GenerationConfig:
+    """The settings of one call: `more`, then those `given`, then the model's `own`."""
+    settings = GenerationConfig() if given is None else copy.deepcopy(given)
+    settings.update(defaults_only=True, **own.to_dict())
+    settings.update(**{name: value for name, value in more.items() if hasattr(settings, name)})
+    return settings
 
-    rows_B, before_last_B: bool, with the last token and without. last_B: the last token of each row, int64.
-    """
 
-    def __init__(self, criteria: StoppingCriteriaList, input_ids: torch.Tensor) -> None:
-        super().__init__(criteria)
-        self.last_B = input_ids[:, -1]
-        self.rows_B = self.before_last_B = torch.zeros_like(self.last_B, dtype=torch.bool)
-        self._gives_pads = any(hasattr(each, "eos_token_id") for each in criteria)
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
-        done_B = super().__call__(input_ids, scores, **kwargs)
-        self.last_B, self.before_last_B = input_ids[:, -1], self.rows_B
-        if self._gives_pads:
-            self.rows_B = self.rows_B | done_B
-        return done_B
+def begin_turn(
+    ids: torch.Tensor | None, mask: torch.Tensor | None, cache: SleepCache | None, use_cache: bool | None
+) -> Turn:
+    """Before ids are read behind the cache, if there is one. ids None: BOS alone. Raises ConfigError."""
+    num_columns = 1 if ids is None else ids.shape[1]
+    if cache is None:
+        return Turn(num_columns, 0)
+    if use_cache is False:
+        raise ConfigError("use_cache=False goes with the whole text: leave the cache out")
+    # A mask of more columns says that the ids are new ones only.
+    repeated = mask is None or mask.shape[1] == num_columns
+    cache.begin_turn(num_columns if repeated else None)
+    return Turn(num_columns, cache.columns if repeated else 0)

@@ -232,7 +232,7 @@ def test_settings_are_checked(given, message):
 def test_what_cannot_go_on_is_refused():
     model = sleeping()
     ids = texts([6])[0][None]
-    with pytest.raises(ConfigError, match="past_key_values is a DynamicCache"):
+    with pytest.raises(ConfigError, match="the cache is a DynamicCache"):
         model(ids, past_key_values=DynamicCache())
     cache = model(ids, use_cache=True).past_key_values
     with pytest.raises(ConfigError, match="holds 1 rows, not 2"):
@@ -245,7 +245,7 @@ def test_what_cannot_go_on_is_refused():
         with pytest.raises(ConfigError, match=r"attention_mask has shape .* the 1 rows of input_ids and a column for"):
             model(ids, attention_mask=mask)
     for other in (sleeping(), copy.deepcopy(model)):
-        with pytest.raises(ConfigError, match="past_key_values was made by another model"):
+        with pytest.raises(ConfigError, match="the cache was made by another model"):
             other(ids, past_key_values=cache)
     other, own = copy.deepcopy((model, cache))
     other(ids, past_key_values=own)

@@ -45,11 +45,11 @@ def test_rows_end_at_different_steps():
 
 @pytest.mark.parametrize("sleep", CASES, ids=str)
 def test_turn_after_turn_of_new_text(sleep: dict[str, str]):
-    """Questions longer and shorter than what was read in the turn before."""
+    """Questions longer and shorter than what was read in the turn before, of different lengths and of one."""
     model = sleeping(**sleep)
     rows = texts([9, 4, 12])
     memory = model.read(**padded(rows))
-    for turn, lengths in enumerate([(2, 5, 3), (14, 16, 12), (1, 1, 2)]):
+    for turn, lengths in enumerate([(2, 5, 3), (14, 16, 12), (4, 4, 4), (1, 1, 2)]):
         questions = texts(lengths, seed=turn + 1)
         batch = padded(questions)
         found = answers(model.generate(**batch, past_key_values=memory, **OPTIONS), batch["input_ids"].shape[1])

@@ -11,7 +11,7 @@ import torch
 from benchmarks import Row, timing
 from benchmarks.live_bytes import LiveBytes
 from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, ModelConfig
-from sleeptrain.hf.cache import SleepCache
+from sleeptrain.hf.cache import CACHE_NAME, SleepCache
 from sleeptrain.hf.configuration import SleepConfig
 from sleeptrain.hf.modeling import SleepForCausalLM
 
@@ -64,7 +64,7 @@ def _last_token(model: SleepForCausalLM, rounds: int) -> dict[str, float]:
 
 def _candidates(model: SleepForCausalLM, before: int, count: int) -> dict[str, Callable[[], object]]:
     with torch.no_grad():
-        cache = model(_prompt(WINDOW + before), logits_to_keep=1).past_key_values
+        cache = model(_prompt(WINDOW + before), logits_to_keep=1)[CACHE_NAME]
     return {str(n): partial(_decode, model, cache, count, n) for n in (1, 4)}
 
 
@@ -72,7 +72,7 @@ def _candidates(model: SleepForCausalLM, before: int, count: int) -> dict[str, C
 def _decode(model: SleepForCausalLM, start: SleepCache, count: int, passes: int) -> None:
     cache, token = start.copy(), torch.zeros(1, 1, dtype=torch.long)
     for _ in range(count):
-        logits = model(token, past_key_values=cache, passes=passes).logits
+        logits = model(token, cache=cache, passes=passes).logits
         token = logits[:, -1:].argmax(-1)
 
 
@@ -82,7 +82,7 @@ def _memory(model: SleepForCausalLM, length: int) -> tuple[int, int]:
     with LiveBytes() as memory, torch.no_grad():
         known = [p.view_as(p) for p in model.parameters()]
         before = memory.peak = memory.live
-        cache = model(ids, logits_to_keep=1).past_key_values
+        cache = model(ids, logits_to_keep=1)[CACHE_NAME]
     assert known and cache.boundaries == (length // WINDOW,)
     return memory.live - before, memory.peak - before
 
