@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
@@ -29,10 +29,11 @@ from sleeptrain.parallel.world import World
 from sleeptrain.parallel.zero import wrap
 from sleeptrain.parallel.zero_state import load, load_weights, own_tensors
 from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits, loop_settings, run_rounds
+from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits, loop_settings
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.train.flops import step_flops
 from sleeptrain.train.frozen import with_rates
+from sleeptrain.train.precision import autocast, run_rounds_in_precision
 from sleeptrain.train.roles import parameter_roles
 from sleeptrain.train.step import MicroBatch, StepResult, forward_backward, micro_batches, start_state, truncated
 from sleeptrain.watch.whereabouts import Phase, Whereabouts
@@ -154,8 +155,7 @@ class PartOfModel:
 
     def _autocast(self) -> torch.autocast:
         """Keeps no casts: torch versions differ in whether one made without a graph serves a backward with one."""
-        enabled = self._config.train.precision == "bf16"
-        return torch.autocast(self._world.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+        return autocast(self._config, self._world.device, keep_casts=False)
 
     def _make_schedule(self, plans: tuple[tuple[Round, ...], ...]) -> Schedule:
         return schedule(plans, self._stages, self._costs)
@@ -221,7 +221,8 @@ class PartOfModel:
         settings = replace(settings, on_round=self._whereabouts.at)
         if self._world.mesh.pipeline.size == 1:
             # In a tuple, as in training: of a dict at the top ZeRO-3 wants the keys to be strings.
-            return self._zero.forward(lambda _: run_rounds(model, batch, rounds, state, settings, read_logits))[0]
+            run = partial(run_rounds_in_precision, self._config)
+            return self._zero.forward(lambda _: run(model, batch, rounds, state, settings, read_logits))[0]
         sequence = HeldOutSequence(model, batch, rounds, state, settings, 1.0, read_logits=read_logits)
         with self._autocast():
             forwards = forwards_of(self._schedule((tuple(rounds),)))

@@ -3,7 +3,8 @@
 The engine's weights are fp32 under `train.precision=bf16` too, and the loop runs under autocast as in one process.
 DeepSpeed's own bf16 mode casts every parameter, the decays included, assumes one dtype for all groups, and sums
 gradients in it. So A_log and dt_bias are never narrow and results do not depend on the layout; the price is that the
-gathered weights and their gradients take four bytes an element instead of two.
+gathered weights and their gradients take four bytes an element instead of two. The autocast is entered inside the
+engine's forward, since DeepSpeed switches off one that is entered outside and that its own configuration lacks.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class ZeroEngine:
         return group_partitions(self.optimizer, self.parameters)
 
     def forward(self, function: Callable[[nn.Module], T]) -> T:
-        """`function(model)`, with the weights in place that ZeRO-3 gathers.
+        """`function(model)`, with the weights in place that ZeRO-3 gathers and without autocast, unless it enters one.
 
         Under ZeRO-3 a backward must start at a tensor that the function returned, by itself or in a tuple, list or
         dict. The other stages may call the model without this as well.

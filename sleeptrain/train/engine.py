@@ -18,10 +18,11 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.parallel.world import World
 from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits, run_rounds
+from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.train.frozen import with_rates
 from sleeptrain.train.optim import Optimizers
+from sleeptrain.train.precision import run_rounds_in_precision
 from sleeptrain.train.roles import parameter_roles
 from sleeptrain.train.step import StepResult, forward_backward
 from sleeptrain.watch.whereabouts import Whereabouts
@@ -55,7 +56,7 @@ class Engine(Protocol):
     def window_losses(
         self, batch: Batch, rounds: Sequence[Round], settings: LoopSettings, read_logits: ReadLogits | None
     ) -> Mapping[int, torch.Tensor]:
-        """Without training: the summed loss of each window, where the model's end is held; else nothing."""
+        """Without training, in `train.precision`: each window's summed loss, where the model's end is held."""
 
     def own_tensors(self, carried: FastWeights | None) -> dict[str, torch.Tensor]:
         """This process's share of a checkpoint: whole tensors on the CPU that no step changes, by name."""
@@ -105,7 +106,8 @@ class WholeModel:
         self, batch: Batch, rounds: Sequence[Round], settings: LoopSettings, read_logits: ReadLogits | None
     ) -> Mapping[int, torch.Tensor]:
         settings = replace(settings, on_round=self._whereabouts.at)
-        return run_rounds(self.model, batch, rounds, self.model.empty_state(), settings, read_logits)[0]
+        state = self.model.empty_state()
+        return run_rounds_in_precision(self._config, self.model, batch, rounds, state, settings, read_logits)[0]
 
     def own_tensors(self, carried: FastWeights | None) -> dict[str, torch.Tensor]:
         found = {WEIGHTS + name: p.detach().to("cpu", copy=True) for name, p in self.model.named_parameters()}

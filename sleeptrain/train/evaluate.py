@@ -16,16 +16,16 @@ from sleeptrain.data.ahead import never
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.data.source import Source
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.sleep.loop import LoopSettings, ReadLogits, loop_settings, run_rounds
+from sleeptrain.sleep.loop import LoopSettings, ReadLogits, loop_settings
 from sleeptrain.sleep.rounds import Round, plan_batch, window_spans
 from sleeptrain.tasks.task import Answered, Task
-from sleeptrain.train.step import autocast
+from sleeptrain.train.precision import run_rounds_in_precision
 
 # {"loss": {passes: [mean loss of window 1..K]}, "sets": {name: {"loss": ...}}} and, of a task, {"accuracy": {passes:
 # share}, "metrics": {passes: {name: value}}, "guessing": {name: value}}
 Evaluation = dict[str, Any]
 
-# The summed loss of each window of a batch that has one, for its rounds.
+# The summed loss of each window of a batch that has one, for its rounds, in `train.precision`.
 WindowLosses = Callable[[Batch, Sequence[Round], LoopSettings, ReadLogits | None], Mapping[int, torch.Tensor]]
 
 
@@ -102,7 +102,9 @@ def evaluate(
     run where the model is in parts.
     stop: asked before each batch is read and before it is run; where it says so, raises EvaluationStopped.
     """
-    run = run or (lambda batch, rounds, *how: run_rounds(model, batch, rounds, model.empty_state(), *how)[0])
+    run = run or (
+        lambda batch, rounds, *how: run_rounds_in_precision(config, model, batch, rounds, model.empty_state(), *how)[0]
+    )
     batches = {name: list(_until(stop, given)) for name, given in sets.items()}
     result: Evaluation = {"loss": {}}
     if task is not None:
@@ -140,8 +142,7 @@ def _window_losses(
     for batch in _until(stop, batches):
         rounds = plan_batch(batch, window, passes, config.sleep)
         answers = None if answered is None else _Answers(batch)
-        with autocast(config, model.device):
-            losses = run(batch, rounds, settings, None if answers is None else answers.read)
+        losses = run(batch, rounds, settings, None if answers is None else answers.read)
         if answered is not None and answers is not None:
             answered.append(answers.all())
         for index, (start, end) in enumerate(spans):

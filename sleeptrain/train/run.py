@@ -77,6 +77,7 @@ class Run:
         self.carried: FastWeights | None = None
         self.shape: StepShape | None = None  # the curriculum's, for the last step
         self.owes_evaluation = False  # of the last step: it was given up when the run was stopped
+        self.precision_proven = False  # by the first step of this start
         self._wandb_id: str | None = None
         # Of the records: a clock that is set meanwhile moves none of them.
         self._date = time.time() - time.monotonic()

@@ -14,9 +14,10 @@ from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.sleep.loop import LoopSettings, OnFeatures, loop_settings, run_rounds
+from sleeptrain.sleep.loop import LoopSettings, OnFeatures, loop_settings
 from sleeptrain.sleep.rounds import Round, plan_batch, windows_of
 from sleeptrain.train.flops import step_flops
+from sleeptrain.train.precision import run_rounds_in_precision
 from sleeptrain.watch.whereabouts import Phase, Whereabouts
 
 
@@ -90,9 +91,10 @@ def forward_backward(
         state = start_state(model, micro, carried)
         for rounds in truncated(micro.rounds, config.sleep.bptt_windows):
             here.begin(Phase.FORWARD)
-            run = partial(run_rounds, batch=micro.batch, rounds=rounds, state=state, settings=settings)
-            with autocast(config, device):
-                losses, state = run(model) if forward is None else forward(run)
+            run = partial(
+                run_rounds_in_precision, config, batch=micro.batch, rounds=rounds, state=state, settings=settings
+            )
+            losses, state = run(model) if forward is None else forward(run)
             if losses:
                 loss = torch.stack(list(losses.values())).sum() / divisor
                 here.begin(Phase.BACKWARD)
@@ -119,7 +121,3 @@ def truncated(rounds: Sequence[Round], bptt_windows: int | None) -> Iterator[lis
     size = bptt_windows or max(len(groups), 1)
     for first in range(0, len(groups), size):
         yield [r for group in groups[first : first + size] for r in group]
-
-
-def autocast(config: Config, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16")

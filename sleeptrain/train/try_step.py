@@ -10,6 +10,7 @@ from sleeptrain.errors import HealthError, NonFiniteError, SpikeError
 from sleeptrain.health.norms import Norms
 from sleeptrain.sleep.curriculum import StepShape, stage_shape
 from sleeptrain.train.frozen import frozen_stage
+from sleeptrain.train.precision import proven_precision
 from sleeptrain.train.run import Run
 from sleeptrain.train.step import StepResult
 from sleeptrain.watch.whereabouts import Phase
@@ -34,7 +35,7 @@ class Tried(NamedTuple):
 
 def try_step(run: Run, batch: Batch, shape: StepShape, scale: float, norms: Norms | None) -> Tried:
     """Forward, backward, clip, update at `scale` times the peak rates. All processes find the same trouble."""
-    result = run.engine.forward_backward(batch, shape, run.carried, None if norms is None else norms.on_features)
+    result = _gradient(run, batch, shape, norms)
     run.whereabouts.begin(Phase.UPDATE)
     spikes, spike = run.spikes, list[str]()
     stage = stage_shape(run.config, run.tokens)
@@ -55,6 +56,17 @@ def try_step(run: Run, batch: Batch, shape: StepShape, scale: float, norms: Norm
         text = f"step {run.step + 1}: {spike[0]}"
         return Tried(result, norm, Trouble(text, "health.on_spike", run.config.health.on_spike, SpikeError))
     return Tried(result, norm, None)
+
+
+def _gradient(run: Run, batch: Batch, shape: StepShape, norms: Norms | None) -> StepResult:
+    """Of the step. The first one since the start proves its precision, before the weights are touched."""
+    on_features = None if norms is None else norms.on_features
+    if run.precision_proven:
+        return run.engine.forward_backward(batch, shape, run.carried, on_features)
+    with proven_precision(run.config, run.world, run.message):
+        result = run.engine.forward_backward(batch, shape, run.carried, on_features)
+    run.precision_proven = True
+    return result
 
 
 def _nonfinite(run: Run, batch: Batch, shape: StepShape, loss: float, norm: float) -> Trouble:

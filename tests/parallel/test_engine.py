@@ -1,0 +1,83 @@
+"""What the engines of several processes must not lose on the way into DeepSpeed and through a pipeline."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sleeptrain.config.compose import compose
+from sleeptrain.config.schema import Config
+from sleeptrain.parallel.launch import join
+from sleeptrain.plan.workload import typical_batch
+from sleeptrain.sleep.curriculum import stage_shape
+from sleeptrain.sleep.loop import loop_settings
+from sleeptrain.sleep.rounds import plan_batch
+from sleeptrain.train.engine import build_engine
+from sleeptrain.train.precision import Products
+from sleeptrain.watch.whereabouts import Whereabouts
+from tests.parallel.layouts import Layout
+from tests.parallel.processes import run_ranks
+
+pytestmark = pytest.mark.usefixtures("imported")
+
+
+def settings(layout: Layout, *more: str) -> Config:
+    return compose(
+        [
+            "experiment=rule110",
+            "run.name=r",
+            "data.rule110.width=6",
+            "data.rule110.steps=2",
+            "data.batch=4",
+            "train.tokens=1000",
+            "train.precision=bf16",
+            "train.micro_batch=2",
+            "train.device=cpu",
+            "sleep.passes=2",
+            "model.layers=[gated_deltanet,attention,mamba2,jet]",
+            "model.dim=16",
+            "model.ffn_dim=16",
+            "model.attention.head_dim=8",
+            "model.vocab_size=17",
+            *layout.settings(),
+            *more,
+        ]
+    )
+
+
+def products(config: Config) -> dict[str, set[torch.dtype]]:
+    """What one rank multiplies in, where autocast is CUDA's: `torch.is_autocast_enabled()` without a device tells."""
+    enabled = torch.is_autocast_enabled
+    torch.is_autocast_enabled = lambda device=None: enabled(device or "cpu")
+    world = join(config)
+    engine, shape = build_engine(config, world, Whereabouts()), stage_shape(config, 0)
+    batch = typical_batch(config, shape.batch // world.mesh.data.size)
+    rounds = plan_batch(batch, shape.window, shape.passes, config.sleep)
+    held_out = loop_settings(config.sleep, shape.window, engine.model.num_layers, recompute="none")
+    found = {}
+    for name, call in {
+        "training": lambda: engine.forward_backward(batch, shape, None),
+        "update": lambda: engine.step(1.0),
+        "evaluation": lambda: engine.window_losses(batch, rounds, held_out, None),
+        "locating": lambda: engine.locate_nonfinite(batch, shape, None),
+    }.items():
+        with Products() as seen:
+            call()
+        found[name] = seen.dtypes
+    return found
+
+
+@pytest.mark.parametrize(
+    ("layout", "more"),
+    [
+        (Layout(1, 1, 2, 1), ("sleep.recompute=pass",)),
+        (Layout(1, 1, 2, 2), ("sleep.recompute=window",)),
+        (Layout(1, 1, 2, 3), ()),
+        (Layout(2, 1, 1, 1), ("sleep.recompute=block",)),
+        (Layout(1, 2, 1, 1), ("sleep.recompute=block",)),
+    ],
+)
+def test_bf16_is_bf16_where_deepspeed_sees_autocast(layout: Layout, more: tuple[str, ...]) -> None:
+    for seen in run_ranks(products, layout.size, settings(layout, *more)):
+        assert seen["training"] == seen["evaluation"] == seen["locating"] == {torch.bfloat16}
+        assert seen["update"] <= {torch.float32}  # Muon's, on a CPU
