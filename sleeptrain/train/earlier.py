@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from sleeptrain.checkpoint.find import Found, NoneWhole, newest_whole
@@ -24,11 +25,21 @@ EARLIER = "earlier"
 OWN = (CONFIG, changes.FILE, "wandb", "stacks", "checkpoints", STATUS, METRICS)
 
 
-def find_start(folder: Path, world: World, start_over: bool) -> tuple[Found, Path | None]:
-    """(the checkpoint that a run goes on from; where that which it has left is kept, if it starts over).
+@dataclass(frozen=True)
+class Start:
+    """whole: the checkpoint that a run goes on from; None where it begins. damaged: newer ones, and what is wrong.
 
-    All processes call it. Raises ConfigError where there is none and records say that there was one, NoneWhole where
-    all are damaged, unless it is to start over then.
+    over: whether it begins although it has come further.
+    """
+
+    whole: Path | None
+    damaged: dict[Path, str]
+    over: bool
+
+
+def find_start(folder: Path, world: World, start_over: bool) -> Start:
+    """All processes call it. Raises ConfigError where there is no checkpoint and records say that there was one,
+    NoneWhole where all are damaged, unless the run is to start over then.
     """
     try:
         found, is_lost = newest_whole(folder / "checkpoints", world), False
@@ -37,9 +48,9 @@ def find_start(folder: Path, world: World, start_over: bool) -> tuple[Found, Pat
             raise
         found, is_lost = Found(None, {}), True
 
-    def settle() -> Path | None:
+    def check() -> bool:
         if found.whole is not None or not world.leads:
-            return None
+            return False
         step = reached(folder)
         if step and not start_over:
             raise ConfigError(
@@ -47,9 +58,9 @@ def find_start(folder: Path, world: World, start_over: bool) -> tuple[Found, Pat
                 f"checkpoints, choose another run.name, or add run.start_over=true, which keeps in {folder}/{EARLIER} "
                 "what is there"
             )
-        return _keep_all(folder) if step or is_lost else None
+        return is_lost or step > 0
 
-    return found, world.together(settle)[0]
+    return Start(found.whole, found.damaged, world.together(check)[0])
 
 
 def settings_of(folder: Path, checkpoint: Path, config: Config) -> Config:
@@ -63,26 +74,28 @@ def settings_of(folder: Path, checkpoint: Path, config: Config) -> Config:
     return load_resolved(path) if path.exists() else saved
 
 
-def keep_lost(folder: Path, found: Found, step: int, attempt: int) -> list[str]:
-    """Keeps what an attempt is about to pass over, which goes on from the checkpoint of `step`; says so in lines.
+def keep(folder: Path, start: Start, step: int, attempt: int) -> list[str]:
+    """Keeps what an attempt is about to pass over, which begins at `step`; says so in lines.
 
-    Damaged checkpoints are set aside. Where newer ones have been than that, the records, of which those of later steps
-    are dropped, are copied.
+    What a run has left that starts over is moved, damaged checkpoints are set aside. Where newer checkpoints have been
+    than that of `step`, the records are copied: more of them are dropped than a stop costs.
     """
-    known, records = _newest_known(folder), folder / METRICS
-    lines = []
-    if found.whole is not None and not records.exists() and step:
-        lines.append(f"{records} is gone: the records of the first {step} steps are missing")
-    if found.whole is not None and known > step and records.exists():
-        lines.append(f"the records until now, of which those after step {step} are made anew, are kept in ")
-        lines[-1] += _copy(records, folder / f"metrics-before-attempt-{attempt}.jsonl").name
-    for path, damage in found.damaged.items():
+    if start.over:
+        return [f"starts over; what the run has left is kept in {_keep_all(folder)}"]
+    if start.whole is None:
+        return []
+    lines, known, records = list[str](), _newest_known(folder), folder / METRICS
+    if known > step and records.exists():
+        copy = _copy(records, folder / f"metrics-before-attempt-{attempt}.jsonl")
+        lines.append(f"the records until now are kept in {copy.name}: those of later steps than {step} are made anew")
+    for path, damage in start.damaged.items():
         lines.append(f"{path.name} is damaged ({damage}); set aside as {set_aside(path).name}")
-    if known > step and not found.damaged:
-        lines.append(f"the checkpoint of step {known} is gone")
-    if found.whole is not None and known > step:
-        point_to(step_folder(folder / "checkpoints", step))
+    if known > step:
+        lines += [] if start.damaged else [f"the checkpoint of step {known} is gone"]
         lines.append(f"going on from the checkpoint of step {step}")
+        point_to(step_folder(folder / "checkpoints", step))
+    if step and not records.exists():
+        lines.append(f"{records} is gone: there are no records of the first {step} steps")
     return lines
 
 

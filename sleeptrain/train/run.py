@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from omegaconf import OmegaConf
 
-from sleeptrain.checkpoint.find import Found, newest_whole
+from sleeptrain.checkpoint.find import newest_whole
 from sleeptrain.checkpoint.fit import check_resume
 from sleeptrain.checkpoint.folder import CONFIG, STATE, read_state
 from sleeptrain.checkpoint.keep import remove_after
@@ -37,7 +37,7 @@ from sleeptrain.parallel.world import World
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.train.attempt import Attempt, this_attempt
 from sleeptrain.train.changes import keep_changes
-from sleeptrain.train.earlier import find_start, keep_lost, settings_of
+from sleeptrain.train.earlier import Start, find_start, keep, settings_of
 from sleeptrain.train.engine import build_engine
 from sleeptrain.train.metrics import METRICS, MetricsFile, read_metrics
 from sleeptrain.train.progress import Progress
@@ -107,18 +107,16 @@ class Run:
         """
         if not all(self.world.together(self._take_lease)):
             return False
-        found, kept = find_start(self.folder, self.world, self.config.run.start_over)
+        start = find_start(self.folder, self.world, self.config.run.start_over)
         changes: list[str] = []
-        if found.whole is not None:
-            changes = self.world.together(partial(self._go_on, found.whole))[0]
+        if start.whole is not None:
+            changes = self.world.together(partial(self._go_on, start.whole))[0]
         elif self.config.run.init_from:
             start_from(self.config, self.engine, self.world)
         attempt = this_attempt(self._attempts() + 1, self.world)
-        self.world.together(partial(self._open_logs, attempt, changes, found))
-        if kept is not None:
-            self.message(f"starts over; what the run has left is kept in {kept}")
+        self.world.together(partial(self._open_logs, attempt, changes, start))
         self._settle_owed()
-        if found.whole is None:
+        if start.whole is None:
             self.save()  # from the first moment on a killed run keeps its identity
             self.finish_saving()
         return True
@@ -140,25 +138,27 @@ class Run:
         records = read_metrics(path) if self.world.leads and path.exists() else []
         return max([self.status.last_attempt, *(r["attempt"]["number"] for r in records if "attempt" in r)])
 
-    def _open_logs(self, attempt: Attempt, changes: list[str], found: Found) -> None:
+    def _open_logs(self, attempt: Attempt, changes: list[str], start: Start) -> None:
         if not self.world.leads:
             return
         with naming(f"run.root={self.config.run.root}: the run folder cannot be written"):
             self.lease.check()
-            self._open_files(attempt, changes, found)
+            self._open_files(attempt, changes, start)
         plain = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(self.config)))
         self.wandb = WandbLogger(self.config.wandb, self.folder, self.config.run.name, plain, self._wandb_id)
         self._wandb_id = self.wandb.run_id
 
-    def _open_files(self, attempt: Attempt, changes: list[str], found: Found) -> None:
+    def _open_files(self, attempt: Attempt, changes: list[str], start: Start) -> None:
         for folder in (self.folder, self.saver.folder):
             remove_leftovers(folder)
-        lines = keep_lost(self.folder, found, self.step, attempt.number)
+        lines = keep(self.folder, start, self.step, attempt.number)
         self.progress = Progress(self.config.train.tokens)
         self.metrics = MetricsFile(self.folder / METRICS)
         self.metrics.truncate_after(self.step, self.rollbacks.total)
         self.metrics.append(self._here() | {"attempt": asdict(attempt)})
         self.status.begin(attempt, self.step, self.tokens)
+        if self.config.run.start_over and start.whole is not None:
+            lines.append(f"run.start_over=true: there is a checkpoint, so the run goes on from step {self.step}")
         for line in lines:
             self.message(line)
         if changes:

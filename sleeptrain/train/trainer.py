@@ -59,7 +59,8 @@ def train(config: Config) -> int:
 def train_watched(run: Run) -> bool:
     """The run from where it stands; whether it has come to its end."""
     if not run.open():
-        return not run.stopping.agreed()
+        run.stopping.agreed()  # of which all processes know then
+        return False
     try:
         train_steps(run)
     except Exception:
