@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+from sleeptrain.config.strings import quoted
 from sleeptrain.errors import UserError
 from sleeptrain.report.command import main as report
 from sleeptrain.train.status import State, read_status
@@ -42,7 +43,7 @@ class Trial:
 
     def train(self, overrides: list[str]) -> Trial:
         command = [sys.executable, "-m", "sleeptrain", "train", "experiment=rule110"]
-        command += [f"run.root={self.root}", f"run.name={self.name}", f"sleep.passes={self.passes}"]
+        command += [f"run.root={quoted(str(self.root))}", f"run.name={self.name}", f"sleep.passes={self.passes}"]
         command += [f"train.seed={self.seed}", f"data.seed={self.seed}", "train.threads=1", *overrides]
         log = self.root / f"{self.name}.log"
         with open(log, "a") as file:

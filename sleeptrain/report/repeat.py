@@ -13,6 +13,7 @@ from sleeptrain.config.compose import compose, config_dir
 from sleeptrain.config.ranges import settings
 from sleeptrain.config.resolved import config_diff
 from sleeptrain.config.schema import Config
+from sleeptrain.config.strings import quoted
 from sleeptrain.errors import ConfigError
 from sleeptrain.report.groups import told
 
@@ -66,6 +67,5 @@ def _written(value: Any) -> str:
     if isinstance(value, dict):
         return f"{{{','.join(f'{key}:{_written(v)}' for key, v in value.items())}}}"
     if isinstance(value, str) and not (PLAIN.fullmatch(value) and value not in ("null", "true", "false", "nan", "inf")):
-        escaped = value.replace('"', '\\"')
-        return f'"{escaped}"'
+        return quoted(value)
     return str(value)
