@@ -51,11 +51,16 @@ class JobFailed(Exception):
 
 
 def train(config: Config, options: Namespace) -> int:
+    from sleeptrain.config.resolved import run_folder
+
+    if options.print_run_folder:
+        print(run_folder(config))
+        return 0
+    if options.max_time is not None:
+        config.train.max_time = options.max_time
     from sleeptrain.parallel.spawn import num_workers, train_in_workers
     from sleeptrain.train.trainer import train as run_training
 
-    if options.max_time is not None:
-        config.train.max_time = options.max_time
     workers = num_workers(config)
     return train_in_workers(config, workers) if workers else run_training(config)
 
@@ -63,6 +68,11 @@ def train(config: Config, options: Namespace) -> int:
 def train_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--max-time", type=max_time, metavar="TIME", help="short for train.max_time=TIME: 3:55:00, 1-12:00:00, 90m"
+    )
+    parser.add_argument(
+        "--print-run-folder",
+        action="store_true",
+        help="print where the run of these settings is kept, and train nothing",
     )
 
 
@@ -182,6 +192,7 @@ def _run_with_hydra(name: str, arguments: list[str]) -> int:
 
     from sleeptrain.config import compose
     from sleeptrain.config.explain import COMPOSITION_ERRORS, explain
+    from sleeptrain.config.strings import quote_override
 
     options, arguments = _own_flags(name, arguments)
 
@@ -193,6 +204,7 @@ def _run_with_hydra(name: str, arguments: list[str]) -> int:
             sys.exit(code)
 
     flags, overrides, sweeps = _split_arguments(arguments)
+    overrides = [quote_override(override) for override in overrides]
     compose.register_schema()
     application = hydra.main(str(compose.config_dir()), "config", compose.HYDRA_VERSION)(job)
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -45,8 +46,27 @@ class DataError(UserError):
     """A file is missing, damaged, or does not belong with the others."""
 
 
+class LeaseError(UserError):
+    """Another process works in the same folder, or has taken it over from this one; says which."""
+
+
 class PeerError(DataError):
     """Another process of the run has failed, and says why."""
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """An OSError of the block becomes a DataError that begins with `what`, and names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{what}: {os_reason(error)}") from error
+
+
+def os_reason(error: OSError) -> str:
+    """The path that an error is about, and why."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {reason}" if error.filename is not None else reason
 
 
 def told(error: Exception) -> str:

@@ -25,12 +25,12 @@ give_up() {
 # Everything up to the end of the run. Returns when it is finished; otherwise the script ends here.
 launch() {
     RUN_ROOT=${RUN_ROOT:-runs} RUN_NAME=${RUN_NAME:-$SLURM_JOB_NAME} MAX_ATTEMPTS=${MAX_ATTEMPTS:-3}
-    run=$RUN_ROOT/$RUN_NAME asked='' ended='' srun_pid=''
+    run='' asked='' ended='' srun_pid=''
     case " ${OVERRIDES:-} $*" in *" run.name="* | *" run.root="* | *" experiment="*)
         give_up 2 "run.name, run.root and experiment are set by RUN_NAME, RUN_ROOT and EXPERIMENT" ;;
     esac
     # shellcheck disable=SC2206  # OVERRIDES is cut at blanks
-    settings=("experiment=$EXPERIMENT" "run.root=$RUN_ROOT" "run.name=$RUN_NAME" ${OVERRIDES:-} "$@")
+    settings=("experiment=$EXPERIMENT" "run.root=$(quoted "$RUN_ROOT")" "run.name=$(quoted "$RUN_NAME")" ${OVERRIDES:-} "$@")
     nodes=$SLURM_JOB_NUM_NODES tasks=${SLURM_NTASKS:-$((SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-1}))}
     # Ahead of the time limit, or when others need the nodes: #SBATCH --signal=B: sends it to this script alone.
     trap 'asked=yes; say "asked to save"; [ -z "$srun_pid" ] || kill -USR1 "$srun_pid"' USR1
@@ -39,6 +39,7 @@ launch() {
 
     set_environment
     choose_container
+    find_run
     count_attempt
     say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $tasks tasks: $run from $from, attempt $attempt of $MAX_ATTEMPTS"
     if [ "$from" = "the start" ]; then
@@ -100,6 +101,17 @@ step() {
     return "$code"
 }
 
+# quoted TEXT: as a value of the program's settings, whatever is in it.
+quoted() { printf "'%s'" "${1//\'/\\\'}"; }
+
+# The run folder is where the program says that it is.
+find_run() {
+    local code
+    run=$(step --nodes=1 --ntasks=1 -- -m sleeptrain train --print-run-folder "${settings[@]}" | tail -n 1)
+    code=$?
+    [ "$code" = 0 ] || refuse "$code" "the settings do not fit"
+}
+
 status() { cat "$run/status.json" 2>/dev/null; }
 
 newest() { cat "$run/checkpoints/latest" 2>/dev/null || echo "the start"; }
@@ -128,8 +140,10 @@ refuse() {
 # queue_again CODE: the attempt has ended with it before the run's end.
 queue_again() {
     [ -z "$ended" ] || give_up "$1" "ended by Slurm at $(newest)"
-    [ "$(newest)" != "$from" ] || [ "$attempt" -lt "$MAX_ATTEMPTS" ] || no_progress "$1"
-    mkdir -p "$run" && keep_count
+    if [ -n "$run" ]; then
+        [ "$(newest)" != "$from" ] || [ "$attempt" -lt "$MAX_ATTEMPTS" ] || no_progress "$1"
+        mkdir -p "$run" && keep_count
+    fi
     say "ended with code $1 at $(newest): queued again"
     trap - TERM
     scontrol requeue "$SLURM_JOB_ID" || give_up "$1" "this job may not be queued again: submit it anew, it goes on"

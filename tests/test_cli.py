@@ -119,6 +119,15 @@ def test_max_time_is_a_flag_too(trained: list[Config]) -> None:
     assert [config.train.max_time for config in trained] == ["3:55:00"]
 
 
+def test_the_run_folder_can_be_asked_for(
+    trained: list[Config], empty_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["experiment=rule110", "run.root=a b", "run.name=2026_07_20"]
+    assert main(["train", "--print-run-folder", *given]) == 0
+    assert capsys.readouterr().out == "a b/2026_07_20\n"
+    assert trained == [] and list(empty_folder.iterdir()) == []
+
+
 @pytest.mark.parametrize("flags_last", [False, True])
 def test_a_sweep_runs_every_job_in_a_folder_of_its_own(
     trained: list[Config], empty_folder: Path, flags_last: bool, capsys: pytest.CaptureFixture[str]

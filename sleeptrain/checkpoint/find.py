@@ -10,6 +10,10 @@ from sleeptrain.errors import DataError
 from sleeptrain.parallel.world import World
 
 
+class NoneWhole(DataError):
+    """There are checkpoints, and all are damaged."""
+
+
 @dataclass(frozen=True)
 class Found:
     """whole: the checkpoint; None where there is none at all. damaged: newer ones, and what is wrong with each."""
@@ -22,7 +26,7 @@ def newest_whole(folder: Path, world: World, last: int | None = None) -> Found:
     """Looks through the checkpoints in a folder, newest first; each is read as a whole, by all processes together.
 
     last: those of later steps are passed over (None: none is).
-    Raises DataError where there are some and all are damaged, or where the processes see different ones.
+    Raises NoneWhole where there are some and all are damaged, DataError where the processes see different ones.
     """
     candidates = [path for path in checkpoints(folder) if last is None or step_of(path) <= last]
     if not world.agree([path.name for path in candidates]):
@@ -35,9 +39,9 @@ def newest_whole(folder: Path, world: World, last: int | None = None) -> Found:
         damaged[path] = damage
     if damaged:
         listed = "; ".join(f"{path.name}: {damage}" for path, damage in damaged.items())
-        raise DataError(
-            f"no checkpoint in {folder} is whole ({listed}); put a whole copy of one there, or choose another run.name "
-            "to start anew"
+        raise NoneWhole(
+            f"no checkpoint in {folder} is whole ({listed}); put a whole copy of one there, or begin anew, with "
+            "another run.name or with run.start_over=true"
         )
     return Found(None, {})
 

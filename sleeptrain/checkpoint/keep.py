@@ -28,8 +28,8 @@ def remove_superfluous(folder: Path, keep: int, keep_every: int, reach: int = 0)
 
 def remove_after(folder: Path, step: int) -> None:
     """Removes the checkpoints of later steps than `step`, of which there is one."""
+    point_to(step_folder(folder, step))  # first: a pointer to one that is gone tells of a loss
     _remove([path for path in checkpoints(folder) if step_of(path) > step])
-    point_to(step_folder(folder, step))
 
 
 def _remove(paths: Sequence[Path]) -> None:

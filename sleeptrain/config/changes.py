@@ -119,6 +119,17 @@ def check_changes(old: Config, new: Config, folder: str) -> list[str]:
     return lines
 
 
+def check_same_run(saved: Config, new: Config, checkpoint: str) -> None:
+    """Raises ConfigError where a checkpoint's own settings differ in what never changes in a run."""
+    lines = [line for line in config_diff(without_places(saved), without_places(new)) if is_fixed(line.split(":")[0])]
+    if lines:
+        raise ConfigError(
+            f"{checkpoint} is a checkpoint of a run with other settings; choose another run.name, or the settings that "
+            "it was made with",
+            lines,
+        )
+
+
 def _way_out(refused: Sequence[str]) -> str:
     again, added = "choose another run.name, or the same settings to go on", consent(refused)
     return f"{again}; if they shall change from here on, add {added}" if added else again

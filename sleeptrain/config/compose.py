@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sleeptrain.config.changes import check_allowed
 from sleeptrain.config.explain import COMPOSITION_ERRORS, explain
 from sleeptrain.config.schema import Config
+from sleeptrain.config.strings import quote_override, register_source
 from sleeptrain.config.validate import refuse_missing, validate
 from sleeptrain.errors import ConfigError
 
@@ -42,6 +44,7 @@ def config_dir() -> Path:
 def register_schema() -> None:
     """Tell hydra about the dataclasses that `configs/config.yaml` composes over. May be called again."""
     ConfigStore.instance().store(name="schema", node=Config)
+    register_source()
 
 
 def compose(overrides: Sequence[str] = ()) -> Config:
@@ -49,8 +52,9 @@ def compose(overrides: Sequence[str] = ()) -> Config:
 
     Raises ConfigError.
     """
+    overrides = [quote_override(override) for override in overrides]
     with _hydra(overrides):
-        composed = hydra_compose("config", overrides=list(overrides))
+        composed = hydra_compose("config", overrides=overrides)
     return resolve(composed)
 
 
@@ -59,6 +63,7 @@ def validate_sweep(overrides: Sequence[str]) -> list[Path]:
 
     Raises ConfigError, also where two jobs would share a run folder.
     """
+    overrides = [quote_override(override) for override in overrides]
     owners: dict[tuple[str, str], str] = {}
     roots: dict[Path, None] = {}
     for job in _sweep_jobs([*name_by_sweep(overrides), *overrides]):
@@ -144,7 +149,7 @@ def resolve(composed: DictConfig, sweep_job: str | None = None) -> Config:
 
 def sweep_run_name(name: str, overrides: str) -> str:
     """multirun/<name>/<overrides>, the last part fit to be the name of one folder."""
-    folder = overrides.replace("/", "-")
+    folder = re.sub(r"'([\w.+-]+)'", r"\1", overrides.replace("/", "-"))  # quotes that keep 1e3 a string
     if len(folder) > 160:
         folder = f"{folder[:150]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
     return "/".join(part for part in ("multirun", name, folder) if part)

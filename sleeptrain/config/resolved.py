@@ -11,6 +11,7 @@ from yaml import YAMLError
 
 from sleeptrain.config.ranges import settings
 from sleeptrain.config.schema import Config
+from sleeptrain.config.strings import load_yaml
 from sleeptrain.errors import ConfigError
 from sleeptrain.files import write_whole
 
@@ -33,7 +34,7 @@ def resolved_yaml(config: Config) -> bytes:
 def load_resolved(path: str | Path) -> Config:
     """Read what `save_resolved` wrote. ConfigError: not YAML, an unknown setting, a value of a wrong type."""
     try:
-        written = OmegaConf.load(path)
+        written = load_yaml(path)
         return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), written)))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error

@@ -300,6 +300,7 @@ class RunConfig:
     root: str = "runs"  # the run folder is <root>/<name>; an existing one is resumed
     # Settings that may differ when the run goes on, or from those of init_from.
     allow_changes: list[str] = field(default_factory=list)
+    start_over: bool = False  # where the records are there and no checkpoint is: begin again, and keep the records
     init_from: str = ""  # a checkpoint, or a run that has one, whose weights a new run starts with
     init_inserted: list[int] = field(default_factory=list)  # blocks that the checkpoint lacks; it numbers the others
     init_new: list[str] = field(default_factory=list)  # patterns of parameters that only the model has

@@ -21,7 +21,7 @@ from sleeptrain.train.status import State, read_status
 
 METRICS, CONFIG = "metrics.jsonl", "config.yaml"
 # What a run keeps in its folder, where no other run is.
-KEPT = ("checkpoints", "wandb", "report")
+KEPT = ("checkpoints", "wandb", "report", "earlier")
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import Any
 from sleeptrain.errors import DataError
 from sleeptrain.files import whole_file
 
+METRICS = "metrics.jsonl"
 Record = dict[str, Any]
 
 

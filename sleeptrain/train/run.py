@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,18 +16,18 @@ from omegaconf import OmegaConf
 
 from sleeptrain.checkpoint.find import newest_whole
 from sleeptrain.checkpoint.fit import check_resume
-from sleeptrain.checkpoint.folder import CONFIG, STATE, read_state, set_aside
+from sleeptrain.checkpoint.folder import CONFIG, STATE, read_state
 from sleeptrain.checkpoint.keep import remove_after
 from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.checkpoint.saver import Saver
 from sleeptrain.checkpoint.start import start_from
 from sleeptrain.checkpoint.vocabulary import TOKENIZER
-from sleeptrain.config import Config, load_resolved, resolved_yaml, run_folder, save_resolved
+from sleeptrain.config import Config, resolved_yaml, run_folder, save_resolved
 from sleeptrain.config.changes import check_changes
 from sleeptrain.data.ahead import GivenUp
 from sleeptrain.data.batch import PAD, Batch
 from sleeptrain.data.source import build_source
-from sleeptrain.errors import ConfigError, HealthError
+from sleeptrain.errors import CheckpointError, ConfigError, HealthError, naming
 from sleeptrain.files import remove_leftovers
 from sleeptrain.health.rollbacks import Rollbacks, reach
 from sleeptrain.health.spikes import SpikeDetector
@@ -38,15 +38,15 @@ from sleeptrain.parallel.world import World
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.train.attempt import Attempt, this_attempt
 from sleeptrain.train.changes import keep_changes
+from sleeptrain.train.earlier import Start, find_start, keep, settings_of
 from sleeptrain.train.engine import build_engine
-from sleeptrain.train.metrics import MetricsFile, read_metrics
+from sleeptrain.train.metrics import METRICS, MetricsFile, read_metrics
 from sleeptrain.train.progress import Progress
 from sleeptrain.train.status import Status
 from sleeptrain.train.stopping import Stopping
 from sleeptrain.train.wandb_log import WandbLogger
 from sleeptrain.watch.whereabouts import Phase, Whereabouts
 
-METRICS = "metrics.jsonl"
 RNG = "rng/torch"
 
 
@@ -55,12 +55,12 @@ class Run:
 
     world: the processes, which have met. whereabouts: of this one, kept current. stopping: whether it stops before its
     end. status: the file that says how it stands. Building it reads data; only `open` writes anything, and only where
-    `world.leads`.
+    `world.leads`, and only while it has the lease on the folder, that of the status.
     """
 
     def __init__(self, config: Config, world: World, whereabouts: Whereabouts, stopping: Stopping, status: Status):
         self.config, self.world, self.whereabouts = config, world, whereabouts
-        self.stopping, self.status = stopping, status
+        self.stopping, self.status, self.lease = stopping, status, status.lease
         self.folder = run_folder(config)
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
@@ -100,34 +100,41 @@ class Run:
         """There is nothing left to do."""
         return self.done and not self.owes_evaluation
 
-    def open(self) -> Run:
+    def open(self) -> bool:
         """Makes the run folder, or goes on where its newest whole checkpoint stands; then opens the logs.
 
-        Raises ConfigError when the folder holds a run of another configuration, DataError where all checkpoints are
-        damaged or do not fit, or not all processes see the same ones, CheckpointError where the first one of a new run
-        cannot be written.
+        False where it was asked to stop while another process had the folder: then nothing is open. Raises LeaseError
+        where another one goes on with the run, ConfigError when the folder holds a run of another configuration or
+        records that a new beginning would lose, DataError where it cannot be written, all checkpoints are damaged or do
+        not fit, or not all processes see the same ones, CheckpointError where the first one of a new run cannot be
+        written.
         """
-        found = newest_whole(self.saver.folder, self.world)
+        if not all(self.world.together(self._take_lease)):
+            return False
+        start = find_start(self.folder, self.world, self.config.run.start_over)
         changes: list[str] = []
-        if found.whole is not None:
-            changes = self.world.together(partial(self._go_on, found.whole))[0]
+        if start.whole is not None:
+            changes = self.world.together(partial(self._go_on, start.whole))[0]
         elif self.config.run.init_from:
             start_from(self.config, self.engine, self.world, self.source.tokenizer_hash)
         attempt = this_attempt(self._attempts() + 1, self.world)
-        if self.world.leads:
-            self._open_logs(attempt, changes)
-            self._set_aside(found.damaged)
+        self.world.together(partial(self._open_logs, attempt, changes, start))
         self._settle_owed()
-        if found.whole is None:
+        if start.whole is None:
             self.save()  # from the first moment on a killed run keeps its identity
-            self.saver.finish()
-        return self
+            self.finish_saving()
+        return True
 
-    def _set_aside(self, damaged: Mapping[Path, str]) -> None:
-        for path, damage in damaged.items():
-            self.message(f"{path.name} is damaged ({damage}); set aside as {set_aside(path).name}")
-        if damaged:
-            self.message(f"going on from the checkpoint of step {self.step}")
+    def _take_lease(self) -> bool:
+        if not self.world.leads:
+            return True
+
+        def facts() -> dict[str, Any]:
+            self.status.read()  # the attempt that has just ended has written it
+            return {"attempt": self._attempts() + 1}
+
+        with naming(f"run.root={self.config.run.root}: the run folder cannot be made or written"):
+            return self.lease.take(os.environ.get("SLURM_JOB_ID"), facts, self.stopping.asked)
 
     def _attempts(self) -> int:
         """How often the run has been started, by what is left of its files."""
@@ -135,22 +142,33 @@ class Run:
         records = read_metrics(path) if self.world.leads and path.exists() else []
         return max([self.status.last_attempt, *(r["attempt"]["number"] for r in records if "attempt" in r)])
 
-    def _open_logs(self, attempt: Attempt, changes: list[str]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def _open_logs(self, attempt: Attempt, changes: list[str], start: Start) -> None:
+        if not self.world.leads:
+            return
+        with naming(f"run.root={self.config.run.root}: the run folder cannot be written"):
+            self.lease.check()
+            self._open_files(attempt, changes, start)
+        plain = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(self.config)))
+        self.wandb = WandbLogger(self.config.wandb, self.folder, self.config.run.name, plain, self._wandb_id)
+        self._wandb_id = self.wandb.run_id
+
+    def _open_files(self, attempt: Attempt, changes: list[str], start: Start) -> None:
         for folder in (self.folder, self.saver.folder):
             remove_leftovers(folder)
+        lines = keep(self.folder, start, self.step, attempt.number)
         self.progress = Progress(self.config.train.tokens)
         self.metrics = MetricsFile(self.folder / METRICS)
         self.metrics.truncate_after(self.step, self.rollbacks.total)
         self.metrics.append(self._here() | {"attempt": asdict(attempt)})
         self.status.begin(attempt, self.step, self.tokens)
+        if self.config.run.start_over and start.whole is not None:
+            lines.append(f"run.start_over=true: there is a checkpoint, so the run goes on from step {self.step}")
+        for line in lines:
+            self.message(line)
         if changes:
             keep_changes(self.folder, attempt.number, self.step, changes)
             self.message("\n".join(["changed since the attempt before:", *(f"  {line}" for line in changes)]))
         save_resolved(self.config, self.folder / "config.yaml")
-        plain = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(self.config)))
-        self.wandb = WandbLogger(self.config.wandb, self.folder, self.config.run.name, plain, self._wandb_id)
-        self._wandb_id = self.wandb.run_id
 
     def _settle_owed(self) -> None:
         """An evaluation that an attempt since has made is not owed any longer."""
@@ -189,6 +207,7 @@ class Run:
 
     def advance(self, batch: Batch, num_tokens: int, state: FastWeights) -> None:
         """One step is done: counts its tokens (pads are none) and keeps the memory of the rows that go on."""
+        self._keep_lease()
         self.step += 1
         self.tokens += num_tokens
         self.samples += batch.tokens_BT.shape[0] * self.world.part.ranks
@@ -204,6 +223,7 @@ class Run:
         """Writes one record to the metrics file, wandb and the progress line."""
         if not self.world.leads:
             return
+        self._keep_lease()
         record = self._here() | record
         failed_before = self.metrics.failed
         self.metrics.append(record)
@@ -214,6 +234,11 @@ class Run:
         self.wandb.log(record, self.step + self.rollbacks.undone)
         self.progress.update(record)
 
+    def _keep_lease(self) -> None:
+        """Raises LeaseError where it is known that another process has taken the run over."""
+        if self.world.leads:
+            self.lease.check_known()
+
     def message(self, text: str) -> None:
         if self.world.leads:
             self.progress.message(text)
@@ -223,12 +248,26 @@ class Run:
         self.whereabouts.begin(Phase.SAVING)
         self.saver.make_way(self.step)
         if self.saver.newest != self.step:
+            self._keep_lease()
             tensors = self.engine.own_tensors(self.carried)
             documents = {STATE: json.dumps(self._state(), indent=1).encode(), CONFIG: self._resolved}
             if self.world.leads:
                 tensors[RNG] = torch.get_rng_state()
             # Records first: a run that goes on from the checkpoint must find those of all steps before.
-            self.saver.start(self.step, tensors, documents, lambda: self.metrics.sync())
+            self.saver.start(self.step, tensors, documents, self._before_commit)
+
+    def _before_commit(self) -> None:
+        """In the thread that saves, of the process that leads."""
+        self.lease.check()
+        self.metrics.sync()
+
+    def finish_saving(self) -> None:
+        """Waits for the last checkpoint. Raises CheckpointError where it was not written, LeaseError in place of it."""
+        try:
+            self.saver.finish()
+        except CheckpointError:
+            self._keep_lease()
+            raise
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds besides tensors; rates and the curriculum are functions of the tokens."""
@@ -256,7 +295,7 @@ class Run:
 
     def _go_on(self, checkpoint: Path) -> list[str]:
         """Each process reads for itself; where one cannot, none goes on. What has changed in the settings."""
-        changes = check_changes(load_resolved(self.folder / "config.yaml"), self.config, str(self.folder))
+        changes = check_changes(settings_of(self.folder, checkpoint, self.config), self.config, str(self.folder))
         saved = self._restore(checkpoint)
         self._wandb_id, self.rollbacks = saved["wandb_id"], Rollbacks(**saved["rollbacks"])
         self.source.load_state_dict(saved["data"])
@@ -296,6 +335,7 @@ class Run:
         self.carried = None
         self.rollbacks.taken_back(bad_step, self.step)
         if self.world.leads:
+            self.lease.check()
             remove_after(self.saver.folder, self.step)
             self.metrics.truncate_after(self.step, self.rollbacks.total)
         self.log({"rollback": {"number": self.rollbacks.total, "bad_step": bad_step, "why": why}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import threading
 import time
@@ -13,8 +14,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from sleeptrain.errors import UserError, exit_code, told
+from sleeptrain.errors import LeaseError, UserError, exit_code, told
 from sleeptrain.files import write_whole
+from sleeptrain.lease import Lease
 from sleeptrain.stop import EXIT_STOPPED, Stopped
 from sleeptrain.train.attempt import Attempt
 
@@ -38,21 +40,23 @@ CODES = {State.STOPPED: EXIT_STOPPED, State.FINISHED: 0}
 class Status:
     """The file of one run. writes: whether this process keeps it; the others' calls do nothing.
 
-    What another attempt left is known until `begin`. The first `end` of an attempt counts.
+    lease: that on the run folder; nothing is written while another process has it. What another attempt left is known
+    until `begin`. The first `end` of an attempt counts.
     """
 
     def __init__(self, folder: Path, writes: bool) -> None:
         self._path, self.writes = folder / FILE, writes
-        self._fields = read_status(folder) or {
-            "step": 0,
-            "tokens": 0,
-            "attempt": None,
-            "progress_at": None,
-            "save_seconds": 0.0,
-        }
+        self.lease = Lease(folder, f"{folder} is being trained", "choose another run.name")
+        self.read()
+        self._begun = False
         self._lock = threading.Lock()  # the watch may end the run from its own thread
         self._ended = False
         self._written = 0.0
+
+    def read(self) -> None:
+        """Takes over what is in the file: another attempt may have gone on until now."""
+        fields = {"step": 0, "tokens": 0, "attempt": None, "progress_at": None, "save_seconds": 0.0}
+        self._fields: dict[str, Any] = read_status(self._path.parent) or fields
 
     @property
     def last_attempt(self) -> int:
@@ -68,6 +72,7 @@ class Status:
     def begin(self, attempt: Attempt, step: int, tokens: int) -> None:
         """The run goes on from here."""
         self._fields |= {"step": step, "tokens": tokens, "attempt": asdict(attempt), "progress_at": time.time()}
+        self._begun = True
         self._write(State.RUNNING)
 
     def progress(self, step: int, tokens: int, save_seconds: float) -> None:
@@ -82,7 +87,8 @@ class Status:
 
         A start that was refused leaves nothing where there is no run: its folder is not made.
         """
-        if state is not State.FAILED or self._path.parent.exists():
+        folder = os.path.isdir(self._path.parent)  # which never raises
+        if state is not State.FAILED or self._begun or (folder and not self.lease.made_folder):
             self._write(state, reason, CODES.get(state, code))
 
     def end_of_killed(self, reason: str, code: int) -> None:
@@ -111,9 +117,21 @@ class Status:
             self._fields |= {"state": state, "reason": reason, "exit_code": code}
             self._written = time.monotonic()
             try:
+                if not self._may_write():
+                    return
                 write_whole(self._path, json.dumps(self._fields, indent=1).encode() + b"\n")
             except OSError as error:  # it is a view of the run, which goes on
                 print(f"sleeptrain: {self._path} was not written: {error.strerror}", file=sys.stderr, flush=True)
+
+    def _may_write(self) -> bool:
+        """Whether no other process has the folder. Raises OSError where the storage does not say."""
+        if not self.lease.is_taken:
+            return self.lease.is_free()
+        try:
+            self.lease.check()
+        except LeaseError:
+            return False
+        return True
 
 
 def _reason(error: BaseException) -> str:

@@ -24,6 +24,7 @@ from sleeptrain.train.status import State, Status
 from sleeptrain.train.step import StepResult
 from sleeptrain.train.stopping import Stopping
 from sleeptrain.train.try_step import settle, try_step
+from sleeptrain.watch.beat import Alarm
 from sleeptrain.watch.watch import watched
 from sleeptrain.watch.whereabouts import Phase
 
@@ -32,12 +33,17 @@ def train(config: Config) -> int:
     """Trains until `train.tokens` are seen, a signal asks to stop or the time is over; the same call goes on.
 
     Returns the exit code 0. Raises Stopped where the run was stopped, once everything is saved; ConfigError and
-    DataError before anything is written; NonFiniteError and SpikeError where a step goes wrong and the run is to stop
-    or cannot go back; DivergedError where replicas no longer hold the same weights; CheckpointError where the last
-    checkpoint could not be written.
+    DataError before anything is written; LeaseError where another process has the run, or has taken it over;
+    NonFiniteError and SpikeError where a step goes wrong and the run is to stop or cannot go back; DivergedError where
+    replicas no longer hold the same weights; CheckpointError where the last checkpoint could not be written.
     """
     status = Status(run_folder(config), leads())
-    with listening() as request, status.kept():
+
+    def ends(alarm: Alarm) -> None:
+        status.end(State.FAILED, alarm.text, alarm.code)
+        status.lease.release()
+
+    with status.lease, listening() as request, status.kept():
         try:
             world = join(config, request)
         except Stopped:
@@ -46,7 +52,7 @@ def train(config: Config) -> int:
         stopping = Stopping(config.train.max_time, request, world)
         if stopping.skew and world.leads:
             say(f"warning: {stopping.skew}")
-        with watched(config, world, lambda alarm: status.end(State.FAILED, alarm.text, alarm.code)) as whereabouts:
+        with watched(config, world, ends) as whereabouts:
             early = stopping.agreed()
             finished = not early and train_watched(Run(config, world, whereabouts, stopping, status))
         if early:
@@ -73,7 +79,9 @@ def say(line: str) -> None:
 
 def train_watched(run: Run) -> bool:
     """The run from where it stands; whether it has come to its end."""
-    run.open()
+    if not run.open():
+        run.stopping.agreed()  # of which all processes know then
+        return False
     try:
         train_steps(run)
     except Exception:
@@ -111,7 +119,7 @@ def train_steps(run: Run) -> None:
     if not run.finished:
         save(run)
     run.whereabouts.begin(Phase.SAVING)
-    run.saver.finish()
+    run.finish_saving()
     if not run.finished:
         run.message(f"{stopping.reason}: saved at step {run.step}; the same command goes on")
 

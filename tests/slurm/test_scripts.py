@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,31 @@ def test_each_step_of_each_attempt_meets_at_a_port_of_its_own() -> None:
     assert all(len(steps) == 3 for steps in found)
     assert len({port for steps in found for port in steps}) == 18
     assert all(10_000 < port < 32_768 for steps in found for port in steps)
+
+
+def started(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A batch script as far as it knows its run, with programs in the place of Slurm's."""
+    script = (
+        "source slurm/launch.sh\n"
+        'srun() { while [[ $1 == --* ]]; do shift; done; "$@"; }\n'
+        "set_environment() { :; }\n"
+        'count_attempt() { echo "run=$run"; exit 0; }\n'
+        "EXPERIMENT=rule110 launch $WORDS"
+    )
+    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NAME": "job", "PYTHON": sys.executable}
+    environment = {"PATH": os.environ["PATH"], "WORDS": "", **job, **variables}
+    return subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize("name", ["2026_07_20", "it's a, b=c"])
+def test_a_job_asks_where_its_run_is(tmp_path: Path, name: str) -> None:
+    found = started(tmp_path, RUN_ROOT=str(tmp_path), RUN_NAME=name)
+    assert found.stdout.splitlines() == [f"run={tmp_path}/{name}"], found.stderr
+
+
+def test_a_job_whose_settings_are_wrong_is_not_queued_again(tmp_path: Path) -> None:
+    found = started(tmp_path, RUN_ROOT=str(tmp_path), WORDS="sleep.pases=4")
+    assert found.returncode == 2 and "the settings do not fit; not queued again" in found.stdout
+    assert "did you mean 'sleep.passes'" in found.stderr

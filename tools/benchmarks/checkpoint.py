@@ -125,7 +125,8 @@ def _config(place: Path, stages: int) -> Config:
 def _measure(place: Path, size: int, rounds: int) -> dict[str, float]:
     world = join(config := _config(place, size))
     stopping, status = Stopping(None, StopRequest(), world), Status(place / "r", world.leads)
-    made = Run(config, world, Whereabouts(), stopping, status).open()
+    made = Run(config, world, Whereabouts(), stopping, status)
+    made.open()
     _steps(made, 1)
     least: dict[str, float] = {}
     for _ in range(rounds):
@@ -134,6 +135,7 @@ def _measure(place: Path, size: int, rounds: int) -> dict[str, float]:
     own = made.engine.own_tensors(made.carried)
     size_of_all = world.sum(sum(tensor.nbytes for tensor in own.values()))[0]
     made.close()
+    status.lease.release()
     world.close()
     return least | {"bytes": size_of_all}
 
