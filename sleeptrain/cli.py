@@ -13,8 +13,7 @@ import os
 import shlex
 import signal
 import sys
-import traceback
-from argparse import ArgumentError, ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentError, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from sleeptrain.errors import CheckpointError, ConfigError, HealthError, UserError, exit_code, told
+from sleeptrain.terminal import ArgumentParser, say, show_traceback
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help())
+        say(_help())
         return 0
     name, *rest = arguments
     try:
@@ -174,7 +174,7 @@ def _reader_has_gone() -> int:
 
 
 def _fail(error: Exception) -> int:
-    print(told(error), file=sys.stderr)
+    say(told(error), sys.stderr)
     return exit_code(error)
 
 
@@ -218,7 +218,7 @@ def _run_with_hydra(name: str, arguments: list[str]) -> int:
 
 def _tell_report(roots: Sequence[Path]) -> None:
     """How a sweep's runs become one page, whatever has become of each."""
-    print(f"all in one page: sleeptrain report {shlex.join(map(str, roots))}", file=sys.stderr)
+    say(f"all in one page: sleeptrain report {shlex.join(map(str, roots))}", sys.stderr)
 
 
 def _own_flags(name: str, arguments: list[str]) -> tuple[Namespace, list[str]]:
@@ -233,7 +233,7 @@ def _own_flags(name: str, arguments: list[str]) -> tuple[Namespace, list[str]]:
     except ArgumentError as error:
         raise ConfigError(str(error).removeprefix("argument ")) from error
     if {"-h", "--help"} & set(others) and vars(options):
-        print(parser.format_help())
+        say(parser.format_help())
     return options, others
 
 
@@ -276,8 +276,8 @@ def _run_job(command: Command, composed: DictConfig, options: Namespace) -> int:
         return _fail(error)
     except BrokenPipeError:
         return _reader_has_gone()
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        show_traceback(type(error), error, error.__traceback__)
         return 1
 
 

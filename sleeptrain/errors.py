@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sleeptrain.terminal import shown
+
 
 class UserError(Exception):
     """Shown as one line without a traceback, and a line for each of `details`; the command exits with code 2."""
@@ -48,7 +50,8 @@ class PeerError(DataError):
 def told(error: Exception) -> str:
     """What the user is shown of an error that needs no traceback."""
     details = error.details if isinstance(error, UserError) else ()
-    return "\n".join([f"sleeptrain: {' '.join(str(error).split())}", *(f"  {line}" for line in details)])
+    lines = [f"sleeptrain: {' '.join(str(error).split())}", *(f"  {line}" for line in details)]
+    return "\n".join(shown(line, keep="") for line in lines)
 
 
 def exit_code(error: BaseException) -> int:

@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -313,7 +314,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.action == "start":
             cluster.start(options.nodes)
-            print(f"export SLURM_CONF={cluster.configuration}")
+            print(f"export SLURM_CONF={shlex.quote(str(cluster.configuration))}")
         elif options.action == "stop":
             cluster.stop()
         else:

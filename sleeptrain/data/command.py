@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.terminal import ArgumentParser, printable, say, say_document, say_json
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -17,8 +18,8 @@ def main(arguments: Sequence[str]) -> int:
     return options.answer(options)
 
 
-def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(prog="sleeptrain data", description=__doc__)
+def parser() -> ArgumentParser:
+    root = ArgumentParser(prog="sleeptrain data", description=__doc__)
     questions = root.add_subparsers(metavar="QUESTION", required=True)
     which = questions.add_parser("which", help="the documents of each row in one step of a run")
     which.add_argument("run", type=Path, metavar="RUN", help="the run folder")
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def _which(options: argparse.Namespace) -> int:
+def _which(options: Namespace) -> int:
     from sleeptrain.checkpoint.folder import checkpoints, read_state
     from sleeptrain.config import load_resolved
     from sleeptrain.data.inspect import cuts_before, reads
@@ -59,24 +60,28 @@ def _which(options: argparse.Namespace) -> int:
                 shard = [shard.url for shard in source.train[read.source].shards].index(read.shard)
                 tokens = source.train[read.source].document(shard, read.document)[slice(*read.tokens)]
                 line["text"] = tokenizer.decode(tokens.tolist())
-            print(json.dumps(line) if options.json else _line(line))
+            if options.json:
+                say_json(json.dumps(line))
+                continue
+            say(printable(_line(line), keep=""))
+            if tokenizer is not None:
+                say_document(line["text"])
     return 0
 
 
 def _line(read: dict) -> str:
-    line = (
+    return (
         f"row {read['row']}  tokens {read['at'][0]}-{read['at'][1]}  {read['source']}  {read['shard']}  "
         f"document {read['document']}, its tokens {read['tokens'][0]}-{read['tokens'][1]}"
     )
-    return f"{line}\n{read['text']}" if "text" in read else line
 
 
-def _describe(options: argparse.Namespace) -> int:
+def _describe(options: Namespace) -> int:
     from sleeptrain.config.compose import compose
     from sleeptrain.data.inspect import describe
 
     config = compose(options.overrides)
     if config.data.source != "shards":
         raise DataError(f"data.source={config.data.source} reads no files: there is nothing to describe")
-    print(describe(config))
+    say(describe(config))
     return 0

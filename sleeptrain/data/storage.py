@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import logging
 import os
 import re
 import time
@@ -24,8 +23,9 @@ from braceexpand import braceexpand
 from sleeptrain.data.pipes import PIPE, open_pipe
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.files import whole_file
+from sleeptrain.terminal import log_printable
 
-logger = logging.getLogger(__name__)
+logger = log_printable(__name__)
 Result = TypeVar("Result")
 
 CHUNK = 2**20

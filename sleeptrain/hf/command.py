@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from sleeptrain.errors import ConfigError
 from sleeptrain.hf.exporting import DTYPES, export
 from sleeptrain.hf.families import FAMILIES
 from sleeptrain.hf.importing import Imported, import_folder
+from sleeptrain.terminal import ArgumentParser, printable, say
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -22,8 +23,8 @@ def main(arguments: Sequence[str]) -> int:
     return options.convert(options)
 
 
-def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(prog="sleeptrain convert", description=__doc__)
+def parser() -> ArgumentParser:
+    root = ArgumentParser(prog="sleeptrain convert", description=__doc__)
     ways = root.add_subparsers(metavar="WAY", required=True)
     out = ways.add_parser("export", help="a checkpoint to a folder that transformers loads without code of ours")
     out.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="of a run its newest whole checkpoint")
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def _export(options: argparse.Namespace) -> int:
+def _export(options: Namespace) -> int:
     done = export(
         options.source,
         options.out,
@@ -56,24 +57,24 @@ def _export(options: argparse.Namespace) -> int:
         options.check_tokens,
     )
     tokenizer = "with its tokenizer" if done.tokenizer else "without a tokenizer"
-    print(f"{options.out}: {done.model_type}, {done.num_parameters:,} parameters in {options.dtype}, {tokenizer}")
-    print(_checked(done.error))
+    say(f"{options.out}: {done.model_type}, {done.num_parameters:,} parameters in {options.dtype}, {tokenizer}")
+    say(_checked(done.error))
     if done.texts is not None:
-        print(_compared(done.texts))
+        say(_compared(done.texts))
     return 0
 
 
-def _import(options: argparse.Namespace) -> int:
+def _import(options: Namespace) -> int:
     done = import_folder(options.source, options.out, options.check_tokens)
-    print(f"{options.out}: a checkpoint of a {done.model_type} model")
-    print(_checked(done.error))
+    say(f"{options.out}: a checkpoint of a {done.model_type} model")
+    say(_checked(done.error))
     for line in (*_left_out(done), *done.remarks):
-        print(line)
+        say(printable(line, keep=""))
     for name, value in settings(done.config, "model."):
-        print(f"  {name}={value}")
-    print("Begin a run with it:")
+        say(f"  {name}={value}")
+    say("Begin a run with it:")
     tokenizer = f" data.shards.tokenizer={options.out}" if done.tokenizer else ""
-    print(
+    say(
         f"  sleeptrain train 'hydra.searchpath=[file://{options.out.resolve()}]' model={options.out.name} "
         f"run.init_from={options.out}{tokenizer} ..."
     )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.native import transformers_module
+from sleeptrain.terminal import ArgumentParser
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,8 +26,8 @@ def main(arguments: Sequence[str]) -> int:
     return _generate(options)
 
 
-def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(prog="sleeptrain generate", description=__doc__)
+def parser() -> ArgumentParser:
+    root = ArgumentParser(prog="sleeptrain generate", description=__doc__)
     root.add_argument(
         "place", type=Path, metavar="RUN_OR_CHECKPOINT_OR_HF_FOLDER", help="of a run its newest whole checkpoint"
     )
@@ -47,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def _generate(options: argparse.Namespace) -> int:
+def _generate(options: Namespace) -> int:
     import torch
 
     from sleeptrain.hf.cache import SleepCache
@@ -94,7 +95,7 @@ def _check_target(path: Path) -> None:
         raise ConfigError(f"--save-memory {path} cannot be written: {folder} is no folder that may be written to")
 
 
-def _prompt(options: argparse.Namespace) -> str:
+def _prompt(options: Namespace) -> str:
     if options.prompt_file is None:
         return options.prompt
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleeptrain.errors import ConfigError
+from sleeptrain.terminal import ArgumentParser, printable, say, say_json
 
 if TYPE_CHECKING:
     from sleeptrain.config.schema import Config
@@ -23,12 +23,15 @@ def main(arguments: Sequence[str]) -> int:
     """Run `sleeptrain evaluate ARGUMENTS` and return the exit code. Raises UserError."""
     options = parser().parse_args(arguments)
     told = evaluate_checkpoint(options.place, options.passes, options.window, options.batches, options.device)
-    print(json.dumps(told) if options.json else "\n".join(lines(told)))
+    if options.json:
+        say_json(json.dumps(told))
+    else:
+        say("\n".join(printable(line, keep="") for line in lines(told)))
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(prog="sleeptrain evaluate", description=__doc__)
+def parser() -> ArgumentParser:
+    root = ArgumentParser(prog="sleeptrain evaluate", description=__doc__)
     root.add_argument("place", type=Path, metavar="RUN_OR_CHECKPOINT", help="of a run its newest whole checkpoint")
     root.add_argument(
         "--passes", type=int, nargs="+", metavar="N", help="default: 1, and as the model was trained last"

@@ -16,6 +16,7 @@ from typing import Any
 from sleeptrain.errors import UserError, exit_code, told
 from sleeptrain.files import write_whole
 from sleeptrain.stop import EXIT_STOPPED, Stopped
+from sleeptrain.terminal import say
 from sleeptrain.train.attempt import Attempt
 
 FILE = "status.json"
@@ -113,7 +114,7 @@ class Status:
             try:
                 write_whole(self._path, json.dumps(self._fields, indent=1).encode() + b"\n")
             except OSError as error:  # it is a view of the run, which goes on
-                print(f"sleeptrain: {self._path} was not written: {error.strerror}", file=sys.stderr, flush=True)
+                say(f"sleeptrain: {self._path} was not written: {error.strerror}", sys.stderr, flush=True)
 
 
 def _reason(error: BaseException) -> str:
