@@ -25,7 +25,7 @@ _HOSTILE = re.compile(
 )
 _USER = re.compile(r"(?<=://)[^\s/'\"@]+@")
 _SIGNATURE = re.compile(
-    r"([?&][^\s=&'\"]*(?:sig|token|key|secret|passw|credential)[^\s=&'\"]*=)[^\s&'\"]+", re.IGNORECASE
+    r"([?&][^\s=&'\"]*(?:sig|token|secret|passw|credential|api_?key|access_?key)[^\s=&'\"]*=)[^\s&'\"]+", re.IGNORECASE
 )
 
 

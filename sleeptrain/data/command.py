@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from sleeptrain.data.consent import add_consent, with_consent
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.terminal import ArgumentParser, printable, say, say_document, say_json
 
@@ -27,6 +29,7 @@ def parser() -> ArgumentParser:
     which.add_argument("--row", type=int, help="this row only, from 0")
     which.add_argument("--text", action="store_true", help="the text, too, read with data.shards.tokenizer")
     which.add_argument("--json", action="store_true", help="one JSON object a line")
+    add_consent(which)
     which.set_defaults(answer=_which)
     describe = questions.add_parser("describe", help="sources, epochs, shuffling, and the waste of each layout")
     describe.add_argument("overrides", nargs="*", metavar="SETTING=VALUE", help="as for `sleeptrain train`")
@@ -35,7 +38,6 @@ def parser() -> ArgumentParser:
 
 
 def _which(options: Namespace) -> int:
-    from sleeptrain.checkpoint.folder import checkpoints, read_state
     from sleeptrain.config import load_resolved
     from sleeptrain.data.inspect import cuts_before, reads
     from sleeptrain.data.source import ShardsSource
@@ -46,10 +48,9 @@ def _which(options: Namespace) -> int:
     config = load_resolved(options.run / "config.yaml")
     if config.data.source != "shards":
         raise ConfigError(f"{options.run} reads data.source={config.data.source}; only shards have documents")
-    source = ShardsSource(config.data)
+    source = ShardsSource(with_consent(config.data, options.allow_source, str(options.run)))
     tokenizer = load_tokenizer(Path(config.data.shards.tokenizer)) if options.text else None
-    saved = checkpoints(options.run / "checkpoints")
-    cuts, rows = cuts_before(config, options.step, read_state(saved[-1])["data"]["cuts"] if saved else ())
+    cuts, rows = cuts_before(config, options.step, _saved_cuts(options.run))
     if options.row is not None and not 0 <= options.row < rows:
         raise ConfigError(f"--row {options.row}: step {options.step} has the rows 0 to {rows - 1}")
     source.stream.seek(cuts)
@@ -67,6 +68,18 @@ def _which(options: Namespace) -> int:
             if tokenizer is not None:
                 say_document(line["text"])
     return 0
+
+
+def _saved_cuts(run: Path) -> Sequence[tuple[int, int]]:
+    """The [rows, steps] of a run, by its newest checkpoint that is not damaged; others are told of."""
+    from sleeptrain.checkpoint.folder import checkpoints, find_damage, read_state
+
+    for path in reversed(checkpoints(run / "checkpoints")):
+        damage = find_damage(path, tensors=False)
+        if damage is None:
+            return read_state(path)["data"]["cuts"]
+        say(f"sleeptrain: {path.name} is damaged ({damage}); the rows of a step are taken from one before", sys.stderr)
+    return ()
 
 
 def _line(read: dict) -> str:

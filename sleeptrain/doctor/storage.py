@@ -10,6 +10,7 @@ from pathlib import Path
 from sleeptrain.doctor.finding import Case, Finding, failed, ok, skipped
 from sleeptrain.errors import ConfigError
 from sleeptrain.files import write_whole
+from sleeptrain.terminal import hide_credentials
 
 GIB = 2**30
 LEAST = GIB  # free, whatever a run keeps
@@ -72,12 +73,12 @@ def check_data(case: Case) -> Finding:
 
     told = [case.config.data.source]
     if case.config.data.source == "shards":
-        told = [source.train for source in case.config.data.shards.sources]
+        told = [hide_credentials(source.train) for source in case.config.data.shards.sources]
         build_source(replace(case.config.data, shards=replace(case.config.data.shards, workers=1)))
     if case.config.run.init_from:
         alone = World(Mesh.single(), find_device("cpu"))
-        place = named_checkpoint(Path(case.config.run.init_from), alone, "run.init_from")
-        told.append(str(place))
+        run = case.config.run
+        told.append(str(named_checkpoint(Path(run.init_from), alone, "run.init_from", run.allow_older)))
     return ok(", ".join(told))
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from sleeptrain.checkpoint.older import add_older
 from sleeptrain.config.ranges import settings
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.exporting import DTYPES, export
@@ -27,13 +28,14 @@ def parser() -> ArgumentParser:
     root = ArgumentParser(prog="sleeptrain convert", description=__doc__)
     ways = root.add_subparsers(metavar="WAY", required=True)
     out = ways.add_parser("export", help="a checkpoint to a folder that transformers loads without code of ours")
-    out.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="of a run its newest whole checkpoint")
+    out.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="of a run its newest checkpoint")
     out.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     out.add_argument("--to", choices=list(FAMILIES), help="the model type; default: the first that fits the model")
     out.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the weights; decays stay float32")
     tokenizer = out.add_mutually_exclusive_group()
     tokenizer.add_argument("--tokenizer", type=Path, metavar="PATH", help="default: the run's data.shards.tokenizer")
     tokenizer.add_argument("--no-tokenizer", action="store_true", help="export none")
+    add_older(out)
     out.set_defaults(convert=_export)
     into = ways.add_parser("import", help="a model's folder to a checkpoint for run.init_from")
     into.add_argument("source", type=Path, metavar="HF_FOLDER", help="with config.json and safetensors files")
@@ -55,6 +57,7 @@ def _export(options: Namespace) -> int:
         options.tokenizer,
         not options.no_tokenizer,
         options.check_tokens,
+        options.allow_older,
     )
     tokenizer = "with its tokenizer" if done.tokenizer else "without a tokenizer"
     say(f"{options.out}: {done.model_type}, {done.num_parameters:,} parameters in {options.dtype}, {tokenizer}")

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import islice
 
 from sleeptrain.config.schema import ShardsConfig
+from sleeptrain.data.consent import needs_consent
 from sleeptrain.data.shards import TokenShards
-from sleeptrain.data.storage import DEFAULT_CACHE, DEFAULT_RETRIES, LocalFolder, locate
 from sleeptrain.data.tokenizer import Tokenizer
 from sleeptrain.errors import UserError
 
@@ -18,7 +18,7 @@ TOKENS = 10_000  # of a document, at most
 def sampled_texts(config: ShardsConfig, tokenizer: Tokenizer) -> list[str]:
     """The first documents of each source, held-out ones where it has any; none of what cannot be read here.
 
-    Nothing is fetched over a network, and shards that another tokenizer made are passed over.
+    Nothing is fetched over a network, no command is run, and shards that another tokenizer made are passed over.
     """
     each = -(-DOCUMENTS // max(len(config.sources), 1))
     places = [source.validation or source.train for source in config.sources]
@@ -27,7 +27,7 @@ def sampled_texts(config: ShardsConfig, tokenizer: Tokenizer) -> list[str]:
 
 def _texts(place: str, tokenizer: Tokenizer, count: int) -> list[str]:
     try:
-        if not isinstance(locate(place, DEFAULT_CACHE, DEFAULT_RETRIES)[0], LocalFolder):
+        if needs_consent(place):
             return []
         return list(islice(_documents(TokenShards(place, tokenizer.hash), tokenizer), count))
     except UserError:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sleeptrain.checkpoint.older import add_older
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.native import transformers_module
 from sleeptrain.terminal import ArgumentParser
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
 def parser() -> ArgumentParser:
     root = ArgumentParser(prog="sleeptrain generate", description=__doc__)
     root.add_argument(
-        "place", type=Path, metavar="RUN_OR_CHECKPOINT_OR_HF_FOLDER", help="of a run its newest whole checkpoint"
+        "place", type=Path, metavar="RUN_OR_CHECKPOINT_OR_HF_FOLDER", help="of a run its newest checkpoint"
     )
     prompt = root.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="what to go on with")
@@ -45,6 +46,7 @@ def parser() -> ArgumentParser:
     root.add_argument("--tokenizer", type=Path, metavar="PATH", help="default: that of the run or the folder")
     root.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     root.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default auto)")
+    add_older(root)
     return root
 
 
@@ -55,7 +57,7 @@ def _generate(options: Namespace) -> int:
     from sleeptrain.hf.opening import encode_prompt, open_model
     from sleeptrain.hf.streaming import TextOut
 
-    opened = open_model(options.place, options.tokenizer, options.device, options.dtype)
+    opened = open_model(options.place, options.tokenizer, options.device, options.dtype, options.allow_older)
     model: Any = opened[0]
     tokenizer = opened[1]
     memory = SleepCache.load(options.memory, model) if options.memory else None
