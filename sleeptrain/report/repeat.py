@@ -10,13 +10,15 @@ from pathlib import PurePath
 from typing import Any
 
 from sleeptrain.config.compose import compose, config_dir
+from sleeptrain.config.literal import escaped
 from sleeptrain.config.ranges import settings
 from sleeptrain.config.resolved import config_diff
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import ConfigError
 from sleeptrain.report.groups import told
 
-PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
+PLAIN = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)
+QUOTED = re.compile(r'(\\*)("|$)')  # where hydra reads backslashes in a quoted text as more than that
 
 
 def repeat_command(config: Config) -> str | None:
@@ -54,7 +56,7 @@ def _overrides(name: str, config: Config) -> list[str]:
 
 
 def _written(value: Any) -> str:
-    """A value in the grammar of hydra's overrides."""
+    """A value in the grammar of hydra's overrides; no `${...}` in it is looked up when they are composed."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -66,6 +68,9 @@ def _written(value: Any) -> str:
     if isinstance(value, dict):
         return f"{{{','.join(f'{key}:{_written(v)}' for key, v in value.items())}}}"
     if isinstance(value, str) and not (PLAIN.fullmatch(value) and value not in ("null", "true", "false", "nan", "inf")):
-        escaped = value.replace('"', '\\"')
-        return f'"{escaped}"'
+        return f'"{QUOTED.sub(_doubled, escaped(value))}"'
     return str(value)
+
+
+def _doubled(found: re.Match[str]) -> str:
+    return 2 * found[1] + ('\\"' if found[2] else "")
