@@ -40,7 +40,8 @@ def open_model(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     where = usable_device(device, "device")
     if (place / "config.json").is_file():
-        model = SleepForCausalLM.from_pretrained(place, dtype=DTYPES.get(dtype, "auto"))
+        only = {"use_safetensors": True, "local_files_only": True}
+        model = SleepForCausalLM.from_pretrained(place, dtype=DTYPES.get(dtype, "auto"), **only)
         found = tokenizer or place
     else:
         model, found = _of_checkpoint(place, tokenizer, allow_older)

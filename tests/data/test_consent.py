@@ -7,15 +7,21 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
+from sleeptrain.checkpoint.write import write
 from sleeptrain.cli import main
-from sleeptrain.config import save_resolved
+from sleeptrain.config import load_resolved, save_resolved
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import DataConfig, ShardsConfig, ShardSource
 from sleeptrain.data.consent import with_consent
-from sleeptrain.data.shards import TokenShards
+from sleeptrain.data.shards import TokenShards, write_shards
 from sleeptrain.data.storage import Cache, Retries
+from sleeptrain.data.tokenizer import Tokenizer
 from sleeptrain.errors import ConfigError, DataError
+from tests.checkpoint.test_folder import flip
+from tests.checkpoint.worlds import alone, nothing
+from tests.hostile import HOSTILE, is_harmless
 
 PIPE = "pipe:aws s3 cp s3://b/t/shard-{0..1}.tar -"
 
@@ -114,3 +120,39 @@ def test_a_variable_is_told_by_no_message_of_the_storage(
             TokenShards(place, cache=Cache(tmp_path), retries=again)
         assert "hush-4711" not in str(error.value) + caplog.text
         assert "SLEEPTRAIN_TEST_KEY" in str(error.value)
+
+
+def test_a_damaged_checkpoint_does_not_say_what_a_step_read(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_resolved(run / "config.yaml")
+    config.data.shards.sources[0].train = str(tmp_path / "shards")
+    save_resolved(config, run / "config.yaml")
+    for step, rows in ((3, 2), (12, 5)):
+        documents = {"state.json": json.dumps({"data": {"cuts": [[rows, 12]]}}).encode(), "config.yaml": b""}
+        write(run / "checkpoints" / f"step-{step:08d}", {"a": torch.zeros(1)}, documents, alone(), nothing)
+    asks = ["data", "which", str(run), "--step", "2"]
+    assert main(asks) == 0
+    assert "row 4" in capsys.readouterr().out
+    flip(run / "checkpoints" / "step-00000012" / "state.json", 0.5)
+    assert main(asks) == 0
+    told = capsys.readouterr()
+    assert "row 4" not in told.out and "step-00000012 is damaged (the checksum of state.json" in told.err
+
+
+def test_texts_and_names_are_shown_harmlessly(
+    run: Path, tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards(tmp_path / "hostile", [HOSTILE * 20] * 20, tokenizer, name="h")
+    config = load_resolved(run / "config.yaml")
+    config.data.shards.tokenizer = str(tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer.files["tokenizer.model"])
+    config.data.shards.sources = [ShardSource(HOSTILE, str(tmp_path / "hostile"), str(tmp_path / "hostile"))]
+    save_resolved(config, run / "config.yaml")
+    asks = ["data", "which", str(run), "--step", "1", "--row", "0", "--text"]
+    assert main(asks) == 0
+    told = capsys.readouterr().out
+    assert is_harmless(told) and told.count("\\x1b]0;owned\\x07") > 1
+    assert main([*asks, "--json"]) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert first["source"] == HOSTILE and "\x1b[31m" in first["text"]
