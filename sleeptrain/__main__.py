@@ -11,7 +11,9 @@ def main() -> int:
     trains = sys.argv[1:2] == ["train"]
     if trains:
         listen(StopRequest(says=leads()))
-    from sleeptrain import cli
+    from sleeptrain import cli, terminal
+
+    sys.excepthook = terminal.show_traceback
 
     code = cli.main()
     if trains:

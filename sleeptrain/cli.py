@@ -12,8 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import traceback
-from argparse import ArgumentError, ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentError, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from sleeptrain.errors import TOLD_IN_A_LINE, ConfigError, UserError, exit_code, told
+from sleeptrain.terminal import ArgumentParser, say, show_traceback
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -54,7 +54,7 @@ def train(config: Config, options: Namespace) -> int:
     from sleeptrain.config.resolved import run_folder
 
     if options.print_run_folder:
-        print(run_folder(config))
+        print(run_folder(config))  # noqa: T201  # for a script, which needs it as it is
         return 0
     if options.max_time is not None:
         config.train.max_time = options.max_time
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help())
+        say(_help())
         return 0
     name, *rest = arguments
     try:
@@ -183,7 +183,7 @@ def _reader_has_gone() -> int:
 
 
 def _fail(error: Exception) -> int:
-    print(told(error), file=sys.stderr)
+    say(told(error), sys.stderr)
     return exit_code(error)
 
 
@@ -231,7 +231,7 @@ def _tell_report(roots: Sequence[Path]) -> None:
     """How a sweep's runs become one page, whatever has become of each."""
     from sleeptrain.config.overrides import shell_command
 
-    print(f"all in one page: {shell_command('sleeptrain', 'report', *roots)}", file=sys.stderr)
+    say(f"all in one page: {shell_command('sleeptrain', 'report', *roots)}", sys.stderr)
 
 
 def _own_flags(name: str, arguments: list[str]) -> tuple[Namespace, list[str]]:
@@ -246,7 +246,7 @@ def _own_flags(name: str, arguments: list[str]) -> tuple[Namespace, list[str]]:
     except ArgumentError as error:
         raise ConfigError(str(error).removeprefix("argument ")) from error
     if {"-h", "--help"} & set(others) and vars(options):
-        print(parser.format_help())
+        say(parser.format_help())
     return options, others
 
 
@@ -290,8 +290,8 @@ def _run_job(command: Command, composed: DictConfig, options: Namespace) -> int:
         return _fail(error)
     except BrokenPipeError:
         return _reader_has_gone()
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        show_traceback(type(error), error, error.__traceback__)
         return 1
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from sleeptrain.terminal import shown
+
 
 class UserError(Exception):
     """Shown as one line without a traceback, and a line for each of `details`; the command exits with code 2."""
@@ -72,7 +74,8 @@ def os_reason(error: OSError) -> str:
 def told(error: Exception) -> str:
     """What the user is shown of an error that needs no traceback."""
     details = error.details if isinstance(error, UserError) else ()
-    return "\n".join([f"sleeptrain: {' '.join(str(error).split())}", *(f"  {line}" for line in details)])
+    lines = [f"sleeptrain: {' '.join(str(error).split())}", *(f"  {line}" for line in details)]
+    return "\n".join(shown(line, keep="") for line in lines)
 
 
 def exit_code(error: BaseException) -> int:

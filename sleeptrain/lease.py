@@ -26,6 +26,7 @@ from typing import Any
 from sleeptrain.errors import LeaseError
 from sleeptrain.files import beside, sync
 from sleeptrain.holder import Holder, began, last_sign, machine, read_holder
+from sleeptrain.terminal import say
 
 FILE = "lease.json"
 # Seconds between two signs of life, and without one until a lease is taken over.
@@ -95,7 +96,7 @@ class Lease:
             else:
                 if not (holder.is_local or told):
                     line = f"{self._busy} by {holder}, unless that has died: watching it for up to {STALE:.0f} s"
-                    print(f"sleeptrain: {line}", file=sys.stderr, flush=True)
+                    say(f"sleeptrain: {line}", sys.stderr, flush=True)
                     told = True
                 time.sleep(LOOK)
         return True

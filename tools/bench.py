@@ -19,6 +19,8 @@ from typing import Any
 
 from benchmarks import NAMES, Row, load
 
+from sleeptrain.terminal import say, say_json
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -29,7 +31,10 @@ def main() -> None:
     _quiet_packages()
     benchmark = load(asked.name)
     report = describe(asked.name, benchmark.run(asked.quick), benchmark.METHOD)
-    print(json.dumps(report) if asked.json else table(report), flush=True)
+    if asked.json:
+        say_json(json.dumps(report))
+    else:
+        say(table(report), flush=True)
 
 
 def _quiet_packages() -> None:

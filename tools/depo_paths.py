@@ -19,6 +19,7 @@ from sleeptrain.config.schema import DepoConfig
 from sleeptrain.errors import DataError, UserError
 from sleeptrain.tasks.depo import Depo, Word
 from sleeptrain.tasks.task import Answered
+from sleeptrain.terminal import say
 from sleeptrain.train.evaluate import evaluate, held_out
 from sleeptrain.train.evaluating import open_checkpoint
 
@@ -94,9 +95,9 @@ def main() -> int:
     parser.add_argument("--batches", type=int, metavar="K", help="default: train.eval_batches of the run")
     options = parser.parse_args()
     try:
-        print("\n".join(lines(options)))
+        say("\n".join(lines(options)))
     except UserError as error:
-        print(f"depo_paths: {error}", file=sys.stderr)
+        say(f"depo_paths: {error}", sys.stderr)
         return 2
     return 0
 

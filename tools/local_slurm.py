@@ -17,18 +17,20 @@ import argparse
 import contextlib
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 INSTALL = "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
+FOLDER = Path("/var/lib/sleeptrain-slurm")  # where nobody but root can put another one first
 CORES, GPUS = 64, 8
 # Times are short, so that little is waited for. cred_expire is how long a job that is requeued is held back at least;
 # it must be longer than KillWait + 2 s, or what is left of an attempt ends the step of the next, which has its number.
@@ -97,9 +99,13 @@ def why_not() -> str | None:
 
 
 class Cluster:
-    """The cluster that lives in a folder, started or not. munge wants all folders above it open to others (o+x)."""
+    """The cluster that lives in a folder, started or not. munge wants all folders above it open to others (o+x).
+
+    Raises ClusterError for a folder that somebody else may change: daemons of root are told by its files what to run.
+    """
 
     def __init__(self, folder: Path) -> None:
+        _refuse_strangers(folder)
         self.folder = folder.resolve()
         self.configuration = self.folder / "slurm.conf"
         self.environment = {**os.environ, "SLURM_CONF": str(self.configuration), "PATH": _path()}
@@ -115,6 +121,7 @@ class Cluster:
         self.stop()
         for name in ("state", "spool", "run", "log", "munge", "gpus"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
+        _refuse_strangers(self.folder)  # it may have been put there a moment ago
         for folder in (self.folder, self.folder / "munge"):
             folder.chmod(0o755)
         self._configure(num_nodes)
@@ -255,6 +262,20 @@ class Cluster:
                     yield pid
 
 
+def _refuse_strangers(folder: Path) -> None:
+    """Raises ClusterError unless this user or root alone may change the folder and all that leads to it."""
+    named = Path(os.path.abspath(folder))
+    for place in dict.fromkeys([*reversed(named.parents), named, *reversed(named.resolve().parents), named.resolve()]):
+        try:
+            found = place.lstat()
+        except FileNotFoundError:
+            continue
+        is_link, sticky = stat.S_ISLNK(found.st_mode), found.st_mode & stat.S_ISVTX and place != named.resolve()
+        open_to_others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not is_link and not sticky
+        if found.st_uid not in (0, os.geteuid()) or open_to_others:
+            raise ClusterError(f"{place} may be changed by others: give --folder one of your own, all the way down")
+
+
 def _path() -> str:
     """Debian keeps daemons where only root's shells look."""
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -298,9 +319,7 @@ def _free_ports(count: int) -> list[int]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--folder", type=Path, default=Path(tempfile.gettempdir(), "sleeptrain-slurm"), help="the cluster's own files"
-    )
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="the cluster's own files; default: %(default)s")
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("start", help="a new cluster; prints what a shell needs to use it").add_argument(
         "--nodes", type=int, default=2
@@ -309,11 +328,11 @@ def main(argv: list[str] | None = None) -> int:
     actions.add_parser("crash", help="a node dies").add_argument("number", type=int)
     actions.add_parser("node", help="a node comes back").add_argument("number", type=int)
     options = parser.parse_args(argv)
-    cluster = Cluster(options.folder)
     try:
+        cluster = Cluster(options.folder)
         if options.action == "start":
             cluster.start(options.nodes)
-            print(f"export SLURM_CONF={cluster.configuration}")
+            print(f"export SLURM_CONF={shlex.quote(str(cluster.configuration))}")
         elif options.action == "stop":
             cluster.stop()
         else:

@@ -23,6 +23,7 @@ from sleeptrain.prepare.job import Job, prepare
 from sleeptrain.prepare.options import add_input_options, inputs_of
 from sleeptrain.prepare.split import SIDES
 from sleeptrain.prepare.units import UNIT_BYTES
+from sleeptrain.terminal import say
 
 VOCAB_SIZE = 2048
 
@@ -33,13 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         report = prepare(_job(options))
     except UserError as error:
-        print(f"prepare: {error}", file=sys.stderr)
+        say(f"prepare: {error}", sys.stderr)
         return 2
     except OSError as error:
-        print(f"prepare: {error.filename or options.out}: {error.strerror}", file=sys.stderr)
+        say(f"prepare: {error.filename or options.out}: {error.strerror}", sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("prepare: interrupted; the same call goes on", file=sys.stderr)
+        say("prepare: interrupted; the same call goes on", sys.stderr)
         return 130
     _tell(report, time.monotonic() - start)
     return 0
@@ -102,11 +103,11 @@ def _job(options: argparse.Namespace) -> Job:
 
 def _tell(report: dict[str, Any], seconds: float) -> None:
     for side in SIDES:
-        print(f"{side:10}  " + "  ".join(f"{name} {value:,}" for name, value in report[side].items()))
-    print(f"{'left out':10}  empty {report['empty']:,}  bad {report['bad']:,}")
+        say(f"{side:10}  " + "  ".join(f"{name} {value:,}" for name, value in report[side].items()))
+    say(f"{'left out':10}  empty {report['empty']:,}  bad {report['bad']:,}")
     if report["first_bad"]:
-        print(f"{'first bad':10}  {report['first_bad']}")
-    print(f"{'units':10}  {report['units']:,} in {seconds:.1f} s")
+        say(f"{'first bad':10}  {report['first_bad']}")
+    say(f"{'units':10}  {report['units']:,} in {seconds:.1f} s")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 from sleeptrain.config.overrides import override
 from sleeptrain.errors import UserError
 from sleeptrain.report.command import main as report
+from sleeptrain.terminal import say
 from sleeptrain.train.status import State, read_status
 
 
@@ -67,7 +68,7 @@ def main() -> int:
     if arguments.report:
         finished = sum(trial.finished for trial in trials)
         if finished < len(trials):
-            print(f"{finished} of {len(trials)} runs in {arguments.root} are finished: nothing to report yet")
+            say(f"{finished} of {len(trials)} runs in {arguments.root} are finished: nothing to report yet")
             return 0
     arguments.root.mkdir(parents=True, exist_ok=True)
     try:
@@ -76,19 +77,19 @@ def main() -> int:
         folders = [str(trial.root / trial.name) for trial in trials]
         return report([*folders, f"--out={arguments.root / 'report'}", "--title=Rule 110"])
     except UserError as error:
-        print(f"rule110: {error}", file=sys.stderr)
+        say(f"rule110: {error}", sys.stderr)
         return 2
 
 
 def _train_all(trials: list[Trial], overrides: list[str]) -> None:
     workers = os.cpu_count() or 1
-    print(f"{len(trials)} runs, {workers} at a time; logs in {trials[0].root}", flush=True)
+    say(f"{len(trials)} runs, {workers} at a time; logs in {trials[0].root}", flush=True)
     # The longest first, so that no core waits at the end.
     order = sorted(trials, key=lambda t: -t.passes)
     with ThreadPoolExecutor(workers) as pool:
         for done in as_completed([pool.submit(t.train, overrides) for t in order]):
             trial = done.result()
-            print(f"{trial.name} is finished", flush=True)
+            say(f"{trial.name} is finished", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from sleeptrain.data.shard_build import index_folder
 from sleeptrain.data.shards import Shard, TokenShards
 from sleeptrain.data.tokenizer import load_tokenizer
 from sleeptrain.errors import UserError
+from sleeptrain.terminal import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,9 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return verify(options.location) if options.command == "verify" else index(options)
     except UserError as error:
-        print(f"shards: {error}", file=sys.stderr)
+        say(f"shards: {error}", sys.stderr)
     except OSError as error:
-        print(f"shards: {error.filename or options.command}: {error.strerror}", file=sys.stderr)
+        say(f"shards: {error.filename or options.command}: {error.strerror}", sys.stderr)
     return 2
 
 
@@ -48,11 +49,11 @@ def verify(location: str) -> int:
         _progress(number, shards.num_shards, where)
         if problem is not None:
             num_damaged += 1
-            print(f"shards: {problem}", file=sys.stderr)
+            say(f"shards: {problem}", sys.stderr)
     if num_damaged:
-        print(f"shards: {location}: {num_damaged} of {shards.num_shards} shards are damaged", file=sys.stderr)
+        say(f"shards: {location}: {num_damaged} of {shards.num_shards} shards are damaged", sys.stderr)
         return 2
-    print(f"{location}: {shards.num_shards:,} shards, {shards.num_documents:,} documents, all as they were written")
+    say(f"{location}: {shards.num_shards:,} shards, {shards.num_documents:,} documents, all as they were written")
     return 0
 
 
@@ -67,13 +68,14 @@ def index(options: argparse.Namespace) -> int:
 
     index_folder(options.folder, load_tokenizer(options.tokenizer), options.name, progress)
     documents, tokens = sum(shard.nsamples for shard in done), sum(shard.tokens for shard in done)
-    print(f"{options.folder}: {len(done):,} shards, {documents:,} documents, {tokens:,} tokens")
+    say(f"{options.folder}: {len(done):,} shards, {documents:,} documents, {tokens:,} tokens")
     return 0
 
 
 def _progress(done: int, total: int, what: str) -> None:
     if sys.stderr.isatty():
-        print(f"\r\033[K{done}/{total} {what}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        sys.stderr.write("\r\033[K")
+        say(f"{done}/{total} {what}", sys.stderr, end="\n" if done == total else "", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from sleeptrain.data.batch import IGNORE, PAD, Batch
 from sleeptrain.errors import ConfigError, UserError
 from sleeptrain.tasks.build import build_task
 from sleeptrain.tasks.task import Task
+from sleeptrain.terminal import say
 
 SECONDS = 1.0  # of CPU time that the rate is measured over
 
@@ -32,12 +33,12 @@ def main() -> int:
         task = build_task(config.data)
         rows = min(arguments.rows, task.num_held_out) if arguments.held_out else arguments.rows
         batch = task.held_out(0, rows) if arguments.held_out else task.rows(config.data.seed, 0, rows)
-        print(shown(task, batch))
-        print(f"{task.vocab_size} ids, rows of {task.sequence} tokens, {task.num_held_out} held out")
-        print("guessing: " + ", ".join(f"{name} {value:.4f}" for name, value in task.guessing().items()))
-        print(f"{rate(task, config.data.batch):,.0f} rows a second in batches of {config.data.batch}")
+        say(shown(task, batch))
+        say(f"{task.vocab_size} ids, rows of {task.sequence} tokens, {task.num_held_out} held out")
+        say("guessing: " + ", ".join(f"{name} {value:.4f}" for name, value in task.guessing().items()))
+        say(f"{rate(task, config.data.batch):,.0f} rows a second in batches of {config.data.batch}")
     except UserError as error:
-        print(f"task: {error}", file=sys.stderr)
+        say(f"task: {error}", sys.stderr)
         return 2
     return 0
 

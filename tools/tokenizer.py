@@ -16,6 +16,7 @@ from sleeptrain.errors import DataError, UserError
 from sleeptrain.prepare.options import add_input_options, inputs_of
 from sleeptrain.prepare.sample import SAMPLE_CHARACTERS, sample
 from sleeptrain.prepare.units import plan_units
+from sleeptrain.terminal import say
 
 HELD_OUT_CHARACTERS = 2 * 2**20
 
@@ -25,10 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _train(options)
     except UserError as error:
-        print(f"tokenizer: {error}", file=sys.stderr)
+        say(f"tokenizer: {error}", sys.stderr)
         return 2
     except OSError as error:
-        print(f"tokenizer: {error.filename or options.out}: {error.strerror}", file=sys.stderr)
+        say(f"tokenizer: {error.filename or options.out}: {error.strerror}", sys.stderr)
         return 2
     return 0
 
@@ -71,9 +72,9 @@ def _train(options: argparse.Namespace) -> None:
         control_tokens,
     )
     held_out = sample(units, options.text_field, share, characters=HELD_OUT_CHARACTERS, wanted="validation")
-    print(f"{options.out}: {tokenizer.vocab_size:,} ids, {options.model_type}, normalization {options.normalization}")
-    print("control  " + "  ".join(f"{token} {id}" for token, id in tokenizer.control_tokens.items()))
-    print(_measured(tokenizer, held_out))
+    say(f"{options.out}: {tokenizer.vocab_size:,} ids, {options.model_type}, normalization {options.normalization}")
+    say("control  " + "  ".join(f"{token} {id}" for token, id in tokenizer.control_tokens.items()))
+    say(_measured(tokenizer, held_out))
 
 
 def _measured(tokenizer: SentencePieceTokenizer, texts: Iterable[str]) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sleeptrain.checkpoint.folder import MANIFEST, checkpoints, find_damage, step_of
 from sleeptrain.errors import DataError
 from sleeptrain.parallel.world import World
+from sleeptrain.terminal import say
 
 
 class NoneWhole(DataError):
@@ -46,20 +49,33 @@ def newest_whole(folder: Path, world: World, last: int | None = None) -> Found:
     return Found(None, {})
 
 
-def named_checkpoint(place: Path, world: World, setting: str = "") -> Path:
-    """The checkpoint that a path means: itself, or the newest whole one of a run.
+def named_checkpoint(place: Path, world: World, setting: str = "", allow_older: bool = False) -> Path:
+    """The checkpoint that a path means: itself, or the newest one of a run.
 
-    setting: that names the place, if one does. Raises DataError where there is none.
+    setting: that names the place, if one does. allow_older: where the newest is damaged the newest whole one is taken,
+    which the main process says. Raises DataError where there is none, and for a damaged one.
     """
     if world.together(lambda: (place / MANIFEST).is_file())[0]:
         if damage := _damage(place, world):
             raise DataError(f"checkpoint {place} is damaged: {damage}")
         return place
-    found = newest_whole(place / "checkpoints", world).whole
-    if found is None:
-        named = f"{setting}={place}" if setting else str(place)
+    found = newest_whole(place / "checkpoints", world)
+    named = f"{setting}={place}" if setting else str(place)
+    if found.whole is None:
         raise DataError(f"{named} is neither a checkpoint nor the folder of a run that has one")
-    return found
+    if found.damaged and not allow_older:
+        older = "run.allow_older=true" if setting else "--allow-older (of lm_eval allow_older=True)"
+        raise DataError(
+            f"{named}: {_listed(found.damaged)}; to take the newest whole one name it, {found.whole}, or add {older}"
+        )
+    if found.damaged and world.leads:
+        say(f"sleeptrain: {named}: {_listed(found.damaged)}; {found.whole.name} is taken", sys.stderr)
+    return found.whole
+
+
+def _listed(damaged: Mapping[Path, str]) -> str:
+    """`step-00000012 is damaged (the checksum of ...)`, for each."""
+    return ", ".join(f"{path.name} is damaged ({damage})" for path, damage in damaged.items())
 
 
 def _damage(path: Path, world: World) -> str | None:

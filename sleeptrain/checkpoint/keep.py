@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from sleeptrain.checkpoint.folder import checkpoints, point_to, step_folder, step_of
+from sleeptrain.checkpoint.folder import checkpoints, find_damage, point_to, step_folder, step_of
 from sleeptrain.files import beside
 
 
@@ -22,7 +22,8 @@ def superfluous(steps: Sequence[int], keep: int, keep_every: int, reach: int = 0
 
 
 def remove_superfluous(folder: Path, keep: int, keep_every: int, reach: int = 0) -> None:
-    found = {step_of(path): path for path in checkpoints(folder)}
+    """Those whose files are not all there do not count, so that none that is whole gives way to them; they stay."""
+    found = {step_of(path): path for path in checkpoints(folder) if find_damage(path, tensors=False) is None}
     _remove([found[step] for step in superfluous(sorted(found), keep, keep_every, reach)])
 
 

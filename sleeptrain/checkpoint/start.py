@@ -22,12 +22,12 @@ def start_from(config: Config, engine: Engine, world: World, tokenizer: str | No
     """Takes the weights of `run.init_from`; all else begins anew. All processes call it.
 
     tokenizer: the sha256 of the data's, if it has one.
-    Raises DataError where there is no whole checkpoint, or where its parameters are not those of the model, but for
-    `run.init_new` and the blocks of `run.init_inserted`, which keep their initial values, and `run.init_dropped`.
-    ConfigError where a setting or the tokenizer differs with which its weights mean something else, and
-    `run.allow_changes` lacks it.
+    Raises DataError where there is no whole checkpoint, where the newest is damaged (but for `run.allow_older`), or
+    where its parameters are not those of the model, but for `run.init_new` and the blocks of `run.init_inserted`, which
+    keep their initial values, and `run.init_dropped`. ConfigError where a setting or the tokenizer differs with which
+    its weights mean something else, and `run.allow_changes` lacks it.
     """
-    place = named_checkpoint(Path(config.run.init_from), world, "run.init_from")
+    place = named_checkpoint(Path(config.run.init_from), world, "run.init_from", config.run.allow_older)
 
     def take() -> None:
         inserted = config.run.init_inserted

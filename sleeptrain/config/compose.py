@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -25,7 +25,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sleeptrain.config.changes import check_allowed
+from sleeptrain.config.environment import keep_variables
 from sleeptrain.config.explain import COMPOSITION_ERRORS, explain
+from sleeptrain.config.literal import literal
 from sleeptrain.config.schema import Config
 from sleeptrain.config.strings import quote_override, register_source
 from sleeptrain.config.validate import refuse_missing, validate
@@ -136,8 +138,10 @@ def resolve(composed: DictConfig, sweep_job: str | None = None) -> Config:
     try:
         refuse_missing(OmegaConf.missing_keys(composed))
         # By way of plain values: hydra lets `+key=value` add settings unknown to the schema, the merge refuses them.
-        values = OmegaConf.to_container(composed, resolve=True)
-        config = cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values)))
+        written = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=False))
+        keep_variables(written)
+        values = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(written), resolve=True))
+        config = literal(Config, values)
     except OmegaConfBaseException as error:
         raise explain(error) from error
     if sweep_job is not None:

@@ -10,6 +10,8 @@ import re
 import shlex
 from typing import Any
 
+from sleeptrain.config.literal import escaped
+
 # What hydra reads as a string without quotes. Its names have ASCII letters only.
 PLAIN = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)
 OTHER_TYPES = ("null", "true", "false", "nan", "inf")
@@ -26,7 +28,10 @@ def shell_command(*words: Any) -> str:
 
 
 def written(value: Any) -> str:
-    """A value (None, bool, number, string, or a list or dict of them) in the grammar of hydra's overrides."""
+    """A value (None, bool, number, string, or a list or dict of them) in the grammar of hydra's overrides.
+
+    No `${...}` in it is looked up when it is composed.
+    """
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -44,4 +49,4 @@ def written(value: Any) -> str:
 def _quoted(text: str) -> str:
     from hydra.core.override_parser.types import Quote, QuotedString  # not above: commands without settings start fast
 
-    return QuotedString(text, Quote.double).with_quotes()
+    return QuotedString(escaped(text), Quote.double).with_quotes()

@@ -302,6 +302,7 @@ class RunConfig:
     allow_changes: list[str] = field(default_factory=list)
     start_over: bool = False  # where the records are there and no checkpoint is: begin again, and keep the records
     init_from: str = ""  # a checkpoint, or a run that has one, whose weights a new run starts with
+    allow_older: bool = False  # where the newest checkpoint of the run init_from is damaged, take the one before
     init_inserted: list[int] = field(default_factory=list)  # blocks that the checkpoint lacks; it numbers the others
     init_new: list[str] = field(default_factory=list)  # patterns of parameters that only the model has
     init_dropped: list[str] = field(default_factory=list)  # patterns of parameters that only the checkpoint has

@@ -64,11 +64,6 @@ def quote_yaml(text: str, package: str = "") -> str:
     return _edited(text, dict(_in_node(root, _kind_at(package), text))) if root else text
 
 
-def load_yaml(path: str | Path) -> Any:
-    """A file of the whole configuration. Raises what OmegaConf.load does, UnicodeDecodeError (a ValueError) too."""
-    return OmegaConf.load(io.StringIO(quote_yaml(Path(path).read_text(encoding="utf-8"))))
-
-
 class TextKeepingSource(FileConfigSource):
     """Hydra's source of configuration files, which reads string settings as they are written."""
 

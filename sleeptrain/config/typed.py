@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sleeptrain.config.literal import literal
 from sleeptrain.errors import ConfigError
 
 Section = TypeVar("Section")
@@ -19,6 +19,6 @@ def typed(kind: type[Section], given: Mapping[str, Any], source: str) -> Section
     Raises ConfigError for a setting that the section lacks, and for a value of a wrong type.
     """
     try:
-        return cast(Section, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), dict(given))))
+        return literal(kind, given)
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{source}: {' '.join(str(error).split())}") from error

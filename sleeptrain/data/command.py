@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from sleeptrain.data.consent import add_consent, with_consent
 from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.terminal import ArgumentParser, printable, say, say_document, say_json
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -17,8 +20,8 @@ def main(arguments: Sequence[str]) -> int:
     return options.answer(options)
 
 
-def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(prog="sleeptrain data", description=__doc__)
+def parser() -> ArgumentParser:
+    root = ArgumentParser(prog="sleeptrain data", description=__doc__)
     questions = root.add_subparsers(metavar="QUESTION", required=True)
     which = questions.add_parser("which", help="the documents of each row in one step of a run")
     which.add_argument("run", type=Path, metavar="RUN", help="the run folder")
@@ -26,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--row", type=int, help="this row only, from 0")
     which.add_argument("--text", action="store_true", help="the text, too, read with data.shards.tokenizer")
     which.add_argument("--json", action="store_true", help="one JSON object a line")
+    add_consent(which)
     which.set_defaults(answer=_which)
     describe = questions.add_parser("describe", help="sources, epochs, shuffling, and the waste of each layout")
     describe.add_argument("overrides", nargs="*", metavar="SETTING=VALUE", help="as for `sleeptrain train`")
@@ -33,8 +37,7 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def _which(options: argparse.Namespace) -> int:
-    from sleeptrain.checkpoint.folder import checkpoints, read_state
+def _which(options: Namespace) -> int:
     from sleeptrain.config import load_resolved
     from sleeptrain.data.inspect import cuts_before, reads
     from sleeptrain.data.source import ShardsSource
@@ -45,10 +48,9 @@ def _which(options: argparse.Namespace) -> int:
     config = load_resolved(options.run / "config.yaml")
     if config.data.source != "shards":
         raise ConfigError(f"{options.run} reads data.source={config.data.source}; only shards have documents")
-    source = ShardsSource(config.data)
+    source = ShardsSource(with_consent(config.data, options.allow_source, str(options.run)))
     tokenizer = load_tokenizer(Path(config.data.shards.tokenizer)) if options.text else None
-    saved = checkpoints(options.run / "checkpoints")
-    cuts, rows = cuts_before(config, options.step, read_state(saved[-1])["data"]["cuts"] if saved else ())
+    cuts, rows = cuts_before(config, options.step, _saved_cuts(options.run))
     if options.row is not None and not 0 <= options.row < rows:
         raise ConfigError(f"--row {options.row}: step {options.step} has the rows 0 to {rows - 1}")
     source.stream.seek(cuts)
@@ -59,24 +61,40 @@ def _which(options: argparse.Namespace) -> int:
                 shard = [shard.url for shard in source.train[read.source].shards].index(read.shard)
                 tokens = source.train[read.source].document(shard, read.document)[slice(*read.tokens)]
                 line["text"] = tokenizer.decode(tokens.tolist())
-            print(json.dumps(line) if options.json else _line(line))
+            if options.json:
+                say_json(json.dumps(line))
+                continue
+            say(printable(_line(line), keep=""))
+            if tokenizer is not None:
+                say_document(line["text"])
     return 0
 
 
+def _saved_cuts(run: Path) -> Sequence[tuple[int, int]]:
+    """The [rows, steps] of a run, by its newest checkpoint that is not damaged; others are told of."""
+    from sleeptrain.checkpoint.folder import checkpoints, find_damage, read_state
+
+    for path in reversed(checkpoints(run / "checkpoints")):
+        damage = find_damage(path, tensors=False)
+        if damage is None:
+            return read_state(path)["data"]["cuts"]
+        say(f"sleeptrain: {path.name} is damaged ({damage}); the rows of a step are taken from one before", sys.stderr)
+    return ()
+
+
 def _line(read: dict) -> str:
-    line = (
+    return (
         f"row {read['row']}  tokens {read['at'][0]}-{read['at'][1]}  {read['source']}  {read['shard']}  "
         f"document {read['document']}, its tokens {read['tokens'][0]}-{read['tokens'][1]}"
     )
-    return f"{line}\n{read['text']}" if "text" in read else line
 
 
-def _describe(options: argparse.Namespace) -> int:
+def _describe(options: Namespace) -> int:
     from sleeptrain.config.compose import compose
     from sleeptrain.data.inspect import describe
 
     config = compose(options.overrides)
     if config.data.source != "shards":
         raise DataError(f"data.source={config.data.source} reads no files: there is nothing to describe")
-    print(describe(config))
+    say(describe(config))
     return 0

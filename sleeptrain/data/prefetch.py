@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 
-logger = logging.getLogger(__name__)
+from sleeptrain.terminal import log_printable
+
+logger = log_printable(__name__)
 
 THREADS = 2
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +14,9 @@ from sleeptrain.config.overrides import shell_command
 from sleeptrain.data.shard_index import INDEX_NAME, Shard, index_name
 from sleeptrain.data.tar_index import Member, TarArrays
 from sleeptrain.errors import DataError
+from sleeptrain.terminal import log_printable
 
-logger = logging.getLogger(__name__)
+logger = log_printable(__name__)
 
 
 def check_files(folder: Path, shards: Sequence[Shard]) -> None:

@@ -39,6 +39,7 @@ from sleeptrain.data.storage import DEFAULT_CACHE, DEFAULT_RETRIES, Cache, Local
 from sleeptrain.data.tokenizer import Tokenizer
 from sleeptrain.errors import DataError
 from sleeptrain.files import staged_folder
+from sleeptrain.terminal import hide_credentials
 
 FAILED_FOR = 60.0  # seconds in which a shard that could not be read is not tried again for its next document
 RECORD_FIELDS = struct.Struct("<QII")  # of one RECORD, quicker than through numpy
@@ -121,7 +122,7 @@ class TokenShards:
         retries: Retries = DEFAULT_RETRIES,
         open_shards: int = OPEN_SHARDS,
     ) -> None:
-        self.location = str(location)
+        self.location = hide_credentials(str(location))
         self._retries = retries
         self._storage, names = locate(location, cache, retries)
         index = self._read_index()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import logging
 import os
 import re
 import time
@@ -21,17 +20,20 @@ from typing import BinaryIO, Protocol, TypeVar
 import fsspec
 from braceexpand import braceexpand
 
+from sleeptrain.config.environment import expand
 from sleeptrain.data.pipes import PIPE, open_pipe
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.files import whole_file
 from sleeptrain.plain_files import require_plain
+from sleeptrain.terminal import hide_credentials, log_printable
 
-logger = logging.getLogger(__name__)
+logger = log_printable(__name__)
 Result = TypeVar("Result")
 
 CHUNK = 2**20
 NUM_LOCKS = 256
 ABANDONED = 3600  # seconds after which nobody writes a partial file any more
+OWN_FILE = re.compile(r"\.?[0-9a-f]{64}(\.partial-[0-9a-f]{8})?")
 # A file name with a list or a range in braces: characters that no shell and no URL reads in another way.
 NAME_CHARACTERS = r"[\w.,@%+={}-]*"
 SLOT = re.compile(NAME_CHARACTERS + r"\{[\w-]*(?:\.\.|,)[\w.,-]*\}" + NAME_CHARACTERS)
@@ -130,18 +132,21 @@ class LocalFolder:
 class RemoteFolder:
     """Files at `prefix` + name + `suffix`, a URL that fsspec opens or `pipe:` and a shell command that writes the file.
 
-    A file arrives whole and with the right sha256 or not at all, whatever fails in between.
-    Raises DataError: no such protocol, or the cache folder cannot be made.
+    A file arrives whole and with the right sha256 or not at all, whatever fails in between. hide: of messages what is
+    secret in the location. Raises DataError: no such protocol, or the cache folder cannot be made.
     """
 
-    def __init__(self, prefix: str, suffix: str, cache: Cache, retries: Retries) -> None:
+    def __init__(
+        self, prefix: str, suffix: str, cache: Cache, retries: Retries, hide: Callable[[str], str] = hide_credentials
+    ) -> None:
         self._prefix = prefix
         self._suffix = suffix
+        self._hide = hide
         self._folder = cache.path
         self._limit = int(cache.gib * 2**30)
         self._retries = retries
         if not prefix.startswith(PIPE):
-            _check_protocol(prefix)
+            _check_protocol(prefix, hide)
         try:
             (self._folder / "locks").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -151,7 +156,7 @@ class RemoteFolder:
             ) from error
 
     def where(self, name: str) -> str:
-        return f"{self._prefix}{name}{self._suffix}"
+        return self._hide(self._url(name))
 
     def read(self, name: str) -> bytes:
         def read_once() -> bytes:
@@ -182,17 +187,26 @@ class RemoteFolder:
             self._retried(lambda: self._download(name, sha256, path), name)
         self._make_room(path)
 
+    def _url(self, name: str) -> str:
+        return f"{self._prefix}{name}{self._suffix}"
+
     def _stream(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
-        url = self.where(name)
+        url = self._url(name)
         return open_pipe(url) if url.startswith(PIPE) else fsspec.open(url, "rb")
 
     def _retried(self, action: Callable[[], Result], name: str) -> Result:
+        def hidden() -> Result:
+            try:
+                return action()
+            except Exception as error:  # each protocol fails in its own ways, and may tell the whole URL
+                raise OSError(self._hide(str(error) or type(error).__name__)) from error
+
         try:
-            return self._retries.run(action, self.where(name), Exception)  # each protocol fails in its own ways
+            return self._retries.run(hidden, self.where(name), OSError)
         except Exception as error:
             raise DataError(
                 f"{self.where(name)}: cannot be fetched in {self._retries.attempts} attempts "
-                f"({error or type(error).__name__}); check the location and that this machine may read it"
+                f"({error}); check the location and that this machine may read it"
             ) from error
 
     def _download(self, name: str, sha256: str, path: Path) -> None:
@@ -213,10 +227,10 @@ class RemoteFolder:
             yield
 
     def _make_room(self, keep: Path) -> None:
-        """Remove what was used least recently until the limit is kept. An open file stays readable when removed.
+        """Remove the copies used least recently until the limit is kept. An open file stays readable when removed.
 
-        keep: a copy that has just been written. Its date is the file system's now, which a clock of this machine that
-        is off is not.
+        Nothing else in the folder is touched: a wrong `data.shards.cache` must not cost anybody's files. keep: a copy
+        that has just been written. Its date is the file system's now, which a clock of this machine that is off is not.
         """
         try:
             now = keep.stat().st_mtime
@@ -228,7 +242,7 @@ class RemoteFolder:
                 with contextlib.suppress(FileNotFoundError):
                     stat = entry.stat()
                     partial = entry.name.startswith(".") and now - stat.st_mtime < ABANDONED
-                    if entry.is_file() and not partial:
+                    if OWN_FILE.fullmatch(entry.name) and entry.is_file() and not partial:
                         found.append((stat.st_mtime, stat.st_size, entry.name))
         excess = sum(size for _, size, _ in found) - self._limit
         for _, size, name in sorted(found):
@@ -245,37 +259,40 @@ def locate(location: str | Path, cache: Cache, retries: Retries) -> tuple[Storag
     `location` is a folder, the fsspec URL of one (`s3://bucket/train`), or a pattern as webdataset users write it:
     `/data/train/shard-{000000..000127}.tar`, `s3://bucket/train/shard-{000000..000127}.tar`,
     `pipe:aws s3 cp s3://bucket/train/shard-{000000..000127}.tar -`. Any file of the folder is reached by putting its
-    name in the place of the file name that holds the braces.
+    name in the place of the file name that holds the braces. `${oc.env:NAME}` in it stands for the value of a variable,
+    which no message tells.
     Raises ConfigError: no pattern that can be read so. DataError: no such folder or protocol.
     """
-    text = str(location)
+    expanded = expand(str(location))
+    text, hide = expanded.value, expanded.hide
     remote = text.startswith(PIPE) or "://" in text
     slots = list(SLOT.finditer(text))
     if not slots and text.startswith(PIPE):
-        raise ConfigError(f"{text}: a command needs the file name with braces, such as shard-{{000000..000127}}.tar")
+        raise ConfigError(f"{hide(text)}: a command needs a file name with braces, as shard-{{000000..000127}}.tar")
     if not slots:
-        return (RemoteFolder(text.rstrip("/") + "/", "", cache, retries) if remote else _local(Path(text))), None
+        url = text.rstrip("/") + "/"
+        return (RemoteFolder(url, "", cache, retries, hide) if remote else _local(Path(text), hide)), None
     prefix, suffix = text[: slots[0].start()], text[slots[0].end() :]
     if len(slots) > 1 or suffix.startswith("/") or (suffix and not remote):
-        raise ConfigError(f"{text}: braces must be in one file name only, such as shard-{{000000..000127}}.tar")
+        raise ConfigError(f"{hide(text)}: braces must be in one file name only, such as shard-{{000000..000127}}.tar")
     try:
         names = list(braceexpand(slots[0].group()))
     except ValueError as error:
-        raise ConfigError(f"{text}: {error}") from error
-    return (RemoteFolder(prefix, suffix, cache, retries) if remote else _local(Path(prefix))), names
+        raise ConfigError(f"{hide(text)}: {error}") from error
+    return (RemoteFolder(prefix, suffix, cache, retries, hide) if remote else _local(Path(prefix), hide)), names
 
 
-def _local(folder: Path) -> LocalFolder:
+def _local(folder: Path, hide: Callable[[str], str]) -> LocalFolder:
     if folder.is_file():
-        raise DataError(f"{folder} is a file; name its folder, or a pattern with braces")
+        raise DataError(f"{hide(str(folder))} is a file; name its folder, or a pattern with braces")
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of token shards; make it with tools/prepare.py")
+        raise DataError(f"{hide(str(folder))}: no such folder of token shards; make it with tools/prepare.py")
     return LocalFolder(folder)
 
 
-def _check_protocol(url: str) -> None:
+def _check_protocol(url: str, hide: Callable[[str], str]) -> None:
     protocol = url.split("://")[0]
     try:
         fsspec.get_filesystem_class(protocol)
     except (ImportError, ValueError) as error:
-        raise DataError(f"{url}: fsspec cannot open {protocol}:// here ({error})") from error
+        raise DataError(f"{hide(url)}: fsspec cannot open {protocol}:// here ({error})") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +15,7 @@ from sleeptrain.doctor.examine import examine
 from sleeptrain.doctor.finding import FAILED, Case, Result, skipped
 from sleeptrain.doctor.report import brief, summary, to_json, to_lines, wants_colour
 from sleeptrain.errors import ConfigError
+from sleeptrain.terminal import ArgumentParser, say, say_json
 
 SUMMARY = "say whether this machine can train, and what to do where it cannot"
 SKIPS = "is skipped as asked"
@@ -45,9 +46,9 @@ def main(arguments: Sequence[str]) -> int:
     results = _told(options, case)
     seconds = time.monotonic() - began
     if options.json:
-        print(json.dumps(to_json(results, seconds)))
+        say_json(json.dumps(to_json(results, seconds)))
     else:
-        print(brief(results, seconds) if options.brief else summary(results, seconds))
+        say(brief(results, seconds) if options.brief else summary(results, seconds))
     return int(any(result.finding.state == FAILED for result in results))
 
 
@@ -58,7 +59,7 @@ def _told(options: Namespace, case: Case) -> list[Result]:
         for result in ordered:
             results.append(result)
             if not (options.brief or options.json):
-                print(to_lines(result, width, coloured), flush=True)
+                print(to_lines(result, width, coloured), flush=True)  # noqa: T201  # with colours of its own
     return results
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sleeptrain.doctor.finding import FAILED, OK, SKIPPED, Result
+from sleeptrain.terminal import shown
 
 COLOURS = {OK: "32", FAILED: "31", SKIPPED: "2"}
 MARKS = {OK: "ok", FAILED: "FAILED", SKIPPED: "-"}
@@ -62,4 +63,4 @@ def wants_colour() -> bool:
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    return shown(" ".join(text.split()))

@@ -10,6 +10,7 @@ from pathlib import Path
 from sleeptrain.doctor.finding import Case, Finding, failed, ok, skipped
 from sleeptrain.errors import ConfigError
 from sleeptrain.files import write_whole
+from sleeptrain.terminal import hide_credentials
 
 GIB = 2**30
 LEAST = GIB  # free, whatever a run keeps
@@ -79,15 +80,15 @@ def check_data(case: Case) -> Finding:
     told = [case.config.data.source]
     tokenizer = None
     if case.config.data.source == "shards":
-        told = [source.train for source in case.config.data.shards.sources]
+        told = [hide_credentials(source.train) for source in case.config.data.shards.sources]
     if case.config.data.source == "shards" or case.config.run.init_from:
         shards = replace(case.config.data.shards, workers=1)
         tokenizer = build_source(replace(case.config.data, shards=shards)).tokenizer_hash
     if case.config.run.init_from:
-        alone = World(Mesh.single(), find_device("cpu"))
-        place = named_checkpoint(Path(case.config.run.init_from), alone, "run.init_from")
+        alone, run = World(Mesh.single(), find_device("cpu")), case.config.run
+        place = named_checkpoint(Path(run.init_from), alone, "run.init_from", run.allow_older)
         if not checkpoints(run_folder(case.config) / "checkpoints"):  # else nothing is taken from there any more
-            check_start_tokenizer(place, tokenizer, case.config.data.source, case.config.run.allow_changes)
+            check_start_tokenizer(place, tokenizer, case.config.data.source, run.allow_changes)
         told.append(str(place))
     return ok(", ".join(told))
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from sleeptrain.checkpoint.older import add_older
 from sleeptrain.config.overrides import override, shell_command
 from sleeptrain.config.ranges import settings
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.exporting import DTYPES, export
 from sleeptrain.hf.families import FAMILIES
 from sleeptrain.hf.importing import Imported, import_folder, option_name
+from sleeptrain.terminal import ArgumentParser, printable, say
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -23,17 +25,18 @@ def main(arguments: Sequence[str]) -> int:
     return options.convert(options)
 
 
-def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(prog="sleeptrain convert", description=__doc__)
+def parser() -> ArgumentParser:
+    root = ArgumentParser(prog="sleeptrain convert", description=__doc__)
     ways = root.add_subparsers(metavar="WAY", required=True)
     out = ways.add_parser("export", help="a checkpoint to a folder that transformers loads without code of ours")
-    out.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="of a run its newest whole checkpoint")
+    out.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="of a run its newest checkpoint")
     out.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     out.add_argument("--to", choices=list(FAMILIES), help="the model type; default: the first that fits the model")
     out.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the weights; decays stay float32")
     tokenizer = out.add_mutually_exclusive_group()
     tokenizer.add_argument("--tokenizer", type=Path, metavar="PATH", help="default: the run's data.shards.tokenizer")
     tokenizer.add_argument("--no-tokenizer", action="store_true", help="export none")
+    add_older(out)
     out.set_defaults(convert=_export)
     into = ways.add_parser("import", help="a model's folder to a checkpoint for run.init_from")
     into.add_argument("source", type=Path, metavar="HF_FOLDER", help="with config.json and safetensors files")
@@ -46,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def _export(options: argparse.Namespace) -> int:
+def _export(options: Namespace) -> int:
     done = export(
         options.source,
         options.out,
@@ -55,25 +58,26 @@ def _export(options: argparse.Namespace) -> int:
         options.tokenizer,
         not options.no_tokenizer,
         options.check_tokens,
+        options.allow_older,
     )
     tokenizer = "with its tokenizer" if done.tokenizer else "without a tokenizer"
-    print(f"{options.out}: {done.model_type}, {done.num_parameters:,} parameters in {options.dtype}, {tokenizer}")
-    print(_checked(done.error))
+    say(f"{options.out}: {done.model_type}, {done.num_parameters:,} parameters in {options.dtype}, {tokenizer}")
+    say(_checked(done.error))
     if done.texts is not None:
-        print(_compared(done.texts))
+        say(_compared(done.texts))
     return 0
 
 
-def _import(options: argparse.Namespace) -> int:
+def _import(options: Namespace) -> int:
     done = import_folder(options.source, options.out, options.check_tokens)
-    print(f"{options.out}: a checkpoint of a {done.model_type} model")
-    print(_checked(done.error))
+    say(f"{options.out}: a checkpoint of a {done.model_type} model")
+    say(_checked(done.error))
     for line in (*_left_out(done), *done.remarks):
-        print(line)
+        say(printable(line, keep=""))
     for name, value in settings(done.config, "model."):
-        print(f"  {name}={value}")
-    print("Begin a run with it:")
-    print(f"  {shell_command('sleeptrain', 'train', *begin_with(options.out, done.tokenizer))} ...")
+        say(f"  {name}={value}")
+    say("Begin a run with it:")
+    say(f"  {shell_command('sleeptrain', 'train', *begin_with(options.out, done.tokenizer))} ...")
     return 0
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 from sleeptrain.config.schema import ShardsConfig
+from sleeptrain.data.consent import needs_consent
 from sleeptrain.data.shards import TokenShards
-from sleeptrain.data.storage import DEFAULT_CACHE, DEFAULT_RETRIES, LocalFolder, locate
 from sleeptrain.data.tokenizer import Tokenizer
 from sleeptrain.errors import UserError
 
@@ -33,7 +33,7 @@ def as_read(text: str, tokenizer: Tokenizer, begins: bool = True) -> Document:
 def sampled_documents(config: ShardsConfig, tokenizer: Tokenizer) -> list[Document]:
     """The first documents of each source, held-out ones where it has any; none of what cannot be read here.
 
-    Nothing is fetched over a network, and shards that another tokenizer made are passed over.
+    Nothing is fetched over a network, no command is run, and shards that another tokenizer made are passed over.
     """
     each = -(-DOCUMENTS // max(len(config.sources), 1))
     places = [source.validation or source.train for source in config.sources]
@@ -42,7 +42,7 @@ def sampled_documents(config: ShardsConfig, tokenizer: Tokenizer) -> list[Docume
 
 def _sampled(place: str, tokenizer: Tokenizer, count: int) -> list[Document]:
     try:
-        if not isinstance(locate(place, DEFAULT_CACHE, DEFAULT_RETRIES)[0], LocalFolder):
+        if needs_consent(place):
             return []
         return list(islice(_documents(TokenShards(place, tokenizer.hash), tokenizer), count))
     except UserError:

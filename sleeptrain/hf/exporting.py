@@ -55,15 +55,16 @@ def export(
     tokenizer: Path | None = None,
     with_tokenizer: bool = True,
     check_tokens: int = 256,
+    allow_older: bool = False,
 ) -> Exported:
-    """Writes the checkpoint `place`, or the newest whole one of the run `place`, to the new folder `out`.
+    """Writes the checkpoint `place`, or the newest one of the run `place`, to the new folder `out`.
 
     model_type: of the family; None takes the first that can express the model. dtype: of the weights, decay parameters
-    excepted. tokenizer: instead of that of the run's data. Raises UserError, and leaves nothing in `out`, where the
-    family cannot express the model, the tokenizer gives other ids than training saw or has no counterpart, or the check
-    of the logits fails.
+    excepted. tokenizer: instead of that of the run's data. allow_older: as of `named_checkpoint`. Raises UserError, and
+    leaves nothing in `out`, where the family cannot express the model, the tokenizer gives other ids than training saw
+    or has no counterpart, or the check of the logits fails.
     """
-    checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")))
+    checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")), allow_older=allow_older)
     config, files = load_resolved(checkpoint / CONFIG), TensorFiles(checkpoint)
     check_start(files.forms, config.model)
     family = choose_family(config.model, model_type)

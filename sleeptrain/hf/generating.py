@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sleeptrain.checkpoint.older import add_older
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.native import transformers_module
+from sleeptrain.terminal import ArgumentParser
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,10 +27,10 @@ def main(arguments: Sequence[str]) -> int:
     return _generate(options)
 
 
-def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(prog="sleeptrain generate", description=__doc__)
+def parser() -> ArgumentParser:
+    root = ArgumentParser(prog="sleeptrain generate", description=__doc__)
     root.add_argument(
-        "place", type=Path, metavar="RUN_OR_CHECKPOINT_OR_HF_FOLDER", help="of a run its newest whole checkpoint"
+        "place", type=Path, metavar="RUN_OR_CHECKPOINT_OR_HF_FOLDER", help="of a run its newest checkpoint"
     )
     prompt = root.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="what to go on with")
@@ -44,17 +46,18 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--tokenizer", type=Path, metavar="PATH", help="default: that of the run or the folder")
     root.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     root.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default auto)")
+    add_older(root)
     return root
 
 
-def _generate(options: argparse.Namespace) -> int:
+def _generate(options: Namespace) -> int:
     import torch
 
     from sleeptrain.hf.cache import SleepCache
     from sleeptrain.hf.opening import encode_prompt, open_model
     from sleeptrain.hf.streaming import TextOut
 
-    opened = open_model(options.place, options.tokenizer, options.device, options.dtype)
+    opened = open_model(options.place, options.tokenizer, options.device, options.dtype, options.allow_older)
     model: Any = opened[0]
     tokenizer = opened[1]
     memory = SleepCache.load(options.memory, model) if options.memory else None
@@ -94,7 +97,7 @@ def _check_target(path: Path) -> None:
         raise ConfigError(f"--save-memory {path} cannot be written: {folder} is no folder that may be written to")
 
 
-def _prompt(options: argparse.Namespace) -> str:
+def _prompt(options: Namespace) -> str:
     if options.prompt_file is None:
         return options.prompt
     try:

@@ -43,7 +43,8 @@ class Sleeping(TemplateLM):
 
     Requests to generate are greedy unless they have a temperature or say `do_sample`; other settings are those of
     transformers' `generate`, and the length also has the harness's names. pretrained: a run, a checkpoint or a Hugging
-    Face folder. passes, window: instead of the model's own N and L.
+    Face folder. passes, window: instead of the model's own N and L. allow_older: of a run whose newest checkpoint is
+    damaged, the newest whole one.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Sleeping(TemplateLM):
         device: str | None = None,
         dtype: str = "auto",
         max_gen_toks: int = 256,
+        allow_older: bool = False,
     ) -> None:
         super().__init__()
         if not str(batch_size).isdigit() or int(batch_size) < 1:
@@ -65,7 +67,7 @@ class Sleeping(TemplateLM):
         # The harness's command line names its default even where there is no GPU.
         if device is None or (device == "cuda:0" and not torch.cuda.is_available()):
             device = "auto"
-        opened = open_model(Path(pretrained), path, device, dtype)
+        opened = open_model(Path(pretrained), path, device, dtype, allow_older)
         self.model: Any = opened[0]
         self._tokenizer = opened[1]
         self._sleep: dict[str, Any] = {"passes": passes, "window": window}

@@ -26,13 +26,13 @@ from sleeptrain.sleep.curriculum import last_shape
 
 
 def open_model(
-    place: Path, tokenizer: Path | None = None, device: str = "auto", dtype: str = "auto"
+    place: Path, tokenizer: Path | None = None, device: str = "auto", dtype: str = "auto", allow_older: bool = False
 ) -> tuple[SleepForCausalLM, Tokenizer]:
-    """The model of a run (its newest whole checkpoint), a checkpoint, or a folder with `config.json`.
+    """The model of a run (its newest checkpoint), a checkpoint, or a folder with `config.json`.
 
     Of a run it sleeps as the curriculum says at the checkpoint. tokenizer: instead of the run's or the folder's own.
-    dtype: float32, bfloat16, float16, or auto, that of the files. device: auto takes a GPU where there is one. Raises
-    UserError.
+    dtype: float32, bfloat16, float16, or auto, that of the files. device: auto takes a GPU where there is one.
+    allow_older: as of `named_checkpoint`. Raises UserError.
     """
     if dtype not in (*DTYPES, "auto"):
         raise ConfigError(f"dtype={dtype}: allowed: auto, {', '.join(DTYPES)}")
@@ -40,10 +40,11 @@ def open_model(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     where = usable_device(device, "device")
     if (place / "config.json").is_file():
-        model = SleepForCausalLM.from_pretrained(place, dtype=DTYPES.get(dtype, "auto"))
+        only = {"use_safetensors": True, "local_files_only": True}
+        model = SleepForCausalLM.from_pretrained(place, dtype=DTYPES.get(dtype, "auto"), **only)
         found = tokenizer or place
     else:
-        model, found = _of_checkpoint(place, tokenizer)
+        model, found = _of_checkpoint(place, tokenizer, allow_older)
         nn.Module.to(model, DTYPES.get(dtype, torch.float32))
     opened = load_tokenizer(found)
     check_vocabulary(opened, model.config.model_config(), found)
@@ -51,8 +52,8 @@ def open_model(
     return model.eval(), opened
 
 
-def _of_checkpoint(place: Path, tokenizer: Path | None) -> tuple[SleepForCausalLM, Path]:
-    checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")))
+def _of_checkpoint(place: Path, tokenizer: Path | None, allow_older: bool) -> tuple[SleepForCausalLM, Path]:
+    checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")), allow_older=allow_older)
     config, files = load_resolved(checkpoint / CONFIG), TensorFiles(checkpoint)
     check_start(files.forms, config.model)
     if tokenizer is None and config.data.source != "shards":

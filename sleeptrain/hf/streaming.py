@@ -8,6 +8,7 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from sleeptrain.data.tokenizer import Tokenizer
+from sleeptrain.terminal import printable
 
 UNFINISHED = "\ufffd"  # how a character is decoded whose last byte has not come yet
 
@@ -17,6 +18,7 @@ class TextOut(BaseStreamer):
 
     def __init__(self, tokenizer: Tokenizer, out: TextIO) -> None:
         self._tokenizer, self._out = tokenizer, out
+        self._shown = printable if out.isatty() else str  # what goes to a file or a program is as the model writes it
         self._ids: list[int] = []
         self._written = 0
         self._prompt_is_next = True
@@ -34,5 +36,6 @@ class TextOut(BaseStreamer):
         self._write(self._tokenizer.decode(self._ids) + "\n")
 
     def _write(self, text: str) -> None:
-        print(text[self._written :], end="", file=self._out, flush=True)
+        self._out.write(self._shown(text[self._written :]))
+        self._out.flush()
         self._written = len(text)

@@ -22,6 +22,7 @@ from sleeptrain.config.resolved import run_folder
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import TOLD_IN_A_LINE, ConfigError, exit_code, told
 from sleeptrain.stop import EXIT_STOPPED, SIGNALS, Stopped, StopRequest, listen, listening
+from sleeptrain.terminal import say
 
 if TYPE_CHECKING:  # torch is loaded by those who train
     from sleeptrain.watch.beat import Alarm
@@ -69,7 +70,7 @@ def train_in_workers(config: Config, size: int) -> int:
         check_layout(config, size)
     # Over the store of this process, which none of the workers takes with it, they meet and are watched.
     store = open_store("127.0.0.1", 0)
-    print(f"sleeptrain: no launcher, so {size} processes are started on this machine", file=sys.stderr, flush=True)
+    say(f"sleeptrain: no launcher, so {size} processes are started on this machine", sys.stderr, flush=True)
     context = multiprocessing.get_context("spawn")
     workers, reports = list[SpawnProcess](), list[Connection]()
     stopped = False
@@ -144,7 +145,7 @@ def _tell(ending: Alarm, workers: Sequence[SpawnProcess], reports: Sequence[Conn
     lines = [said.rstrip(), f"sleeptrain: process {rank} of {len(workers)} failed, and all have been ended"]
     if not said or "Traceback" in said:
         lines.insert(1, f"sleeptrain: {ending.text}")
-    print("\n".join(line for line in lines if line), file=sys.stderr, flush=True)
+    say("\n".join(line for line in lines if line), sys.stderr, flush=True)
     return ending.code
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import ConfigError
 from sleeptrain.plan.speed import EFFICIENCY
+from sleeptrain.terminal import say, say_json
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -44,7 +45,10 @@ def run(config: Config, options: Namespace) -> int:
         from sleeptrain.parallel.schedule_plot import plot_schedule
 
         plot_schedule(plan.largest.simulation).savefig(picture)
-    print(json.dumps(to_json(plan)) if options.json else to_text(plan))
+    if options.json:
+        say_json(json.dumps(to_json(plan)))
+    else:
+        say(to_text(plan))
     return 0
 
 

@@ -24,6 +24,7 @@ from sleeptrain.prepare.split import SIDES
 from sleeptrain.prepare.units import UNIT_BYTES, Unit, plan_units
 from sleeptrain.prepare.work import Work, changes
 from sleeptrain.prepare.worker import REPORT, Recipe, Task, unit_folder
+from sleeptrain.terminal import say
 
 FORMAT = 2  # raise it when the same settings would give other files
 
@@ -129,7 +130,7 @@ def _finished(job: Job, force: bool) -> dict[str, Any] | None:
             TokenShards(out / side, expect_tokenizer=tokenizer.hash)
     except DataError as error:
         raise DataError(f"{error}; make it anew with --force") from error
-    print(f"{out} is complete and was made with the same settings: nothing to do")
+    say(f"{out} is complete and was made with the same settings: nothing to do")
     return report
 
 
@@ -157,7 +158,7 @@ def _tokenizer(job: Job, work: Work, units: Sequence[Unit]) -> Tokenizer:
     main = next(iter(files), MODEL_NAME)
     if not (work.tokenizer / main).exists():
         if job.tokenizer is None:
-            print(f"training a tokenizer of {job.vocab_size} ids")
+            say(f"training a tokenizer of {job.vocab_size} ids")
             texts = sample(units, job.text_field, job.validation_share, job.max_documents)
             train_tokenizer(texts, job.vocab_size, work.tokenizer / main)
         for name in reversed(files):  # the main one last: where it is, the others are
@@ -173,7 +174,7 @@ def _tokenised(job: Job, work: Work, units: Sequence[Unit]) -> list[tuple[int, U
     reports = _whole_units(job, work, units)
     missing = [unit for unit in units if unit.number not in reports]
     if reports:
-        print(f"{len(reports)} of {len(units)} units are there from an earlier call")
+        say(f"{len(reports)} of {len(units)} units are there from an earlier call")
     with shown(len(missing), sum(unit.weight for unit in missing)) as progress:
         workers = min(job.workers, max(len(missing), 1))
         for task, report in tokenise(_tasks(units, reports, job.max_documents), recipe, workers, progress.tick):

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from sleeptrain.terminal import say
+
 LINE_SECONDS = 60.0
 
 
@@ -61,7 +63,7 @@ class _Lines:
         self._counts.num_bytes += num_bytes
         if time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()
-            print(f"tokenizing: {self._counts}", file=sys.stderr, flush=True)
+            say(f"tokenizing: {self._counts}", sys.stderr, flush=True)
 
     def advance(self, weight: int) -> None:
         self._counts.units_done += 1

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from sleeptrain.terminal import ArgumentParser, printable, say
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -22,16 +23,15 @@ def main(arguments: Sequence[str]) -> int:
     runs, unreadable = find_runs(options.runs)
     found = sections(runs)
     index = write_report(found, unreadable, out, options.title or f"Runs in {', '.join(map(str, options.runs))}")
-    for section in found:
-        print("\n".join(summary(section)))
-    for reason in unreadable:
-        print(f"NOT READABLE and left out: {reason}")
-    print(index)
+    lines = [line for section in found for line in summary(section)]
+    lines += [f"NOT READABLE and left out: {reason}" for reason in unreadable]
+    for line in (*lines, str(index)):
+        say(printable(line, keep=""))
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(prog="sleeptrain report", description=__doc__)
+def parser() -> ArgumentParser:
+    root = ArgumentParser(prog="sleeptrain report", description=__doc__)
     root.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="a run folder, or a folder of runs such as that of a sweep"
     )

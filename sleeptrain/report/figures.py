@@ -27,6 +27,7 @@ from sleeptrain.report.groups import Group, Section
 from sleeptrain.report.norms_figure import draw_norms
 from sleeptrain.report.run_figure import draw_run
 from sleeptrain.report.style import STYLE, legend, line_style, over, say, smooth
+from sleeptrain.terminal import printable
 
 GUESSES = {
     "chance": "chance",
@@ -122,7 +123,7 @@ def draw_breakdown_ends(section: Section, breakdown: Breakdown) -> Figure:
                 label += _at(section, [(group, one) for _, one in known])
                 _ends(axes, [x for x, _ in known], [one for _, one in known], breakdown.share, label, index, awake)
         many = max(1, len(breakdown.keys) // 16)
-        axes.set_xticks(range(0, len(breakdown.keys), many), breakdown.keys[::many])
+        axes.set_xticks(range(0, len(breakdown.keys), many), [printable(key) for key in breakdown.keys[::many]])
         axes.set(xlabel=breakdown.by, ylabel=_y_label(breakdown))
         legend(figure, axes)
     return figure

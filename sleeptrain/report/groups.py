@@ -16,7 +16,7 @@ from sleeptrain.report.runs import ReadRun
 TITLES = {"rule110": "Rule 110", "depo": "Depo", "gsm_infinite": "GSM-Infinite", "shards": "Text"}
 SEEDS = ("train.seed", "data.seed")
 # What a run is called, where it lies and what it was allowed; all else of `run.` is what it has started from.
-OWN = ("run.name", "run.root", "run.allow_changes")
+OWN = ("run.name", "run.root", "run.allow_changes", "run.allow_older")
 SYMBOLS = {"sleep.passes": "N", "sleep.window": "L", "data.rule110.steps": "t"}
 # Where the difficulty of a task is a setting, runs that differ in it have panels of their own.
 DIFFICULTY = {"rule110": "data.rule110.steps"}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Sequence
-from html import escape
+from html import escape as escape_html
 
 from sleeptrain.report.groups import Section
 from sleeptrain.report.repeat import repeat_command
 from sleeptrain.report.tables import Table, common_settings, tables
+from sleeptrain.terminal import printable, shown
 
 MARK = '<meta name="generator" content="sleeptrain report"/>'  # by which a page is known as one of ours
 STYLE = """
@@ -37,6 +38,11 @@ def page(title: str, parts: Sequence[tuple[Section, Sequence[tuple[str, bytes]]]
         f"<style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n{left_out}<p class='note'>{escape(NOTE)}</p>\n"
         f"{body}\n</body></html>\n"
     )
+
+
+def escape(text: str) -> str:
+    """Text for the page, which stays well-formed whatever characters are in names and settings."""
+    return escape_html(shown(text))
 
 
 def _section(section: Section, pictures: Sequence[tuple[str, bytes]]) -> str:
@@ -81,7 +87,8 @@ def _commands(section: Section) -> str:
     lines = []
     for run in section.runs:
         command = repeat_command(run.config)
-        lines.append(command or f"# no experiment of configs/ leads to {run.folder / 'config.yaml'}")
+        line = command or f"# no experiment of configs/ leads to {run.folder / 'config.yaml'}"
+        lines.append(printable(line, keep=""))
     told = "Each goes on with its run where that lies; another run.root makes it anew."
     return (
         f"<h3>Commands</h3><p class='note'>{escape(told)}</p><pre>"

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from sleeptrain.checkpoint.folder import checkpoints, read_state
+from sleeptrain.checkpoint.folder import checkpoints, find_damage, read_state
 from sleeptrain.config import load_resolved
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import DataError, UserError
@@ -89,6 +89,8 @@ class ReadRun:
             found.append("went back to a checkpoint; what was taken back is not counted")
         if self.config.sleep.sample_passes:
             found.append("N is drawn anew at each step: an evaluation has the N of its step")
+        if self.newest is not None and (damage := self.newest[1]) is not None:
+            found.append(f"its newest checkpoint, {self.newest[0].name}, is damaged: {damage}")
         if (self.folder / "changes.jsonl").exists():
             found.append("settings were changed on the way (changes.jsonl); the last ones are shown")
         return found
@@ -107,14 +109,21 @@ class ReadRun:
         """What the code of each attempt was, each once."""
         return list(dict.fromkeys(r["attempt"]["code"] for r in self.records if "attempt" in r))
 
-    @property
-    def versions(self) -> dict[str, str]:
-        """Of torch and Python, as the newest checkpoint says; nothing where there is none that can be read."""
+    @cached_property
+    def newest(self) -> tuple[Path, str | None] | None:
+        """The newest checkpoint, if any, and what is wrong with it, as far as is seen without reading its tensors."""
         saved = checkpoints(self.folder / "checkpoints")
         try:
-            return read_state(saved[-1])["versions"] if saved else {}
-        except DataError:
+            return (saved[-1], find_damage(saved[-1], tensors=False)) if saved else None
+        except DataError as error:
+            return saved[-1], str(error)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of torch and Python, as the newest checkpoint says; nothing where there is none that is whole."""
+        if self.newest is None or self.newest[1] is not None:
             return {}
+        return read_state(self.newest[0]).get("versions", {})
 
     @cached_property
     def flops(self) -> dict[int, int] | str:

@@ -11,7 +11,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter
+
+from sleeptrain.terminal import printable
 
 INK, GRID = "#2b2b33", "#e4e4ea"
 TRAIN, SLEEP, AWAKE, WINDOW = "#5b5f97", "#1b6ca8", "#d1603d", "#6a994e"
@@ -44,7 +47,9 @@ SAMPLE = 8  # characters that the piece of line before an entry takes
 
 
 def png(figure: Figure) -> bytes:
-    """The picture as a PNG file."""
+    """The picture as a PNG file. What its words hold that a terminal would obey is escaped, as on the page."""
+    for words in figure.findobj(Text):
+        words.set_text(printable(words.get_text()))
     file = BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(file, format="png", dpi=110)
@@ -91,7 +96,7 @@ def _is_guess(handle: Any) -> bool:
 
 def wrapped(text: str, width: int) -> str:
     """The text in lines of at most `width` characters."""
-    return "\n".join(wrap(text, width))
+    return "\n".join(wrap(printable(text), width))
 
 
 def say(axes: Axes, text: str) -> None:

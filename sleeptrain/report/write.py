@@ -70,7 +70,7 @@ def _old_page(out: Path) -> bytes:
 
 def _file_name(source: str, name: str) -> str:
     """One for each picture, whatever is in the names of held-out sets."""
-    return f"{source}-{quote(name, safe='')}.png"
+    return f"{source}-{quote(name, safe='', errors='surrogatepass')}.png"
 
 
 def _not_writable(out: Path, error: OSError) -> DataError:

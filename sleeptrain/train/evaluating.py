@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sleeptrain.checkpoint.older import add_older
+from sleeptrain.data.consent import add_consent, with_consent
 from sleeptrain.errors import ConfigError
+from sleeptrain.terminal import ArgumentParser, printable, say, say_json
 
 if TYPE_CHECKING:
     from sleeptrain.config.schema import Config
@@ -22,14 +24,25 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> int:
     """Run `sleeptrain evaluate ARGUMENTS` and return the exit code. Raises UserError."""
     options = parser().parse_args(arguments)
-    told = evaluate_checkpoint(options.place, options.passes, options.window, options.batches, options.device)
-    print(json.dumps(told) if options.json else "\n".join(lines(told)))
+    told = evaluate_checkpoint(
+        options.place,
+        options.passes,
+        options.window,
+        options.batches,
+        options.device,
+        options.allow_source,
+        options.allow_older,
+    )
+    if options.json:
+        say_json(json.dumps(told))
+    else:
+        say("\n".join(printable(line, keep="") for line in lines(told)))
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(prog="sleeptrain evaluate", description=__doc__)
-    root.add_argument("place", type=Path, metavar="RUN_OR_CHECKPOINT", help="of a run its newest whole checkpoint")
+def parser() -> ArgumentParser:
+    root = ArgumentParser(prog="sleeptrain evaluate", description=__doc__)
+    root.add_argument("place", type=Path, metavar="RUN_OR_CHECKPOINT", help="of a run its newest checkpoint")
     root.add_argument(
         "--passes", type=int, nargs="+", metavar="N", help="default: 1, and as the model was trained last"
     )
@@ -37,6 +50,8 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--batches", type=int, metavar="K", help="default: train.eval_batches of the run")
     root.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     root.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    add_consent(root)
+    add_older(root)
     return root
 
 
@@ -46,6 +61,8 @@ def evaluate_checkpoint(
     window: int | None = None,
     batches: int | None = None,
     device: str = "auto",
+    allow_sources: Sequence[str] = (),
+    allow_older: bool = False,
 ) -> dict[str, Any]:
     """{"checkpoint", "step", "tokens", "window", "eval"}; `eval` is as in the records of a run (docs/training.md).
 
@@ -53,7 +70,7 @@ def evaluate_checkpoint(
     """
     from sleeptrain.train.evaluate import evaluate, held_out
 
-    opened = open_checkpoint(place, passes, window, batches, device)
+    opened = open_checkpoint(place, passes, window, batches, device, allow_sources, allow_older)
     config, source = opened.config, opened.source
     sets = held_out(source, config)
     found = evaluate(opened.model, sets, config, config.sleep.window, opened.passes, source.task)
@@ -82,9 +99,12 @@ def open_checkpoint(
     window: int | None = None,
     batches: int | None = None,
     device: str = "auto",
+    allow_sources: Sequence[str] = (),
+    allow_older: bool = False,
 ) -> Opened:
-    """place: a run folder (its newest whole checkpoint) or a checkpoint. passes, window: of the curriculum at the
-    checkpoint if None. batches: in place of `train.eval_batches`. In this process alone. Raises UserError.
+    """place: a run folder (its newest checkpoint) or a checkpoint. passes, window: of the curriculum at the checkpoint
+    if None. batches: in place of `train.eval_batches`. allow_sources: commands and URLs of the run's data that may be
+    used (`data.consent`). allow_older: as of `named_checkpoint`. In this process alone. Raises UserError.
     """
     # Here, not above: help is shown without torch.
     import torch
@@ -102,8 +122,9 @@ def open_checkpoint(
     from sleeptrain.parallel.world import World
     from sleeptrain.sleep.curriculum import last_shape
 
-    checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")))
+    checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")), allow_older=allow_older)
     config, state, files = load_resolved(checkpoint / CONFIG), read_state(checkpoint), TensorFiles(checkpoint)
+    config.data = with_consent(config.data, allow_sources, str(place))
     numbers = _as_asked(config, last_shape(config, state), passes, window, batches)
     check_start(files.forms, config.model)
     if config.train.threads:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from sleeptrain.terminal import say, shown
 from sleeptrain.train.metrics import mean_later_windows
 
 SEPARATOR = " | "
@@ -46,9 +47,9 @@ class Progress:
 
     def message(self, text: str) -> None:
         if self._live is None:
-            print(text, file=self._stream, flush=True)
+            say(text, self._stream, flush=True)
         else:
-            self._live.console.print(Text(text))
+            self._live.console.print(Text(shown(text)))
 
     def close(self) -> None:
         """Leaves the last line standing and the terminal as it was. May be called twice."""

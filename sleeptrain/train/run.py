@@ -9,10 +9,9 @@ import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from sleeptrain.checkpoint.find import newest_whole
 from sleeptrain.checkpoint.fit import check_resume
@@ -24,6 +23,7 @@ from sleeptrain.checkpoint.start import start_from
 from sleeptrain.checkpoint.vocabulary import TOKENIZER
 from sleeptrain.config import Config, resolved_yaml, run_folder, save_resolved
 from sleeptrain.config.changes import check_changes
+from sleeptrain.config.resolved import shareable
 from sleeptrain.data.ahead import GivenUp
 from sleeptrain.data.batch import PAD, Batch
 from sleeptrain.data.source import build_source
@@ -148,8 +148,8 @@ class Run:
         with naming(f"run.root={self.config.run.root}: the run folder cannot be written"):
             self.lease.check()
             self._open_files(attempt, changes, start)
-        plain = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(self.config)))
-        self.wandb = WandbLogger(self.config.wandb, self.folder, self.config.run.name, plain, self._wandb_id)
+        told = shareable(self.config)
+        self.wandb = WandbLogger(self.config.wandb, self.folder, self.config.run.name, told, self._wandb_id)
         self._wandb_id = self.wandb.run_id
 
     def _open_files(self, attempt: Attempt, changes: list[str], start: Start) -> None:
@@ -331,6 +331,8 @@ class Run:
                 f"{why}. There is no checkpoint of step {last} or before to go back to (health.spike_window); "
                 "health.on_spike=skip and health.on_nonfinite=skip pass over such steps"
             )
+        for path, damage in found.damaged.items():
+            self.message(f"{path.name} is damaged ({damage}); the one before is taken")
         self.world.together(partial(self._restore, found.whole))
         self.carried = None
         self.rollbacks.taken_back(bad_step, self.step)

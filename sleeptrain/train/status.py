@@ -18,6 +18,7 @@ from sleeptrain.errors import LeaseError, UserError, exit_code, told
 from sleeptrain.files import write_whole
 from sleeptrain.lease import Lease
 from sleeptrain.stop import EXIT_STOPPED, Stopped
+from sleeptrain.terminal import say
 from sleeptrain.train.attempt import Attempt
 
 FILE = "status.json"
@@ -121,7 +122,7 @@ class Status:
                     return
                 write_whole(self._path, json.dumps(self._fields, indent=1).encode() + b"\n")
             except OSError as error:  # it is a view of the run, which goes on
-                print(f"sleeptrain: {self._path} was not written: {error.strerror}", file=sys.stderr, flush=True)
+                say(f"sleeptrain: {self._path} was not written: {error.strerror}", sys.stderr, flush=True)
 
     def _may_write(self) -> bool:
         """Whether no other process has the folder. Raises OSError where the storage does not say."""

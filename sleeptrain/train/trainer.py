@@ -15,6 +15,7 @@ from sleeptrain.parallel.layout_check import too_few_sequences
 from sleeptrain.plan.expected import expected_cost
 from sleeptrain.sleep.curriculum import StepShape, stage_shape, step_shape
 from sleeptrain.stop import Stopped, leads, listening
+from sleeptrain.terminal import say
 from sleeptrain.train.evaluate import Evaluation, EvaluationStopped, evaluate, held_out
 from sleeptrain.train.frozen import frozen_stage
 from sleeptrain.train.lr import lr_scale
@@ -51,7 +52,7 @@ def train(config: Config) -> int:
             raise
         stopping = Stopping(config.train.max_time, request, world)
         if stopping.skew and world.leads:
-            say(f"warning: {stopping.skew}")
+            say_early(f"warning: {stopping.skew}")
         with watched(config, world, ends) as whereabouts:
             early = stopping.agreed()
             finished = not early and train_watched(Run(config, world, whereabouts, stopping, status))
@@ -69,12 +70,12 @@ def end_early(status: Status, reason: str | None) -> None:
     """The run is stopped before it was opened."""
     status.end(State.STOPPED, reason)
     if status.writes:
-        say(f"{reason}: stopped before the run was opened; the same command starts it again")
+        say_early(f"{reason}: stopped before the run was opened; the same command starts it again")
 
 
-def say(line: str) -> None:
+def say_early(line: str) -> None:
     """Before the run is opened, which then has lines of its own."""
-    print(f"sleeptrain: {line}", file=sys.stderr, flush=True)
+    say(f"sleeptrain: {line}", sys.stderr, flush=True)
 
 
 def train_watched(run: Run) -> bool:

@@ -6,7 +6,6 @@ never the run.
 
 from __future__ import annotations
 
-import logging
 import netrc
 import os
 import secrets
@@ -17,8 +16,9 @@ from urllib.parse import urlsplit
 
 from sleeptrain.config.schema import WandbConfig
 from sleeptrain.errors import ConfigError
+from sleeptrain.terminal import log_printable
 
-logger = logging.getLogger(__name__)
+logger = log_printable(__name__)
 
 MODES = ("auto", "online", "offline", "disabled")
 

@@ -20,6 +20,7 @@ from sleeptrain.config.resolved import run_folder
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import PeerError, UserError, exit_code
 from sleeptrain.parallel.world import World
+from sleeptrain.terminal import shown
 from sleeptrain.watch.beat import INTERVAL, Alarm, Beat, where
 from sleeptrain.watch.board import Board, open_board
 from sleeptrain.watch.exchange import Exchange
@@ -183,6 +184,7 @@ class Watch:
 
 def _print(lines: list[str]) -> None:
     """In one write, so that the words of several processes do not mix; on a terminal with the cursor shown again."""
+    lines = [shown(line) for line in lines]
     if sys.stderr.isatty():
         lines = ["\x1b[?25h", *lines]
     sys.stderr.write("\n".join(lines) + "\n")

@@ -221,3 +221,46 @@ def test_a_file_that_is_no_safetensors_is_named(tmp_path: Path) -> None:
     os.truncate(tmp_path / "step-00000003" / SHARD, 100)
     with pytest.raises(DataError, match="step-00000003 cannot be read"):
         TensorFiles(tmp_path / "step-00000003")
+
+
+def test_an_older_checkpoint_is_taken_only_where_it_may_be_and_is_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = tmp_path / "checkpoints"
+    for step in (3, 12, 15):
+        save(saved, step)
+    flip(saved / "step-00000015" / SHARD, 0.5)
+    flip(saved / "step-00000012" / "state.json", 0.5)
+    with pytest.raises(DataError) as refusal:
+        named_checkpoint(tmp_path, alone())
+    for word in ("step-00000015 is damaged (the checksum of", "step-00000012 is", str(saved / "step-00000003")):
+        assert word in str(refusal.value)
+    assert str(refusal.value).endswith("add --allow-older (of lm_eval allow_older=True)")
+    with pytest.raises(DataError, match=r"^run\.init_from=.* or add run\.allow_older=true$"):
+        named_checkpoint(tmp_path, alone(), "run.init_from")
+    assert capsys.readouterr().err == ""
+    assert named_checkpoint(tmp_path, alone(), allow_older=True).name == "step-00000003"
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "step-00000015 is damaged (the checksum of" in told and told.endswith("step-00000003 is taken")
+    assert named_checkpoint(saved / "step-00000003", alone()).name == "step-00000003"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_checkpoint_may_be_looked_at_without_reading_its_tensors(tmp_path: Path) -> None:
+    save(tmp_path, 3)
+    flip(tmp_path / "step-00000003" / SHARD, 0.5)
+    assert find_damage(tmp_path / "step-00000003", tensors=False) is None
+    os.truncate(tmp_path / "step-00000003" / SHARD, 500)
+    assert "has 500 bytes" in str(find_damage(tmp_path / "step-00000003", tensors=False))
+    save(tmp_path, 4)
+    flip(tmp_path / "step-00000004" / "state.json", 0.5)
+    assert "checksum of state.json" in str(find_damage(tmp_path / "step-00000004", tensors=False))
+
+
+def test_none_that_is_whole_gives_way_to_damaged_ones(tmp_path: Path) -> None:
+    for step in range(5):
+        save(tmp_path, step)
+    os.truncate(tmp_path / "step-00000003" / SHARD, 500)
+    (tmp_path / "step-00000004" / "manifest.json").unlink()
+    remove_superfluous(tmp_path, keep=2, keep_every=0)
+    assert [path.name for path in checkpoints(tmp_path)] == [f"step-{step:08d}" for step in (1, 2, 3, 4)]

@@ -186,6 +186,18 @@ def test_a_new_run_begins_with_the_weights_of_another(tmp_path: Path) -> None:
     run(tmp_path / "new", f"run.init_from={tmp_path / 'old' / 'r'}", "checkpoint.keep=9", "train.seed=5")
 
 
+def test_a_run_does_not_begin_with_older_weights_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path / "old")
+    flip(tmp_path / "old" / "r" / "checkpoints" / "step-00000012" / SHARD, 0.5)
+    init = f"run.init_from={tmp_path / 'old' / 'r'}"
+    with pytest.raises(DataError, match=r"step-00000012 is damaged \(the checksum.*run\.allow_older=true"):
+        run(tmp_path / "new", init)
+    assert not (tmp_path / "new" / "r").exists()
+    capsys.readouterr()
+    run(tmp_path / "new", init, "run.allow_older=true")
+    assert "step-00000012 is damaged" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_layers_that_are_new_keep_their_initial_values(tmp_path: Path) -> None:
     run(tmp_path / "old")

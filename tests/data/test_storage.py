@@ -225,12 +225,13 @@ def test_abandoned_partial_copies_go(memory: str, cache: Cache, monkeypatch: pyt
     date = time.time
     monkeypatch.setattr(time, "time", lambda: date() + 86_400)
     remote = TokenShards(memory, cache=Cache(cache.path, gib=1e-9))
-    for name, age in ((".old.partial-0", 7200), (".new.partial-0", 0)):
+    old, new = (f".{digit * 64}.partial-{digit * 8}" for digit in "01")
+    for name, age in ((old, 7200), (new, 0), ("thesis.tex", 7200)):
         (cache.path / name).write_bytes(b"x")
         os.utime(cache.path / name, (date() - age,) * 2)
     remote.document(0, 0)
-    assert ".old.partial-0" not in copies(cache)
-    assert ".new.partial-0" in copies(cache)
+    assert old not in copies(cache) and new in copies(cache)
+    assert "thesis.tex" in copies(cache), "what is no copy of a shard is none of the cache's"
 
 
 def test_one_fetches_and_the_others_wait(folder: Path, cache: Cache, tmp_path: Path) -> None:

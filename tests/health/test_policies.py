@@ -17,6 +17,7 @@ from sleeptrain.train import run as run_module
 from sleeptrain.train import trainer
 from sleeptrain.train.run import Run
 from tests.checkpoint.contents import contents
+from tests.checkpoint.test_folder import flip
 from tests.parallel.processes import run_ranks
 from tests.parallel.test_train import layout
 from tests.train.conftest import tiny_shards
@@ -166,6 +167,23 @@ def test_rollback_is_a_run_without_the_batches_between(
         for name in ("back", "without")
     )
     assert ours == theirs
+
+
+def test_a_rollback_tells_of_damaged_checkpoints(
+    tmp_path: Path, bad: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad(torch.inf)
+    roll_back = Run.roll_back
+
+    def damaged(self: Run, why: str) -> None:
+        self.saver.wait()
+        flip(self.saver.folder / f"step-{GOOD:08d}" / "state.json", 0.5)
+        roll_back(self, why)
+
+    monkeypatch.setattr(Run, "roll_back", damaged)
+    assert trainer.train(prepared(tmp_path, "health.on_nonfinite=rollback", "checkpoint.keep=9")) == 0
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "is damaged" in line]
+    assert "the checksum of state.json" in told and told.endswith("the one before is taken")
 
 
 class Killed(Exception):

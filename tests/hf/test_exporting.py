@@ -29,6 +29,7 @@ from sleeptrain.hf.fast_tokenizer import fast_files
 from sleeptrain.hf.importing import import_folder, write_checkpoint_weights
 from sleeptrain.hf.weight_files import WeightFiles
 from sleeptrain.model.hybrid import Hybrid
+from tests.checkpoint.test_folder import flip
 from tests.data.test_hf_tokenizer import BOS, EOS, OTHER
 from tests.data.test_hf_tokenizer import make as make_tokenizer
 from tests.data.texts import make_texts
@@ -346,3 +347,24 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path):
     shard.write_bytes(shard.read_bytes()[:-4])
     with pytest.raises(DataError, match="is damaged"):
         export(checkpoint, tmp_path / "hf")
+
+
+def test_of_a_run_an_older_checkpoint_is_taken_only_where_it_may_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """By a conversion, and by all that opens a model."""
+    train_tokenizer(["the windows of a model that sleeps " * 20], 300, tmp_path / "tokenizer.model")
+    model = disturbed(dataclasses.replace(tiny_config(["gated_deltanet", "attention"]), vocab_size=300))
+    config = run_config(model.config, str(tmp_path / "tokenizer.model"))
+    older, newest = (save_checkpoint(tmp_path / "r/checkpoints" / f"step-{n:08d}", model, config) for n in (3, 12))
+    flip(newest / "state.json", 0.5)
+    place, out = str(tmp_path / "r"), tmp_path / "hf"
+    export_it = ["convert", "export", place, str(out), "--check-tokens", "16"]
+    generate = ["generate", place, "--prompt", "the", "--max-new-tokens", "0", "--device", "cpu"]
+    for command in (export_it, generate):
+        assert main(command) == 2
+        told = capsys.readouterr().err
+        assert f"{newest.name} is damaged (the checksum of state.json" in told and str(older) in told
+        assert command is generate or not out.exists()
+        assert main([*command, "--allow-older"]) == 0
+        told = capsys.readouterr().err
+        assert f"{newest.name} is damaged" in told and f"{older.name} is taken" in told
+    assert (out / "model.safetensors").is_file()

@@ -15,7 +15,9 @@ from sleeptrain.hf.exporting import export
 from sleeptrain.hf.modeling import SleepForCausalLM
 from sleeptrain.hf.opening import encode_prompt, open_model
 from sleeptrain.hf.streaming import TextOut
+from sleeptrain.terminal import printable
 from tests.data.texts import make_texts
+from tests.hostile import HOSTILE
 
 PROMPT = "the first of them"
 
@@ -141,3 +143,21 @@ def test_characters_are_written_whole():
     stream.end()
     assert written == ["x", "x", "xé", "xé", "xé", "xé→"]
     assert out.getvalue() == "xé→\n"
+
+
+def test_a_terminal_does_not_obey_the_model(monkeypatch: pytest.MonkeyPatch):
+    """What goes to a file or a program is as the model writes it."""
+
+    class Tokens:
+        def decode(self, ids: list[int]) -> str:
+            return HOSTILE[: len(ids)]
+
+    for at_terminal in (True, False):
+        out = io.StringIO()
+        monkeypatch.setattr(out, "isatty", lambda at_terminal=at_terminal: at_terminal)
+        stream = TextOut(Tokens(), out)  # type: ignore[arg-type]
+        stream.put(torch.tensor([[1]]))
+        for id in range(len(HOSTILE)):
+            stream.put(torch.tensor([id]))
+        stream.end()
+        assert out.getvalue() == (printable(HOSTILE) if at_terminal else HOSTILE) + "\n"

@@ -12,10 +12,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
 from sleeptrain.cli import main
 from sleeptrain.train.metrics import read_metrics
-from tests.report.made import accuracy, evaluation, grid, make_run, step
+from tests.hostile import HOSTILE, IN_FILE_NAMES, SURROGATE, is_harmless
+from tests.report.made import accuracy, attempt, evaluation, grid, make_run, step
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = ["data.rule110.width=6", "data.rule110.validation_samples=16", "data.batch=8", "model.dim=16"]
@@ -214,3 +216,27 @@ def test_a_sweep_prints_the_command_that_reports_on_it(tmp_path: Path) -> None:
     every = cells(page, "Every run")
     assert {row["state"] for row in every} == {"finished"} and len(every) == 4
     assert {row["training FLOPs"] for row in every if row["N"] == "1"} < {row["training FLOPs"] for row in every}
+
+
+def test_names_with_what_a_terminal_obeys_harm_neither_it_nor_the_page(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    records = [attempt(1, 0, 100.0, SURROGATE), step(1), accuracy(1, 0.5, **{SURROGATE: 0.5})]
+    records.append(evaluation(2, {"1": [1.0]}, sets={SURROGATE: {"loss": {"1": [1.0]}}}, accuracy={"1": 0.5}))
+    records[-1]["eval"]["metrics"] = {"1": {SURROGATE: 0.5, "bits": 0.4}}
+    root = tmp_path / IN_FILE_NAMES
+    for number in range(2):
+        changed = ["train.seed=1", f"sleep.passes={number + 1}"]
+        made = make_run(root / str(number), changed, records, "failed", reason=SURROGATE)
+        settings = yaml.safe_load((made / "config.yaml").read_text())
+        settings["run"] |= {"init_from": f"{number}{HOSTILE}", "name": f"rule110/{HOSTILE}"}
+        (made / "config.yaml").write_text(yaml.safe_dump(settings))
+        made.rename(root / f"{number}{IN_FILE_NAMES}")
+    (make_run(root / "bad", [], [step(1)]) / "metrics.jsonl").write_text("{}\n{}\n")
+    (root / "bad").rename(root / f"bad{IN_FILE_NAMES}")
+    assert main(["report", str(root), "--out", str(tmp_path / "out"), "--title", SURROGATE]) == 0
+    out, err = capfd.readouterr()
+    assert is_harmless(out) and is_harmless(err) and "\\x1b]0;owned\\x07" in out
+    page = read_page(tmp_path / "out" / "index.html")
+    assert "".join(page.itertext()).count("\\x1b]0;owned\\x07") > 5
+    assert is_harmless("".join(page.itertext()))

@@ -19,6 +19,8 @@ from tests.report.made import composed
         (["experiment=rule110_t32_n3", "sleep.core=[1,2]"], "multirun/x/sleep.core=[1,2],a=b"),
         (["experiment=depo_small", "optim.clip_norm=1e-09", "run.allow_changes=[optim.clip_norm]"], "null"),
         (["experiment=stdlib", "sleep.sample_passes=true", "train.max_time=null"], 'it\'s "quoted"'),
+        (["experiment=stdlib", "train.seed=1"], '${oc.env:HOME}/\\${x}/é/"\\'),
+        (["experiment=stdlib", "train.seed=2"], "é"),
         (["experiment=stdlib", "sleep.curriculum=[{tokens: 1_000, passes: 4}]"], "1"),
     ],
 )

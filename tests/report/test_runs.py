@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from sleeptrain.checkpoint.write import write
 from sleeptrain.errors import DataError
 from sleeptrain.report.runs import find_runs
+from tests.checkpoint.test_folder import flip
+from tests.checkpoint.worlds import alone, nothing
 from tests.report.made import STEP, accuracy, attempt, grid, make_run, step
 
 ONE = [attempt(1, 0, 100.0), step(1), accuracy(1, 0.5)]
@@ -107,6 +111,19 @@ def test_a_line_cut_short_is_left_out_and_told(tmp_path: Path) -> None:
         assert run.cut_short == cut and any("cut short" in note for note in run.notes) == cut
         assert len(run.records) == (3 if content else 0)
     assert any("no evaluation" in note for note in run.notes)
+
+
+def test_a_damaged_checkpoint_is_told_of(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "r", [], ONE)
+    documents = {"state.json": b'{"versions": {"torch": "2.0"}}', "config.yaml": b""}
+    for number in (1, 2):
+        save = folder / "checkpoints" / f"step-{number:08d}"
+        write(save, {"a": torch.zeros(1)}, documents, alone(), nothing)
+    [run], _ = find_runs([tmp_path])
+    assert run.versions == {"torch": "2.0"} and not any("damaged" in note for note in run.notes)
+    flip(save / "state.json", 0.5)
+    [run], _ = find_runs([tmp_path])
+    assert run.versions == {} and any("step-00000002, is damaged: the checksum of" in note for note in run.notes)
 
 
 def test_what_is_refused_names_the_file(tmp_path: Path) -> None:

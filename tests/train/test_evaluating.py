@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from sleeptrain.checkpoint.folder import checkpoints, entries, write_manifest
 from sleeptrain.cli import main
+from sleeptrain.config import load_resolved, save_resolved
 from sleeptrain.config.compose import compose
+from sleeptrain.config.schema import ShardSource
 from sleeptrain.data.source import build_source
 from sleeptrain.train.evaluate import held_out
 from sleeptrain.train.metrics import read_metrics
 from sleeptrain.train.trainer import train
+from tests.checkpoint.test_folder import flip
 from tests.tasks.test_gsm_files import records, write
 
 TINY = [
@@ -81,6 +86,38 @@ def test_mistakes_are_one_line(
     assert main(["evaluate", str(run), *arguments]) == 2
     told = capsys.readouterr()
     assert told.out == "" and told.err.count("\n") == 1 and all(word in told.err for word in words), told.err
+
+
+def test_an_older_checkpoint_is_judged_only_where_it_may_be(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "r")
+    *_, older, newest = checkpoints(tmp_path / "r" / "checkpoints")
+    flip(newest / "state.json", 0.5)
+    assert main(["evaluate", str(tmp_path / "r"), "--json"]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and f"{newest.name} is damaged" in told.err and str(older) in told.err
+    assert main(["evaluate", str(tmp_path / "r"), "--json", "--allow-older"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["checkpoint"] == str(older)
+    assert told.err.count("\n") == 1 and f"{newest.name} is damaged" in told.err and older.name in told.err
+
+
+def test_a_runs_commands_are_not_run_unless_they_are_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the run itself was of a task: its settings say what is read."""
+    shutil.copytree(run, tmp_path / "r")
+    newest = checkpoints(tmp_path / "r" / "checkpoints")[-1]
+    config = load_resolved(newest / "config.yaml")
+    config.data.source = "shards"
+    place = f"pipe:touch {tmp_path}/mark; cat {tmp_path}/shard-{{0..1}}.tar"
+    config.data.shards.sources = [ShardSource("text", place, place)]
+    save_resolved(config, newest / "config.yaml")
+    write_manifest(newest, entries([path for path in newest.iterdir() if path.name != "manifest.json"]))
+    assert main(["evaluate", str(tmp_path / "r")]) == 2
+    told = capsys.readouterr().err
+    assert f"--allow-source '{place}'" in told.splitlines()[1] and not (tmp_path / "mark").exists()
 
 
 def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,13 @@
 """What a run prints, with and without a terminal."""
 
 import io
+import re
 import sys
 
 import pytest
 
 from sleeptrain.train.progress import Progress
+from tests.hostile import HOSTILE, is_harmless
 
 RECORD = {
     "step": 1200,
@@ -101,3 +103,15 @@ def test_standard_error_is_the_default(capsys: pytest.CaptureFixture[str]) -> No
     Progress(10).message("here")
     captured = capsys.readouterr()
     assert captured.err == "here\n" and captured.out == ""
+
+
+def test_a_message_is_text_and_nothing_more(terminal: Terminal) -> None:
+    """No markup, no escape sequence, no credentials."""
+    text = f"[red]{HOSTILE}[/red] https://me:hush@host"
+    for stream in (io.StringIO(), terminal):
+        progress = Progress(1000, stream)
+        progress.message(text)
+        progress.close()
+        shown = stream.getvalue()
+        assert "[red]\\x1b]0;owned\\x07" in shown and "[/red] https://***@host" in shown
+    assert is_harmless(re.sub(r"\x1b\[[?0-9]*[a-zA-Z]|\r", "", shown)), "but for what the live line needs itself"

@@ -1,0 +1,66 @@
+"""What the settings of a run that may be somebody else's read: nothing but local files without the caller's consent."""
+
+from __future__ import annotations
+
+import shlex
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sleeptrain.config.environment import has_variables
+from sleeptrain.config.schema import DataConfig
+from sleeptrain.data.pipes import PIPE
+from sleeptrain.errors import ConfigError
+from sleeptrain.terminal import shown
+
+FLAG = "--allow-source"
+
+
+def add_consent(parser: ArgumentParser) -> None:
+    """The flag by which a caller names the sources that may be used."""
+    parser.add_argument(
+        FLAG,
+        action="append",
+        default=[],
+        metavar="LOCATION",
+        help="a command or URL of the run's data.shards.sources that may be used, as the refusal of it shows it; of "
+        "URLs also what all begin with, up to a /",
+    )
+
+
+def with_consent(data: DataConfig, allowed: Sequence[str], origin: str) -> DataConfig:
+    """The settings of the data, if the caller has allowed all that is more than a local file; copies of remote shards
+    are kept in the caller's own cache.
+
+    origin: where the settings come from, for the message. Raises ConfigError, with what to add for each location.
+    """
+    if data.source != "shards":
+        return data
+    locations = [place for source in data.shards.sources for place in (source.train, source.validation) if place]
+    refused = [place for place in locations if needs_consent(place) and not _is_allowed(place, allowed)]
+    if refused:
+        ways_out = [f"{FLAG} {shlex.quote(_as_shown(place))}" for place in dict.fromkeys(refused)]
+        raise ConfigError(
+            f"the settings of {origin}, which may be somebody else's, run commands, ask other machines or read "
+            "environment variables; look at each, and add for those that may:",
+            ways_out,
+        )
+    return replace(data, shards=replace(data.shards, cache=""))
+
+
+def needs_consent(location: str) -> bool:
+    """Whether to read there runs a command, asks another machine or reads a variable of the environment."""
+    return location.startswith(PIPE) or "://" in location or has_variables(location)
+
+
+def _as_shown(location: str) -> str:
+    return shown(location, keep="")
+
+
+def _is_allowed(location: str, allowed: Sequence[str]) -> bool:
+    if location in allowed or _as_shown(location) in allowed:
+        return True
+    # A variable's value goes where the location says: such a one is allowed as a whole, or not at all.
+    if has_variables(location) or ".." in location or "::" in location:
+        return False
+    return any("://" in start and start.endswith("/") and location.startswith(start) for start in allowed)
