@@ -2,9 +2,12 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# 1: a machine with an NVIDIA driver. Set GPU=1 to install for GPUs where none is, such as a cluster's login node.
-GPU ?= $(shell nvidia-smi >/dev/null 2>&1 && echo 1 || echo 0)
-CPU_INDEX := https://download.pytorch.org/whl/cpu
+# 1: a machine with an NVIDIA driver. Set GPU=1 to install for GPUs where none is, such as a cluster's login node. What
+# was installed stays, so that later targets need not say it again.
+INSTALLED := $(shell cat .venv/.ok 2>/dev/null)
+GPU ?= $(or $(INSTALLED),$(shell nvidia-smi >/dev/null 2>&1 && echo 1 || echo 0))
+LOCK := requirements/$(if $(filter 1,$(GPU)),gpu,cpu).txt
+INSTALL := GPU=$(GPU) PYTHON=$(PYTHON) requirements/install.sh
 SLURM_PACKAGES := slurmctld slurmd slurm-client munge
 # `slurm` are all of them; the slow ones are part of `make test-full`.
 SLURM_TESTS ?= slurm and not slow
@@ -12,13 +15,24 @@ SLURM_FILES ?= tests/slurm
 # Tests that run at once, whole files each; each also starts processes of its own.
 WORKERS ?= 2
 TEST := OMP_NUM_THREADS=2 $(BIN)/python -m pytest
-SHARED := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+SHARED_OPTIONS := -m pytest -n $(WORKERS) --dist loadfile
+SHARED := OMP_NUM_THREADS=1 $(BIN)/python $(SHARED_OPTIONS)
+FAST := -m "not slow and not gpu and not slurm"
+# The tests of what reaches into other libraries, or leans on how they behave.
+INSIDES := tests/config tests/hf tests/doctor/test_packages.py tests/doctor/test_libraries.py \
+	tests/data/test_hf_tokenizer.py tests/data/test_shard_writer.py tests/data/test_shards.py \
+	tests/data/test_storage.py tests/data/test_tokenizer.py tests/parallel/test_regions.py \
+	tests/parallel/test_tensor.py tests/parallel/test_zero.py tests/train/test_wandb_log.py
+# Of the locks: empty keeps the versions that still fit pyproject.toml.
+UPGRADE ?= --upgrade
+COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --annotation-style line \
+	--custom-compile-command 'make lock' pyproject.toml --extra dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install train rule110 test test-full test-slurm test-docker check clean
+.PHONY: help install train rule110 test test-full test-slurm test-docker check check-latest check-lowest lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/.ok ## make .venv and install the package for this machine (CPU or CUDA)
 
@@ -31,7 +45,7 @@ rule110: install ## the smallest proof: more passes, more of a row that is gone
 	$(BIN)/python tools/rule110.py
 
 test: install ## the fast tests
-	$(SHARED) -m "not slow and not gpu and not slurm"
+	$(SHARED) $(FAST)
 
 test-full: install ## all tests; those that need a GPU skip themselves without one
 	$(SHARED) -m "not gpu and not slurm"
@@ -46,36 +60,34 @@ test-slurm: install ## the batch scripts on a local Slurm cluster, installed whe
 test-docker: install ## build the container image on a stand-in base and train in it (root, buildah, mmdebstrap)
 	docker/check.sh
 
+check-latest: ## the newest permitted versions of all packages, in .venv-latest: the tests that reach into them
+	$(INSTALL) .venv-latest latest
+	OMP_NUM_THREADS=1 .venv-latest/bin/python $(SHARED_OPTIONS) $(FAST) $(INSIDES)
+
+check-lowest: ## the same with the lowest, in .venv-lowest
+	$(INSTALL) .venv-lowest requirements/lowest.txt
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python $(SHARED_OPTIONS) $(FAST) $(INSIDES)
+
+lock: install ## the newest permitted versions into requirements/; UPGRADE= keeps those that still fit
+	$(COMPILE) $(UPGRADE) --universal --fork-strategy fewest --excludes requirements/cuda.txt -o requirements/cpu.txt
+	$(COMPILE) $(UPGRADE) --universal --fork-strategy fewest --constraints requirements/cpu.txt --extra gpu -o requirements/gpu.txt
+	$(COMPILE) $(UPGRADE) --resolution lowest-direct --excludes requirements/cuda.txt -o requirements/lowest.txt
+
 check: install ## lint and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/hadolint --failure-threshold warning docker/Dockerfile
 
-clean: ## remove .venv, caches and builds; runs/ and data/ stay
-	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
+clean: ## remove .venv and the like, caches and builds; runs/ and data/ stay
+	rm -rf .venv .venv-latest .venv-lowest build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp is made last: an install that was cut short is done again.
-.venv/.ok: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "sleeptrain needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; \
-		exit 1; }
-	@$(PYTHON) -m venv .venv || { echo "$(PYTHON) -m venv failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-ifeq ($(GPU),1)
-	$(BIN)/python -m pip install -e '.[dev,gpu]'
-else
-	@# PyPI's torch for Linux brings 3 GB of CUDA; pytorch.org has the same version without, unless pip was told of another place.
-	@index=; \
-	if [ "$$(uname -s)" = Linux ] && ! $(BIN)/python -m pip config list | grep find-links >/dev/null; then \
-		index="--extra-index-url $(CPU_INDEX)"; \
-	fi; \
-	set -x; $(BIN)/python -m pip install $$index -e '.[dev]'
-	@packages=$$($(BIN)/python -m pip list 2>/dev/null | awk '$$1 ~ /^(nvidia-|triton$$)/ { print $$1 }'); \
-	if [ -n "$$packages" ]; then \
-		echo "CUDA packages were installed on a machine without a GPU:" $$packages >&2; \
-		echo "Remove .venv and point pip at a CPU build of torch (PIP_FIND_LINKS or $(CPU_INDEX)), or run make GPU=1 install" >&2; \
-		exit 1; \
-	fi
-endif
-	@touch $@
+# The stamp is made last: an install that was cut short is done again. One for the other kind of machine is made anew.
+.venv/.ok: pyproject.toml $(LOCK) requirements/install.sh $(if $(filter-out $(GPU),$(INSTALLED)),anew)
+	@$(INSTALL) .venv $(LOCK)
+	@echo $(GPU) > $@
+
+.PHONY: anew
+anew:
+	rm -rf .venv

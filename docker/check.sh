@@ -2,13 +2,13 @@
 # Builds the Dockerfile as it is on a stand-in for its base image, and trains in the result. Needs root on Debian or
 # Ubuntu, buildah, mmdebstrap and a network. What it does not show is in docs/containers.md.
 #
-# The stand-in is a small Debian under the base's name, with a CPU build of torch that has a version as vendors give
-# them. Images and storage are this script's own, in a temporary folder, and are gone in the end.
+# The stand-in is a small Debian under the base's name, with a CPU build of torch and Triton that have versions as vendors
+# give them. Images and storage are this script's own, in a temporary folder, and are gone in the end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 SUITE=bookworm PYTHON_VERSION=3.11
-torch=$(grep -oE '"torch[^"]+"' pyproject.toml | tr -d '"')
+locked() { grep -oE "^$1==[^ ]+" requirements/gpu.txt; }
 
 for program in buildah mmdebstrap; do
     command -v "$program" >/dev/null || { echo "docker/check.sh: no $program; apt-get install buildah mmdebstrap" >&2; exit 3; }
@@ -39,7 +39,8 @@ index=()
 "$PYTHON" -m pip config list | grep find-links >/dev/null ||
     index=(--extra-index-url https://download.pytorch.org/whl/cpu)
 "$PYTHON" -m pip download --quiet --no-deps --dest "$work/base" "${index[@]}" --only-binary=:all: \
-    --python-version $PYTHON_VERSION --implementation cp --platform manylinux_2_28_x86_64 "$torch"
+    --python-version $PYTHON_VERSION --implementation cp --platform manylinux_2_28_x86_64 \
+    --platform manylinux_2_27_x86_64 "$(locked torch)" "$(locked triton)"
 mmdebstrap --quiet --variant=minbase --include=python3,python3-pip,ca-certificates $SUITE "$work/base/root.tar"
 cat >"$work/base/Dockerfile" <<'FILE'
 FROM scratch
@@ -47,19 +48,25 @@ ADD root.tar /
 COPY *.whl /wheels/
 RUN python3 -m pip install --break-system-packages --no-cache-dir --quiet --root-user-action=ignore /wheels/*.whl \
     && rm -r /wheels
-ARG VERSION=2.11.0a0+standin
-RUN cd /usr/local/lib/python3.11/dist-packages && mv torch-*.dist-info "torch-$VERSION.dist-info" \
-    && sed -i "s/^Version: .*/Version: $VERSION/" "torch-$VERSION.dist-info/METADATA"
+ARG TORCH=2.13.0a0+standin
+ARG TRITON=3.7.1+standin
+RUN cd /usr/local/lib/python3.11/dist-packages \
+    && mv torch-*.dist-info "torch-$TORCH.dist-info" && mv triton-*.dist-info "triton-$TRITON.dist-info" \
+    && sed -i "s/^Version: .*/Version: $TORCH/" "torch-$TORCH.dist-info/METADATA" \
+    && sed -i "s/^Version: .*/Version: $TRITON/" "triton-$TRITON.dist-info/METADATA"
 FILE
 build --file "$work/base/Dockerfile" --tag "$base" "$work/base"
-build --file "$work/base/Dockerfile" --tag old --build-arg VERSION=2.7.1 "$work/base"
+build --file "$work/base/Dockerfile" --tag old-torch --build-arg TORCH=2.12.0a0+standin "$work/base"
+build --file "$work/base/Dockerfile" --tag old-triton --build-arg TRITON=3.7.0+standin "$work/base"
 rm "$work"/base/*.whl "$work/base/root.tar"
 
-# The version of torch, and a sum over all its files.
+# The versions of torch and Triton, and a sum over all files of each.
 cat >"$work/torch.sh" <<'FILE'
-python3 -m pip show --no-color torch 2>/dev/null | grep -E '^(Version|Location):'
-place=$(python3 -c 'import importlib.util; print(importlib.util.find_spec("torch").submodule_search_locations[0])')
-cd "$place" && find . -name '*.py' -o -name '*.so' | LC_ALL=C sort | xargs sha256sum | sha256sum
+for name in torch triton; do
+    python3 -m pip show --no-color $name 2>/dev/null | grep -E '^(Name|Version|Location):'
+    place=$(python3 -c "import importlib.util; print(importlib.util.find_spec('$name').submodule_search_locations[0])")
+    (cd "$place" && find . -name '*.py' -o -name '*.so' | LC_ALL=C sort | xargs sha256sum | sha256sum)
+done
 FILE
 in_container() { # IMAGE ROOT|USER COMMAND...
     local container=$1
@@ -73,17 +80,26 @@ say "docker/Dockerfile"
 build --file docker/Dockerfile --tag sleeptrain .
 image=$(store from --pull-never sleeptrain)
 
-say "the base's torch is untouched"
+say "the base's torch and Triton are untouched"
 after=$(in_container "$image" sh /torch.sh)
 echo "$after"
-[ "$before" = "$after" ] || { echo "docker/check.sh: torch was $before" >&2; exit 1; }
+[ "$before" = "$after" ] || { echo "docker/check.sh: they were $before" >&2; exit 1; }
 
-say "a base whose torch does not fit is refused, not mended"
-if build --file docker/Dockerfile --build-arg BASE_IMAGE=localhost/old . 2>"$work/refused"; then
-    echo "docker/check.sh: it was built" >&2
-    exit 1
-fi
-grep 'Cannot install torch' "$work/refused"
+say "the rest has the versions of the lock"
+for name in transformers deepspeed numpy; do
+    version=$(in_container "$image" python3 -c "from importlib.metadata import version; print(version('$name'))")
+    echo "$name==$version"
+    [ "$name==$version" = "$(locked $name)" ] || { echo "docker/check.sh: the lock has $(locked $name)" >&2; exit 1; }
+done
+
+say "a base whose torch or Triton does not fit is refused, not mended"
+for name in torch triton; do
+    if build --file docker/Dockerfile --build-arg BASE_IMAGE=localhost/old-$name . 2>"$work/refused"; then
+        echo "docker/check.sh: it was built" >&2
+        exit 1
+    fi
+    grep "Cannot install.*$name" "$work/refused"
+done
 
 say "who runs, and what it is labelled"
 [ "$(in_container "$image" id -u)" = 10001 ] || { echo "docker/check.sh: the image runs as root" >&2; exit 1; }

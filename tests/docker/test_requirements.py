@@ -2,34 +2,62 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from tests.locks import lock_lines
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = ["nvidia-nccl-cu13==2.28.1", "numpy==2.1.0", "pytorch-triton==3.5", "torch==2.11.0a0+b34", "torchdata==0.11.0"]
+TORCH = "torch==2.13.0a0+9186a08b2c.nv26.07"
+BASE = ["nvidia-nccl-cu13==2.28.1", "numpy==2.1.0", "triton==3.7.1+gitf797708c.nv26.7", TORCH, "torchdata==0.11.0"]
+HELD = [BASE[0], BASE[2], BASE[3]]
 
 
-def told(folder: Path, base: list[str]) -> tuple[int, str, list[str], list[str]]:
-    """(exit code, stderr, requirements, constraints)"""
+def told(folder: Path, base: list[str], *constrained: str) -> tuple[int, str, list[str], list[str]]:
+    """(exit code, stderr, requirements, constraints); constrained: what the base itself tells pip."""
     (folder / "base.txt").write_text("\n".join(base) + "\n")
+    (folder / "own.txt").write_text("\n".join(constrained) + "\n")
     names = [str(folder / name) for name in ("base.txt", "requirements.txt", "constraints.txt")]
-    command = [sys.executable, ROOT / "docker/requirements.py", ROOT / "pyproject.toml", *names]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    inputs = [ROOT / "pyproject.toml", ROOT / "requirements/gpu.txt"]
+    command = [sys.executable, ROOT / "docker/requirements.py", *inputs, *names]
+    environment = os.environ | {"PIP_CONSTRAINT": str(folder / "own.txt")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
     written = [Path(name).read_text().splitlines() if Path(name).exists() else [] for name in names[1:]]
     return done.returncode, done.stderr, *written
 
 
-def test_all_that_training_needs_is_asked_for_and_the_bases_torch_is_held(tmp_path: Path) -> None:
+def test_all_that_training_needs_at_the_versions_of_the_lock_and_the_bases_torch(tmp_path: Path) -> None:
     code, _, requirements, constraints = told(tmp_path, BASE)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    own = {*project["project"]["dependencies"], *project["build-system"]["requires"]}
     assert code == 0
-    assert set(requirements) == {*project["dependencies"], *extras["gpu"], *extras["parallel"], *extras["data"]}
-    assert constraints == ["nvidia-nccl-cu13==2.28.1", "pytorch-triton==3.5", "torch==2.11.0a0+b34"]
+    assert set(requirements) == {*own, *extras["gpu"], *extras["parallel"], *extras["data"]}
+    assert set(HELD) <= set(constraints)
+    pinned = {Requirement(line).name: line for line in constraints}
+    assert len(pinned) == len(constraints)  # no package twice
+    locked = {Requirement(line).name: line for line in lock_lines(ROOT / "requirements/gpu.txt")}
+    assert {name for name, line in pinned.items() if line != locked.get(name)} == {Requirement(h).name for h in HELD}
+    assert pinned["numpy"] == locked["numpy"] and {"hatchling", "setuptools", "wheel"} <= set(pinned)
+
+
+def test_what_the_base_constrains_by_itself_is_its_own(tmp_path: Path) -> None:
+    _, _, _, constraints = told(tmp_path, BASE, "# made with the image", "NumPy==2.1.0", "pip_tools==7")
+    assert not any(line.startswith("numpy") for line in constraints)
+    assert any(line.startswith("safetensors==") for line in constraints)
+
+
+def test_a_vendors_name_of_triton(tmp_path: Path) -> None:
+    """PyPI's own would overwrite the same module."""
+    _, _, requirements, constraints = told(tmp_path, [TORCH, "pytorch-triton==3.7.1+git1"])
+    assert any(line.startswith("pytorch-triton>=3.7.1") for line in requirements)
+    assert not any(line.startswith("triton") for line in [*requirements, *constraints])
 
 
 @pytest.mark.parametrize("base", [["numpy==2.1.0"], ["pytorch-triton==3.5", "torchdata==0.11.0"]])
