@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from sleeptrain.config.mixers import of_mixer
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.model.attention import Attention
 from sleeptrain.model.gated_deltanet import GatedDeltaNet
@@ -38,7 +39,8 @@ class Block(nn.Module):
     def __init__(self, layer: int, config: ModelConfig):
         super().__init__()
         norm = partial(RMSNorm, config.dim, config.norm_eps, config.norm)
-        mixer, self.has_mlp = MIXERS[config.layers[layer]], layer not in config.mixer_only
+        mixer = of_mixer(MIXERS, config.layers[layer], "the module")
+        self.has_mlp = layer not in config.mixer_only
         self.post_norm = self.has_mlp and config.attention.post_norm and issubclass(mixer, Attention)
         self.sandwich = self.has_mlp and config.sandwich_norms
         self.residual_multiplier = config.residual_multiplier

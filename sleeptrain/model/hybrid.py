@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sleeptrain.config.mixers import of_mixer
 from sleeptrain.config.schema import ModelConfig
+from sleeptrain.errors import ConfigError
 from sleeptrain.model.attention import Attention
 from sleeptrain.model.block import MIXERS, Block
 from sleeptrain.model.decay import init_decay
@@ -145,7 +147,8 @@ def initial_weight(config: ModelConfig, name: str, shape: tuple[int, ...], seed:
     not depend on how the model is laid out over ranks or on which other parameters exist. None for norms, D and the
     convolutions' biases, which begin as the identity. Zeros for other biases, for the output of a mixer without a
     feed-forward, so that its block begins as the identity, and for the matrix that makes a dynamic convolution's
-    kernels: it begins as the static one of its bias.
+    kernels: it begins as the static one of its bias. Raises ConfigError for what is none of these and no linear layer's
+    matrix: a mixer says here how it begins.
     """
     leaf = name.rsplit(".", 1)[-1]
     if leaf in ("A_log", "dt_bias"):
@@ -163,6 +166,8 @@ def initial_weight(config: ModelConfig, name: str, shape: tuple[int, ...], seed:
     if leaf == "conv_weight" or kernel_bias:
         bound = 1 / math.sqrt(config.jet.conv_size if kernel_bias else shape[-1])
         return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    if leaf != "weight" or len(shape) != 2:
+        raise ConfigError(f"model.layers: how {name} {list(shape)} of the mixer begins is not known")
     ends_branch = ends_mixer or name.endswith("down_proj.weight")
     std = config.init_std / (math.sqrt(2 * len(config.layers)) if ends_branch else 1)
     return torch.empty(shape).normal_(0.0, std, generator=generator)
@@ -177,9 +182,11 @@ def state_only_end(layers: Sequence[str], first: int, last: int, sliding: bool) 
 
     Recurrent mixers always leave one, attention only under sliding eviction.
     """
-    return max(
-        (i + 1 for i in range(first, last) if sliding or not issubclass(MIXERS[layers[i]], Attention)), default=first
-    )
+
+    def leaves_state(layer: int) -> bool:
+        return sliding or not issubclass(of_mixer(MIXERS, layers[layer], "the module"), Attention)
+
+    return max((i + 1 for i in range(first, last) if leaves_state(i)), default=first)
 
 
 def parameter_generator(seed: int, name: str) -> torch.Generator:

@@ -177,7 +177,7 @@ class PartOfModel:
             return False
         plans = [m.rounds for m in micro_batches(batch, shape, self._config)]
         stretches = [rounds for plan in plans for rounds in truncated(plan, sleep.bptt_windows)]
-        if self._world.agree([[replace(r, rows=()) for r in rounds] for rounds in stretches]):
+        if self._world.agree([[replace(r, rows=(), work=None) for r in rounds] for rounds in stretches]):
             return True
         alike = self._world.agree(len(stretches))
         if alike and not self._world.any(not all(rounds[0].loss for rounds in stretches)):

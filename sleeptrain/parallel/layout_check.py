@@ -8,6 +8,7 @@ from sleeptrain.config.ranges import ATTENTION_MIXERS
 from sleeptrain.config.schema import Config, ModelConfig
 from sleeptrain.config.validate import values_in_force
 from sleeptrain.errors import ConfigError
+from sleeptrain.parallel.sharding import MIXER_RULES
 from sleeptrain.parallel.stage_split import split_stages
 from sleeptrain.sleep.rounds import window_spans
 
@@ -87,6 +88,8 @@ def tensor_obstacles(model: ModelConfig, size: int) -> Iterator[str]:
     if "mamba2" in kinds:
         settings["model.mamba2.num_heads"] = mamba.num_heads
     yield from (f"{name} ({value})" for name, value in settings.items() if value % size)
+    if size > 1:
+        yield from (f"model.layers ({kind})" for kind in sorted(kinds - set(MIXER_RULES)))
     if attends and size > 1:
         if attention.qk_norm == "all":
             yield "model.attention.qk_norm (all)"

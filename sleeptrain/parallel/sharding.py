@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
+from sleeptrain.config.mixers import of_mixer
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.model.state import FastWeights, LayerState, Recurrent, Retained
 
@@ -81,9 +82,8 @@ class ModelSharding:
         if not config.tie_embeddings:
             self._by_name["head.weight"] = vocabulary
         for index, kind in enumerate(config.layers):
-            rules = _block_rules(config, index) | {
-                f"mixer.{name}": rule for name, rule in _mixer_rules(kind, config).items()
-            }
+            mixer = of_mixer(MIXER_RULES, kind, "the sharding")(config)
+            rules = _block_rules(config, index) | {f"mixer.{name}": rule for name, rule in mixer.items()}
             self._by_name |= {f"blocks.{index}.{name}": rule for name, rule in rules.items()}
 
     def __getitem__(self, name: str) -> Sharding:
@@ -195,17 +195,6 @@ def _block_rules(config: ModelConfig, layer: int) -> dict[str, Sharding]:
     }
 
 
-def _mixer_rules(kind: str, config: ModelConfig) -> dict[str, Sharding]:
-    rules = {
-        "attention": _attention,
-        "sliding_attention": _attention,
-        "gated_deltanet": _gated_deltanet,
-        "jet": _jet,
-        "mamba2": _mamba2,
-    }
-    return rules[kind](config)
-
-
 def _attention(config: ModelConfig) -> dict[str, Sharding]:
     c = config.attention
     query, keys = c.num_heads * c.head_dim, Sharding(0, (c.num_kv_heads * c.head_dim,))
@@ -274,3 +263,12 @@ def _mamba2(config: ModelConfig) -> dict[str, Sharding]:
         "norm.weight": Sharding(0, (inner,)),
         "out_proj.weight": Sharding(1, (inner,)),
     }
+
+
+MIXER_RULES = {
+    "attention": _attention,
+    "sliding_attention": _attention,
+    "gated_deltanet": _gated_deltanet,
+    "jet": _jet,
+    "mamba2": _mamba2,
+}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sleeptrain.config.mixers import of_mixer
 from sleeptrain.config.ranges import ATTENTION_MIXERS
 from sleeptrain.config.schema import Config, ModelConfig
 from sleeptrain.ops.chunks import Cut
@@ -50,7 +51,7 @@ class Activations:
             "mamba2": self._mamba2,
         }
         kind, has_mlp = m.layers[layer], layer not in m.mixer_only
-        token = self._norm() + mixers[kind](length, state_only)
+        token = self._norm() + of_mixer(mixers, kind, "the memory")(length, state_only)
         if not state_only and has_mlp:
             token += self._norm() + self._inputs(2) + 4 * m.ffn_dim * self.narrow
             token += 2 * self._norm() * m.sandwich_norms
@@ -157,7 +158,7 @@ def state_bytes(model: ModelConfig, kind: str) -> int:
         "jet": j.num_heads * j.head_k_dim * j.head_v_dim,
         "mamba2": m.num_heads * m.state_dim * m.head_dim,
     }
-    return WIDE * elements[kind]
+    return WIDE * of_mixer(elements, kind, "the state")
 
 
 def carried_bytes(config: Config, workload: Workload, model: ModelConfig, kind: str) -> int:
@@ -171,11 +172,12 @@ def carried_bytes(config: Config, workload: Workload, model: ModelConfig, kind: 
     if workload.settings.boundary.carry_conv:
         g, j, m = model.gated_deltanet, model.jet, model.mamba2
         keys = 2 * g.num_k_heads * g.head_k_dim
-        tail = {
+        tails = {
             "gated_deltanet": (g.conv_size - 1) * (keys + g.num_v_heads * g.head_v_dim),
             "jet": (j.conv_size - 1) * j.num_heads * j.head_v_dim,
             "mamba2": (m.conv_size - 1) * (m.num_heads * m.head_dim + 2 * m.num_groups * m.state_dim),
-        }[kind]
+        }
+        tail = of_mixer(tails, kind, "the convolution")
     return state_bytes(model, kind) + WIDE * tail
 
 
@@ -185,19 +187,36 @@ def _chunk(length: int, wanted: int) -> int:
 
 def _matrix_elements(model: ModelConfig, layer: int) -> int:
     """Of a block's linear layers."""
-    d, a, g, m, kind = model.dim, model.attention, model.gated_deltanet, model.mamba2, model.layers[layer]
-    kernels = 0
-    if kind in ATTENTION_MIXERS:
-        q_rows = a.num_heads * a.head_dim
-        rows = q_rows * (3 if a.gate else 2) + 2 * a.num_kv_heads * a.head_dim
-    elif kind == "gated_deltanet":
-        rows = 2 * g.num_k_heads * g.head_k_dim + 3 * g.num_v_heads * g.head_v_dim + 2 * g.num_v_heads
-    elif kind == "jet":
-        j = model.jet
-        values = j.num_heads * j.head_v_dim
-        rows = 2 * j.num_heads * j.head_k_dim + 3 * values + j.kernel_dim + 2 * j.num_heads
-        kernels = j.kernel_dim * j.conv_size * values
-    else:
-        inner = m.num_heads * m.head_dim
-        rows = 3 * inner + 2 * m.num_groups * m.state_dim + m.num_heads
-    return d * (rows + (0 if layer in model.mixer_only else 3 * model.ffn_dim)) + kernels
+    feed_forward = 0 if layer in model.mixer_only else 3 * model.dim * model.ffn_dim
+    return of_mixer(_MATRICES, model.layers[layer], "the size")(model) + feed_forward
+
+
+def _attention_matrices(model: ModelConfig) -> int:
+    a = model.attention
+    return model.dim * (a.num_heads * a.head_dim * (3 if a.gate else 2) + 2 * a.num_kv_heads * a.head_dim)
+
+
+def _gated_deltanet_matrices(model: ModelConfig) -> int:
+    g = model.gated_deltanet
+    return model.dim * (2 * g.num_k_heads * g.head_k_dim + 3 * g.num_v_heads * g.head_v_dim + 2 * g.num_v_heads)
+
+
+def _jet_matrices(model: ModelConfig) -> int:
+    j = model.jet
+    values = j.num_heads * j.head_v_dim
+    rows = 2 * j.num_heads * j.head_k_dim + 3 * values + j.kernel_dim + 2 * j.num_heads
+    return model.dim * rows + j.kernel_dim * j.conv_size * values
+
+
+def _mamba2_matrices(model: ModelConfig) -> int:
+    m = model.mamba2
+    return model.dim * (3 * m.num_heads * m.head_dim + 2 * m.num_groups * m.state_dim + m.num_heads)
+
+
+_MATRICES = {
+    "attention": _attention_matrices,
+    "sliding_attention": _attention_matrices,
+    "gated_deltanet": _gated_deltanet_matrices,
+    "jet": _jet_matrices,
+    "mamba2": _mamba2_matrices,
+}

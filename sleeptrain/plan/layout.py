@@ -111,10 +111,10 @@ def _step_plan(
     speed = None
     if gpu is not None:
         busiest = max(simulation.busy) * len(ranks) / sum(simulation.busy)
-        executed = (flops + again) / processes * busiest
+        executed = workload.executed()
         work = Work(
             flops=flops,
-            executed=executed,
+            executed=(executed.flops(config) + executed.recompute_flops(config)) / processes * busiest,
             bubble=simulation.finish / max(simulation.busy) - 1,
             orthogonalised=max(newton_schulz_flops(config, h, workload.replicas) for h in held),
             state=max(m.weights + m.master + m.gradients + m.optimizer for m in memory),

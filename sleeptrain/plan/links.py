@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from sleeptrain.config.mixers import of_mixer
 from sleeptrain.config.ranges import ATTENTION_MIXERS
 from sleeptrain.config.schema import Config
 from sleeptrain.parallel.stages import Stages
@@ -181,7 +182,7 @@ class _TensorCounts:
             own = {i for i in self.layers if i in planned}
             reached |= own
             read |= own - {planned.stop - 1} if r.state_only else own
-        elements = sum(heads[m.layers[i]] for i in read)
+        elements = sum(of_mixer(heads, m.layers[i], "the communication") for i in read)
         behind_mixer = sum(0 if i in m.mixer_only else 3 if m.sandwich_norms else 1 for i in read)
         return WIDE * (elements + m.dim * (len(reached) + behind_mixer) * self.sequence)
 

@@ -55,7 +55,8 @@ def leaves_machine(tensor: int, replicas: int, pipeline: int) -> dict[str, bool]
 
 @dataclass(frozen=True)
 class Work:
-    """Of a step. flops: model FLOPs of all processes. executed: of the busiest stage's process, recomputation included.
+    """Of a step. flops: model FLOPs of all processes. executed: of the busiest stage's process, recomputation and pads
+    included.
 
     bubble: idle time over work. orthogonalised: FLOPs of Newton-Schulz on the process that does most. state: bytes that
     a process holds of weights, gradients and optimizer state, which the update reads and writes.

@@ -67,6 +67,11 @@ class Workload:
         flops = step_flops(config.model, self.rounds, self.num_targets, self.settings.core, self.sliding_window)
         return flops * self.num_micros * self.replicas
 
+    def executed(self) -> Workload:
+        """The same with pads for work, which are computed like other tokens: what time goes by."""
+        stretches = tuple(tuple(r.executed() for r in stretch) for stretch in self.stretches)
+        return replace(self, rounds=tuple(r.executed() for r in self.rounds), stretches=stretches)
+
     def recompute_flops(self, config: Config) -> int:
         """FLOPs of a step in all replicas that repeat others, to save memory."""
         flops = 0

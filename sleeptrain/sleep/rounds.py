@@ -7,13 +7,21 @@ it, so that they cannot disagree.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 
 from sleeptrain.config.schema import SleepConfig
 from sleeptrain.data.batch import IGNORE, PAD, Batch
 from sleeptrain.model.hybrid import state_only_end
+
+
+class Stretch(NamedTuple):
+    """The tokens of one document in a window of a row. before: how many of its tokens the window before holds."""
+
+    tokens: int
+    before: int = 0
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,9 @@ class Round:
     loss: the targets of the window are predicted.
     coda: the blocks behind the core are run (a loss is wanted, or this is the window's last pass).
     state_only: nobody reads the features; only the state counts.
+    work: of each of the rows, what the pass works on: in a wake pass all documents of the window, in a sleep pass the
+    one that is open at its end. The other tokens are pads to it. None: all tokens, as those of one document. Rounds
+    with other work are equal all the same, for they run alike.
     """
 
     window: int
@@ -38,10 +49,15 @@ class Round:
     loss: bool = False
     coda: bool = False
     state_only: bool = False
+    work: tuple[tuple[Stretch, ...], ...] | None = field(default=None, compare=False)
 
     @property
     def is_wake(self) -> bool:
         return self.pass_index == 1
+
+    def executed(self) -> Round:
+        """The same round with pads for work, since they are computed like other tokens."""
+        return replace(self, work=None)
 
 
 @dataclass(frozen=True)
@@ -49,13 +65,21 @@ class WindowFacts:
     """What the plan must know of one window, row by row.
 
     has_target[b]: some token of the row is to be predicted. read_later[b]: the document that is open at the window's
-    end goes on behind it, in this step or the next, so that its state will be read.
+    end goes on behind it, in this step or the next, so that its state will be read. documents[b]: its documents in
+    order, pads left out; empty where that is not known.
     """
 
     start: int
     stop: int
     has_target: tuple[bool, ...]
     read_later: tuple[bool, ...]
+    documents: tuple[tuple[Stretch, ...], ...] = ()
+
+    def work(self, rows: Sequence[int], sleeping: bool) -> tuple[tuple[Stretch, ...], ...] | None:
+        """What a pass over these rows works on."""
+        if not self.documents:
+            return None
+        return tuple(self.documents[b][-1:] if sleeping else self.documents[b] for b in rows)
 
 
 def round_layers(r: Round, layers: Sequence[str], core: tuple[int, int], sliding: bool) -> range:
@@ -76,15 +100,37 @@ def window_facts(batch: Batch, window: int) -> list[WindowFacts]:
     """The facts of every window of a batch (on the CPU)."""
     valid = batch.documents_BT != PAD
     following = _next_valid_document(batch)
+    documents = _documents(batch, window)
     facts = []
-    for start, stop in window_spans(batch.tokens_BT.shape[1], window):
+    for index, (start, stop) in enumerate(window_spans(batch.tokens_BT.shape[1], window)):
         at = torch.arange(start, stop)
         last = torch.where(valid[:, start:stop], at, -1).amax(dim=1)
         open_document = batch.documents_BT.gather(1, last.clamp(min=0)[:, None]).squeeze(1)
         read_later = (last >= 0) & (open_document == following[:, stop - 1])
         has_target = (batch.targets_BT[:, start:stop] != IGNORE).any(dim=1)
-        facts.append(WindowFacts(start, stop, tuple(has_target.tolist()), tuple(read_later.tolist())))
+        found = tuple(has_target.tolist()), tuple(read_later.tolist())
+        facts.append(WindowFacts(start, stop, *found, tuple(map(tuple, documents[index]))))
     return facts
+
+
+def _documents(batch: Batch, window: int) -> list[list[list[Stretch]]]:
+    """By window and row, the documents in the window. Of a row that is carried in, the window before was a full one."""
+    num_rows, num_tokens = batch.tokens_BT.shape
+    row, at = (batch.documents_BT != PAD).nonzero(as_tuple=True)
+    places = torch.stack([row, at // window, batch.documents_BT[row, at]])  # row, window, document of each token
+    begins = torch.ones_like(row, dtype=torch.bool)
+    begins[1:] = (places[:, 1:] != places[:, :-1]).any(0)
+    starts = begins.nonzero().squeeze(1)
+    counts = torch.diff(starts, append=starts.new_tensor([len(row)]))
+    found: list[list[list[Stretch]]] = [[[] for _ in range(num_rows)] for _ in window_spans(num_tokens, window)]
+    carried, last = batch.carried_B.tolist(), (-1, -1, -1, 0)
+    for b, index, document, tokens in zip(*places[:, starts].tolist(), counts.tolist(), strict=True):
+        before = last[3] if last[:3] == (b, index - 1, document) else 0
+        if last[0] != b and carried[b]:
+            before = window
+        found[index][b].append(Stretch(tokens, before))
+        last = (b, index, document, tokens)
+    return found
 
 
 def _next_valid_document(batch: Batch) -> torch.Tensor:
@@ -121,13 +167,16 @@ def plan_rounds(
         sleeping = tuple(b for b in rows if fact.read_later[b] and (when == "every" or not fact.has_target[b]))
         span = (index, fact.start, fact.stop)
         if predicted:
-            rounds.append(Round(*span, 1, predicted, loss=True, coda=True))
+            work = fact.work(predicted, sleeping=False)
+            rounds.append(Round(*span, 1, predicted, loss=True, coda=True, work=work))
         if silent:
-            rounds.append(Round(*span, 1, silent, coda=passes == 1, state_only=passes == 1))
+            work, only = fact.work(silent, sleeping=False), passes == 1
+            rounds.append(Round(*span, 1, silent, coda=only, state_only=only, work=work))
         if sleeping:
+            work = fact.work(sleeping, sleeping=True)
             for n in range(2, passes + 1):
                 last = n == passes
-                rounds.append(Round(*span, n, sleeping, feedback == "features", coda=last, state_only=last))
+                rounds.append(Round(*span, n, sleeping, feedback == "features", coda=last, state_only=last, work=work))
     return rounds
 
 

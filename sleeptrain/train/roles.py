@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, cast
+
 import torch
 
+from sleeptrain.config.mixers import of_mixer
 from sleeptrain.model.attention import Attention
+from sleeptrain.model.block import Block
 from sleeptrain.model.gated_deltanet import GatedDeltaNet
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.mamba2 import Mamba2
@@ -33,18 +38,38 @@ def parameter_roles(model: Hybrid) -> dict[str, ParameterRole]:
 
 
 def _fused_blocks(model: Hybrid) -> dict[str, Blocks]:
+    """Of the projections that are fused, the rows of each matrix."""
     blocks: dict[str, Blocks] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, GatedDeltaNet):
-            blocks[f"{name}.in_proj_qkv.weight"] = _consecutive(module.key_dim, module.key_dim, module.value_dim)
-        elif isinstance(module, Mamba2):
-            sizes = (module.inner_dim, module.inner_dim, module.group_dim, module.group_dim, module.config.num_heads)
-            blocks[f"{name}.in_proj.weight"] = _consecutive(*sizes)
-        elif isinstance(module, Attention) and module.config.gate:
-            c = module.config
-            rows = torch.arange(c.num_heads * c.head_dim * 2).view(c.num_heads, 2, c.head_dim)
-            blocks[f"{name}.q_proj.weight"] = (rows[:, 0].flatten(), rows[:, 1].flatten())
+    for layer, block in model.blocks.items():
+        fused = of_mixer(_FUSED, model.config.layers[int(layer)], "the matrices")(cast(Block, block).mixer)
+        blocks |= {f"blocks.{layer}.mixer.{name}.weight": rows for name, rows in fused.items()}
     return blocks
+
+
+def _attention(mixer: Attention) -> dict[str, Blocks]:
+    c = mixer.config
+    if not c.gate:
+        return {}
+    rows = torch.arange(c.num_heads * c.head_dim * 2).view(c.num_heads, 2, c.head_dim)
+    return {"q_proj": (rows[:, 0].flatten(), rows[:, 1].flatten())}
+
+
+def _gated_deltanet(mixer: GatedDeltaNet) -> dict[str, Blocks]:
+    return {"in_proj_qkv": _consecutive(mixer.key_dim, mixer.key_dim, mixer.value_dim)}
+
+
+def _mamba2(mixer: Mamba2) -> dict[str, Blocks]:
+    sizes = (mixer.inner_dim, mixer.inner_dim, mixer.group_dim, mixer.group_dim, mixer.config.num_heads)
+    return {"in_proj": _consecutive(*sizes)}
+
+
+_FUSED: dict[str, Callable[[Any], dict[str, Blocks]]] = {
+    "attention": _attention,
+    "sliding_attention": _attention,
+    "gated_deltanet": _gated_deltanet,
+    "jet": lambda _: {},
+    "mamba2": _mamba2,
+}
 
 
 def _consecutive(*sizes: int) -> Blocks:

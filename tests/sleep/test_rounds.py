@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -123,6 +125,29 @@ def test_whose_state_is_read_later(given, read_later):
 def test_targets_are_counted_by_window():
     given = batch([[0] * 10, [0] * 10], targets=[[0] * 9 + [1], [1] + [0] * 9])
     assert [f.has_target for f in window_facts(given, 4)] == [(False, True), (False, False), (True, False)]
+
+
+WORK = {
+    "documents of a wake pass, the open one of a sleep pass": (
+        batch([[0] * 2 + [1] * 6]), [[[(2, 0), (2, 0)]], [[(2, 0)]], [[(4, 2)]]]
+    ),
+    "pads are no work": (batch([[0] * 4 + [0] * 2 + [PAD] * 2]), [[[(4, 0)]], [[(4, 0)]], [[(2, 4)]]]),
+    "a row that is carried in": (
+        replace(batch([[0] * 8]), carried_B=torch.tensor([True])), [[[(4, 4)]], [[(4, 4)]], [[(4, 4)]]]
+    ),
+    "rows that differ": (
+        batch([[0] * 8, [0] * 3 + [1] * 5]),
+        [[[(4, 0)], [(3, 0), (1, 0)]], [[(4, 0)], [(1, 0)]], [[(4, 4)], [(4, 1)]]],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "work"), WORK.values(), ids=WORK)
+def test_what_a_pass_works_on(given, work):
+    rounds = plan_rounds(window_facts(given, 4), 2)
+    assert [(r.window, r.pass_index) for r in rounds] == [(0, 1), (0, 2), (1, 1)]
+    assert [[list(map(tuple, row)) for row in r.work] for r in rounds] == work
+    assert all(r.executed() == r and r.executed().work is None for r in rounds)  # and they run alike
 
 
 def test_ragged_last_window():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -10,11 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode
 import sleeptrain.model.gated_deltanet as gated_deltanet
 import sleeptrain.model.jet as jet
 import sleeptrain.model.mamba2 as mamba2
+from sleeptrain.data.batch import PAD
 from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.layout import first_of_document, sleep_layout, window_layout
+from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_rounds, window_facts
 from sleeptrain.train.flops import layer_flops, round_flops, step_flops
+from sleeptrain.train.step import forward_backward
 from tests.models import VOCABULARY, random_batch, tiny_config
+from tests.train.test_step import config
 
 
 @pytest.fixture
@@ -136,6 +143,48 @@ def test_a_sliding_layer_counts_the_pairs_it_sees(reach: int, sliding_window: in
         far = min(reach, sliding_window or reach)
         pairs = sum(first <= k <= q and q - k < far for q in range(8 * window, 8 * window + 8) for k in range(16))
         assert found == (cost.state + cost.features) * 8 + cost.pair * pairs
+
+
+DOCUMENTS = [[0] * 16, [0] * 3 + [1] * 2 + [2] * 11, [0] * 6 + [PAD] * 10, [0] * 5 + [1] * 7 + [PAD] * 4]
+
+
+@pytest.mark.parametrize("sliding_window", [None, 4])
+@pytest.mark.parametrize("reach", [2, 100])
+def test_only_what_a_layout_lets_a_round_work_on_is_counted(reach: int, sliding_window: int | None) -> None:
+    """Tokens and pairs, counted in the masks that the mixers get."""
+    config = tiny_config(["sliding_attention"])
+    config.attention.sliding_window = reach
+    batch, cost = random_batch(DOCUMENTS, continues=[True] * 4), layer_flops(config, 0)
+    starts, documents = first_of_document(batch.documents_BT), batch.documents_BT
+    rounds = plan_rounds(window_facts(batch, 4), 3)
+    assert {r.pass_index for r in rounds} == {1, 2, 3}
+    for r in rounds:
+        rows = list(r.rows)
+        own, before = documents[rows, r.start : r.stop], documents[rows, max(r.start - 4, 0) : r.start]
+        layout = window_layout(own, starts[rows, r.start : r.stop]) if r.is_wake else sleep_layout(own)
+        valid = layout.documents_RL != PAD
+        near = layout.within(reach)
+        if sliding_window is not None and r.window > 0:
+            mask = near.with_retained(before, min(sliding_window, reach))
+        else:
+            mask = torch.ones(len(rows), 1, 4, 4, dtype=torch.bool).tril() if near.mask_RLL is None else near.mask_RLL
+        pairs = int((mask & valid[:, None, :, None]).sum())
+        every = replace(r, state_only=False)
+        expected = (cost.state + cost.features) * int(valid.sum()) + cost.pair * pairs
+        assert round_flops(config, every, (0, 1), sliding_window) == expected
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_pads_cost_nothing_whatever_the_layout(layers: list[str]) -> None:
+    """A step of padded rows is worth what the rows are that end where their documents do."""
+    settings = config(model__layers=layers)
+    model = Hybrid(settings.model)
+    model.init_weights(0)
+
+    def flops(*rows: list[int]) -> int:
+        return forward_backward(model, random_batch(list(rows)), StepShape(3, 4, len(rows)), settings, None).flops
+
+    assert flops([0] * 6 + [PAD] * 6, [0] * 12) == flops([0] * 6) + flops([0] * 12)
 
 
 def test_a_mixer_alone_costs_no_feed_forward():

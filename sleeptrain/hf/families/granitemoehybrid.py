@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sleeptrain.config.mixers import of_mixer
 from sleeptrain.config.schema import AttentionConfig, Mamba2Config, ModelConfig
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.families.family import (
@@ -135,7 +136,8 @@ class GraniteMoeHybrid(Family):
         for i, kind in enumerate(config.layers):
             ours, theirs = f"blocks.{i}", f"model.layers.{i}"
             found.append(norm(f"{ours}.mixer_norm.weight", f"{theirs}.input_layernorm.weight"))
-            found += (_attention if kind == "attention" else _mamba)(f"{ours}.mixer", theirs)
+            mixer = of_mixer({"attention": _attention, "mamba2": _mamba}, kind, "the Hugging Face names")
+            found += mixer(f"{ours}.mixer", theirs)
             found.append(norm(f"{ours}.mlp_norm.weight", f"{theirs}.post_attention_layernorm.weight"))
             found += _mlp(f"{ours}.mlp", f"{theirs}.shared_mlp")
         return found + end

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sleeptrain.config.mixers import of_mixer
 from sleeptrain.config.schema import AttentionConfig, JetConfig, ModelConfig
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.families.family import (
@@ -115,7 +116,8 @@ class JetNemotron(Family):
         for i, kind in enumerate(config.layers):
             ours, theirs = f"blocks.{i}", f"model.layers.{i}"
             begin.append(norm(f"{ours}.mixer_norm.weight", f"{theirs}.input_layernorm.weight"))
-            mixer = _jet_links if kind == "jet" else attention_links
+            mixers = {"attention": attention_links, "sliding_attention": attention_links, "jet": _jet_links}
+            mixer = of_mixer(mixers, kind, "the Hugging Face names")
             begin += mixer(config, f"{ours}.mixer", f"{theirs}.self_attn")
             begin.append(norm(f"{ours}.mlp_norm.weight", f"{theirs}.post_attention_layernorm.weight"))
             begin += mlp_links(f"{ours}.mlp", f"{theirs}.mlp")

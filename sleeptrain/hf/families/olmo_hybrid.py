@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sleeptrain.config.mixers import of_mixer
 from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, ModelConfig
 from sleeptrain.hf.families.family import (
     MULTIPLIERS,
@@ -29,6 +30,11 @@ from sleeptrain.hf.families.family import (
 )
 
 LAYER_TYPES = {"attention": "full_attention", "gated_deltanet": "linear_attention"}
+# The norms of mixer and feed-forward.
+_NORMS = {
+    "attention": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "gated_deltanet": ("attention_layer_norm", "feedforward_layer_norm"),
+}
 GATED_NORM_EPS = 1e-5  # fixed in the architecture
 
 
@@ -108,14 +114,13 @@ class OlmoHybrid(Family):
         found, end = top_links(config, norm)
         for i, kind in enumerate(config.layers):
             ours, theirs = f"blocks.{i}", f"model.layers.{i}"
+            mixer_norm, mlp_norm = of_mixer(_NORMS, kind, "the Hugging Face names")
             if kind == "attention":
-                mixer_norm, mlp_norm = "post_attention_layernorm", "post_feedforward_layernorm"
                 found += renamed(
                     f"{ours}.mixer", f"{theirs}.self_attn", {f"{n}_proj.weight": f"{n}_proj.weight" for n in "qkvo"}
                 )
                 found += [norm(f"{ours}.mixer.{n}_norm.weight", f"{theirs}.self_attn.{n}_norm.weight") for n in "qk"]
             else:
-                mixer_norm, mlp_norm = "attention_layer_norm", "feedforward_layer_norm"
                 found += _gated_deltanet(f"{ours}.mixer", f"{theirs}.linear_attn", sizes)
             found.append(norm(f"{ours}.mixer_norm.weight", f"{theirs}.{mixer_norm}.weight"))
             found.append(norm(f"{ours}.mlp_norm.weight", f"{theirs}.{mlp_norm}.weight"))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sleeptrain.config.mixers import of_mixer
 from sleeptrain.config.schema import AttentionConfig, ModelConfig
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.families.family import (
@@ -103,10 +104,11 @@ class Ouro(Family):
     def links(self, config: ModelConfig) -> list[Link]:
         norm = norm_link(config.norm)
         begin, end = top_links(config, norm)
-        for i in range(len(config.layers)):
+        for i, kind in enumerate(config.layers):
             ours, theirs = f"blocks.{i}", f"model.layers.{i}"
             begin += [norm(f"{ours}.{a}.weight", f"{theirs}.{b}.weight") for a, b in _NORMS.items()]
-            begin += attention_links(config, f"{ours}.mixer", f"{theirs}.self_attn")
+            mixer = of_mixer({"attention": attention_links}, kind, "the Hugging Face names")
+            begin += mixer(config, f"{ours}.mixer", f"{theirs}.self_attn")
             begin += mlp_links(f"{ours}.mlp", f"{theirs}.mlp")
         return [*begin, *end, _gate(config.dim)]
 

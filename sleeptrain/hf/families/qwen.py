@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sleeptrain.config.mixers import of_mixer
 from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, ModelConfig
 from sleeptrain.hf.families.family import (
     MULTIPLIERS,
@@ -91,7 +92,7 @@ def links(config: ModelConfig, projections: Projections) -> list[Link]:
     for i, kind in enumerate(config.layers):
         ours, theirs = f"blocks.{i}", f"model.layers.{i}"
         begin.append(rename(f"{ours}.mixer_norm.weight", f"{theirs}.input_layernorm.weight"))
-        mixer = _attention if kind == "attention" else _gated_deltanet
+        mixer = of_mixer({"attention": _attention, "gated_deltanet": _gated_deltanet}, kind, "the Hugging Face names")
         begin += mixer(f"{ours}.mixer", theirs, projections)
         begin.append(rename(f"{ours}.mlp_norm.weight", f"{theirs}.post_attention_layernorm.weight"))
         begin += mlp_links(f"{ours}.mlp", f"{theirs}.mlp")
