@@ -23,7 +23,7 @@ _HOSTILE = re.compile(
     + "".join(f"{chr(plane << 16 | 0xFFFE)}{chr(plane << 16 | 0xFFFF)}" for plane in range(1, 17))
     + "]"
 )
-_USER = re.compile(r"(?<=://)[^\s/'\"@]+@")
+_USER = re.compile(r"(?<=://)[^\s/'\"]+@")
 _SIGNATURE = re.compile(
     r"([?&][^\s=&'\"]*(?:sig|token|secret|passw|credential|api_?key|access_?key)[^\s=&'\"]*=)[^\s&'\"]+", re.IGNORECASE
 )

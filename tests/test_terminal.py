@@ -37,6 +37,7 @@ def test_no_character_of_control_gets_through() -> None:
 def test_credentials_are_left_out() -> None:
     hidden = terminal.hide_credentials
     assert hidden("s3://key:secret@bucket/a@b") == "s3://***@bucket/a@b"
+    assert hidden("ftp://me:p@ss@host/a") == "ftp://***@host/a"
     assert hidden("pipe:curl 'https://u:p@h/x' -o -") == "pipe:curl 'https://***@h/x' -o -"
     assert hidden("https://h/x.tar?X-Amz-Signature=abc&part=1") == "https://h/x.tar?X-Amz-Signature=***&part=1"
     assert hidden("write to a@b or https://h/me@here") == "write to a@b or https://h/me@here"

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sleeptrain.checkpoint.older import add_older
 from sleeptrain.config.schema import DepoConfig
 from sleeptrain.errors import DataError, UserError
 from sleeptrain.tasks.depo import Depo, Word
@@ -89,10 +90,11 @@ def follow(edges: dict[Word, tuple[Word, int]], node: Word, hops: int) -> Window
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("place", type=Path, metavar="RUN_OR_CHECKPOINT", help="of a run its newest whole checkpoint")
+    parser.add_argument("place", type=Path, metavar="RUN_OR_CHECKPOINT", help="of a run its newest checkpoint")
     parser.add_argument("--hops", type=int, default=2, help="a power of two, for those are asked of held-out cycles")
     parser.add_argument("--passes", type=int, nargs="+", metavar="N", help="default: as the model was trained last")
     parser.add_argument("--batches", type=int, metavar="K", help="default: train.eval_batches of the run")
+    add_older(parser)
     options = parser.parse_args()
     try:
         say("\n".join(lines(options)))
@@ -103,7 +105,7 @@ def main() -> int:
 
 
 def lines(options: argparse.Namespace) -> Iterator[str]:
-    opened = open_checkpoint(options.place, options.passes, batches=options.batches)
+    opened = open_checkpoint(options.place, options.passes, batches=options.batches, allow_older=options.allow_older)
     config = opened.config
     if config.data.source != "depo":
         raise DataError(f"{options.place} was trained on data.source={config.data.source}: only Depo has paths")
