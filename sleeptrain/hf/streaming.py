@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TextIO
 
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from sleeptrain.data.continued import ContinuedText
 from sleeptrain.data.tokenizer import Tokenizer
-
-UNFINISHED = "\ufffd"  # how a character is decoded whose last byte has not come yet
 
 
 class TextOut(BaseStreamer):
-    """Writes what is new of the text at each token, whole characters only; the prompt is not repeated."""
+    """Writes what each token adds to the text, whole characters only; the prompt is not repeated.
 
-    def __init__(self, tokenizer: Tokenizer, out: TextIO) -> None:
-        self._tokenizer, self._out = tokenizer, out
-        self._ids: list[int] = []
-        self._written = 0
+    before: as `ContinuedText` takes it. ends: ids that end a text and are no part of it.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, out: TextIO, before: Sequence[int] | None, ends: Sequence[int] = ()
+    ) -> None:
+        self._text, self._out, self._ends = ContinuedText(tokenizer, before), out, ends
         self._prompt_is_next = True
 
     def put(self, value: torch.Tensor) -> None:
         if self._prompt_is_next:
             self._prompt_is_next = False
             return
-        self._ids += value.flatten().tolist()
-        text = self._tokenizer.decode(self._ids)
-        if not text.endswith(UNFINISHED):
-            self._write(text)
+        self._write(self._text.add([id for id in value.flatten().tolist() if id not in self._ends]))
 
     def end(self) -> None:
-        self._write(self._tokenizer.decode(self._ids) + "\n")
+        self._write(self._text.end() + "\n")
 
     def _write(self, text: str) -> None:
-        print(text[self._written :], end="", file=self._out, flush=True)
-        self._written = len(text)
+        print(text, end="", file=self._out, flush=True)

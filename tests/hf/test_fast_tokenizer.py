@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 import sysconfig
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+import transformers
 
-from sleeptrain.data.hf_tokenizer import TOKENIZER_JSON, HuggingFaceTokenizer
+from sleeptrain.data.hf_tokenizer import CONFIG_JSON, TOKENIZER_JSON, HuggingFaceTokenizer
 from sleeptrain.data.tokenizer import SentencePieceTokenizer, train_tokenizer
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.fast_tokenizer import SAMPLE, convert, fast_files
+from tests.data.texts import default_sentencepiece
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,22 @@ def test_what_is_written_is_what_was_compared(bpe: SentencePieceTokenizer, tmp_p
     assert written.encode("a b").ids == [bpe.bos_id, *bpe.encode("a b")]
     # A Hugging Face tokenizer goes along as it is.
     assert fast_files(again) == again.files
+
+
+@pytest.mark.parametrize("settings", [{}, {"remove_extra_whitespaces": False}, {"add_dummy_prefix": False}], ids=str)
+def test_text_comes_back_without_the_space_that_is_put_before_it(settings, tmp_path: Path):
+    """Also with transformers' own class of it, where ids that only the model has give nothing."""
+    ours = default_sentencepiece(tmp_path / "tokenizer.model", **settings)
+    fast, config = convert(ours)
+    (tmp_path / TOKENIZER_JSON).write_text(fast.to_str())
+    (tmp_path / CONFIG_JSON).write_text(json.dumps(config))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("the cat", " the cat", "€ and a dog", "cat"):
+        ids = ours.encode(text)
+        assert fast.decode(ids) == ours.decode(ids)
+        more = [*theirs(text).input_ids, ours.vocab_size + 5, *ours.encode("cat"), ours.vocab_size]
+        known = [*ids, *ours.encode("cat")]
+        assert theirs.decode(more, skip_special_tokens=True) == ours.decode(known)
 
 
 def test_a_text_whose_ids_differ_is_refused(bpe: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch):
