@@ -16,10 +16,29 @@ from tests.locks import ROOT, declared, lock_lines, pins, project
 
 EXTRAS = ("data", "gpu", "hf", "eval", "parallel", "dev")
 # Ours to override, or to lean on: a newer release may break a run. What is left only draws, prints or compares versions.
-BOUNDED = (
-    "torch numpy hydra-core omegaconf sentencepiece webdataset braceexpand fsspec safetensors tokenizers wandb"
-).split()
-BOUNDED += "transformers protobuf lm-eval megatron-core deepspeed flash-linear-attention pyarrow zstandard".split()
+BOUNDED = [
+    "torch",
+    "numpy",
+    "hydra-core",
+    "omegaconf",
+    "sentencepiece",
+    "webdataset",
+    "braceexpand",
+    "fsspec",
+    "safetensors",
+    "tokenizers",
+    "wandb",
+]
+BOUNDED += [
+    "transformers",
+    "protobuf",
+    "lm-eval",
+    "megatron-core",
+    "deepspeed",
+    "flash-linear-attention",
+    "pyarrow",
+    "zstandard",
+]
 LOCKS = {"cpu": ("dev",), "gpu": ("dev", "gpu"), "lowest": ("dev",)}
 CUDA = re.compile(r"nvidia-.*|cuda-.*|triton")
 

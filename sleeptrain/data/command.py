@@ -39,6 +39,7 @@ def parser() -> ArgumentParser:
 
 def _which(options: Namespace) -> int:
     from sleeptrain.config import load_resolved
+    from sleeptrain.data.continued import continued_text
     from sleeptrain.data.inspect import cuts_before, reads
     from sleeptrain.data.source import ShardsSource
     from sleeptrain.data.tokenizer import load_tokenizer
@@ -60,7 +61,7 @@ def _which(options: Namespace) -> int:
             if tokenizer is not None:
                 shard = [shard.url for shard in source.train[read.source].shards].index(read.shard)
                 tokens = source.train[read.source].document(shard, read.document)[slice(*read.tokens)]
-                line["text"] = tokenizer.decode(tokens.tolist())
+                line["text"] = continued_text(tokenizer, None if read.tokens[0] else (), tokens.tolist())
             if options.json:
                 say_json(json.dumps(line))
                 continue

@@ -102,7 +102,9 @@ def convert(tokenizer: SentencePieceTokenizer) -> tuple[Tokenizer, dict[str, Any
         raise DataError("the tokenizer cannot be converted: fast tokenizers are BPE or unigram; use --no-tokenizer")
     if steps := _normalizers(found.normalizer_spec):
         fast.normalizer = normalizers.Sequence(steps)
-    fast.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    # The space that such a model puts before a text is no part of the text that comes back.
+    strip = [decoders.Strip(" ", 1, 0)] if found.normalizer_spec.add_dummy_prefix else []
+    fast.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), *strip])
     special = [p.piece for p in found.pieces if p.type in (kind.CONTROL, kind.UNKNOWN)]
     fast.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
     fast.encode_special_tokens = True

@@ -56,6 +56,7 @@ def _generate(options: Namespace) -> int:
     from sleeptrain.hf.cache import SleepCache
     from sleeptrain.hf.opening import encode_prompt, open_model
     from sleeptrain.hf.streaming import TextOut
+    from sleeptrain.hf.text_options import end_ids, text_options
 
     opened = open_model(options.place, options.tokenizer, options.device, options.dtype, options.allow_older)
     model: Any = opened[0]
@@ -64,24 +65,25 @@ def _generate(options: Namespace) -> int:
     if memory is not None and options.window not in (None, memory.window):
         raise ConfigError(f"--window {options.window}: {options.memory} was made with {memory.window}")
     window = options.window if memory is None else memory.window
-    ids = torch.tensor([encode_prompt(tokenizer, _prompt(options), begins=memory is None)], device=model.device)
-    if not ids.numel():
+    prompt = encode_prompt(tokenizer, _prompt(options), begins=memory is None)
+    ids = torch.tensor([prompt], device=model.device)
+    if not prompt:
         raise ConfigError("the prompt is empty, and the tokenizer has no BOS to begin with")
     settings: dict[str, Any] = {"passes": options.passes, "window": window}
     if options.save_memory:
-        before = None if memory is None else memory.copy()
-        model.read(ids, cache=before, **settings).save(options.save_memory)
+        copy = None if memory is None else memory.copy()
+        model.read(ids, cache=copy, **settings).save(options.save_memory)
     if options.max_new_tokens:
         torch.manual_seed(options.seed)
+        before = prompt if memory is None else None  # of what a memory has read the ids are not known
         sampling: dict[str, Any] = {"temperature": options.temperature, "top_p": options.top_p, "top_k": 0}
         model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             cache=memory,
             max_new_tokens=options.max_new_tokens,
-            eos_token_id=tokenizer.eos_id,
-            pad_token_id=tokenizer.eos_id,
-            streamer=TextOut(tokenizer, sys.stdout),
+            streamer=TextOut(tokenizer, sys.stdout, before, end_ids(model, tokenizer)),
+            **text_options(model, tokenizer),
             **settings,
             **(sampling | {"do_sample": True} if options.temperature else {"do_sample": False}),
         )
@@ -101,6 +103,6 @@ def _prompt(options: Namespace) -> str:
     if options.prompt_file is None:
         return options.prompt
     try:
-        return options.prompt_file.read_text()
+        return options.prompt_file.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompt-file {options.prompt_file} cannot be read: {error}") from error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,13 @@ from lm_eval.api.registry import register_model
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from sleeptrain.data.batch import IGNORE
+from sleeptrain.data.continued import continued_text
+from sleeptrain.data.tokenizer import Tokenizer
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.asked import generation_options, stop_strings
 from sleeptrain.hf.cache import CACHE_NAME
 from sleeptrain.hf.opening import encode_prompt, open_model
+from sleeptrain.hf.text_options import text_options
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -158,10 +161,11 @@ class Sleeping(TemplateLM):
         until, options = stop_strings(given), generation_options(given, self.max_gen_toks)
         inputs = self._padded(prompts)
         width = inputs["input_ids"].shape[1]
-        ends = {"eos_token_id": self.eot_token_id, "pad_token_id": self.eot_token_id}
-        stop = StoppingCriteriaList([_Until(self._tokenizer.decode, until, width)])
-        ids = self.model.generate(**inputs, **(ends | options), stopping_criteria=stop, **self._sleep)
-        return [_cut(self._tokenizer.decode(row), until) for row in ids[:, width:].tolist()]
+        settings = text_options(self.model, self._tokenizer) | options
+        texts = _Texts(self._tokenizer, prompts, settings["eos_token_id"])
+        stop = StoppingCriteriaList([_Until(texts, until, width)])
+        ids = self.model.generate(**inputs, **settings, stopping_criteria=stop, **self._sleep)
+        return [_cut(text, until) for text in texts(ids[:, width:])]
 
     def _batches(self, lengths: list[int], apart: list[int] | None = None) -> Iterator[list[int]]:
         """Indices of rows that are read together: of neighbouring lengths, and alike in `apart`."""
@@ -179,14 +183,27 @@ class Sleeping(TemplateLM):
         return {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
 
 
+class _Texts:
+    """The texts that new ids [rows, T] add to the prompts, up to the ids that end a text."""
+
+    def __init__(self, tokenizer: Tokenizer, prompts: list[list[int]], ends: int | list[int]) -> None:
+        self._tokenizer, self._prompts = tokenizer, prompts
+        self._ends = {ends} if isinstance(ends, int) else set(ends or ())
+
+    def __call__(self, ids: torch.Tensor) -> list[str]:
+        several = len(ids) // len(self._prompts)  # beams of one prompt stand together
+        rows = [list(takewhile(lambda id: id not in self._ends, row)) for row in ids.tolist()]
+        return [continued_text(self._tokenizer, self._prompts[i // several], row) for i, row in enumerate(rows)]
+
+
 class _Until(StoppingCriteria):
     """A row is done when one of the strings is in what it has added."""
 
-    def __init__(self, decode: Any, until: list[str], width: int) -> None:
-        self._decode, self._until, self._width = decode, until, width
+    def __init__(self, texts: _Texts, until: list[str], width: int) -> None:
+        self._texts, self._until, self._width = texts, until, width
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        texts = [self._decode(row) for row in input_ids[:, self._width :].tolist()]
+        texts = self._texts(input_ids[:, self._width :]) if self._until else [""] * len(input_ids)
         done = [any(end in text for end in self._until) for text in texts]
         return torch.tensor(done, device=input_ids.device)
 

@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 import tokenizers
+import transformers
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from sleeptrain.data.hf_tokenizer import TOKENIZER_JSON, HuggingFaceTokenizer
+from sleeptrain.data.hf_tokenizer import CONFIG_JSON, TOKENIZER_JSON, HuggingFaceTokenizer
 from sleeptrain.data.tokenizer import SentencePieceTokenizer, load_tokenizer, train_tokenizer
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.corpus import as_read
 from sleeptrain.hf.fast_tokenizer import convert, fast_files
 from sleeptrain.hf.tokenizer_check import SAMPLE, check_tokenizer
 from tests.data.test_hf_tokenizer import BOS, EOS, OTHER, make
+from tests.data.texts import default_sentencepiece
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,22 @@ def test_what_is_written_is_what_was_compared(bpe: SentencePieceTokenizer, tmp_p
     assert fast_files(again)[TOKENIZER_JSON] == again.files[TOKENIZER_JSON]
     check_tokenizer(tmp_path, bpe)
     check_tokenizer(tmp_path, again)
+
+
+@pytest.mark.parametrize("settings", [{}, {"remove_extra_whitespaces": False}, {"add_dummy_prefix": False}], ids=str)
+def test_text_comes_back_without_the_space_that_is_put_before_it(settings, tmp_path: Path):
+    """Also with transformers' own class of it, where ids that only the model has give nothing."""
+    ours = default_sentencepiece(tmp_path / "tokenizer.model", **settings)
+    fast, config = convert(ours)
+    (tmp_path / TOKENIZER_JSON).write_text(fast.to_str())
+    (tmp_path / CONFIG_JSON).write_text(json.dumps(config))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("the cat", " the cat", "€ and a dog", "cat"):
+        ids = ours.encode(text)
+        assert fast.decode(ids) == ours.decode(ids)
+        more = [*theirs(text).input_ids, ours.vocab_size + 5, *ours.encode("cat"), ours.vocab_size]
+        known = [*ids, *ours.encode("cat")]
+        assert theirs.decode(more, skip_special_tokens=True) == ours.decode(known)
 
 
 def test_a_text_whose_ids_differ_is_refused(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,14 +12,16 @@ import torch
 
 from sleeptrain.cli import main
 from sleeptrain.data.shards import write_shards
-from sleeptrain.data.tokenizer import train_tokenizer
+from sleeptrain.data.tokenizer import load_tokenizer, train_tokenizer
+from sleeptrain.hf.configuration import SleepConfig
 from sleeptrain.hf.exporting import export
 from sleeptrain.hf.modeling import SleepForCausalLM
 from sleeptrain.hf.opening import encode_prompt, open_model
 from sleeptrain.hf.streaming import TextOut
 from sleeptrain.terminal import printable
-from tests.data.texts import make_texts
+from tests.data.texts import default_sentencepiece, make_texts
 from tests.hostile import HOSTILE
+from tests.models import tiny_config
 
 PROMPT = "the first of them"
 
@@ -101,6 +105,63 @@ def test_a_text_is_read_once_and_gone_on_with(places, capsys, tmp_path):
     assert found == tokenizer.decode(whole[0, len(ids) :].tolist()) + "\n"
 
 
+@pytest.fixture(scope="module")
+def prefixing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with more ids than its tokenizer, which puts a space before every text: SentencePiece's defaults."""
+    folder = tmp_path_factory.mktemp("prefixing")
+    tokenizer = default_sentencepiece(folder / "tokenizer.model")
+    model = asdict(tiny_config(["gated_deltanet"])) | {"vocab_size": tokenizer.vocab_size + 40, "init_std": 0.5}
+    SleepForCausalLM(SleepConfig(model=model, sleep={"passes": 2, "window": 4})).save_pretrained(folder)
+    return folder
+
+
+def write_generation_config(folder: Path, only: list[int] | None = None, **settings: object) -> None:
+    """only: ids that are drawn, all others are suppressed."""
+    vocab_size = load_tokenizer(folder).vocab_size
+    suppressed = None if only is None else [id for id in range(vocab_size) if id not in only]
+    (folder / "generation_config.json").write_text(json.dumps({"suppress_tokens": suppressed} | settings))
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_text_out_is_text_in_and_what_was_generated(prefixing, capsys, tmp_path, memory):
+    tokenizer = load_tokenizer(prefixing)
+    (id,) = tokenizer.encode("cat")
+    assert tokenizer.decode([id]) == "cat", "decoded alone the space is gone"
+    write_generation_config(prefixing, only=[id])
+    before = ()
+    if memory:
+        generated(capsys, prefixing, "--prompt", "see", "--max-new-tokens", 0, "--save-memory", tmp_path / "memory")
+        before = ("--memory", tmp_path / "memory")
+    out = generated(capsys, prefixing, "--prompt", "the cat", "--max-new-tokens", 2, *before)
+    assert out == " cat cat\n"
+    if not memory:
+        assert generated(capsys, prefixing, "--prompt", "", "--max-new-tokens", 2) == "cat cat\n", "a text begins"
+
+
+def test_ids_that_no_text_has_are_never_drawn(prefixing, capsys):
+    write_generation_config(prefixing)
+    for seed in range(3):
+        generated(capsys, prefixing, "--prompt", "a", "--max-new-tokens", 60, "--seed", seed, "--temperature", 9)
+    model, tokenizer = open_model(prefixing, device="cpu")
+    torch.manual_seed(0)
+    drawn = model.generate(torch.tensor([[1, 5]]), max_new_tokens=60, do_sample=True, top_k=0, temperature=9.0)
+    assert (drawn >= tokenizer.vocab_size).any(), "the model itself does draw them"
+
+
+def test_every_eos_of_the_folder_ends_a_text(prefixing, capsys):
+    tokenizer = load_tokenizer(prefixing)
+    (cat,), (dog,) = tokenizer.encode("cat"), tokenizer.encode("dog")
+    write_generation_config(prefixing, only=[cat], eos_token_id=[tokenizer.eos_id, dog])
+    options = ("--prompt", "the", "--max-new-tokens", 2)
+    assert generated(capsys, prefixing, *options) == " cat cat\n"
+    write_generation_config(prefixing, only=[dog], eos_token_id=[tokenizer.eos_id, dog])
+    assert generated(capsys, prefixing, *options) == "\n", "it ends there, and is no part of the text"
+    write_generation_config(prefixing, only=[dog], eos_token_id=dog)
+    assert generated(capsys, prefixing, *options) == "\n"
+    write_generation_config(prefixing, only=[tokenizer.eos_id], eos_token_id=[dog])
+    assert generated(capsys, prefixing, *options) == "\n", "the tokenizer's own too"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -131,11 +192,14 @@ def test_a_place_without_a_model_is_refused(capsys, tmp_path):
 
 def test_characters_are_written_whole():
     class Bytes:
+        def encode(self, text):  # type: ignore[no-untyped-def]
+            return list(text.encode())
+
         def decode(self, ids):  # type: ignore[no-untyped-def]
             return bytes(ids).decode(errors="replace")
 
     out, written = io.StringIO(), []
-    stream = TextOut(Bytes(), out)  # type: ignore[arg-type]
+    stream = TextOut(Bytes(), out, b"a")  # type: ignore[arg-type]
     stream.put(torch.tensor([[65, 66]]))
     for byte in "xé→".encode():
         stream.put(torch.tensor([byte]))
@@ -155,7 +219,7 @@ def test_a_terminal_does_not_obey_the_model(monkeypatch: pytest.MonkeyPatch):
     for at_terminal in (True, False):
         out = io.StringIO()
         monkeypatch.setattr(out, "isatty", lambda at_terminal=at_terminal: at_terminal)
-        stream = TextOut(Tokens(), out)  # type: ignore[arg-type]
+        stream = TextOut(Tokens(), out, None)  # type: ignore[arg-type]
         stream.put(torch.tensor([[1]]))
         for id in range(len(HOSTILE)):
             stream.put(torch.tensor([id]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -23,7 +23,7 @@ from sleeptrain.hf.asked import generation_options
 from sleeptrain.hf.configuration import SleepConfig
 from sleeptrain.hf.harness import Sleeping
 from sleeptrain.hf.modeling import SleepForCausalLM
-from tests.data.texts import make_texts
+from tests.data.texts import default_sentencepiece, make_texts
 from tests.models import tiny_config
 from tests.sleep.trained import trained_logits
 
@@ -32,8 +32,6 @@ IDS = 320
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from dataclasses import asdict
-
     folder = tmp_path_factory.mktemp("harness")
     train_tokenizer(make_texts(20), IDS, folder / "tokenizer.model")
     model = asdict(tiny_config(["attention", "gated_deltanet"])) | {"vocab_size": IDS, "init_std": 0.5}
@@ -107,6 +105,34 @@ def test_generates_until(folder):
     end = texts[0][len(texts[0]) // 2]
     (cut,) = scorer.generate_until(asked("generate_until", (free[0][0], {"until": [end]})))
     assert cut == texts[0][: texts[0].index(end)]
+
+
+@pytest.fixture
+def cats(tmp_path):
+    """A scorer that can draw "cat" only, of a tokenizer that drops a text's first space; its model knows more ids."""
+    tokenizer = default_sentencepiece(tmp_path / "tokenizer.model")
+    model = asdict(tiny_config(["gated_deltanet"])) | {"vocab_size": tokenizer.vocab_size + 30}
+    SleepForCausalLM(SleepConfig(model=model, sleep={"passes": 2, "window": 4})).save_pretrained(tmp_path)
+    scorer = Sleeping(str(tmp_path), batch_size=2, device="cpu", max_gen_toks=3)
+    (cat,) = tokenizer.encode("cat")
+    scorer.model.generation_config.suppress_tokens = [id for id in range(tokenizer.vocab_size) if id != cat]
+    return scorer
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"temperature": 9.0}], ids=str)
+def test_what_is_generated_begins_with_its_space(cats, options):
+    found = cats.generate_until(asked("generate_until", ("the", options), ("a dog and the", options)))
+    assert found == [" cat cat cat"] * 2
+    stops = options | {"until": [" cat"]}
+    assert cats.generate_until(asked("generate_until", ("the", stops))) == [""]
+    (text,) = cats.generate_until(asked("generate_until", ("the", options | {"until": ["t c"]})))
+    assert text == " ca"
+
+
+def test_an_eos_of_the_folder_ends_a_text(cats):
+    (cat,) = cats.tok_encode("cat", add_special_tokens=False)
+    cats.model.generation_config.eos_token_id = [cat, cats.eot_token_id]
+    assert cats.generate_until(asked("generate_until", ("the", {}), ("a dog", {}))) == ["", ""]
 
 
 @pytest.mark.parametrize("when", ["every", "unlabelled"])
