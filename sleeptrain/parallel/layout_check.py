@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import gcd
 
 from sleeptrain.config.ranges import ATTENTION_MIXERS
 from sleeptrain.config.schema import Config, ModelConfig
@@ -36,7 +37,7 @@ def check_layout(config: Config, world_size: int) -> int:
             "processes, or make one of the two smaller"
         )
     _check_zero(config)
-    _check_rows(config, world_size // replica)
+    _check_rows(config, world_size)
     _check_one_backward(config, world_size // replica)
     _check_recompute(config)
     _check_sequence(config)
@@ -58,9 +59,14 @@ def too_few_sequences(config: Config, replicas: int) -> str | None:
     found = rows // (config.train.micro_batch or rows)
     if found > stages.last_core - stages.first_core:
         return None
-    fitting = [size for size in range(1, rows + 1) if rows % size == 0 and rows // size >= pipeline]
-    least = pipeline * replicas
-    way_out = f"set train.micro_batch={max(fitting)}" if fitting else f"set train.micro_batch=1 and {name}={least}"
+    fits = [
+        size for size in range(1, rows + 1) if rows // size >= pipeline and not any(r % size for r in rows_of.values())
+    ]
+    # One row a micro-batch is the most of them: where it is not enough the batch is too small.
+    more_rows = [] if fits else [f"{name}={pipeline * replicas}"]
+    size = max(fits, default=1)
+    changed = [f"train.micro_batch={size}"] if size != config.train.micro_batch else []
+    way_out = f"set {' and '.join([*changed, *more_rows])}"
     micro_batches = "1 micro-batch" if found == 1 else f"{found} micro-batches"
     return (
         f"a step has {micro_batches} (train.micro_batch={config.train.micro_batch}) for the {pipeline} stages of "
@@ -133,15 +139,30 @@ def _check_zero(config: Config) -> None:
         )
 
 
-def _check_rows(config: Config, data: int) -> None:
-    micro_batch = config.train.micro_batch or 1
+def _check_rows(config: Config, world_size: int) -> None:
+    data, micro_batch = world_size // (config.parallel.tensor * config.parallel.pipeline), config.train.micro_batch or 1
     for name, batch in values_in_force(config, "batch", config.data.batch, "data.batch"):
         if batch % (data * micro_batch):
             rows = f"{data} replicas of train.micro_batch ({micro_batch})" if micro_batch > 1 else f"{data} replicas"
             raise ConfigError(
                 f"{name} ({batch}) must be a multiple of the {data * micro_batch} rows that {rows} take: "
-                f"use {name}={_next_multiple(batch, data * micro_batch)}"
+                f"use {name}={_next_multiple(batch, data * micro_batch)}{_same_rows(config, world_size)}"
             )
+
+
+def _same_rows(config: Config, world_size: int) -> str:
+    """The layout under which the rows need not change, since more processes share a model; nothing without one."""
+    parallel, micro_batch = config.parallel, config.train.micro_batch
+    batches = [batch for _, batch in values_in_force(config, "batch", config.data.batch, "data.batch")]
+    for tensor in range(parallel.tensor, world_size + 1):
+        data, left = divmod(world_size, tensor * parallel.pipeline)
+        if left or any(batch % data for batch in batches) or any(tensor_obstacles(config.model, tensor)):
+            continue
+        size = gcd(micro_batch, *(batch // data for batch in batches))
+        changed = [f"parallel.tensor={tensor}"] if tensor != parallel.tensor else []
+        changed += [f"train.micro_batch={size}"] if micro_batch and size != micro_batch else []
+        return f", or keep it by {' and '.join(changed)}"
+    return ""
 
 
 def _check_one_backward(config: Config, data: int) -> None:

@@ -14,7 +14,7 @@ from sleeptrain.data.batch import PAD
 from sleeptrain.data.source import build_source
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.parallel.layout_check import too_few_sequences
+from sleeptrain.parallel.layout_check import check_layout, too_few_sequences
 from sleeptrain.parallel.schedule import schedule
 from sleeptrain.parallel.simulate import simulate
 from sleeptrain.parallel.stage_split import schedule_costs, split_stages
@@ -73,6 +73,37 @@ def test_an_unknown_vocabulary_is_refused(tmp_path):
     config = compose(["experiment=stdlib", f"data.shards.sources.0.train={tmp_path / 'none'}"])
     with pytest.raises(ConfigError, match=r"model\.vocab_size is 0, and the data cannot say it: .*none"):
         planned(config)
+
+
+CLUSTERS = [
+    ("pretrain_2b", 32, 2**20),
+    ("pretrain_2b_256", 256, 2**20),
+    ("pretrain_2b_1024", 1024, 2**22),
+    ("pretrain_7b", 32, 2**21),
+    ("pretrain_7b_256", 256, 2**21),
+    ("pretrain_7b_1024", 1024, 2**21),
+]
+
+
+@pytest.mark.parametrize(("experiment", "processes", "tokens"), CLUSTERS)
+def test_the_stock_clusters_have_a_layout(experiment: str, processes: int, tokens: int) -> None:
+    """Of 32, 256 and 1,024 GPUs; the tokens of a step stay as they are where a model can be shared so far."""
+    config = compose([f"experiment={experiment}"])
+    plan = planned(config, processes, "H200")
+    assert {s.workload.tokens for s in plan.steps} == {tokens}
+    assert plan.warning is None and "fits" in to_text(plan)
+    assert config.parallel.tensor <= 8, "a model is shared inside a machine"
+
+
+@pytest.mark.parametrize(("processes", "tensor", "micro_batch"), [(256, 2, 1), (1024, 8, 1)])
+def test_too_few_rows_are_kept_by_what_is_told(processes: int, tensor: int, micro_batch: int) -> None:
+    way_out = (
+        rf"or keep it by .*{f'parallel.tensor={tensor} and ' if tensor > 2 else ''}train\.micro_batch={micro_batch}$"
+    )
+    with pytest.raises(ConfigError, match=way_out):
+        check_layout(compose(["experiment=pretrain_7b"]), processes)
+    more = [f"parallel.tensor={tensor}", f"train.micro_batch={micro_batch}"]
+    assert check_layout(compose(["experiment=pretrain_7b", *more]), processes) == processes // tensor
 
 
 def test_a_layout_that_does_not_fit_is_refused():
@@ -170,7 +201,7 @@ def test_gpus():
         ((), "1 micro-batch .* train.micro_batch=8"),
         (("train.micro_batch=8",), None),
         (("parallel.pipeline=4", "train.micro_batch=8"), "2 micro-batches .*4 stages.* train.micro_batch=4"),
-        (("parallel.pipeline=4", "train.micro_batch=1", "data.batch=2"), "set train.micro_batch=1 and data.batch=4"),
+        (("parallel.pipeline=4", "train.micro_batch=1", "data.batch=2"), "each other; set data.batch=4$"),
         (("sleep.feedback=none",), None),
         (("sleep.passes=1",), None),
         (("sleep.core=[0,2]",), None),
