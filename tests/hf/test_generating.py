@@ -213,8 +213,11 @@ def test_a_terminal_does_not_obey_the_model(monkeypatch: pytest.MonkeyPatch):
     """What goes to a file or a program is as the model writes it."""
 
     class Tokens:
+        def encode(self, text: str) -> list[int]:
+            return []
+
         def decode(self, ids: list[int]) -> str:
-            return HOSTILE[: len(ids)]
+            return "".join(HOSTILE[id] for id in ids)
 
     for at_terminal in (True, False):
         out = io.StringIO()
