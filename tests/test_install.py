@@ -15,29 +15,21 @@ from packaging.specifiers import SpecifierSet
 from tests.locks import ROOT, declared, lock_lines, pins, project
 
 EXTRAS = ("data", "gpu", "hf", "eval", "parallel", "dev")
-# Ours to override, or to lean on: a newer release may break a run. What is left only draws, prints or compares versions.
+# A newer release may break a run: we override parts of it, or lean on how it behaves.
 BOUNDED = [
-    "torch",
-    "numpy",
-    "hydra-core",
-    "omegaconf",
-    "sentencepiece",
-    "webdataset",
-    "braceexpand",
-    "fsspec",
-    "safetensors",
-    "tokenizers",
-    "wandb",
-]
-BOUNDED += [
-    "transformers",
-    "protobuf",
-    "lm-eval",
-    "megatron-core",
-    "deepspeed",
-    "flash-linear-attention",
-    "pyarrow",
-    "zstandard",
+    *(
+        "torch",
+        "numpy",
+        "hydra-core",
+        "omegaconf",
+        "sentencepiece",
+        "webdataset",
+        "braceexpand",
+        "fsspec",
+        "safetensors",
+    ),
+    *("tokenizers", "wandb", "transformers", "protobuf", "lm-eval", "megatron-core", "deepspeed"),
+    *("flash-linear-attention", "pyarrow", "zstandard"),
 ]
 LOCKS = {"cpu": ("dev",), "gpu": ("dev", "gpu"), "lowest": ("dev",)}
 CUDA = re.compile(r"nvidia-.*|cuda-.*|triton")
@@ -120,10 +112,15 @@ def checkout(tmp_path: Path) -> Path:
         copied = shutil.copytree if source.is_dir() else shutil.copy
         copied(source, tmp_path / name)
     (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv/.ok").write_text("0\n")
+    stamped(tmp_path, gpu=0)
     for path in [*tmp_path.iterdir(), *(tmp_path / "requirements").iterdir()]:
         os.utime(path, (1, 1))
     return tmp_path
+
+
+def stamped(checkout: Path, gpu: int) -> None:
+    (checkout / ".venv/.ok").write_text(f"{gpu}\n")
+    os.utime(checkout / ".venv/.ok", (100, 100))
 
 
 def planned(checkout: Path, *arguments: str) -> str:
@@ -137,7 +134,7 @@ def planned(checkout: Path, *arguments: str) -> str:
 @pytest.mark.parametrize("changed", ["pyproject.toml", "requirements/cpu.txt", "requirements/install.sh"])
 def test_an_installation_is_made_again_when_what_it_was_made_of_changes(checkout: Path, changed: str) -> None:
     assert "install.sh" not in planned(checkout)
-    os.utime(checkout / changed)
+    os.utime(checkout / changed, (200, 200))
     assert "requirements/install.sh .venv requirements/cpu.txt" in planned(checkout)
 
 
@@ -146,9 +143,9 @@ def test_an_installation_for_gpus_is_another_one_and_stays(checkout: Path) -> No
     assert asked.index("rm -rf .venv") < asked.index(
         "GPU=1 PYTHON=python3 requirements/install.sh .venv requirements/gpu.txt"
     )
-    (checkout / ".venv/.ok").write_text("1\n")
+    stamped(checkout, gpu=1)
     assert "install.sh" not in planned(checkout)  # on a login node, say
-    os.utime(checkout / "requirements/gpu.txt")
+    os.utime(checkout / "requirements/gpu.txt", (200, 200))
     assert "rm -rf" not in planned(checkout) and "requirements/gpu.txt" in planned(checkout)
 
 

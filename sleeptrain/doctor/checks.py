@@ -11,6 +11,7 @@ from sleeptrain.doctor.finding import Case, Finding
 
 REINSTALL = "install sleeptrain again (make install)"
 PARALLEL = "pip install 'sleeptrain[parallel]' in the versions that it declares"
+TRANSFORMERS = "pip install 'sleeptrain[hf]' in the versions that it declares"
 STORAGE = "look at the storage (mount, df, dmesg), or use another machine"
 
 
@@ -42,6 +43,12 @@ CHECKS = {
     "collective": Check("ranks:check_collective", 120, "set GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME) to a working link"),
     "tensor": Check("ranks:check_tensor", 120, PARALLEL),
     "zero": Check("ranks:check_zero", 180, PARALLEL),
+    "text": Check("libraries:check_text", 120, REINSTALL),
+    "formats": Check("libraries:check_formats", 120, "pip install 'sleeptrain[data]' in the versions that it declares"),
+    "generation": Check("libraries:check_generation", 180, TRANSFORMERS),
+    "harness": Check("libraries:check_harness", 180, "pip install 'sleeptrain[eval]' in the versions that it declares"),
+    "wandb": Check("libraries:check_wandb", 120, f"{REINSTALL}, or set wandb.mode=disabled"),
+    "fla": Check("libraries:check_fla", 120, "pip install 'sleeptrain[gpu]' in the versions that it declares"),
     "disk": Check("storage:check_disk", 60, STORAGE),
     "space": Check("storage:check_space", 120, STORAGE),
     "shared_memory": Check("limits:check_shared_memory", 60, "mount a tmpfs on /dev/shm"),
@@ -52,6 +59,8 @@ CHECKS = {
 
 # One process makes these in turn: they use the same GPU. Behind them one process for each GPU makes the others.
 ON_DEVICE = ("torch", "gpus", "kernel")
+# One process makes these in turn: each loads what the one before has loaded.
+OF_TEXT = ("text", "formats", "generation", "harness")
 MEETING = "collective"  # where this fails, the others of several processes could only wait
 OF_RANKS = (MEETING, "tensor", "zero")
 CPU_RANKS = 2

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from types import FrameType
 
-from sleeptrain.doctor.checks import CPU_RANKS, MEETING, OF_RANKS, ON_DEVICE
+from sleeptrain.doctor.checks import CPU_RANKS, MEETING, OF_RANKS, OF_TEXT, ON_DEVICE
 from sleeptrain.doctor.crew import Crew
 from sleeptrain.doctor.finding import FAILED, Case, Result, skipped
 
@@ -33,9 +33,9 @@ def examine(names: Sequence[str], case: Case) -> Generator[Result, None, None]:
 
     case: its folder is not used; that of each crew is made under the temporary folder.
     """
-    alone = [name for name in names if name not in ON_DEVICE + OF_RANKS]
-    waiting = [[name for name in group if name in names] for group in (ON_DEVICE, OF_RANKS)]
-    lanes = [*(Lane([[name]]) for name in alone), Lane([group for group in waiting if group])]
+    alone = [name for name in names if name not in ON_DEVICE + OF_RANKS + OF_TEXT]
+    device, ranks, text = ([name for name in group if name in names] for group in (ON_DEVICE, OF_RANKS, OF_TEXT))
+    lanes = [*(Lane([[name]]) for name in alone), Lane([text] if text else []), Lane([g for g in (device, ranks) if g])]
     with tempfile.TemporaryDirectory(prefix="sleeptrain-doctor-") as folder, _ending_when_told():
         try:
             yield from _run(lanes, case, Path(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,10 +10,12 @@ import torch
 from sleeptrain import ops
 from sleeptrain.doctor.driver import wants_gpus
 from sleeptrain.doctor.finding import Case, Finding, failed, ok
+from sleeptrain.doctor.packages import fits, requirements
 from sleeptrain.ops import dispatch, reference
 
 Op = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
+HOPPER = 9  # the first part of the compute capability of an H100 or H200
 TOKENS, HEADS, WIDTH = 100, 2, 64
 TOLERANCE = {"chunked": 1e-4, "fla": 1e-2}  # of the largest value; TF32 products on a GPU
 PARTS = {
@@ -25,6 +28,8 @@ def check_kernel(case: Case) -> Finding:
     torch.set_num_threads(1)
     device = torch.device("cuda" if wants_gpus(case) and torch.cuda.is_available() else "cpu")
     chosen = dispatch.choose("auto", "save", torch.empty(0, device=device))
+    if chosen == "fla" and (trouble := judge_triton()) is not None:
+        return trouble
     worst = {}
     for name, inputs in (("gated_delta_rule", _delta_inputs()), ("ssd", _ssd_inputs())):
         found = _outcome(getattr(ops, name), [x.float().to(device) for x in inputs])
@@ -38,6 +43,18 @@ def check_kernel(case: Case) -> Finding:
             return failed(said, _cure(chosen), errors=errors)
     told = ", ".join(f"{name} {error:.0e}" for name, error in worst.items())
     return ok(f"{chosen} on {device}, off the token loop by {told}", **worst)
+
+
+def judge_triton() -> Finding | None:
+    """A failure where the backward of Gated DeltaNet would raise. Asks the module: vendors rename its package."""
+    if importlib.util.find_spec("triton") is None or torch.cuda.get_device_capability()[0] != HOPPER:
+        return None
+    version = importlib.import_module("triton").__version__
+    [wanted] = [r for r in requirements("gpu") if r.name == "triton"]
+    if fits(wanted, version):
+        return None
+    said = f"Triton {version} is not {wanted.specifier}: flash-linear-attention has no gradients on a Hopper GPU"
+    return failed(said, "install torch 2.13, which brings Triton 3.7.1, or take a base image that has them")
 
 
 def _cure(chosen: str) -> str:

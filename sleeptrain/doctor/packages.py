@@ -13,8 +13,7 @@ from packaging.specifiers import SpecifierSet
 from sleeptrain.doctor.finding import Case, Finding, failed, ok, skipped
 
 NAME = "sleeptrain"
-# Tools of its developers are not asked for on a machine that trains; the package that serves checkpoints is.
-DEVELOPERS, OF_DEVELOPERS = "dev", ("transformers",)
+DEVELOPERS = "dev"  # whose tools are not asked for on a machine that trains
 
 
 def check_python(case: Case) -> Finding:
@@ -33,8 +32,8 @@ def check_optional_packages(case: Case) -> Finding:
     """What some runs need. Those that are missing are asked for by the checks that use them."""
     extras = metadata.metadata(NAME).get_all("Provides-Extra") or []
     wanted = {r.name: r for extra in extras if extra != DEVELOPERS for r in requirements(extra)}
-    wanted |= {r.name: r for r in requirements(DEVELOPERS) if r.name in OF_DEVELOPERS}
-    return _judge([*wanted.values(), *_triton()], needed=False)
+    others = [r for name, r in wanted.items() if name not in (NAME, "torch")]
+    return _judge([*others, *_triton()], needed=False)
 
 
 def requirements(extra: str) -> list[Requirement]:

@@ -15,6 +15,9 @@ import torch
 
 from sleeptrain.errors import ConfigError
 
+GATED_DELTA_RULE = ("fla.ops.gated_delta_rule", "chunk_gated_delta_rule")
+GATED_LINEAR_ATTENTION = ("fla.ops.simple_gla", "chunk_simple_gla")
+
 
 class Segments(NamedTuple):
     """The pieces that resets cut B rows of T tokens into, in the order in which the flattened rows hold them."""
@@ -76,7 +79,7 @@ def gated_delta_rule(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`sleeptrain.ops.gated_delta_rule` on a GPU; raises ConfigError where flash-linear-attention is missing."""
     tensors = (q_BTHK.to(v_BTGV.dtype), k_BTHK.to(v_BTGV.dtype), v_BTGV, g_BTG.float(), beta_BTG)
-    kernel = _kernel("fla.ops.gated_delta_rule", "chunk_gated_delta_rule")
+    kernel = _kernel(*GATED_DELTA_RULE)
     return run_kernel(kernel, tensors, initial_state, reset_BT, use_qk_l2norm_in_kernel=qk_l2norm)
 
 
@@ -95,8 +98,14 @@ def ssd(
     C_BTHK, B_BTHK = (x.to(x_BTHV.dtype).repeat_interleave(shared, dim=2) for x in (C_BTNK, B_BTNK))
     written = (x_BTHV * dt_BTH.unsqueeze(-1)).to(x_BTHV.dtype)
     g_BTH = dt_BTH.float() * A_H.float()
-    kernel = _kernel("fla.ops.simple_gla", "chunk_simple_gla")
+    kernel = _kernel(*GATED_LINEAR_ATTENTION)
     return run_kernel(kernel, (C_BTHK, B_BTHK, written, g_BTH), initial_state, reset_BT, scale=1.0)
+
+
+def load_kernels() -> None:
+    """Raises ConfigError where flash-linear-attention cannot be loaded."""
+    for place in (GATED_DELTA_RULE, GATED_LINEAR_ATTENTION):
+        _kernel(*place)
 
 
 def _kernel(module: str, name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
