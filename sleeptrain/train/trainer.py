@@ -34,7 +34,7 @@ def train(config: Config) -> int:
     Returns the exit code 0. Raises Stopped where the run was stopped, once everything is saved; ConfigError and
     DataError before anything is written; NonFiniteError and SpikeError where a step goes wrong and the run is to stop
     or cannot go back; DivergedError where replicas no longer hold the same weights; CheckpointError where the last
-    checkpoint could not be written.
+    checkpoint could not be written; MeetingError where the run's processes have not met.
     """
     status = Status(run_folder(config), leads())
     with listening() as request, status.kept():
