@@ -3,8 +3,8 @@ those of OTHER_COMMANDS, with their own.
 
 Exit codes: 0 done, 75 a run that was stopped before its end and is saved (start it again), 2 a mistake that the user
 can mend (one line on stderr), 1 what a doctor has found, and anything else (one line where a run ends itself because of
-its numbers or the last checkpoint was not written, else a traceback), 130 Ctrl-C in what is no run, 141 a closed pipe;
-a job's own code is passed on.
+its numbers, its processes have not met or the last checkpoint was not written, else a traceback), 130 Ctrl-C in what is
+no run, 141 a closed pipe; a job's own code is passed on.
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ def train(config: Config) -> int:
     Returns the exit code 0. Raises Stopped where the run was stopped, once everything is saved; ConfigError and
     DataError before anything is written; LeaseError where another process has the run, or has taken it over;
     NonFiniteError and SpikeError where a step goes wrong and the run is to stop or cannot go back; DivergedError where
-    replicas no longer hold the same weights; CheckpointError where the last checkpoint could not be written.
+    replicas no longer hold the same weights; CheckpointError where the last checkpoint could not be written;
+    MeetingError where the run's processes have not met.
     """
     status = Status(run_folder(config), leads())
 
