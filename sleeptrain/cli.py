@@ -58,7 +58,7 @@ def train(config: Config, options: Namespace) -> int:
         return 0
     if options.max_time is not None:
         config.train.max_time = options.max_time
-    from sleeptrain.parallel.spawn import num_workers, train_in_workers
+    from sleeptrain.train.spawn import num_workers, train_in_workers
     from sleeptrain.train.trainer import train as run_training
 
     workers = num_workers(config)
@@ -88,13 +88,13 @@ def max_time(text: str) -> str:
 
 
 def plan(config: Config, options: Namespace) -> int:
-    from sleeptrain.plan.command import run
+    from sleeptrain.commands.plan import run
 
     return run(config, options)
 
 
 def plan_flags(parser: ArgumentParser) -> None:
-    from sleeptrain.plan.command import add_flags
+    from sleeptrain.commands.plan import add_flags
 
     add_flags(parser)
 
@@ -102,17 +102,17 @@ def plan_flags(parser: ArgumentParser) -> None:
 # With a command line of their own: (module with `main(arguments)`, summary).
 OTHER_COMMANDS = {
     "data": (
-        "sleeptrain.data.command",
+        "sleeptrain.commands.data",
         "say which documents a step read (which), or what a configuration reads and wastes (describe)",
     ),
-    "report": ("sleeptrain.report.command", "turn runs, or the folder of a sweep, into a page of curves and tables"),
+    "report": ("sleeptrain.commands.report", "turn runs, or the folder of a sweep, into a page of curves and tables"),
     "evaluate": (
-        "sleeptrain.train.evaluating",
+        "sleeptrain.commands.evaluate",
         "held-out loss and accuracy of a checkpoint, with any number of passes",
     ),
-    "doctor": ("sleeptrain.doctor.command", "say whether this machine can train, and what to do where it cannot"),
-    "convert": ("sleeptrain.hf.command", "checkpoints to Hugging Face folders (export) and back (import)"),
-    "generate": ("sleeptrain.hf.generating", "go on with a text, sleeping whenever a window is full"),
+    "doctor": ("sleeptrain.commands.doctor", "say whether this machine can train, and what to do where it cannot"),
+    "convert": ("sleeptrain.commands.convert", "checkpoints to Hugging Face folders (export) and back (import)"),
+    "generate": ("sleeptrain.commands.generate", "go on with a text, sleeping whenever a window is full"),
     "lm_eval": ("sleeptrain.hf.harness", "the lm-evaluation-harness, to which --model sleeptrain is known"),
 }
 # The extra of the installation that brings a command's packages.

@@ -70,7 +70,7 @@ def test_a_command_whose_packages_are_not_installed_says_so(
     assert capsys.readouterr().err == f"sleeptrain: sleeptrain {command} needs {package}; {way_out}\n"
 
 
-@pytest.mark.parametrize(("command", "missing"), [("convert", "sleeptrain.hf.importing"), ("doctor", "torch")])
+@pytest.mark.parametrize(("command", "missing"), [("convert", "sleeptrain.hf.convert.importing"), ("doctor", "torch")])
 def test_another_module_that_is_missing_is_no_mistake_of_the_user(
     command: str, missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-import sleeptrain.data.command
-import sleeptrain.doctor.command
-import sleeptrain.hf.command
-import sleeptrain.hf.generating
-import sleeptrain.report.command
-import sleeptrain.train.evaluating
+import sleeptrain.commands.data
+import sleeptrain.commands.doctor
+import sleeptrain.commands.convert
+import sleeptrain.commands.generate
+import sleeptrain.commands.report
+import sleeptrain.commands.evaluate
 import tools.prepare
 import tools.shards
 import tools.tokenizer
@@ -25,32 +25,32 @@ PARSERS = {
     "tools/prepare.py": tools.prepare._parser,
     "tools/tokenizer.py": tools.tokenizer._parser,
     "tools/shards.py": tools.shards._parser,
-    "sleeptrain convert": sleeptrain.hf.command.parser,
-    "sleeptrain generate": sleeptrain.hf.generating.parser,
-    "sleeptrain evaluate": sleeptrain.train.evaluating.parser,
-    "sleeptrain data": sleeptrain.data.command.parser,
-    "sleeptrain report": sleeptrain.report.command.parser,
-    "sleeptrain doctor": sleeptrain.doctor.command.parser,
+    "sleeptrain convert": sleeptrain.commands.convert.parser,
+    "sleeptrain generate": sleeptrain.commands.generate.parser,
+    "sleeptrain evaluate": sleeptrain.commands.evaluate.parser,
+    "sleeptrain data": sleeptrain.commands.data.parser,
+    "sleeptrain report": sleeptrain.commands.report.parser,
+    "sleeptrain doctor": sleeptrain.commands.doctor.parser,
 }
 # The commands whose errors come from a file, by the beginning of its name; the longest counts. None: any command's.
 REACHED: dict[str, list[str]] = {
     "sleeptrain/data/": [],
-    "sleeptrain/data/command.py": ["sleeptrain data which"],
+    "sleeptrain/commands/data.py": ["sleeptrain data which"],
     "sleeptrain/config/": [],
     "sleeptrain/checkpoint/": [],
     "sleeptrain/report/": [],
     "sleeptrain/hf/": [],
-    "sleeptrain/hf/exporting.py": ["sleeptrain convert export"],
-    "sleeptrain/hf/fast_tokenizer.py": ["sleeptrain convert export"],
+    "sleeptrain/hf/convert/exporting.py": ["sleeptrain convert export"],
+    "sleeptrain/hf/convert/fast_tokenizer.py": ["sleeptrain convert export"],
     "sleeptrain/hf/tokenizer_": ["sleeptrain convert export"],
-    "sleeptrain/hf/command.py": ["sleeptrain convert export", "sleeptrain convert import"],
-    "sleeptrain/hf/generating.py": ["sleeptrain generate"],
+    "sleeptrain/commands/convert.py": ["sleeptrain convert export", "sleeptrain convert import"],
+    "sleeptrain/commands/generate.py": ["sleeptrain generate"],
     "sleeptrain/prepare/": ["tools/prepare.py"],
     "sleeptrain/prepare/inputs.py": ["tools/prepare.py", "tools/tokenizer.py"],
     "sleeptrain/prepare/readers.py": ["tools/prepare.py", "tools/tokenizer.py"],
     "sleeptrain/prepare/parquet.py": ["tools/prepare.py", "tools/tokenizer.py"],
     "sleeptrain/prepare/options.py": ["tools/prepare.py", "tools/tokenizer.py"],
-    "sleeptrain/train/evaluating.py": ["sleeptrain evaluate"],
+    "sleeptrain/commands/evaluate.py": ["sleeptrain evaluate"],
     "tools/prepare.py": ["tools/prepare.py"],
     "tools/tokenizer.py": ["tools/tokenizer.py"],
     "tools/shards.py": ["tools/shards.py verify", "tools/shards.py index"],

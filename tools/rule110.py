@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sleeptrain.config.overrides import override
 from sleeptrain.errors import UserError
-from sleeptrain.report.command import main as report
+from sleeptrain.commands.report import main as report
 from sleeptrain.terminal import say
 from sleeptrain.train.status import State, read_status
 

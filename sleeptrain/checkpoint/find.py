@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sleeptrain.checkpoint.folder import MANIFEST, checkpoints, find_damage, step_of
 from sleeptrain.errors import DataError
-from sleeptrain.parallel.world import World
+from sleeptrain.distributed.world import World
 from sleeptrain.terminal import say
 
 

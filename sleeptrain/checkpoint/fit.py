@@ -11,8 +11,8 @@ from sleeptrain.checkpoint.read import Form
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import DataError
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.train.optim import STATE
-from sleeptrain.train.roles import parameter_roles
+from sleeptrain.optim.optimizers import STATE
+from sleeptrain.optim.param_groups import parameter_roles
 
 WEIGHTS, OPTIMIZER, CARRIED = "model/", "optim/", "carried/"
 SHOWN = 3

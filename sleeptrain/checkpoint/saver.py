@@ -15,7 +15,7 @@ from sleeptrain.checkpoint.keep import remove_superfluous
 from sleeptrain.checkpoint.write import write
 from sleeptrain.config.schema import CheckpointConfig
 from sleeptrain.errors import CheckpointError
-from sleeptrain.parallel.world import World
+from sleeptrain.distributed.world import World
 
 
 class Saver:

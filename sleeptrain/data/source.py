@@ -18,9 +18,9 @@ from sleeptrain.data.stream import ShardStream
 from sleeptrain.data.tokenizer import load_tokenizer
 from sleeptrain.data.validation import validation_batches
 from sleeptrain.errors import DataError
-from sleeptrain.tasks.build import build_task
-from sleeptrain.tasks.source import TaskSource
-from sleeptrain.tasks.task import Task
+from sleeptrain.data.tasks.build import build_task
+from sleeptrain.data.tasks.source import TaskSource
+from sleeptrain.data.tasks.task import Task
 
 
 class Source(Protocol):

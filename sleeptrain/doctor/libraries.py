@@ -19,7 +19,7 @@ from sleeptrain.doctor.finding import Case, Finding, failed, ok, skipped
 from sleeptrain.doctor.packages import installed
 
 if TYPE_CHECKING:
-    from sleeptrain.hf.modeling import SleepForCausalLM
+    from sleeptrain.hf.model.modeling import SleepForCausalLM
 
 TEXTS = ("a window that is full is slept on", "what is left of it is the state", "the next window begins with it")
 VOCABULARY = 300
@@ -122,10 +122,10 @@ def check_wandb(case: Case) -> Finding:
     if case.config is not None and case.config.wandb.mode == "disabled":
         return skipped("wandb.mode=disabled")
     from sleeptrain.config.schema import WandbConfig
-    from sleeptrain.train.wandb_log import WandbLogger
+    from sleeptrain.train.logging.wandb_log import WandbLogger
 
     heard = _Heard()
-    logging.getLogger("sleeptrain.train.wandb_log").addHandler(heard)
+    logging.getLogger("sleeptrain.train.logging.wandb_log").addHandler(heard)
     os.environ.pop("WANDB_MODE", None)
     logger = WandbLogger(WandbConfig(mode="offline"), case.folder, "doctor", {}, None)
     logger.log({"step": 1, "loss": 1.0}, 1)
@@ -141,8 +141,8 @@ def check_wandb(case: Case) -> Finding:
 
 def _small_model() -> SleepForCausalLM:
     from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, ModelConfig
-    from sleeptrain.hf.configuration import SleepConfig
-    from sleeptrain.hf.modeling import SleepForCausalLM
+    from sleeptrain.hf.model.configuration import SleepConfig
+    from sleeptrain.hf.model.modeling import SleepForCausalLM
 
     settings = ModelConfig(
         vocab_size=VOCABULARY,

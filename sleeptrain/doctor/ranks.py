@@ -46,8 +46,8 @@ def check_tensor(case: Case) -> Finding:
     if (absent := _absent(case, "megatron.core")) is not None:
         return absent
     device = _meet(case)
-    from sleeptrain.parallel.mesh import Mesh
-    from sleeptrain.parallel.regions import ColumnLinear, RowLinear, enter
+    from sleeptrain.distributed.mesh import Mesh
+    from sleeptrain.parallel.tensor.regions import ColumnLinear, RowLinear, enter
 
     axis = Mesh.build(case.size, 1, TIMEOUT).tensor
     inner = WIDTH * case.size
@@ -76,9 +76,9 @@ def check_zero(case: Case) -> Finding:
         if (absent := _absent(case, module)) is not None:
             return absent
     device = _meet(case)
-    from sleeptrain.parallel.mesh import Mesh
-    from sleeptrain.parallel.zero import wrap
-    from sleeptrain.train.optim import Optimizers, ParameterRole
+    from sleeptrain.distributed.mesh import Mesh
+    from sleeptrain.parallel.zero.engine import wrap
+    from sleeptrain.optim.optimizers import Optimizers, ParameterRole
 
     mesh = Mesh.build(1, 1, TIMEOUT)
     zero = 1 if case.config is None else case.config.parallel.zero
@@ -119,7 +119,7 @@ def _meet(case: Case) -> torch.device:
 
 def _absent(case: Case, module: str) -> Finding | None:
     """Where a package is not installed: red for a run that needs it."""
-    from sleeptrain.parallel.launch import PACKAGES, installed
+    from sleeptrain.distributed.launch import PACKAGES, installed
 
     if installed(module):
         return None

@@ -73,9 +73,9 @@ def check_data(case: Case) -> Finding:
     from sleeptrain.checkpoint.vocabulary import check_start_tokenizer
     from sleeptrain.config.resolved import run_folder
     from sleeptrain.data.source import build_source
-    from sleeptrain.parallel.launch import find_device
-    from sleeptrain.parallel.mesh import Mesh
-    from sleeptrain.parallel.world import World
+    from sleeptrain.distributed.launch import find_device
+    from sleeptrain.distributed.mesh import Mesh
+    from sleeptrain.distributed.world import World
 
     told = [case.config.data.source]
     tokenizer = None

@@ -14,7 +14,7 @@ from sleeptrain.model.state import FastWeights, LayerState
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.loop import LoopSettings, loop_settings
 from sleeptrain.sleep.rounds import Round
-from sleeptrain.train.step import forward_backward
+from sleeptrain.sleep.step import forward_backward
 
 
 class Found(NamedTuple):

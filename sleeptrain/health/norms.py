@@ -9,9 +9,9 @@ import torch
 
 from sleeptrain.model.layout import Layout
 from sleeptrain.model.state import FastWeights, Recurrent
-from sleeptrain.parallel.world import World
+from sleeptrain.distributed.world import World
 from sleeptrain.sleep.rounds import Round
-from sleeptrain.watch.whereabouts import Phase, Whereabouts
+from sleeptrain.watch.progress import Phase, Whereabouts
 
 
 class Norms:

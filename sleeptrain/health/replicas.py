@@ -12,8 +12,8 @@ import torch
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import DivergedError
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.parallel.world import World
-from sleeptrain.watch.beat import name_ranks
+from sleeptrain.distributed.world import World
+from sleeptrain.watch.heartbeat import name_ranks
 
 # Elements that are read at once: a checksum needs twelve bytes more for each of them.
 CHUNK = 1 << 22

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from sleeptrain.parallel.world import World
+from sleeptrain.distributed.world import World
 
 # The shorter of two times counts: what disturbs a process once does not make it slow.
 REPEATS = 2

@@ -14,7 +14,7 @@ from torch import nn
 from sleeptrain.config.mixers import of_mixer
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError
-from sleeptrain.model.attention import Attention
+from sleeptrain.model.mixers.attention import Attention
 from sleeptrain.model.block import MIXERS, Block
 from sleeptrain.model.decay import init_decay
 from sleeptrain.model.layout import Layout

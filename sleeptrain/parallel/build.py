@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.parallel.mesh import Mesh
+from sleeptrain.distributed.mesh import Mesh
 
 
 def build_model(config: ModelConfig, mesh: Mesh, layers: range | None = None, sequence: bool = False) -> Hybrid:
@@ -15,6 +15,6 @@ def build_model(config: ModelConfig, mesh: Mesh, layers: range | None = None, se
     """
     if mesh.tensor.size == 1:
         return Hybrid(config, layers)
-    from sleeptrain.parallel.tensor import TensorParallelHybrid  # one process does not wait for megatron-core
+    from sleeptrain.parallel.tensor.layers import TensorParallelHybrid  # one process does not wait for megatron-core
 
     return TensorParallelHybrid(config, mesh.tensor, layers, sequence)

@@ -13,9 +13,9 @@ from sleeptrain.checkpoint.fit import CARRIED
 from sleeptrain.checkpoint.read import Form, SavedTensors
 from sleeptrain.data.batch import Part
 from sleeptrain.model.state import FastWeights, empty_rows
-from sleeptrain.parallel.exchange import assign_owners
-from sleeptrain.parallel.mesh import Mesh
-from sleeptrain.parallel.sharding import ModelSharding
+from sleeptrain.parallel.zero.matrix_exchange import assign_owners
+from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.parallel.tensor.sharding import ModelSharding
 
 Named = dict[str, torch.Tensor]
 

@@ -15,7 +15,7 @@ from sleeptrain.config.schema import Config, ModelConfig
 from sleeptrain.ops.chunks import Cut
 from sleeptrain.ops.gated_delta_rule import chunk_size
 from sleeptrain.ops.ssd import CHUNK as SSD_CHUNK
-from sleeptrain.parallel.sharding import local_config
+from sleeptrain.parallel.tensor.sharding import local_config
 from sleeptrain.plan.workload import Workload
 from sleeptrain.sleep.rounds import Round
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sleeptrain.config.mixers import of_mixer
 from sleeptrain.config.ranges import ATTENTION_MIXERS
 from sleeptrain.config.schema import Config
-from sleeptrain.parallel.stages import Stages
+from sleeptrain.parallel.pipeline.stages import Stages
 from sleeptrain.plan.parameters import WIDE, Held, partition_size, role_groups
 from sleeptrain.plan.update import muon_exchange
 from sleeptrain.plan.workload import Extent, Workload, reruns

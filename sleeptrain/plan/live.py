@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from sleeptrain.parallel.graph import Kind, Message
-from sleeptrain.parallel.schedule import Action, Backward, Forward, Receive, Schedule, Send
-from sleeptrain.parallel.stages import feature_sources, num_trained
+from sleeptrain.parallel.pipeline.graph import Kind, Message
+from sleeptrain.parallel.pipeline.schedule import Action, Backward, Forward, Receive, Schedule, Send
+from sleeptrain.parallel.pipeline.stages import feature_sources, num_trained
 from sleeptrain.sleep.rounds import Round
 
 FEATURE_BYTES = 4  # of an element: the residual stream is fp32

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from sleeptrain.config.schema import Config
-from sleeptrain.parallel.schedule import Schedule
-from sleeptrain.parallel.sharding import local_config
+from sleeptrain.parallel.pipeline.schedule import Schedule
+from sleeptrain.parallel.tensor.sharding import local_config
 from sleeptrain.plan.activations import Activations, carried_bytes, state_bytes
 from sleeptrain.plan.live import FEATURE_BYTES, Memory, Peak, peak_held
 from sleeptrain.plan.parameters import Held, training_state

@@ -11,12 +11,12 @@ import torch
 
 from sleeptrain.config.schema import Config
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.parallel.sharding import ModelSharding
-from sleeptrain.train.frozen import num_frozen_stages, with_rates
-from sleeptrain.train.optim import KINDS, STATE, ParameterRole
-from sleeptrain.train.roles import parameter_roles
+from sleeptrain.parallel.tensor.sharding import ModelSharding
+from sleeptrain.optim.freezing import num_frozen_stages, with_rates
+from sleeptrain.optim.optimizers import KINDS, STATE, ParameterRole
+from sleeptrain.optim.param_groups import parameter_roles
 
-WIDE = 4  # bytes of an element: weights, gradients and optimizer state are fp32 (`sleeptrain.parallel.zero`)
+WIDE = 4  # bytes of an element: weights, gradients and optimizer state are fp32 (`sleeptrain.parallel.zero.engine`)
 # What DeepSpeed rounds the flat tensor of a group up to, in elements for each replica (ZeRO-1 and 2).
 ALIGNMENT = 2
 # Parameters that ZeRO-3 leaves gathered between a forward and its backward, in elements (its `max_live_parameters`).

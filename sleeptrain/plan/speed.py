@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sleeptrain.plan.gpus import Gpu
+from sleeptrain.distributed.gpus import Gpu
 
 # The share of the peak that one GPU's own work reaches, all kernels together (docs/plan.md says where it comes from).
 EFFICIENCY = 0.4

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sleeptrain.config.schema import Config
-from sleeptrain.parallel.exchange import assign_owners, newton_schulz_cost
+from sleeptrain.parallel.zero.matrix_exchange import assign_owners, newton_schulz_cost
 from sleeptrain.plan.parameters import Held, overlaps, role_groups
 
-NEWTON_SCHULZ_STEPS = 5  # of `sleeptrain.train.muon.newton_schulz`
+NEWTON_SCHULZ_STEPS = 5  # of `sleeptrain.optim.muon.newton_schulz`
 FLOPS_OF_A_MULTIPLICATION = 2
 
 

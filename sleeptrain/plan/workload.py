@@ -9,14 +9,14 @@ from pathlib import Path
 
 from sleeptrain.config.schema import Config, DataConfig
 from sleeptrain.data.batch import IGNORE, Batch
-from sleeptrain.parallel.stages import num_trained
+from sleeptrain.parallel.pipeline.stages import num_trained
 from sleeptrain.plan.mean_row import MeanRow, long_rows
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.loop import LoopSettings, loop_settings
 from sleeptrain.sleep.rounds import Round, plan_batch, round_layers, windows_of
-from sleeptrain.tasks.build import build_task
-from sleeptrain.train.flops import round_flops, step_flops
-from sleeptrain.train.step import truncated
+from sleeptrain.data.tasks.build import build_task
+from sleeptrain.sleep.flops import round_flops, step_flops
+from sleeptrain.sleep.step import truncated
 
 
 @dataclass(frozen=True)

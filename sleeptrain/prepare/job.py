@@ -15,7 +15,7 @@ from sleeptrain.data.tokenizer import MODEL_NAME, Tokenizer, load_tokenizer, tra
 from sleeptrain.errors import DataError, UserError
 from sleeptrain.files import write_whole
 from sleeptrain.prepare.assembly import RECORD, assemble
-from sleeptrain.prepare.crew import tokenise
+from sleeptrain.prepare.worker_pool import tokenise
 from sleeptrain.prepare.inputs import Source
 from sleeptrain.prepare.progress import Progress, shown
 from sleeptrain.prepare.report import UnitReport, total

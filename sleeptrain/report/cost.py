@@ -8,7 +8,7 @@ from itertools import pairwise
 from sleeptrain.config.schema import Config
 from sleeptrain.plan.mean_row import MeanRow
 from sleeptrain.sleep.curriculum import StepShape, step_shape
-from sleeptrain.train.metrics import Record
+from sleeptrain.train.logging.metrics import Record
 
 
 def training_flops(config: Config, records: Sequence[Record]) -> dict[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sleeptrain.report.groups import Group, Section, seeds
 from sleeptrain.report.runs import ReadRun
-from sleeptrain.train.metrics import mean_later_windows
+from sleeptrain.train.logging.metrics import mean_later_windows
 
 Evaluated = dict[str, Any]  # `eval` of a record
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from sleeptrain.report.style import AWAKE, INK, SLEEP, STYLE, TRAIN, WINDOW, over, say, smooth, wrapped
-from sleeptrain.train.metrics import Record, mean_later_windows
+from sleeptrain.train.logging.metrics import Record, mean_later_windows
 
 
 def gain(evaluation: Record) -> tuple[int, float | None, float | None]:

@@ -16,7 +16,7 @@ from sleeptrain.config import load_resolved
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import DataError, UserError
 from sleeptrain.report.cost import training_flops
-from sleeptrain.train.metrics import Record, read_metrics
+from sleeptrain.train.logging.metrics import Record, read_metrics
 from sleeptrain.train.status import State, read_status
 
 METRICS, CONFIG = "metrics.jsonl", "config.yaml"

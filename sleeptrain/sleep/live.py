@@ -13,7 +13,7 @@ from typing import cast
 import torch
 
 from sleeptrain.config.schema import SleepConfig
-from sleeptrain.model.attention import Attention
+from sleeptrain.model.mixers.attention import Attention
 from sleeptrain.model.block import Block
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.layout import Layout, continued_layout, sleep_layout

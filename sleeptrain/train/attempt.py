@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from sleeptrain.parallel.world import World
+from sleeptrain.distributed.world import World
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from sleeptrain.config.changes import check_same_run
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import ConfigError
 from sleeptrain.files import beside, sync
-from sleeptrain.parallel.world import World
+from sleeptrain.distributed.world import World
 from sleeptrain.train import changes
-from sleeptrain.train.metrics import METRICS, read_metrics
+from sleeptrain.train.logging.metrics import METRICS, read_metrics
 from sleeptrain.train.status import FILE as STATUS
 from sleeptrain.train.status import State, read_status
 

@@ -16,16 +16,16 @@ from sleeptrain.data.batch import Batch
 from sleeptrain.health.nonfinite import locate_nonfinite
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
-from sleeptrain.parallel.world import World
+from sleeptrain.distributed.world import World
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits
 from sleeptrain.sleep.rounds import Round
-from sleeptrain.train.frozen import with_rates
-from sleeptrain.train.optim import Optimizers
-from sleeptrain.train.precision import run_rounds_in_precision
-from sleeptrain.train.roles import parameter_roles
-from sleeptrain.train.step import StepResult, forward_backward
-from sleeptrain.watch.whereabouts import Whereabouts
+from sleeptrain.optim.freezing import with_rates
+from sleeptrain.optim.optimizers import Optimizers
+from sleeptrain.sleep.precision import run_rounds_in_precision
+from sleeptrain.optim.param_groups import parameter_roles
+from sleeptrain.sleep.step import StepResult, forward_backward
+from sleeptrain.watch.progress import Whereabouts
 
 
 class Engine(Protocol):

@@ -18,8 +18,8 @@ from sleeptrain.data.source import Source
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.loop import LoopSettings, ReadLogits, loop_settings
 from sleeptrain.sleep.rounds import Round, plan_batch, window_spans
-from sleeptrain.tasks.task import Answered, Task
-from sleeptrain.train.precision import run_rounds_in_precision
+from sleeptrain.data.tasks.task import Answered, Task
+from sleeptrain.sleep.precision import run_rounds_in_precision
 
 # {"loss": {passes: [mean loss of window 1..K]}, "sets": {name: {"loss": ...}}} and, of a task, {"accuracy": {passes:
 # share}, "metrics": {passes: {name: value}}, "guessing": {name: value}}

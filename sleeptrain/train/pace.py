@@ -9,7 +9,7 @@ import time
 import torch
 
 from sleeptrain.train.peak import peak_flops
-from sleeptrain.train.step import StepResult
+from sleeptrain.sleep.step import StepResult
 
 
 class Pace:

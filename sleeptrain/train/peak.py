@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from sleeptrain.plan.gpus import GPUS
+from sleeptrain.distributed.gpus import GPUS
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 
 from sleeptrain.config.duration import parse_duration
 from sleeptrain.errors import ConfigError
-from sleeptrain.parallel.world import World
+from sleeptrain.distributed.world import World
 from sleeptrain.stop import StopRequest
-from sleeptrain.train.progress import duration_text
+from sleeptrain.train.logging.progress import duration_text
 
 # What is kept free at the end: MARGIN times the longest step and save so far, and LAST_SECONDS for the
 # logs and the interpreter to close.

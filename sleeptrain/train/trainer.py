@@ -10,24 +10,24 @@ from sleeptrain.errors import DivergedError
 from sleeptrain.health.norms import Norms
 from sleeptrain.health.replicas import compare_replicas, holds_copies
 from sleeptrain.health.speed import gathered_speeds
-from sleeptrain.parallel.launch import join
+from sleeptrain.distributed.launch import join
 from sleeptrain.parallel.layout_check import too_few_sequences
 from sleeptrain.plan.expected import expected_cost
 from sleeptrain.sleep.curriculum import StepShape, stage_shape, step_shape
 from sleeptrain.stop import Stopped, leads, listening
 from sleeptrain.terminal import say
 from sleeptrain.train.evaluate import Evaluation, EvaluationStopped, evaluate, held_out
-from sleeptrain.train.frozen import frozen_stage
-from sleeptrain.train.lr import lr_scale
+from sleeptrain.optim.freezing import frozen_stage
+from sleeptrain.optim.lr_schedule import lr_scale
 from sleeptrain.train.pace import Pace
-from sleeptrain.train.run import Run
+from sleeptrain.train.run_state import Run
 from sleeptrain.train.status import State, Status
-from sleeptrain.train.step import StepResult
+from sleeptrain.sleep.step import StepResult
 from sleeptrain.train.stopping import Stopping
 from sleeptrain.train.try_step import settle, try_step
-from sleeptrain.watch.beat import Alarm
+from sleeptrain.watch.heartbeat import Alarm
 from sleeptrain.watch.watch import watched
-from sleeptrain.watch.whereabouts import Phase
+from sleeptrain.watch.progress import Phase
 
 
 def train(config: Config) -> int:

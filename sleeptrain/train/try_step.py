@@ -9,11 +9,11 @@ from sleeptrain.data.batch import Batch
 from sleeptrain.errors import HealthError, NonFiniteError, SpikeError
 from sleeptrain.health.norms import Norms
 from sleeptrain.sleep.curriculum import StepShape, stage_shape
-from sleeptrain.train.frozen import frozen_stage
-from sleeptrain.train.precision import proven_precision
-from sleeptrain.train.run import Run
-from sleeptrain.train.step import StepResult
-from sleeptrain.watch.whereabouts import Phase
+from sleeptrain.optim.freezing import frozen_stage
+from sleeptrain.sleep.precision import proven_precision
+from sleeptrain.train.run_state import Run
+from sleeptrain.sleep.step import StepResult
+from sleeptrain.watch.progress import Phase
 
 
 class Trouble(NamedTuple):

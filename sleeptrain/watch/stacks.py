@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from sleeptrain.files import write_whole
-from sleeptrain.watch.whereabouts import Location
+from sleeptrain.watch.progress import Location
 
 
 def python_stacks() -> str:

@@ -19,14 +19,14 @@ import torch.distributed as dist
 from sleeptrain.config.resolved import run_folder
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import PeerError, UserError, exit_code
-from sleeptrain.parallel.world import World
+from sleeptrain.distributed.world import World
 from sleeptrain.terminal import shown
-from sleeptrain.watch.beat import INTERVAL, Alarm, Beat, where
-from sleeptrain.watch.board import Board, open_board
-from sleeptrain.watch.exchange import Exchange
-from sleeptrain.watch.judge import SUSPECTED, Judge
+from sleeptrain.watch.heartbeat import INTERVAL, Alarm, Beat, where
+from sleeptrain.watch.heartbeat_store import Board, open_board
+from sleeptrain.watch.heartbeat_thread import Exchange
+from sleeptrain.watch.failure_detector import SUSPECTED, Judge
 from sleeptrain.watch.stacks import python_stacks, stacks_file, write_stacks
-from sleeptrain.watch.whereabouts import Whereabouts
+from sleeptrain.watch.progress import Whereabouts
 
 # Seconds between two looks.
 TICK = 0.5

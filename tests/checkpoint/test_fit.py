@@ -11,8 +11,8 @@ from sleeptrain.checkpoint.fit import check_resume, check_start
 from sleeptrain.checkpoint.read import Form
 from sleeptrain.errors import DataError
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.train.optim import STATE
-from sleeptrain.train.roles import parameter_roles
+from sleeptrain.optim.optimizers import STATE
+from sleeptrain.optim.param_groups import parameter_roles
 from tests.models import tiny_config
 
 Forms = dict[str, Form]

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sleeptrain.checkpoint.folder import checkpoints
-from sleeptrain.train.metrics import read_metrics
-from sleeptrain.train.run import Run
+from sleeptrain.train.logging.metrics import read_metrics
+from sleeptrain.train.run_state import Run
 from tests.checkpoint.contents import tensors
 from tests.parallel.layouts import Layout
 from tests.parallel.test_train import text, train

@@ -16,8 +16,8 @@ from sleeptrain.cli import main
 from sleeptrain.config.compose import compose
 from sleeptrain.errors import CheckpointError, ConfigError, DataError
 from sleeptrain.train import trainer
-from sleeptrain.train.metrics import read_metrics
-from sleeptrain.train.run import Run
+from sleeptrain.train.logging.metrics import read_metrics
+from sleeptrain.train.run_state import Run
 from tests.checkpoint.contents import contents
 from tests.checkpoint.test_folder import SHARD, flip
 from tests.checkpoint.test_write import files_of_at_most

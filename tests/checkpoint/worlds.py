@@ -10,8 +10,8 @@ import torch.distributed as dist
 
 from sleeptrain.checkpoint.folder import step_folder
 from sleeptrain.checkpoint.write import write
-from sleeptrain.parallel.mesh import Mesh
-from sleeptrain.parallel.world import World
+from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.distributed.world import World
 
 DOCUMENTS = {"state.json": b'{"step": 1}', "config.yaml": b"run: {}\n"}
 

@@ -15,8 +15,8 @@ from sleeptrain.errors import ConfigError
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.plan.mean_row import MeanRow
 from sleeptrain.plan.workload import reachable
-from sleeptrain.tasks.build import build_task
-from sleeptrain.train.frozen import is_frozen
+from sleeptrain.data.tasks.build import build_task
+from sleeptrain.optim.freezing import is_frozen
 
 
 def options(group: str) -> list[str]:

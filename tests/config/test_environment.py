@@ -14,7 +14,7 @@ from sleeptrain.config.compose import compose
 from sleeptrain.config.environment import expand
 from sleeptrain.config.resolved import shareable
 from sleeptrain.config.schema import ModelConfig, ShardSource
-from sleeptrain.config.typed import typed
+from sleeptrain.config.from_dict import typed
 from sleeptrain.errors import ConfigError
 
 SECRET = "hush-4711"

@@ -10,7 +10,7 @@ import pytest
 from sleeptrain.data.continued import UNFINISHED, ContinuedText, continued_text
 from sleeptrain.data.hf_tokenizer import CONFIG_JSON, TOKENIZER_JSON, HuggingFaceTokenizer
 from sleeptrain.data.tokenizer import Tokenizer, train_tokenizer
-from sleeptrain.hf.fast_tokenizer import convert
+from sleeptrain.hf.convert.fast_tokenizer import convert
 from tests.data.texts import default_sentencepiece, make_texts
 
 TEXTS = ["the cat sat on the cat", "cat", "a €é漢😀b €", "漢", " two  spaces ", "x\ny \n z", ""]

@@ -16,8 +16,8 @@ from sleeptrain.data.shards import DamagedDocument, TokenShards, write_shards
 from sleeptrain.data.source import ShardsSource, build_source
 from sleeptrain.data.tokenizer import SentencePieceTokenizer, train_tokenizer
 from sleeptrain.errors import ConfigError, DataError
-from sleeptrain.tasks.rule110 import Rule110
-from sleeptrain.tasks.source import TaskSource
+from sleeptrain.data.tasks.rule110 import Rule110
+from sleeptrain.data.tasks.source import TaskSource
 from tests.data.numbered import assert_equal, joined, short_stretches
 from tests.data.texts import make_texts
 

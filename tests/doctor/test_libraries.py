@@ -55,7 +55,7 @@ def test_another_call_of_forward_is_red(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_other_tokens_than_a_forward_gives_are_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sleeptrain.hf.modeling import SleepForCausalLM
+    from sleeptrain.hf.model.modeling import SleepForCausalLM
 
     def generate(self, input_ids, max_new_tokens, **rest):
         return torch.cat([input_ids, torch.zeros(1, max_new_tokens, dtype=torch.long)], dim=1)

@@ -6,7 +6,7 @@ import torch
 from sleeptrain.health.nonfinite import locate_nonfinite
 from sleeptrain.sleep.curriculum import StepShape
 from tests.models import random_batch, tiny_model
-from tests.train.test_step import config
+from tests.sleep.test_step import config
 
 SHAPE = StepShape(passes=2, window=4, batch=1)
 

@@ -13,9 +13,9 @@ import torch
 from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config.compose import compose
 from sleeptrain.errors import NonFiniteError, SpikeError
-from sleeptrain.train import run as run_module
+from sleeptrain.train import run_state as run_module
 from sleeptrain.train import trainer
-from sleeptrain.train.run import Run
+from sleeptrain.train.run_state import Run
 from tests.checkpoint.contents import contents
 from tests.checkpoint.test_folder import flip
 from tests.parallel.processes import run_ranks

@@ -14,7 +14,7 @@ from sleeptrain.errors import DivergedError
 from sleeptrain.health import replicas
 from sleeptrain.health.replicas import checksum, differing_ranks
 from sleeptrain.train import trainer
-from sleeptrain.train.run import Run
+from sleeptrain.train.run_state import Run
 from tests.parallel.processes import run_ranks
 from tests.parallel.test_train import layout, settings
 

@@ -11,9 +11,9 @@ import torch
 from sleeptrain.config.compose import compose
 from sleeptrain.health import speed
 from sleeptrain.health.speed import Probe, compare_speeds, probe
-from sleeptrain.parallel.world import World
+from sleeptrain.distributed.world import World
 from sleeptrain.train import trainer
-from sleeptrain.train.run import Run
+from sleeptrain.train.run_state import Run
 from tests.parallel.processes import run_ranks
 from tests.parallel.test_train import layout, records, settings
 

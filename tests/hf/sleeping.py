@@ -8,8 +8,8 @@ import torch
 from transformers.utils import logging
 
 from sleeptrain.config.schema import SleepConfig as Sleep
-from sleeptrain.hf.configuration import SleepConfig
-from sleeptrain.hf.modeling import SleepForCausalLM
+from sleeptrain.hf.model.configuration import SleepConfig
+from sleeptrain.hf.model.modeling import SleepForCausalLM
 from tests.models import tiny_config, tiny_model
 
 logging.disable_progress_bar()

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from sleeptrain.checkpoint.folder import checkpoints
-from sleeptrain.hf.check import TOLERANCE
-from sleeptrain.hf.exporting import export
-from sleeptrain.hf.importing import import_folder
-from sleeptrain.hf.modeling import SleepForCausalLM
-from sleeptrain.train.metrics import read_metrics
+from sleeptrain.hf.convert.check import TOLERANCE
+from sleeptrain.hf.convert.exporting import export
+from sleeptrain.hf.convert.importing import import_folder
+from sleeptrain.hf.model.modeling import SleepForCausalLM
+from sleeptrain.train.logging.metrics import read_metrics
 from tests.train.test_trainer import run
 
 STEP = 8 * 7  # tokens

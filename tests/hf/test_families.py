@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sleeptrain.checkpoint.fit import WEIGHTS, check_start
-from sleeptrain.checkpoint.meaning import check_meaning
+from sleeptrain.checkpoint.compatibility import check_meaning
 from sleeptrain.checkpoint.read import Form
-from sleeptrain.checkpoint.start import Renumbered
+from sleeptrain.train.init_from import Renumbered
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError

@@ -14,8 +14,8 @@ from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import HARD, Boundary, FastWeights, Recurrent, Retained
 from sleeptrain.parallel.build import build_model
-from sleeptrain.parallel.mesh import Mesh
-from sleeptrain.parallel.sharding import ModelSharding, own_heads
+from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.parallel.tensor.sharding import ModelSharding, own_heads
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.recompute import Recompute
 from sleeptrain.sleep.rounds import plan_rounds, window_facts

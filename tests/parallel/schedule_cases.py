@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from sleeptrain.parallel.stages import Stages
+from sleeptrain.parallel.pipeline.stages import Stages
 from sleeptrain.sleep.rounds import Round, WindowFacts, plan_rounds
 
 LENGTH = 4  # tokens of a window

@@ -7,14 +7,14 @@ import torch
 
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
-from sleeptrain.parallel.launch import join
+from sleeptrain.distributed.launch import join
 from sleeptrain.plan.workload import typical_batch
 from sleeptrain.sleep.curriculum import stage_shape
 from sleeptrain.sleep.loop import loop_settings
 from sleeptrain.sleep.rounds import plan_batch
 from sleeptrain.train.engine import build_engine
-from sleeptrain.train.precision import Products
-from sleeptrain.watch.whereabouts import Whereabouts
+from sleeptrain.sleep.precision import Products
+from sleeptrain.watch.progress import Whereabouts
 from tests.parallel.layouts import Layout
 from tests.parallel.processes import run_ranks
 

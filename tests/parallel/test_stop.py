@@ -17,12 +17,12 @@ from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config.compose import compose
 from sleeptrain.stop import EXIT_STOPPED, Stopped
 from sleeptrain.train import trainer
-from sleeptrain.train.metrics import read_metrics
+from sleeptrain.train.logging.metrics import read_metrics
 from sleeptrain.train.status import read_status
-from sleeptrain.watch.whereabouts import Location, Phase
+from sleeptrain.watch.progress import Location, Phase
 from tests.checkpoint.contents import contents
 from tests.parallel.processes import PATIENCE, run_ranks
-from tests.parallel.test_spawn import LONG, started, wait_for_steps, workers_of
+from tests.train.test_spawn import LONG, started, wait_for_steps, workers_of
 from tests.parallel.test_train import layout, records, settings
 from tests.train.test_stop import signalled
 

@@ -14,14 +14,14 @@ from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.errors import ConfigError
-from sleeptrain.parallel import sequence
+from sleeptrain.parallel.pipeline.executor import micro_batch as sequence
 from sleeptrain.sleep.loop import run_layers
 from sleeptrain.sleep.rounds import Round
-from sleeptrain.tasks.source import TaskSource
+from sleeptrain.data.tasks.source import TaskSource
 from sleeptrain.train import trainer
-from sleeptrain.train.metrics import read_metrics
-from sleeptrain.train.run import Run
-from sleeptrain.watch.whereabouts import Phase
+from sleeptrain.train.logging.metrics import read_metrics
+from sleeptrain.train.run_state import Run
+from sleeptrain.watch.progress import Phase
 from tests.checkpoint.contents import contents
 from tests.parallel.processes import run_ranks
 from tests.train.conftest import tiny_shards

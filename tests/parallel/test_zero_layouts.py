@@ -10,15 +10,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from sleeptrain.parallel.mesh import Axis, Mesh
-from sleeptrain.parallel.mpu import MegatronUnit
-from sleeptrain.parallel.zero import wrap
-from sleeptrain.train import muon
-from sleeptrain.train.optim import Optimizers, ParameterRole
-from sleeptrain.train.roles import parameter_roles
+from sleeptrain.distributed.mesh import Axis, Mesh
+from sleeptrain.parallel.zero.mpu import MegatronUnit
+from sleeptrain.parallel.zero.engine import wrap
+from sleeptrain.optim import muon
+from sleeptrain.optim.optimizers import Optimizers, ParameterRole
+from sleeptrain.optim.param_groups import parameter_roles
 from tests.parallel import zero_cases as cases
 from tests.parallel.processes import run_ranks
-from tests.parallel.test_zero import assert_equal, untied
+from tests.parallel.zero.test_engine import assert_equal, untied
 
 pytestmark = pytest.mark.usefixtures("imported")
 

@@ -12,14 +12,14 @@ from sleeptrain.config.schema import OptimConfig, SleepConfig
 from sleeptrain.data.batch import Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.parallel.build import build_model
-from sleeptrain.parallel.mesh import Mesh
-from sleeptrain.parallel.sharding import ModelSharding
-from sleeptrain.parallel.zero import ZeroEngine, wrap
-from sleeptrain.parallel.zero_state import load, own_tensors
+from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.parallel.tensor.sharding import ModelSharding
+from sleeptrain.parallel.zero.engine import ZeroEngine, wrap
+from sleeptrain.parallel.zero.state import load, own_tensors
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_batch, windows_of
-from sleeptrain.train.optim import KINDS, Optimizers
-from sleeptrain.train.roles import parameter_roles
+from sleeptrain.optim.optimizers import KINDS, Optimizers
+from sleeptrain.optim.param_groups import parameter_roles
 from tests.checkpoint.contents import InMemory, flat, nested
 from tests.models import random_batch, tiny_config
 

@@ -14,13 +14,13 @@ import torch.distributed as dist
 from torch.utils._pytree import tree_leaves
 
 from sleeptrain.config.schema import Config
-from sleeptrain.parallel.launch import join
-from sleeptrain.parallel.mailbox import Mailbox
-from sleeptrain.parallel.sequence import StageSequence
+from sleeptrain.distributed.launch import join
+from sleeptrain.parallel.pipeline.mailbox import Mailbox
+from sleeptrain.parallel.pipeline.micro_batch import StageSequence
 from sleeptrain.plan.workload import typical_batch
 from sleeptrain.sleep.curriculum import stage_shape
 from sleeptrain.train.engine import build_engine
-from sleeptrain.watch.whereabouts import Whereabouts
+from sleeptrain.watch.progress import Whereabouts
 
 
 def nbytes(tensors: Iterable[torch.Tensor | None]) -> int:

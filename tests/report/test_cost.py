@@ -12,8 +12,8 @@ from sleeptrain.report.cost import training_flops
 from sleeptrain.report.runs import find_runs
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.train import trainer
-from sleeptrain.train.metrics import read_metrics
-from sleeptrain.train.step import StepResult
+from sleeptrain.train.logging.metrics import read_metrics
+from sleeptrain.sleep.step import StepResult
 from tests.configs import change
 from tests.report.made import STEP, accuracy, attempt, composed, evaluation, make_run, step
 

@@ -22,7 +22,7 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.loop import LoopSettings, loop_settings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_batch
-from sleeptrain.train.step import MicroBatch, forward_backward, start_state
+from sleeptrain.sleep.step import MicroBatch, forward_backward, start_state
 from tests.data.numbered import NumberedShards, mixture
 from tests.models import VOCABULARY, tiny_config, tiny_model
 

@@ -17,7 +17,7 @@ from local_slurm import Cluster
 from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config import Config
 from sleeptrain.config.compose import compose
-from sleeptrain.train.metrics import read_metrics
+from sleeptrain.train.logging.metrics import read_metrics
 from tests.checkpoint.contents import tensors
 
 ROOT = Path(__file__).resolve().parents[2]

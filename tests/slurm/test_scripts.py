@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sleeptrain.config.compose import compose
-from sleeptrain.plan.gpus import find_gpu
+from sleeptrain.distributed.gpus import find_gpu
 from sleeptrain.plan.layout import make_plan
 from sleeptrain.plan.report import worst_total
 from tests.slurm.jobs import ROOT

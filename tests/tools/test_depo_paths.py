@@ -10,7 +10,7 @@ import torch
 
 from sleeptrain.config.schema import DepoConfig
 from sleeptrain.errors import DataError
-from sleeptrain.tasks.task import Answered
+from sleeptrain.data.tasks.task import Answered
 from tests.train.test_trainer import run
 from tools.depo_paths import Paths
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sleeptrain.train.metrics import read_metrics
+from sleeptrain.train.logging.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 

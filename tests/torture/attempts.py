@@ -26,7 +26,7 @@ import psutil
 
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import TOLD_IN_A_LINE, exit_code
-from sleeptrain.parallel import spawn
+from sleeptrain.train import spawn
 from sleeptrain.stop import EXIT_STOPPED, SIGNALS, Stopped
 from sleeptrain.train import trainer
 from tests.parallel.processes import PATIENCE, PR_SET_PDEATHSIG

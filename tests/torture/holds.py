@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from sleeptrain.checkpoint import saver
 from sleeptrain.stop import StopRequest
-from sleeptrain.watch.whereabouts import Location, Phase, Whereabouts
+from sleeptrain.watch.progress import Location, Phase, Whereabouts
 
 PHASES = tuple(Phase)
 CHANGE = "change"

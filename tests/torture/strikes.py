@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from sleeptrain.watch.whereabouts import Phase
+from sleeptrain.watch.progress import Phase
 from tests.parallel.processes import PATIENCE
 from tests.torture.attempts import Attempt
 from tests.torture.holds import CHANGE, Hold

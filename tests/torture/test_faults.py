@@ -23,8 +23,8 @@ from sleeptrain.data.shards import write_shards
 from sleeptrain.data.storage import DEFAULT_RETRIES
 from sleeptrain.data.tokenizer import load_tokenizer
 from sleeptrain.health import speed
-from sleeptrain.train.metrics import read_metrics
-from sleeptrain.train.run import Run
+from sleeptrain.train.logging.metrics import read_metrics
+from sleeptrain.train.run_state import Run
 from tests.checkpoint.contents import contents
 from tests.checkpoint.test_runs import at_step
 from tests.data.texts import make_texts

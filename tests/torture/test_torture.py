@@ -16,7 +16,7 @@ import torch
 from sleeptrain.checkpoint.folder import checkpoints, read_state
 from sleeptrain.config import Config
 from sleeptrain.stop import EXIT_STOPPED
-from sleeptrain.train.metrics import read_metrics
+from sleeptrain.train.logging.metrics import read_metrics
 from tests.checkpoint.contents import contents
 from tests.parallel.layouts import Layout
 from tests.parallel.test_matrix import TOLERANCE, Sleep, configuration, deviations, leaves, rows_at_once, text

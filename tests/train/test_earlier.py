@@ -17,8 +17,8 @@ from sleeptrain.errors import ConfigError, DataError, LeaseError
 from sleeptrain.report.runs import find_runs
 from sleeptrain.stop import Stopped
 from sleeptrain.train import trainer
-from sleeptrain.train.metrics import read_metrics
-from sleeptrain.train.run import Run
+from sleeptrain.train.logging.metrics import read_metrics
+from sleeptrain.train.run_state import Run
 from sleeptrain.train.status import State, Status, read_status
 from tests.checkpoint.test_folder import SHARD, flip
 from tests.checkpoint.test_runs import at_step, steps_on_disk

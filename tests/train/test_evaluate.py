@@ -9,11 +9,11 @@ import torch.nn.functional as F
 
 from sleeptrain.data.batch import IGNORE
 from sleeptrain.model.layout import first_of_document, window_layout
-from sleeptrain.tasks.task import Answered
+from sleeptrain.data.tasks.task import Answered
 from sleeptrain.train.evaluate import evaluate
 from tests.models import random_batch, tiny_model
 from tests.sleep.oracle import oracle_loss
-from tests.train.test_step import config
+from tests.sleep.test_step import config
 
 
 def batches():

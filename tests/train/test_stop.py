@@ -22,10 +22,10 @@ from sleeptrain.data.assemble import Assembler
 from sleeptrain.errors import ConfigError
 from sleeptrain.stop import EXIT_STOPPED, SIGNALS, Stopped
 from sleeptrain.train import stopping, trainer
-from sleeptrain.train.metrics import read_metrics
-from sleeptrain.train.run import Run
+from sleeptrain.train.logging.metrics import read_metrics
+from sleeptrain.train.run_state import Run
 from sleeptrain.train.status import read_status
-from sleeptrain.watch.whereabouts import Location, Phase, Whereabouts
+from sleeptrain.watch.progress import Location, Phase, Whereabouts
 from tests.checkpoint.contents import contents
 from tests.parallel.processes import PATIENCE
 from tests.train.test_trainer import records, run, settings, start, weights

@@ -26,8 +26,8 @@ from sleeptrain.report.cost import training_flops
 from sleeptrain.report.runs import find_runs
 from sleeptrain.stop import EXIT_STOPPED
 from sleeptrain.train import trainer
-from sleeptrain.train.metrics import read_metrics
-from sleeptrain.train.run import Run
+from sleeptrain.train.logging.metrics import read_metrics
+from sleeptrain.train.run_state import Run
 from sleeptrain.train.status import read_status
 from tests.checkpoint.contents import contents
 from tests.parallel.processes import PATIENCE

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sleeptrain.watch.beat import Alarm, Beat
-from sleeptrain.watch.judge import Judge
-from sleeptrain.watch.whereabouts import Location, Phase, Whereabouts
+from sleeptrain.watch.heartbeat import Alarm, Beat
+from sleeptrain.watch.failure_detector import Judge
+from sleeptrain.watch.progress import Location, Phase, Whereabouts
 
 
 @dataclass(frozen=True)

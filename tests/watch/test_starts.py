@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from sleeptrain.stop import EXIT_STOPPED
-from sleeptrain.watch.whereabouts import Location, Phase
+from sleeptrain.watch.progress import Location, Phase
 from tests.parallel.processes import PATIENCE
-from tests.parallel.test_spawn import nothing_left_of, wait_for_steps, workers_of
+from tests.train.test_spawn import nothing_left_of, wait_for_steps, workers_of
 from tests.parallel.test_train import settings
 from tests.watch.faults import Fault
 

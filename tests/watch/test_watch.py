@@ -11,7 +11,7 @@ from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
 from sleeptrain.train.status import read_status
-from sleeptrain.watch.whereabouts import Location, Phase
+from sleeptrain.watch.progress import Location, Phase
 from tests.parallel.processes import PATIENCE
 from tests.parallel.test_train import settings
 from tests.watch.faults import Fault

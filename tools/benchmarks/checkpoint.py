@@ -25,15 +25,15 @@ from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.config import Config
 from sleeptrain.config.compose import compose
 from sleeptrain.config.overrides import override
-from sleeptrain.parallel.launch import join
-from sleeptrain.parallel.world import World
+from sleeptrain.distributed.launch import join
+from sleeptrain.distributed.world import World
 from sleeptrain.sleep.curriculum import step_shape
 from sleeptrain.stop import StopRequest
-from sleeptrain.train.run import Run
+from sleeptrain.train.run_state import Run
 from sleeptrain.train.status import Status
 from sleeptrain.train.stopping import Stopping
 from sleeptrain.train.try_step import try_step
-from sleeptrain.watch.whereabouts import Whereabouts
+from sleeptrain.watch.progress import Whereabouts
 
 PLACES = {"one process": 1, "two stages": 2}
 GOAL = 0.5  # of the stall of torch.save

@@ -11,9 +11,9 @@ import torch
 from benchmarks import Row, timing
 from benchmarks.live_bytes import LiveBytes
 from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, ModelConfig
-from sleeptrain.hf.cache import CACHE_NAME, SleepCache
-from sleeptrain.hf.configuration import SleepConfig
-from sleeptrain.hf.modeling import SleepForCausalLM
+from sleeptrain.hf.model.cache import CACHE_NAME, SleepCache
+from sleeptrain.hf.model.configuration import SleepConfig
+from sleeptrain.hf.model.modeling import SleepForCausalLM
 
 METHOD = (
     f"{timing.METHOD}; a token: one forward with the cache, over 32 tokens inside a window; a sleep: the "

@@ -17,7 +17,7 @@ from sleeptrain.data.batch import Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.recompute import MODES
-from sleeptrain.train.step import forward_backward
+from sleeptrain.sleep.step import forward_backward
 
 METHOD = "the most bytes in tensors that forward and backward of a step made and held at once, gradients included"
 WINDOWS, WINDOW = 8, 256

@@ -21,13 +21,13 @@ from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, Model
 from sleeptrain.data.batch import Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.parallel.build import build_model
-from sleeptrain.parallel.mailbox import Mailbox
-from sleeptrain.parallel.mesh import Mesh
-from sleeptrain.parallel.pipeline import StageStep
-from sleeptrain.parallel.schedule import Schedule, schedule
-from sleeptrain.parallel.sequence import StageSequence
-from sleeptrain.parallel.simulate import simulate
-from sleeptrain.parallel.stages import Stages
+from sleeptrain.parallel.pipeline.mailbox import Mailbox
+from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.parallel.pipeline.executor import StageStep
+from sleeptrain.parallel.pipeline.schedule import Schedule, schedule
+from sleeptrain.parallel.pipeline.micro_batch import StageSequence
+from sleeptrain.parallel.pipeline.simulate import simulate
+from sleeptrain.parallel.pipeline.stages import Stages
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.recompute import Recompute
 from sleeptrain.sleep.rounds import Round, plan_rounds, window_facts

@@ -19,7 +19,7 @@ from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.hf.families import family_of
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.train.step import forward_backward
+from sleeptrain.sleep.step import forward_backward
 
 GOAL = 1.5
 PATTERN = ["gated_deltanet"] * 3 + ["attention"]

@@ -1,0 +1,184 @@
+"""`sleeptrain evaluate`: a checkpoint on its run's held-out data, with as many passes as one likes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sleeptrain.checkpoint.older import add_older
+from sleeptrain.data.consent import add_consent, with_consent
+from sleeptrain.errors import ConfigError
+from sleeptrain.terminal import ArgumentParser, printable, say, say_json
+
+if TYPE_CHECKING:
+    from sleeptrain.config.schema import Config
+    from sleeptrain.data.source import Source
+    from sleeptrain.model.hybrid import Hybrid
+    from sleeptrain.sleep.curriculum import StepShape
+    from sleeptrain.train.evaluate import Evaluation
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `sleeptrain evaluate ARGUMENTS` and return the exit code. Raises UserError."""
+    options = parser().parse_args(arguments)
+    told = evaluate_checkpoint(
+        options.place,
+        options.passes,
+        options.window,
+        options.batches,
+        options.device,
+        options.allow_source,
+        options.allow_older,
+    )
+    if options.json:
+        say_json(json.dumps(told))
+    else:
+        say("\n".join(printable(line, keep="") for line in lines(told)))
+    return 0
+
+
+def parser() -> ArgumentParser:
+    root = ArgumentParser(prog="sleeptrain evaluate", description=__doc__)
+    root.add_argument("place", type=Path, metavar="RUN_OR_CHECKPOINT", help="of a run its newest checkpoint")
+    root.add_argument(
+        "--passes", type=int, nargs="+", metavar="N", help="default: 1, and as the model was trained last"
+    )
+    root.add_argument("--window", type=int, metavar="L", help="default: as the model was trained last")
+    root.add_argument("--batches", type=int, metavar="K", help="default: train.eval_batches of the run")
+    root.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    root.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    add_consent(root)
+    add_older(root)
+    return root
+
+
+def evaluate_checkpoint(
+    place: Path,
+    passes: Sequence[int] | None = None,
+    window: int | None = None,
+    batches: int | None = None,
+    device: str = "auto",
+    allow_sources: Sequence[str] = (),
+    allow_older: bool = False,
+) -> dict[str, Any]:
+    """{"checkpoint", "step", "tokens", "window", "eval"}; `eval` is as in the records of a run (docs/training.md).
+
+    The arguments are those of `open_checkpoint`. Raises UserError.
+    """
+    from sleeptrain.train.evaluate import evaluate, held_out
+
+    opened = open_checkpoint(place, passes, window, batches, device, allow_sources, allow_older)
+    config, source = opened.config, opened.source
+    sets = held_out(source, config)
+    found = evaluate(opened.model, sets, config, config.sleep.window, opened.passes, source.task)
+    told = {"checkpoint": str(opened.checkpoint), "step": opened.state["step"], "tokens": opened.state["tokens"]}
+    return told | {"window": config.sleep.window, "eval": found}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint's model and the data to judge it on. config: with the window and the batches that were asked for.
+
+    state: what the checkpoint holds besides tensors. passes: the numbers to judge it with.
+    """
+
+    checkpoint: Path
+    config: Config
+    state: Mapping[str, Any]
+    model: Hybrid
+    source: Source
+    passes: Sequence[int]
+
+
+def open_checkpoint(
+    place: Path,
+    passes: Sequence[int] | None = None,
+    window: int | None = None,
+    batches: int | None = None,
+    device: str = "auto",
+    allow_sources: Sequence[str] = (),
+    allow_older: bool = False,
+) -> Opened:
+    """place: a run folder (its newest checkpoint) or a checkpoint. passes, window: of the curriculum at the checkpoint
+    if None. batches: in place of `train.eval_batches`. allow_sources: commands and URLs of the run's data that may be
+    used (`data.consent`). allow_older: as of `named_checkpoint`. In this process alone. Raises UserError.
+    """
+    # Here, not above: help is shown without torch.
+    import torch
+
+    from sleeptrain.checkpoint.find import named_checkpoint
+    from sleeptrain.checkpoint.fit import WEIGHTS, check_start
+    from sleeptrain.checkpoint.folder import CONFIG, read_state
+    from sleeptrain.checkpoint.read import TensorFiles
+    from sleeptrain.checkpoint.vocabulary import check_same_tokenizer
+    from sleeptrain.config import load_resolved
+    from sleeptrain.data.source import build_source
+    from sleeptrain.model.hybrid import Hybrid
+    from sleeptrain.distributed.launch import find_device
+    from sleeptrain.distributed.mesh import Mesh
+    from sleeptrain.distributed.world import World
+    from sleeptrain.sleep.curriculum import last_shape
+
+    checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")), allow_older=allow_older)
+    config, state, files = load_resolved(checkpoint / CONFIG), read_state(checkpoint), TensorFiles(checkpoint)
+    config.data = with_consent(config.data, allow_sources, str(place))
+    numbers = _as_asked(config, last_shape(config, state), passes, window, batches)
+    check_start(files.forms, config.model)
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    model = Hybrid(config.model)
+    model.init_weights(config.train.seed)
+    files.read({WEIGHTS + name: parameter.detach().copy_ for name, parameter in model.named_parameters()})
+    model.to(find_device(device))
+    source = build_source(config.data)
+    check_same_tokenizer(checkpoint, source.tokenizer_hash)
+    if source.task is not None:
+        source.load_state_dict(state["data"])
+    return Opened(checkpoint, config, state, model, source, numbers)
+
+
+def lines(told: dict[str, Any]) -> list[str]:
+    """What `evaluate_checkpoint` has found, for a human: a line for each N and number."""
+    found: Evaluation = told["eval"]
+    result = [f"{told['checkpoint']}: step {told['step']:,}, {told['tokens']:,} tokens, L={told['window']}"]
+    for n, losses in found["loss"].items():
+        if n in found.get("accuracy", {}):
+            result.append(f"N={n}  accuracy  {found['accuracy'][n]:.1%}")
+        result.append(f"N={n}  loss of windows 1..K  {_windows(losses)}")
+        result += [f"N={n}  {name}  {_value(value)}" for name, value in found.get("metrics", {}).get(n, {}).items()]
+        result += [f"N={n}  loss of {name}  {_windows(of['loss'][n])}" for name, of in found.get("sets", {}).items()]
+    if "guessing" in found:
+        result.append(f"guessing  {_value(found['guessing'])}")
+    return result
+
+
+def _as_asked(
+    config: Config, shape: StepShape, passes: Sequence[int] | None, window: int | None, batches: int | None
+) -> list[int]:
+    """The numbers of passes; the largest of them, window and batches are set in the configuration.
+
+    Raises ConfigError for what the settings do not allow.
+    """
+    from sleeptrain.config.validate import validate
+
+    numbers = sorted(set(passes or (1, shape.passes)))
+    if numbers[0] < 1 or (batches is not None and batches < 1):
+        raise ConfigError("--passes and --batches must be at least 1")
+    config.sleep.curriculum, config.sleep.passes = [], numbers[-1]
+    config.sleep.window = shape.window if window is None else window
+    config.train.eval_batches = batches or config.train.eval_batches
+    validate(config)
+    return numbers
+
+
+def _windows(losses: Sequence[float | None]) -> str:
+    return " ".join("none" if loss is None else f"{loss:.4f}" for loss in losses)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_value(of)}" for name, of in value.items())
+    return f"{value:.4f}"

@@ -1,0 +1,88 @@
+"""`sleeptrain plan`: its flags, and what it prints and draws."""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+from sleeptrain.config.schema import Config
+from sleeptrain.errors import ConfigError
+from sleeptrain.plan.speed import EFFICIENCY
+from sleeptrain.terminal import say, say_json
+
+PICTURES = (".png", ".pdf", ".svg")
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--processes", type=_positive, metavar="N", help="of the run; default: those of one replica")
+    parser.add_argument("--gpu", metavar="NAME", help="forecast time on this GPU, and hold memory against its own")
+    parser.add_argument(
+        "--efficiency",
+        type=_share,
+        metavar="SHARE",
+        default=EFFICIENCY,
+        help="of the GPU's peak that work reaches; default %(default)s",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the pipeline's schedule (.png, .pdf, .svg)")
+
+
+def run(config: Config, options: Namespace) -> int:
+    """Raises ConfigError for a layout, a GPU or a file that cannot be, before any work."""
+    picture = None if options.plot is None else _checked(_own_name(options.plot))
+    # Here, not above: flags are shown and refused without torch.
+    from sleeptrain.distributed.gpus import find_gpu
+    from sleeptrain.plan.layout import make_plan
+    from sleeptrain.plan.report import to_json, to_text
+
+    gpu = None if options.gpu is None else find_gpu(options.gpu)
+    processes = options.processes or config.parallel.tensor * config.parallel.pipeline
+    plan = make_plan(config, processes, gpu, options.efficiency)
+    if picture is not None:
+        from sleeptrain.parallel.pipeline.plot import plot_schedule
+
+        plot_schedule(plan.largest.simulation).savefig(picture)
+    if options.json:
+        say_json(json.dumps(to_json(plan)))
+    else:
+        say(to_text(plan))
+    return 0
+
+
+def _own_name(path: Path) -> Path:
+    """In a sweep each job draws a file of its own, which ends in its number."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from sleeptrain.config.compose import in_sweep
+
+    return path.with_stem(f"{path.stem}-{HydraConfig.get().job.num}") if in_sweep() else path
+
+
+def _checked(path: Path) -> Path:
+    if path.suffix.lower() not in PICTURES:
+        raise ConfigError(f"--plot {path}: the name must end in {', '.join(PICTURES[:-1])} or {PICTURES[-1]}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--plot {path}: there is no folder {path.parent}; make it first")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"--plot {path}: cannot be written; choose another file")
+    return path
+
+
+def _number(kind: Callable[[str], float], low: float, high: float, wanted: str) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = low
+        if not low < value <= high:
+            raise ArgumentTypeError(f"must be {wanted}, not '{text}'")
+        return value
+
+    return parse
+
+
+_positive = _number(int, 0, 2**31, "a whole number of at least 1")
+_share = _number(float, 0.0, 1.0, "above 0 and at most 1")

@@ -1,0 +1,183 @@
+"""Depo: which node is k edges on? A directed cycle is read edge by edge, in random order, and then asked about.
+
+A row is the edges of a cycle, each the words of its two nodes, padded on the left to a fixed length, and then the
+questions: [hop k] [word] [ANSWER] [word]. The loss is on ANSWER and the word behind it. A word is 1 to `max_word`
+symbols, of which the last is a token of its own kind, so that words need no separator.
+Z. Allen-Zhu, "Physics of Language Models: Part 4.1", 2025, task Depo; sizes of the sleep paper (arXiv 2605.26099),
+section 6.2. The pads' place is the paper's, that they leave no trace in the memory is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from sleeptrain.config.schema import DepoConfig
+from sleeptrain.config.task_rows import depo_rows
+from sleeptrain.data.batch import IGNORE, PAD, PAD_TOKEN, Batch
+from sleeptrain.errors import ConfigError
+from sleeptrain.data.tasks.draws import Draws
+from sleeptrain.data.tasks.split import ATTEMPTS, is_held_out
+from sleeptrain.data.tasks.task import PRIOR, TRAIN, VALIDATION, Answered
+
+Word = tuple[int, ...]
+PRIOR_SAMPLES = 256
+
+
+class Depo:
+    """A `Task`. Ids: 0 pad, then `symbols` symbols within a word, `symbols` that end one, `hops` hop counts, ANSWER.
+
+    Raises ConfigError where the names make too few cycles to hold some out.
+    """
+
+    name = "depo"
+    tokenizer_hash: str | None = None
+
+    def __init__(self, config: DepoConfig) -> None:
+        self._config = config
+        self._shape = depo_rows(config)
+        self._first_hop = 2 * config.symbols + 1  # the id of k = 1
+        self.answer_marker = self._first_hop + config.hops
+        self.vocab_size = self.answer_marker + 1
+        self.sequence = self._shape.sequence
+        self.num_held_out = config.validation_samples
+        # Small cycles are likelier than large ones, as in the published generator.
+        self._sizes = range(config.min_nodes, config.nodes + 1)
+        self._weights = [1 / (n + math.sqrt(config.nodes)) for n in self._sizes]
+        # Now, not at the first evaluation.
+        self.cycle(Draws(0, PRIOR, 0), config.nodes, held_out=True)
+        self.cycle(Draws(0, PRIOR, 0), config.min_nodes, held_out=False)
+
+    def rows(self, seed: int, first: int, count: int) -> Batch:
+        return self._batch(seed, TRAIN, first, count)
+
+    def held_out(self, first: int, count: int) -> Batch:
+        """Cycles of full size, asked about hops that are powers of two."""
+        return self._batch(0, VALIDATION, first, count)
+
+    def cycle(self, draws: Draws, num_nodes: int, held_out: bool) -> list[Word]:
+        """The names of the nodes, each followed by the next; of a cycle on the wanted side of the split."""
+        for _ in range(ATTEMPTS):
+            names: dict[Word, None] = {}
+            while len(names) < num_nodes:
+                names.setdefault(self._word(draws))
+            cycle = list(names)
+            if is_held_out(_content(cycle)) == held_out:
+                return cycle
+        raise ConfigError(
+            f"data.depo.nodes={self._config.nodes}, data.depo.symbols={self._config.symbols} and data.depo.max_word="
+            f"{self._config.max_word} make too few different cycles to hold some out: raise one of them"
+        )
+
+    def metrics(self, answered: Sequence[Answered]) -> dict[str, Any]:
+        """accuracy: answers whose word is right. accuracy_by_hops; loss_by_hops: nats a target, the marker included."""
+        right, total, loss, targets = (np.zeros(self._config.hops + 1) for _ in range(4))
+        for a in answered:
+            for hops, at, words in self.questions(a.batch):
+                total[hops] += 1
+                right[hops] += bool(a.right_BT[words].all())
+                loss[hops] += float(a.loss_BT[at].double().sum())
+                targets[hops] += a.loss_BT[at].numel()
+        asked = np.flatnonzero(total)
+        return {
+            "accuracy": float(right.sum() / total.sum()),
+            "accuracy_by_hops": {f"k={k}": float(right[k] / total[k]) for k in asked},
+            "loss_by_hops": {f"k={k}": float(loss[k] / targets[k]) for k in asked},
+        }
+
+    def questions(self, batch: Batch) -> list[tuple[int, tuple[int, slice], tuple[int, slice]]]:
+        """(hops, where the targets of its answer are, where those of the answer's word are) of every question."""
+        found, targets_BT = [], batch.targets_BT.numpy()
+        for row, tokens in enumerate(batch.tokens_BT.tolist()):
+            hops = 0
+            for at in range(self._shape.context, self.sequence):
+                if self._first_hop <= tokens[at] < self.answer_marker:
+                    hops = tokens[at] - self._first_hop + 1
+                elif tokens[at] == self.answer_marker:
+                    end = at
+                    while targets_BT[row, end] <= self._config.symbols:  # the last symbol of a word is one behind these
+                        end += 1
+                    found.append((hops, (row, slice(at - 1, end + 1)), (row, slice(at, end + 1))))
+        return found
+
+    def guessing(self) -> dict[str, float]:
+        """Of a model that knows the held-out cycles' nodes and none of their edges: its accuracy, and its loss in nats
+        a target (it knows where an answer begins, and that k steps lead elsewhere unless the cycle divides k)."""
+        others, word = self._config.nodes - 1, self._mean_word
+        leads_back = sum(k % self._config.nodes == 0 for k in self._held_out_hops) / len(self._held_out_hops)
+        return {
+            "nodes_accuracy": leads_back + (1 - leads_back) / others,
+            "nodes_loss": (1 - leads_back) * math.log(others) / (1 + word),
+        }
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return " ".join(self._name(token) for token in tokens if token != PAD_TOKEN)
+
+    def report(self) -> dict[str, Any]:
+        return {}
+
+    def identity(self) -> dict[str, Any]:
+        names = ("nodes", "min_nodes", "hops", "symbols", "max_word", "queries")
+        return {f"data.depo.{name}": getattr(self._config, name) for name in names}
+
+    def _word(self, draws: Draws) -> Word:
+        length, symbols = draws.between(1, self._config.max_word), self._config.symbols
+        return tuple(draws.between(1, symbols) + (symbols if i == length - 1 else 0) for i in range(length))
+
+    def _name(self, token: int) -> str:
+        symbols = self._config.symbols
+        if token <= symbols:
+            return f"{token}-"
+        if token < self._first_hop:
+            return str(token - symbols)
+        return "=" if token == self.answer_marker else f"+{token - self._first_hop + 1}:"
+
+    @cached_property
+    def _held_out_hops(self) -> list[int]:
+        return [2**power for power in range(self._config.hops.bit_length())]
+
+    @cached_property
+    def _mean_word(self) -> float:
+        """Tokens of a node's name, in cycles of full size: names differ, so short ones are rarer than drawn."""
+        drawn = [self.cycle(Draws(0, PRIOR, i), self._config.nodes, False) for i in range(PRIOR_SAMPLES)]
+        return sum(len(word) for cycle in drawn for word in cycle) / (PRIOR_SAMPLES * self._config.nodes)
+
+    def _batch(self, seed: int, stream: int, first: int, count: int) -> Batch:
+        tokens_BT = np.full((count, self.sequence), PAD_TOKEN, np.int64)
+        targets_BT = np.full_like(tokens_BT, IGNORE)
+        documents_BT = np.full_like(tokens_BT, PAD)
+        for row in range(count):
+            context, questions, is_answer = self._row(Draws(seed, stream, first + row), stream == VALIDATION)
+            begin = self._shape.context - len(context)
+            part = slice(begin, begin + len(context) + len(questions))
+            tokens_BT[row, part] = context + questions
+            documents_BT[row, part] = first + row
+            predicted = np.flatnonzero(is_answer)
+            targets_BT[row, self._shape.context + predicted - 1] = np.asarray(questions)[predicted]
+        apart_B = np.zeros(count, bool)
+        return Batch(*map(torch.from_numpy, (tokens_BT, targets_BT, documents_BT, apart_B, apart_B)))
+
+    def _row(self, draws: Draws, held_out: bool) -> tuple[list[int], list[int], list[bool]]:
+        """The edges, the questions with their answers, and which tokens of these have a loss."""
+        size = self._config.nodes if held_out else self._sizes[draws.weighted(self._weights)]
+        cycle = self.cycle(draws, size, held_out)
+        edges = draws.shuffled(range(size))
+        context = [token for node in edges for token in cycle[node] + cycle[(node + 1) % size]]
+        questions, is_answer = list[int](), list[bool]()
+        for start in draws.shuffled(range(size))[: self._config.queries]:
+            hops = draws.choice(self._held_out_hops) if held_out else draws.between(1, self._config.hops)
+            asked, answer = cycle[start], cycle[(start + hops) % size]
+            questions += [self._first_hop + hops - 1, *asked, self.answer_marker, *answer]
+            is_answer += [False] * (1 + len(asked)) + [True] * (1 + len(answer))
+        return context, questions, is_answer
+
+
+def _content(cycle: Sequence[Word]) -> bytes:
+    """What a cycle is, whichever of its nodes is named first."""
+    first = cycle.index(min(cycle))
+    return str([*cycle[first:], *cycle[:first]]).encode()

@@ -1,0 +1,133 @@
+"""Generates problems: a graph of so many operations, distractors up to a length in tokens, words, and the check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sleeptrain.errors import ConfigError
+from sleeptrain.data.tasks.draws import Draws
+from sleeptrain.data.tasks.gsm_infinite.graph import Graph, Kind, Quantity, num_operations
+from sleeptrain.data.tasks.gsm_infinite.solver import solve
+from sleeptrain.data.tasks.gsm_infinite.wording import ANSWER, WORDINGS, Wording
+from sleeptrain.data.tasks.split import ATTEMPTS, is_held_out
+
+
+@dataclass(frozen=True)
+class Problem:
+    """question and context: texts. answer: a natural number. ops: operations that it takes. wording: its name."""
+
+    question: str
+    context: str
+    answer: int
+    ops: int
+    wording: str
+
+    @property
+    def prompt(self) -> str:
+        """The question, then the context: a memory of the context must be made for the question."""
+        return f"{self.question} {self.context} {ANSWER}"
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long prompts shall be, in tokens, of which `count` gives those of a text: at least `least`, and with room
+    for an answer of `answer` tokens at most `most`."""
+
+    least: int
+    most: int
+    answer: int
+    count: Callable[[str], int]
+
+    @property
+    def most_of_prompt(self) -> int:
+        return self.most - self.answer
+
+    def check(self, max_ops: int) -> None:
+        """Raises ConfigError where a problem of `max_ops` operations may be too long, the names give too few sentences,
+        or lengths lie so close that no sentence might fit."""
+        longest = max(self._most_tokens(kind) for kind in Kind)
+        core = max(self.count(f"{w.ask((0, 0))} {ANSWER}") for w in WORDINGS) + 2 + self.answer
+        core += max_ops * longest + (max_ops + 1) * self._most_tokens(Kind.NUMBER)
+        shortest = min(self.count(" " + w.say(w.example(Kind.NUMBER))) for w in WORDINGS)
+        supply = shortest * (min(len(w.quantities) for w in WORDINGS) - 1)
+        with_one_more = self.least + longest + self.answer
+        if self.most < max(core, with_one_more):
+            raise ConfigError(
+                f"data.gsm_infinite.max_tokens={self.most} must be at least {max(core, with_one_more)}: "
+                f"data.gsm_infinite.max_ops={max_ops} operations may take {core} tokens, and "
+                f"data.gsm_infinite.min_tokens={self.least} with one more sentence and the answer {with_one_more}"
+            )
+        if self.most_of_prompt > supply:
+            raise ConfigError(
+                f"data.gsm_infinite.max_tokens={self.most} must be at most {supply + self.answer}: there are no "
+                "names for more sentences"
+            )
+
+    def _most_tokens(self, kind: Kind) -> int:
+        """Of a sentence of this kind, with the names that take the most."""
+        most = 0
+        for wording in WORDINGS:
+            item = max(range(len(wording.items)), key=lambda i: self.count(" " + wording.items[i]))
+            place = max(range(len(wording.places)), key=lambda i: self.count(" " + wording.places[i]))
+            most = max(most, self.count(" " + wording.say(wording.example(kind, (item, place)))))
+        return most
+
+
+@dataclass(frozen=True)
+class Core:
+    """A problem without distractors: the graph so far, what is asked, and how it is put."""
+
+    wording: Wording
+    graph: Graph
+    asked: Quantity
+
+    def content(self) -> bytes:
+        """What it is, whatever is said around it and in which order it was thought of."""
+        return repr((self.wording.name, self.asked, sorted(map(repr, self.graph.equations)))).encode()
+
+
+def draw_core(draws: Draws, ops: int, held_out: bool) -> Core:
+    """What is asked and what it takes, on the wanted side of the split: a held-out core is in no training problem."""
+    wording = draws.choice(WORDINGS)
+    for _ in range(ATTEMPTS):
+        graph = Graph(draws, wording.quantities)
+        core = Core(wording, graph, graph.add_needed(ops))
+        if is_held_out(core.content()) == held_out:
+            return core
+    raise AssertionError("a wording has thousands of cores on either side")
+
+
+def make_problem(draws: Draws, core: Core, lengths: Lengths) -> Problem:
+    """Adds distractors until the prompt has a length drawn from `lengths`, or as many tokens less as a sentence has.
+
+    Raises AssertionError where the solver does not find the same answer in the words.
+    """
+    wording, graph, count = core.wording, core.graph, lengths.count
+    question = wording.ask(core.asked)
+    sentences = [wording.say(equation) for equation in graph.equations]
+
+    def prompt_tokens() -> int:
+        return count(Problem(question, " ".join(sentences), 0, 0, wording.name).prompt)
+
+    wanted = draws.between(lengths.least, lengths.most_of_prompt)
+    tokens = prompt_tokens()
+    while tokens < wanted:
+        graph.add_distractor()
+        sentence = wording.say(graph.equations[-1])
+        more = count(" " + sentence)
+        if tokens + more > wanted and (tokens := prompt_tokens()) + more > wanted and tokens >= lengths.least:
+            break
+        sentences.append(sentence)
+        tokens += more
+        if tokens >= wanted:  # a tokenizer may take fewer for the whole than for its sentences
+            tokens = prompt_tokens()
+    answer, ops = graph.values[core.asked], num_operations(graph.equations, core.asked)
+    while True:
+        problem = Problem(question, " ".join(draws.shuffled(sentences)), answer, ops, wording.name)
+        if count(problem.prompt) <= lengths.most_of_prompt:
+            break
+        sentences.pop()  # a tokenizer may also take more for the whole
+    if solve(wording, problem.question, problem.context) != (answer, ops):
+        raise AssertionError(f"the solver finds another answer: {problem}")
+    return problem

@@ -1,0 +1,170 @@
+"""Rule 110: what is a cell of each string after `steps` updates? Reasoning over context that is gone.
+
+A row is `strings` random binary strings of `width` cells and then the answers: cell number `label` of each string after
+`steps` updates of the elementary cellular automaton 110. Only the answers have a loss: their inputs are
+[SEP, l0, l1, ...] and their targets [l0, l1, l2, ...], so that no window of cells has a target.
+The sleep paper (arXiv 2605.26099), section 6.1; the boundary and the answers' format, which it leaves open, are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from sleeptrain.config.schema import Rule110Config
+from sleeptrain.data.batch import IGNORE, Batch
+from sleeptrain.data.philox import WORDS_PER_COUNT, random_words
+from sleeptrain.errors import ConfigError
+from sleeptrain.data.tasks.split import ATTEMPTS, are_held_out
+from sleeptrain.data.tasks.task import PRIOR, TRAIN, VALIDATION, Answered
+
+SEP = 2
+VOCAB_SIZE = 3
+PRIOR_SAMPLES = 2**16
+# What the cells beyond the edge are, where eight strings share a byte; None: those of the other edge.
+OUTSIDE = {"periodic": None, "zeros": 0x00, "ones": 0xFF}
+
+
+def evolve(cells: np.ndarray, steps: int, outside: int | None = None) -> np.ndarray:
+    """`steps` updates of Rule 110 along the first axis; cells [width, ...], any integer type.
+
+    outside: the value of the cells beyond the edge; None: the axis is a ring. Bitwise, so that each bit of a cell is an
+    automaton of its own. A cell becomes 1 unless it and its right neighbour are 0, or it and both neighbours are 1: the
+    bits of 110 = 0b01101110.
+    """
+    for _ in range(steps):
+        left, right = np.roll(cells, 1, axis=0), np.roll(cells, -1, axis=0)
+        if outside is not None:
+            left[0] = right[-1] = outside
+        cells = (cells | right) & ~(left & cells & right)
+    return cells
+
+
+def labels(cells: np.ndarray, config: Rule110Config) -> np.ndarray:
+    """The label of each string. cells uint8 [..., width] of 0 and 1 -> uint8 [...]."""
+    shape = cells.shape[:-1]
+    flat = cells.reshape(-1, cells.shape[-1])
+    packed = np.ascontiguousarray(np.packbits(flat, axis=0).T)  # eight strings to a byte, [width, ceil(strings / 8)]
+    after = evolve(packed, config.steps, OUTSIDE[config.boundary])
+    return np.unpackbits(after[config.label], count=len(flat)).reshape(shape)
+
+
+def draw_strings(
+    config: Rule110Config, seed: int, stream: int, first: int, count: int, held_out: bool | None = None
+) -> np.ndarray:
+    """The samples [first, first + count) of (seed, stream): uint8 [count, strings, width] of random cells.
+
+    A sample is a function of (seed, stream, its number) alone: it owns a range of the counter. held_out: on which side
+    of the split it shall be, either if None; one that is on the other side is drawn again. Raises ConfigError where
+    there is none to draw.
+    """
+    words_BW = _draw_words(config, seed, stream, first, count)
+    for attempt in range(1, ATTEMPTS):
+        wrong = np.empty(0) if held_out is None else np.flatnonzero(are_held_out(words_BW) != held_out)
+        if not len(wrong):
+            break
+        low, high = int(wrong[0]), int(wrong[-1]) + 1
+        again_BW = _draw_words(config, seed, stream + (PRIOR + 1) * attempt, first + low, high - low)
+        words_BW[wrong] = again_BW[wrong - low]
+    else:
+        raise ConfigError(
+            f"data.rule110.width={config.width} and data.rule110.strings={config.strings} make too few different rows "
+            "to hold some out: raise one of them"
+        )
+    drawn = np.unpackbits(words_BW.view(np.uint8), axis=1, count=config.strings * config.width)
+    return drawn.reshape(count, config.strings, config.width)
+
+
+def _draw_words(config: Rule110Config, seed: int, stream: int, first: int, count: int) -> np.ndarray:
+    """The cells of samples as bits of little-endian words, uint64 [count, W]; the bits behind the last cell are 0."""
+    bits = config.strings * config.width
+    width = -(-bits // 64)
+    counts = -(-width // WORDS_PER_COUNT)
+    words = random_words(count * counts * WORDS_PER_COUNT, seed, stream, first * counts)
+    words_BW = words.astype("<u8", copy=False).reshape(count, counts * WORDS_PER_COUNT)[:, :width].copy()
+    bytes_BX = words_BW.view(np.uint8)
+    bytes_BX[:, -(-bits // 8) :] = 0
+    if bits % 8:
+        bytes_BX[:, bits // 8] &= 0xFF00 >> bits % 8 & 0xFF  # unpackbits reads a byte from its highest bit on
+    return words_BW
+
+
+class Rule110:
+    """A `Task`. sequence: strings * width cells and an answer a string.
+
+    Raises ConfigError where there are too few strings to hold some out.
+    """
+
+    name = "rule110"
+    vocab_size = VOCAB_SIZE
+    tokenizer_hash: str | None = None
+
+    def __init__(self, config: Rule110Config) -> None:
+        self._config = config
+        self.sequence = config.strings * config.width + config.strings
+        self.num_held_out = config.validation_samples
+        for held_out in (True, False):  # now, not at the first evaluation
+            draw_strings(config, 0, PRIOR, 0, 1, held_out)
+
+    def rows(self, seed: int, first: int, count: int) -> Batch:
+        return self._batch(draw_strings(self._config, seed, TRAIN, first, count, held_out=False), first)
+
+    def held_out(self, first: int, count: int) -> Batch:
+        return self._batch(draw_strings(self._config, 0, VALIDATION, first, count, held_out=True), first)
+
+    def metrics(self, answered: Sequence[Answered]) -> dict[str, float]:
+        """accuracy: rows whose labels are all right. bits: labels that are right. sampled: the accuracy to expect of
+        labels drawn from the model's probabilities."""
+        last = slice(-self._config.strings, None)
+        right_BS = torch.cat([a.right_BT[:, last] for a in answered])
+        loss_BS = torch.cat([a.loss_BT[:, last] for a in answered]).double()
+        return {
+            "accuracy": right_BS.all(-1).double().mean().item(),
+            "bits": right_BS.double().mean().item(),
+            "sampled": loss_BS.sum(-1).neg().exp().mean().item(),
+        }
+
+    def guessing(self) -> dict[str, float]:
+        """chance: all answers equally likely. majority: always the likelier label, exactly and by bits. sampled: labels
+        drawn with their true frequency. Strings are independent: a row is a label to the power of their number."""
+        likelier, strings = self._likelier, self._config.strings
+        return {
+            "chance": 0.5**strings,
+            "majority": likelier**strings,
+            "majority_bits": likelier,
+            "sampled": (likelier**2 + (1 - likelier) ** 2) ** strings,
+        }
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return "".join("01|"[token] for token in tokens)
+
+    def report(self) -> dict[str, Any]:
+        return {}
+
+    def identity(self) -> dict[str, Any]:
+        names = ("width", "strings", "steps", "boundary", "label")
+        return {f"data.rule110.{name}": getattr(self._config, name) for name in names}
+
+    @cached_property
+    def _likelier(self) -> float:
+        """The share of the likelier label, estimated on 65,536 held-out samples."""
+        drawn = draw_strings(self._config, 0, PRIOR, 0, PRIOR_SAMPLES, held_out=True)
+        ones = float(labels(drawn, self._config).mean())
+        return max(ones, 1 - ones)
+
+    def _batch(self, cells_BSW: np.ndarray, first: int) -> Batch:
+        rows, context = len(cells_BSW), self._config.strings * self._config.width
+        labels_BS = labels(cells_BSW, self._config)
+        tokens_BT = np.empty((rows, self.sequence), np.int64)
+        tokens_BT[:, :context] = cells_BSW.reshape(rows, context)
+        tokens_BT[:, context] = SEP
+        tokens_BT[:, context + 1 :] = labels_BS[:, :-1]
+        targets_BT = np.full_like(tokens_BT, IGNORE)
+        targets_BT[:, context:] = labels_BS
+        apart_B = torch.zeros(rows, dtype=torch.bool)
+        documents_BT = (first + torch.arange(rows))[:, None].repeat(1, self.sequence)
+        return Batch(torch.from_numpy(tokens_BT), torch.from_numpy(targets_BT), documents_BT, apart_B, apart_B)

@@ -1,0 +1,68 @@
+"""Whether a Hugging Face folder holds the same model as ours: logits over several windows and passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sleeptrain.config.schema import ModelConfig
+from sleeptrain.data.batch import Batch
+from sleeptrain.errors import DataError
+from sleeptrain.hf.families import Family, Read
+from sleeptrain.hf.convert.native import load_native, native_logits
+from sleeptrain.hf.published import load_published, published_logits
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.sleep.loop import LoopSettings, run_rounds
+from sleeptrain.sleep.rounds import plan_rounds, window_facts
+
+WINDOWS, PASSES, ROWS = 4, 3, 2
+TOLERANCE = 1e-4
+
+
+def check(config: ModelConfig, read: Read, folder: Path, family: Family, num_tokens: int) -> float:
+    """Runs our model, whose parameters `read` gives, and the family's of `folder`, one after the other, in fp32.
+
+    num_tokens: of a row, cut into windows. Returns the largest difference of two logits, as a share of the largest
+    logit. Raises DataError where that is more than TOLERANCE, or not a number.
+    """
+    window = -(-num_tokens // WINDOWS)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(config.vocab_size, (ROWS, num_tokens), generator=generator)
+    ours = our_logits(_model(config, read), tokens, window, PASSES)
+    theirs = _their_logits(folder, family, tokens, window)
+    error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+    if not error <= TOLERANCE:
+        raise DataError(
+            f"the check failed: over {WINDOWS} windows of {PASSES} passes the logits of the two models differ by "
+            f"{error:.1e} of the largest, more than {TOLERANCE:.0e}; nothing was written"
+        )
+    return error
+
+
+def _their_logits(folder: Path, family: Family, tokens_BT: torch.Tensor, window: int) -> torch.Tensor:
+    """By transformers' own class, or by the published code, written again."""
+    if family.in_transformers:
+        return native_logits(load_native(folder, family), tokens_BT, window, PASSES)
+    return published_logits(load_published(folder, family), tokens_BT, window, PASSES)
+
+
+def _model(config: ModelConfig, read: Read) -> Hybrid:
+    with torch.device("meta"):
+        model = Hybrid(config)
+    model.load_state_dict({name: read(name).float() for name, _ in model.named_parameters()}, assign=True)
+    return model
+
+
+@torch.no_grad()
+def our_logits(model: Hybrid, tokens_BT: torch.Tensor, window: int, passes: int) -> torch.Tensor:
+    """The logits [B, T, V] that training computes under hard eviction when every window sleeps."""
+    documents, none = torch.zeros_like(tokens_BT), torch.zeros(tokens_BT.shape[0], dtype=torch.bool)
+    # The targets do not matter: with one at every token all logits are computed.
+    batch = Batch(tokens_BT, tokens_BT, documents, none, ~none)
+    rounds = plan_rounds(window_facts(batch, window), passes, "every", "features")
+    logits: list[torch.Tensor] = []
+    settings = LoopSettings((0, model.num_layers))
+    run_rounds(model, batch, rounds, model.empty_state(), settings, lambda _r, found, _t: logits.append(found))
+    num_rows = tokens_BT.shape[0]
+    return torch.cat([found.unflatten(0, (num_rows, -1)) for found in logits], dim=1)

@@ -1,0 +1,153 @@
+"""A checkpoint as a folder that transformers loads with its own classes, and no code of ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sleeptrain.checkpoint.find import named_checkpoint
+from sleeptrain.checkpoint.fit import WEIGHTS, check_start
+from sleeptrain.checkpoint.folder import CONFIG, read_state
+from sleeptrain.checkpoint.read import TensorFiles
+from sleeptrain.checkpoint.vocabulary import tokenizer_of
+from sleeptrain.config import load_resolved
+from sleeptrain.config.schema import ModelConfig
+from sleeptrain.data.tokenizer import Tokenizer
+from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.files import staged_folder
+from sleeptrain.hf.convert.card import SLEEP_KEY, model_card, sleep_settings, training_facts
+from sleeptrain.hf.convert.check import PASSES, WINDOWS, check
+from sleeptrain.hf.families import FAMILIES, Family, Read, expressing, family_of, stays_wide
+from sleeptrain.hf.convert.tokenizer_export import find_tokenizers, write_tokenizer
+from sleeptrain.hf.convert.weight_files import SHARD_BYTES, write_weights
+from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.distributed.world import World
+from sleeptrain.sleep.curriculum import last_shape
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """model_type: of the folder. num_parameters: tied ones once. error: of `check`. tokenizer: whether it has one.
+
+    texts: documents of the run's data, on which the tokenizer was compared; None without one.
+    """
+
+    model_type: str
+    num_parameters: int
+    error: float
+    tokenizer: bool
+    texts: int | None
+
+
+def export(
+    place: Path,
+    out: Path,
+    model_type: str | None = None,
+    dtype: str = "float32",
+    tokenizer: Path | None = None,
+    with_tokenizer: bool = True,
+    check_tokens: int = 256,
+    allow_older: bool = False,
+) -> Exported:
+    """Writes the checkpoint `place`, or the newest one of the run `place`, to the new folder `out`.
+
+    model_type: of the family; None takes the first that can express the model. dtype: of the weights, decay parameters
+    excepted. tokenizer: instead of that of the run's data. allow_older: as of `named_checkpoint`. Raises UserError, and
+    leaves nothing in `out`, where the family cannot express the model, the tokenizer gives other ids than training saw
+    or has no counterpart, or the check of the logits fails.
+    """
+    checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")), allow_older=allow_older)
+    config, files = load_resolved(checkpoint / CONFIG), TensorFiles(checkpoint)
+    check_start(files.forms, config.model)
+    family = choose_family(config.model, model_type)
+    found = find_tokenizers(config, tokenizer, tokenizer_of(checkpoint)) if with_tokenizer else None
+    if found is not None:
+        check_vocabulary(found.exported, config.model, found.place)
+
+    def read(name: str) -> torch.Tensor:
+        return files.tensor(WEIGHTS + name)
+
+    with staged_folder(out) as folder:
+        write_family_weights(folder, family, config.model, read, DTYPES[dtype])
+        state, ids = read_state(checkpoint), {} if found is None else found.ids
+        settings = family.to_config(config.model) | ids | {"dtype": dtype}
+        settings[SLEEP_KEY] = sleep_settings(config.sleep, last_shape(config, state))
+        _write_json(folder / "config.json", settings)
+        _write_json(folder / "generation_config.json", ids | {"use_cache": settings["use_cache"]})
+        texts = None if found is None else write_tokenizer(folder, found, config)
+        rounded = _rounded(family, config.model, read, DTYPES[dtype])
+        error = check(config.model, rounded, folder, family, check_tokens)
+        whose = "its logits" if family.in_transformers else "those of the family's published code, written again,"
+        told = f"Over {WINDOWS} windows of {PASSES} passes {whose} differ from ours by {error:.0e} of the largest."
+        num_parameters = sum(prod(shape) for shape in family.their_shapes(config.model).values())
+        facts = training_facts(config, state, num_parameters)
+        card = model_card(config.run.name, out.name, settings, family.in_transformers, facts, told)
+        (folder / "README.md").write_text(card)
+    return Exported(family.model_type, num_parameters, error, found is not None, texts)
+
+
+def choose_family(config: ModelConfig, model_type: str | None) -> Family:
+    """Raises ConfigError where there is none, with what each lacks and which other can express the model."""
+    able = expressing(config)
+    if model_type is None and able:
+        return able[0]
+    if model_type is None:
+        lacking = {f.model_type: f.lacks(config) for f in FAMILIES.values()}
+        details = [
+            f"{name}: {setting} ({needs})" for name, lacks in lacking.items() for setting, needs in lacks.items()
+        ]
+        raise ConfigError("no family of transformers' models can express this model", details)
+    family = family_of(model_type)
+    if lacks := family.lacks(config):
+        others = " or ".join(f"--to {other.model_type}" for other in able)
+        details = [f"{setting}: {needs}; {_who_can(config, setting)}" for setting, needs in lacks.items()]
+        way_out = f"use {others}" if able else "no other family can express the whole model"
+        raise ConfigError(f"{model_type} cannot express {', '.join(lacks)}; {way_out}", details)
+    return family
+
+
+def _who_can(config: ModelConfig, setting: str) -> str:
+    able = [family.model_type for family in FAMILIES.values() if setting not in family.lacks(config)]
+    return f"{' and '.join(able)} can" if able else "no family can"
+
+
+def write_family_weights(
+    folder: Path, family: Family, config: ModelConfig, read: Read, dtype: torch.dtype, limit: int = SHARD_BYTES
+) -> None:
+    """The weights of a family's model, one link of tensors at a time."""
+    shapes = family.their_shapes(config)
+    sizes = {name: prod(shape) * _narrowed(name, dtype).itemsize for name, shape in shapes.items()}
+    narrow = ((name, tensor.to(_narrowed(name, dtype))) for name, tensor in family.to_theirs(config, read))
+    write_weights(folder, sizes, narrow, limit)
+
+
+def _narrowed(name: str, dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if stays_wide(name) else dtype
+
+
+def _rounded(family: Family, config: ModelConfig, read: Read, dtype: torch.dtype) -> Read:
+    """Our parameters as the exported weights have them: what is compared is the map, not the rounding."""
+    if dtype == torch.float32:
+        return read
+    decays = {ours for link in family.links(config) if any(map(stays_wide, link.theirs)) for ours in link.ours}
+    return lambda name: read(name) if name in decays else read(name).to(dtype)
+
+
+def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> None:
+    """Raises DataError for a tokenizer with ids that the model does not have."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise DataError(
+            f"tokenizer {path} has {tokenizer.vocab_size} ids, the model {config.vocab_size}: it is another model's"
+        )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,77 @@
+"""A sleeping model and its tokenizer from wherever they are: a run, a checkpoint, a Hugging Face folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sleeptrain.checkpoint.find import named_checkpoint
+from sleeptrain.checkpoint.fit import WEIGHTS, check_start
+from sleeptrain.checkpoint.folder import CONFIG, read_state
+from sleeptrain.checkpoint.read import Take, TensorFiles
+from sleeptrain.config import load_resolved
+from sleeptrain.data.tokenizer import Tokenizer, load_tokenizer
+from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.hf.convert.card import sleep_settings
+from sleeptrain.hf.model.configuration import SleepConfig
+from sleeptrain.hf.convert.exporting import DTYPES, check_vocabulary
+from sleeptrain.hf.model.load import usable_device
+from sleeptrain.hf.model.modeling import SleepForCausalLM
+from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.distributed.world import World
+from sleeptrain.sleep.curriculum import last_shape
+
+
+def open_model(
+    place: Path, tokenizer: Path | None = None, device: str = "auto", dtype: str = "auto", allow_older: bool = False
+) -> tuple[SleepForCausalLM, Tokenizer]:
+    """The model of a run (its newest checkpoint), a checkpoint, or a folder with `config.json`.
+
+    Of a run it sleeps as the curriculum says at the checkpoint. tokenizer: instead of the run's or the folder's own.
+    dtype: float32, bfloat16, float16, or auto, that of the files. device: auto takes a GPU where there is one.
+    allow_older: as of `named_checkpoint`. Raises UserError.
+    """
+    if dtype not in (*DTYPES, "auto"):
+        raise ConfigError(f"dtype={dtype}: allowed: auto, {', '.join(DTYPES)}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = usable_device(device, "device")
+    if (place / "config.json").is_file():
+        only = {"use_safetensors": True, "local_files_only": True}
+        model = SleepForCausalLM.from_pretrained(place, dtype=DTYPES.get(dtype, "auto"), **only)
+        found = tokenizer or place
+    else:
+        model, found = _of_checkpoint(place, tokenizer, allow_older)
+        nn.Module.to(model, DTYPES.get(dtype, torch.float32))
+    opened = load_tokenizer(found)
+    check_vocabulary(opened, model.config.model_config(), found)
+    nn.Module.to(model, where)  # the signature of transformers' own is not seen by mypy
+    return model.eval(), opened
+
+
+def _of_checkpoint(place: Path, tokenizer: Path | None, allow_older: bool) -> tuple[SleepForCausalLM, Path]:
+    checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")), allow_older=allow_older)
+    config, files = load_resolved(checkpoint / CONFIG), TensorFiles(checkpoint)
+    check_start(files.forms, config.model)
+    if tokenizer is None and config.data.source != "shards":
+        raise DataError(f"{place} was trained on data.source={config.data.source}, which has no tokenizer: name one")
+    with torch.device("meta"):
+        sleep = sleep_settings(config.sleep, last_shape(config, read_state(checkpoint)))
+        model = SleepForCausalLM(SleepConfig(model=asdict(config.model), sleep=sleep))
+    weights: dict[str, torch.Tensor] = {}
+    files.read({WEIGHTS + name: _into(weights, name) for name, _ in model.model.named_parameters()})
+    model.model.load_state_dict(weights, assign=True)
+    return model, tokenizer or Path(config.data.shards.tokenizer)
+
+
+def _into(weights: dict[str, torch.Tensor], name: str) -> Take:
+    return lambda tensor: weights.__setitem__(name, tensor)
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str, begins: bool = True) -> list[int]:
+    """The ids of a text as training reads it; `begins`: it is the beginning of a document."""
+    first = [tokenizer.bos_id] if begins and tokenizer.bos_id is not None else []
+    return first + tokenizer.encode(text)

@@ -1,0 +1,83 @@
+"""`generate()` of a sleeping model: transformers' own, begun with a memory that sleeps."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, GenerationMixin
+from transformers.generation import GenerationMode
+
+from sleeptrain.errors import ConfigError
+from sleeptrain.hf.model.cache import CACHE_NAME, SleepCache, one_cache
+from sleeptrain.hf.model.sampling import sample
+from sleeptrain.hf.model.conversation import Turn, begin_turn, settled
+
+_ONE_BY_ONE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+
+
+class SleepGeneration(GenerationMixin):
+    """What `SleepForCausalLM` overrides of `GenerationMixin`: public methods only."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        *,
+        past_key_values: SleepCache | None = None,
+        cache: SleepCache | None = None,
+        custom_generate: Any = None,
+        streamer: Any = None,
+        **given: Any,
+    ) -> Any:
+        """As `generate` of transformers, with `passes` and `window` besides. See docs/generation.md.
+
+        past_key_values, cache: two names of the same, what was read before. Raises ConfigError.
+        """
+        model: Any = self
+        parent: Any = super()
+        settings = settled(model.generation_config, generation_config, given)
+        if settings.prefill_chunk_size is not None:
+            raise ConfigError("prefill_chunk_size: a prompt is read window by window; leave it out")
+        ids = given.get("input_ids") if inputs is None else inputs
+        memory = one_cache(past_key_values, cache)
+        turn = begin_turn(ids, given.get("attention_mask"), memory, settings.use_cache)
+        if memory is None and settings.use_cache is not False:
+            several = max(settings.num_beams or 1, settings.num_return_sequences or 1)
+            sleep = model.sleep_settings(given.get("passes"), given.get("window"))
+            memory = SleepCache(model.model, several * (1 if ids is None else len(ids)), sleep)
+        if custom_generate is None and settings.get_generation_mode() in _ONE_BY_ONE:
+            custom_generate = partial(sample, streamer=streamer)
+        return parent.generate(
+            inputs, generation_config, logits_processor, stopping_criteria, custom_generate=custom_generate,
+            streamer=streamer, turn=turn, **({} if memory is None else {CACHE_NAME: memory}), **given,
+        )  # fmt: skip
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        next_sequence_length: int | None = None,
+        attention_mask: torch.Tensor | None = None,
+        is_first_iteration: bool = False,
+        turn: Turn | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Arguments of the next forward: the ids that it has not read, all of them where there is no cache.
+
+        Transformers refuses other names than these and, as one of them is `kwargs`, those of `forward`.
+        """
+        model: Any = self
+        num_columns = input_ids.shape[1]
+        if is_first_iteration and turn is not None:
+            next_sequence_length = num_columns - turn.num_read
+        if next_sequence_length is not None:
+            input_ids = input_ids[:, -next_sequence_length:]
+        if turn is not None and not kwargs.get("use_cache"):
+            # The whole text is read anew at each step: what has predicted once has done so the next time.
+            kwargs["logits_to_keep"] = num_columns - turn.num_columns + 1
+        mask = None if attention_mask is None else attention_mask.to(model.device)
+        return {"input_ids": input_ids.to(model.device), "attention_mask": mask, **kwargs}

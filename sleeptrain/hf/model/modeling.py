@@ -1,0 +1,252 @@
+"""`SleepForCausalLM`: a sleeping model as transformers' users expect one, with `generate()`.
+
+Importing this module registers it with `AutoConfig`, `AutoModelForCausalLM` and `AutoModel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from sleeptrain.config import schema
+from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.hf.model.cache import CACHE_NAME, SleepCache, one_cache
+from sleeptrain.hf.model.configuration import SleepConfig
+from sleeptrain.hf.model.generation_mixin import SleepGeneration
+from sleeptrain.hf.model.labels import mean_loss, with_label
+from sleeptrain.hf.model.load import is_native, load_native
+from sleeptrain.model.decay import DECAY_PARAMETERS
+from sleeptrain.model.hybrid import Hybrid, at_least_fp32
+from sleeptrain.sleep.live import read
+from sleeptrain.sleep.full_logits import compact, whole_logits
+
+
+class SleepForCausalLM(PreTrainedModel, SleepGeneration, GenerationMixin):
+    """A `Hybrid` that reads window by window, sleeps at each boundary and predicts the next token.
+
+    `config.sleep` says how; N and L can also be given to `forward` and `generate` (`passes=4, window=512`).
+    """
+
+    config_class = SleepConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    _is_stateful = True  # what was read cannot be taken back, as assisted generation would
+    _supports_sdpa = True
+    _no_split_modules = ["Block"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = [*DECAY_PARAMETERS]  # noqa: RUF012
+
+    def __init__(self, config: SleepConfig):
+        super().__init__(config)
+        if config.vocab_size == 0:
+            raise ConfigError("model.vocab_size must be set: how many ids the model knows")
+        self.model = Hybrid(config.model_config())
+        self._sleeps: dict[tuple[int | None, int | None, str], schema.SleepConfig] = {}
+        if self.model.device.type != "meta":
+            self.model.init_weights(seed=0)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Hybrid draws its own; a file without some of the weights is refused."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        assert self.model.embedding is not None
+        return self.model.embedding
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return self.model.head
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """A model that `save_pretrained` wrote, or of a family of `sleeptrain.hf.families`: the same weights.
+
+        See `sleeptrain.hf.model.load.load_native` for what may be given with a folder of a family. Raises DataError where a
+        weight is missing, of another shape, or left over.
+        """
+        if is_native(pretrained_model_name_or_path):
+            return load_native(cls, Path(pretrained_model_name_or_path), *args, **kwargs)
+        wants_info = kwargs.pop("output_loading_info", False)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if info[kind]:
+                listed = ", ".join(sorted(map(str, info[kind]))[:3])
+                raise DataError(
+                    f"{pretrained_model_name_or_path}: {len(info[kind])} {kind.replace('_', ' ')} ({listed})"
+                )
+        return (model, info) if wants_info else model
+
+    def sleep_settings(self, passes: int | None = None, window: int | None = None) -> schema.SleepConfig:
+        """How the model sleeps now. Raises ConfigError."""
+        key = (passes, window, repr(self.config.sleep))
+        if key not in self._sleeps:
+            self._sleeps = {key: self.config.sleep_settings(passes, window)}
+        return self._sleeps[key]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: SleepCache | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        passes: int | None = None,
+        window: int | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        cache: SleepCache | None = None,
+    ) -> CausalLMOutputWithPast:
+        """Logits [B, T, V] in fp32 or wider, of the last `logits_to_keep` columns only where it is not 0.
+
+        input_ids: int64 [B, T]. attention_mask: [B, >= T], 0 at pads, wherever they are; its last T columns count. Pads
+        are inert and a row's windows begin at its own first token. Logits at pads are 0.
+
+        With a cache (`cache` and `past_key_values` are two names of it) the ids go on after what it has read, without a
+        gradient. It is the default where no gradient is asked for, and `past_key_values` of the output. Without one the
+        ids are whole texts, computed as in training; labels (ids, IGNORE or -100 where there is no loss, not shifted)
+        give the mean cross entropy. Under `sleep.when=unlabelled` windows from which nothing is predicted (no label, or
+        no logits kept) sleep; logits there are NaN. Features and attention weights are not given: `output_*` are
+        refused. Raises ConfigError.
+        """
+        told = self.config
+        if output_attentions or output_hidden_states or told.output_attentions or told.output_hidden_states:
+            raise ConfigError("output_attentions, output_hidden_states: the model gives logits only; leave them out")
+        valid_BT = self._valid(input_ids, attention_mask)
+        keep = min(logits_to_keep or input_ids.shape[1], input_ids.shape[1])
+        if use_cache is None:
+            use_cache = self.config.use_cache and labels is None and not torch.is_grad_enabled()
+        before = one_cache(past_key_values, cache)
+        if before is None and not use_cache:
+            logits = self._whole(input_ids, valid_BT, labels, keep, self.sleep_settings(passes, window))
+            loss = None if labels is None else mean_loss(logits, labels, valid_BT)
+            return CausalLMOutputWithPast(loss=loss, logits=logits)
+        if labels is not None:
+            raise ConfigError("labels need the whole text in one forward: leave the cache and use_cache out")
+        memory, sleep = self._cache(before, len(input_ids), passes, window)
+        logits = self._read(input_ids, valid_BT, memory, sleep, keep)
+        found: dict[str, Any] = {CACHE_NAME: memory}
+        return CausalLMOutputWithPast(logits=logits, **found)
+
+    @torch.no_grad()
+    def read(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: SleepCache | None = None,
+        passes: int | None = None,
+        window: int | None = None,
+        cache: SleepCache | None = None,
+    ) -> SleepCache:
+        """Reads documents, or more behind a cache, and predicts nothing: for `generate` with new text, or to save.
+
+        Raises ConfigError.
+        """
+        memory, sleep = self._cache(one_cache(past_key_values, cache), len(input_ids), passes, window)
+        valid_BT = self._valid(input_ids, attention_mask)
+        memory.begin_turn()
+        self._read(input_ids, valid_BT, memory, sleep, 0)
+        return memory.follow_with_new_text()
+
+    def _cache(
+        self, given: SleepCache | None, num_rows: int, passes: int | None, window: int | None
+    ) -> tuple[SleepCache, schema.SleepConfig]:
+        if given is None:
+            sleep = self.sleep_settings(passes, window)
+            return SleepCache(self.model, num_rows, sleep), sleep
+        if given.model is not self.model:
+            raise ConfigError(
+                "the cache was made by another model: to hand it on to an equal one, save() it and load it with "
+                "SleepCache.load(path, model), which compares the two"
+            )
+        sleep = self.sleep_settings(passes, given.window if window is None else window)
+        given.check(sleep, num_rows)
+        return given, sleep
+
+    def _valid(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        if attention_mask is None:
+            return torch.ones_like(input_ids, dtype=torch.bool)
+        num_rows, num_columns = input_ids.shape
+        shape = list(attention_mask.shape)
+        if len(shape) != 2 or shape[0] != num_rows or shape[1] < num_columns:
+            raise ConfigError(
+                f"attention_mask has shape {shape}: it must be [rows, columns] with the {num_rows} rows of input_ids "
+                f"and a column for each of its {num_columns}"
+            )
+        return attention_mask[:, shape[1] - num_columns :].bool()
+
+    def _whole(
+        self,
+        input_ids: torch.Tensor,
+        valid_BT: torch.Tensor,
+        labels: torch.Tensor | None,
+        keep: int,
+        sleep: schema.SleepConfig,
+    ) -> torch.Tensor:
+        predicts_BT = valid_BT.clone()
+        predicts_BT[:, : input_ids.shape[1] - keep] = False
+        if labels is not None and sleep.when == "unlabelled":
+            predicts_BT &= with_label(labels, valid_BT, sleep.window)
+        silent = torch.zeros_like(predicts_BT[:, -keep:], dtype=self._logits_dtype)
+        silent = silent.masked_fill((valid_BT & ~predicts_BT)[:, -keep:], float("nan")).unsqueeze(-1)
+        found_PV = whole_logits(self.model, input_ids, valid_BT, predicts_BT, sleep)
+        logits = silent.expand(-1, -1, self.config.vocab_size)
+        return logits.masked_scatter(predicts_BT[:, -keep:].unsqueeze(-1), found_PV)
+
+    @property
+    def _logits_dtype(self) -> torch.dtype:
+        return torch.promote_types(self.dtype, torch.float32)
+
+    @torch.no_grad()
+    def _read(
+        self, input_ids: torch.Tensor, valid_BT: torch.Tensor, cache: SleepCache, sleep: schema.SleepConfig, keep: int
+    ) -> torch.Tensor:
+        """Window by window; only the columns that are kept reach the head."""
+        num_rows, num_columns = input_ids.shape
+        logits = torch.zeros(num_rows, keep, self.config.vocab_size, dtype=self._logits_dtype, device=input_ids.device)
+        # Nothing that is as long as a prompt without pads is made of it.
+        order_BT, counts_B = (None, valid_BT.sum(1)) if bool(valid_BT.all()) else compact(valid_BT)
+        left, done = counts_B.tolist(), [0] * num_rows
+        first_kept = num_columns - keep
+        while any(left):
+            counts = [min(n, sleep.window - f) for n, f in zip(left, cache.live.filled, strict=True)]
+            column_BM = _columns(order_BT, done, counts, input_ids)
+            kept_BM = column_BM >= first_kept
+            tokens_BM = input_ids.gather(1, column_BM.clamp(min=0))
+            predicts = kept_BM.any(1).tolist()
+            x_BMD, cache.live = read(self.model, cache.live, tokens_BM, counts, predicts, sleep)
+            row_N, at_N = kept_BM.nonzero(as_tuple=True)
+            if len(row_N):
+                column_N = column_BM[row_N, at_N] - first_kept
+                logits[row_N, column_N] = at_least_fp32(self.model.logits(x_BMD[row_N, at_N]))
+            done = [d + n for d, n in zip(done, counts, strict=True)]
+            left = [n - m for n, m in zip(left, counts, strict=True)]
+        cache.sleep = sleep
+        cache.columns += 0 if cache.new_text else num_columns
+        return logits
+
+
+def _columns(
+    order_BT: torch.Tensor | None, done: Sequence[int], counts: Sequence[int], like: torch.Tensor
+) -> torch.Tensor:
+    """[B, max(counts)]: the columns of the next counts[b] tokens of each row behind its first done[b], -1 behind them.
+
+    order_BT: as `compact` gives it; None where no column is a pad.
+    """
+    start, number = (torch.tensor(list(values), device=like.device)[:, None] for values in (done, counts))
+    token = torch.arange(max(counts), device=like.device)
+    at_BM = start + token
+    if order_BT is not None:
+        at_BM = order_BT.gather(1, at_BM.clamp(max=order_BT.shape[1] - 1))
+    return torch.where(token < number, at_BM, -1)
+
+
+AutoModel.register(SleepConfig, SleepForCausalLM)
+AutoModelForCausalLM.register(SleepConfig, SleepForCausalLM)

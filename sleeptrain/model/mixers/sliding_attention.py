@@ -1,0 +1,32 @@
+"""Attention that sees less than a window: the last tokens up to its own, as in Jet-Nemotron's `swa` layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from sleeptrain.model.mixers.attention import Attention
+from sleeptrain.model.layout import Layout
+from sleeptrain.model.state import Boundary, LayerState, Retained, WindowKV
+
+
+class SlidingAttention(Attention):
+    """A token attends to the last `sliding_window` tokens of its document, itself included.
+
+    Hard eviction ends that at the window's start, as for all attention; under sliding eviction the lesser reach counts.
+    """
+
+    def forward(
+        self, x_BTD: torch.Tensor, state: LayerState, layout: Layout, boundary: Boundary, state_only: bool = False
+    ) -> tuple[torch.Tensor | None, LayerState]:
+        """x_BTD -> (y_BTD, state)."""
+        reach = self.config.sliding_window
+        if boundary.sliding_window is not None:
+            boundary = replace(boundary, sliding_window=min(reach, boundary.sliding_window))
+        return super().forward(x_BTD, state, layout.within(reach), boundary, state_only)
+
+    def retained(self, full: WindowKV, rows_R: torch.Tensor) -> Retained:
+        """What sliding eviction keeps of the full windows of these rows: as many tokens as the next window sees."""
+        window, reach = super().retained(full, rows_R), self.config.sliding_window
+        return Retained(window.k_BLGD[:, -reach:], window.v_BLGD[:, -reach:], window.documents_BL[:, -reach:])

@@ -1,0 +1,39 @@
+"""Held-out rounds through a pipeline: a schedule's forwards alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from sleeptrain.parallel.pipeline.graph import Kind
+from sleeptrain.parallel.pipeline.schedule import Action, Backward, Receive, Schedule, Send
+from sleeptrain.parallel.pipeline.micro_batch import Left, Part, StageSequence
+
+
+class HeldOutSequence(StageSequence):
+    """A sequence whose rounds only go forward; `losses` holds the summed loss of each window on the last stage."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.losses: dict[int, torch.Tensor] = {}
+
+    def forward(self, index: int, entry: Sequence[Part], trained: bool) -> Left:
+        left = super().forward(index, entry, trained=False)
+        if left.loss is not None:
+            window = self.rounds[index].window
+            self.losses[window] = self.losses.get(window, torch.zeros_like(left.loss)) + left.loss
+        return left
+
+
+def forwards_of(schedule: Schedule) -> Schedule:
+    """The schedule without backwards and gradients; what is left keeps its order, which is one of all ranks."""
+    return replace(schedule, ranks=tuple(tuple(a for a in rank if not _is_backward(a)) for rank in schedule.ranks))
+
+
+def _is_backward(action: Action) -> bool:
+    if isinstance(action, Send | Receive):
+        return action.message.kind is Kind.GRADIENT
+    return isinstance(action, Backward)

@@ -1,0 +1,49 @@
+"""Messages of a pipeline: tensors on their way between stages, sent and received without waiting."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from sleeptrain.parallel.pipeline.graph import Message
+
+
+class Mailbox:
+    """The messages of one step to and from this rank.
+
+    group: the pipeline's, in which peers are counted. Between two ranks messages are matched by their order, so both
+    sides must post them in the order of the schedule.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, dtype: torch.dtype, device: torch.device) -> None:
+        self._group = group
+        self._dtype = dtype
+        self._device = device
+        self._arriving: dict[Message, tuple[dist.Work, torch.Tensor]] = {}
+        self._leaving: list[tuple[dist.Work, torch.Tensor]] = []
+
+    def send(self, message: torch.Tensor, peer: int) -> None:
+        """Start to send a message; it must not be changed before `finish`."""
+        content = message.detach().to(self._dtype).contiguous()
+        work = dist.isend(content, dist.get_global_rank(self._group, peer), self._group)
+        assert work is not None
+        self._leaving = [(w, t) for w, t in self._leaving if not w.is_completed()] + [(work, content)]
+
+    def expect(self, message: Message, shape: tuple[int, ...], peer: int) -> None:
+        """Start to receive a message of this shape."""
+        buffer = torch.empty(shape, dtype=self._dtype, device=self._device)
+        work = dist.irecv(buffer, dist.get_global_rank(self._group, peer), self._group)
+        assert work is not None
+        self._arriving[message] = (work, buffer)
+
+    def take(self, message: Message) -> torch.Tensor:
+        """The content of a message, as soon as it is there."""
+        work, buffer = self._arriving.pop(message)
+        work.wait()
+        return buffer
+
+    def finish(self) -> None:
+        """Wait until all that was sent has left."""
+        for work, _ in self._leaving:
+            work.wait()
+        self._leaving = []

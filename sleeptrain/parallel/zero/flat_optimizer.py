@@ -1,0 +1,286 @@
+"""Muon and AdamW in one optimizer over the flat partitions that ZeRO makes of the parameters.
+
+DeepSpeed hands its optimizer one-dimensional pieces. AdamW, momentum and look-ahead are elementwise and stay there, so
+their state is sharded as ZeRO shards the weights. Only the look-ahead travels: each matrix to its owner, where it is
+orthogonalised whole, once among all processes of a pipeline stage, tensor parallel shards joined.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch.optim.adamw import adamw
+
+from sleeptrain.config.schema import OptimConfig
+from sleeptrain.errors import ConfigError
+from sleeptrain.parallel.zero.matrix_exchange import (
+    Exchange,
+    Fragment,
+    Holding,
+    Shards,
+    assign_owners,
+    gather_holdings,
+    newton_schulz_cost,
+)
+from sleeptrain.optim.muon import SCALINGS, blocks_of_rows, orthogonalise
+from sleeptrain.optim.optimizers import KINDS, STATE, ParameterRole
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Tensors that are stepped together, and what lies in them.
+
+    tensors: those that the optimizer sees. names: of the parameters that lie in it, on whichever data rank.
+    fragments: of this process; their offsets count through all tensors, laid end to end.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    tensors: tuple[torch.Tensor, ...]
+    fragments: tuple[Fragment, ...]
+
+
+class Treatment(NamedTuple):
+    """factor: of the group's rate. frozen: the stages in which there is no update."""
+
+    factor: float
+    frozen: tuple[int, ...]
+
+
+# Stretches of a tensor laid flat.
+Spans = dict[Treatment, list[slice]]
+WHOLE = slice(None)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The processes that hold one pipeline stage, and how a parameter is spread over them.
+
+    group: tensor and data ranks together (None: all processes). shard: this process's tensor rank. local: the shape of
+    its shard of each parameter. whole: the shape of each parameter. shards: how shards form a whole.
+    """
+
+    group: dist.ProcessGroup | None
+    shard: int
+    local: Mapping[str, tuple[int, ...]]
+    whole: Mapping[str, tuple[int, ...]]
+    shards: Shards
+
+
+class FlatOptimizer(torch.optim.Optimizer):
+    """The updates of `sleeptrain.optim.optimizers.Optimizers`, in a group for each kind.
+
+    DeepSpeed adds the norm up over pipeline stages group by group, so that all stages must have as many: each holds
+    matrices for Muon and norms for AdamW. What inside a group is decayed, is frozen or has another rate is told by its
+    fragments.
+
+    Each group's `lr` is to be set before a step; `peak_lr` is the configured one. accepts: asked before each part of a
+    step; where it says no, nothing changes. stage: in which some parameters are frozen; their gradients must be zero.
+    `bind` must be called before the first step, once ZeRO has replaced the parameters by their partitions. A step may
+    be made group by group and partition by partition, as ZeRO does, but in the same order in all processes: it
+    communicates.
+    Raises ConfigError for an unknown `optim.muon_scaling`.
+    """
+
+    def __init__(
+        self,
+        roles: Mapping[str, ParameterRole],
+        named_parameters: Mapping[str, torch.nn.Parameter],
+        config: OptimConfig,
+    ):
+        if config.muon_scaling not in SCALINGS:
+            raise ConfigError(f"optim.muon_scaling is {config.muon_scaling!r}; it is one of {', '.join(SCALINGS)}")
+        self.roles, self._config = dict(roles), config
+        self._updates: dict[torch.Tensor, _MuonUpdate] = {}
+        self._decayed: dict[torch.Tensor, Spans] = {}  # where in each tensor lies what is decayed
+        self._trained: dict[torch.Tensor, Spans] = {}
+        self.partitions: tuple[Partition, ...] = ()
+        self.accepts: Callable[[], bool] = lambda: True
+        self.stage = 0
+        super().__init__(list(_groups(roles, named_parameters, config)), {"lr": 0.0})
+
+    def bind(self, partitions: Sequence[Partition], stage: Stage) -> None:
+        """Takes over what lies where; every process of the stage must call it with partitions in the same order.
+
+        Makes the state, all zero. Raises LayoutError when the processes' fragments do not make up whole matrices.
+        """
+        self.partitions = tuple(partitions)
+        for partition in partitions:
+            treatments = {_treatment(self.roles[name]) for name in partition.names}
+            decayed = {name for name in partition.names if self.roles[name].decay}
+            trained = _spans(partition, self.roles, set(partition.names))
+            for tensor, *spans in zip(partition.tensors, _spans(partition, self.roles, decayed), trained, strict=True):
+                self.state[tensor] = _new_state(partition.kind, tensor, treatments)
+                self._decayed[tensor], self._trained[tensor] = spans
+                if len(treatments) == 1:
+                    self._trained[tensor] = {treatment: [WHOLE] for treatment in treatments}
+            if partition.kind == "muon":
+                self._updates[partition.tensors[0]] = _MuonUpdate(partition, stage, self.roles, self._config)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of the partitions that the groups hold at this moment."""
+        if not self.accepts():
+            return
+        for group in self.param_groups:
+            tensors = [t for t in group["params"] if t.grad is not None]
+            for (factor, _), (decayed,) in self._in_force(self._decayed, tensors, tensors):
+                torch._foreach_mul_(decayed, 1 - group["lr"] * factor * group["decay"])
+            if tensors and group["kind"] == "muon":
+                self._step_muon(tensors, group)
+            elif tensors:
+                self._step_adamw(tensors, group)
+
+    def _in_force(
+        self, spans: Mapping[torch.Tensor, Spans], tensors: Sequence[torch.Tensor], *of: Sequence[torch.Tensor]
+    ) -> Iterator[tuple[Treatment, list[list[torch.Tensor]]]]:
+        """What is not frozen, by its treatment: views of these stretches of each list `of` tensors like `tensors`."""
+        for treatment in dict.fromkeys(treatment for t in tensors for treatment in spans[t]):
+            if self.stage not in treatment.frozen:
+                views = [
+                    [
+                        x if at == WHOLE else x.reshape(-1)[at]
+                        for t, x in zip(tensors, like, strict=True)
+                        for at in spans[t].get(treatment, ())
+                    ]
+                    for like in of
+                ]
+                yield treatment, views
+
+    def _step_muon(self, tensors: list[torch.Tensor], group: dict[str, Any]) -> None:
+        beta = self._config.muon_momentum
+        gradients = [t.grad for t in tensors if t.grad is not None]
+        momenta = [self.state[t]["momentum_buffer"] for t in tensors]
+        for _, (momentum, gradient) in self._in_force(self._trained, tensors, momenta, gradients):
+            torch._foreach_lerp_(momentum, gradient, 1 - beta)
+        look_ahead = torch._foreach_lerp(gradients, momenta, beta)
+        updates = self._updates[tensors[0]](look_ahead)
+        for (factor, _), (weights, update) in self._in_force(self._trained, tensors, tensors, updates):
+            torch._foreach_add_(weights, update, alpha=-group["lr"] * factor)
+
+    def _step_adamw(self, tensors: list[torch.Tensor], group: dict[str, Any]) -> None:
+        beta1, beta2 = self._config.adamw_betas
+        gradients = [t.grad for t in tensors if t.grad is not None]
+        averages = [[self.state[t][key] for t in tensors] for key in ("exp_avg", "exp_avg_sq")]
+        in_force = self._in_force(self._trained, tensors, tensors, gradients, *averages)
+        for (factor, frozen), (weights, gradient, average, square) in in_force:
+            done = self.state[tensors[0]][step_key(frozen)]
+            adamw(
+                weights,
+                gradient,
+                average,
+                square,
+                [],
+                [done.clone() for _ in weights],
+                fused=True,  # elementwise, so that a partition is updated as the whole would be
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=group["lr"] * factor,
+                weight_decay=0.0,
+                eps=self._config.adamw_eps,
+                maximize=False,
+            )
+        for tensor in tensors:
+            for key, count in self.state[tensor].items():
+                if key.startswith("step") and str(self.stage) not in key.split()[1:]:
+                    count += 1
+
+
+class WholeOptimizer(FlatOptimizer):
+    """For whole, replicated parameters (ZeRO-0), where DeepSpeed clips but tells no norm: clips and measures itself.
+
+    A step whose gradient norm is not finite changes nothing. DeepSpeed's engine reads `overflow` and the norm from here
+    as from its own optimizers.
+    """
+
+    overflow = False
+    _global_grad_norm = 0.0
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        tensors = [t for group in self.param_groups for t in group["params"] if t.grad is not None]
+        norm = torch.nn.utils.get_total_norm([t.grad for t in tensors if t.grad is not None])
+        self.overflow = not bool(norm.isfinite())
+        self._global_grad_norm = math.inf if self.overflow else float(norm)
+        if self.overflow:
+            return
+        if self._config.clip_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(tensors, self._config.clip_norm, norm)
+        super().step()
+
+
+class _MuonUpdate:
+    """From the look-ahead of a partition to its update: out to the owners, through Newton-Schulz, and back."""
+
+    def __init__(self, partition: Partition, stage: Stage, roles: Mapping[str, ParameterRole], config: OptimConfig):
+        holdings = gather_holdings(Holding(stage.shard, stage.local, partition.fragments), stage.group)
+        costs = {n: newton_schulz_cost(stage.whole[n], roles[n].blocks) for n in partition.names}
+        owners = assign_owners(costs, len(holdings))
+        self._exchange = Exchange(holdings, owners, stage.shards, dist.get_rank(stage.group), stage.group)
+        self._sizes = [t.numel() for t in partition.tensors]
+        device = partition.tensors[0].device
+        blocks = {n: blocks_of_rows(roles[n].blocks, stage.whole[n][0], device) for n in self._exchange.owned}
+        self._work = partial(orthogonalise, blocks=blocks, scaling=config.muon_scaling)
+
+    def __call__(self, look_ahead: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        flat = torch.cat([u.reshape(-1) for u in look_ahead])
+        updates = self._exchange(flat, self._work).split(self._sizes)
+        return [update.view_as(u) for update, u in zip(updates, look_ahead, strict=True)]
+
+
+def _groups(
+    roles: Mapping[str, ParameterRole], named_parameters: Mapping[str, torch.nn.Parameter], config: OptimConfig
+) -> Iterator[dict[str, Any]]:
+    rates = {"muon": config.muon_lr, "adamw": config.adamw_lr}
+    decays = {"muon": config.muon_weight_decay, "adamw": config.adamw_weight_decay}
+    for kind in KINDS:
+        names = tuple(n for n in named_parameters if roles[n].kind == kind)
+        if names:
+            yield {
+                "params": [named_parameters[n] for n in names],
+                "names": names,
+                "kind": kind,
+                "decay": decays[kind],
+                "lr": rates[kind],
+                "peak_lr": rates[kind],
+            }
+
+
+def _treatment(role: ParameterRole) -> Treatment:
+    return Treatment(role.factor, role.frozen)
+
+
+def _spans(partition: Partition, roles: Mapping[str, ParameterRole], names: Set[str]) -> Iterator[Spans]:
+    """Of each tensor of a partition, where in it lie the named parameters; a fragment may reach over several."""
+    first = 0
+    for tensor in partition.tensors:
+        last, found = first + tensor.numel(), Spans()
+        for f in partition.fragments:
+            start, stop = max(f.offset, first) - first, min(f.offset + f.numel, last) - first
+            if f.name in names and start < stop:
+                found.setdefault(_treatment(roles[f.name]), []).append(slice(start, stop))
+        yield found
+        first = last
+
+
+def step_key(frozen: tuple[int, ...]) -> str:
+    """Under which a tensor's state counts the steps of what is frozen in these stages."""
+    return " ".join(["step", *map(str, frozen)])
+
+
+def _new_state(kind: str, tensor: torch.Tensor, treatments: Iterable[Treatment]) -> dict[str, torch.Tensor]:
+    """Steps are counted in fp32 whatever the weights are, as torch's AdamW does."""
+    state = {
+        key: torch.zeros_like(tensor, requires_grad=False, memory_format=torch.contiguous_format)
+        for key in sorted(STATE[kind] - {"step"})
+    }
+    if "step" in STATE[kind]:
+        state |= {step_key(t.frozen): tensor.new_zeros((), dtype=torch.float32) for t in treatments}
+    return state

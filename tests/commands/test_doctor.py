@@ -1,0 +1,185 @@
+"""What the command prints and returns."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sleeptrain.cli import main
+from sleeptrain.doctor import report
+from sleeptrain.doctor.checks import CHECKS
+from sleeptrain.commands.doctor import num_machines
+from sleeptrain.doctor.finding import Case, Finding, failed, ok, skipped
+from tests.doctor.cases import scripted
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Every check is good but those that are given; no name of a job's machine."""
+    monkeypatch.setattr(report.socket, "gethostname", lambda: "node1.cluster")
+    monkeypatch.delenv("SLURMD_NODENAME", raising=False)
+
+    def write(**findings: Finding) -> None:
+        for name in CHECKS:
+            finding = findings.get(name, ok("well"))
+            monkeypatch.setitem(CHECKS, name, scripted(lambda case, finding=finding: finding))
+
+    write()
+    return write
+
+
+def test_a_line_for_each_check_and_its_cure(checked: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()[:-1]] == list(CHECKS)
+    assert out.splitlines()[-1].startswith(f"all good: {len(CHECKS)} checks, ") and "\033" not in out
+    checked(disk=failed("full\nto the brim", "free space"), data=skipped("no settings"))
+    assert main(["doctor"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("disk"))
+    assert lines[at].split(maxsplit=1)[1] == "FAILED  full to the brim"
+    assert lines[at + 1].split(maxsplit=1) == ["cure", "free space"]
+    assert lines[-1].startswith(f"1 of {len(CHECKS) - 1} checks") and lines[-1].endswith(": disk failed")
+
+
+def test_one_line_for_a_machine(checked: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    assert main(["doctor", "--brief"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"node1: ok ({len(CHECKS)} checks, ") and out.endswith(" s)\n")
+    checked(disk=failed("full\nto the brim", "free space"), data=failed("gone; make it", ""), gpus=skipped("none"))
+    assert main(["doctor", "--brief"]) == 1
+    assert capsys.readouterr().out == "node1: FAILED disk: full to the brim; free space | data: gone; make it\n"
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu-007")
+    assert main(["doctor", "--brief"]) == 1
+    assert capsys.readouterr().out.startswith("gpu-007: FAILED")
+
+
+def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = report.to_lines(report.Result("disk", failed("full", "free space"), 0.0), 8, coloured=True)
+    assert "\033[31mFAILED\033[0m" in line
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert not report.wants_colour()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert report.wants_colour()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not report.wants_colour()
+
+
+def test_what_is_skipped_is_not_made(checked: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    def never(case: Case) -> Finding:
+        return failed("was made", "")
+
+    checked(disk=failed("full", ""), collective=failed("slow", ""))
+    assert main(["doctor", "--skip", "disk", "--brief", "--skip", "collective"]) == 0
+    assert capsys.readouterr().out.startswith(f"node1: ok ({len(CHECKS) - 2} checks, ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--skip", "dusk"], "--skip dusk: no such check; there are python, "),
+        (["experiment=rule110", "sleep.pases=2"], "did you mean 'sleep.passes'?"),
+        (["experiment=rule111"], "rule111"),
+        (["run.root=/tmp"], "run.name"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_made(
+    checked: Callable[..., None], capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert main(["doctor", *arguments]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and words in told.err and told.err.count("\n") == 1
+
+
+def test_forms_exclude_each_other(checked: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json", "--brief"]) == 2
+    assert main(["doctor", "--help"]) == 0
+    assert "--skip NAME" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("environment", "number"),
+    [
+        ({}, 1),
+        ({"SLURM_JOB_NUM_NODES": "4"}, 4),
+        ({"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}, 2),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8"}, 1),
+        ({"WORLD_SIZE": "8"}, 1),
+    ],
+)
+def test_how_many_machines_the_job_has(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], number: int
+) -> None:
+    for name in ("SLURM_JOB_NUM_NODES", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert num_machines() == number
+
+
+def test_this_machine_as_the_first_thing_of_a_job(tmp_path: Path) -> None:
+    """The real command as a step of srun starts it: one of eight, whose first answers nowhere."""
+    job = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3", "SLURM_LOCALID": "3"}
+    job |= {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "MASTER_ADDR": "203.0.113.1", "MASTER_PORT": "29500"}
+    environment = os.environ | job | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "sleeptrain", "doctor", "--json", "experiment=rule110"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=600)
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["ok"], done.stderr) == (0, True, ""), done
+    assert set(told) == {"machine", "system", "ok", "seconds", "checks"}
+    assert [check["name"] for check in told["checks"]] == list(CHECKS)
+    for check in told["checks"]:
+        assert set(check) == {"name", "seconds", "state", "found", "cure", "details"}
+        assert check["state"] in ("ok", "skipped") and check["found"] and check["seconds"] >= 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="only root renames a machine")
+def test_a_real_name_that_nobody_knows(tmp_path: Path) -> None:
+    """In a namespace of its own; a job of two machines."""
+    skips = [word for name in CHECKS if name != "hostname" for word in ("--skip", name)]
+    doctor = shlex.join([sys.executable, "-m", "sleeptrain", "doctor", "--brief", *skips])
+    command = ["unshare", "--uts", "sh", "-c", f"hostname nowhere.invalid && exec {doctor}"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("GLOO_SOCKET_IFNAME", "SLURMD_NODENAME")}
+    environment |= {"PYTHONPATH": str(ROOT), "SLURM_JOB_NUM_NODES": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=600)
+    assert done.returncode == 1, done
+    assert done.stdout.startswith("nowhere: FAILED hostname: nowhere.invalid has no address")
+    assert "; export GLOO_SOCKET_IFNAME=" in done.stdout
+
+
+def test_it_starts_where_packages_are_missing(tmp_path: Path) -> None:
+    """None of the packages that runs need can be loaded."""
+    code = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Refuse(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in ("torch", "numpy", "hydra", "omegaconf", "megatron", "deepspeed", "packaging"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, Refuse())
+from sleeptrain.cli import main
+sys.exit(main(["doctor", "--json"]))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=600)
+    assert done.returncode == 1, done
+    told = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    for name in ("python", "packages", "torch", "kernel", "collective"):
+        assert told[name]["state"] == "failed" and "No module named" in told[name]["found"] and told[name]["cure"]
+    for name in ("disk", "hostname", "open_files", "shared_memory"):
+        assert told[name]["state"] == "ok"

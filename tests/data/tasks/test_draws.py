@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from sleeptrain.data.tasks.draws import Draws
+from sleeptrain.data.tasks.split import SHARE, are_held_out, is_held_out
+
+
+def counts(values: list[object]) -> list[int]:
+    return sorted(Counter(values).values())
+
+
+def test_draws_belong_to_seed_stream_and_number() -> None:
+    first = [Draws(3, 1, 7).below(1000) for _ in range(2)]
+    assert first[0] == first[1]
+    many = [
+        tuple(Draws(*key).below(10**9) for _ in range(1)) for key in itertools.product(range(3), range(3), range(9))
+    ]
+    assert len(set(many)) == 81
+    long = Draws(0, 0, 0)
+    drawn = [long.below(2**62) for _ in range(1000)]
+    assert len(set(drawn)) == 1000, "a row's stream does not repeat where it fetches words again"
+    assert not set(drawn) & {Draws(0, 0, n).below(2**62) for n in range(1, 500)}
+
+
+@pytest.mark.parametrize("bound", [1, 2, 7])
+def test_draws_are_uniform(bound: int) -> None:
+    draws = Draws(0, 0, 0)
+    drawn = counts([draws.below(bound) for _ in range(7000)])
+    assert len(drawn) == bound and drawn[0] > 0.9 * 7000 / bound
+
+
+def test_every_order_is_as_likely() -> None:
+    draws = Draws(1, 0, 0)
+    orders = counts([tuple(draws.shuffled("abc")) for _ in range(6000)])
+    assert len(orders) == 6 and orders[0] > 850
+    assert sorted(draws.shuffled(range(50))) == list(range(50))
+
+
+def test_weights_are_shares() -> None:
+    draws = Draws(2, 0, 0)
+    drawn = Counter(draws.weighted([1.0, 0.0, 3.0]) for _ in range(4000))
+    assert set(drawn) == {0, 2} and drawn[2] / 4000 == pytest.approx(0.75, abs=0.03)
+    assert {draws.between(3, 5) for _ in range(100)} == {3, 4, 5}
+
+
+def test_an_eighth_is_held_out() -> None:
+    words_BW = np.arange(80_000, dtype=np.uint64).reshape(-1, 2)
+    assert are_held_out(words_BW).mean() == pytest.approx(1 / SHARE, abs=0.005)
+    assert (are_held_out(words_BW) != are_held_out(words_BW[:, ::-1])).any(), "the order of the words counts"
+    assert np.mean([is_held_out(str(i).encode()) for i in range(20_000)]) == pytest.approx(1 / SHARE, abs=0.01)

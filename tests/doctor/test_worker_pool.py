@@ -1,0 +1,212 @@
+"""Checks that crash, hang or fail take nothing with them and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sleeptrain.doctor import worker_pool as crew
+from sleeptrain.doctor.checks import CHECKS
+from sleeptrain.doctor.examine import examine
+from sleeptrain.doctor.finding import FAILED, OK, SKIPPED, Case, Finding, failed, ok
+from sleeptrain.errors import DataError
+from tests.doctor.cases import alone, found, scripted, states
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def good(case: Case) -> Finding:
+    return ok("fine", devices=0)
+
+
+def crashes(case: Case) -> Finding:
+    os.write(2, b"the last words\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+    return ok("never said")
+
+
+def leaves(case: Case) -> Finding:
+    os._exit(3)
+
+
+def raises(case: Case) -> Finding:
+    raise ValueError("two\nlines")
+
+
+def cannot_load(case: Case) -> Finding:
+    raise ImportError("No module named 'torch'")
+
+
+def refuses(case: Case) -> Finding:
+    raise DataError("data/x: no such folder; make it with tools/prepare.py")
+
+
+def hangs(case: Case) -> Finding:
+    while True:
+        time.sleep(60)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> object:
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    yield
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Every check is good but those that are given."""
+
+    def write(limit: float = 60, **scripts: Callable[[Case], Finding]) -> None:
+        for name in CHECKS:
+            monkeypatch.setitem(CHECKS, name, scripted(scripts.get(name, good), limit if name in scripts else 60))
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["python", "torch", "gpus", "kernel", "collective", "tensor", "zero", "disk"])
+@pytest.mark.parametrize(
+    ("bad", "said", "cure"),
+    [
+        (crashes, "ended by SIGKILL (the last words)", "do this"),
+        (leaves, "ended with exit code 3", "do this"),
+        (raises, "ValueError: two", "do this"),
+        (cannot_load, "cannot be loaded: No module named 'torch'", "do this"),
+        (refuses, "data/x: no such folder; make it with tools/prepare.py", ""),
+    ],
+)
+def test_one_that_goes_wrong_is_red_and_the_others_are_made(
+    tmp_path: Path, script: Callable[..., None], name: str, bad: Callable[[Case], Finding], said: str, cure: str
+) -> None:
+    script(**{name: bad})
+    findings = found(list(CHECKS), tmp_path)
+    wanted = dict.fromkeys(CHECKS, OK) | {name: FAILED}
+    if name == "collective":  # the others of several processes could only wait
+        wanted |= {"tensor": SKIPPED, "zero": SKIPPED}
+    assert states(findings) == wanted
+    assert findings[name].found.removeprefix("process 0 ") == said and findings[name].cure == cure
+
+
+@pytest.mark.parametrize("name", ["gpus", "tensor", "data"])
+def test_one_that_hangs_is_red_and_the_others_are_made(tmp_path: Path, script: Callable[..., None], name: str) -> None:
+    script(limit=0.5, **{name: hangs})
+    findings = found(list(CHECKS), tmp_path)
+    assert states(findings) == dict.fromkeys(CHECKS, OK) | {name: FAILED}
+    assert "within 0.5 s" in findings[name].found and findings[name].cure == "do this"
+
+
+def test_of_several_processes_the_one_that_hangs_is_named(tmp_path: Path, script: Callable[..., None]) -> None:
+    script(limit=5, tensor=lambda case: hangs(case) if case.rank == 1 else good(case))
+    assert found(["tensor"], tmp_path)["tensor"].found == "no answer from process 1 within 5 s"
+
+
+def test_of_several_processes_the_one_that_crashed_is_named(tmp_path: Path, script: Callable[..., None]) -> None:
+    """Though the other says first that it has lost its peer."""
+    script(tensor=lambda case: crashes(case) if case.rank == 1 else failed("connection closed by peer", "?"))
+    assert found(["tensor"], tmp_path)["tensor"].found == "process 1 ended by SIGKILL (the last words)"
+
+
+def test_a_failure_of_one_process_is_not_hidden_by_another_that_waits(
+    tmp_path: Path, script: Callable[..., None]
+) -> None:
+    script(limit=3600, tensor=lambda case: failed("wrong", "mend it") if case.rank == 1 else hangs(case))
+    assert found(["tensor"], tmp_path)["tensor"] == Finding(FAILED, "wrong", "mend it")
+
+
+def test_what_a_check_has_started_ends_with_it(tmp_path: Path, script: Callable[..., None]) -> None:
+    started = tmp_path / "pid"
+
+    def starts(case: Case) -> Finding:
+        started.write_text(str(subprocess.Popen(["sleep", "600"]).pid))
+        return hangs(case)
+
+    script(limit=5, disk=starts)
+    assert states(found(["disk"], tmp_path)) == {"disk": FAILED}
+    assert_ended(int(started.read_text()))
+
+
+def test_there_is_a_process_for_each_gpu(tmp_path: Path, script: Callable[..., None]) -> None:
+    script(torch=lambda case: ok("", devices=3), collective=lambda case: ok(f"{case.rank} of {case.size}"))
+    assert found(["torch", "collective"], tmp_path)["collective"].found == "0 of 3"
+
+
+def test_a_check_knows_nothing_of_the_job(
+    tmp_path: Path, script: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "SLURM_PROCID", "SLURM_JOB_ID", "PMI_RANK", "PMIX_SERVER_URI"):
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+
+    def look(case: Case) -> Finding:
+        left = [name for name in os.environ if name in crew.PLACES or name.startswith(crew.LAUNCHERS)]
+        return ok(f"{left} {os.environ['GLOO_SOCKET_IFNAME']} {os.getsid(0) == os.getpid()}")
+
+    script(disk=look, tensor=look)
+    findings = found(["disk", "tensor"], tmp_path)
+    assert {finding.found for finding in findings.values()} == {"[] lo True"}
+
+
+def test_one_that_stops_listening_leaves_no_process(tmp_path: Path, script: Callable[..., None]) -> None:
+    script(data=hangs)
+    results = examine(["python", "data"], alone(tmp_path))
+    assert next(results).name == "python"
+    results.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_a_doctor_that_is_ended_takes_its_processes_along(tmp_path: Path, number: signal.Signals) -> None:
+    """A process that hangs in each of them writes down which it is."""
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+from sleeptrain.cli import main
+from sleeptrain.doctor.checks import CHECKS
+from tests.doctor.cases import scripted
+from tests.doctor.test_worker_pool import hangs
+
+def noted(case):
+    Path({str(tmp_path)!r}, f"pid-{{os.getpid()}}").touch()
+    return hangs(case)
+
+for name in CHECKS:
+    CHECKS[name] = scripted(noted)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+sys.exit(main(["doctor", "--brief"]))
+"""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment)
+    wanted, deadline = len(CHECKS) - 5, time.monotonic() + 240  # those of a GPU and of ranks wait for the first
+    try:
+        while len(list(tmp_path.glob("pid-*"))) < wanted and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        process.wait(240)
+    finally:
+        process.kill()
+    pids = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]
+    assert len(pids) == wanted
+    for pid in pids:
+        assert_ended(pid)
+    assert number == signal.SIGKILL or list(temporary.iterdir()) == []
+
+
+def assert_ended(pid: int) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return
+        except psutil.NoSuchProcess:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"process {pid} lives on")

@@ -1,0 +1,370 @@
+"""Exports: there and back bit for bit, what the folder says, what is refused, and what memory it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.live_bytes import LiveBytes
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sleeptrain.checkpoint.read import TensorFiles
+from sleeptrain.cli import main
+from sleeptrain.config import load_resolved
+from sleeptrain.config.schema import GatedDeltaNetConfig, ModelConfig, ShardSource
+from sleeptrain.data.shard_build import index_folder
+from sleeptrain.data.shards import TokenShards, write_shards
+from sleeptrain.data.tokenizer import load_tokenizer, train_tokenizer
+from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.hf.convert.corpus import sampled_documents
+from sleeptrain.hf.convert.exporting import export, write_family_weights
+from sleeptrain.hf.families import family_of
+from sleeptrain.hf.convert.fast_tokenizer import fast_files
+from sleeptrain.hf.convert.importing import import_folder, write_checkpoint_weights
+from sleeptrain.hf.convert.weight_files import WeightFiles
+from sleeptrain.model.hybrid import Hybrid
+from tests.checkpoint.test_folder import flip
+from tests.data.test_hf_tokenizer import BOS, EOS, OTHER
+from tests.data.test_hf_tokenizer import make as make_tokenizer
+from tests.data.texts import make_texts
+from tests.hf.checkpoints import run_config, save_checkpoint, save_half, weights_of
+from tests.hf.models import MODELS, QUICK_OR_SLOW, disturbed, granite
+from tests.models import tiny_config
+from tests.parallel.processes import run_ranks
+
+SLEEP = {
+    "passes": 3, "window": 16, "eviction": "hard", "feedback": "none", "core": [0, 2], "conv_state": "restart",
+    "when": "every",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("model_type", "config"), QUICK_OR_SLOW)
+def test_there_and_back(model_type: str, config: ModelConfig, tmp_path: Path):
+    ours = disturbed(config)
+    checkpoint = save_checkpoint(tmp_path / "step-00000012", ours)
+    done = export(checkpoint, tmp_path / "hf", model_type, check_tokens=16)
+    assert done.num_parameters == sum(p.numel() for p in ours.parameters())
+    back = import_folder(tmp_path / "hf", tmp_path / "back", check_tokens=16)
+    assert (back.model_type, list(back.left_out)) == (model_type, [])
+    found = weights_of(tmp_path / "back")
+    assert found.keys() == dict(ours.named_parameters()).keys()
+    assert all(torch.equal(found[name], p) for name, p in ours.named_parameters())
+    resolved = load_resolved(tmp_path / "back/config.yaml")
+    assert resolved.model == back.config
+    passes = 1 if set(config.layers) == {"attention"} else 3
+    assert {key: getattr(resolved.sleep, key) for key in SLEEP} == SLEEP | {"passes": passes}
+
+
+def test_the_folder_needs_no_code_of_ours(tmp_path: Path):
+    export(save_checkpoint(tmp_path / "c", disturbed(MODELS["qwen3_5_text"][1])), tmp_path / "hf", check_tokens=16)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert type(theirs).__module__.startswith("transformers.models.qwen3_5.")
+    assert theirs.config.sleep == SLEEP
+    assert not any(path.suffix == ".py" for path in (tmp_path / "hf").iterdir())
+    card = (tmp_path / "hf/README.md").read_text()
+    assert "| `passes` | 3 |" in card and "| tokens | 3,456 |" in card and "| data | rule110 |" in card
+    for path in (tmp_path / "hf").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "hf/config.json").stat().st_mode), path
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_text", "granitemoehybrid"])
+def test_half_precision_keeps_decays_wide(name: str, tmp_path: Path):
+    model_type, config = MODELS[name]
+    ours = disturbed(config)
+    export(save_checkpoint(tmp_path / "c", ours), tmp_path / "hf", dtype="bfloat16", check_tokens=16)
+    found = load_file(tmp_path / "hf/model.safetensors")
+    expected = dict(family_of(model_type).to_theirs(config, dict(ours.named_parameters()).__getitem__))
+    assert found.keys() == expected.keys()
+    wide = {name for name in found if name.endswith(("A_log", "dt_bias", ".D"))}
+    assert wide
+    for key, tensor in found.items():
+        assert torch.equal(tensor, expected[key].to(torch.float32 if key in wide else torch.bfloat16)), key
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "hf").dtype == torch.bfloat16
+    import_folder(tmp_path / "hf", tmp_path / "back", check_tokens=16)
+    for key, tensor in weights_of(tmp_path / "back").items():
+        narrow = not key.endswith(("A_log", "dt_bias", ".D"))
+        mine = ours.get_parameter(key)
+        assert torch.equal(tensor, mine.to(torch.bfloat16).float() if narrow else mine), key
+
+
+def test_the_tokenizer_goes_along(tmp_path: Path):
+    text = "the windows of a model that sleeps are read again and again " * 20
+    tokenizer = train_tokenizer([text], 300, tmp_path / "tokenizer.model")
+    model = disturbed(dataclasses.replace(tiny_config(["gated_deltanet", "attention"]), vocab_size=304))
+    config = run_config(model.config, str(tmp_path / "tokenizer.model"))
+    checkpoint = save_checkpoint(tmp_path / "c", model, config)
+    done = export(checkpoint, tmp_path / "hf", check_tokens=16)
+    assert done.tokenizer and done.texts == 0
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert theirs(text, add_special_tokens=False).input_ids == tokenizer.encode(text)
+    assert theirs(text).input_ids == [tokenizer.bos_id, *tokenizer.encode(text)]
+    assert theirs.decode(tokenizer.encode(text)) == text
+    for file in ("config.json", "generation_config.json"):
+        settings = json.loads((tmp_path / "hf" / file).read_bytes())
+        assert (settings["bos_token_id"], settings["eos_token_id"]) == (tokenizer.bos_id, tokenizer.eos_id)
+    assert import_folder(tmp_path / "hf", tmp_path / "back", check_tokens=16).tokenizer
+    assert "| data | books, code |" in (tmp_path / "hf/README.md").read_text()
+
+
+def test_the_tokenizer_is_compared_on_the_runs_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Held-out documents of one source, trained ones of the other; what cannot be read here is passed over."""
+    texts = [f"document {i}: what a model reads while it sleeps, a naïve 日 {i * 37}" for i in range(40)]
+    tokenizer = train_tokenizer(texts, 320, tmp_path / "tokenizer.model")
+    write_shards(tmp_path / "held_out", texts[:9], tokenizer, "held_out")
+    write_shards(tmp_path / "train", texts[9:], tokenizer, "train")
+    model = disturbed(dataclasses.replace(tiny_config(["gated_deltanet"]), vocab_size=320))
+    config = run_config(model.config, str(tmp_path / "tokenizer.model"))
+    config.data.shards.sources = [
+        ShardSource("a", str(tmp_path / "none"), str(tmp_path / "held_out")),
+        ShardSource("b", str(tmp_path / "train")),
+        ShardSource("c", "s3://bucket/train", "pipe:exit 1 shard-{000000..000001}.tar"),
+        ShardSource("d", str(tmp_path / "gone")),
+    ]
+    found = sampled_documents(config.data.shards, tokenizer)
+    assert sorted(document.text for document in found) == sorted(texts)
+    assert all(document.ids == [tokenizer.bos_id, *tokenizer.encode(document.text)] for document in found)
+    monkeypatch.setattr("sleeptrain.hf.convert.corpus.DOCUMENTS", 20)
+    assert len(sampled_documents(config.data.shards, tokenizer)) == 2 * 5
+    checkpoint = str(save_checkpoint(tmp_path / "c", model, config))
+    assert main(["convert", "export", checkpoint, str(tmp_path / "hf"), "--check-tokens", "16"]) == 0
+    assert "a built-in sample and of 10 documents of the run's data" in capsys.readouterr().out
+    encode = type(tokenizer).encode
+    other = lambda self, text: [5] if text.startswith("document 12:") else encode(self, text)  # noqa: E731
+    monkeypatch.setattr(type(tokenizer), "encode", other)
+    with pytest.raises(DataError, match=r"ids that transformers gives 'document 12: .* differ"):
+        export(Path(checkpoint), tmp_path / "other", check_tokens=16)
+    monkeypatch.undo()
+    own = train_tokenizer(texts, 300, tmp_path / "own.model")
+    assert sampled_documents(config.data.shards, own) == [], "made with another tokenizer"
+
+
+@pytest.mark.parametrize("bos", [None, "", OTHER])
+def test_a_copied_tokenizer_begins_a_text_as_the_runs_data_does(bos: str | None, tmp_path: Path):
+    """It names a BOS, does not say whether to add it, and adds nothing: data begins with it, unless it is told not to.
+
+    None: as the tokenizer says; else what `tools/prepare.py --bos-token` was given.
+    """
+    texts = make_texts(12)
+    of_model = make_tokenizer(tmp_path / "model", {"bos_token": BOS, "eos_token": EOS}, post_processor=None)
+    tokenizer = load_tokenizer(of_model, bos_token=bos)
+    data = tmp_path / "data"
+    write_shards(data / "train", texts, tokenizer, "train")
+    for name, content in tokenizer.files.items():
+        (data / name).write_bytes(content)
+    model = disturbed(dataclasses.replace(tiny_config(["gated_deltanet"]), vocab_size=tokenizer.vocab_size))
+    config = run_config(model.config, str(data))
+    config.data.shards.sources = [ShardSource("a", str(data / "train"))]
+    done = export(save_checkpoint(tmp_path / "c", model, config), tmp_path / "hf", check_tokens=16)
+    assert done.texts == len(texts)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    shards = TokenShards(data / "train")
+    stored = [shards.document(0, index).tolist() for index in range(len(texts))]
+    assert [[*theirs(text).input_ids, theirs.eos_token_id] for text in texts] == stored
+    for file in ("config.json", "generation_config.json"):
+        settings = json.loads((tmp_path / "hf" / file).read_bytes())
+        assert (settings["bos_token_id"], settings["eos_token_id"]) == (theirs.bos_token_id, theirs.eos_token_id)
+        assert settings["bos_token_id"] == tokenizer.bos_id
+
+
+def test_documents_made_elsewhere_without_bos_are_seen(tmp_path: Path):
+    """The tokenizer would begin with a BOS that no document of the run's shards has."""
+    tokenizer = load_tokenizer(make_tokenizer(tmp_path / "t", {"bos_token": BOS, "eos_token": EOS}))
+    bare = load_tokenizer(tmp_path / "t", bos_token="")
+    write_shards(tmp_path / "train", make_texts(5), bare, "train")
+    index_folder(tmp_path / "train", tokenizer)
+    model = disturbed(dataclasses.replace(tiny_config(["gated_deltanet"]), vocab_size=tokenizer.vocab_size))
+    config = run_config(model.config, str(tmp_path / "t"))
+    config.data.shards.sources = [ShardSource("a", str(tmp_path / "train"))]
+    with pytest.raises(DataError, match="differ from those of training from the 1th on"):
+        export(save_checkpoint(tmp_path / "c", model, config), tmp_path / "hf", check_tokens=16)
+    assert not (tmp_path / "hf").exists()
+
+
+def test_another_tokenizer_than_that_of_the_training(tmp_path: Path):
+    """One that has taken its place is refused; one that is named may be other files with the same ids."""
+    texts = make_texts(40)
+    tokenizer = train_tokenizer(texts, 320, tmp_path / "t.model")
+    other = train_tokenizer(make_texts(40, seed=1), 320, tmp_path / "other.model")
+    model = disturbed(dataclasses.replace(tiny_config(["gated_deltanet"]), vocab_size=320))
+    config = run_config(model.config, str(tmp_path / "t.model"))
+    checkpoint = save_checkpoint(tmp_path / "c", model, config, tokenizer=tokenizer.hash)
+    export(checkpoint, tmp_path / "hf", check_tokens=16)
+    same = tmp_path / "same"
+    same.mkdir()
+    for name, content in fast_files(tokenizer).items():
+        (same / name).write_bytes(content)
+    assert load_tokenizer(same).hash != tokenizer.hash
+    assert export(checkpoint, tmp_path / "hf2", tokenizer=same, check_tokens=16).tokenizer
+    with pytest.raises(DataError, match="the ids that transformers gives"):
+        export(checkpoint, tmp_path / "hf3", tokenizer=tmp_path / "other.model", check_tokens=16)
+    (tmp_path / "t.model").write_bytes((tmp_path / "other.model").read_bytes())
+    for named in (None, same):
+        with pytest.raises(DataError, match=rf"is not that of the training \({tokenizer.hash}\), and that one is not"):
+            export(checkpoint, tmp_path / "hf3", tokenizer=named, check_tokens=16)
+    assert other.hash == load_tokenizer(tmp_path / "t.model").hash
+    assert not export(checkpoint, tmp_path / "hf4", with_tokenizer=False, check_tokens=16).tokenizer
+
+
+def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path: Path):
+    train_tokenizer(["text of few words " * 50], 290, tmp_path / "tokenizer.model")
+    model = disturbed(MODELS["qwen3_5_text"][1])
+    checkpoint = save_checkpoint(tmp_path / "c", model, run_config(model.config, str(tmp_path / "tokenizer.model")))
+    with pytest.raises(DataError, match="has 290 ids, the model 17: it is another model's"):
+        export(checkpoint, tmp_path / "hf")
+    lost = save_checkpoint(tmp_path / "d", model, run_config(model.config, str(tmp_path / "lost.model")))
+    with pytest.raises(DataError, match=r"lost\.model.*name it with --tokenizer, or use --no-tokenizer"):
+        export(lost, tmp_path / "hf")
+    assert not export(lost, tmp_path / "hf", with_tokenizer=False, check_tokens=16).tokenizer
+
+
+def test_shards_with_an_index(tmp_path: Path):
+    model_type, config = MODELS["qwen3_5_text-untied"]
+    family, ours = family_of(model_type), disturbed(config)
+    weights = {name: p.detach() for name, p in ours.named_parameters()}
+    write_family_weights(tmp_path, family, config, weights.__getitem__, torch.float32, limit=4000)
+    (tmp_path / "config.json").write_text(json.dumps(family.to_config(config)))
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert [path.name for path in shards] == [
+        f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)
+    ]
+    assert len(shards) > 4
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_bytes())
+    assert index["metadata"]["total_size"] == sum(w.nbytes for w in weights.values())
+    for path in shards:
+        with safe_open(path, "pt") as file:
+            assert all(index["weight_map"][name] == path.name for name in file.keys())  # noqa: SIM118
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    expected = dict(family.to_theirs(config, weights.__getitem__))
+    assert all(torch.equal(theirs[name], expected[name]) for name in expected)
+    files = WeightFiles(tmp_path, family.canonical)
+    assert all(torch.equal(files.read(name), expected[name]) for name in expected)
+
+
+def test_memory_is_that_of_a_shard(tmp_path: Path):
+    """Both ways: what is held at a time does not grow with the model."""
+    config = ModelConfig(
+        vocab_size=64, dim=128, ffn_dim=256, layers=["gated_deltanet"] * 12,
+        gated_deltanet=GatedDeltaNetConfig(4, 4, 32, 32),
+    )  # fmt: skip
+    ours, family, limit = Hybrid(config), family_of("qwen3_next"), 1_000_000
+    ours.init_weights(0)
+    checkpoint = TensorFiles(save_checkpoint(tmp_path / "c", ours))
+    total = sum(p.nbytes for p in ours.parameters())
+    assert total > 8 * limit
+
+    def read(name: str) -> torch.Tensor:
+        return checkpoint.tensor(f"model/{name}")
+
+    for folder in ("hf", "back"):
+        (tmp_path / folder).mkdir()
+    with LiveBytes() as exporting_bytes:
+        write_family_weights(tmp_path / "hf", family, config, read, torch.float32, limit)
+    files = WeightFiles(tmp_path / "hf", family.canonical)
+    with LiveBytes() as importing_bytes:
+        write_checkpoint_weights(tmp_path / "back", files, family, config, limit)
+    for used in (exporting_bytes.peak, importing_bytes.peak):
+        assert limit / 2 < used < 2.5 * limit, used
+
+
+def test_a_checkpoint_of_several_processes(tmp_path: Path):
+    ours = disturbed(MODELS["qwen3_5_text"][1])
+    run_ranks(save_half, 2, tmp_path / "step-00000012", ours)
+    assert len(list((tmp_path / "step-00000012").glob("*.safetensors"))) == 2
+    export(tmp_path / "step-00000012", tmp_path / "hf", check_tokens=16)
+    import_folder(tmp_path / "hf", tmp_path / "back", check_tokens=16)
+    found = weights_of(tmp_path / "back")
+    assert all(torch.equal(found[name], p) for name, p in ours.named_parameters())
+
+
+def test_what_no_family_or_another_one_has(tmp_path: Path):
+    mixed = save_checkpoint(tmp_path / "mixed", disturbed(tiny_config(["mamba2", "gated_deltanet"])))
+    with pytest.raises(ConfigError, match="no family of transformers' models can express this model") as refused:
+        export(mixed, tmp_path / "hf")
+    assert "granitemoehybrid: model.layers with gated_deltanet (it has attention and mamba2)" in refused.value.details
+    plain = save_checkpoint(tmp_path / "plain", disturbed(granite()))
+    with pytest.raises(ConfigError, match=r"qwen3_5_text cannot express .*; use --to granitemoehybrid") as refused:
+        export(plain, tmp_path / "hf", "qwen3_5_text")
+    assert any(d.startswith("model.norm=plain: it has zero_centred; granitemo") for d in refused.value.details)
+    assert any("model.layers with mamba2" in d and "granitemoehybrid can" in d for d in refused.value.details)
+    grouped = granite()
+    grouped.mamba2 = dataclasses.replace(grouped.mamba2, num_groups=2)
+    with pytest.raises(ConfigError, match=r"granitemoehybrid cannot express model\.mamba2\.num_groups=2; no other"):
+        export(save_checkpoint(tmp_path / "grouped", disturbed(grouped)), tmp_path / "hf", "granitemoehybrid")
+    assert not (tmp_path / "hf").exists()
+
+
+def test_the_first_family_that_fits_is_taken(tmp_path: Path):
+    for name in ("granitemoehybrid", "olmo_hybrid", "qwen3_5_text-transformer"):
+        model_type, config = MODELS[name]
+        checkpoint = save_checkpoint(tmp_path / f"{name}-c", disturbed(config))
+        assert export(checkpoint, tmp_path / name, check_tokens=16).model_type == model_type
+
+
+@pytest.mark.parametrize("way", ["export", "import"])
+def test_a_failed_check_leaves_nothing(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    checkpoint = save_checkpoint(tmp_path / "c", disturbed(MODELS["qwen3_5_text"][1]))
+    if way == "import":
+        export(checkpoint, tmp_path / "hf", check_tokens=16)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    links = type(family_of("qwen3_5_text")).links
+
+    def swapped(self: object, config: ModelConfig) -> list:
+        """The map with gate and up of a feed-forward exchanged: every name and shape fits."""
+        found = links(self, config)
+        gate = next(i for i, link in enumerate(found) if link.ours == ("blocks.1.mlp.gate_proj.weight",))
+        first, second = found[gate : gate + 2]
+        found[gate : gate + 2] = [
+            dataclasses.replace(first, theirs=second.theirs), dataclasses.replace(second, theirs=first.theirs),
+        ]  # fmt: skip
+        return found
+
+    monkeypatch.setattr(type(family_of("qwen3_5_text")), "links", swapped)
+    with pytest.raises(DataError, match="the check failed"):
+        export(checkpoint, tmp_path / "out") if way == "export" else import_folder(tmp_path / "hf", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_folder_with_files_stays_as_it_is(tmp_path: Path):
+    checkpoint = save_checkpoint(tmp_path / "c", disturbed(MODELS["qwen3_5_text"][1]))
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/precious").write_text("x")
+    with pytest.raises(DataError, match="exists and is not empty"):
+        export(checkpoint, tmp_path / "hf", check_tokens=16)
+    assert [path.name for path in (tmp_path / "hf").iterdir()] == ["precious"]
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path):
+    checkpoint = save_checkpoint(tmp_path / "c", disturbed(MODELS["qwen3_5_text"][1]))
+    shard = next(checkpoint.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-4])
+    with pytest.raises(DataError, match="is damaged"):
+        export(checkpoint, tmp_path / "hf")
+
+
+def test_of_a_run_an_older_checkpoint_is_taken_only_where_it_may_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """By a conversion, and by all that opens a model."""
+    train_tokenizer(["the windows of a model that sleeps " * 20], 300, tmp_path / "tokenizer.model")
+    model = disturbed(dataclasses.replace(tiny_config(["gated_deltanet", "attention"]), vocab_size=300))
+    config = run_config(model.config, str(tmp_path / "tokenizer.model"))
+    older, newest = (save_checkpoint(tmp_path / "r/checkpoints" / f"step-{n:08d}", model, config) for n in (3, 12))
+    flip(newest / "state.json", 0.5)
+    place, out = str(tmp_path / "r"), tmp_path / "hf"
+    export_it = ["convert", "export", place, str(out), "--check-tokens", "16"]
+    generate = ["generate", place, "--prompt", "the", "--max-new-tokens", "0", "--device", "cpu"]
+    for command in (export_it, generate):
+        assert main(command) == 2
+        told = capsys.readouterr().err
+        assert f"{newest.name} is damaged (the checksum of state.json" in told and str(older) in told
+        assert command is generate or not out.exists()
+        assert main([*command, "--allow-older"]) == 0
+        told = capsys.readouterr().err
+        assert f"{newest.name} is damaged" in told and f"{older.name} is taken" in told
+    assert (out / "model.safetensors").is_file()

@@ -1,0 +1,360 @@
+"""Imports: folders as they are on the hub, refusals, the sizes of real models, and a run that goes on from one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sleeptrain.checkpoint.vocabulary import tokenizer_of
+from sleeptrain.cli import main
+from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, ModelConfig
+from sleeptrain.data.tokenizer import load_tokenizer, train_tokenizer
+from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.hf.families import family_of
+from sleeptrain.hf.convert.fast_tokenizer import fast_files
+from sleeptrain.hf.convert.importing import check_tensors, import_folder
+from sleeptrain.hf.model.modeling import SleepForCausalLM
+from sleeptrain.hf.convert.weight_files import WeightFiles
+from tests.data.test_hf_tokenizer import EOS
+from tests.data.test_hf_tokenizer import make as make_tokenizer
+from tests.hf.checkpoints import weights_of
+from tests.hf.models import MODELS, disturbed, native
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A Qwen3.5 model as transformers saves it."""
+    native_folder("qwen3_5_text", tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def native_folder(name: str, place: Path) -> None:
+    place.mkdir()
+    model_type, config = MODELS[name]
+    native(family_of(model_type), disturbed(config), place)
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | changes))
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def refused(folder: Path) -> DataError | ConfigError:
+    """How the import fails; nothing is left of it."""
+    with pytest.raises((DataError, ConfigError)) as error:
+        import_folder(folder, folder.parent / "out", check_tokens=16)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    return error.value
+
+
+def test_missing_and_unexpected_tensors_are_listed(folder: Path):
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.layers.0.linear_attn.conv1d.bias"] = torch.zeros(4)
+        del weights["model.layers.1.self_attn.k_norm.weight"], weights["model.norm.weight"]
+
+    change_weights(folder, change)
+    error = refused(folder)
+    assert "2 missing, 1 unexpected" in str(error)
+    assert error.details == (
+        "missing: model.layers.1.self_attn.k_norm.weight",
+        "missing: model.norm.weight",
+        "unexpected: model.layers.0.linear_attn.conv1d.bias",
+    )
+
+
+def test_another_shape_is_refused(folder: Path):
+    change_weights(folder, lambda w: w.update({"model.embed_tokens.weight": torch.zeros(19, 16)}))
+    assert refused(folder).details == ("model.embed_tokens.weight: [19, 16], not [17, 16]",)
+
+
+def test_a_truncated_file_is_refused(folder: Path):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    assert "model.safetensors is missing, truncated or damaged" in str(refused(folder))
+
+
+def test_an_index_whose_files_are_not_there_is_refused(folder: Path):
+    names = load_file(folder / "model.safetensors").keys()
+    places = dict.fromkeys(names, "model.safetensors") | {"model.norm.weight": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert "model-00002-of-00002.safetensors is missing" in str(refused(folder))
+    places["model.norm.weight"] = "model.safetensors"
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": places | {"x": "model.safetensors"}})
+    )
+    assert "lacks x, which model.safetensors.index.json says is there" in str(refused(folder))
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/dev/zero", "sub/../../model.safetensors", "pipe", "link"])
+def test_weights_outside_of_the_folder_are_refused(folder: Path, name: str, tmp_path_factory: pytest.TempPathFactory):
+    """Names in the index, links and pipes: only plain files of the folder are opened, by whichever way it is read."""
+    away = tmp_path_factory.mktemp("away") / "model.safetensors"
+    away.write_bytes((folder / "model.safetensors").read_bytes())
+    places = dict.fromkeys(load_file(folder / "model.safetensors"), name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    if name == "pipe":
+        os.mkfifo(folder / name)
+    if name == "link":
+        (folder / name).symlink_to(away)
+    expected = {"pipe": "is no plain file", "link": "is a link to"}.get(name, "lies outside of")
+    assert expected in str(refused(folder))
+    with pytest.raises(DataError, match=expected):
+        SleepForCausalLM.from_pretrained(folder)
+
+
+def test_an_index_or_single_file_that_is_no_plain_file_is_refused(folder: Path):
+    (folder / "model.safetensors.index.json").symlink_to("/dev/zero")
+    assert "model.safetensors.index.json is no plain file" in str(refused(folder))
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    assert "model.safetensors is no plain file" in str(refused(folder))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_pickles_are_refused_unread(folder: Path, name: str):
+    (folder / "model.safetensors").rename(folder / name)
+    assert f"weights in {name} only, a pickle, which can run any code" in str(refused(folder))
+    (folder / name).unlink()
+    assert "holds neither model.safetensors nor" in str(refused(folder))
+
+
+def test_integers_are_refused(folder: Path):
+    change_weights(folder, lambda w: w.update({"model.norm.weight": torch.zeros(16, dtype=torch.int8)}))
+    assert "model.norm.weight is I8; only floating point can be imported" in str(refused(folder))
+
+
+SETTINGS = [
+    ("qwen3_5_text", {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported for qwen3_5_text, only 'silu'"),
+    ("qwen3_5_text", {"attention_bias": True}, "attention_bias=True is not supported"),
+    ("qwen3_5_text", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "'linear'"),
+    ("qwen3_next", {"num_experts": 4, "mlp_only_layers": [0]}, "no mixture of experts"),
+    ("granitemoehybrid", {"num_local_experts": 2}, "num_local_experts=2 is not supported"),
+    ("granitemoehybrid", {"mamba_n_groups": 2}, "mamba_n_groups=2 is not supported"),
+    ("granitemoehybrid", {"time_step_limit": [0.1, 1.0]}, "time_step_limit"),
+    ("qwen3_5_text", {"model_type": "llama"}, "unknown model_type 'llama'; allowed: qwen3_5_text, granite"),
+    ("qwen3_5_text", {"model_type": "qwen35"}, "is not understood by transformers"),
+    ("qwen3_5_text", {"layer_types": ["linear_attention", "sliding_attention", "linear_attention"]}, "sliding_"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changes", "message"), SETTINGS, ids=[str(c[1])[1:40] for c in SETTINGS])
+def test_settings_that_we_lack_are_refused(name: str, changes: dict, message: str, tmp_path: Path):
+    native_folder(name, tmp_path / "hf")
+    change_config(tmp_path / "hf", **changes)
+    error = refused(tmp_path / "hf")
+    assert re.search(message, str(error)), error
+
+
+SLEEPS = [
+    ({"passes": 2, "depth": 3}, "config.json: sleep has depth, which sleeptrain does not know"),
+    ({"passes": "many"}, "config.json: sleep: .*'many'"),
+    ({"core": 3}, "config.json: sleep: "),
+    (3, "config.json: sleep=3 are no settings"),
+    ([], r"config.json: sleep=\[\] are no settings"),
+    ({"passes": 0}, "config.json describes no model .*: sleep.passes must be at least 1, not 0"),
+    ({"when": "never"}, "sleep.when: unknown value 'never'"),
+    ({"core": [5, 9]}, "sleep.core must be .* not .5, 9."),
+]
+
+
+@pytest.mark.parametrize(("sleep", "message"), SLEEPS)
+def test_sleep_settings_of_another_kind_are_refused(sleep: object, message: str, folder: Path):
+    change_config(folder, sleep=sleep)
+    assert re.search(message, str(refused(folder)))
+
+
+MALFORMED: list[tuple[str, dict[str, object], str]] = [
+    ("qwen3_5_text", {"hidden_size": "abc"}, "is not understood by transformers: .*hidden_size"),
+    ("qwen3_5_text", {"layer_types": ["full_attention"]}, "is not understood by transformers: .*layer"),
+    ("qwen3_5_text", {"rope_parameters": [1]}, "is not understood by transformers|is not that of a"),
+    ("qwen3_5_text", {"rope_parameters": {"rope_type": "default", "rope_theta": "a"}}, "config.json"),
+    ("qwen3_5_text", {"vocab_size": None}, "config.json"),
+    ("qwen3_5_text", {"rms_norm_eps": 0.0}, "config.json describes no model .*: model.norm_eps must be greater than 0"),
+    ("qwen3_5_text", {"num_attention_heads": 3}, "must be a multiple of model.attention.num_kv_heads"),
+    ("qwen3_5_text", {"model_type": ["qwen3_5_text"]}, "names no model_type"),
+    ("qwen3_5_text", {"model_type": "qwen3_5", "text_config": None}, "is not that of a qwen3_5 model: a value"),
+    ("qwen3_5_text", {"model_type": "qwen3_5", "text_config": 3}, "config.json"),
+    ("granitemoehybrid", {"time_step_limit": 3}, "config.json"),
+    ("olmo_hybrid", {"hidden_size": 0}, "config.json"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "message"), MALFORMED, ids=[str(c[1])[1:40] for c in MALFORMED])
+def test_malformed_settings_are_refused(name: str, changes: dict, message: str, tmp_path: Path):
+    native_folder(name, tmp_path / "hf")
+    change_config(tmp_path / "hf", **changes)
+    assert re.search(message, str(refused(tmp_path / "hf")))
+
+
+@pytest.mark.parametrize("index", [{"weight_map": {"x": None}}, {"weight_map": [1]}, {"weight_map": None}, [1], {}])
+def test_a_malformed_index_is_refused(folder: Path, index: object):
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model.safetensors.index.json" in str(refused(folder))
+
+
+def test_no_model_is_refused(tmp_path: Path):
+    (tmp_path / "hf").mkdir()
+    assert "name the folder of a model as transformers saves it" in str(refused(tmp_path / "hf"))
+    (tmp_path / "hf/config.json").write_text("{")
+    assert "is not JSON" in str(refused(tmp_path / "hf"))
+    (tmp_path / "hf/config.json").write_text("{}")
+    assert "names no model_type" in str(refused(tmp_path / "hf"))
+
+
+def test_a_tied_head_must_be_the_embeddings(folder: Path, tmp_path: Path):
+    change_weights(folder, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"].clone()}))
+    import_folder(folder, tmp_path / "back", check_tokens=16)
+    change_weights(folder, lambda w: w["lm_head.weight"][0].add_(1))
+    with pytest.raises(DataError, match=r"lm_head\.weight differs from the embeddings"):
+        import_folder(folder, tmp_path / "out")
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder: Path):
+    tokenizer = train_tokenizer(["text of few words " * 50], 290, folder.parent / "tokenizer.model")
+    (folder.parent / "tokenizer.model").unlink()
+    for name, content in fast_files(tokenizer).items():
+        (folder / name).write_bytes(content)
+    assert "has 290 ids, the model 17: it is another model's" in str(refused(folder))
+
+
+@pytest.mark.parametrize("place", ["special_tokens_map.json", "config.json", "generation_config.json"])
+def test_eos_is_read_where_it_stands(folder: Path, tmp_path: Path, place: str):
+    make_tokenizer(tmp_path / "t")
+    vocabulary = json.loads((tmp_path / "t/tokenizer.json").read_bytes())
+    change_weights(folder, lambda w: w.update({"model.embed_tokens.weight": torch.randn(310, 16)}))
+    change_config(folder, vocab_size=310, eos_token_id=None)
+    (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
+    path = folder / place
+    before = json.loads(path.read_bytes()) if path.exists() else {}
+    said = {"eos_token": {"content": EOS}} if place.startswith("special") else {"eos_token_id": [1, 2]}
+    path.write_text(json.dumps(before | {"eos_token_id": None} | said))
+    assert import_folder(folder, tmp_path / "out", check_tokens=16).tokenizer
+    assert load_tokenizer(tmp_path / "out").eos_id == 1
+    assert tokenizer_of(tmp_path / "out") == load_tokenizer(folder).hash
+
+
+def test_where_no_eos_stands_the_way_out_is_one_that_an_import_has(folder: Path, tmp_path_factory):
+    change_config(folder, eos_token_id=None)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    vocabulary = make_tokenizer(tmp_path_factory.mktemp("t")) / "tokenizer.json"
+    (folder / "tokenizer.json").write_bytes(vocabulary.read_bytes())
+    assert "write one of its tokens as eos_token into tokenizer_config.json" in str(refused(folder))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": EOS}))
+    assert "has 310 ids, the model 17" in str(refused(folder)), "that was all"
+
+
+def test_the_text_model_of_one_that_sees_images(folder: Path, tmp_path: Path):
+    """As on the hub: settings inside `text_config`, other names, and a vision tower and a draft head besides."""
+    expected = tmp_path / "expected"
+    import_folder(folder, expected, check_tokens=16)
+    text = json.loads((folder / "config.json").read_bytes())
+    tied = text.pop("tie_word_embeddings")
+    whole = {"model_type": "qwen3_5", "text_config": text, "tie_word_embeddings": tied}
+    (folder / "config.json").write_text(json.dumps(whole))
+    weights = load_file(folder / "model.safetensors")
+    renamed = {name.replace("model.", "model.language_model.", 1): w for name, w in weights.items()}
+    others = {"model.visual.patch_embed.proj.bias": torch.zeros(4), "mtp.fc.weight": torch.zeros(2, 2)}
+    save_file(renamed | others, folder / "model.safetensors", {"format": "pt"})
+    done = import_folder(folder, tmp_path / "out", check_tokens=16)
+    assert sorted(done.left_out) == sorted(others)
+    a, b = weights_of(expected), weights_of(tmp_path / "out")
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# Of Qwen3.5-0.8B and -2B: width, feed-forward, and what a file of their weights in bf16 holds for the text model.
+REAL = {"0.8B": (1024, 3584, 752_393_024), "2B": (2048, 6144, 1_881_825_088)}
+
+
+@pytest.mark.parametrize("size", REAL)
+def test_every_tensor_of_the_real_sizes_is_accounted_for(size: str, tmp_path: Path):
+    dim, ffn_dim, num_parameters = REAL[size]
+    config = ModelConfig(
+        vocab_size=248_320, dim=dim, ffn_dim=ffn_dim, layers=(["gated_deltanet"] * 3 + ["attention"]) * 6,
+        attention=AttentionConfig(8, 2, 256, 1e7, 0.25), gated_deltanet=GatedDeltaNetConfig(16, 16, 128, 128),
+    )  # fmt: skip
+    shapes = real_shapes(config)
+    others = {"model.visual.merger.norm.weight": (dim,), "mtp.layers.0.mlp.up_proj.weight": (ffn_dim, dim)}
+    sparse_file(tmp_path / "model.safetensors", shapes | others)
+    family = family_of("qwen3_5_text")
+    files = WeightFiles(tmp_path, family.canonical)
+    check_tensors(files, family, config)
+    assert sorted(files.left_out) == sorted(others)
+    assert sum(math.prod(form.shape) for form in files.forms.values()) == num_parameters
+    del shapes["model.language_model.layers.23.self_attn.o_proj.weight"]
+    sparse_file(tmp_path / "model.safetensors", shapes | others)
+    with pytest.raises(DataError) as error:
+        check_tensors(WeightFiles(tmp_path, family.canonical), family, config)
+    assert error.value.details == ("missing: model.layers.23.self_attn.o_proj.weight",)
+
+
+def real_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """By the names on the hub, from transformers' own class without memory for it."""
+    from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+    with torch.device("meta"):
+        theirs = Qwen3_5ForCausalLM(Qwen3_5TextConfig(**family_of("qwen3_5_text").to_config(config)))
+    return {name.replace("model.", "model.language_model.", 1): tuple(p.shape) for name, p in theirs.named_parameters()}
+
+
+def sparse_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """A file of bf16 zeros that takes no room on the disk."""
+    header, at = {}, 0
+    for name, shape in shapes.items():
+        end = at + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    written = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(len(written).to_bytes(8, "little") + written)
+        file.truncate(8 + len(written) + at)
+
+
+def test_a_run_begins_with_an_import_and_is_exported(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """The whole way: import, train with more passes, export, through the command line."""
+    change_weights(
+        folder, lambda w: w.update({"model.embed_tokens.weight": w["model.embed_tokens.weight"][:3].clone()})
+    )
+    change_config(folder, vocab_size=3)
+    out = tmp_path / "my run, a=b é's.yaml"
+    assert main(["convert", "import", str(folder), str(out), "--check-tokens", "16"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  sleeptrain ")]
+    program, *printed, dots = shlex.split(line)
+    assert (program, printed[0], dots) == ("sleeptrain", "train", "...")
+    settings = [
+        "experiment=rule110", f"run.root={tmp_path}", "run.name=on", "sleep.passes=2", "data.batch=2",
+        "train.tokens=400", "data.rule110.validation_samples=2", "train.eval_every=0", "train.device=cpu",
+        "wandb.mode=disabled",
+    ]  # fmt: skip
+    assert main([*printed, *settings]) == 0
+    [first, *_, last] = sorted((tmp_path / "on/checkpoints").glob("step-*"))
+    begun, imported = weights_of(first), weights_of(out)
+    assert begun.keys() == imported.keys() and all(torch.equal(begun[name], imported[name]) for name in begun)
+    assert main(["convert", "export", str(tmp_path / "on"), str(tmp_path / "hf2"), "--check-tokens", "16"]) == 0
+    assert "checked: the logits of both models differ by" in capsys.readouterr().out
+    found = load_file(tmp_path / "hf2/model.safetensors")
+    assert torch.equal(found["model.norm.weight"], weights_of(last)["norm.weight"])
+    assert json.loads((tmp_path / "hf2/config.json").read_bytes())["sleep"]["passes"] == 2
+
+
+def test_mistakes_on_the_command_line_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert main(["convert", "export", str(tmp_path / "none"), str(tmp_path / "hf")]) == 2
+    assert capsys.readouterr().err.startswith("sleeptrain: ")
+    assert main(["convert", "export", "a", "b", "--check-tokens", "3"]) == 2
+    assert "--check-tokens 3" in capsys.readouterr().err
+    assert main(["convert", "export", "a", "b", "--to", "llama"]) == 2

@@ -1,0 +1,127 @@
+"""The memory as a value of its own: constant in size, copied, saved, and restored only where it belongs."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.hf.model.cache import SleepCache
+from tests.hf.sleeping import padded, sleeping
+from tests.sleep.trained import texts
+
+NEW = 9
+GREEDY = {
+    "max_new_tokens": NEW,
+    "do_sample": False,
+    "pad_token_id": 17,
+}  # no id of a text, or transformers takes it for a pad
+CASES = [{}, {"eviction": "sliding"}, {"conv_state": "carry"}, {"core": [1, 2]}, {"when": "unlabelled"}]
+
+FRESH = """
+import sys, torch
+from sleeptrain.hf.model.cache import SleepCache
+from sleeptrain.hf.model.modeling import SleepForCausalLM
+model = SleepForCausalLM.from_pretrained(sys.argv[1])
+memory = SleepCache.load(sys.argv[2], model)
+ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+print(model.generate(ids, past_key_values=memory, max_new_tokens=9, do_sample=False, pad_token_id=17).tolist())
+"""
+
+
+@pytest.mark.parametrize("sleep", CASES, ids=str)
+def test_saved_and_restored(sleep, tmp_path):
+    model = sleeping(**sleep)
+    memory = model.read(**padded(texts([14, 7])))
+    memory.save(tmp_path / "memory.safetensors")
+    other = sleeping(**sleep)
+    again = SleepCache.load(tmp_path / "memory.safetensors", other)
+    assert again.boundaries == memory.boundaries == (3, 1)
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    expected = model.generate(ids, past_key_values=memory, **GREEDY)
+    assert torch.equal(other.generate(ids, past_key_values=again, **GREEDY), expected)
+
+
+def test_restored_in_a_fresh_process(tmp_path):
+    model = sleeping()
+    model.save_pretrained(tmp_path / "model")
+    memory = model.read(**padded(texts([14, 7])))
+    memory.save(tmp_path / "memory.safetensors")
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    expected = model.generate(ids, past_key_values=memory, **GREEDY).tolist()
+    paths = [str(tmp_path / "model"), str(tmp_path / "memory.safetensors")]
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, *paths], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
+    )
+    assert done.stdout.splitlines()[-1] == str(expected)
+
+
+def test_the_memory_of_another_model_is_refused(tmp_path):
+    path = tmp_path / "memory.safetensors"
+    model = sleeping()
+    model.read(texts([9])[0][None]).save(path)
+    trained_on = sleeping()
+    with torch.no_grad():
+        for parameter in trained_on.parameters():
+            parameter.add_(1e-3)
+    for other in (sleeping(["attention", "gated_deltanet"]), trained_on, sleeping().float()):
+        with pytest.raises(DataError, match="made by another model"):
+            SleepCache.load(path, other)
+    with pytest.raises(ConfigError, match=r"sleep.eviction=sliding: what the cache holds was read with hard"):
+        SleepCache.load(path, sleeping(eviction="sliding"))
+    SleepCache.load(path, sleeping(passes=1, window=9))  # N may change, and L is the file's
+
+
+def test_files_that_hold_no_memory_are_refused(tmp_path):
+    path = tmp_path / "memory.safetensors"
+    with pytest.raises(DataError, match="cannot be read"):
+        SleepCache.load(path, sleeping())
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(DataError, match="cannot be read"):
+        SleepCache.load(path, sleeping())
+    save_file({"a": torch.zeros(2)}, path)
+    with pytest.raises(DataError, match="is no memory of this version"):
+        SleepCache.load(path, sleeping())
+    sleeping().read(texts([9])[0][None]).save(path)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(DataError, match="cannot be read"):
+        SleepCache.load(path, sleeping())
+    with pytest.raises(ConfigError, match="has read nothing"):
+        model = sleeping()
+        SleepCache(model.model, 1, model.sleep_settings()).save(path)
+
+
+def test_the_file_does_not_grow_with_the_text(tmp_path):
+    model, sizes = sleeping(eviction="sliding"), []
+    for length in (9, 97):
+        path = tmp_path / f"{length}.safetensors"
+        model.read(texts([length])[0][None]).save(path)
+        sizes.append(path.stat().st_size)
+    assert abs(sizes[0] - sizes[1]) <= 8  # digits
+
+
+def test_a_copy_goes_on_by_itself():
+    model, ids = sleeping(), torch.tensor([[1, 2, 3]])
+    memory = model.read(texts([10])[0][None])
+    expected = model.generate(ids, past_key_values=memory.copy(), **GREEDY)
+    deep = copy.deepcopy(memory)
+    assert torch.equal(model.generate(ids, past_key_values=deep, **GREEDY), expected)
+    assert torch.equal(model.generate(ids, past_key_values=memory, **GREEDY), expected)
+
+
+def test_what_a_cache_is_asked():
+    model = sleeping()
+    memory = model.read(**padded(texts([14, 7])))
+    assert (memory.batch_size, memory.window, len(memory), memory.is_initialized) == (2, 4, 3, True)
+    memory.batch_select_indices(torch.tensor([1]))
+    assert memory.boundaries == (1,)
+    with pytest.raises(ConfigError, match="cannot be taken back"):
+        memory.crop(1)
+    memory.reset()
+    assert memory.boundaries == (0,)

@@ -1,0 +1,143 @@
+"""What `from_pretrained` may be given besides a folder, and how it is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from sleeptrain.errors import ConfigError
+from sleeptrain.hf.model.configuration import SleepConfig
+from sleeptrain.hf.convert.exporting import export
+from sleeptrain.hf.families import FAMILIES
+from sleeptrain.hf.model.modeling import SleepForCausalLM
+from tests.hf.checkpoints import save_checkpoint
+from tests.hf.models import disturbed, granite, native
+from tests.models import tiny_config
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An export of a family, which says how it sleeps."""
+    place = tmp_path / "native"
+    place.mkdir()
+    native(FAMILIES["qwen3_5_text"], disturbed(tiny_config(["attention", "gated_deltanet"])), place)
+    written = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(
+        json.dumps(written | {"sleep": {"passes": 3, "window": 4, "when": "unlabelled"}})
+    )
+    return place
+
+
+@pytest.mark.parametrize("given", ["bfloat16", torch.bfloat16])
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_dtypes(folder: Path, given: Any, name: str):
+    model = SleepForCausalLM.from_pretrained(folder, **{name: given})
+    narrow = {n for n, p in model.named_parameters() if p.dtype == torch.bfloat16}
+    assert {n for n, _ in model.named_parameters()} - narrow == {
+        n for n in model.state_dict() if n.endswith(("A_log", "dt_bias"))
+    }
+    assert SleepForCausalLM.from_pretrained(folder, **{name: "auto"}).dtype == torch.float32
+    assert SleepForCausalLM.from_pretrained(folder, dtype=torch.float64, torch_dtype="bfloat16").dtype == torch.float64
+
+
+@pytest.mark.parametrize("given", ["cpu", torch.device("cpu"), {"": "cpu"}, None])
+def test_one_device(folder: Path, given: Any):
+    assert SleepForCausalLM.from_pretrained(folder, device_map=given).device.type == "cpu"
+
+
+def test_a_sleep_that_is_given_goes_over_the_folders(folder: Path, tmp_path: Path):
+    for place, load in ((folder, SleepForCausalLM), (tmp_path / "saved", AutoModelForCausalLM)):
+        for passes in (5, 3):
+            model = load.from_pretrained(place, sleep={"passes": passes})
+            sleep = model.config.sleep_settings()
+            assert (sleep.passes, sleep.window, sleep.when) == (passes, 4, "unlabelled")
+        model.save_pretrained(tmp_path / "saved")
+    model = SleepForCausalLM.from_pretrained(folder, model={"attention": {"rope_theta": 5.0}, "norm_eps": 0.1})
+    assert model.config.model_config().attention.num_heads == 4
+    assert (model.config.model_config().attention.rope_theta, model.config.model_config().norm_eps) == (5.0, 0.1)
+    for wrong, message in (({"pases": 2}, "unknown setting sleep.pases"), (4, "sleep=4: give its settings")):
+        with pytest.raises(ConfigError, match=message):
+            SleepForCausalLM.from_pretrained(folder, sleep=wrong)
+
+
+def test_a_config_that_is_given_is_used(folder: Path, tmp_path: Path):
+    config = SleepConfig.from_pretrained(folder, sleep={"passes": 2})
+    model = SleepForCausalLM.from_pretrained(folder, config=config)
+    assert model.config.sleep["passes"] == 2
+    model.config.sleep["passes"] = 7
+    assert config.sleep["passes"] == 2
+    config.save_pretrained(tmp_path / "config")
+    model = AutoModelForCausalLM.from_pretrained(folder, config=config, trust_remote_code=False, revision="main")
+    assert type(model) is SleepForCausalLM
+    assert SleepForCausalLM.from_pretrained(folder, config=tmp_path / "config").config.sleep["passes"] == 2
+    assert SleepForCausalLM.from_pretrained(folder, use_cache=False).config.use_cache is False
+
+
+def test_what_loading_tells(folder: Path, tmp_path: Path):
+    model, info = SleepForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not model.training
+    model.save_pretrained(tmp_path / "saved")
+    _, theirs = SleepForCausalLM.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert info == theirs
+
+
+@pytest.mark.parametrize("mixer", ["gated_deltanet", "mamba2"])
+def test_an_export_without_attention_generates_with_a_cache(mixer: str, tmp_path: Path):
+    """Transformers' own classes of such models have none, and the folder says so."""
+    config = granite(layers=[mixer] * 2) if mixer == "mamba2" else tiny_config([mixer] * 2)
+    export(save_checkpoint(tmp_path / "c", disturbed(config)), tmp_path / "hf", check_tokens=16)
+    assert json.loads((tmp_path / "hf" / "generation_config.json").read_text())["use_cache"] is False
+    model, lengths = SleepForCausalLM.from_pretrained(tmp_path / "hf"), []
+    model.register_forward_pre_hook(
+        lambda _, args, given: lengths.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 17}
+    model.generate(torch.tensor([[1, 2, 3]]), **options)
+    assert lengths == [3, 1, 1, 1]
+    model = SleepForCausalLM.from_pretrained(tmp_path / "hf", use_cache=False)
+    assert model.generation_config.use_cache is False
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_text_model_of_one_that_sees_images(tied: bool, tmp_path: Path):
+    """Whether embeddings are tied is said at the top, not in `text_config`."""
+    ours = disturbed(tiny_config(["attention", "gated_deltanet"], tie_embeddings=tied))
+    theirs = native(FAMILIES["qwen3_5_text"], ours, tmp_path)
+    text = json.loads((tmp_path / "config.json").read_text())
+    assert text.pop("tie_word_embeddings") is tied
+    whole = {"model_type": "qwen3_5", "text_config": text, "tie_word_embeddings": tied}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    weights = load_file(tmp_path / "model.safetensors")
+    renamed = {name.replace("model.", "model.language_model.", 1): w for name, w in weights.items()}
+    save_file(renamed | {"model.visual.proj.bias": torch.zeros(4)}, tmp_path / "model.safetensors", {"format": "pt"})
+    model, ids = SleepForCausalLM.from_pretrained(tmp_path), torch.tensor([[1, 2, 3, 4, 5]])
+    assert model.config.model_config().tie_embeddings is tied
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"dtpye": "bfloat16"}, "does not know dtpye"),
+        ({"quantization_config": {"load_in_8bit": True}}, "does not know quantization_config"),
+        ({"dtype": "int8"}, "dtype=int8: give 'auto' or a floating point type"),
+        ({"torch_dtype": "halb"}, "dtype=halb: give 'auto'"),
+        ({"device_map": "auto"}, "device_map=auto: the model stands on one device"),
+        ({"device_map": {"model": "cpu", "head": "cpu"}}, "the model stands on one device"),
+        ({"device_map": "gpu"}, "device_map=gpu is no device that torch knows"),
+        ({"device_map": "meta"}, "device_map=meta: the model runs on cpu and cuda"),
+        ({"device_map": {"": f"cuda:{torch.cuda.device_count()}"}}, "torch sees .* here; use cpu"),
+        ({"config": {"passes": 2}}, "config is a dict"),
+        ({"config": SleepConfig(model={"vocab_size": 17}), "sleep": {"passes": 2}}, "does not know sleep"),
+    ],
+)
+def test_what_is_not_understood_is_refused(folder: Path, given: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        SleepForCausalLM.from_pretrained(folder, **given)

@@ -1,0 +1,198 @@
+"""The pipeline is held to one process: losses, every gradient, and the memory that a step leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from sleeptrain.data.batch import IGNORE, Batch
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.state import Boundary, FastWeights
+from sleeptrain.parallel.build import build_model
+from sleeptrain.parallel.pipeline.mailbox import Mailbox
+from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.parallel.pipeline.executor import StageStep
+from sleeptrain.parallel.pipeline.schedule import schedule
+from sleeptrain.parallel.pipeline.micro_batch import StageSequence
+from sleeptrain.parallel.tensor.sharding import ModelSharding
+from sleeptrain.parallel.pipeline.stages import Stages
+from sleeptrain.sleep.loop import LoopSettings, run_rounds
+from sleeptrain.sleep.rounds import Round, plan_rounds, window_facts
+from tests.models import random_batch
+from tests.parallel.cases import OTHER_OPTIONS, Case, random_state, tensors, whole_weights, within
+from tests.parallel.processes import run_ranks
+
+EXACT = dict(rtol=1e-9, atol=1e-10)
+WINDOW = 4
+FOUR = ("gated_deltanet", "attention", "mamba2", "gated_deltanet")
+# Four rows: one document over three windows; two documents in a window; pads; a document that ends early.
+DOCUMENTS = [[0] * 12, [0] * 3 + [1] * 6 + [2] * 3, [-1] * 5 + [0] * 3 + [1] * 4, [0] * 6 + [-1] * 6]
+
+
+@dataclass(frozen=True)
+class Layout:
+    bounds: tuple[int, ...]
+    tensor: int = 1
+    rows_a_sequence: int = 1
+
+
+def batch_of(case: Case) -> Batch:
+    share = 0.3 if case.when == "unlabelled" else 0.8
+    flags = [case.carried] * len(DOCUMENTS)
+    return within(random_batch(DOCUMENTS, target_share=share, carried=flags, continues=[True] * 4), case.vocab_size)
+
+
+def sequences_of(case: Case, rows_a_sequence: int) -> list[tuple[Batch, list[Round], range]]:
+    batch, parts = batch_of(case), []
+    for first in range(0, len(DOCUMENTS), rows_a_sequence):
+        part = batch.rows(first, first + rows_a_sequence)
+        rounds = plan_rounds(window_facts(part, WINDOW), case.passes, case.when, case.feedback)
+        parts.append((part, rounds, range(first, first + rows_a_sequence)))
+    return parts
+
+
+def start_of(case: Case, rows: range) -> FastWeights:
+    if not case.carried:
+        return FastWeights((None,) * len(case.layers))
+    two = random_state(case, 1)
+    index = torch.tensor([row % 2 for row in rows])
+    return two.rows(index)
+
+
+def settings_of(case: Case) -> LoopSettings:
+    return LoopSettings(case.core or (0, len(case.layers)), case.boundary)
+
+
+def divisor_of(case: Case) -> int:
+    return int((batch_of(case).targets_BT != IGNORE).sum())
+
+
+@dataclass
+class Result:
+    loss: float
+    gradients: dict[str, torch.Tensor]
+    states: list[FastWeights]
+
+
+def one_process(case: Case, rows_a_sequence: int) -> Result:
+    model = Hybrid(case.config).to(case.dtype)
+    model.load_state_dict(whole_weights(case))
+    total, states = 0.0, []
+    for batch, rounds, rows in sequences_of(case, rows_a_sequence):
+        losses, state = run_rounds(model, batch, rounds, start_of(case, rows), settings_of(case))
+        states.append(state.detach())
+        if losses:
+            loss = torch.stack(list(losses.values())).sum() / divisor_of(case)
+            loss.backward()
+            total += float(loss.detach())
+    zero = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    return Result(total, zero, states)
+
+
+def one_rank(case: Case, layout: Layout) -> Result:
+    mesh = Mesh.build(layout.tensor, len(layout.bounds) - 1)
+    rank = mesh.pipeline.rank
+    sharding = ModelSharding(case.config, layout.tensor)
+    model = build_model(case.config, mesh, range(*layout.bounds[rank : rank + 2])).to(case.dtype)
+    weights = whole_weights(case)
+    model.load_state_dict({n: sharding.take(n, weights[n], mesh.tensor.rank) for n in model.state_dict()})
+    stages = Stages(layout.bounds, case.layers, case.core or (0, len(case.layers)), bool(case.boundary.sliding_window))
+    parts = sequences_of(case, layout.rows_a_sequence)
+    sequences = []
+    for batch, rounds, rows in parts:
+        start = sharding.take_state(start_of(case, rows), mesh.tensor.rank)
+        held = tuple(s if i in model.layers else None for i, s in enumerate(start.layers))
+        sequences.append(StageSequence(model, batch, rounds, FastWeights(held), settings_of(case), divisor_of(case)))
+    mailbox = Mailbox(mesh.pipeline.group, case.dtype, torch.device("cpu"))
+    step = StageStep(schedule([rounds for _, rounds, _ in parts], stages), rank, sequences, mailbox, case.config.dim)
+    step.run(lambda surrogate: surrogate.backward())
+    gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    return Result(float(sum(s.loss for s in sequences)), gradients, [s.state for s in sequences])
+
+
+def assert_same(case: Case, layout: Layout) -> None:
+    expected = one_process(case, layout.rows_a_sequence)
+    num_stages = len(layout.bounds) - 1
+    found = run_ranks(one_rank, num_stages * layout.tensor, case, layout)
+    # megatron-core's order of ranks: tensor ranks are neighbours.
+    stages = [found[s * layout.tensor : (s + 1) * layout.tensor] for s in range(num_stages)]
+    assert stages[-1][0].loss == pytest.approx(expected.loss, rel=1e-9)
+    sharding = ModelSharding(case.config, layout.tensor)
+    gradients: dict[str, torch.Tensor] = {}
+    for ranks in stages:
+        for name in ranks[0].gradients:
+            joined = sharding.join(name, [rank.gradients[name] for rank in ranks])
+            gradients[name] = gradients[name] + joined if name in gradients else joined  # tied embeddings are in both
+    assert gradients.keys() == expected.gradients.keys()
+    for name, gradient in expected.gradients.items():
+        torch.testing.assert_close(gradients[name], gradient, **EXACT, msg=lambda m, name=name: f"{name}: {m}")
+    for seq, state in enumerate(expected.states):
+        joined_stages = [sharding.join_state([rank.states[seq] for rank in ranks]) for ranks in stages]
+        layers = [next((s[i] for s in joined_stages if s[i] is not None), None) for i in range(len(case.layers))]
+        for a, b in zip(tensors(FastWeights(tuple(layers))), tensors(state), strict=True):
+            torch.testing.assert_close(a, b, **EXACT)
+
+
+CASES = {
+    "one pass": Case(FOUR),
+    "three passes": Case(FOUR, passes=3),
+    "three passes, untied, memory carried in": Case(FOUR, passes=3, tied=False, carried=True),
+    "options of other families": Case(
+        FOUR, passes=3, carried=True, model=OTHER_OPTIONS | {"attention.post_norm": True, "attention.qk_norm": "all"}
+    ),
+    "without feedback": Case(FOUR, passes=3, feedback="none", carried=True),
+    "unlabelled": Case(FOUR, passes=3, when="unlabelled", carried=True),
+    "sliding": Case(FOUR, passes=3, boundary=Boundary(sliding_window=4), carried=True),
+    "sliding, untied, without feedback": Case(
+        FOUR, passes=3, boundary=Boundary(sliding_window=4), tied=False, feedback="none", carried=True
+    ),
+    "carried convolutions": Case(FOUR, passes=2, boundary=Boundary(carry_conv=True), carried=True),
+    "core in the middle": Case((*FOUR, "gated_deltanet"), passes=3, core=(1, 4), carried=True),
+    "core in the middle, without feedback": Case((*FOUR, "gated_deltanet"), passes=3, core=(2, 4), feedback="none"),
+    "core in the middle, sliding, untied": Case(
+        (*FOUR, "gated_deltanet"), passes=3, core=(1, 4), boundary=Boundary(sliding_window=4), tied=False, carried=True
+    ),
+    "core in one stage": Case(FOUR, passes=3, core=(2, 4), boundary=Boundary(sliding_window=4)),
+    "core in the first stage": Case(FOUR, passes=3, core=(0, 1)),
+    "jet, sandwich norms, a norm between passes": Case(
+        ("attention", "jet", "sliding_attention", "jet"),
+        passes=3,
+        model={"mixer_only": [1], "sandwich_norms": True, "norm_between_passes": True},
+        carried=True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("rows_a_sequence", [1, 2, 4])
+def test_two_stages(name: str, rows_a_sequence: int) -> None:
+    case = CASES[name]
+    assert_same(case, Layout((0, 2, len(case.layers)), rows_a_sequence=rows_a_sequence))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_four_stages(name: str) -> None:
+    case = CASES[name]
+    assert_same(case, Layout((0, 1, 2, 3, len(case.layers)), rows_a_sequence=1))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "three passes",
+        "core in the middle",
+        "sliding",
+        "unlabelled",
+        "without feedback",
+        "core in the middle, sliding, untied",
+    ],
+)
+def test_tensor_ranks_in_stages(name: str) -> None:
+    case = CASES[name]
+    assert_same(case, Layout((0, 2, len(case.layers)), tensor=2))
+
+
+def test_one_stage_needs_no_messages() -> None:
+    assert_same(CASES["three passes"], Layout((0, 4)))

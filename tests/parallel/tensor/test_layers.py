@@ -1,0 +1,198 @@
+"""The tensor parallel model is held to the single process: loss, logits, every gradient, states and theirs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.state import Boundary
+from sleeptrain.parallel.build import build_model
+from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.parallel.tensor.sharding import ModelSharding
+from sleeptrain.parallel.tensor.layers import TensorParallelHybrid
+from tests.parallel.cases import (
+    ONE_DOCUMENT,
+    OTHER_OPTIONS,
+    Case,
+    Outcome,
+    assert_same_outcome,
+    join_outcomes,
+    run_rank,
+    run_whole,
+    tensors,
+)
+from tests.parallel.processes import run_ranks
+from tests.sleep.oracle import causal_layout
+
+EXACT = dict(rtol=1e-9, atol=1e-10)
+CLOSE = dict(rtol=2e-4, atol=2e-4)
+
+CASES = {
+    "one pass": Case(),
+    "three passes": Case(passes=3),
+    "three passes, one document, untied": Case(passes=3, documents=ONE_DOCUMENT, tied=False),
+    "unlabelled, memory carried in": Case(passes=3, when="unlabelled", carried=True, documents=ONE_DOCUMENT),
+    "without feedback": Case(passes=3, feedback="none"),
+    "prelude, core, coda": Case(
+        ("gated_deltanet", "attention", "gated_deltanet", "mamba2"), passes=3, core=(1, 3), carried=True
+    ),
+    "sliding, memory carried in": Case(passes=2, boundary=Boundary(sliding_window=4), carried=True),
+    "sliding core, untied, without feedback": Case(
+        ("gated_deltanet", "attention", "gated_deltanet", "mamba2"),
+        passes=3,
+        core=(1, 3),
+        boundary=Boundary(sliding_window=4),
+        feedback="none",
+        tied=False,
+        carried=True,
+    ),
+    "carried convolutions": Case(passes=2, boundary=Boundary(carry_conv=True), carried=True, tied=False),
+    "recomputed blocks": Case(passes=3, recompute="block"),
+    "recomputed passes": Case(passes=3, recompute="pass", carried=True),
+    "recomputed windows": Case(passes=3, recompute="window"),
+    "shared key-value head and group": Case(
+        passes=2, num_kv_heads=1, num_groups=1, boundary=Boundary(sliding_window=4, carry_conv=True), carried=True
+    ),
+    "jet and sliding attention": Case(
+        ("sliding_attention", "jet", "attention"),
+        passes=2,
+        model={"attention.qkv_bias": True},
+        boundary=Boundary(carry_conv=True),
+        carried=True,
+    ),
+    "jet, sliding both ways, shared key-value head": Case(
+        ("jet", "sliding_attention"),
+        passes=2,
+        model={"attention.qkv_bias": True},
+        num_kv_heads=1,
+        boundary=Boundary(sliding_window=4),
+        carried=True,
+    ),
+    "sandwich norms, a mixer alone, a norm between passes": Case(
+        ("attention", "jet", "attention"),
+        passes=3,
+        model={
+            "mixer_only": [1],
+            "sandwich_norms": True,
+            "norm_between_passes": True,
+            "norm": "plain",
+        },
+        recompute="pass",
+    ),
+    "the same, tokens split between mixers": Case(
+        ("attention", "jet", "attention"),
+        passes=3,
+        model={"mixer_only": [1], "sandwich_norms": True, "norm_between_passes": True},
+        sequence=True,
+        tied=False,
+    ),
+    "options of other families": Case(passes=2, carried=True, model=OTHER_OPTIONS),
+    "options of other families, tokens split": Case(passes=2, sequence=True, model=OTHER_OPTIONS, tied=False),
+    "divisible vocabulary": Case(vocab_size=16, tied=False),
+    "a rank of padding only": Case(vocab_size=5, tied=False),
+    "tokens split between mixers": Case(passes=3, sequence=True, recompute="pass", carried=True),
+    "tokens split, prelude and coda": Case(
+        ("gated_deltanet", "attention", "mamba2"), passes=2, core=(1, 2), sequence=True, num_groups=1, num_kv_heads=1
+    ),
+}
+
+
+def spread(case: Case, size: int) -> Outcome:
+    return join_outcomes(case, run_ranks(run_rank, size, case, size))
+
+
+# On four ranks the two key-value heads and groups are shared, and the vocabulary's padding is cut otherwise.
+ON_FOUR = (
+    "three passes",
+    "prelude, core, coda",
+    "sliding, memory carried in",
+    "carried convolutions",
+    "recomputed passes",
+    "shared key-value head and group",
+    "jet, sliding both ways, shared key-value head",
+    "sandwich norms, a mixer alone, a norm between passes",
+    "divisible vocabulary",
+    "a rank of padding only",
+    "tokens split between mixers",
+)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_two_ranks_equal_one_process(case: Case):
+    assert_same_outcome(spread(case, 2), run_whole(case), **EXACT)
+
+
+@pytest.mark.parametrize("name", ON_FOUR)
+def test_four_ranks_equal_one_process(name: str):
+    assert_same_outcome(spread(CASES[name], 4), run_whole(CASES[name]), **EXACT)
+
+
+def test_four_ranks_equal_one_process_in_fp32():
+    case = Case(passes=3, dtype=torch.float32, num_kv_heads=1, carried=True)
+    assert_same_outcome(spread(case, 4), run_whole(case), **CLOSE)
+
+
+def test_bf16_autocast_equals_one_process_to_its_rounding():
+    case = Case(passes=2, dtype=torch.float32, autocast=True, num_kv_heads=1, num_groups=1)
+    found, expected = spread(case, 2), run_whole(case)
+    exact = run_whole(replace(case, autocast=False))
+    torch.testing.assert_close(found.loss, expected.loss, rtol=2e-2, atol=0)
+    for name, gradient in exact.gradients.items():
+        rounding = (expected.gradients[name] - gradient).norm()
+        assert (found.gradients[name] - gradient).norm() <= 2 * rounding + 0.02 * gradient.norm(), name
+
+
+def _initial(case: Case, size: int, layers: range | None) -> dict[str, torch.Tensor]:
+    model = build_model(case.config, Mesh.build(size, 1), layers)
+    assert isinstance(model, TensorParallelHybrid)
+    model.init_weights(3)
+    assert all(p.tensor_model_parallel == (model.sharding[n].dim is not None) for n, p in model.named_parameters())
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("case", [Case(), Case(num_kv_heads=1, num_groups=1, tied=False)], ids=["tied", "shared"])
+@pytest.mark.parametrize("layers", [None, range(1), range(1, 3)], ids=["whole", "first stage", "last stage"])
+def test_first_weights_and_names_are_those_of_one_process(case: Case, layers: range | None):
+    one = Hybrid(case.config, layers)
+    one.init_weights(3)
+    shards = run_ranks(_initial, 4, case, 4, layers)
+    sharding = ModelSharding(case.config, 4)
+    assert list(shards[0]) == list(one.state_dict())
+    for name, weight in one.state_dict().items():
+        assert torch.equal(sharding.join(name, [shard[name] for shard in shards]), weight), name
+
+
+def _collectives(case: Case) -> tuple[list[str], list[str]]:
+    """The collectives of a wake pass over one window, forward and backward."""
+    model = build_model(case.config, Mesh.build(2, 1)).double()
+    seen: list[str] = []
+    for name in ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all_single", "broadcast"):
+        _count(name, seen)
+    x, state = model.run(model.embed(torch.zeros(1, 4, dtype=torch.long)), model.empty_state(), causal_layout(4))
+    loss = model.cross_entropy(x[0], torch.zeros(4, dtype=torch.long)) + sum(t.sum() for t in tensors(state))
+    forward, seen[:] = seen.copy(), []
+    loss.backward()
+    return forward, seen
+
+
+def _count(name: str, seen: list[str]) -> None:
+    original = getattr(dist, name)
+
+    def counted(*args: object, **options: object) -> object:
+        seen.append(name)
+        return original(*args, **options)
+
+    setattr(dist, name, counted)
+
+
+def test_each_region_costs_one_reduction_each_way():
+    """Two regions a block, embedding and head; the backward adds one for each parameter that ranks use in part."""
+    forward, backward = run_ranks(_collectives, 2, Case(("attention", "gated_deltanet")))[0]
+    blocks, embedding, cross_entropy = 2 * 2, 1, 3
+    assert forward == ["all_reduce"] * (blocks + embedding + cross_entropy)
+    head, query_and_key_norm, gated_norm = 1, 2, 1
+    assert backward == ["all_reduce"] * (blocks + head + query_and_key_norm + gated_norm)

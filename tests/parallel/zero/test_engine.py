@@ -1,0 +1,270 @@
+"""ZeRO on data ranks against one process: losses, norms, weights and optimizer state after several clipped steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from sleeptrain.config.schema import OptimConfig
+from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.parallel.zero.matrix_exchange import LayoutError
+from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.parallel.zero.partitions import require
+from sleeptrain.parallel.zero.engine import load_deepspeed, wrap
+from sleeptrain.parallel.zero.state import load
+from sleeptrain.optim import muon
+from sleeptrain.optim.param_groups import parameter_roles
+from tests.checkpoint.contents import InMemory, flat
+from tests.models import tiny_config
+from tests.parallel import zero_cases as cases
+from tests.parallel.processes import run_ranks
+
+pytestmark = pytest.mark.usefixtures("imported")
+
+TOLERANCE = 2e-6  # fp32, after three steps of which each is larger than 1e-2
+
+
+def assert_equal(results: list[dict[str, Any]], wanted: dict[str, Any], tolerance: float = TOLERANCE) -> None:
+    for result in results:
+        assert result["losses"] == pytest.approx(wanted["losses"], rel=tolerance)
+        assert result["norms"] == pytest.approx(wanted["norms"], rel=tolerance)
+    assert cases.largest_difference(results[0]["model"], wanted["model"]) < tolerance
+    for kind, named in wanted["optim"].items():
+        assert set(results[0]["optim"][kind]) == set(named)
+        for name, state in named.items():
+            found = results[0]["optim"][kind][name]
+            assert cases.largest_difference(found, state) < tolerance * 0.1, (name, found.keys())
+
+
+def untied() -> Hybrid:
+    torch.manual_seed(3)
+    model = Hybrid(tiny_config(["attention", "gated_deltanet"], init_std=0.1, tie_embeddings=False))
+    model.init_weights(3)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("world", "zero", "pieces"),
+    [
+        (2, 0, cases.whole_rounds),
+        (2, 1, cases.whole_rounds),
+        (2, 2, cases.whole_rounds),
+        (2, 3, cases.whole_rounds),
+        (4, 1, cases.row_by_row),
+        (4, 2, cases.whole_rounds),
+        (2, 0, cases.window_by_window),
+        (2, 1, cases.window_by_window),
+        (2, 2, cases.window_by_window),
+        (2, 1, cases.row_by_row),
+        (2, 2, cases.row_by_row),
+        (2, 0, cases.differently),
+        (2, 1, cases.differently),
+        (2, 2, cases.differently),
+        (4, 3, cases.whole_rounds),
+    ],
+)
+def test_equals_one_process(world: int, zero: int, pieces: Any) -> None:
+    wanted = cases.single_process()
+    assert min(wanted["norms"]) > 10 * cases.OPTIM.clip_norm  # every step is clipped
+    assert_equal(run_ranks(cases.data_parallel, world, zero, pieces), wanted)
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+def test_equals_one_process_with_an_untied_head(zero: int) -> None:
+    results = run_ranks(cases.data_parallel, 2, zero, cases.whole_rounds, untied)
+    assert_equal(results, cases.single_process(untied))
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_nothing_is_clipped_without_a_limit_and_the_norm_is_still_told(zero: int) -> None:
+    config = OptimConfig(clip_norm=0.0, muon_scaling="moonshot")
+    wanted = cases.single_process(steps=2, config=config)
+    results = run_ranks(cases.data_parallel, 2, zero, cases.whole_rounds, cases.small_model, range(2), False, config)
+    assert_equal(results, wanted)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 3])
+def test_bf16_autocast_keeps_every_weight_wide(zero: int) -> None:
+    """The ranks round other sums to bf16 than one process does, so equality is to bf16's rounding."""
+
+    def run() -> dict[str, Any]:
+        result = cases.data_parallel(zero, bf16=True, steps=range(2))
+        if dist.get_rank() == 0:
+            assert {t.dtype for t in result["model"].values()} == {torch.float32}
+        return result
+
+    wanted, (result, _) = cases.single_process(steps=2, bf16=True), run_ranks(run, 2)
+    assert result["losses"] == pytest.approx(wanted["losses"], rel=2e-3)
+    assert result["norms"] == pytest.approx(wanted["norms"], rel=1e-2)
+    for name in wanted["model"]:
+        assert float((result["model"][name] - wanted["model"][name]).norm()) < 2e-2 * max(
+            1.0, float(wanted["model"][name].norm())
+        )
+        if name.endswith(("A_log", "dt_bias")):
+            torch.testing.assert_close(result["model"][name], wanted["model"][name], rtol=0, atol=1e-3)
+
+
+def test_every_matrix_is_orthogonalised_once_and_the_state_is_cut() -> None:
+    def run(zero: int) -> tuple[int, int]:
+        counted: list[int] = []
+        plain = muon.newton_schulz
+        muon.newton_schulz = lambda G: counted.append(G.shape[0]) or plain(G)  # type: ignore[func-returns-value]
+        result = cases.data_parallel(zero, steps=range(2))
+        return sum(counted), result["state_bytes"]
+
+    roles = parameter_roles(cases.small_model())
+    matrices = sum(len(role.blocks or (1,)) for role in roles.values() if role.kind == "muon")
+    whole = None
+    for zero in (0, 1, 2, 3):
+        results = run_ranks(run, 2, zero)
+        assert sum(count for count, _ in results) == 2 * matrices and all(count for count, _ in results)
+        whole = whole or results[0][1]
+        assert all(size < 0.51 * whole for _, size in results) == (zero > 0)
+
+
+@pytest.mark.parametrize(("world", "zero"), [(4, 2), (2, 3), (2, 0), (1, 1)])
+def test_a_checkpoint_goes_on_in_another_layout(world: int, zero: int) -> None:
+    """Two steps on two ranks under ZeRO-1, then one more elsewhere, against three in one process."""
+    saved = run_ranks(cases.data_parallel, 2, 1, cases.whole_rounds, cases.small_model, range(2))[0]
+    state = {"model": saved["model"], "optim": saved["optim"]}
+
+    def go_on() -> dict[str, Any]:
+        return cases.data_parallel(zero, make=lambda: cases.small_model(9), steps=[2], saved=state)
+
+    results, wanted = run_ranks(go_on, world), cases.single_process()
+    for key in ("losses", "norms"):
+        wanted[key] = wanted[key][2:]
+    assert_equal(results, wanted)
+
+
+def test_a_checkpoint_of_one_process_is_loaded_and_given_back_exactly() -> None:
+    done = cases.single_process(steps=2)
+    state = {"model": done["model"], "optim": done["optim"]}
+    state["model"]["norm.weight"][:] = -0.0
+
+    def there_and_back() -> dict[str, Any] | None:
+        engine = cases.engine_for(cases.small_model(9), 2)
+        load(engine, InMemory(flat(state)))
+        return cases.stage_state(engine)
+
+    first, second = run_ranks(there_and_back, 2)
+    assert second is None
+    assert all(torch.equal(first["model"][n].view(torch.int32), t.view(torch.int32)) for n, t in state["model"].items())
+    for kind, named in state["optim"].items():
+        for name, tensors in named.items():
+            assert all(torch.equal(first["optim"][kind][name][key], t) for key, t in tensors.items())
+
+
+def test_parameters_that_zero_steps_together_must_have_done_the_same_steps() -> None:
+    state = cases.single_process(steps=1)
+    state["optim"]["adamw"]["norm.weight"]["step"] += 1
+    saved = InMemory(flat({"model": state["model"], "optim": state["optim"]}))
+
+    def run() -> str:
+        with pytest.raises(DataError) as caught:
+            load(cases.engine_for(cases.small_model(9), 1), saved)
+        return str(caught.value)
+
+    assert all("have done [1.0, 2.0] steps" in message for message in run_ranks(run, 2))
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_a_step_that_is_not_finite_changes_nothing_and_the_next_is_right(zero: int) -> None:
+    def run() -> dict[str, Any]:
+        engine = cases.engine_for(cases.small_model(), zero)
+        before = cases.stage_state(engine)
+        broken = cases.rows_of(cases.step_batch(5), dist.get_rank(), 2)
+        # Only one rank's part of the loss is broken.
+        loss = engine.forward(lambda m: cases.share_of_loss(m, broken) * (math.nan if dist.get_rank() else 1.0))
+        engine.backward(loss)
+        norm = engine.step(1.0)
+        after = cases.stage_state(engine)
+        if before is not None and after is not None:
+            assert all(torch.equal(before["model"][n], t) for n, t in after["model"].items())
+        cases.whole_rounds(engine, cases.rows_of(cases.step_batch(0), dist.get_rank(), 2), False)
+        return {"norm": norm, "norms": [engine.step(1.0)], **(cases.stage_state(engine) or {})}
+
+    results, wanted = run_ranks(run, 2), cases.single_process(steps=1)
+    assert all(r["norm"] == math.inf for r in results)
+    assert results[0]["norms"] == pytest.approx(wanted["norms"], rel=TOLERANCE)
+    assert cases.largest_difference(results[0]["model"], wanted["model"]) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("zero", "pieces"), [*((zero, cases.whole_rounds) for zero in range(4)), (2, cases.differently)]
+)
+def test_dropped_gradients_leave_no_trace(zero: int, pieces: Any) -> None:
+    def run() -> dict[str, Any]:
+        engine = cases.engine_for(cases.small_model(), zero)
+        for step in (5, 0):
+            engine.zero_grad()
+            pieces(engine, cases.rows_of(cases.step_batch(step), dist.get_rank(), 2), False)
+        return {"norms": [engine.step(1.0)], **(cases.stage_state(engine) or {})}
+
+    result, wanted = run_ranks(run, 2)[0], cases.single_process(steps=1)
+    assert result["norms"] == pytest.approx(wanted["norms"], rel=TOLERANCE)
+    assert cases.largest_difference(result["model"], wanted["model"]) < TOLERANCE
+
+
+def test_a_replica_that_fails_does_not_wait_for_the_others() -> None:
+    def run() -> str:
+        engine = cases.engine_for(cases.small_model(), 2)
+        if dist.get_rank() == 0:
+            with pytest.raises(DataError, match="a bad row"), engine.sum_once():
+                cases.whole_rounds(engine, cases.rows_of(cases.step_batch(0), 0, 2), False)
+                raise DataError("a bad row")
+        return "gone on"
+
+    assert run_ranks(run, 2) == ["gone on"] * 2
+
+
+def test_a_second_backward_under_zero_3_is_refused() -> None:
+    with pytest.raises(AssertionError, match=r"ConfigError: parallel.zero=3 takes one backward"):
+        run_ranks(cases.data_parallel, 2, 3, cases.row_by_row)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_that_are_not_fp32_are_refused(dtype: torch.dtype) -> None:
+    model = cases.small_model().to(dtype)
+    with pytest.raises(ConfigError, match=r"embedding.weight is torch.*train.precision=bf16"):
+        wrap(model, parameter_roles(model), cases.OPTIM, 1, Mesh.single())
+
+
+def test_a_parameter_without_a_role_is_refused() -> None:
+    model = cases.small_model()
+    roles = parameter_roles(model)
+    del roles["norm.weight"]
+    with pytest.raises(ConfigError, match=r"norm\.weight is trainable but has no role"):
+        wrap(model, roles, cases.OPTIM, 1, Mesh.single())
+
+
+def test_an_unknown_layout_names_the_version() -> None:
+    require(True, "all is well")
+    with pytest.raises(LayoutError, match=rf"deepspeed {load_version()} .*not true that pigs fly"):
+        require(False, "pigs fly")
+
+
+def load_version() -> str:
+    import deepspeed
+
+    return deepspeed.__version__
+
+
+def test_deepspeed_compiles_nothing_and_stays_quiet() -> None:
+    """Nor does it ask what could be compiled, for which it runs a compiler."""
+
+    def run() -> tuple[list[str], int]:
+        from deepspeed.ops.op_builder.builder import OpBuilder
+
+        asked: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(OpBuilder, "has_function", lambda builder, *_, **__: asked.append(builder.name))
+            deepspeed = load_deepspeed()
+            return asked, deepspeed.logger.level
+
+    assert run_ranks(run, 1) == [([], 40)]

@@ -1,0 +1,115 @@
+"""A process is where it says it is: in every round, forward and backward, however rounds are run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from sleeptrain.config.schema import Config
+from sleeptrain.data.batch import Batch
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.sleep.curriculum import StepShape
+from sleeptrain.sleep.rounds import Round, plan_batch
+from sleeptrain.sleep.step import forward_backward
+from sleeptrain.watch.progress import Location, Phase, Whereabouts
+from tests.models import random_batch, tiny_model
+from tests.sleep.test_step import config
+
+SHAPE = StepShape(passes=3, window=4, batch=2)
+MODES = ("none", "block", "pass", "window")
+
+
+class Probe(torch.autograd.Function):
+    """The identity, which calls `told` in its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, told: Callable[[], None]) -> torch.Tensor:
+        ctx.told = told
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        ctx.told()
+        return grad, None
+
+
+def rounds_of(batch: Batch, settings: Config) -> list[Round]:
+    return plan_batch(batch, SHAPE.window, SHAPE.passes, settings.sleep)
+
+
+def places(rounds: list[Round], phase: Phase) -> list[Location]:
+    return [Location(5, phase, r.window + 1, r.pass_index) for r in rounds]
+
+
+def probed(model: Hybrid, here: Whereabouts) -> tuple[list[Location], list[tuple[Location, Location]]]:
+    """Where the process says it is at each block's forward; and at its backward, with where its forward was."""
+    forwards, backwards = list[Location](), list[tuple[Location, Location]]()
+
+    def hook(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        made_at = here.now
+        forwards.append(made_at)
+        if not inputs[0].requires_grad:
+            return inputs
+        return Probe.apply(inputs[0], lambda: backwards.append((made_at, here.now))), *inputs[1:]
+
+    for block in model.blocks.values():
+        block.register_forward_pre_hook(hook)
+    return forwards, backwards
+
+
+@pytest.mark.parametrize("bptt", [None, 1])
+@pytest.mark.parametrize("feedback", ["features", "none"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("core", [None, [1, 2]])
+def test_forward_and_backward_name_the_round_they_run(
+    mode: str, feedback: str, bptt: int | None, core: list[int] | None
+) -> None:
+    """With a core, sleep passes hand the memory of prelude and coda on."""
+    model, here = tiny_model(["mamba2", "gated_deltanet", "mamba2"]), Whereabouts()
+    batch = random_batch([[0] * 12, [0] * 5 + [1] * 7], continues=[True, False])
+    settings = config(sleep__recompute=mode, sleep__feedback=feedback, sleep__bptt_windows=bptt, sleep__core=core)
+    forwards, backwards = probed(model, here)
+    here.begin_step(5)
+    forward_backward(model, batch, SHAPE, settings, None, whereabouts=here)
+    rounds = rounds_of(batch, settings)
+    assert list(dict.fromkeys(f for f in forwards if f.phase == Phase.FORWARD)) == places(rounds, Phase.FORWARD)
+    assert backwards
+    for made_at, found in backwards:  # a round that is run again is at the same place, in the backward
+        assert found.phase == Phase.BACKWARD and found[2:] == made_at[2:], (made_at, found)
+    # No gradient comes back to what runs behind the last loss of a backward.
+    trained = {found for _, found in backwards}
+    losses = [i for i, r in enumerate(rounds) if r.loss]
+    assert trained >= set(places([rounds[i] for i in losses], Phase.BACKWARD))
+    if bptt is None:
+        assert trained == set(places(rounds[: losses[-1] + 1], Phase.BACKWARD))
+    recomputed = [f for f in forwards if f.phase == Phase.BACKWARD]
+    assert bool(recomputed) == (mode != "none")
+    assert here.now.phase == Phase.BACKWARD
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_telling_changes_no_gradient(mode: str) -> None:
+    batch, found = random_batch([[0] * 12, [0] * 12], continues=[True, True]), []
+    for here in (None, Whereabouts()):
+        model = tiny_model()
+        loss = forward_backward(model, batch, SHAPE, config(sleep__recompute=mode), None, whereabouts=here).loss
+        found.append([torch.tensor(loss), *(p.grad for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_what_may_take_long() -> None:
+    here = Whereabouts()
+    assert here.long and str(here.now) == "the start"
+    here.begin_step(12)
+    assert here.long, "kernels are compiled in the first step"
+    here.begin_step(13)
+    assert not here.long and str(here.now) == "step 13, reading"
+    here.begin(Phase.BACKWARD)
+    here.at(Round(2, 8, 12, 3, (0,)))
+    assert str(here.now) == "step 13, window 3, pass 3, backward" and not here.long
+    moves = here.moves
+    here.begin(Phase.SAVING)
+    assert here.long and here.moves == moves + 1 and str(here.now) == "step 13, saving"
