@@ -11,17 +11,17 @@ import pytest
 from omegaconf import MISSING, OmegaConf
 
 from sleeptrain.cli import COMMANDS, OTHER_COMMANDS, _own_flags
+from sleeptrain.commands.convert import parser as convert_parser
+from sleeptrain.commands.data import parser as data_parser
+from sleeptrain.commands.doctor import parser as doctor_parser
+from sleeptrain.commands.evaluate import parser as evaluate_parser
+from sleeptrain.commands.generate import parser as generate_parser
+from sleeptrain.commands.report import parser as report_parser
 from sleeptrain.config.compose import compose, validate_sweep
 from sleeptrain.config.ranges import CHOICES, settings
 from sleeptrain.config.schema import Config, FrozenStage, MixtureStage, Rate, ShardSource, Stage
-from sleeptrain.commands.data import parser as data_parser
 from sleeptrain.doctor.checks import CHECKS
-from sleeptrain.commands.doctor import parser as doctor_parser
 from sleeptrain.errors import ConfigError
-from sleeptrain.commands.convert import parser as convert_parser
-from sleeptrain.commands.generate import parser as generate_parser
-from sleeptrain.commands.report import parser as report_parser
-from sleeptrain.commands.evaluate import parser as evaluate_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])

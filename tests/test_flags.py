@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+import sleeptrain.commands.convert
 import sleeptrain.commands.data
 import sleeptrain.commands.doctor
-import sleeptrain.commands.convert
+import sleeptrain.commands.evaluate
 import sleeptrain.commands.generate
 import sleeptrain.commands.report
-import sleeptrain.commands.evaluate
 import tools.prepare
 import tools.shards
 import tools.tokenizer

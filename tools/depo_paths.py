@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from sleeptrain.checkpoint.older import add_older
+from sleeptrain.commands.evaluate import open_checkpoint
 from sleeptrain.config.schema import DepoConfig
-from sleeptrain.errors import DataError, UserError
 from sleeptrain.data.tasks.depo import Depo, Word
 from sleeptrain.data.tasks.task import Answered
+from sleeptrain.errors import DataError, UserError
 from sleeptrain.terminal import say
 from sleeptrain.train.evaluate import evaluate, held_out
-from sleeptrain.commands.evaluate import open_checkpoint
 
 Windows = tuple[int, ...]  # of a path's edges, from 1
 

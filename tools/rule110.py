@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+from sleeptrain.commands.report import main as report
 from sleeptrain.config.overrides import override
 from sleeptrain.errors import UserError
-from sleeptrain.commands.report import main as report
 from sleeptrain.terminal import say
 from sleeptrain.train.status import State, read_status
 

@@ -11,9 +11,9 @@ import time
 
 from sleeptrain.config.compose import compose
 from sleeptrain.data.batch import IGNORE, PAD, Batch
-from sleeptrain.errors import ConfigError, UserError
 from sleeptrain.data.tasks.build import build_task
 from sleeptrain.data.tasks.task import Task
+from sleeptrain.errors import ConfigError, UserError
 from sleeptrain.terminal import say
 
 SECONDS = 1.0  # of CPU time that the rate is measured over

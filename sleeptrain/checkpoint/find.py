@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sleeptrain.checkpoint.folder import MANIFEST, checkpoints, find_damage, step_of
-from sleeptrain.errors import DataError
 from sleeptrain.distributed.world import World
+from sleeptrain.errors import DataError
 from sleeptrain.terminal import say
 
 

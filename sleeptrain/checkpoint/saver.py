@@ -14,8 +14,8 @@ from sleeptrain.checkpoint.folder import step_folder
 from sleeptrain.checkpoint.keep import remove_superfluous
 from sleeptrain.checkpoint.write import write
 from sleeptrain.config.schema import CheckpointConfig
-from sleeptrain.errors import CheckpointError
 from sleeptrain.distributed.world import World
+from sleeptrain.errors import CheckpointError
 
 
 class Saver:

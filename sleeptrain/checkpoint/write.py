@@ -17,8 +17,8 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
 from sleeptrain.checkpoint.folder import Entries, commit, entries
-from sleeptrain.errors import CheckpointError
 from sleeptrain.distributed.world import World
+from sleeptrain.errors import CheckpointError
 
 # A file is put together in memory before it is written, so files are small; a larger tensor has one of its own.
 FILE_BYTES = 256 * 2**20

@@ -12,8 +12,8 @@ from sleeptrain.config.overrides import override, shell_command
 from sleeptrain.config.ranges import settings
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.convert.exporting import DTYPES, export
-from sleeptrain.hf.families import FAMILIES
 from sleeptrain.hf.convert.importing import Imported, import_folder, option_name
+from sleeptrain.hf.families import FAMILIES
 from sleeptrain.terminal import ArgumentParser, printable, say
 
 

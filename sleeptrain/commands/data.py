@@ -38,9 +38,9 @@ def parser() -> ArgumentParser:
 
 
 def _which(options: Namespace) -> int:
+    from sleeptrain.commands.data_describe import cuts_before, reads
     from sleeptrain.config import load_resolved
     from sleeptrain.data.continued import continued_text
-    from sleeptrain.commands.data_describe import cuts_before, reads
     from sleeptrain.data.source import ShardsSource
     from sleeptrain.data.tokenizer import load_tokenizer
 
@@ -91,8 +91,8 @@ def _line(read: dict) -> str:
 
 
 def _describe(options: Namespace) -> int:
-    from sleeptrain.config.compose import compose
     from sleeptrain.commands.data_describe import describe
+    from sleeptrain.config.compose import compose
 
     config = compose(options.overrides)
     if config.data.source != "shards":

@@ -116,10 +116,10 @@ def open_checkpoint(
     from sleeptrain.checkpoint.vocabulary import check_same_tokenizer
     from sleeptrain.config import load_resolved
     from sleeptrain.data.source import build_source
-    from sleeptrain.model.hybrid import Hybrid
     from sleeptrain.distributed.launch import find_device
     from sleeptrain.distributed.mesh import Mesh
     from sleeptrain.distributed.world import World
+    from sleeptrain.model.hybrid import Hybrid
     from sleeptrain.sleep.curriculum import last_shape
 
     checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")), allow_older=allow_older)

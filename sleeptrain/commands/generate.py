@@ -53,8 +53,8 @@ def parser() -> ArgumentParser:
 def _generate(options: Namespace) -> int:
     import torch
 
-    from sleeptrain.hf.model.cache import SleepCache
     from sleeptrain.hf.load_for_inference import encode_prompt, open_model
+    from sleeptrain.hf.model.cache import SleepCache
     from sleeptrain.hf.model.streaming import TextOut
     from sleeptrain.hf.text_options import end_ids, text_options
 

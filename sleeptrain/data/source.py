@@ -15,12 +15,12 @@ from sleeptrain.data.position import check_position
 from sleeptrain.data.shards import TokenShards
 from sleeptrain.data.storage import Cache
 from sleeptrain.data.stream import ShardStream
-from sleeptrain.data.tokenizer import load_tokenizer
-from sleeptrain.data.validation import validation_batches
-from sleeptrain.errors import DataError
 from sleeptrain.data.tasks.build import build_task
 from sleeptrain.data.tasks.source import TaskSource
 from sleeptrain.data.tasks.task import Task
+from sleeptrain.data.tokenizer import load_tokenizer
+from sleeptrain.data.validation import validation_batches
+from sleeptrain.errors import DataError
 
 
 class Source(Protocol):

@@ -19,11 +19,10 @@ from sleeptrain.config.resolved import run_folder
 from sleeptrain.config.schema import Config
 from sleeptrain.data.peers import SharedReading
 from sleeptrain.data.source import Source
-from sleeptrain.errors import ConfigError
-from sleeptrain.parallel.layout_check import check_layout
 from sleeptrain.distributed.meeting import MEET_WITHIN, Limit, meet, while_listening
 from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.distributed.world import World
+from sleeptrain.errors import ConfigError
 from sleeptrain.stop import Stopped, StopRequest
 
 # How long a process waits for another's part of a checkpoint on slow storage.
@@ -85,13 +84,12 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
 
 
 def join(config: Config, request: StopRequest | None = None) -> World:
-    """Meets the other processes; alone, a world of one. The layout is checked before.
+    """Meets the other processes; alone, a world of one. The layout must have passed `check_layout`.
 
-    Raises ConfigError for a layout that does not fit the processes, a device that is not there, a missing package;
+    Raises ConfigError for a device that is not there or a missing package;
     MeetingError where they do not meet; Stopped where the request comes before they have met.
     """
     place = find_place(os.environ)
-    check_layout(config, place.size)
     device = find_device(config.train.device, place.local_rank)
     if place.size == 1:
         return World(Mesh.single(), device)

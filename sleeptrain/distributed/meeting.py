@@ -19,9 +19,9 @@ from typing import Generic, TypeVar
 
 import torch.distributed as dist
 
+from sleeptrain.distributed.world import name_ranks
 from sleeptrain.errors import MeetingError
 from sleeptrain.stop import Stopped, StopRequest
-from sleeptrain.watch.heartbeat import name_ranks
 
 T = TypeVar("T")
 

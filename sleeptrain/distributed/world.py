@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from sleeptrain.data.batch import Part
-from sleeptrain.errors import DataError
 from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.errors import DataError
 
 T = TypeVar("T")
 
@@ -118,3 +118,15 @@ class World:
         dist.barrier(group=self.control)
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+
+
+def name_ranks(ranks: Sequence[int]) -> str:
+    """`rank 3`, `ranks 0, 2-5`: runs of consecutive ranks are drawn together."""
+    spans: list[list[int]] = []
+    for rank in sorted(ranks):
+        if spans and rank == spans[-1][1] + 1:
+            spans[-1][1] = rank
+        else:
+            spans.append([rank, rank])
+    written = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+    return f"rank{'s' if len(ranks) > 1 else ''} {written}"

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 
 from sleeptrain.doctor.checks import CPU_RANKS, MEETING, OF_RANKS, OF_TEXT, ON_DEVICE
-from sleeptrain.doctor.worker_pool import Crew
 from sleeptrain.doctor.finding import FAILED, Case, Result, skipped
+from sleeptrain.doctor.worker_pool import Crew
 
 UNMET = f"the processes do not meet ({MEETING})"
 

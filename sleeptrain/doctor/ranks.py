@@ -77,8 +77,8 @@ def check_zero(case: Case) -> Finding:
             return absent
     device = _meet(case)
     from sleeptrain.distributed.mesh import Mesh
-    from sleeptrain.parallel.zero.engine import wrap
     from sleeptrain.optim.optimizers import Optimizers, ParameterRole
+    from sleeptrain.parallel.zero.engine import wrap
 
     mesh = Mesh.build(1, 1, TIMEOUT)
     zero = 1 if case.config is None else case.config.parallel.zero

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import torch
 
+from sleeptrain.distributed.world import World
 from sleeptrain.model.layout import Layout
 from sleeptrain.model.state import FastWeights, Recurrent
-from sleeptrain.distributed.world import World
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.watch.progress import Phase, Whereabouts
 

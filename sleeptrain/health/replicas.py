@@ -10,10 +10,9 @@ from typing import NamedTuple
 import torch
 
 from sleeptrain.config.schema import Config
+from sleeptrain.distributed.world import World, name_ranks
 from sleeptrain.errors import DivergedError
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.distributed.world import World
-from sleeptrain.watch.heartbeat import name_ranks
 
 # Elements that are read at once: a checksum needs twelve bytes more for each of them.
 CHUNK = 1 << 22

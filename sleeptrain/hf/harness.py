@@ -22,9 +22,9 @@ from sleeptrain.data.batch import IGNORE
 from sleeptrain.data.continued import continued_text
 from sleeptrain.data.tokenizer import Tokenizer
 from sleeptrain.errors import ConfigError
-from sleeptrain.hf.request_options import generation_options, stop_strings
-from sleeptrain.hf.model.cache import CACHE_NAME
 from sleeptrain.hf.load_for_inference import encode_prompt, open_model
+from sleeptrain.hf.model.cache import CACHE_NAME
+from sleeptrain.hf.request_options import generation_options, stop_strings
 from sleeptrain.hf.text_options import text_options
 
 

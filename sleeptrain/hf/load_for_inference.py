@@ -14,14 +14,14 @@ from sleeptrain.checkpoint.folder import CONFIG, read_state
 from sleeptrain.checkpoint.read import Take, TensorFiles
 from sleeptrain.config import load_resolved
 from sleeptrain.data.tokenizer import Tokenizer, load_tokenizer
-from sleeptrain.errors import ConfigError, DataError
-from sleeptrain.hf.convert.card import sleep_settings
-from sleeptrain.hf.model.configuration import SleepConfig
-from sleeptrain.hf.convert.exporting import DTYPES, check_vocabulary
-from sleeptrain.hf.model.load import usable_device
-from sleeptrain.hf.model.modeling import SleepForCausalLM
 from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.distributed.world import World
+from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.hf.convert.card import sleep_settings
+from sleeptrain.hf.convert.exporting import DTYPES, check_vocabulary
+from sleeptrain.hf.model.configuration import SleepConfig
+from sleeptrain.hf.model.load import usable_device
+from sleeptrain.hf.model.modeling import SleepForCausalLM
 from sleeptrain.sleep.curriculum import last_shape
 
 

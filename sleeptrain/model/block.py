@@ -9,14 +9,14 @@ from torch import nn
 
 from sleeptrain.config.mixers import of_mixer
 from sleeptrain.config.schema import ModelConfig
+from sleeptrain.model.layout import Layout
 from sleeptrain.model.mixers.attention import Attention
 from sleeptrain.model.mixers.gated_deltanet import GatedDeltaNet
 from sleeptrain.model.mixers.jet import Jet
-from sleeptrain.model.layout import Layout
 from sleeptrain.model.mixers.mamba2 import Mamba2
+from sleeptrain.model.mixers.sliding_attention import SlidingAttention
 from sleeptrain.model.mlp import SwiGLU
 from sleeptrain.model.norm import RMSNorm
-from sleeptrain.model.mixers.sliding_attention import SlidingAttention
 from sleeptrain.model.state import Boundary, LayerState
 
 MIXERS: dict[str, type[Attention | GatedDeltaNet | Jet | Mamba2]] = {

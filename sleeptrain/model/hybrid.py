@@ -14,10 +14,10 @@ from torch import nn
 from sleeptrain.config.mixers import of_mixer
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError
-from sleeptrain.model.mixers.attention import Attention
 from sleeptrain.model.block import MIXERS, Block
 from sleeptrain.model.decay import init_decay
 from sleeptrain.model.layout import Layout
+from sleeptrain.model.mixers.attention import Attention
 from sleeptrain.model.norm import RMSNorm
 from sleeptrain.model.state import HARD, Boundary, FastWeights, LayerState
 

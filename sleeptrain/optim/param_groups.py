@@ -8,10 +8,10 @@ from typing import Any, cast
 import torch
 
 from sleeptrain.config.mixers import of_mixer
-from sleeptrain.model.mixers.attention import Attention
 from sleeptrain.model.block import Block
-from sleeptrain.model.mixers.gated_deltanet import GatedDeltaNet
 from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.mixers.attention import Attention
+from sleeptrain.model.mixers.gated_deltanet import GatedDeltaNet
 from sleeptrain.model.mixers.mamba2 import Mamba2
 from sleeptrain.optim.muon import Blocks
 from sleeptrain.optim.optimizers import ParameterRole

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sleeptrain.config.schema import ModelConfig
-from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.model.hybrid import Hybrid
 
 
 def build_model(config: ModelConfig, mesh: Mesh, layers: range | None = None, sequence: bool = False) -> Hybrid:

@@ -12,10 +12,10 @@ import torch.distributed as dist
 from sleeptrain.checkpoint.fit import CARRIED
 from sleeptrain.checkpoint.read import Form, SavedTensors
 from sleeptrain.data.batch import Part
-from sleeptrain.model.state import FastWeights, empty_rows
-from sleeptrain.parallel.zero.matrix_exchange import assign_owners
 from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.model.state import FastWeights, empty_rows
 from sleeptrain.parallel.tensor.sharding import ModelSharding
+from sleeptrain.parallel.zero.matrix_exchange import assign_owners
 
 Named = dict[str, torch.Tensor]
 

@@ -11,30 +11,30 @@ import torch
 from sleeptrain.checkpoint.read import SavedTensors
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, Batch
+from sleeptrain.distributed.world import World
 from sleeptrain.errors import ConfigError
 from sleeptrain.health.nonfinite import Finder
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
+from sleeptrain.optim.freezing import with_rates
+from sleeptrain.optim.param_groups import parameter_roles
 from sleeptrain.parallel.build import build_model
 from sleeptrain.parallel.carried import load_carried, own_carried
 from sleeptrain.parallel.pipeline.evaluation import HeldOutSequence, forwards_of
-from sleeptrain.parallel.pipeline.mailbox import Mailbox
 from sleeptrain.parallel.pipeline.executor import StageStep
-from sleeptrain.parallel.pipeline.schedule import Backward, Compute, Schedule, schedule
+from sleeptrain.parallel.pipeline.mailbox import Mailbox
 from sleeptrain.parallel.pipeline.micro_batch import StageSequence
-from sleeptrain.parallel.tensor.sharding import ModelSharding
+from sleeptrain.parallel.pipeline.schedule import Backward, Compute, Schedule, schedule
 from sleeptrain.parallel.pipeline.stage_split import schedule_costs, split_stages
 from sleeptrain.parallel.pipeline.tied import TiedEmbedding
-from sleeptrain.distributed.world import World
+from sleeptrain.parallel.tensor.sharding import ModelSharding
 from sleeptrain.parallel.zero.engine import wrap
 from sleeptrain.parallel.zero.state import load, load_weights, own_tensors
 from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits, loop_settings
-from sleeptrain.sleep.rounds import Round
 from sleeptrain.sleep.flops import step_flops
-from sleeptrain.optim.freezing import with_rates
+from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits, loop_settings
 from sleeptrain.sleep.precision import autocast, run_rounds_in_precision
-from sleeptrain.optim.param_groups import parameter_roles
+from sleeptrain.sleep.rounds import Round
 from sleeptrain.sleep.step import MicroBatch, StepResult, forward_backward, micro_batches, start_state, truncated
 from sleeptrain.watch.progress import Phase, Whereabouts
 

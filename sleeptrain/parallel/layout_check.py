@@ -9,8 +9,8 @@ from sleeptrain.config.ranges import ATTENTION_MIXERS
 from sleeptrain.config.schema import Config, ModelConfig
 from sleeptrain.config.validate import values_in_force
 from sleeptrain.errors import ConfigError
-from sleeptrain.parallel.tensor.sharding import MIXER_RULES
 from sleeptrain.parallel.pipeline.stage_split import split_stages
+from sleeptrain.parallel.tensor.sharding import MIXER_RULES
 from sleeptrain.sleep.rounds import window_spans
 
 ZERO_STAGES = (0, 1, 2, 3)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from sleeptrain.config.schema import Config
 from sleeptrain.data.shards import TokenShards
+from sleeptrain.data.tasks.build import build_task
+from sleeptrain.distributed.gpus import Gpu
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.parallel.layout_check import check_layout, too_few_sequences
 from sleeptrain.parallel.pipeline.schedule import Schedule, schedule
 from sleeptrain.parallel.pipeline.simulate import Simulation, simulate
 from sleeptrain.parallel.pipeline.stage_split import schedule_costs, split_stages
-from sleeptrain.distributed.gpus import Gpu
 from sleeptrain.plan.links import DataTraffic, TensorTraffic, data_traffic, sent_bytes, tensor_traffic
 from sleeptrain.plan.live import FEATURE_BYTES
 from sleeptrain.plan.memory import StageMemory, stage_memory
@@ -19,7 +20,6 @@ from sleeptrain.plan.parameters import WIDE, Held, count_parameters, held_parame
 from sleeptrain.plan.speed import Speed, Traffic, Work, forecast, leaves_machine
 from sleeptrain.plan.update import newton_schulz_flops
 from sleeptrain.plan.workload import Workload, workloads
-from sleeptrain.data.tasks.build import build_task
 
 
 @dataclass(frozen=True)

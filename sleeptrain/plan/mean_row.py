@@ -10,11 +10,11 @@ import torch
 
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, PAD, Batch
+from sleeptrain.data.tasks.build import build_task
 from sleeptrain.sleep.curriculum import StepShape, shape_starts, stage_shape
+from sleeptrain.sleep.flops import step_flops
 from sleeptrain.sleep.loop import loop_settings
 from sleeptrain.sleep.rounds import plan_batch
-from sleeptrain.data.tasks.build import build_task
-from sleeptrain.sleep.flops import step_flops
 
 SAMPLED_TOKENS = 2**21
 

@@ -11,10 +11,10 @@ import torch
 
 from sleeptrain.config.schema import Config
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.parallel.tensor.sharding import ModelSharding
 from sleeptrain.optim.freezing import num_frozen_stages, with_rates
 from sleeptrain.optim.optimizers import KINDS, STATE, ParameterRole
 from sleeptrain.optim.param_groups import parameter_roles
+from sleeptrain.parallel.tensor.sharding import ModelSharding
 
 WIDE = 4  # bytes of an element: weights, gradients and optimizer state are fp32 (`sleeptrain.parallel.zero.engine`)
 # What DeepSpeed rounds the flat tensor of a group up to, in elements for each replica (ZeRO-1 and 2).

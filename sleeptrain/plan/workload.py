@@ -9,13 +9,13 @@ from pathlib import Path
 
 from sleeptrain.config.schema import Config, DataConfig
 from sleeptrain.data.batch import IGNORE, Batch
+from sleeptrain.data.tasks.build import build_task
 from sleeptrain.parallel.pipeline.stages import num_trained
 from sleeptrain.plan.mean_row import MeanRow, long_rows
 from sleeptrain.sleep.curriculum import StepShape
+from sleeptrain.sleep.flops import round_flops, step_flops
 from sleeptrain.sleep.loop import LoopSettings, loop_settings
 from sleeptrain.sleep.rounds import Round, plan_batch, round_layers, windows_of
-from sleeptrain.data.tasks.build import build_task
-from sleeptrain.sleep.flops import round_flops, step_flops
 from sleeptrain.sleep.step import truncated
 
 

@@ -15,7 +15,6 @@ from sleeptrain.data.tokenizer import MODEL_NAME, Tokenizer, load_tokenizer, tra
 from sleeptrain.errors import DataError, UserError
 from sleeptrain.files import write_whole
 from sleeptrain.prepare.assembly import RECORD, assemble
-from sleeptrain.prepare.worker_pool import tokenise
 from sleeptrain.prepare.inputs import Source
 from sleeptrain.prepare.progress import Progress, shown
 from sleeptrain.prepare.report import UnitReport, total
@@ -24,6 +23,7 @@ from sleeptrain.prepare.split import SIDES
 from sleeptrain.prepare.units import UNIT_BYTES, Unit, plan_units
 from sleeptrain.prepare.work import Work, changes
 from sleeptrain.prepare.worker import REPORT, Recipe, Task, unit_folder
+from sleeptrain.prepare.worker_pool import tokenise
 from sleeptrain.terminal import say
 
 FORMAT = 2  # raise it when the same settings would give other files

@@ -13,10 +13,10 @@ from typing import cast
 import torch
 
 from sleeptrain.config.schema import SleepConfig
-from sleeptrain.model.mixers.attention import Attention
 from sleeptrain.model.block import Block
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.layout import Layout, continued_layout, sleep_layout
+from sleeptrain.model.mixers.attention import Attention
 from sleeptrain.model.state import FastWeights, LayerState, Recurrent, Retained, WindowKV
 from sleeptrain.sleep.loop import Features, LoopSettings, RoundInputs, loop_settings, run_layers, run_round
 from sleeptrain.sleep.rounds import Round, WindowFacts, plan_rounds

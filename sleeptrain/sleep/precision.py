@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import Batch
+from sleeptrain.distributed.world import World
 from sleeptrain.errors import ConfigError
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
-from sleeptrain.distributed.world import World
 from sleeptrain.sleep.loop import LoopSettings, ReadLogits, run_rounds
 from sleeptrain.sleep.rounds import Round
 

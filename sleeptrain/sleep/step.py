@@ -14,10 +14,10 @@ from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.sleep.loop import LoopSettings, OnFeatures, loop_settings
-from sleeptrain.sleep.rounds import Round, plan_batch, windows_of
 from sleeptrain.sleep.flops import step_flops
+from sleeptrain.sleep.loop import LoopSettings, OnFeatures, loop_settings
 from sleeptrain.sleep.precision import run_rounds_in_precision
+from sleeptrain.sleep.rounds import Round, plan_batch, windows_of
 from sleeptrain.watch.progress import Phase, Whereabouts
 
 

@@ -12,9 +12,9 @@ from sleeptrain.checkpoint.folder import CONFIG, LATEST, checkpoints, point_to, 
 from sleeptrain.config import load_resolved
 from sleeptrain.config.changes import check_same_run
 from sleeptrain.config.schema import Config
+from sleeptrain.distributed.world import World
 from sleeptrain.errors import ConfigError
 from sleeptrain.files import beside, sync
-from sleeptrain.distributed.world import World
 from sleeptrain.train import changes
 from sleeptrain.train.logging.metrics import METRICS, read_metrics
 from sleeptrain.train.status import FILE as STATUS

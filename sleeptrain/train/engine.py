@@ -13,17 +13,17 @@ from sleeptrain.checkpoint.fit import CARRIED, OPTIMIZER, WEIGHTS
 from sleeptrain.checkpoint.read import SavedTensors
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import Batch
+from sleeptrain.distributed.world import World
 from sleeptrain.health.nonfinite import locate_nonfinite
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
-from sleeptrain.distributed.world import World
-from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits
-from sleeptrain.sleep.rounds import Round
 from sleeptrain.optim.freezing import with_rates
 from sleeptrain.optim.optimizers import Optimizers
-from sleeptrain.sleep.precision import run_rounds_in_precision
 from sleeptrain.optim.param_groups import parameter_roles
+from sleeptrain.sleep.curriculum import StepShape
+from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits
+from sleeptrain.sleep.precision import run_rounds_in_precision
+from sleeptrain.sleep.rounds import Round
 from sleeptrain.sleep.step import StepResult, forward_backward
 from sleeptrain.watch.progress import Whereabouts
 

@@ -15,11 +15,11 @@ from sleeptrain.config.schema import Config
 from sleeptrain.data.ahead import never
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.data.source import Source
+from sleeptrain.data.tasks.task import Answered, Task
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.loop import LoopSettings, ReadLogits, loop_settings
-from sleeptrain.sleep.rounds import Round, plan_batch, window_spans
-from sleeptrain.data.tasks.task import Answered, Task
 from sleeptrain.sleep.precision import run_rounds_in_precision
+from sleeptrain.sleep.rounds import Round, plan_batch, window_spans
 
 # {"loss": {passes: [mean loss of window 1..K]}, "sets": {name: {"loss": ...}}} and, of a task, {"accuracy": {passes:
 # share}, "metrics": {passes: {name: value}}, "guessing": {name: value}}

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sleeptrain.checkpoint.compatibility import check_meaning
 from sleeptrain.checkpoint.find import named_checkpoint
 from sleeptrain.checkpoint.fit import WEIGHTS, check_start
 from sleeptrain.checkpoint.folder import CONFIG
-from sleeptrain.checkpoint.compatibility import check_meaning
 from sleeptrain.checkpoint.read import SavedTensors, Take, TensorFiles
 from sleeptrain.checkpoint.vocabulary import check_start_tokenizer
 from sleeptrain.config import load_resolved

@@ -8,8 +8,8 @@ import time
 
 import torch
 
-from sleeptrain.train.peak import peak_flops
 from sleeptrain.sleep.step import StepResult
+from sleeptrain.train.peak import peak_flops
 
 
 class Pace:

@@ -19,7 +19,6 @@ from sleeptrain.checkpoint.folder import CONFIG, STATE, read_state
 from sleeptrain.checkpoint.keep import remove_after
 from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.checkpoint.saver import Saver
-from sleeptrain.train.init_from import start_from
 from sleeptrain.checkpoint.vocabulary import TOKENIZER
 from sleeptrain.config import Config, resolved_yaml, run_folder, save_resolved
 from sleeptrain.config.changes import check_changes
@@ -27,24 +26,25 @@ from sleeptrain.config.resolved import shareable
 from sleeptrain.data.ahead import GivenUp
 from sleeptrain.data.batch import PAD, Batch
 from sleeptrain.data.source import build_source
+from sleeptrain.distributed.launch import shared_reading
+from sleeptrain.distributed.world import World
 from sleeptrain.errors import CheckpointError, ConfigError, HealthError, naming
 from sleeptrain.files import remove_leftovers
 from sleeptrain.health.rollbacks import Rollbacks, reach
 from sleeptrain.health.spikes import SpikeDetector
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
-from sleeptrain.distributed.launch import shared_reading
-from sleeptrain.distributed.world import World
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.train.attempt import Attempt, this_attempt
 from sleeptrain.train.changes import keep_changes
 from sleeptrain.train.earlier import Start, find_start, keep, settings_of
 from sleeptrain.train.engine import build_engine
+from sleeptrain.train.init_from import start_from
 from sleeptrain.train.logging.metrics import METRICS, MetricsFile, read_metrics
 from sleeptrain.train.logging.progress import Progress
+from sleeptrain.train.logging.wandb_log import WandbLogger
 from sleeptrain.train.status import Status
 from sleeptrain.train.stopping import Stopping
-from sleeptrain.train.logging.wandb_log import WandbLogger
 from sleeptrain.watch.progress import Phase, Whereabouts
 
 RNG = "rng/torch"

@@ -61,8 +61,8 @@ def train_in_workers(config: Config, size: int) -> int:
     When one fails or dies, all end, and what it said is shown. Signals are passed on; nothing outlives this process.
     Raises ConfigError for a layout that does not fit, Stopped once all have saved after a signal.
     """
-    from sleeptrain.parallel.layout_check import check_layout
     from sleeptrain.distributed.meeting import open_store
+    from sleeptrain.parallel.layout_check import check_layout
     from sleeptrain.train.status import Status
     from sleeptrain.watch.heartbeat_store import Board
 

@@ -13,8 +13,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from sleeptrain.config.duration import parse_duration
-from sleeptrain.errors import ConfigError
 from sleeptrain.distributed.world import World
+from sleeptrain.errors import ConfigError
 from sleeptrain.stop import StopRequest
 from sleeptrain.train.logging.progress import duration_text
 

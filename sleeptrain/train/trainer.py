@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from sleeptrain.config.resolved import run_folder
 from sleeptrain.config.schema import Config
+from sleeptrain.distributed.launch import find_place, join
 from sleeptrain.errors import DivergedError
 from sleeptrain.health.norms import Norms
 from sleeptrain.health.replicas import compare_replicas, holds_copies
 from sleeptrain.health.speed import gathered_speeds
-from sleeptrain.distributed.launch import join
-from sleeptrain.parallel.layout_check import too_few_sequences
+from sleeptrain.optim.freezing import frozen_stage
+from sleeptrain.optim.lr_schedule import lr_scale
+from sleeptrain.parallel.layout_check import check_layout, too_few_sequences
 from sleeptrain.plan.expected import expected_cost
 from sleeptrain.sleep.curriculum import StepShape, stage_shape, step_shape
+from sleeptrain.sleep.step import StepResult
 from sleeptrain.stop import Stopped, leads, listening
 from sleeptrain.terminal import say
 from sleeptrain.train.evaluate import Evaluation, EvaluationStopped, evaluate, held_out
-from sleeptrain.optim.freezing import frozen_stage
-from sleeptrain.optim.lr_schedule import lr_scale
 from sleeptrain.train.pace import Pace
 from sleeptrain.train.run_state import Run
 from sleeptrain.train.status import State, Status
-from sleeptrain.sleep.step import StepResult
 from sleeptrain.train.stopping import Stopping
 from sleeptrain.train.try_step import settle, try_step
 from sleeptrain.watch.heartbeat import Alarm
-from sleeptrain.watch.watch import watched
 from sleeptrain.watch.progress import Phase
+from sleeptrain.watch.watch import watched
 
 
 def train(config: Config) -> int:
@@ -47,6 +48,7 @@ def train(config: Config) -> int:
 
     with status.lease, listening() as request, status.kept():
         try:
+            check_layout(config, find_place(os.environ).size)
             world = join(config, request)
         except Stopped:
             end_early(status, request.signal_name)

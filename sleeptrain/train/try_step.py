@@ -8,11 +8,11 @@ from typing import NamedTuple
 from sleeptrain.data.batch import Batch
 from sleeptrain.errors import HealthError, NonFiniteError, SpikeError
 from sleeptrain.health.norms import Norms
-from sleeptrain.sleep.curriculum import StepShape, stage_shape
 from sleeptrain.optim.freezing import frozen_stage
+from sleeptrain.sleep.curriculum import StepShape, stage_shape
 from sleeptrain.sleep.precision import proven_precision
-from sleeptrain.train.run_state import Run
 from sleeptrain.sleep.step import StepResult
+from sleeptrain.train.run_state import Run
 from sleeptrain.watch.progress import Phase
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sleeptrain.config.schema import HealthConfig
-from sleeptrain.watch.heartbeat import INTERVAL, Alarm, Beat, name_ranks, where
+from sleeptrain.distributed.world import name_ranks
+from sleeptrain.watch.heartbeat import INTERVAL, Alarm, Beat, where
 
 # Seconds of silence after which a rank is lost where an operation with it has failed already.
 SUSPECTED = 5.0

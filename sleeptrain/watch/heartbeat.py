@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from sleeptrain.watch.progress import Location, Phase
@@ -60,15 +59,3 @@ class Alarm:
 
 def where(beat: Beat | None) -> str:
     return f"at {beat.location}" if beat is not None else "before its first sign of life"
-
-
-def name_ranks(ranks: Sequence[int]) -> str:
-    """`rank 3`, `ranks 0, 2-5`: runs of consecutive ranks are drawn together."""
-    spans: list[list[int]] = []
-    for rank in sorted(ranks):
-        if spans and rank == spans[-1][1] + 1:
-            spans[-1][1] = rank
-        else:
-            spans.append([rank, rank])
-    written = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
-    return f"rank{'s' if len(ranks) > 1 else ''} {written}"

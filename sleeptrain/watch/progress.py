@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import NamedTuple
-
-from sleeptrain.sleep.rounds import Round
+from typing import NamedTuple, Protocol
 
 
 class Phase(StrEnum):
@@ -25,6 +23,16 @@ class Phase(StrEnum):
 
 # They may take long without any sign of progress.
 LONG_PHASES = (Phase.STARTING, Phase.LOCATING, Phase.SAVING, Phase.ROLLBACK)
+
+
+class WindowPass(Protocol):
+    """A round as it is named in messages: window from 0, pass from 1."""
+
+    @property
+    def window(self) -> int: ...
+
+    @property
+    def pass_index(self) -> int: ...
 
 
 class Location(NamedTuple):
@@ -74,7 +82,7 @@ class Whereabouts:
         """A phase of the step begins, outside of all rounds."""
         self._move(Location(self._now.step, phase))
 
-    def at(self, r: Round, phase: Phase | None = None) -> None:
+    def at(self, r: WindowPass, phase: Phase | None = None) -> None:
         """A round is run, in this phase or in the one that has begun."""
         self._move(Location(self._now.step, phase or self._now.phase, r.window + 1, r.pass_index))
 

@@ -18,15 +18,15 @@ import torch.distributed as dist
 
 from sleeptrain.config.resolved import run_folder
 from sleeptrain.config.schema import Config
-from sleeptrain.errors import PeerError, UserError, exit_code
 from sleeptrain.distributed.world import World
+from sleeptrain.errors import PeerError, UserError, exit_code
 from sleeptrain.terminal import shown
+from sleeptrain.watch.failure_detector import SUSPECTED, Judge
 from sleeptrain.watch.heartbeat import INTERVAL, Alarm, Beat, where
 from sleeptrain.watch.heartbeat_store import Board, open_board
 from sleeptrain.watch.heartbeat_thread import Exchange
-from sleeptrain.watch.failure_detector import SUSPECTED, Judge
-from sleeptrain.watch.stacks import python_stacks, stacks_file, write_stacks
 from sleeptrain.watch.progress import Whereabouts
+from sleeptrain.watch.stacks import python_stacks, stacks_file, write_stacks
 
 # Seconds between two looks.
 TICK = 0.5

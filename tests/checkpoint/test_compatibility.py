@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.checkpoint.compatibility import SHOWN, check_meaning
+from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config.ranges import settings
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from sleeptrain.commands.data_describe import LAYOUTS, cuts_before, describe, reads, waste
 from sleeptrain.config.schema import Config, DataConfig, RunConfig, ShardsConfig, ShardSource, SleepConfig, Stage
 from sleeptrain.data.batch import PAD, Batch
-from sleeptrain.commands.data_describe import LAYOUTS, cuts_before, describe, reads, waste
 from sleeptrain.data.shards import TokenShards, write_shards
 from sleeptrain.data.source import ShardsSource
 from sleeptrain.data.stream import ShardStream

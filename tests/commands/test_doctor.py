@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from sleeptrain.cli import main
+from sleeptrain.commands.doctor import num_machines
 from sleeptrain.doctor import report
 from sleeptrain.doctor.checks import CHECKS
-from sleeptrain.commands.doctor import num_machines
 from sleeptrain.doctor.finding import Case, Finding, failed, ok, skipped
 from tests.doctor.cases import scripted
 

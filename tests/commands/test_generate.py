@@ -13,10 +13,10 @@ import torch
 from sleeptrain.cli import main
 from sleeptrain.data.shards import write_shards
 from sleeptrain.data.tokenizer import load_tokenizer, train_tokenizer
-from sleeptrain.hf.model.configuration import SleepConfig
 from sleeptrain.hf.convert.exporting import export
-from sleeptrain.hf.model.modeling import SleepForCausalLM
 from sleeptrain.hf.load_for_inference import encode_prompt, open_model
+from sleeptrain.hf.model.configuration import SleepConfig
+from sleeptrain.hf.model.modeling import SleepForCausalLM
 from sleeptrain.hf.model.streaming import TextOut
 from sleeptrain.terminal import printable
 from tests.data.texts import default_sentencepiece, make_texts

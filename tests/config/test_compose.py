@@ -11,12 +11,12 @@ import torch
 from sleeptrain.config.compose import compose, config_dir, sweep_run_name, validate_sweep
 from sleeptrain.config.schema import Config, Stage
 from sleeptrain.data.batch import PAD
+from sleeptrain.data.tasks.build import build_task
 from sleeptrain.errors import ConfigError
 from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.optim.freezing import is_frozen
 from sleeptrain.plan.mean_row import MeanRow
 from sleeptrain.plan.workload import reachable
-from sleeptrain.data.tasks.build import build_task
-from sleeptrain.optim.freezing import is_frozen
 
 
 def options(group: str) -> list[str]:

@@ -12,9 +12,9 @@ from sleeptrain.config import load_resolved, resolved_yaml, save_resolved
 from sleeptrain.config.changes import check_changes
 from sleeptrain.config.compose import compose
 from sleeptrain.config.environment import expand
+from sleeptrain.config.from_dict import typed
 from sleeptrain.config.resolved import shareable
 from sleeptrain.config.schema import ModelConfig, ShardSource
-from sleeptrain.config.from_dict import typed
 from sleeptrain.errors import ConfigError
 
 SECRET = "hush-4711"

@@ -17,16 +17,16 @@ from sleeptrain.hf.families import FAMILIES, expressing
 from sleeptrain.model import block
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import Recurrent
+from sleeptrain.optim.param_groups import parameter_roles
 from sleeptrain.parallel.layout_check import check_layout
-from sleeptrain.parallel.tensor.sharding import ModelSharding
 from sleeptrain.parallel.pipeline.stage_split import split_stages
+from sleeptrain.parallel.tensor.sharding import ModelSharding
 from sleeptrain.plan.activations import Activations, carried_bytes, state_bytes
 from sleeptrain.plan.layout import make_plan
 from sleeptrain.plan.links import tensor_traffic
 from sleeptrain.plan.workload import workloads
-from sleeptrain.sleep.rounds import Round
 from sleeptrain.sleep.flops import layer_flops
-from sleeptrain.optim.param_groups import parameter_roles
+from sleeptrain.sleep.rounds import Round
 from tests.models import tiny_config
 
 ROUND = Round(0, 0, 8, 1, (0,), loss=True, coda=True)

@@ -14,9 +14,9 @@ import torch.multiprocessing as mp
 from sleeptrain.config.schema import Rule110Config
 from sleeptrain.data.batch import Batch, Part
 from sleeptrain.data.peers import SharedReading
-from sleeptrain.errors import DataError
 from sleeptrain.data.tasks.rule110 import Rule110
 from sleeptrain.data.tasks.source import TaskSource
+from sleeptrain.errors import DataError
 
 CONFIG = Rule110Config(width=5, strings=2, steps=3)
 RANKS, PEERS, ROWS = 4, 2, (4, 3, 6)

@@ -14,10 +14,10 @@ from sleeptrain.config.schema import DataConfig, MixtureStage, Rule110Config, Sh
 from sleeptrain.data.batch import PAD, Part
 from sleeptrain.data.shards import DamagedDocument, TokenShards, write_shards
 from sleeptrain.data.source import ShardsSource, build_source
-from sleeptrain.data.tokenizer import SentencePieceTokenizer, train_tokenizer
-from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.data.tasks.rule110 import Rule110
 from sleeptrain.data.tasks.source import TaskSource
+from sleeptrain.data.tokenizer import SentencePieceTokenizer, train_tokenizer
+from sleeptrain.errors import ConfigError, DataError
 from tests.data.numbered import assert_equal, joined, short_stretches
 from tests.data.texts import make_texts
 

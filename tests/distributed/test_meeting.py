@@ -16,10 +16,10 @@ import torch.distributed as dist
 
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
-from sleeptrain.errors import ConfigError, MeetingError
 from sleeptrain.distributed import meeting
 from sleeptrain.distributed.launch import find_place, step_port
 from sleeptrain.distributed.meeting import Limit, open_store, while_listening
+from sleeptrain.errors import ConfigError, MeetingError
 from sleeptrain.stop import EXIT_STOPPED, Stopped, StopRequest
 from sleeptrain.train import trainer
 from sleeptrain.train.status import read_status

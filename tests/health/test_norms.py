@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from sleeptrain.data.batch import PAD
-from sleeptrain.health.norms import Norms
-from sleeptrain.model.state import FastWeights
 from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.distributed.world import World
+from sleeptrain.health.norms import Norms
+from sleeptrain.model.state import FastWeights
 from sleeptrain.sleep.loop import loop_settings
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.sleep.step import forward_backward
 from sleeptrain.watch.progress import Whereabouts
 from tests.models import random_batch, tiny_model
 from tests.parallel.test_train import layout, records, text, train
-from tests.train.conftest import tiny_shards
 from tests.sleep.test_step import SHAPE, config
+from tests.train.conftest import tiny_shards
 
 __all__ = ["tiny_shards"]  # the fixture holds here too
 

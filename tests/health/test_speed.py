@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from sleeptrain.config.compose import compose
+from sleeptrain.distributed.world import World
 from sleeptrain.health import speed
 from sleeptrain.health.speed import Probe, compare_speeds, probe
-from sleeptrain.distributed.world import World
 from sleeptrain.train import trainer
 from sleeptrain.train.run_state import Run
 from tests.parallel.processes import run_ranks

@@ -12,15 +12,15 @@ import transformers
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from sleeptrain.checkpoint.fit import WEIGHTS, check_start
 from sleeptrain.checkpoint.compatibility import check_meaning
+from sleeptrain.checkpoint.fit import WEIGHTS, check_start
 from sleeptrain.checkpoint.read import Form
-from sleeptrain.train.init_from import Renumbered
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.families import FAMILIES, expressing, family_of
 from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.train.init_from import Renumbered
 from tests.hf.models import MODELS, ZERO_CENTRED, disturbed, native
 from tests.hf.published_settings import JET_2B, OURO_1_4B, QWEN3_5_2B
 from tests.models import VOCABULARY, tiny_config

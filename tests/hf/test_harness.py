@@ -19,10 +19,10 @@ from lm_eval.tasks import TaskManager
 from sleeptrain.cli import main
 from sleeptrain.data.tokenizer import train_tokenizer
 from sleeptrain.errors import ConfigError
-from sleeptrain.hf.request_options import generation_options
-from sleeptrain.hf.model.configuration import SleepConfig
 from sleeptrain.hf.harness import Sleeping
+from sleeptrain.hf.model.configuration import SleepConfig
 from sleeptrain.hf.model.modeling import SleepForCausalLM
+from sleeptrain.hf.request_options import generation_options
 from tests.data.texts import default_sentencepiece, make_texts
 from tests.models import tiny_config
 from tests.sleep.trained import trained_logits

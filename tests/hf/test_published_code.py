@@ -19,9 +19,9 @@ from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf import families
 from sleeptrain.hf.convert.check import TOLERANCE, check, our_logits
+from sleeptrain.hf.convert.importing import import_folder
 from sleeptrain.hf.families import family_of
 from sleeptrain.hf.families.family import renamed
-from sleeptrain.hf.convert.importing import import_folder
 from sleeptrain.hf.model.modeling import SleepForCausalLM
 from sleeptrain.hf.published import PUBLISHED, load_published, published_logits
 from sleeptrain.hf.published.parts import Published

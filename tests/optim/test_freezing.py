@@ -12,10 +12,10 @@ from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import FrozenStage, OptimConfig, Rate
 from sleeptrain.errors import ConfigError, DataError
-from sleeptrain.plan.parameters import held_parameters, training_state
 from sleeptrain.optim.freezing import frozen_stage, is_frozen, with_rates
 from sleeptrain.optim.optimizers import Optimizers, ParameterRole
 from sleeptrain.optim.param_groups import parameter_roles
+from sleeptrain.plan.parameters import held_parameters, training_state
 from tests.checkpoint.contents import contents
 from tests.models import tiny_model
 from tests.train.test_trainer import records, run, settings

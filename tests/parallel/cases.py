@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_map
 
 from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, JetConfig, Mamba2Config, ModelConfig
 from sleeptrain.data.batch import IGNORE, Batch
+from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import HARD, Boundary, FastWeights, Recurrent, Retained
 from sleeptrain.parallel.build import build_model
-from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.parallel.tensor.sharding import ModelSharding, own_heads
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.recompute import Recompute

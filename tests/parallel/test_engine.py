@@ -11,9 +11,9 @@ from sleeptrain.distributed.launch import join
 from sleeptrain.plan.workload import typical_batch
 from sleeptrain.sleep.curriculum import stage_shape
 from sleeptrain.sleep.loop import loop_settings
+from sleeptrain.sleep.precision import Products
 from sleeptrain.sleep.rounds import plan_batch
 from sleeptrain.train.engine import build_engine
-from sleeptrain.sleep.precision import Products
 from sleeptrain.watch.progress import Whereabouts
 from tests.parallel.layouts import Layout
 from tests.parallel.processes import run_ranks

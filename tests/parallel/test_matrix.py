@@ -30,9 +30,9 @@ from sleeptrain.data.source import build_source
 from sleeptrain.data.tokenizer import train_tokenizer
 from sleeptrain.parallel.layout_check import check_layout
 from sleeptrain.sleep.curriculum import step_shape
+from sleeptrain.sleep.step import micro_batches
 from sleeptrain.train import trainer
 from sleeptrain.train.logging.metrics import read_metrics
-from sleeptrain.sleep.step import micro_batches
 from tests.checkpoint.contents import contents
 from tests.data.texts import make_texts
 from tests.parallel.layouts import Layout

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.parallel.pipeline.schedule import schedule
 from sleeptrain.parallel.pipeline.simulate import Simulation, simulate
+from sleeptrain.parallel.pipeline.task_costs import Costs
 from tests.parallel.schedule_cases import LENGTH, even_stages, plan
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "pipeline.md"

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.parallel.pipeline.graph import Kind, Message
 from sleeptrain.parallel.pipeline.schedule import Backward, Forward, Receive, Schedule, Send, schedule
 from sleeptrain.parallel.pipeline.simulate import ScheduleError, simulate
+from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.sleep.rounds import WindowFacts, plan_rounds
 from tests.parallel.schedule_cases import LENGTH, even_stages, plan
 

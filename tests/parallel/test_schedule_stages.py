@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sleeptrain.errors import ConfigError
-from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.parallel.pipeline.stages import Stages, feature_sources
+from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.sleep.rounds import WindowFacts, plan_rounds
 from tests.parallel.schedule_cases import plan
 

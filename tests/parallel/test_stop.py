@@ -22,8 +22,8 @@ from sleeptrain.train.status import read_status
 from sleeptrain.watch.progress import Location, Phase
 from tests.checkpoint.contents import contents
 from tests.parallel.processes import PATIENCE, run_ranks
-from tests.train.test_spawn import LONG, started, wait_for_steps, workers_of
 from tests.parallel.test_train import layout, records, settings
+from tests.train.test_spawn import LONG, started, wait_for_steps, workers_of
 from tests.train.test_stop import signalled
 
 pytestmark = pytest.mark.usefixtures("imported")

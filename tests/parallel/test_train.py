@@ -13,11 +13,11 @@ from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, Batch
+from sleeptrain.data.tasks.source import TaskSource
 from sleeptrain.errors import ConfigError
 from sleeptrain.parallel.pipeline.executor import micro_batch as sequence
 from sleeptrain.sleep.loop import run_layers
 from sleeptrain.sleep.rounds import Round
-from sleeptrain.data.tasks.source import TaskSource
 from sleeptrain.train import trainer
 from sleeptrain.train.logging.metrics import read_metrics
 from sleeptrain.train.run_state import Run

@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch import nn
 
 from sleeptrain.distributed.mesh import Axis, Mesh
-from sleeptrain.parallel.zero.mpu import MegatronUnit
-from sleeptrain.parallel.zero.engine import wrap
 from sleeptrain.optim import muon
 from sleeptrain.optim.optimizers import Optimizers, ParameterRole
 from sleeptrain.optim.param_groups import parameter_roles
+from sleeptrain.parallel.zero.engine import wrap
+from sleeptrain.parallel.zero.mpu import MegatronUnit
 from tests.parallel import zero_cases as cases
 from tests.parallel.processes import run_ranks
 from tests.parallel.zero.test_engine import assert_equal, untied

@@ -10,16 +10,16 @@ import torch.distributed as dist
 
 from sleeptrain.config.schema import OptimConfig, SleepConfig
 from sleeptrain.data.batch import Batch
-from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.parallel.build import build_model
 from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.optim.optimizers import KINDS, Optimizers
+from sleeptrain.optim.param_groups import parameter_roles
+from sleeptrain.parallel.build import build_model
 from sleeptrain.parallel.tensor.sharding import ModelSharding
 from sleeptrain.parallel.zero.engine import ZeroEngine, wrap
 from sleeptrain.parallel.zero.state import load, own_tensors
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_batch, windows_of
-from sleeptrain.optim.optimizers import KINDS, Optimizers
-from sleeptrain.optim.param_groups import parameter_roles
 from tests.checkpoint.contents import InMemory, flat, nested
 from tests.models import random_batch, tiny_config
 

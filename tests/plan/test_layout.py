@@ -12,19 +12,19 @@ from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import PAD
 from sleeptrain.data.source import build_source
+from sleeptrain.data.tasks.build import build_task
+from sleeptrain.distributed.gpus import GPUS, Gpu, find_gpu
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.parallel.layout_check import check_layout, too_few_sequences
 from sleeptrain.parallel.pipeline.schedule import schedule
 from sleeptrain.parallel.pipeline.simulate import simulate
 from sleeptrain.parallel.pipeline.stage_split import schedule_costs, split_stages
-from sleeptrain.distributed.gpus import GPUS, Gpu, find_gpu
 from sleeptrain.plan.layout import Plan, make_plan
 from sleeptrain.plan.report import to_json, to_text
 from sleeptrain.plan.speed import Traffic, Work, forecast
 from sleeptrain.plan.update import newton_schulz_flops
 from sleeptrain.plan.workload import workloads
-from sleeptrain.data.tasks.build import build_task
 from sleeptrain.sleep.step import forward_backward
 
 SMALL = ["data.rule110.width=6", "data.batch=8", "model.dim=16", "model.ffn_dim=16", f"train.tokens={12 * 8 * 7}"]

@@ -269,7 +269,9 @@ def test_whole_units_are_kept(job: Job) -> None:
     whole = {path.name: path.stat().st_ino for path in (work / "units").glob("0*/report.json")}
     seen: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sleeptrain.prepare.worker_pool.tokenise_unit", lambda task, *_: seen.append(task.unit.number) or 1 / 0)
+        patch.setattr(
+            "sleeptrain.prepare.worker_pool.tokenise_unit", lambda task, *_: seen.append(task.unit.number) or 1 / 0
+        )
         with pytest.raises(ZeroDivisionError):
             prepare(job)
     assert seen == [len(list((work / "units").glob("0*")))]

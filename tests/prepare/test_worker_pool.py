@@ -16,10 +16,10 @@ import pytest
 
 from sleeptrain.data.tokenizer import SentencePieceTokenizer
 from sleeptrain.errors import DataError
-from sleeptrain.prepare.worker_pool import tokenise
 from sleeptrain.prepare.inputs import named_inputs
 from sleeptrain.prepare.units import plan_units
 from sleeptrain.prepare.worker import Recipe, Task
+from sleeptrain.prepare.worker_pool import tokenise
 from tests.data.texts import make_texts
 from tests.prepare.test_job import content
 

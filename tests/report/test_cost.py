@@ -11,9 +11,9 @@ from sleeptrain.plan.mean_row import MeanRow
 from sleeptrain.report.cost import training_flops
 from sleeptrain.report.runs import find_runs
 from sleeptrain.sleep.curriculum import StepShape
+from sleeptrain.sleep.step import StepResult
 from sleeptrain.train import trainer
 from sleeptrain.train.logging.metrics import read_metrics
-from sleeptrain.sleep.step import StepResult
 from tests.configs import change
 from tests.report.made import STEP, accuracy, attempt, composed, evaluation, make_run, step
 

@@ -16,9 +16,9 @@ from sleeptrain.data.batch import PAD
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.layout import first_of_document, sleep_layout, window_layout
 from sleeptrain.sleep.curriculum import StepShape
+from sleeptrain.sleep.flops import layer_flops, round_flops, step_flops
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_rounds, window_facts
-from sleeptrain.sleep.flops import layer_flops, round_flops, step_flops
 from sleeptrain.sleep.step import forward_backward
 from tests.models import VOCABULARY, random_batch, tiny_config
 from tests.sleep.test_step import config

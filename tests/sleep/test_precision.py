@@ -3,19 +3,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sleeptrain.errors import ConfigError
-from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.distributed.world import World
+from sleeptrain.errors import ConfigError
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.sleep import precision
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.loop import LoopSettings
-from sleeptrain.sleep.rounds import plan_batch
-from sleeptrain.sleep import precision
 from sleeptrain.sleep.precision import Products, proven_precision, run_rounds_in_precision
+from sleeptrain.sleep.rounds import plan_batch
 from sleeptrain.sleep.step import StepResult, forward_backward
 from tests.models import random_batch, tiny_config
-from tests.train import test_trainer as runs
 from tests.sleep.test_step import config
+from tests.train import test_trainer as runs
 
 SHAPE = StepShape(passes=3, window=4, batch=2)
 

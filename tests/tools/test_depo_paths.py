@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sleeptrain.config.schema import DepoConfig
-from sleeptrain.errors import DataError
 from sleeptrain.data.tasks.task import Answered
+from sleeptrain.errors import DataError
 from tests.train.test_trainer import run
 from tools.depo_paths import Paths
 

@@ -26,9 +26,8 @@ import psutil
 
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import TOLD_IN_A_LINE, exit_code
-from sleeptrain.train import spawn
 from sleeptrain.stop import EXIT_STOPPED, SIGNALS, Stopped
-from sleeptrain.train import trainer
+from sleeptrain.train import spawn, trainer
 from tests.parallel.processes import PATIENCE, PR_SET_PDEATHSIG
 from tests.torture.holds import Hold, Signs, install
 

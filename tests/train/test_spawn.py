@@ -20,11 +20,11 @@ import pytest
 
 from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config.compose import compose
-from sleeptrain.errors import ConfigError
-from sleeptrain.train import spawn
 from sleeptrain.distributed.launch import find_place
-from sleeptrain.train.spawn import num_workers
+from sleeptrain.errors import ConfigError
 from sleeptrain.stop import EXIT_STOPPED
+from sleeptrain.train import spawn
+from sleeptrain.train.spawn import num_workers
 from tests.checkpoint.contents import contents
 from tests.parallel.processes import PATIENCE
 from tests.parallel.test_train import records, settings

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sleeptrain.watch.heartbeat import Alarm, Beat
 from sleeptrain.watch.failure_detector import Judge
+from sleeptrain.watch.heartbeat import Alarm, Beat
 from sleeptrain.watch.progress import Location, Phase, Whereabouts
 
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from sleeptrain.config.schema import HealthConfig
-from sleeptrain.watch.heartbeat import Alarm, Beat, name_ranks
+from sleeptrain.distributed.world import name_ranks
 from sleeptrain.watch.failure_detector import Judge
+from sleeptrain.watch.heartbeat import Alarm, Beat
 from sleeptrain.watch.progress import Location, Phase
 
 SETTINGS = HealthConfig(lost_after=30, stall_after=60, timeout=100)

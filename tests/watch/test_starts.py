@@ -18,8 +18,8 @@ import pytest
 from sleeptrain.stop import EXIT_STOPPED
 from sleeptrain.watch.progress import Location, Phase
 from tests.parallel.processes import PATIENCE
-from tests.train.test_spawn import nothing_left_of, wait_for_steps, workers_of
 from tests.parallel.test_train import settings
+from tests.train.test_spawn import nothing_left_of, wait_for_steps, workers_of
 from tests.watch.faults import Fault
 
 pytest.importorskip("megatron.core")

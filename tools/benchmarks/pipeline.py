@@ -19,13 +19,13 @@ import torch.multiprocessing as mp
 from benchmarks import Row
 from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, ModelConfig
 from sleeptrain.data.batch import Batch
+from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.parallel.build import build_model
-from sleeptrain.parallel.pipeline.mailbox import Mailbox
-from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.parallel.pipeline.executor import StageStep
-from sleeptrain.parallel.pipeline.schedule import Schedule, schedule
+from sleeptrain.parallel.pipeline.mailbox import Mailbox
 from sleeptrain.parallel.pipeline.micro_batch import StageSequence
+from sleeptrain.parallel.pipeline.schedule import Schedule, schedule
 from sleeptrain.parallel.pipeline.simulate import simulate
 from sleeptrain.parallel.pipeline.stages import Stages
 from sleeptrain.sleep.loop import LoopSettings, run_rounds

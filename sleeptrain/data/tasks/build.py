@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from sleeptrain.config.schema import DataConfig
-from sleeptrain.errors import ConfigError
 from sleeptrain.data.tasks.depo import Depo
 from sleeptrain.data.tasks.gsm_infinite.task import GsmInfinite
 from sleeptrain.data.tasks.rule110 import Rule110
 from sleeptrain.data.tasks.task import Task
+from sleeptrain.errors import ConfigError
 
 
 def build_task(config: DataConfig) -> Task:

@@ -20,10 +20,10 @@ import torch
 from sleeptrain.config.schema import DepoConfig
 from sleeptrain.config.task_rows import depo_rows
 from sleeptrain.data.batch import IGNORE, PAD, PAD_TOKEN, Batch
-from sleeptrain.errors import ConfigError
 from sleeptrain.data.tasks.draws import Draws
 from sleeptrain.data.tasks.split import ATTEMPTS, is_held_out
 from sleeptrain.data.tasks.task import PRIOR, TRAIN, VALIDATION, Answered
+from sleeptrain.errors import ConfigError
 
 Word = tuple[int, ...]
 PRIOR_SAMPLES = 256

@@ -18,9 +18,9 @@ import torch
 from sleeptrain.config.schema import Rule110Config
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.data.philox import WORDS_PER_COUNT, random_words
-from sleeptrain.errors import ConfigError
 from sleeptrain.data.tasks.split import ATTEMPTS, are_held_out
 from sleeptrain.data.tasks.task import PRIOR, TRAIN, VALIDATION, Answered
+from sleeptrain.errors import ConfigError
 
 SEP = 2
 VOCAB_SIZE = 3

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sleeptrain.config.schema import Config, SleepConfig
 from sleeptrain.config.from_dict import typed
+from sleeptrain.config.schema import Config, SleepConfig
 from sleeptrain.errors import DataError
 from sleeptrain.sleep.curriculum import StepShape
 

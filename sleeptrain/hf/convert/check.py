@@ -9,8 +9,8 @@ import torch
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.data.batch import Batch
 from sleeptrain.errors import DataError
-from sleeptrain.hf.families import Family, Read
 from sleeptrain.hf.convert.native import load_native, native_logits
+from sleeptrain.hf.families import Family, Read
 from sleeptrain.hf.published import load_published, published_logits
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.loop import LoopSettings, run_rounds

@@ -19,15 +19,15 @@ from sleeptrain.checkpoint.vocabulary import tokenizer_of
 from sleeptrain.config import load_resolved
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.data.tokenizer import Tokenizer
+from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.distributed.world import World
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.files import staged_folder
 from sleeptrain.hf.convert.card import SLEEP_KEY, model_card, sleep_settings, training_facts
 from sleeptrain.hf.convert.check import PASSES, WINDOWS, check
-from sleeptrain.hf.families import FAMILIES, Family, Read, expressing, family_of, stays_wide
 from sleeptrain.hf.convert.tokenizer_export import find_tokenizers, write_tokenizer
 from sleeptrain.hf.convert.weight_files import SHARD_BYTES, write_weights
-from sleeptrain.distributed.mesh import Mesh
-from sleeptrain.distributed.world import World
+from sleeptrain.hf.families import FAMILIES, Family, Read, expressing, family_of, stays_wide
 from sleeptrain.sleep.curriculum import last_shape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -24,10 +24,10 @@ from sleeptrain.data.tokenizer import load_tokenizer
 from sleeptrain.errors import DataError
 from sleeptrain.files import staged_folder
 from sleeptrain.hf.convert.check import check
-from sleeptrain.hf.convert.read_config import Described, describe
 from sleeptrain.hf.convert.exporting import check_vocabulary
-from sleeptrain.hf.families import Family
+from sleeptrain.hf.convert.read_config import Described, describe
 from sleeptrain.hf.convert.weight_files import WeightFiles, write_shards
+from sleeptrain.hf.families import Family
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.plain_files import named_file
 

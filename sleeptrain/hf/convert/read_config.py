@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sleeptrain.config.schema import ModelConfig, SleepConfig
 from sleeptrain.config.from_dict import typed
+from sleeptrain.config.schema import ModelConfig, SleepConfig
 from sleeptrain.config.validate import validate_model
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.convert.card import read_sleep
-from sleeptrain.hf.families import FAMILIES, Family, family_of
 from sleeptrain.hf.convert.native import complete_config
+from sleeptrain.hf.families import FAMILIES, Family, family_of
 
 # What code raises that expects a number, a list or a mapping, and finds something else.
 _WRONG_KIND = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)

@@ -16,8 +16,8 @@ from transformers import Cache
 from sleeptrain.config.schema import SleepConfig
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.files import write_whole
-from sleeptrain.hf.model.configuration import sleep_dict
 from sleeptrain.hf.convert.native import cache_name
+from sleeptrain.hf.model.configuration import sleep_dict
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.sleep.live import Live, begin

@@ -9,12 +9,12 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from sleeptrain.config import schema
-from sleeptrain.config.suggest import suggest
 from sleeptrain.config.from_dict import typed
+from sleeptrain.config.suggest import suggest
 from sleeptrain.config.validate import validate_model
 from sleeptrain.errors import ConfigError
-from sleeptrain.hf.families import FAMILIES, family_of
 from sleeptrain.hf.convert.native import text_config
+from sleeptrain.hf.families import FAMILIES, family_of
 
 MODEL_TYPE = "sleeptrain"
 # What of `sleep.*` decides what a model computes; the rest is about training it.

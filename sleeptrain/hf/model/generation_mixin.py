@@ -11,8 +11,8 @@ from transformers.generation import GenerationMode
 
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.model.cache import CACHE_NAME, SleepCache, one_cache
-from sleeptrain.hf.model.sampling import sample
 from sleeptrain.hf.model.conversation import Turn, begin_turn, settled
+from sleeptrain.hf.model.sampling import sample
 
 _ONE_BY_ONE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 

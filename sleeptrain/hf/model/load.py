@@ -14,9 +14,9 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError, DataError
-from sleeptrain.hf.model.configuration import MODEL_TYPE, SleepConfig
-from sleeptrain.hf.families import FAMILIES, family_of
 from sleeptrain.hf.convert.weight_files import WeightFiles
+from sleeptrain.hf.families import FAMILIES, family_of
+from sleeptrain.hf.model.configuration import MODEL_TYPE, SleepConfig
 from sleeptrain.model.decay import DECAY_PARAMETERS
 
 # Arguments of transformers' `from_pretrained` that change nothing of a folder on this machine.

@@ -24,8 +24,8 @@ from sleeptrain.hf.model.labels import mean_loss, with_label
 from sleeptrain.hf.model.load import is_native, load_native
 from sleeptrain.model.decay import DECAY_PARAMETERS
 from sleeptrain.model.hybrid import Hybrid, at_least_fp32
-from sleeptrain.sleep.live import read
 from sleeptrain.sleep.full_logits import compact, whole_logits
+from sleeptrain.sleep.live import read
 
 
 class SleepForCausalLM(PreTrainedModel, SleepGeneration, GenerationMixin):
@@ -66,8 +66,8 @@ class SleepForCausalLM(PreTrainedModel, SleepGeneration, GenerationMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """A model that `save_pretrained` wrote, or of a family of `sleeptrain.hf.families`: the same weights.
 
-        See `sleeptrain.hf.model.load.load_native` for what may be given with a folder of a family. Raises DataError where a
-        weight is missing, of another shape, or left over.
+        See `sleeptrain.hf.model.load.load_native` for what may be given with a folder of a family. Raises DataError
+        where a weight is missing, of another shape, or left over.
         """
         if is_native(pretrained_model_name_or_path):
             return load_native(cls, Path(pretrained_model_name_or_path), *args, **kwargs)

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
+from sleeptrain.hf.convert.weight_files import WeightFiles
 from sleeptrain.hf.families import Family
 from sleeptrain.hf.published.jet_nemotron import JetNemotron
 from sleeptrain.hf.published.ouro import Ouro
 from sleeptrain.hf.published.parts import Published
-from sleeptrain.hf.convert.weight_files import WeightFiles
 
 PUBLISHED: dict[str, Callable[[Mapping[str, Any]], Published]] = {"jet_nemotron": JetNemotron, "ouro": Ouro}
 

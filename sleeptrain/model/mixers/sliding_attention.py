@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from sleeptrain.model.mixers.attention import Attention
 from sleeptrain.model.layout import Layout
+from sleeptrain.model.mixers.attention import Attention
 from sleeptrain.model.state import Boundary, LayerState, Retained, WindowKV
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from sleeptrain.parallel.pipeline.graph import Kind
-from sleeptrain.parallel.pipeline.schedule import Action, Backward, Receive, Schedule, Send
 from sleeptrain.parallel.pipeline.micro_batch import Left, Part, StageSequence
+from sleeptrain.parallel.pipeline.schedule import Action, Backward, Receive, Schedule, Send
 
 
 class HeldOutSequence(StageSequence):

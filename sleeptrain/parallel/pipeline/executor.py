@@ -8,8 +8,8 @@ import torch
 
 from sleeptrain.parallel.pipeline.graph import Kind, Message
 from sleeptrain.parallel.pipeline.mailbox import Mailbox
-from sleeptrain.parallel.pipeline.schedule import Backward, Compute, Forward, Receive, Schedule, Send
 from sleeptrain.parallel.pipeline.micro_batch import Left, Part, RunBackward, StageSequence
+from sleeptrain.parallel.pipeline.schedule import Backward, Compute, Forward, Receive, Schedule, Send
 from sleeptrain.parallel.pipeline.stages import feature_sources, num_trained
 from sleeptrain.sleep.rounds import Round
 

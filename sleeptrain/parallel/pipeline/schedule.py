@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sleeptrain.errors import ConfigError
-from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.parallel.pipeline.graph import Graph, Message, Task, build_graph
 from sleeptrain.parallel.pipeline.scheduler import form_groups, order_tasks, timed
 from sleeptrain.parallel.pipeline.stages import Stages
+from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.sleep.rounds import Round
 
 

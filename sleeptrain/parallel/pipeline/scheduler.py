@@ -11,9 +11,9 @@ import heapq
 from collections import defaultdict
 from collections.abc import Sequence
 
-from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.parallel.pipeline.graph import Graph, Task
 from sleeptrain.parallel.pipeline.stages import Stages
+from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.sleep.rounds import Round
 
 

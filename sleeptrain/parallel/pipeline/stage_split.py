@@ -8,8 +8,8 @@ from functools import cache
 from sleeptrain.config.schema import Config
 from sleeptrain.config.task_rows import targets_share
 from sleeptrain.config.validate import values_in_force
-from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.parallel.pipeline.stages import Stages
+from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.sleep.flops import layer_flops
 
 

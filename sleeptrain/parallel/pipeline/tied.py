@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.model.hybrid import Hybrid
 
 
 class TiedEmbedding:

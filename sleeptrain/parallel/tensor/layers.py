@@ -15,14 +15,14 @@ from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_para
 from torch import nn
 
 from sleeptrain.config.schema import ModelConfig
-from sleeptrain.model.mixers.attention import Attention
+from sleeptrain.distributed.mesh import Axis
 from sleeptrain.model.block import Block
 from sleeptrain.model.hybrid import Hybrid, at_least_fp32, initial_weight
+from sleeptrain.model.mixers.attention import Attention
 from sleeptrain.model.mixers.jet import Jet
 from sleeptrain.model.mixers.mamba2 import Mamba2
 from sleeptrain.model.norm import RMSNorm
 from sleeptrain.model.state import FastWeights
-from sleeptrain.distributed.mesh import Axis
 from sleeptrain.parallel.tensor.regions import (
     ColumnLinear,
     EnteringNorm,

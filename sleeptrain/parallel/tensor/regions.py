@@ -25,9 +25,9 @@ from megatron.core.tensor_parallel.mappings import (
 from torch import nn
 
 from sleeptrain.config.schema import ModelConfig
+from sleeptrain.distributed.mesh import Axis
 from sleeptrain.model.mixers.mamba2 import Mamba2
 from sleeptrain.model.norm import GatedRMSNorm, RMSNorm
-from sleeptrain.distributed.mesh import Axis
 from sleeptrain.parallel.tensor.sharding import own_heads
 
 

@@ -21,10 +21,11 @@ import torch.distributed as dist
 from torch import nn
 
 from sleeptrain.config.schema import OptimConfig
-from sleeptrain.errors import ConfigError
-from sleeptrain.parallel.zero.matrix_exchange import Shards, Unsharded
-from sleeptrain.parallel.zero.flat_optimizer import FlatOptimizer, Partition, Stage, WholeOptimizer
 from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.errors import ConfigError
+from sleeptrain.optim.optimizers import KINDS, ParameterRole
+from sleeptrain.parallel.zero.flat_optimizer import FlatOptimizer, Partition, Stage, WholeOptimizer
+from sleeptrain.parallel.zero.matrix_exchange import Shards, Unsharded
 from sleeptrain.parallel.zero.mpu import MegatronUnit, stage_group
 from sleeptrain.parallel.zero.partitions import (
     group_partitions,
@@ -33,7 +34,6 @@ from sleeptrain.parallel.zero.partitions import (
     require,
     whole_partitions,
 )
-from sleeptrain.optim.optimizers import KINDS, ParameterRole
 
 T = TypeVar("T")
 

@@ -19,6 +19,8 @@ from torch.optim.adamw import adamw
 
 from sleeptrain.config.schema import OptimConfig
 from sleeptrain.errors import ConfigError
+from sleeptrain.optim.muon import SCALINGS, blocks_of_rows, orthogonalise
+from sleeptrain.optim.optimizers import KINDS, STATE, ParameterRole
 from sleeptrain.parallel.zero.matrix_exchange import (
     Exchange,
     Fragment,
@@ -28,8 +30,6 @@ from sleeptrain.parallel.zero.matrix_exchange import (
     gather_holdings,
     newton_schulz_cost,
 )
-from sleeptrain.optim.muon import SCALINGS, blocks_of_rows, orthogonalise
-from sleeptrain.optim.optimizers import KINDS, STATE, ParameterRole
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from sleeptrain.parallel.zero.matrix_exchange import Fragment, LayoutError
 from sleeptrain.parallel.zero.flat_optimizer import FlatOptimizer, Partition
+from sleeptrain.parallel.zero.matrix_exchange import Fragment, LayoutError
 
 Parameters = Mapping[str, torch.nn.Parameter]
 _MISSING: Any = object()

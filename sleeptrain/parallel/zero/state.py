@@ -17,11 +17,11 @@ import torch.distributed as dist
 from sleeptrain.checkpoint.fit import OPTIMIZER, WEIGHTS
 from sleeptrain.checkpoint.read import SavedTensors, Take
 from sleeptrain.errors import DataError
-from sleeptrain.parallel.zero.matrix_exchange import assign_owners
-from sleeptrain.parallel.zero.flat_optimizer import Partition, step_key
-from sleeptrain.parallel.zero.partitions import local_shape, own_part, region
-from sleeptrain.parallel.zero.engine import ZeroEngine, check_wide
 from sleeptrain.optim.optimizers import STATE
+from sleeptrain.parallel.zero.engine import ZeroEngine, check_wide
+from sleeptrain.parallel.zero.flat_optimizer import Partition, step_key
+from sleeptrain.parallel.zero.matrix_exchange import assign_owners
+from sleeptrain.parallel.zero.partitions import local_shape, own_part, region
 
 
 class _Item(NamedTuple):

@@ -9,10 +9,10 @@ import torch
 
 from sleeptrain.config.schema import DepoConfig
 from sleeptrain.data.batch import IGNORE, PAD, Batch
-from sleeptrain.errors import ConfigError
 from sleeptrain.data.tasks import depo
 from sleeptrain.data.tasks.depo import Depo
 from sleeptrain.data.tasks.task import Answered
+from sleeptrain.errors import ConfigError
 
 PAPER = DepoConfig()
 SMALL = DepoConfig(nodes=9, hops=4, symbols=5, max_word=2, queries=4)

@@ -11,12 +11,12 @@ import pytest
 
 from sleeptrain.config.schema import GsmInfiniteConfig
 from sleeptrain.data.batch import IGNORE
-from sleeptrain.errors import DataError
 from sleeptrain.data.tasks.draws import Draws
 from sleeptrain.data.tasks.gsm_infinite.files import read_problems
 from sleeptrain.data.tasks.gsm_infinite.problem import Lengths, draw_core, make_problem
 from sleeptrain.data.tasks.gsm_infinite.task import GsmInfinite
 from sleeptrain.data.tasks.gsm_infinite.words import WordTokenizer
+from sleeptrain.errors import DataError
 
 TOKENIZER = WordTokenizer()
 

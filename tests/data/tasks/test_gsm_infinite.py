@@ -10,8 +10,6 @@ import torch
 
 from sleeptrain.config.schema import GsmInfiniteConfig
 from sleeptrain.data.batch import IGNORE, PAD
-from sleeptrain.data.tokenizer import train_tokenizer
-from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.data.tasks.draws import Draws
 from sleeptrain.data.tasks.gsm_infinite.pool import Generated
 from sleeptrain.data.tasks.gsm_infinite.problem import Lengths, Problem, draw_core, make_problem
@@ -20,6 +18,8 @@ from sleeptrain.data.tasks.gsm_infinite.task import GsmInfinite
 from sleeptrain.data.tasks.gsm_infinite.wording import FARM, HARBOUR, LIBRARY, WORDINGS
 from sleeptrain.data.tasks.gsm_infinite.words import WordTokenizer
 from sleeptrain.data.tasks.task import Answered
+from sleeptrain.data.tokenizer import train_tokenizer
+from sleeptrain.errors import ConfigError, DataError
 
 TOKENIZER = WordTokenizer()
 LENGTHS = Lengths(300, 403, 3, lambda text: len(TOKENIZER.encode(text)))

@@ -6,10 +6,10 @@ import torch
 
 from sleeptrain.config.schema import Rule110Config
 from sleeptrain.data.batch import IGNORE
-from sleeptrain.errors import ConfigError
 from sleeptrain.data.tasks import rule110
 from sleeptrain.data.tasks.rule110 import OUTSIDE, SEP, Rule110, draw_strings, evolve, labels
 from sleeptrain.data.tasks.task import TRAIN, VALIDATION, Answered
+from sleeptrain.errors import ConfigError
 
 CONFIG = Rule110Config(width=11, strings=3, steps=9, validation_samples=50)
 

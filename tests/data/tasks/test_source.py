@@ -11,10 +11,10 @@ import torch
 
 from sleeptrain.config.schema import DepoConfig, Rule110Config
 from sleeptrain.data.batch import IGNORE, PAD, Part
-from sleeptrain.errors import DataError
-from sleeptrain.sleep.rounds import window_facts
 from sleeptrain.data.tasks.build import build_task
 from sleeptrain.data.tasks.source import TaskSource
+from sleeptrain.errors import DataError
+from sleeptrain.sleep.rounds import window_facts
 from tests.data.tasks.batches import SMALL, equal, join, small_task
 
 # Windows, and the number of them that hold answers.

@@ -11,8 +11,8 @@ import torch
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import DataError
 from sleeptrain.hf.convert.check import TOLERANCE, check, our_logits
-from sleeptrain.hf.families import family_of
 from sleeptrain.hf.convert.native import load_native, native_logits
+from sleeptrain.hf.families import family_of
 from tests.hf.models import MODELS, QUICK_OR_SLOW, disturbed, native
 from tests.models import VOCABULARY
 

@@ -24,10 +24,10 @@ from sleeptrain.data.tokenizer import load_tokenizer, train_tokenizer
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.convert.corpus import sampled_documents
 from sleeptrain.hf.convert.exporting import export, write_family_weights
-from sleeptrain.hf.families import family_of
 from sleeptrain.hf.convert.fast_tokenizer import fast_files
 from sleeptrain.hf.convert.importing import import_folder, write_checkpoint_weights
 from sleeptrain.hf.convert.weight_files import WeightFiles
+from sleeptrain.hf.families import family_of
 from sleeptrain.model.hybrid import Hybrid
 from tests.checkpoint.test_folder import flip
 from tests.data.test_hf_tokenizer import BOS, EOS, OTHER

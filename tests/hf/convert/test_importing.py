@@ -19,11 +19,11 @@ from sleeptrain.cli import main
 from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, ModelConfig
 from sleeptrain.data.tokenizer import load_tokenizer, train_tokenizer
 from sleeptrain.errors import ConfigError, DataError
-from sleeptrain.hf.families import family_of
 from sleeptrain.hf.convert.fast_tokenizer import fast_files
 from sleeptrain.hf.convert.importing import check_tensors, import_folder
-from sleeptrain.hf.model.modeling import SleepForCausalLM
 from sleeptrain.hf.convert.weight_files import WeightFiles
+from sleeptrain.hf.families import family_of
+from sleeptrain.hf.model.modeling import SleepForCausalLM
 from tests.data.test_hf_tokenizer import EOS
 from tests.data.test_hf_tokenizer import make as make_tokenizer
 from tests.hf.checkpoints import weights_of

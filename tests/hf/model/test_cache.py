@@ -57,7 +57,7 @@ def test_restored_in_a_fresh_process(tmp_path):
     expected = model.generate(ids, past_key_values=memory, **GREEDY).tolist()
     paths = [str(tmp_path / "model"), str(tmp_path / "memory.safetensors")]
     done = subprocess.run(
-        [sys.executable, "-c", FRESH, *paths], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
+        [sys.executable, "-c", FRESH, *paths], capture_output=True, text=True, cwd=Path(__file__).parents[3], check=True
     )
     assert done.stdout.splitlines()[-1] == str(expected)
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sleeptrain.errors import ConfigError
-from sleeptrain.hf.model.configuration import SleepConfig
 from sleeptrain.hf.convert.exporting import export
 from sleeptrain.hf.families import FAMILIES
+from sleeptrain.hf.model.configuration import SleepConfig
 from sleeptrain.hf.model.modeling import SleepForCausalLM
 from tests.hf.checkpoints import save_checkpoint
 from tests.hf.models import disturbed, granite, native

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache
 
 from sleeptrain.errors import ConfigError, DataError
-from sleeptrain.hf.model.configuration import SleepConfig
 from sleeptrain.hf.families import FAMILIES
+from sleeptrain.hf.model.configuration import SleepConfig
 from sleeptrain.hf.model.modeling import SleepForCausalLM
 from tests.hf.models import MODELS, disturbed, native
 from tests.hf.sleeping import WINDOW, padded, settings_of, sleeping

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from sleeptrain.data.batch import IGNORE, Batch
+from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import Boundary, FastWeights
 from sleeptrain.parallel.build import build_model
-from sleeptrain.parallel.pipeline.mailbox import Mailbox
-from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.parallel.pipeline.executor import StageStep
-from sleeptrain.parallel.pipeline.schedule import schedule
+from sleeptrain.parallel.pipeline.mailbox import Mailbox
 from sleeptrain.parallel.pipeline.micro_batch import StageSequence
-from sleeptrain.parallel.tensor.sharding import ModelSharding
+from sleeptrain.parallel.pipeline.schedule import schedule
 from sleeptrain.parallel.pipeline.stages import Stages
+from sleeptrain.parallel.tensor.sharding import ModelSharding
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_rounds, window_facts
 from tests.models import random_batch

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sleeptrain.parallel.pipeline.schedule import schedule
 from sleeptrain.parallel.pipeline.plot import BACKWARD, plot_schedule
+from sleeptrain.parallel.pipeline.schedule import schedule
 from sleeptrain.parallel.pipeline.simulate import simulate
 from tests.parallel.schedule_cases import even_stages, plan
 

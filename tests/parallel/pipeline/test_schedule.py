@@ -12,11 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sleeptrain.errors import ConfigError
-from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.parallel.pipeline.graph import Kind, Message
 from sleeptrain.parallel.pipeline.schedule import Backward, Forward, Receive, Schedule, Send, schedule
 from sleeptrain.parallel.pipeline.simulate import simulate
 from sleeptrain.parallel.pipeline.stages import Stages
+from sleeptrain.parallel.pipeline.task_costs import Costs
 from tests.parallel.schedule_cases import any_plans, any_stages, even_stages, plan
 
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=60, database=None)

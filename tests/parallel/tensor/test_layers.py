@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import Boundary
 from sleeptrain.parallel.build import build_model
-from sleeptrain.distributed.mesh import Mesh
-from sleeptrain.parallel.tensor.sharding import ModelSharding
 from sleeptrain.parallel.tensor.layers import TensorParallelHybrid
+from sleeptrain.parallel.tensor.sharding import ModelSharding
 from tests.parallel.cases import (
     ONE_DOCUMENT,
     OTHER_OPTIONS,

@@ -10,15 +10,15 @@ import torch
 import torch.distributed as dist
 
 from sleeptrain.config.schema import OptimConfig
+from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.parallel.zero.matrix_exchange import LayoutError
-from sleeptrain.distributed.mesh import Mesh
-from sleeptrain.parallel.zero.partitions import require
-from sleeptrain.parallel.zero.engine import load_deepspeed, wrap
-from sleeptrain.parallel.zero.state import load
 from sleeptrain.optim import muon
 from sleeptrain.optim.param_groups import parameter_roles
+from sleeptrain.parallel.zero.engine import load_deepspeed, wrap
+from sleeptrain.parallel.zero.matrix_exchange import LayoutError
+from sleeptrain.parallel.zero.partitions import require
+from sleeptrain.parallel.zero.state import load
 from tests.checkpoint.contents import InMemory, flat
 from tests.models import tiny_config
 from tests.parallel import zero_cases as cases

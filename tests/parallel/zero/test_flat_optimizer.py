@@ -11,10 +11,10 @@ import torch.distributed as dist
 
 from sleeptrain.config.schema import OptimConfig
 from sleeptrain.errors import ConfigError
-from sleeptrain.parallel.zero.matrix_exchange import Exchange, Fragment, Holding, LayoutError, Unsharded, assign_owners
-from sleeptrain.parallel.zero.flat_optimizer import FlatOptimizer, Partition, Stage
 from sleeptrain.optim import muon
 from sleeptrain.optim.optimizers import Optimizers, ParameterRole
+from sleeptrain.parallel.zero.flat_optimizer import FlatOptimizer, Partition, Stage
+from sleeptrain.parallel.zero.matrix_exchange import Exchange, Fragment, Holding, LayoutError, Unsharded, assign_owners
 from tests.parallel.processes import run_ranks
 
 INTERLEAVED = torch.arange(12).view(3, 2, 2)

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sleeptrain.errors import DataError
 from sleeptrain.data.tasks.gsm_infinite.problem import Problem
+from sleeptrain.errors import DataError
 
 FINAL = re.compile(r"Answer:\s*([0-9]{1,18})\.?\s*$")
 TEXTS = ("problem", "question", "solution", "template")

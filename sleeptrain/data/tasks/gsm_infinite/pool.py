@@ -11,11 +11,11 @@ from unicodedata import normalize
 
 from sleeptrain.config.schema import GsmInfiniteConfig
 from sleeptrain.data.philox import random_order
-from sleeptrain.errors import DataError
 from sleeptrain.data.tasks.draws import Draws
 from sleeptrain.data.tasks.gsm_infinite.files import read_problems
 from sleeptrain.data.tasks.gsm_infinite.problem import Lengths, Problem, draw_core, make_problem
 from sleeptrain.data.tasks.task import TRAIN, VALIDATION
+from sleeptrain.errors import DataError
 
 
 class Pool(Protocol):

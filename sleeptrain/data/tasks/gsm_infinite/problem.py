@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sleeptrain.errors import ConfigError
 from sleeptrain.data.tasks.draws import Draws
 from sleeptrain.data.tasks.gsm_infinite.graph import Graph, Kind, Quantity, num_operations
 from sleeptrain.data.tasks.gsm_infinite.solver import solve
 from sleeptrain.data.tasks.gsm_infinite.wording import ANSWER, WORDINGS, Wording
 from sleeptrain.data.tasks.split import ATTEMPTS, is_held_out
+from sleeptrain.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from sleeptrain.errors import DataError
 from sleeptrain.data.tasks.gsm_infinite.graph import Equation, Quantity, num_operations
 from sleeptrain.data.tasks.gsm_infinite.wording import Wording
+from sleeptrain.errors import DataError
 
 
 def solve(wording: Wording, question: str, context: str) -> tuple[int, int]:

@@ -19,13 +19,13 @@ import torch
 
 from sleeptrain.config.schema import GsmInfiniteConfig
 from sleeptrain.data.batch import IGNORE, PAD, PAD_TOKEN, Batch
-from sleeptrain.data.tokenizer import Tokenizer, load_tokenizer
 from sleeptrain.data.tasks.draws import Draws
 from sleeptrain.data.tasks.gsm_infinite.graph import MAX_VALUE
 from sleeptrain.data.tasks.gsm_infinite.pool import Generated, Pool, Stored
 from sleeptrain.data.tasks.gsm_infinite.problem import Lengths, Problem
 from sleeptrain.data.tasks.gsm_infinite.words import WordTokenizer
 from sleeptrain.data.tasks.task import PRIOR, Answered
+from sleeptrain.data.tokenizer import Tokenizer, load_tokenizer
 
 PRIOR_SAMPLES = 2000
 

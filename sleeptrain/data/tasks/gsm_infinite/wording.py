@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from sleeptrain.errors import DataError
 from sleeptrain.data.tasks.gsm_infinite.graph import Equation, Kind, Quantity
+from sleeptrain.errors import DataError
 
 ANSWER = "Answer:"
 

@@ -6,8 +6,8 @@ import hashlib
 import re
 from collections.abc import Iterable
 
-from sleeptrain.errors import DataError
 from sleeptrain.data.tasks.gsm_infinite.wording import ANSWER, WORDINGS
+from sleeptrain.errors import DataError
 
 PIECE = re.compile(r"[A-Za-z]+|\d|[^\sA-Za-z\d]")
 PAD, END = "<pad>", "<end>"
