@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from sleeptrain.config.changes import consent
-from sleeptrain.config.ranges import ATTENTION_MIXERS, settings
+from sleeptrain.config.mixers import have_same_parameters, reads_setting
+from sleeptrain.config.ranges import settings
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError
 
@@ -22,14 +23,6 @@ SHOWN = (
     "attention.qk_norm",
     "attention.qkv_bias",
 )
-# Where the settings of a mixer are, and the kinds of block that read them.
-_READERS = {
-    "attention.sliding_window": ("sliding_attention",),
-    "attention.": ATTENTION_MIXERS,
-    "gated_deltanet.": ("gated_deltanet",),
-    "jet.": ("jet",),
-    "mamba2.": ("mamba2",),
-}
 
 
 def check_meaning(
@@ -46,7 +39,7 @@ def check_meaning(
     lines += [
         f"model.layers[{block}]: {before} -> {model.layers[block]}"
         for block, before in pairs
-        if before != model.layers[block] and {before, model.layers[block]} <= set(ATTENTION_MIXERS)
+        if before != model.layers[block] and have_same_parameters(before, model.layers[block])
     ]
     refused = [line for line in lines if line.partition(":")[0] not in allowed]
     if refused:
@@ -60,13 +53,8 @@ def _differences(saved: ModelConfig, model: ModelConfig, kinds: Collection[str])
     return [
         f"model.{name}: {before[name]} -> {value}"
         for name, value in settings(model)
-        if name not in SHOWN and before[name] != value and _is_read(name, kinds)
+        if name not in SHOWN and before[name] != value and any(reads_setting(kind, name) for kind in kinds)
     ]
-
-
-def _is_read(name: str, kinds: Collection[str]) -> bool:
-    readers = next((readers for start, readers in _READERS.items() if name.startswith(start)), None)
-    return readers is None or any(kind in kinds for kind in readers)
 
 
 def _way_out(refused: Sequence[str]) -> str:

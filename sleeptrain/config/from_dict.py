@@ -13,7 +13,7 @@ from sleeptrain.errors import ConfigError
 Section = TypeVar("Section")
 
 
-def typed(kind: type[Section], given: Mapping[str, Any], source: str) -> Section:
+def from_dict(kind: type[Section], given: Mapping[str, Any], source: str) -> Section:
     """The section with these values, its defaults for what is left out. source: what the message begins with.
 
     Raises ConfigError for a setting that the section lacks, and for a value of a wrong type.

@@ -11,10 +11,6 @@ from sleeptrain.config.schema import Config
 from sleeptrain.config.suggest import suggest
 from sleeptrain.errors import ConfigError
 
-ATTENTION_MIXERS = ("attention", "sliding_attention")
-RECURRENT_MIXERS = ("gated_deltanet", "jet", "mamba2")
-MIXERS = ATTENTION_MIXERS + RECURRENT_MIXERS
-
 RAMPS = ("step", "linear", "sqrt")
 
 CHOICES: dict[str, tuple[str, ...]] = {

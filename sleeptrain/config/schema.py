@@ -7,6 +7,7 @@ is `Config` written to `<run folder>/config.yaml`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -86,6 +87,7 @@ class ModelConfig:
     gated_deltanet: GatedDeltaNetConfig = field(default_factory=GatedDeltaNetConfig)
     jet: JetConfig = field(default_factory=JetConfig)
     mamba2: Mamba2Config = field(default_factory=Mamba2Config)
+    mixers: dict[str, Any] = field(default_factory=dict)  # settings of mixers that other packages bring, by their names
 
 
 @dataclass

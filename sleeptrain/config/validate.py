@@ -9,7 +9,8 @@ from pathlib import PurePath
 from omegaconf import MISSING
 
 from sleeptrain.config.duration import parse_duration
-from sleeptrain.config.ranges import MIXERS, RAMPS, RECURRENT_MIXERS, check_ranges, settings
+from sleeptrain.config.mixers import check_mixer, is_recurrent, mixer_names, mixer_settings, recurrent_names
+from sleeptrain.config.ranges import RAMPS, check_ranges, settings
 from sleeptrain.config.schema import (
     Config,
     ModelConfig,
@@ -81,10 +82,12 @@ def _check_inserted(config: Config) -> None:
 
 def _check_model(model: ModelConfig) -> None:
     if not model.layers:
-        raise ConfigError(f"model.layers must list at least one mixer; allowed: {', '.join(MIXERS)}")
+        raise ConfigError(f"model.layers must list at least one mixer; allowed: {', '.join(mixer_names())}")
     for index, mixer in enumerate(model.layers):
-        if mixer not in MIXERS:
-            raise ConfigError(f"model.layers[{index}]: unknown mixer '{mixer}'; {suggest(mixer, MIXERS)}")
+        check_mixer(mixer, f"model.layers[{index}]")
+        mixer_settings(model, mixer)
+    if unused := [name for name in model.mixers if name not in model.layers]:
+        raise ConfigError(f"model.mixers.{unused[0]}: no block of model.layers has a mixer of this name")
     if odd := [block for block in model.mixer_only if not 0 <= block < len(model.layers)]:
         raise ConfigError(
             f"model.mixer_only holds {odd[0]}, but the blocks of model.layers are 0 to {len(model.layers) - 1}"
@@ -182,14 +185,14 @@ def _check_core(config: Config) -> None:
             "model.norm_between_passes feeds back what the last norm makes of the last block's features, but "
             f"sleep.core ({sleep.core}) ends before it: leave sleep.core empty or let it end at {len(layers)}"
         )
-    if any(mixer in RECURRENT_MIXERS for mixer in layers[core[0] : core[1]]):
+    if any(is_recurrent(mixer) for mixer in layers[core[0] : core[1]]):
         return
     for name, passes in values_in_force(config, "passes", sleep.passes, "sleep.passes"):
         if passes > 1:
             where = "model.layers" if sleep.core is None else f"blocks {sleep.core} of model.layers (sleep.core)"
             raise ConfigError(
                 f"{name}={passes}: a plain transformer cannot sleep, for {where} hold no recurrent layer "
-                f"({' or '.join(RECURRENT_MIXERS)}) to keep a window in; add one, or take one pass (sleep=wake)"
+                f"({' or '.join(recurrent_names())}) to keep a window in; add one, or take one pass (sleep=wake)"
             )
 
 

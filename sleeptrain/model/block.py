@@ -7,25 +7,12 @@ from functools import partial
 import torch
 from torch import nn
 
-from sleeptrain.config.mixers import of_mixer
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.model.layout import Layout
-from sleeptrain.model.mixers.attention import Attention
-from sleeptrain.model.mixers.gated_deltanet import GatedDeltaNet
-from sleeptrain.model.mixers.jet import Jet
-from sleeptrain.model.mixers.mamba2 import Mamba2
-from sleeptrain.model.mixers.sliding_attention import SlidingAttention
+from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.model.mlp import SwiGLU
 from sleeptrain.model.norm import RMSNorm
 from sleeptrain.model.state import Boundary, LayerState
-
-MIXERS: dict[str, type[Attention | GatedDeltaNet | Jet | Mamba2]] = {
-    "attention": Attention,
-    "sliding_attention": SlidingAttention,
-    "gated_deltanet": GatedDeltaNet,
-    "jet": Jet,
-    "mamba2": Mamba2,
-}
 
 
 class Block(nn.Module):
@@ -39,13 +26,12 @@ class Block(nn.Module):
     def __init__(self, layer: int, config: ModelConfig):
         super().__init__()
         norm = partial(RMSNorm, config.dim, config.norm_eps, config.norm)
-        mixer = of_mixer(MIXERS, config.layers[layer], "the module")
-        self.has_mlp = layer not in config.mixer_only
-        self.post_norm = self.has_mlp and config.attention.post_norm and issubclass(mixer, Attention)
+        spec, self.has_mlp = block_spec(config, layer), layer not in config.mixer_only
+        self.post_norm = self.has_mlp and config.attention.post_norm and not spec.recurrent
         self.sandwich = self.has_mlp and config.sandwich_norms
         self.residual_multiplier = config.residual_multiplier
         self.mixer_norm = norm()
-        self.mixer = mixer(config)
+        self.mixer = spec.module(config)
         if self.sandwich:
             self.mixer_post_norm = norm()
         if self.has_mlp:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -53,13 +54,19 @@ def decay_and_write(
     return g, beta
 
 
-def init_decay(A_log: torch.Tensor, dt_bias: torch.Tensor, generator: torch.Generator) -> None:
-    """Mamba's initialisation (arXiv 2312.00752): A uniform in (0, 16), dt log-uniform in [1e-3, 0.1] through the bias.
+def random_decay(shape: Sequence[int], generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """`A_log` and `dt_bias` as Mamba draws them (arXiv 2312.00752), in fp32.
 
-    transformers' placeholder (dt_bias = 1) forgets within a few tokens, and sleep then seems to do nothing.
+    A is uniform in (0, 16), dt log-uniform in [1e-3, 0.1] through the bias. transformers' placeholder (dt_bias = 1)
+    forgets within a few tokens, and sleep then seems to do nothing.
     """
-    A = torch.empty_like(A_log).uniform_(1e-3, 16, generator=generator)
-    A_log.copy_(A.log())
-    log_dt = torch.empty_like(dt_bias).uniform_(math.log(1e-3), math.log(0.1), generator=generator)
+    A = torch.empty(shape).uniform_(1e-3, 16, generator=generator)
+    log_dt = torch.empty(shape).uniform_(math.log(1e-3), math.log(0.1), generator=generator)
     dt = log_dt.exp()
-    dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+    return {"A_log": A.log(), "dt_bias": dt + torch.log(-torch.expm1(-dt))}  # the inverse of softplus
+
+
+def parameter_generator(seed: int, name: str) -> torch.Generator:
+    """A CPU generator that depends on the seed and the parameter's name alone."""
+    # torch's CPU generator reads the low 32 bits of its seed only, so both must end up there.
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))

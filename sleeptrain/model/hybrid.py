@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -11,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sleeptrain.config.mixers import of_mixer
+from sleeptrain.config.mixers import is_recurrent
 from sleeptrain.config.schema import ModelConfig
-from sleeptrain.errors import ConfigError
-from sleeptrain.model.block import MIXERS, Block
-from sleeptrain.model.decay import init_decay
+from sleeptrain.model.block import Block
 from sleeptrain.model.layout import Layout
-from sleeptrain.model.mixers.attention import Attention
+from sleeptrain.model.mixers.registry import block_spec
+from sleeptrain.model.mixers.spec import Draw
 from sleeptrain.model.norm import RMSNorm
 from sleeptrain.model.state import HARD, Boundary, FastWeights, LayerState
 
@@ -141,36 +139,23 @@ class Hybrid(nn.Module):
 
 
 def initial_weight(config: ModelConfig, name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor | None:
-    """Normal weights of `init_std`, branch outputs smaller by sqrt(2 * layers), decays as Mamba does; fp32.
+    """Normal weights of `init_std`, branch outputs smaller by sqrt(2 * layers), in mixers what their specs say; fp32.
 
     name, shape: of a parameter of the whole model. It draws from a generator seeded by (seed, its name): the values do
-    not depend on how the model is laid out over ranks or on which other parameters exist. None for norms, D and the
-    convolutions' biases, which begin as the identity. Zeros for other biases, for the output of a mixer without a
-    feed-forward, so that its block begins as the identity, and for the matrix that makes a dynamic convolution's
-    kernels: it begins as the static one of its bias. Raises ConfigError for what is none of these and no linear layer's
-    matrix: a mixer says here how it begins.
+    not depend on how the model is laid out over ranks or on which other parameters exist. None for norms, which begin
+    as the identity. Zeros for the output of a mixer without a feed-forward, so that its block begins as the identity.
     """
-    leaf = name.rsplit(".", 1)[-1]
-    if leaf in ("A_log", "dt_bias"):
-        A_log, dt_bias = torch.empty(shape), torch.empty(shape)
-        init_decay(A_log, dt_bias, parameter_generator(seed, f"{name.removesuffix(leaf)}A_log"))
-        return A_log if leaf == "A_log" else dt_bias
-    kernel_bias = name.endswith("kernel_out.bias")
-    if "norm" in name or leaf in ("D", "conv_bias"):
+    draw = Draw(name, shape, seed)
+    if ".mixer." in name:
+        block, own = name.removeprefix("blocks.").split(".mixer.")
+        spec = block_spec(config, int(block))
+        if int(block) in config.mixer_only and own == f"{spec.ends}.weight":
+            return torch.zeros(shape)
+        return spec.initial_weight(own, draw)
+    if "norm" in name:
         return None
-    ends_mixer = name.endswith(("mixer.out_proj.weight", "mixer.o_proj.weight"))
-    is_zero = name.endswith("kernel_out.weight") or (leaf == "bias" and not kernel_bias)
-    if is_zero or (ends_mixer and int(name.split(".")[1]) in config.mixer_only):
-        return torch.zeros(shape)
-    generator = parameter_generator(seed, name)
-    if leaf == "conv_weight" or kernel_bias:
-        bound = 1 / math.sqrt(config.jet.conv_size if kernel_bias else shape[-1])
-        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
-    if leaf != "weight" or len(shape) != 2:
-        raise ConfigError(f"model.layers: how {name} {list(shape)} of the mixer begins is not known")
-    ends_branch = ends_mixer or name.endswith("down_proj.weight")
-    std = config.init_std / (math.sqrt(2 * len(config.layers)) if ends_branch else 1)
-    return torch.empty(shape).normal_(0.0, std, generator=generator)
+    ends_branch = name.endswith("down_proj.weight")
+    return draw.normal(config.init_std / (math.sqrt(2 * len(config.layers)) if ends_branch else 1))
 
 
 def at_least_fp32(x: torch.Tensor) -> torch.Tensor:
@@ -182,14 +167,4 @@ def state_only_end(layers: Sequence[str], first: int, last: int, sliding: bool) 
 
     Recurrent mixers always leave one, attention only under sliding eviction.
     """
-
-    def leaves_state(layer: int) -> bool:
-        return sliding or not issubclass(of_mixer(MIXERS, layers[layer], "the module"), Attention)
-
-    return max((i + 1 for i in range(first, last) if leaves_state(i)), default=first)
-
-
-def parameter_generator(seed: int, name: str) -> torch.Generator:
-    """A CPU generator that depends on the seed and the parameter's name alone."""
-    # torch's CPU generator reads the low 32 bits of its seed only, so both must end up there.
-    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+    return max((i + 1 for i in range(first, last) if sliding or is_recurrent(layers[i])), default=first)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import gcd
 
-from sleeptrain.config.ranges import ATTENTION_MIXERS
 from sleeptrain.config.schema import Config, ModelConfig
 from sleeptrain.config.validate import values_in_force
 from sleeptrain.errors import ConfigError
+from sleeptrain.model.mixers.registry import mixer_specs
 from sleeptrain.parallel.pipeline.stage_split import split_stages
-from sleeptrain.parallel.tensor.sharding import MIXER_RULES
 from sleeptrain.sleep.rounds import window_spans
 
 ZERO_STAGES = (0, 1, 2, 3)
@@ -77,39 +76,12 @@ def too_few_sequences(config: Config, replicas: int) -> str | None:
 def tensor_obstacles(model: ModelConfig, size: int) -> Iterator[str]:
     """What in the model cannot be cut over `size` tensor ranks, each as `<setting> (<value>)`.
 
-    The vocabulary never is: its last part is padded. Key-value heads of attention and groups of Mamba-2 may also be
-    fewer than ranks: then each serves several of them, and the rows that make it are cut evenly all the same.
+    The vocabulary never is: its last part is padded.
     """
-    kinds, attention, gdn, mamba = set(model.layers), model.attention, model.gated_deltanet, model.mamba2
-    settings = {"model.ffn_dim": model.ffn_dim}
-    attends = not kinds.isdisjoint(ATTENTION_MIXERS)
-    if attends:
-        settings["model.attention.num_heads"] = attention.num_heads
-    if "gated_deltanet" in kinds:
-        settings["model.gated_deltanet.num_k_heads"] = gdn.num_k_heads
-        settings["model.gated_deltanet.num_v_heads"] = gdn.num_v_heads
-    if "jet" in kinds:
-        settings["model.jet.num_heads"] = model.jet.num_heads
-        settings["model.jet.kernel_dim"] = model.jet.kernel_dim
-    if "mamba2" in kinds:
-        settings["model.mamba2.num_heads"] = mamba.num_heads
-    yield from (f"{name} ({value})" for name, value in settings.items() if value % size)
-    if size > 1:
-        yield from (f"model.layers ({kind})" for kind in sorted(kinds - set(MIXER_RULES)))
-    if attends and size > 1:
-        if attention.qk_norm == "all":
-            yield "model.attention.qk_norm (all)"
-        if attention.post_norm:
-            yield "model.attention.post_norm (true)"
-    if attends and not _shareable(attention.num_kv_heads, attention.head_dim, size):
-        yield f"model.attention.num_kv_heads ({attention.num_kv_heads}) of head_dim {attention.head_dim}"
-    if "mamba2" in kinds and not _shareable(mamba.num_groups, mamba.state_dim, size):
-        yield f"model.mamba2.num_groups ({mamba.num_groups}) of state_dim {mamba.state_dim}"
-
-
-def _shareable(num_heads: int, head_dim: int, size: int) -> bool:
-    """Whether each rank gets whole heads, or several ranks share one whose rows they store in equal parts."""
-    return num_heads % size == 0 or (size % num_heads == 0 and num_heads * head_dim % size == 0)
+    if model.ffn_dim % size:
+        yield f"model.ffn_dim ({model.ffn_dim})"
+    # Two kinds of attention have the same settings.
+    yield from dict.fromkeys(line for spec in mixer_specs(model) for line in spec.obstacles(size))
 
 
 def _check_tensor(config: Config, world_size: int) -> None:

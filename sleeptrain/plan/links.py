@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sleeptrain.config.mixers import of_mixer
-from sleeptrain.config.ranges import ATTENTION_MIXERS
 from sleeptrain.config.schema import Config
+from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.parallel.pipeline.stages import Stages
 from sleeptrain.plan.parameters import WIDE, Held, partition_size, role_groups
 from sleeptrain.plan.update import muon_exchange
@@ -124,8 +123,8 @@ class _TensorCounts:
 
     def _block(self, layer: int, r: Round, state_only: bool) -> Payload:
         found = self._shared(layer, r)
-        if self._kind(layer) == "mamba2" and not state_only:
-            found["all_reduce"] += WIDE * self._tokens(r)  # the squares of its norm
+        if squares := self._squares(layer, r, state_only):
+            found["all_reduce"] += squares
         for _ in range(self._regions(layer, state_only)):
             if self.sequence:
                 found["all_gather"] += self._tokens(r) * self.config.model.dim * WIDE
@@ -133,8 +132,9 @@ class _TensorCounts:
             found += _times(self._leave(r), self._regions(layer, state_only))
         return found
 
-    def _kind(self, layer: int) -> str:
-        return self.config.model.layers[layer]
+    def _squares(self, layer: int, r: Round, state_only: bool) -> int:
+        """Bytes of the squares that the ranks sum for a mixer's norm."""
+        return 0 if state_only else WIDE * self._tokens(r) * block_spec(self.config.model, layer).summed_squares
 
     def _regions(self, layer: int, state_only: bool) -> int:
         """Mixer and feed-forward, as far as they are there and run."""
@@ -148,8 +148,8 @@ class _TensorCounts:
         whole, found = self._tokens(r) * self.config.model.dim, Payload()
         for collective, size in self._shared(layer, r).items():
             found["reduce_scatter" if collective == "all_gather" else collective] += size
-        if self._kind(layer) == "mamba2" and not state_only:
-            found["all_reduce"] += WIDE * self._tokens(r)
+        if squares := self._squares(layer, r, state_only):
+            found["all_reduce"] += squares
         regions = self._regions(layer, state_only)
         found["reduce_scatter" if self.sequence else "all_reduce"] += regions * whole * WIDE
         if self.sequence and not state_only:
@@ -157,32 +157,20 @@ class _TensorCounts:
         return found
 
     def _shared(self, layer: int, r: Round) -> Payload:
-        """Heads or groups of which there are fewer than ranks are exchanged, and what Jet's kernels are made of."""
-        a, m, kind = self.config.model.attention, self.config.model.mamba2, self._kind(layer)
-        if kind == "jet":
-            return Payload(all_gather=self._tokens(r) * self.config.model.jet.kernel_dim * self.narrow)
-        if kind in ATTENTION_MIXERS and a.num_kv_heads % self.size:
-            return Payload(all_gather=2 * self._tokens(r) * a.num_kv_heads * a.head_dim * self.narrow)
-        if kind == "mamba2" and m.num_groups % self.size:
-            return Payload(all_gather=2 * self._tokens(r) * m.num_groups * m.state_dim * self.narrow)
-        return Payload()
+        """What the ranks exchange inside a mixer (`MixerSpec.exchanged`)."""
+        elements = self._tokens(r) * block_spec(self.config.model, layer).exchanged(self.size)
+        return Payload(all_gather=elements * self.narrow) if elements else Payload()
 
     def summed_gradients(self, rounds: Sequence[Round]) -> int:
         """Bytes of the gradients that are sums over the ranks (`sum_gradient`), in one backward of these rounds."""
         m = self.config.model
-        heads = {
-            **dict.fromkeys(ATTENTION_MIXERS, 2 * m.attention.head_dim * (m.attention.qk_norm == "head")),
-            "jet": m.jet.head_v_dim,
-            "gated_deltanet": m.gated_deltanet.head_v_dim,
-            "mamba2": 0,
-        }
         read, reached = set[int](), set[int]()
         for r in rounds:
             planned = self.workload.layers_of(r, self.config)
             own = {i for i in self.layers if i in planned}
             reached |= own
             read |= own - {planned.stop - 1} if r.state_only else own
-        elements = sum(of_mixer(heads, m.layers[i], "the communication") for i in read)
+        elements = sum(block_spec(m, i).partial_gradients for i in read)
         behind_mixer = sum(0 if i in m.mixer_only else 3 if m.sandwich_norms else 1 for i in read)
         return WIDE * (elements + m.dim * (len(reached) + behind_mixer) * self.sequence)
 

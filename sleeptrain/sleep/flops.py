@@ -1,76 +1,29 @@
 """Model FLOPs of a step, from the round plan: what the mathematics needs, passes counted, recomputation not.
 
 Only tokens that a round works on count (`Round.work`): pads do not, nor in a sleep pass documents that have ended.
-A multiply-add is two FLOPs. Convolutions, norms and other elementwise work are left out, as is usual for MFU.
-Per token and head the delta rule costs 6 K V (read S^T k, write k v^T, read S^T q) and SSD 4 K V.
+What a mixer costs stands in its spec (`sleeptrain.model.mixers.spec.MixerFlops`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 
-from sleeptrain.config.mixers import of_mixer
 from sleeptrain.config.schema import ModelConfig
+from sleeptrain.model.mixers.registry import block_spec
+from sleeptrain.model.mixers.spec import MixerFlops
 from sleeptrain.sleep.rounds import Round, Stretch, round_layers
 
 BACKWARD_AND_FORWARD = 3  # the backward of a matrix product is two products
 
 
-@dataclass(frozen=True)
-class LayerFlops:
-    """Forward FLOPs of one block for one token: to leave its state, and to give its features besides; and for a pair of
-    tokens that attend."""
-
-    state: int
-    features: int
-    pair: int = 0
-
-
-def layer_flops(config: ModelConfig, layer: int) -> LayerFlops:
-    """The cost of a block."""
-    mixer = of_mixer(_MIXERS, config.layers[layer], "the work")(config)
+def layer_flops(config: ModelConfig, layer: int) -> MixerFlops:
+    """The cost of a block, forward."""
+    mixer = block_spec(config, layer).flops()
     mlp = 0 if layer in config.mixer_only else 6 * config.dim * config.ffn_dim
     return replace(mixer, features=mixer.features + mlp)
-
-
-def _attention(config: ModelConfig) -> LayerFlops:
-    a, d = config.attention, config.dim
-    q_rows, kv_rows = a.num_heads * a.head_dim, 2 * a.num_kv_heads * a.head_dim
-    return LayerFlops(2 * d * kv_rows, 2 * d * q_rows * (3 if a.gate else 2), 4 * q_rows)
-
-
-def _gated_deltanet(config: ModelConfig) -> LayerFlops:
-    g, d = config.gated_deltanet, config.dim
-    value_dim, S = g.num_v_heads * g.head_v_dim, g.num_v_heads * g.head_k_dim * g.head_v_dim
-    to_state = 2 * d * (2 * g.num_k_heads * g.head_k_dim + value_dim + 2 * g.num_v_heads) + 4 * S
-    return LayerFlops(to_state, 2 * S + 4 * d * value_dim)
-
-
-def _jet(config: ModelConfig) -> LayerFlops:
-    j, d = config.jet, config.dim
-    value_dim, S = j.num_heads * j.head_v_dim, j.num_heads * j.head_k_dim * j.head_v_dim
-    kernels = 2 * j.kernel_dim * (d + j.conv_size * value_dim)
-    to_state = 2 * d * (2 * j.num_heads * j.head_k_dim + value_dim + 2 * j.num_heads) + kernels + 4 * S
-    return LayerFlops(to_state, 2 * S + 4 * d * value_dim)
-
-
-def _mamba2(config: ModelConfig) -> LayerFlops:
-    m, d = config.mamba2, config.dim
-    inner, S = m.num_heads * m.head_dim, m.num_heads * m.head_dim * m.state_dim
-    in_rows = 2 * inner + 2 * m.num_groups * m.state_dim + m.num_heads
-    return LayerFlops(2 * d * in_rows + 2 * S, 2 * S + 2 * d * inner)
-
-
-_MIXERS = {
-    "attention": _attention,
-    "sliding_attention": _attention,
-    "gated_deltanet": _gated_deltanet,
-    "jet": _jet,
-    "mamba2": _mamba2,
-}
 
 
 def round_flops(config: ModelConfig, r: Round, core: tuple[int, int], sliding_window: int | None = None) -> int:
@@ -105,8 +58,7 @@ def _stretches(r: Round, sliding_window: int | None) -> Counter[Stretch]:
 
 def _reach(config: ModelConfig, layer: int, r: Round, sliding_window: int | None) -> int:
     """How many tokens, itself included, a token of a layer sees at most."""
-    reach = r.stop - r.start if sliding_window is None else sliding_window
-    return min(reach, config.attention.sliding_window) if config.layers[layer] == "sliding_attention" else reach
+    return block_spec(config, layer).reach(r.stop - r.start if sliding_window is None else sliding_window)
 
 
 def _pairs(stretch: Stretch, reach: int) -> int:

@@ -1,4 +1,4 @@
-"""A mixer that only its own module knows is refused wherever something must be known of it."""
+"""A mixer that nobody has declared is refused wherever something must be known of it, and never taken for another."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from sleeptrain.config import ranges
-from sleeptrain.config.mixers import of_mixer
+from sleeptrain.config.mixers import is_recurrent, mixer_names, of_mixer
 from sleeptrain.config.schema import Config, ParallelConfig, SleepConfig, TrainConfig
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.families import FAMILIES, expressing
-from sleeptrain.model import block
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.model.state import Recurrent
+from sleeptrain.model.layout import window_layout
+from sleeptrain.model.mixers.registry import mixer_spec, spec_class
+from sleeptrain.model.mixers.spec import Draw
+from sleeptrain.model.state import HARD, Recurrent
 from sleeptrain.optim.param_groups import parameter_roles
-from sleeptrain.parallel.layout_check import check_layout
 from sleeptrain.parallel.pipeline.stage_split import split_stages
 from sleeptrain.parallel.tensor.sharding import ModelSharding
 from sleeptrain.plan.activations import Activations, carried_bytes, state_bytes
@@ -30,19 +29,6 @@ from sleeptrain.sleep.rounds import Round
 from tests.models import tiny_config
 
 ROUND = Round(0, 0, 8, 1, (0,), loss=True, coda=True)
-
-
-class Linear(nn.Module):
-    """Linear attention, which the package lacks."""
-
-    def __init__(self, config: Any, **parameters: tuple[int, ...]):
-        super().__init__()
-        self.out_proj = nn.Linear(config.dim, config.dim, bias=False)
-        for name, shape in parameters.items():
-            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
-
-    def forward(self, x: torch.Tensor, *_: Any) -> tuple[torch.Tensor, Recurrent]:
-        return self.out_proj(x), Recurrent(x.new_zeros(x.shape[0], 1, 1, 1))
 
 
 def config(kind: str = "linear", **parallel: int) -> Config:
@@ -74,42 +60,44 @@ ASKED: dict[str, Callable[[Config], Any]] = {
 }
 
 
-@pytest.fixture
-def brought(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one who adds a mixer begins: a module, and its name in both lists of mixers."""
-    monkeypatch.setitem(block.MIXERS, "linear", Linear)
-    monkeypatch.setattr(ranges, "MIXERS", (*ranges.MIXERS, "linear"))
-
-
-@pytest.mark.usefixtures("brought")
 @pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
-def test_an_unknown_mixer_is_never_taken_for_another(ask: Callable[[Config], Any]) -> None:
-    with pytest.raises(ConfigError, match=r"model\.layers: .* of the mixer 'linear' is not known, only that of "):
+def test_an_unknown_mixer_is_refused(ask: Callable[[Config], Any]) -> None:
+    with pytest.raises(ConfigError, match=r"model\.layers: .*mixer 'linear'"):
         ask(config())
 
 
-@pytest.mark.usefixtures("brought")
 def test_no_family_has_it() -> None:
     assert expressing(config().model) == []
 
 
-@pytest.mark.usefixtures("brought")
-def test_it_is_not_cut_over_tensor_ranks() -> None:
-    with pytest.raises(ConfigError, match=r"parallel\.tensor \(2\) does not go with model\.layers \(linear\); .* be 1"):
-        check_layout(config(tensor=2), 2)
+def test_the_nearest_name_is_suggested() -> None:
+    with pytest.raises(ConfigError, match=r"unknown mixer 'gated_delta_net'; did you mean 'gated_deltanet'\?"):
+        Hybrid(tiny_config(["gated_delta_net"]))
 
 
-@pytest.mark.usefixtures("brought")
-def test_how_its_parameters_begin_must_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    Hybrid(config().model).init_weights(0)  # a linear layer's matrix begins as every other
-    monkeypatch.setitem(block.MIXERS, "linear", lambda c: Linear(c, feature_map=(3, 5)))
-    with pytest.raises(ConfigError, match=r"model\.layers: how blocks\.0\.mixer\.feature_map \[3, 5\] of the mixer"):
-        Hybrid(config().model).init_weights(0)
+def test_how_a_parameter_begins_must_be_said() -> None:
+    spec = mixer_spec(tiny_config(["jet"]), "jet")
+    with pytest.raises(ConfigError, match=r"model\.layers: how feature_map \[3, 5\] of the mixer 'jet' begins"):
+        spec.initial_weight("feature_map", Draw("blocks.0.mixer.feature_map", (3, 5), 0))
 
 
-def test_without_a_module_there_is_no_model() -> None:
-    with pytest.raises(ConfigError, match=r"model\.layers: the module of the mixer 'linear' is not known"):
-        Hybrid(config().model)
+@pytest.mark.parametrize("kind", mixer_names())
+def test_every_mixer_says_all_there_is_to_know(kind: str) -> None:
+    """Its parameters are those of its sharding, its initial values have their shapes, S is that of its state."""
+    model = tiny_config([kind])
+    spec, mixer = mixer_spec(model, kind), spec_class(kind).module(model)
+    assert set(spec.sharding()) == {name for name, _ in mixer.named_parameters()}
+    assert spec.recurrent == is_recurrent(kind)
+    for name, parameter in mixer.named_parameters():
+        drawn = spec.initial_weight(name, Draw(f"blocks.0.mixer.{name}", tuple(parameter.shape), 0))
+        assert drawn is None or drawn.shape == parameter.shape
+    assert f"{spec.ends}.weight" in spec.sharding()
+    layout = window_layout(torch.zeros(2, 8, dtype=torch.long), torch.zeros(2, 8, dtype=torch.bool))
+    _, state = mixer(torch.zeros(2, 8, model.dim), None, layout, HARD)
+    if isinstance(state, Recurrent):
+        assert tuple(state.S_BHKV.shape) == (2, *spec.state_shape)
+    else:
+        assert spec.state_shape == (0, 0, 0) and not spec.recurrent
 
 
 def test_a_table_gives_what_it_has() -> None:

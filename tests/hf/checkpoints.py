@@ -12,7 +12,7 @@ import torch
 from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.checkpoint.write import write
 from sleeptrain.config import resolved_yaml
-from sleeptrain.config.ranges import RECURRENT_MIXERS
+from sleeptrain.config.mixers import recurrent_names
 from sleeptrain.config.schema import (
     Config,
     DataConfig,
@@ -37,7 +37,7 @@ def run_config(model: ModelConfig, tokenizer: str = "") -> Config:
     if not tokenizer:
         data.source = "rule110"
     curriculum = [Stage(1000, passes=3, window=16), Stage(5000, passes=4)]
-    if not set(model.layers) & set(RECURRENT_MIXERS):
+    if not set(model.layers) & set(recurrent_names()):
         curriculum = [Stage(1000, window=16)]
     sleep = SleepConfig(feedback="none", core=[0, 2], curriculum=curriculum)
     return Config(RunConfig(name="small"), model, sleep, data, train=TrainConfig(tokens=10_000))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sleeptrain.config.from_dict import typed
+from sleeptrain.config.from_dict import from_dict
 from sleeptrain.config.schema import Config, SleepConfig
 from sleeptrain.errors import DataError
 from sleeptrain.sleep.curriculum import StepShape
@@ -95,7 +95,7 @@ def read_sleep(found: dict[str, Any]) -> SleepConfig:
         raise DataError(f"config.json: {SLEEP_KEY}={written!r} are no settings of sleep")
     if unknown := sorted(set(written) - set(_MEANINGS)):
         raise DataError(f"config.json: {SLEEP_KEY} has {', '.join(unknown)}, which sleeptrain does not know")
-    return typed(SleepConfig, written, f"config.json: {SLEEP_KEY}")
+    return from_dict(SleepConfig, written, f"config.json: {SLEEP_KEY}")
 
 
 def training_facts(config: Config, state: dict[str, Any], num_parameters: int) -> dict[str, str]:

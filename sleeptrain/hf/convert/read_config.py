@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sleeptrain.config.from_dict import typed
+from sleeptrain.config.from_dict import from_dict
 from sleeptrain.config.schema import ModelConfig, SleepConfig
 from sleeptrain.config.validate import validate_model
 from sleeptrain.errors import ConfigError, DataError
@@ -41,7 +41,7 @@ def describe(folder: Path) -> Described:
     try:
         complete = written if known and not known.in_transformers else complete_config(folder).to_dict()
         family = family_of(complete["model_type"])
-        model = typed(ModelConfig, asdict(family.from_config(complete)), f"{path}: as a {family.model_type} model")
+        model = from_dict(ModelConfig, asdict(family.from_config(complete)), f"{path}: as a {family.model_type} model")
         remarks = family.remarks(complete)
     except _WRONG_KIND as error:
         raise DataError(

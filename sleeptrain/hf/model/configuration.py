@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from sleeptrain.config import schema
-from sleeptrain.config.from_dict import typed
+from sleeptrain.config.from_dict import from_dict
 from sleeptrain.config.suggest import suggest
 from sleeptrain.config.validate import validate_model
 from sleeptrain.errors import ConfigError
@@ -111,7 +111,7 @@ def _typed(kind: type, given: Mapping[str, Any] | None, section: str, names: tup
     for name in given or ():
         if names and name not in names:
             raise ConfigError(f"config.json: unknown setting {section}.{name}; {suggest(name, names)}")
-    return typed(kind, given or {}, f"config.json: {section}")
+    return from_dict(kind, given or {}, f"config.json: {section}")
 
 
 AutoConfig.register(MODEL_TYPE, SleepConfig)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sleeptrain.config.schema import ModelConfig
+from sleeptrain.config.schema import AttentionConfig, ModelConfig
 from sleeptrain.data.batch import PAD
 from sleeptrain.model.layout import Layout, Place
+from sleeptrain.model.mixers.spec import WIDE, MixerFlops, MixerSpec, Precision, Rows, shareable, uneven
 from sleeptrain.model.norm import HeadsRMSNorm, RMSNorm
 from sleeptrain.model.rope import rope_tables, rotate, rotate_back
+from sleeptrain.model.shards import Sharding
 from sleeptrain.model.state import Boundary, LayerState, Recurrent, Retained, WindowKV
+
+_INPUTS = ("q_proj", "k_proj", "v_proj")
 
 
 class Attention(nn.Module):
@@ -126,6 +133,84 @@ class Attention(nn.Module):
             enable_gqa=q.shape[1] != k.shape[1],
         )
         return y.transpose(1, 2)
+
+
+class AttentionSpec(MixerSpec):
+    module = Attention
+    settings_class = AttentionConfig
+    recurrent = False
+    ends = "o_proj"
+
+    @property
+    def _widths(self) -> tuple[int, int]:
+        """Channels of the queries, and of the keys or the values."""
+        c = self.settings
+        return c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+
+    def carried_bytes(self, narrow: int, sliding_window: int, carry_conv: bool) -> int:
+        """Keys, values, and the document of each token that sliding eviction keeps."""
+        return self.reach(sliding_window) * (2 * narrow * self._widths[1] + 8)
+
+    def fused_rows(self) -> Mapping[str, tuple[Rows, ...]]:
+        c = self.settings
+        if not c.gate:
+            return {}
+        rows = torch.arange(c.num_heads * c.head_dim * 2).view(c.num_heads, 2, c.head_dim)
+        return {"q_proj.weight": (rows[:, 0].flatten(), rows[:, 1].flatten())}
+
+    def sharding(self) -> dict[str, Sharding]:
+        c, (query, keys) = self.settings, self._widths
+        shared = Sharding(0, (keys,), heads=(c.num_kv_heads, c.head_dim))
+        rules = {
+            # Head by head [query | gate]: equal consecutive parts are whole heads with their gates.
+            "q_proj.weight": Sharding(0, (query * (2 if c.gate else 1),)),
+            "k_proj.weight": shared,
+            "v_proj.weight": shared,
+            "o_proj.weight": Sharding(1, (query,)),
+        }
+        if c.qkv_bias:
+            rules |= {f"{name}.bias": replace(rules[f"{name}.weight"], heads=None) for name in _INPUTS}
+        if c.qk_norm == "all":  # not cut over ranks, which `obstacles` says
+            return rules | {"q_norm.weight": Sharding(), "k_norm.weight": Sharding()}
+        norms = ("q_norm.weight", "k_norm.weight") if c.qk_norm == "head" else ()
+        return rules | {name: Sharding(partial_gradient=True) for name in norms}
+
+    def cut(self, size: int) -> AttentionConfig:
+        c = self.settings
+        return replace(c, num_heads=c.num_heads // size, num_kv_heads=max(c.num_kv_heads // size, 1))
+
+    def obstacles(self, size: int) -> Iterator[str]:
+        """Key-value heads may be fewer than ranks: each then serves several of them."""
+        c = self.settings
+        yield from uneven("attention", {"num_heads": c.num_heads}, size)
+        if size > 1:
+            if c.qk_norm == "all":
+                yield "model.attention.qk_norm (all)"
+            if c.post_norm:
+                yield "model.attention.post_norm (true)"
+        if not shareable(c.num_kv_heads, c.head_dim, size):
+            yield f"model.attention.num_kv_heads ({c.num_kv_heads}) of head_dim {c.head_dim}"
+
+    @property
+    def partial_gradients(self) -> int:
+        return 2 * self.settings.head_dim * (self.settings.qk_norm == "head")
+
+    def flops(self) -> MixerFlops:
+        d, (query, keys) = self.model.dim, self._widths
+        return MixerFlops(4 * d * keys, 2 * d * query * (3 if self.settings.gate else 2), 4 * query)
+
+    def saved_bytes(self, length: int, state_only: bool, precision: Precision) -> int:
+        c, d, narrow, (query, keys) = self.settings, self.model.dim, precision.narrow, self._widths
+        if state_only:
+            return precision.inputs(d, 2) + (WIDE * keys if c.qk_norm != "none" else 0)
+        # Rotated queries and keys, values, what attention gives, and that again: gated, or with its heads side by side.
+        token = precision.inputs(d, 3) + narrow * (3 * query + 2 * keys) + WIDE * c.num_heads
+        if c.gate:
+            token += narrow * query
+        if c.qk_norm != "none":  # their inputs; in fp32 the query's is one tensor with the gate
+            shared = query if c.gate and narrow == WIDE else 0
+            token += WIDE * (query + keys + shared + c.num_heads + c.num_kv_heads)
+        return token
 
 
 def _head_norm(config: ModelConfig, num_heads: int) -> nn.Module:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
 import torch
 from torch import nn
 
-from sleeptrain.config.schema import ModelConfig
+from sleeptrain.config.schema import GatedDeltaNetConfig, ModelConfig
 from sleeptrain.model.decay import KeepsDecayWide, decay_and_write
 from sleeptrain.model.layout import Layout
+from sleeptrain.model.mixers.spec import WIDE, Draw, MixerFlops, MixerSpec, Precision, Rows, consecutive_rows, uneven
 from sleeptrain.model.norm import GatedRMSNorm
+from sleeptrain.model.shards import Sharding
 from sleeptrain.model.state import Boundary, LayerState, Recurrent
 from sleeptrain.ops import causal_conv, gated_delta_rule
+from sleeptrain.ops.chunks import Cut
+from sleeptrain.ops.gated_delta_rule import chunk_size
+
+FLA_CHUNK = 64  # tokens of a chunk in flash-linear-attention, whose [C, C] inverse it keeps
 
 
 class GatedDeltaNet(KeepsDecayWide, nn.Module):
@@ -68,3 +78,89 @@ class GatedDeltaNet(KeepsDecayWide, nn.Module):
             return None, left
         z = self.in_proj_z(x_BTD).unflatten(-1, (c.num_v_heads, c.head_v_dim))
         return self.out_proj(self.norm(o, z).flatten(2)), left
+
+
+class GatedDeltaNetSpec(MixerSpec):
+    module = GatedDeltaNet
+    settings_class = GatedDeltaNetConfig
+    not_maps = ("in_proj_a.weight", "in_proj_b.weight")
+    not_matrices = ("conv_weight",)
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        c = self.settings
+        return (c.num_v_heads, c.head_k_dim, c.head_v_dim)
+
+    @property
+    def conv_pieces(self) -> tuple[int, ...]:
+        """[q | k | v]."""
+        c = self.settings
+        keys = c.num_k_heads * c.head_k_dim
+        return (keys, keys, c.num_v_heads * c.head_v_dim)
+
+    @property
+    def conv_size(self) -> int:
+        return self.settings.conv_size
+
+    def initial_weight(self, name: str, draw: Draw) -> torch.Tensor | None:
+        if name in ("A_log", "dt_bias"):
+            return draw.decay()
+        if name == "conv_weight":
+            return draw.uniform(1 / math.sqrt(draw.shape[-1]))
+        return super().initial_weight(name, draw)
+
+    def fused_rows(self) -> Mapping[str, tuple[Rows, ...]]:
+        return {"in_proj_qkv.weight": consecutive_rows(*self.conv_pieces)}
+
+    def sharding(self) -> dict[str, Sharding]:
+        qkv, heads = self.conv_pieces, Sharding(0, (self.settings.num_v_heads,))
+        return {
+            "in_proj_qkv.weight": Sharding(0, qkv),
+            "in_proj_z.weight": Sharding(0, qkv[2:]),
+            "in_proj_b.weight": heads,
+            "in_proj_a.weight": heads,
+            "conv_weight": Sharding(0, qkv),
+            "A_log": heads,
+            "dt_bias": heads,
+            "norm.weight": Sharding(partial_gradient=True),
+            "out_proj.weight": Sharding(1, qkv[2:]),
+        }
+
+    def cut(self, size: int) -> GatedDeltaNetConfig:
+        c = self.settings
+        return replace(c, num_k_heads=c.num_k_heads // size, num_v_heads=c.num_v_heads // size)
+
+    def obstacles(self, size: int) -> Iterator[str]:
+        c = self.settings
+        yield from uneven("gated_deltanet", {"num_k_heads": c.num_k_heads, "num_v_heads": c.num_v_heads}, size)
+
+    @property
+    def partial_gradients(self) -> int:
+        return self.settings.head_v_dim
+
+    def flops(self) -> MixerFlops:
+        """Per token and head the delta rule costs 6 K V: read S^T k, write k v^T, read S^T q."""
+        d, (keys, _, values), S = self.model.dim, self.conv_pieces, math.prod(self.state_shape)
+        return MixerFlops(2 * d * (2 * keys + values + 2 * self.settings.num_v_heads) + 4 * S, 2 * S + 4 * d * values)
+
+    def saved_bytes(self, length: int, state_only: bool, precision: Precision) -> int:
+        c, conv = self.settings, sum(self.conv_pieces)
+        # The convolution's input and what it makes of it before SiLU, q k v, and both gates on their way.
+        token = precision.inputs(self.model.dim, 3 if state_only else 4) + (2 * WIDE + precision.narrow) * conv
+        token += 4 * WIDE * c.num_v_heads
+        return token + delta_rule_saved_bytes(self.state_shape, c.num_k_heads, length, state_only, precision)
+
+
+def delta_rule_saved_bytes(
+    state_shape: tuple[int, int, int], key_heads: int, length: int, state_only: bool, precision: Precision
+) -> int:
+    """What autograd keeps of the recurrence and its gated norm, a token."""
+    heads, K, V = state_shape
+    if precision.kernels:
+        token = heads * (precision.narrow * FLA_CHUNK + WIDE) + 2 * WIDE * key_heads
+    else:
+        size = Cut.of(length, chunk_size(K), 1).size
+        token = WIDE * heads * (3 * K + V + 2 + 4 * size + K * V // size)
+    if not state_only:  # norm and gate, and their product, which the projection reads
+        token += (4 * WIDE + precision.narrow) * heads * V + WIDE * heads
+    return token

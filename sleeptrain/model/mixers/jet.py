@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sleeptrain.config.schema import ModelConfig
+from sleeptrain.config.schema import JetConfig, ModelConfig
 from sleeptrain.model.decay import KeepsDecayWide, decay_and_write
 from sleeptrain.model.layout import Layout
+from sleeptrain.model.mixers.gated_deltanet import delta_rule_saved_bytes
+from sleeptrain.model.mixers.spec import WIDE, Draw, MixerFlops, MixerSpec, Precision, uneven
 from sleeptrain.model.norm import GatedRMSNorm
+from sleeptrain.model.shards import Sharding
 from sleeptrain.model.state import Boundary, LayerState, Recurrent
 from sleeptrain.ops import dynamic_causal_conv, gated_delta_rule
 
@@ -66,3 +73,78 @@ class Jet(KeepsDecayWide, nn.Module):
             return None, left
         z = self.in_proj_z(x_BTD).unflatten(-1, (c.num_heads, c.head_v_dim))
         return self.out_proj(self.norm(o, z).flatten(2)), left
+
+
+class JetSpec(MixerSpec):
+    module = Jet
+    settings_class = JetConfig
+    not_maps = ("in_proj_a.weight", "in_proj_b.weight")
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        c = self.settings
+        return (c.num_heads, c.head_k_dim, c.head_v_dim)
+
+    @property
+    def conv_pieces(self) -> tuple[int, ...]:
+        return (self.settings.num_heads * self.settings.head_v_dim,)
+
+    @property
+    def conv_size(self) -> int:
+        return self.settings.conv_size
+
+    def initial_weight(self, name: str, draw: Draw) -> torch.Tensor | None:
+        """The dynamic convolution begins as the static one of its bias."""
+        if name in ("A_log", "dt_bias"):
+            return draw.decay()
+        if name == "kernel_out.weight":
+            return torch.zeros(draw.shape)
+        if name == "kernel_out.bias":
+            return draw.uniform(1 / math.sqrt(self.settings.conv_size))
+        return super().initial_weight(name, draw)
+
+    def sharding(self) -> dict[str, Sharding]:
+        c, (values,) = self.settings, self.conv_pieces
+        heads, keys = Sharding(0, (c.num_heads,)), Sharding(0, (c.num_heads * c.head_k_dim,))
+        taps = Sharding(0, (values,) * c.conv_size)
+        return {
+            "q_proj.weight": keys,
+            "k_proj.weight": keys,
+            "v_proj.weight": Sharding(0, (values,)),
+            "kernel_in.weight": Sharding(0, (c.kernel_dim,), gathered=True),
+            "kernel_out.weight": taps,
+            "kernel_out.bias": taps,
+            "in_proj_b.weight": heads,
+            "in_proj_a.weight": heads,
+            "A_log": heads,
+            "dt_bias": heads,
+            "in_proj_z.weight": Sharding(0, (values,)),
+            "norm.weight": Sharding(partial_gradient=True),
+            "out_proj.weight": Sharding(1, (values,)),
+        }
+
+    def cut(self, size: int) -> JetConfig:
+        return replace(self.settings, num_heads=self.settings.num_heads // size)
+
+    def obstacles(self, size: int) -> Iterator[str]:
+        c = self.settings
+        yield from uneven("jet", {"num_heads": c.num_heads, "kernel_dim": c.kernel_dim}, size)
+
+    @property
+    def partial_gradients(self) -> int:
+        return self.settings.head_v_dim
+
+    def flops(self) -> MixerFlops:
+        """The delta rule as in `GatedDeltaNetSpec.flops`, and the kernels of the convolution."""
+        c, d, (values,), S = self.settings, self.model.dim, self.conv_pieces, math.prod(self.state_shape)
+        kernels = 2 * c.kernel_dim * (d + c.conv_size * values)
+        to_state = 2 * d * (2 * c.num_heads * c.head_k_dim + values + 2 * c.num_heads) + kernels + 4 * S
+        return MixerFlops(to_state, 2 * S + 4 * d * values)
+
+    def saved_bytes(self, length: int, state_only: bool, precision: Precision) -> int:
+        c, (values,), narrow = self.settings, self.conv_pieces, precision.narrow
+        # Before and after SiLU: queries and keys, what kernels are made of, values, which are wide before; kernels.
+        token = precision.inputs(self.model.dim, 6 if state_only else 7)
+        token += narrow * (4 * c.num_heads * c.head_k_dim + 2 * c.kernel_dim)
+        token += 2 * WIDE * values + narrow * (1 + c.conv_size) * values + 4 * WIDE * c.num_heads
+        return token + delta_rule_saved_bytes(self.state_shape, c.num_heads, length, state_only, precision)

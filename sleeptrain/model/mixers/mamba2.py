@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sleeptrain.config.schema import ModelConfig
+from sleeptrain.config.schema import Mamba2Config, ModelConfig
 from sleeptrain.model.decay import KeepsDecayWide
 from sleeptrain.model.layout import Layout
+from sleeptrain.model.mixers.spec import (
+    WIDE,
+    Draw,
+    MixerFlops,
+    MixerSpec,
+    Precision,
+    Rows,
+    consecutive_rows,
+    shareable,
+    uneven,
+)
 from sleeptrain.model.norm import GatedRMSNorm
+from sleeptrain.model.shards import Sharding
 from sleeptrain.model.state import Boundary, LayerState, Recurrent
 from sleeptrain.ops import causal_conv, ssd
+from sleeptrain.ops.chunks import Cut
+from sleeptrain.ops.ssd import CHUNK
 
 
 class Mamba2(KeepsDecayWide, nn.Module):
@@ -76,3 +94,94 @@ class Mamba2(KeepsDecayWide, nn.Module):
         x, B, C = mixed_BTC.split([self.inner_dim, self.group_dim, self.group_dim], dim=-1)
         by_group = (c.num_groups, c.state_dim)
         return x.unflatten(-1, (c.num_heads, c.head_dim)), B.unflatten(-1, by_group), C.unflatten(-1, by_group)
+
+
+class Mamba2Spec(MixerSpec):
+    module = Mamba2
+    settings_class = Mamba2Config
+    not_matrices = ("conv_weight",)
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        c = self.settings
+        return (c.num_heads, c.state_dim, c.head_dim)
+
+    @property
+    def conv_pieces(self) -> tuple[int, ...]:
+        """[x | B | C]."""
+        c = self.settings
+        groups = c.num_groups * c.state_dim
+        return (c.num_heads * c.head_dim, groups, groups)
+
+    @property
+    def conv_size(self) -> int:
+        return self.settings.conv_size
+
+    @property
+    def _in_pieces(self) -> tuple[int, ...]:
+        """[z | x | B | C | dt]."""
+        return (self.conv_pieces[0], *self.conv_pieces, self.settings.num_heads)
+
+    def initial_weight(self, name: str, draw: Draw) -> torch.Tensor | None:
+        if name in ("A_log", "dt_bias"):
+            return draw.decay()
+        if name == "conv_weight":
+            return draw.uniform(1 / math.sqrt(draw.shape[-1]))
+        return None if name in ("D", "conv_bias") else super().initial_weight(name, draw)
+
+    def fused_rows(self) -> Mapping[str, tuple[Rows, ...]]:
+        return {"in_proj.weight": consecutive_rows(*self._in_pieces)}
+
+    def sharding(self) -> dict[str, Sharding]:
+        inner, channels = self.conv_pieces[:1], Sharding(0, self.conv_pieces)
+        heads = Sharding(0, (self.settings.num_heads,))
+        return {
+            "in_proj.weight": Sharding(0, self._in_pieces),
+            "conv_weight": channels,
+            "conv_bias": channels,
+            "A_log": heads,
+            "dt_bias": heads,
+            "D": heads,
+            "norm.weight": Sharding(0, inner),
+            "out_proj.weight": Sharding(1, inner),
+        }
+
+    def cut(self, size: int) -> Mamba2Config:
+        c = self.settings
+        return replace(c, num_heads=c.num_heads // size, num_groups=max(c.num_groups // size, 1))
+
+    def obstacles(self, size: int) -> Iterator[str]:
+        """Groups may be fewer than ranks: each then serves several of them."""
+        c = self.settings
+        yield from uneven("mamba2", {"num_heads": c.num_heads}, size)
+        if not shareable(c.num_groups, c.state_dim, size):
+            yield f"model.mamba2.num_groups ({c.num_groups}) of state_dim {c.state_dim}"
+
+    def exchanged(self, size: int) -> int:
+        """B and C of all groups, where these are fewer than ranks."""
+        return sum(self.conv_pieces[1:]) if self.settings.num_groups % size else 0
+
+    @property
+    def summed_squares(self) -> int:
+        return 1
+
+    def flops(self) -> MixerFlops:
+        """Per token and head SSD costs 4 K V."""
+        d, inner, S = self.model.dim, self.conv_pieces[0], math.prod(self.state_shape)
+        return MixerFlops(2 * d * sum(self._in_pieces) + 2 * S, 2 * S + 2 * d * inner)
+
+    def saved_bytes(self, length: int, state_only: bool, precision: Precision) -> int:
+        c, narrow = self.settings, precision.narrow
+        inner, groups, _ = self.conv_pieces
+        conv = sum(self.conv_pieces)
+        token = precision.inputs(self.model.dim, 1) + (2 * WIDE + narrow) * conv + 2 * WIDE * c.num_heads
+        if precision.kernels:  # B and C repeated for each head, x times dt
+            token += narrow * (2 * c.num_heads * c.state_dim + inner) + WIDE * (inner + c.num_heads)
+        else:
+            size = Cut.of(length, CHUNK, 1).size
+            matrices = c.num_heads * (2 * size + c.state_dim * c.head_dim // size)
+            token += WIDE * (2 * groups + 2 * inner + matrices)
+        if not state_only:
+            gate = inner + conv + c.num_heads if narrow == WIDE else inner  # one tensor with the other projections
+            token += WIDE * (gate + 3 * inner + 1) + narrow * inner
+        return token

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from sleeptrain.model.layout import Layout
-from sleeptrain.model.mixers.attention import Attention
+from sleeptrain.model.mixers.attention import Attention, AttentionSpec
 from sleeptrain.model.state import Boundary, LayerState, Retained, WindowKV
 
 
@@ -30,3 +30,14 @@ class SlidingAttention(Attention):
         """What sliding eviction keeps of the full windows of these rows: as many tokens as the next window sees."""
         window, reach = super().retained(full, rows_R), self.config.sliding_window
         return Retained(window.k_BLGD[:, -reach:], window.v_BLGD[:, -reach:], window.documents_BL[:, -reach:])
+
+
+class SlidingAttentionSpec(AttentionSpec):
+    module = SlidingAttention
+
+    def reach(self, tokens: int) -> int:
+        return min(tokens, self.settings.sliding_window)
+
+    def saved_mask_bytes(self, length: int) -> int:
+        """A bool for each pair of tokens, where the reach is shorter than the window."""
+        return length**2 if self.settings.sliding_window < length else 0

@@ -8,6 +8,7 @@ from functools import cache
 from sleeptrain.config.schema import Config
 from sleeptrain.config.task_rows import targets_share
 from sleeptrain.config.validate import values_in_force
+from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.parallel.pipeline.stages import Stages
 from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.sleep.flops import layer_flops
@@ -60,9 +61,7 @@ def balanced_bounds(costs: Sequence[float], num_stages: int) -> tuple[int, ...]:
 
 
 def _one_pass(config: Config, layer: int) -> float:
-    cost, reach = layer_flops(config.model, layer), config.sleep.window
-    if config.model.layers[layer] == "sliding_attention":
-        reach = min(reach, config.model.attention.sliding_window)
+    cost, reach = layer_flops(config.model, layer), block_spec(config.model, layer).reach(config.sleep.window)
     return cost.state + cost.features + cost.pair * (reach - reach**2 / (2 * config.sleep.window))
 
 

@@ -5,7 +5,7 @@ S belongs to heads, so each rank keeps its own and nothing of it is ever communi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -18,10 +18,9 @@ from sleeptrain.config.schema import ModelConfig
 from sleeptrain.distributed.mesh import Axis
 from sleeptrain.model.block import Block
 from sleeptrain.model.hybrid import Hybrid, at_least_fp32, initial_weight
-from sleeptrain.model.mixers.attention import Attention
-from sleeptrain.model.mixers.jet import Jet
 from sleeptrain.model.mixers.mamba2 import Mamba2
-from sleeptrain.model.norm import RMSNorm
+from sleeptrain.model.norm import GatedRMSNorm, RMSNorm
+from sleeptrain.model.shards import Sharding, padded_size
 from sleeptrain.model.state import FastWeights
 from sleeptrain.parallel.tensor.regions import (
     ColumnLinear,
@@ -36,7 +35,7 @@ from sleeptrain.parallel.tensor.regions import (
     sum_gradient,
     whole_tokens,
 )
-from sleeptrain.parallel.tensor.sharding import ModelSharding, local_config, padded_size
+from sleeptrain.parallel.tensor.sharding import ModelSharding, local_config
 
 
 class TensorParallelHybrid(Hybrid):
@@ -59,9 +58,14 @@ class TensorParallelHybrid(Hybrid):
                 config=megatron_config(axis),
                 tp_group=axis.group,
             )
-        for block in self.blocks.values():
-            _spread_mixer(cast(Block, block), config, self.config, axis)
-            _spread_block(cast(Block, block), self.config, axis, sequence)
+        for layer in self.layers:
+            block = cast(Block, self.blocks[layer])
+            if isinstance(block.mixer, Mamba2) and config.mamba2.num_groups % axis.size:
+                block.mixer = SharedGroupMamba2(self.config, config.mamba2.num_groups, axis)
+            block.mixer_norm = EnteringNorm(config, axis, sequence)
+            if block.has_mlp:
+                block.mlp_norm = EnteringNorm(config, axis, sequence)
+            _spread_block(block, self.sharding.of_block(layer), axis, sequence)
         if self.norm is not None:
             self.norm = EnteringNorm(config, axis)
         self._mark_parameters()
@@ -132,33 +136,30 @@ class TensorParallelHybrid(Hybrid):
                 parameter.copy_(self.sharding.take(name, weight, self._axis.rank))
 
 
-def _spread_mixer(block: Block, whole: ModelConfig, own: ModelConfig, axis: Axis) -> None:
-    """Where key-value heads or groups are fewer than ranks, and where a norm spans all heads, ranks must exchange."""
-    mixer = block.mixer
-    if isinstance(mixer, Mamba2):
-        if whole.mamba2.num_groups % axis.size:
-            mixer = block.mixer = SharedGroupMamba2(own, whole.mamba2.num_groups, axis)
-        mixer.norm = SplitGatedRMSNorm(mixer.inner_dim, own.norm_eps, axis)
-    elif isinstance(mixer, Jet):
-        mixer.kernel_in = GatheredLinear(whole.dim, whole.jet.kernel_dim, axis)
-    elif isinstance(mixer, Attention) and whole.attention.num_kv_heads % axis.size:
-        c = whole.attention
-        mixer.k_proj = SharedHeadLinear(whole.dim, c.num_kv_heads, c.head_dim, axis, c.qkv_bias)
-        mixer.v_proj = SharedHeadLinear(whole.dim, c.num_kv_heads, c.head_dim, axis, c.qkv_bias)
+def _spread_block(block: Block, rules: Mapping[str, Sharding], axis: Axis, sequence: bool) -> None:
+    """The linear layers and norms of a block as one rank computes them. rules: by the names of the block's parameters.
+
+    sequence: outside the regions a rank holds its part of the tokens.
+    """
+    for name, part in list(block.named_modules()):
+        rule = rules.get(f"{name}.weight")
+        spread = None
+        if isinstance(part, nn.Linear) and rule is not None:
+            spread = _spread_linear(part, rule, axis, sequence)
+        elif isinstance(part, GatedRMSNorm) and rule is not None and rule.dim is not None:
+            assert part.gate_first, "the squares of a norm are summed over ranks where its gate acts first"
+            spread = SplitGatedRMSNorm(rule.pieces[0] // axis.size, part.eps, axis)
+        if spread is not None:
+            block.set_submodule(name, spread)
 
 
-def _spread_block(block: Block, own: ModelConfig, axis: Axis, sequence: bool) -> None:
-    """The norms that open a region, and the linears inside: those that end it sum over the ranks."""
-    block.mixer_norm = EnteringNorm(own, axis, sequence)
-    if block.has_mlp:
-        block.mlp_norm = EnteringNorm(own, axis, sequence)
-    for part in (block.mixer, *([block.mlp] if block.has_mlp else [])):
-        for name, linear in list(part.named_children()):
-            if not isinstance(linear, nn.Linear):
-                continue
-            if name in ("o_proj", "out_proj", "down_proj"):
-                setattr(part, name, RowLinear(linear.in_features, linear.out_features, axis, sequence))
-            else:
-                setattr(
-                    part, name, ColumnLinear(linear.in_features, linear.out_features, axis, linear.bias is not None)
-                )
+def _spread_linear(linear: nn.Linear, rule: Sharding, axis: Axis, sequence: bool) -> nn.Module:
+    """linear: in the sizes of one rank."""
+    bias = linear.bias is not None
+    if rule.dim == 1:  # it ends the region
+        return RowLinear(linear.in_features, linear.out_features, axis, sequence)
+    if rule.gathered:
+        return GatheredLinear(linear.in_features, rule.pieces[0], axis)
+    if rule.heads is not None and rule.heads[0] % axis.size:
+        return SharedHeadLinear(linear.in_features, *rule.heads, axis, bias)
+    return ColumnLinear(linear.in_features, linear.out_features, axis, bias)

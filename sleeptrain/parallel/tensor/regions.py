@@ -28,7 +28,7 @@ from sleeptrain.config.schema import ModelConfig
 from sleeptrain.distributed.mesh import Axis
 from sleeptrain.model.mixers.mamba2 import Mamba2
 from sleeptrain.model.norm import GatedRMSNorm, RMSNorm
-from sleeptrain.parallel.tensor.sharding import own_heads
+from sleeptrain.model.shards import own_heads
 
 
 def megatron_config(axis: Axis, sequence: bool = False) -> ModelParallelConfig:

@@ -7,68 +7,16 @@ over all ranks counts each element once, and shards join without knowing who com
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 
-from sleeptrain.config.mixers import of_mixer
+from sleeptrain.config.mixers import with_mixer_settings
 from sleeptrain.config.schema import ModelConfig
+from sleeptrain.model.mixers.registry import block_spec, mixer_spec, mixer_specs
+from sleeptrain.model.shards import Sharding, own_heads, padded_size
 from sleeptrain.model.state import FastWeights, LayerState, Recurrent, Retained
-
-
-@dataclass(frozen=True)
-class Sharding:
-    """How one parameter lies on the ranks.
-
-    dim: the dimension that is cut; None: every rank holds all. pieces: the sizes along it of what is fused there, each
-    of which is cut in equal consecutive parts: a rank's shard is its part of the first piece, of the second, and so on.
-    padded: zeros behind the last row make the one piece divisible. partial_gradient: every rank holds all but uses it
-    for its own heads only, so that the gradient is the sum over the ranks.
-    """
-
-    dim: int | None = None
-    pieces: tuple[int, ...] = ()
-    padded: bool = False
-    partial_gradient: bool = False
-
-    def take(self, whole: torch.Tensor, rank: int, size: int) -> torch.Tensor:
-        """The shard of `rank` of `size`, a view where it can be. Raises ValueError for a whole of another shape."""
-        if self.dim is None:
-            return whole
-        if whole.shape[self.dim] != sum(self.pieces):
-            raise ValueError(f"{list(whole.shape)} is not {sum(self.pieces)} long in dimension {self.dim}")
-        if self.padded and (missing := -self.pieces[0] % size):
-            whole = F.pad(whole, (0, 0) * (whole.dim() - 1 - self.dim) + (0, missing))
-        parts = [piece.chunk(size, self.dim)[rank] for piece in whole.split(self._pieces(size), self.dim)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, self.dim)
-
-    def join(self, shards: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The whole, from the shards of all ranks in order. Raises ValueError where replicas differ or shapes do."""
-        if self.dim is None:
-            if not all(torch.equal(shards[0], other) for other in shards[1:]):
-                raise ValueError("the ranks hold different values of what should be the same on all")
-            return shards[0]
-        sizes = [piece // len(shards) for piece in self._pieces(len(shards))]
-        if any(shard.shape[self.dim] != sum(sizes) for shard in shards):
-            lengths = [shard.shape[self.dim] for shard in shards]
-            raise ValueError(f"shards are {lengths} long in dimension {self.dim}, expected {sum(sizes)} each")
-        by_rank = [shard.split(sizes, self.dim) for shard in shards]
-        whole = torch.cat([part for piece in zip(*by_rank, strict=True) for part in piece], self.dim)
-        return whole.narrow(self.dim, 0, sum(self.pieces))
-
-    def whole_shape(self, shard_shape: Sequence[int]) -> tuple[int, ...]:
-        whole = list(shard_shape)
-        if self.dim is not None:
-            whole[self.dim] = sum(self.pieces)
-        return tuple(whole)
-
-    def _pieces(self, size: int) -> list[int]:
-        pieces = [padded_size(piece, size) for piece in self.pieces] if self.padded else list(self.pieces)
-        if any(piece % size for piece in pieces):
-            raise ValueError(f"pieces of {pieces} cannot be cut evenly over {size} ranks")
-        return pieces
 
 
 class ModelSharding:
@@ -76,18 +24,23 @@ class ModelSharding:
 
     def __init__(self, config: ModelConfig, size: int):
         self.config, self.size = config, size
-        self._conv = {kind: pieces for kind, pieces in conv_pieces(config).items() if kind in config.layers}
         vocabulary = Sharding(0, (config.vocab_size,), padded=True)
         self._by_name = {"embedding.weight": vocabulary, "norm.weight": Sharding()}
         if not config.tie_embeddings:
             self._by_name["head.weight"] = vocabulary
-        for index, kind in enumerate(config.layers):
-            mixer = of_mixer(MIXER_RULES, kind, "the sharding")(config)
-            rules = _block_rules(config, index) | {f"mixer.{name}": rule for name, rule in mixer.items()}
+        for index in range(len(config.layers)):
+            rules = _block_rules(config, index) | {
+                f"mixer.{name}": rule for name, rule in block_spec(config, index).sharding().items()
+            }
             self._by_name |= {f"blocks.{index}.{name}": rule for name, rule in rules.items()}
 
     def __getitem__(self, name: str) -> Sharding:
         return self._by_name[name]
+
+    def of_block(self, layer: int) -> dict[str, Sharding]:
+        """The rules of a block's parameters, by their names in the block."""
+        start = f"blocks.{layer}."
+        return {name.removeprefix(start): rule for name, rule in self._by_name.items() if name.startswith(start)}
 
     def names(self) -> list[str]:
         return list(self._by_name)
@@ -138,49 +91,16 @@ class ModelSharding:
         return Retained(k, v, retained[0].documents_BL)
 
     def _channels(self, kind: str) -> Sharding:
-        return Sharding(2, self._conv[kind])
+        return Sharding(2, mixer_spec(self.config, kind).conv_pieces)
 
 
 def local_config(config: ModelConfig, size: int) -> ModelConfig:
     """The model that one of `size` ranks computes: its heads, groups, feed-forward columns, part of the vocabulary."""
-    attention, gdn, mamba = config.attention, config.gated_deltanet, config.mamba2
-    return replace(
-        config,
-        vocab_size=padded_size(config.vocab_size, size) // size,
-        ffn_dim=config.ffn_dim // size,
-        attention=replace(
-            attention,
-            num_heads=attention.num_heads // size,
-            num_kv_heads=max(attention.num_kv_heads // size, 1),
-        ),
-        gated_deltanet=replace(gdn, num_k_heads=gdn.num_k_heads // size, num_v_heads=gdn.num_v_heads // size),
-        jet=replace(config.jet, num_heads=config.jet.num_heads // size),
-        mamba2=replace(mamba, num_heads=mamba.num_heads // size, num_groups=max(mamba.num_groups // size, 1)),
-    )
-
-
-def padded_size(size: int, parts: int) -> int:
-    """The smallest multiple of `parts` that is not less than `size`."""
-    return -(-size // parts) * parts
-
-
-def own_heads(num_heads: int, rank: int, size: int) -> range:
-    """The heads (or groups) that a rank computes with; where there are fewer than ranks, neighbours share one."""
-    if num_heads % size == 0:
-        return range(rank * num_heads // size, (rank + 1) * num_heads // size)
-    head = rank * num_heads // size
-    return range(head, head + 1)
-
-
-def conv_pieces(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
-    """The channels of each recurrent mixer's convolution: [q | k | v], [v], [x | B | C]."""
-    gdn, mamba = config.gated_deltanet, config.mamba2
-    keys, groups = gdn.num_k_heads * gdn.head_k_dim, mamba.num_groups * mamba.state_dim
-    return {
-        "gated_deltanet": (keys, keys, gdn.num_v_heads * gdn.head_v_dim),
-        "jet": (config.jet.num_heads * config.jet.head_v_dim,),
-        "mamba2": (mamba.num_heads * mamba.head_dim, groups, groups),
-    }
+    vocab_size = padded_size(config.vocab_size, size) // size
+    own = replace(config, vocab_size=vocab_size, ffn_dim=config.ffn_dim // size)
+    for spec in mixer_specs(config):
+        own = with_mixer_settings(own, spec.kind, spec.cut(size))
+    return own
 
 
 def _block_rules(config: ModelConfig, layer: int) -> dict[str, Sharding]:
@@ -193,82 +113,3 @@ def _block_rules(config: ModelConfig, layer: int) -> dict[str, Sharding]:
         "mlp.up_proj.weight": columns,
         "mlp.down_proj.weight": rows,
     }
-
-
-def _attention(config: ModelConfig) -> dict[str, Sharding]:
-    c = config.attention
-    query, keys = c.num_heads * c.head_dim, Sharding(0, (c.num_kv_heads * c.head_dim,))
-    rules = {
-        # Head by head [query | gate]: equal consecutive parts are whole heads with their gates.
-        "q_proj.weight": Sharding(0, (query * (2 if c.gate else 1),)),
-        "k_proj.weight": keys,
-        "v_proj.weight": keys,
-        "o_proj.weight": Sharding(1, (query,)),
-    }
-    if c.qkv_bias:
-        rules |= {f"{name}.bias": rules[f"{name}.weight"] for name in ("q_proj", "k_proj", "v_proj")}
-    if c.qk_norm == "all":  # not cut over ranks, which `tensor_obstacles` refuses
-        return rules | {"q_norm.weight": Sharding(), "k_norm.weight": Sharding()}
-    norms = ("q_norm.weight", "k_norm.weight") if c.qk_norm == "head" else ()
-    return rules | {name: Sharding(partial_gradient=True) for name in norms}
-
-
-def _gated_deltanet(config: ModelConfig) -> dict[str, Sharding]:
-    qkv = conv_pieces(config)["gated_deltanet"]
-    values, heads = qkv[-1], Sharding(0, (config.gated_deltanet.num_v_heads,))
-    return {
-        "in_proj_qkv.weight": Sharding(0, qkv),
-        "in_proj_z.weight": Sharding(0, (values,)),
-        "in_proj_b.weight": heads,
-        "in_proj_a.weight": heads,
-        "conv_weight": Sharding(0, qkv),
-        "A_log": heads,
-        "dt_bias": heads,
-        "norm.weight": Sharding(partial_gradient=True),
-        "out_proj.weight": Sharding(1, (values,)),
-    }
-
-
-def _jet(config: ModelConfig) -> dict[str, Sharding]:
-    c = config.jet
-    (values,), heads = conv_pieces(config)["jet"], Sharding(0, (c.num_heads,))
-    keys, taps = Sharding(0, (c.num_heads * c.head_k_dim,)), Sharding(0, (values,) * c.conv_size)
-    return {
-        "q_proj.weight": keys,
-        "k_proj.weight": keys,
-        "v_proj.weight": Sharding(0, (values,)),
-        "kernel_in.weight": Sharding(0, (c.kernel_dim,)),
-        "kernel_out.weight": taps,
-        "kernel_out.bias": taps,
-        "in_proj_b.weight": heads,
-        "in_proj_a.weight": heads,
-        "A_log": heads,
-        "dt_bias": heads,
-        "in_proj_z.weight": Sharding(0, (values,)),
-        "norm.weight": Sharding(partial_gradient=True),
-        "out_proj.weight": Sharding(1, (values,)),
-    }
-
-
-def _mamba2(config: ModelConfig) -> dict[str, Sharding]:
-    channels, num_heads = conv_pieces(config)["mamba2"], config.mamba2.num_heads
-    inner, heads = channels[0], Sharding(0, (num_heads,))
-    return {
-        "in_proj.weight": Sharding(0, (inner, *channels, num_heads)),
-        "conv_weight": Sharding(0, channels),
-        "conv_bias": Sharding(0, channels),
-        "A_log": heads,
-        "dt_bias": heads,
-        "D": heads,
-        "norm.weight": Sharding(0, (inner,)),
-        "out_proj.weight": Sharding(1, (inner,)),
-    }
-
-
-MIXER_RULES = {
-    "attention": _attention,
-    "sliding_attention": _attention,
-    "gated_deltanet": _gated_deltanet,
-    "jet": _jet,
-    "mamba2": _mamba2,
-}
