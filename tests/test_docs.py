@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
-from omegaconf import MISSING, OmegaConf
 
 from sleeptrain.cli import COMMANDS, OTHER_COMMANDS, _own_flags
 from sleeptrain.commands.convert import parser as convert_parser
@@ -18,26 +16,20 @@ from sleeptrain.commands.evaluate import parser as evaluate_parser
 from sleeptrain.commands.generate import parser as generate_parser
 from sleeptrain.commands.report import parser as report_parser
 from sleeptrain.config.compose import compose, validate_sweep
-from sleeptrain.config.ranges import CHOICES, settings
-from sleeptrain.config.schema import Config, FrozenStage, MixtureStage, Rate, ShardSource, Stage
+from sleeptrain.config.reference import with_tables
+from sleeptrain.config.schema import Config
+from sleeptrain.config.setting import declared_settings
 from sleeptrain.doctor.checks import CHECKS
 from sleeptrain.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
 FLAGS_WITH_VALUE = ("--cfg",)
-# Lists of dataclasses: the settings of an item stand under the list's name and [].
-ITEMS = {
-    "sleep.curriculum[].": Stage(),
-    "optim.curriculum[].": FrozenStage(),
-    "optim.rates[].": Rate(),
-    "data.shards.sources[].": ShardSource(),
-    "data.shards.curriculum[].": MixtureStage(),
-}
+# Settings that are lists of dataclasses.
+LISTS = {"sleep.curriculum", "optim.curriculum", "optim.rates", "data.shards.sources", "data.shards.curriculum"}
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
-SETTING_ROW = re.compile(r"^\| `([a-z0-9_]+(?:\.[a-z0-9_\[\]]+)+)` \| (.*?) \| (.*?) \| .* \|$", re.MULTILINE)
 
 
 def names(documents: list[Path]) -> list[str]:
@@ -74,25 +66,6 @@ def job(words: list[str]) -> tuple[list[str], bool]:
 def all_commands(program: str) -> list[tuple[str, list[str]]]:
     found = [(path.name, words) for path in DOCUMENTS for words in commands(path.read_text())]
     return [(name, words[1:]) for name, words in found if Path(words[0]).name == program]
-
-
-def documented_settings() -> dict[str, tuple[str, str]]:
-    """(default, allowed) as written, of every setting in the tables of docs/configuration.md."""
-    rows = SETTING_ROW.findall((ROOT / "docs/configuration.md").read_text())
-    assert len({name for name, _, _ in rows}) == len(rows), "a setting stands in two rows"
-    return {name: (default, allowed) for name, default, allowed in rows}
-
-
-def schema_settings() -> dict[str, Any]:
-    items = {prefix + name: value for prefix, item in ITEMS.items() for name, value in settings(item)}
-    return dict(settings(Config())) | items
-
-
-def value_of(default: str) -> Any:
-    if default == "required":
-        return MISSING
-    assert default.startswith("`") and default.endswith("`"), default
-    return OmegaConf.to_object(OmegaConf.create(f"value: {default.strip('`')}"))["value"]  # type: ignore[index, call-overload]
 
 
 @pytest.mark.parametrize("name", names(DOCUMENTS))
@@ -182,18 +155,21 @@ def test_every_make_target_exists() -> None:
     assert found <= targets
 
 
-def test_every_setting_is_documented() -> None:
-    documented, schema = set(documented_settings()), set(schema_settings())
-    assert documented - schema == set(), "documented, but not in the schema"
-    assert schema - documented == set(), "in the schema, but not documented"
+def test_the_settings_are_those_declared() -> None:
+    """`python tools/settings_reference.py` writes the tables anew."""
+    page = (ROOT / "docs/configuration.md").read_text()
+    assert page == with_tables(page)
+    documented = re.findall(r"^\| `([^`]+)`", page, re.MULTILINE)
+    sections = {name for name, _, _ in declared_settings(Config)}
+    assert sections <= set(documented)
+    lists = {name for name in documented if "[]" in name}
+    assert {name.partition("[]")[0] for name in lists} == LISTS
 
 
-@pytest.mark.parametrize("name", schema_settings())
-def test_a_documented_default_is_the_true_one(name: str) -> None:
-    written, true = value_of(documented_settings()[name][0]), schema_settings()[name]
-    assert (written, type(written)) == (true, type(true))
-
-
-@pytest.mark.parametrize("name", CHOICES)
-def test_the_documented_choices_are_those_allowed(name: str) -> None:
-    assert tuple(re.findall(r"`([^`]+)`", documented_settings()[name][1])) == CHOICES[name]
+def test_another_default_is_another_page() -> None:
+    page = "<!-- settings: sleep.curriculum[] -->\n| old |\n\nprose\n"
+    written = with_tables(page)
+    assert "| `sleep.curriculum[].passes` | `null` | >= 1 | N; null keeps the value before |\n" in written
+    assert "| old |" not in written and written.endswith("\n\nprose\n")
+    with pytest.raises(KeyError, match="no section 'slep'"):
+        with_tables("<!-- settings: slep -->\n")

@@ -10,7 +10,7 @@ from omegaconf import MISSING
 
 from sleeptrain.config.duration import parse_duration
 from sleeptrain.config.mixers import check_mixer, is_recurrent, mixer_names, mixer_settings, recurrent_names
-from sleeptrain.config.ranges import RAMPS, check_ranges, settings
+from sleeptrain.config.ranges import check_ranges, check_section, settings
 from sleeptrain.config.schema import (
     Config,
     ModelConfig,
@@ -20,7 +20,6 @@ from sleeptrain.config.schema import (
     TrainConfig,
 )
 from sleeptrain.config.shard_rules import check_mixture, check_sources
-from sleeptrain.config.suggest import suggest
 from sleeptrain.config.task_rows import check_task
 from sleeptrain.errors import ConfigError
 
@@ -85,7 +84,7 @@ def _check_model(model: ModelConfig) -> None:
         raise ConfigError(f"model.layers must list at least one mixer; allowed: {', '.join(mixer_names())}")
     for index, mixer in enumerate(model.layers):
         check_mixer(mixer, f"model.layers[{index}]")
-        mixer_settings(model, mixer)
+        check_section(mixer_settings(model, mixer), f"model.mixers.{mixer}.")
     if unused := [name for name in model.mixers if name not in model.layers]:
         raise ConfigError(f"model.mixers.{unused[0]}: no block of model.layers has a mixer of this name")
     if odd := [block for block in model.mixer_only if not 0 <= block < len(model.layers)]:
@@ -156,13 +155,9 @@ def _check_curriculum(sleep: SleepConfig) -> None:
         values = {"passes": stage.passes, "window": stage.window, "batch": stage.batch}
         if all(value is None for value in values.values()):
             raise ConfigError(f"{name} changes nothing: give it passes, window or batch, or leave it out")
-        if stage.ramp not in RAMPS:
-            raise ConfigError(f"{name}.ramp: unknown value '{stage.ramp}'; {suggest(stage.ramp, RAMPS)}")
+        check_section(stage, f"{name}.")
         if stage.ramp != "step" and stage.passes is None:
             raise ConfigError(f"{name}.ramp={stage.ramp} leads to a number of passes: give it passes")
-        for key, value in values.items():
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}.{key} must be at least 1, not {value}")
 
 
 def values_in_force(config: Config, key: str, base: int, base_name: str) -> list[tuple[str, int]]:

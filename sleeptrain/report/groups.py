@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from itertools import count
 from typing import Any
 
-from sleeptrain.config.changes import FREE, without_places
+from sleeptrain.config.changes import on_resume, without_places
 from sleeptrain.config.ranges import settings
 from sleeptrain.config.schema import Config
 from sleeptrain.report.runs import ReadRun
@@ -149,7 +149,7 @@ def _groups(source: str, runs: Sequence[ReadRun]) -> tuple[list[Group], list[str
     """The groups of one task, and the settings that tell its runs apart."""
     told = differences([run.config for run in runs])
     # What a run has started from is free to change only because it has had its effect.
-    named = [name for name in told if name not in SEEDS and (name.startswith("run.") or not name.startswith(FREE))]
+    named = [name for name in told if name not in SEEDS and (name.startswith("run.") or on_resume(name) != "free")]
     difficulty = DIFFICULTY.get(source)
     if difficulty not in named:
         difficulty = None

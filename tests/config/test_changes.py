@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sleeptrain.config.changes import FIXED, FREE, check_changes, is_fixed
+from sleeptrain.config.changes import check_changes, on_resume
 from sleeptrain.config.compose import compose
-from sleeptrain.config.ranges import settings
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import ConfigError
 
@@ -55,14 +54,9 @@ def test_allowing_one_setting_allows_no_other() -> None:
     assert [line.partition(":")[0] for line in refused.value.details] == ["optim.adamw_lr"]
 
 
-def test_every_name_is_one_of_a_setting() -> None:
-    names = [name for name, _ in settings(Config())]
-    assert [name for name in FREE if not any(known.startswith(name) for known in names)] == []
-    assert [
-        name for name in FIXED if not any(n == name or (n.startswith(name) and name[-1] in "._") for n in names)
-    ] == []
-
-
-def test_what_begins_alike_is_another_setting() -> None:
-    assert is_fixed("model.norm") and is_fixed("model.jet.norm_eps") and is_fixed("data.gsm_infinite.max_ops")
-    assert not is_fixed("model.norm_eps") and not is_fixed("model.norm_between_passes")
+def test_a_setting_says_by_itself_whether_it_may_change() -> None:
+    assert (
+        on_resume("model.norm") == on_resume("model.jet.norm_eps") == on_resume("data.gsm_infinite.max_ops") == "fixed"
+    )
+    assert on_resume("model.norm_eps") == on_resume("model.norm_between_passes") == "named"
+    assert on_resume("model.layers[1]") == "fixed" and on_resume("checkpoint.keep") == "free"

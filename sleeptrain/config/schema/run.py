@@ -1,0 +1,188 @@
+"""How a run is carried out: steps, checkpoints, processes, health, logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from sleeptrain.config.setting import setting
+
+
+@dataclass
+class TrainConfig:
+    tokens: int = setting(MISSING, "wake tokens to train on", at_least=1)
+    micro_batch: int = setting(
+        0, "rows that a forward holds at once, a divisor of the batch; 0 is all", at_least=0, on_resume="free"
+    )
+    precision: str = setting("fp32", "bf16 is autocast; S, decays and the loss stay fp32", choices=("fp32", "bf16"))
+    device: str = setting("auto", "auto is a GPU where there is one", choices=("auto", "cpu", "cuda"))
+    threads: int = setting(0, "CPU threads; 0 is torch's choice", at_least=0, on_resume="free")
+    seed: int = setting(0, "weights at the start, and sampled N", at_least=0)
+    log_every: int = setting(10, "steps between training records", at_least=1, on_resume="free")
+    eval_every: int = setting(200, "steps between evaluations; 0 is only at the end", at_least=0)
+    eval_batches: int = setting(8, "held-out batches of an evaluation, at most", at_least=1)
+    max_time: str | None = setting(
+        "auto",
+        "when to [stop](training.md#stopping), from the start of the process; auto is the end of the Slurm "
+        "job, null never",
+        allowed="`3:55:00`, `1-12:00:00`, `90m`, `2.5h`, `45s`; auto; null",
+        on_resume="free",
+    )
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = setting(
+        200,
+        "steps between checkpoints; 0 is only at the start, at the end and on a signal",
+        at_least=0,
+        on_resume="free",
+    )
+    keep: int = setting(2, "how many of the newest stay", at_least=1, on_resume="free")
+    keep_every: int = setting(
+        0, "those whose step is a multiple of it stay besides; 0 is none", at_least=0, on_resume="free"
+    )
+
+
+@dataclass
+class ParallelConfig:
+    """How a run is spread over its processes; what tensor and pipeline leave over are data-parallel replicas.
+
+    ZeRO-1 is the default because it is right in every layout and costs nothing: the optimizer's state is cut over the
+    replicas, with one replica over nobody. 2 also cuts the gradients, 3 the weights.
+    """
+
+    tensor: int = setting(
+        1,
+        "parts of each layer; divides heads, `model.ffn_dim` and `model.jet.kernel_dim`. Key-value heads and "
+        "Mamba-2 groups may be fewer: ranks share them. The vocabulary is padded",
+        at_least=1,
+        on_resume="free",
+    )
+    pipeline: int = setting(1, "stages of consecutive blocks, at most one a block", at_least=1, on_resume="free")
+    zero: int = setting(
+        1,
+        "what DeepSpeed cuts over the replicas: the optimizer's state (1), gradients too (2), weights too "
+        "(3). 3 needs one stage, 0 needs one stage and one tensor rank "
+        "([parallel](parallel.md#what-is-refused))",
+        at_least=0,
+        allowed="0 to 3",
+        on_resume="free",
+    )
+    sequence: bool = setting(
+        False,
+        "between mixers each tensor rank holds its part of a window's tokens; windows must be multiples of "
+        "`parallel.tensor`",
+        on_resume="free",
+    )
+
+
+@dataclass
+class HealthConfig:
+    """When a run takes one of its processes for lost or stuck, and what it measures of itself."""
+
+    lost_after: int = setting(
+        30, "a process without a sign of life for so many seconds is lost", at_least=3, on_resume="free"
+    )
+    stall_after: int = setting(
+        600,
+        "a run in which nothing has moved for so many seconds has stalled; 0 is never",
+        at_least=0,
+        on_resume="free",
+    )
+    timeout: int = setting(
+        1800,
+        "how many seconds processes wait for each other, and saving and the first step may take",
+        at_least=1,
+        allowed="above the other two",
+        on_resume="free",
+    )
+    norms_every: int = setting(
+        100, "steps between records of the sizes of memory and features; 0 is never", at_least=0, on_resume="free"
+    )
+    compare_every: int = setting(
+        100,
+        "steps between comparisons of the replicas' weights, which are also made before each checkpoint; 0 is never",
+        at_least=0,
+        on_resume="free",
+    )
+    probe_every: int = setting(
+        100, "steps between comparisons of the processes' speed; 0 is never", at_least=0, on_resume="free"
+    )
+    slow_factor: float = setting(
+        1.5, "a process that takes more than so many times the median is named", at_least=1, on_resume="free"
+    )
+    on_nonfinite: str = setting(
+        "stop",
+        "after a step whose loss or gradient is not finite",
+        choices=("stop", "skip", "rollback"),
+        on_resume="free",
+    )
+    on_spike: str = setting(
+        "stop",
+        "after a step whose loss or gradient norm is a spike",
+        choices=("stop", "skip", "rollback"),
+        on_resume="free",
+    )
+    spike_factor: float = setting(
+        0.0, "so many robust deviations above the median are a spike; 0: nothing is", at_least=0
+    )
+    spike_window: int = setting(64, "steps that the median is of, and that a rollback goes back at least", at_least=8)
+    max_rollbacks: int = setting(
+        3, "rollbacks in a row that do not come past the step that went wrong", at_least=1, on_resume="free"
+    )
+
+
+@dataclass
+class RunConfig:
+    name: str = setting(
+        MISSING,
+        "the run folder is `<run.root>/<run.name>`; an existing one is gone on with",
+        allowed="a relative path",
+        on_resume="free",
+    )
+    root: str = setting("runs", "where run folders are", allowed="a path", on_resume="free")
+    allow_changes: list[str] = setting(
+        [],
+        "what may change when the run [goes on](training.md#changed-settings) or "
+        "[begins](checkpoints.md#starting-from-another-runs-weights) with other weights",
+        allowed="names of settings",
+        on_resume="free",
+    )
+    start_over: bool = setting(
+        False, "begin a run anew whose checkpoints are gone; its records are kept under another name", on_resume="free"
+    )
+    init_from: str = setting(
+        "",
+        "the weights that a new run begins with; empty is initial ones",
+        allowed="a run's or a checkpoint's folder",
+        on_resume="free",
+    )
+    allow_older: bool = setting(
+        False,
+        "where the newest checkpoint of the run `run.init_from` is damaged, begin with the newest whole one, "
+        "instead of refusing",
+        on_resume="free",
+    )
+    init_inserted: list[int] = setting(
+        [], "blocks that the model has between those of that checkpoint", allowed="a list of blocks", on_resume="free"
+    )
+    init_new: list[str] = setting(
+        [], "parameters that the model has and that checkpoint has not", allowed="a list of patterns", on_resume="free"
+    )
+    init_dropped: list[str] = setting(
+        [], "parameters that the checkpoint has and the model has not", allowed="a list of patterns", on_resume="free"
+    )
+
+
+@dataclass
+class WandbConfig:
+    mode: str = setting(
+        "auto",
+        "auto is online where a key is configured, else offline",
+        choices=("auto", "online", "offline", "disabled"),
+        on_resume="free",
+    )
+    project: str = setting("sleeptrain", "project", allowed="a name", on_resume="free")
+    entity: str | None = setting(None, "team or user; null is wandb's own choice", allowed="a name", on_resume="free")
