@@ -192,6 +192,7 @@ def _run_with_hydra(name: str, arguments: list[str]) -> int:
 
     from sleeptrain.config import compose
     from sleeptrain.config.explain import COMPOSITION_ERRORS, explain
+    from sleeptrain.config.reference import help_lines
     from sleeptrain.config.strings import quote_override
 
     options, arguments = _own_flags(name, arguments)
@@ -221,6 +222,8 @@ def _run_with_hydra(name: str, arguments: list[str]) -> int:
     except SystemExit as end:  # a job's code, or hydra's way to end after `--help`
         if end.code is not None and not isinstance(end.code, int):
             raise
+        if not end.code and {"-h", "--help"} & set(flags):
+            say("\n".join(help_lines()))
         return end.code or 0
     except COMPOSITION_ERRORS as error:
         raise explain(error, overrides) from error

@@ -91,7 +91,7 @@ def test_help_of_a_command_lists_groups_and_settings(capsys: pytest.CaptureFixtu
     out = capsys.readouterr().out
     (experiments,) = [line for line in out.splitlines() if line.startswith("experiment: ")]
     assert {"rule110", "stdlib"} <= set(experiments.partition(": ")[2].split(", "))
-    assert "transformer_tiny" in out and "passes: 1" in out
+    assert "transformer_tiny" in out and "sleep.passes=1\n      N, the wake pass counted (>= 1)" in out
 
 
 def test_cfg_prints_the_composed_settings(capsys: pytest.CaptureFixture[str], trained: list[Config]) -> None:
