@@ -18,6 +18,10 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 OTHER_GROUPS = ("experiment",)
 
 
+# Settings of mixers from other packages, which no schema lists.
+BROUGHT = "model.mixers."
+
+
 def explain(error: Exception, overrides: Sequence[str] = ()) -> ConfigError:
     """The ConfigError that says what `error`, raised by hydra or omegaconf while composing `overrides`, means."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
@@ -56,6 +60,8 @@ def _refused_setting(error: OmegaConfBaseException, context: str) -> ConfigError
     """`context` is hydra's line about the override or the file in which omegaconf met the setting."""
     name = str(error.full_key or error.key or "")
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
+        if name.startswith(BROUGHT):
+            return ConfigError(f"{name}: settings of a mixer from another package are added: write +{name}=...")
         section = error.object_type
         if isinstance(section, type) and section is not Config and name == error.key:
             # An item of a list (a stage of the curriculum): only its own fields can be meant.

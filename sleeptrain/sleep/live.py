@@ -163,8 +163,9 @@ def _end_windows(model: Hybrid, state: FastWeights, full_R: torch.Tensor, settin
     def ended(layer: int, own: LayerState) -> LayerState:
         if isinstance(own, WindowKV):
             return None if settings.boundary.sliding_window is None else _attention(model, layer).retained(own, full_R)
-        assert isinstance(own, Recurrent) and own.conv_BWD is not None
-        conv = own.conv_BWD.index_select(0, full_R) if settings.boundary.carry_conv else None
+        assert isinstance(own, Recurrent)
+        conv = own.conv_BWD if settings.boundary.carry_conv else None
+        conv = None if conv is None else conv.index_select(0, full_R)
         return Recurrent(own.S_BHKV.index_select(0, full_R), conv)
 
     return FastWeights(tuple(ended(i, s) for i, s in enumerate(state.layers)))
@@ -181,8 +182,10 @@ def _begin_windows(
             _attention(model, layer).put_before(own, full_R, left)
         if isinstance(own, WindowKV):
             return own
-        assert isinstance(own, Recurrent) and isinstance(left, Recurrent) and own.conv_BWD is not None
+        assert isinstance(own, Recurrent) and isinstance(left, Recurrent)
         S = own.S_BHKV.index_copy(0, full_R, left.S_BHKV)
+        if own.conv_BWD is None:
+            return Recurrent(S)
         if settings.boundary.carry_conv:
             assert left.conv_BWD is not None
             return Recurrent(S, own.conv_BWD.index_copy(0, full_R, left.conv_BWD))

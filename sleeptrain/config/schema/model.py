@@ -126,6 +126,6 @@ class ModelConfig:
     mixers: dict[str, Any] = setting(
         {},
         "settings of mixers that other packages bring, by the names of these",
-        allowed="name: its settings",
+        allowed="`+model.mixers.NAME.SETTING=`",
         on_resume="fixed",
     )
