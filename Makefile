@@ -77,6 +77,7 @@ check: install ## lint and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/hadolint --failure-threshold warning docker/Dockerfile
 
 clean: ## remove .venv and the like, caches and builds; runs/ and data/ stay

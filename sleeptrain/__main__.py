@@ -3,14 +3,14 @@
 import signal
 import sys
 
-from sleeptrain.stop import SIGNALS, StopRequest, leads, listen
+from sleeptrain.stop import SIGNALS, StopRequest, is_main, listen
 
 
 def main() -> int:
     """`sleeptrain.cli.main`, in a process that is all its own."""
     trains = sys.argv[1:2] == ["train"]
     if trains:
-        listen(StopRequest(says=leads()))
+        listen(StopRequest(says=is_main()))
     from sleeptrain import cli, terminal
 
     sys.excepthook = terminal.show_traceback

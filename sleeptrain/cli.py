@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from sleeptrain.errors import TOLD_IN_A_LINE, ConfigError, UserError, exit_code, told
+from sleeptrain.errors import TOLD_IN_A_LINE, ConfigError, UserError, exit_code, format_error
 from sleeptrain.terminal import ArgumentParser, say, show_traceback
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _reader_has_gone() -> int:
 
 
 def _fail(error: Exception) -> int:
-    say(told(error), sys.stderr)
+    say(format_error(error), sys.stderr)
     return exit_code(error)
 
 

@@ -71,7 +71,7 @@ def os_reason(error: OSError) -> str:
     return f"{error.filename}: {reason}" if error.filename is not None else reason
 
 
-def told(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     """What the user is shown of an error that needs no traceback."""
     details = error.details if isinstance(error, UserError) else ()
     lines = [f"sleeptrain: {' '.join(str(error).split())}", *(f"  {line}" for line in details)]

@@ -83,6 +83,6 @@ def listening() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def leads() -> bool:
+def is_main() -> bool:
     """Whether a launcher made this process the first of its run, or there is no launcher."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0

@@ -25,7 +25,7 @@ SHOWN = (
 )
 
 
-def check_meaning(
+def check_compatible(
     saved: ModelConfig, model: ModelConfig, inserted: Collection[int] = (), allowed: Sequence[str] = ()
 ) -> None:
     """Raises ConfigError, with the differences as its details, unless the weights of `saved` may begin `model`.

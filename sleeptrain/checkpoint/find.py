@@ -55,7 +55,7 @@ def named_checkpoint(place: Path, world: World, setting: str = "", allow_older: 
     setting: that names the place, if one does. allow_older: where the newest is damaged the newest whole one is taken,
     which the main process says. Raises DataError where there is none, and for a damaged one.
     """
-    if world.together(lambda: (place / MANIFEST).is_file())[0]:
+    if world.all_or_raise(lambda: (place / MANIFEST).is_file())[0]:
         if damage := _damage(place, world):
             raise DataError(f"checkpoint {place} is damaged: {damage}")
         return place
@@ -68,7 +68,7 @@ def named_checkpoint(place: Path, world: World, setting: str = "", allow_older: 
         raise DataError(
             f"{named}: {_listed(found.damaged)}; to take the newest whole one name it, {found.whole}, or add {older}"
         )
-    if found.damaged and world.leads:
+    if found.damaged and world.is_main:
         say(f"sleeptrain: {named}: {_listed(found.damaged)}; {found.whole.name} is taken", sys.stderr)
     return found.whole
 
@@ -79,5 +79,5 @@ def _listed(damaged: Mapping[Path, str]) -> str:
 
 
 def _damage(path: Path, world: World) -> str | None:
-    found = world.together(lambda: find_damage(path, world.rank, world.size))
+    found = world.all_or_raise(lambda: find_damage(path, world.rank, world.size))
     return next((damage for damage in found if damage is not None), None)

@@ -91,7 +91,7 @@ class Saver:
             )
 
     def _remove_superfluous(self) -> None:
-        if self._world.leads:
+        if self._world.is_main:
             remove_superfluous(self.folder, self._settings.keep, self._settings.keep_every, self._reach)
 
 

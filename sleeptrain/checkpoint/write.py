@@ -41,23 +41,23 @@ def write(
     """
 
     def complete() -> None:
-        if world.leads:
+        if world.is_main:
             before_commit()
             commit(partial, target, whole, documents)
 
     partial = target.with_name(f".{target.name}.partial")
     try:
-        token = world.together(lambda: secrets.token_hex(4), world.saving)[0]
+        token = world.all_or_raise(lambda: secrets.token_hex(4), world.saving)[0]
         partial = target.with_name(f".{target.name}.partial-{token}")
         _write_tensors(partial, tensors, world)
         own = f"shard-{world.rank + 1:05d}-*"
-        found = world.together(lambda: entries(sorted(partial.glob(own))), world.saving)
+        found = world.all_or_raise(lambda: entries(sorted(partial.glob(own))), world.saving)
         whole: Entries = {name: entry for part in found for name, entry in part.items()}
-        world.together(complete, world.saving)
+        world.all_or_raise(complete, world.saving)
     except Exception as error:
         raise CheckpointError(str(error)) from error
     finally:
-        if world.leads:
+        if world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
 
 

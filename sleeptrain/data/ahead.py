@@ -18,7 +18,7 @@ T = TypeVar("T")
 LOOK_EVERY = 0.2
 
 
-class GivenUp(Exception):
+class Cancelled(Exception):
     """A step was waited for in vain: the run has been asked to stop."""
 
 
@@ -55,7 +55,7 @@ class Ahead(Generic[T]):
             except NotYet:
                 if future.done():  # its own
                     raise
-        raise GivenUp
+        raise Cancelled
 
 
 def _begin(make: Callable[..., T], arguments: tuple[Any, ...]) -> Future[T]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from sleeptrain.data.ahead import GivenUp
+from sleeptrain.data.ahead import Cancelled
 from sleeptrain.data.batch import Batch
 from sleeptrain.data.source import Source
 from sleeptrain.errors import PeerError
@@ -35,14 +35,14 @@ class SharedReading:
             self._source.skip(rows)
             message = self._broadcast(_message(*size))
             if message[0] == GIVEN_UP:
-                raise GivenUp
+                raise Cancelled
             if message[0] == FAILED:
                 raise PeerError(f"rank {self._reader} could not read the batch of this rank; its message says why")
             return _unpack(message, *size)
         try:
             batch = self._source.batch(rows)
         except Exception as error:
-            self._broadcast(_message(*size).fill_(GIVEN_UP if isinstance(error, GivenUp) else FAILED))
+            self._broadcast(_message(*size).fill_(GIVEN_UP if isinstance(error, Cancelled) else FAILED))
             raise
         self._broadcast(_pack(batch))
         return batch

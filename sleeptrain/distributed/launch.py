@@ -130,7 +130,7 @@ def _spread(config: Config, place: Place, device: torch.device, opened: bool) ->
 
 def shared_reading(source: Source, world: World) -> Source | SharedReading:
     """Where this process gets its batches: of the processes that train on the same rows, one reads."""
-    if world.replica == 1:
+    if world.model_parallel_size == 1:
         return source
     from megatron.core import parallel_state
 

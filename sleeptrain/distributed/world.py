@@ -34,7 +34,7 @@ class World:
     opened: bool = False
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes: one of all does."""
         return self.rank == 0
 
@@ -44,7 +44,7 @@ class World:
         return Part(self.mesh.data.rank, self.mesh.data.size)
 
     @property
-    def replica(self) -> int:
+    def model_parallel_size(self) -> int:
         """How many processes hold one copy of the model."""
         return self.mesh.tensor.size * self.mesh.pipeline.size
 
@@ -87,7 +87,7 @@ class World:
         dist.broadcast_object_list(box, rank, group=self.control)
         return box[0]
 
-    def together(self, function: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
+    def all_or_raise(self, function: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
         """What the function returns in each process, by rank; `group`: over `saving` from the thread that saves.
 
         Where it raises in one process it does so in all: that one its own error, the others DataError with its text.

@@ -15,7 +15,7 @@ from types import FrameType
 
 from sleeptrain.doctor.checks import CPU_RANKS, MEETING, OF_RANKS, OF_TEXT, ON_DEVICE
 from sleeptrain.doctor.finding import FAILED, Case, Result, skipped
-from sleeptrain.doctor.worker_pool import Crew
+from sleeptrain.doctor.worker_pool import WorkerPool
 
 UNMET = f"the processes do not meet ({MEETING})"
 
@@ -25,7 +25,7 @@ class Lane:
     """Checks that wait for each other: groups of them, and the crew that is at work on the first."""
 
     groups: list[list[str]]
-    crew: Crew | None = field(default=None, init=False)
+    crew: WorkerPool | None = field(default=None, init=False)
 
 
 def examine(names: Sequence[str], case: Case) -> Generator[Result, None, None]:
@@ -53,7 +53,7 @@ def _run(lanes: Sequence[Lane], case: Case, folder: Path) -> Iterator[Result]:
         if lane.groups:
             group = lane.groups[0]
             size = (devices or CPU_RANKS) if group[0] in OF_RANKS else 1
-            lane.crew = Crew(group, replace(case, folder=folder / str(next(numbers))), size)
+            lane.crew = WorkerPool(group, replace(case, folder=folder / str(next(numbers))), size)
 
     for lane in lanes:
         occupy(lane)
@@ -74,9 +74,9 @@ def _run(lanes: Sequence[Lane], case: Case, folder: Path) -> Iterator[Result]:
                 occupy(lane)
 
 
-def _listen(crews: Sequence[Crew]) -> None:
+def _listen(crews: Sequence[WorkerPool]) -> None:
     """Until one of them says something, ends, or has used up its time."""
-    places: Mapping[int, tuple[Crew, int]] = {
+    places: Mapping[int, tuple[WorkerPool, int]] = {
         pipe: (crew, rank) for crew in crews for pipe, rank in crew.pipes().items()
     }
     left = min(crew.deadline for crew in crews) - time.monotonic()

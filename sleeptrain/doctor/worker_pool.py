@@ -80,7 +80,7 @@ class Worker:
         return self._code
 
 
-class Crew:
+class WorkerPool:
     """`size` processes that make the same checks in turn. After a failure of several, or a crash, the crew is over."""
 
     def __init__(self, names: Sequence[str], case: Case, size: int = 1):

@@ -11,7 +11,7 @@ from sleeptrain.distributed.world import World
 from sleeptrain.model.layout import Layout
 from sleeptrain.model.state import FastWeights, Recurrent
 from sleeptrain.sleep.rounds import Round
-from sleeptrain.watch.progress import Phase, Whereabouts
+from sleeptrain.watch.progress import Phase, Progress
 
 
 class Norms:
@@ -20,8 +20,8 @@ class Norms:
     whereabouts: of this process; what it runs again in a backward is not counted twice.
     """
 
-    def __init__(self, whereabouts: Whereabouts) -> None:
-        self._whereabouts = whereabouts
+    def __init__(self, progress: Progress) -> None:
+        self._whereabouts = progress
         self._features: dict[int, torch.Tensor] = {}  # by pass: the sum of squares, and of how many numbers
 
     @torch.no_grad()

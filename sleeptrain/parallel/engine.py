@@ -20,33 +20,33 @@ from sleeptrain.optim.freezing import with_rates
 from sleeptrain.optim.param_groups import parameter_roles
 from sleeptrain.parallel.build import build_model
 from sleeptrain.parallel.carried import load_carried, own_carried
-from sleeptrain.parallel.pipeline.evaluation import HeldOutSequence, forwards_of
+from sleeptrain.parallel.pipeline.evaluation import EvaluationMicroBatch, forwards_of
 from sleeptrain.parallel.pipeline.executor import StageStep
 from sleeptrain.parallel.pipeline.mailbox import Mailbox
-from sleeptrain.parallel.pipeline.micro_batch import StageSequence
+from sleeptrain.parallel.pipeline.micro_batch import StageMicroBatch
 from sleeptrain.parallel.pipeline.schedule import Backward, Compute, Schedule, schedule
 from sleeptrain.parallel.pipeline.stage_split import schedule_costs, split_stages
 from sleeptrain.parallel.pipeline.tied import TiedEmbedding
 from sleeptrain.parallel.tensor.sharding import ModelSharding
 from sleeptrain.parallel.zero.engine import wrap
-from sleeptrain.parallel.zero.state import load, load_weights, own_tensors
+from sleeptrain.parallel.zero.state import load, load_weights, local_tensors
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.flops import step_flops
 from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits, loop_settings
 from sleeptrain.sleep.precision import autocast, run_rounds_in_precision
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.sleep.step import MicroBatch, StepResult, forward_backward, micro_batches, start_state, truncated
-from sleeptrain.watch.progress import Phase, Whereabouts
+from sleeptrain.watch.progress import Phase, Progress
 
 # Plans of rounds hang on the data: where every step has another one, few of them are worth keeping.
 KEPT_SCHEDULES = 64
 
 
-class PartOfModel:
+class DistributedEngine:
     """The engine of one process of several (see `sleeptrain.train.engine.Engine`)."""
 
-    def __init__(self, config: Config, world: World, whereabouts: Whereabouts):
-        self._config, self._world, self._whereabouts = config, world, whereabouts
+    def __init__(self, config: Config, world: World, progress: Progress):
+        self._config, self._world, self._whereabouts = config, world, progress
         mesh = world.mesh
         self._stages = split_stages(config, mesh.pipeline.size)
         layers = range(*self._stages.bounds[mesh.pipeline.rank : mesh.pipeline.rank + 2])
@@ -70,9 +70,11 @@ class PartOfModel:
     ) -> StepResult:
         result = self._gradient(batch, shape, carried, on_features=on_features)
         # Each of its tensor ranks knows a replica's loss, on the last stage; everybody knows rounds and FLOPs.
-        tensor, replica = self._world.mesh.tensor.size, self._world.replica
-        loss, rounds, flops = self._world.sum(result.loss / tensor, result.num_rounds, result.flops / replica)
-        return StepResult(loss, result.state, round(rounds / replica), round(flops / self._world.size))
+        tensor, model_parallel_size = self._world.mesh.tensor.size, self._world.model_parallel_size
+        loss, rounds, flops = self._world.sum(
+            result.loss / tensor, result.num_rounds, result.flops / model_parallel_size
+        )
+        return StepResult(loss, result.state, round(rounds / model_parallel_size), round(flops / self._world.size))
 
     def _gradient(
         self,
@@ -85,7 +87,9 @@ class PartOfModel:
     ) -> StepResult:
         """The gradient of the step, with the result of this process's part of it; under watch of a finder."""
         self._zero.zero_grad()
-        num_targets = round(self._world.sum(int((batch.targets_BT != IGNORE).sum()))[0] / self._world.replica)
+        num_targets = round(
+            self._world.sum(int((batch.targets_BT != IGNORE).sum()))[0] / self._world.model_parallel_size
+        )
         run = self._pipelined if self._world.mesh.pipeline.size > 1 else self._whole
         if self._sums_each_backward(batch, shape):
             return run(batch, shape, carried, max(num_targets, 1), finder, on_features)
@@ -105,7 +109,7 @@ class PartOfModel:
     ) -> StepResult:
         settings = None if finder is None else finder.settings(self._config, shape)
         return forward_backward(
-            self.model, batch, shape, self._config, carried, settings, whereabouts=self._whereabouts,
+            self.model, batch, shape, self._config, carried, settings, progress=self._whereabouts,
             on_features=on_features, divisor=divisor, forward=self._zero.forward, backward=self._zero.backward,
         )  # fmt: skip
 
@@ -122,7 +126,7 @@ class PartOfModel:
         settings = replace(settings, on_features=on_features)
         micros = list(micro_batches(batch, shape, self._config))
         sequences = [
-            StageSequence(
+            StageMicroBatch(
                 self.model, m.batch, m.rounds, start_state(self.model, m, carried), settings, divisor, self._cuts(m)
             )
             for m in micros
@@ -142,7 +146,7 @@ class PartOfModel:
         self._whereabouts.at(r, Phase.BACKWARD if isinstance(task, Backward) else Phase.FORWARD)
 
     def _run(
-        self, plan: Schedule, sequences: Sequence[StageSequence], on_task: Callable[[Compute, Round], None]
+        self, plan: Schedule, sequences: Sequence[StageMicroBatch], on_task: Callable[[Compute, Round], None]
     ) -> None:
         pipeline = self._world.mesh.pipeline
         assert pipeline.group is not None
@@ -223,15 +227,15 @@ class PartOfModel:
             # In a tuple, as in training: of a dict at the top ZeRO-3 wants the keys to be strings.
             run = partial(run_rounds_in_precision, self._config)
             return self._zero.forward(lambda _: run(model, batch, rounds, state, settings, read_logits))[0]
-        sequence = HeldOutSequence(model, batch, rounds, state, settings, 1.0, read_logits=read_logits)
+        sequence = EvaluationMicroBatch(model, batch, rounds, state, settings, 1.0, read_logits=read_logits)
         with self._autocast():
             forwards = forwards_of(self._schedule((tuple(rounds),)))
             self._run(forwards, [sequence], lambda _, r: self._whereabouts.at(r))
         return sequence.losses
 
-    def own_tensors(self, carried: FastWeights | None) -> dict[str, torch.Tensor]:
+    def local_tensors(self, carried: FastWeights | None) -> dict[str, torch.Tensor]:
         stage = self._zero.stage.group
-        return own_tensors(self._zero) | own_carried(
+        return local_tensors(self._zero) | own_carried(
             carried, self._world.mesh, self._sharding, stage, self._world.device
         )
 

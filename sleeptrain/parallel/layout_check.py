@@ -28,19 +28,19 @@ def check_layout(config: Config, world_size: int) -> int:
             f"parallel.pipeline ({parallel.pipeline}) is more than the blocks of model.layers ({num_layers}): a stage "
             f"needs one at least; use parallel.pipeline={num_layers} or less"
         )
-    replica = parallel.tensor * parallel.pipeline
-    if world_size % replica:
+    model_parallel_size = parallel.tensor * parallel.pipeline
+    if world_size % model_parallel_size:
         raise ConfigError(
-            f"parallel.tensor ({parallel.tensor}) times parallel.pipeline ({parallel.pipeline}) is {replica}, which "
-            f"must divide the number of processes ({world_size}): start {_next_multiple(world_size, replica)} "
-            "processes, or make one of the two smaller"
+            f"parallel.tensor ({parallel.tensor}) times parallel.pipeline ({parallel.pipeline}) is "
+            f"{model_parallel_size}, which must divide the number of processes ({world_size}): start "
+            f"{_next_multiple(world_size, model_parallel_size)} processes, or make one of the two smaller"
         )
     _check_zero(config)
     _check_rows(config, world_size)
-    _check_one_backward(config, world_size // replica)
+    _check_one_backward(config, world_size // model_parallel_size)
     _check_recompute(config)
     _check_sequence(config)
-    return world_size // replica
+    return world_size // model_parallel_size
 
 
 def too_few_sequences(config: Config, replicas: int) -> str | None:

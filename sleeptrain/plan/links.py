@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sleeptrain.config.schema import Config
 from sleeptrain.model.mixers.registry import block_spec
-from sleeptrain.parallel.pipeline.stages import Stages
+from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.plan.parameters import WIDE, Held, partition_size, role_groups
 from sleeptrain.plan.update import muon_exchange
 from sleeptrain.plan.workload import Extent, Workload, reruns
@@ -37,7 +37,7 @@ class TensorTraffic:
         return self.forward + self.recompute + self.backward
 
 
-def tensor_traffic(config: Config, workload: Workload, stages: Stages, stage: int) -> TensorTraffic:
+def tensor_traffic(config: Config, workload: Workload, stages: PipelineStages, stage: int) -> TensorTraffic:
     """Empty with one tensor rank."""
     forward, recompute, backward = Payload(), Payload(), Payload()
     if config.parallel.tensor == 1:
@@ -64,7 +64,7 @@ def tensor_traffic(config: Config, workload: Workload, stages: Stages, stage: in
 class _TensorCounts:
     """The payloads of one round on one stage."""
 
-    def __init__(self, config: Config, workload: Workload, stages: Stages, stage: int):
+    def __init__(self, config: Config, workload: Workload, stages: PipelineStages, stage: int):
         self.config, self.workload, self.stages, self.stage = config, workload, stages, stage
         self.layers = range(*stages.bounds[stage : stage + 2])
         self.sequence, self.size = config.parallel.sequence, config.parallel.tensor

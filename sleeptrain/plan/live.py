@@ -1,7 +1,8 @@
 """What a pipeline rank holds between its tasks, found by going through its list as the executor does.
 
 Every tensor has a name, so that one that several hold is counted once: what rounds keep for their backward
-(`StageSequence`), features left for later passes and gradients not yet handed back (`StageStep`), messages (`Mailbox`).
+(`StageMicroBatch`), features for later passes and gradients that are not handed back yet (`StageStep`), messages
+(`Mailbox`).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sleeptrain.config.schema import Config, Stage
+from sleeptrain.config.schema import Config, CurriculumStage
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def last_shape(config: Config, state: Mapping[str, Any]) -> StepShape:
     return StepShape(**state["shape"]) if state["shape"] else stage_shape(config, 0)
 
 
-def ramped(before: int, stage: Stage, start: int, tokens_seen: int) -> int:
+def ramped(before: int, stage: CurriculumStage, start: int, tokens_seen: int) -> int:
     """N on the way from `before`, in force from `start` tokens on, to that of a stage that is not reached yet.
 
     `linear` holds every number from the first to the last equally long. `sqrt` goes by 1 - sqrt(1 - p) for the share p
@@ -69,7 +69,7 @@ def shape_starts(config: Config) -> list[int]:
     return sorted(starts)
 
 
-def _ramp_starts(before: int, stage: Stage, start: int) -> Iterator[int]:
+def _ramp_starts(before: int, stage: CurriculumStage, start: int) -> Iterator[int]:
     """Where N changes on the way to a stage."""
     low, now = start, before
     while (last := ramped(before, stage, start, stage.tokens - 1)) != now:

@@ -74,7 +74,7 @@ def proven_precision(config: Config, world: World, tell: Callable[[str], None]) 
     products = Products()
     with products:
         yield
-    seen = set[str]().union(*world.together(partial(_names, config, products.dtypes)))
+    seen = set[str]().union(*world.all_or_raise(partial(_names, config, products.dtypes)))
     if seen:
         processes = "" if world.size == 1 else f" on all {world.size} processes"
         tell(f"the first step's matrix products ran in {' and '.join(sorted(seen))}{processes}")

@@ -18,7 +18,7 @@ from sleeptrain.sleep.flops import step_flops
 from sleeptrain.sleep.loop import LoopSettings, OnFeatures, loop_settings
 from sleeptrain.sleep.precision import run_rounds_in_precision
 from sleeptrain.sleep.rounds import Round, plan_batch, windows_of
-from sleeptrain.watch.progress import Phase, Whereabouts
+from sleeptrain.watch.progress import Phase, Progress
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def forward_backward(
     carried: FastWeights | None,
     settings: LoopSettings | None = None,
     *,
-    whereabouts: Whereabouts | None = None,
+    progress: Progress | None = None,
     on_features: OnFeatures | None = None,
     divisor: int | None = None,
     forward: Callable[[Callable[[Any], Any]], Any] | None = None,
@@ -81,7 +81,7 @@ def forward_backward(
     """
     num_rows, num_targets = batch.tokens_BT.shape[0], int((batch.targets_BT != IGNORE).sum())
     device, divisor = model.device, divisor or max(num_targets, 1)
-    here = whereabouts or Whereabouts()
+    here = progress or Progress()
     if settings is None:
         settings = loop_settings(config.sleep, shape.window, model.num_layers)
         settings = replace(settings, on_round=here.at, on_features=on_features)

@@ -27,7 +27,7 @@ class Attempt:
 def this_attempt(number: int, world: World) -> Attempt:
     """All processes call it together."""
     hosts = list(dict.fromkeys(world.gather(socket.gethostname())))
-    return Attempt(number, hosts, world.size, os.environ.get("SLURM_JOB_ID"), code_version() if world.leads else "")
+    return Attempt(number, hosts, world.size, os.environ.get("SLURM_JOB_ID"), code_version() if world.is_main else "")
 
 
 def code_version() -> str:

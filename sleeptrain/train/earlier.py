@@ -49,7 +49,7 @@ def find_start(folder: Path, world: World, start_over: bool) -> Start:
         found, is_lost = Found(None, {}), True
 
     def check() -> bool:
-        if found.whole is not None or not world.leads:
+        if found.whole is not None or not world.is_main:
             return False
         step = reached(folder)
         if step and not start_over:
@@ -60,7 +60,7 @@ def find_start(folder: Path, world: World, start_over: bool) -> Start:
             )
         return is_lost or step > 0
 
-    return Start(found.whole, found.damaged, world.together(check)[0])
+    return Start(found.whole, found.damaged, world.all_or_raise(check)[0])
 
 
 def settings_of(folder: Path, checkpoint: Path, config: Config) -> Config:

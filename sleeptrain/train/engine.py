@@ -25,7 +25,7 @@ from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits
 from sleeptrain.sleep.precision import run_rounds_in_precision
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.sleep.step import StepResult, forward_backward
-from sleeptrain.watch.progress import Whereabouts
+from sleeptrain.watch.progress import Progress
 
 
 class Engine(Protocol):
@@ -58,7 +58,7 @@ class Engine(Protocol):
     ) -> Mapping[int, torch.Tensor]:
         """Without training, in `train.precision`: each window's summed loss, where the model's end is held."""
 
-    def own_tensors(self, carried: FastWeights | None) -> dict[str, torch.Tensor]:
+    def local_tensors(self, carried: FastWeights | None) -> dict[str, torch.Tensor]:
         """This process's share of a checkpoint: whole tensors on the CPU that no step changes, by name."""
 
     def load(self, saved: SavedTensors) -> FastWeights | None:
@@ -71,11 +71,11 @@ class Engine(Protocol):
         """Takes those weights that the checkpoint has."""
 
 
-class WholeModel:
+class LocalEngine:
     """The engine of a single process."""
 
-    def __init__(self, config: Config, device: torch.device, whereabouts: Whereabouts):
-        self._config, self._whereabouts = config, whereabouts
+    def __init__(self, config: Config, device: torch.device, progress: Progress):
+        self._config, self._whereabouts = config, progress
         self.model = Hybrid(config.model)
         self.model.init_weights(config.train.seed)
         self.model.to(device)
@@ -87,7 +87,7 @@ class WholeModel:
     ) -> StepResult:
         self.optim.zero_grad()
         return forward_backward(
-            self.model, batch, shape, self._config, carried, whereabouts=self._whereabouts, on_features=on_features
+            self.model, batch, shape, self._config, carried, progress=self._whereabouts, on_features=on_features
         )
 
     def freeze(self, stage: int) -> None:
@@ -109,7 +109,7 @@ class WholeModel:
         state = self.model.empty_state()
         return run_rounds_in_precision(self._config, self.model, batch, rounds, state, settings, read_logits)[0]
 
-    def own_tensors(self, carried: FastWeights | None) -> dict[str, torch.Tensor]:
+    def local_tensors(self, carried: FastWeights | None) -> dict[str, torch.Tensor]:
         found = {WEIGHTS + name: p.detach().to("cpu", copy=True) for name, p in self.model.named_parameters()}
         for kind, parameters in self.optim.state_dict().items():
             for name, tensors in parameters.items():
@@ -138,13 +138,13 @@ class WholeModel:
         saved.read({path: weight.copy_ for path, weight in weights.items() if path in saved.forms})
 
 
-def build_engine(config: Config, world: World, whereabouts: Whereabouts) -> Engine:
+def build_engine(config: Config, world: World, progress: Progress) -> Engine:
     """The engine of this process, which keeps the rounds of its whereabouts current.
 
     The configuration must know its vocabulary and fit the world's layout.
     """
     if world.size == 1:
-        return WholeModel(config, world.device, whereabouts)
-    from sleeptrain.parallel.engine import PartOfModel  # one process does not wait for DeepSpeed
+        return LocalEngine(config, world.device, progress)
+    from sleeptrain.parallel.engine import DistributedEngine  # one process does not wait for DeepSpeed
 
-    return PartOfModel(config, world, whereabouts)
+    return DistributedEngine(config, world, progress)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sleeptrain.checkpoint.compatibility import check_meaning
+from sleeptrain.checkpoint.compatibility import check_compatible
 from sleeptrain.checkpoint.find import named_checkpoint
 from sleeptrain.checkpoint.fit import WEIGHTS, check_start
 from sleeptrain.checkpoint.folder import CONFIG
@@ -34,11 +34,11 @@ def start_from(config: Config, engine: Engine, world: World, tokenizer: str | No
         files = Renumbered(TensorFiles(place), inserted, len(config.model.layers)) if inserted else TensorFiles(place)
         new = [*config.run.init_new, *(f"blocks.{block}.*" for block in inserted)]
         check_start(files.forms, config.model, new, config.run.init_dropped)
-        check_meaning(load_resolved(place / CONFIG).model, config.model, inserted, config.run.allow_changes)
+        check_compatible(load_resolved(place / CONFIG).model, config.model, inserted, config.run.allow_changes)
         check_start_tokenizer(place, tokenizer, config.data.source, config.run.allow_changes)
         engine.load_weights(files)
 
-    world.together(take)
+    world.all_or_raise(take)
 
 
 class Renumbered:

@@ -23,7 +23,7 @@ from sleeptrain.checkpoint.vocabulary import TOKENIZER
 from sleeptrain.config import Config, resolved_yaml, run_folder, save_resolved
 from sleeptrain.config.changes import check_changes
 from sleeptrain.config.resolved import shareable
-from sleeptrain.data.ahead import GivenUp
+from sleeptrain.data.ahead import Cancelled
 from sleeptrain.data.batch import PAD, Batch
 from sleeptrain.data.source import build_source
 from sleeptrain.distributed.launch import shared_reading
@@ -41,11 +41,11 @@ from sleeptrain.train.earlier import Start, find_start, keep, settings_of
 from sleeptrain.train.engine import build_engine
 from sleeptrain.train.init_from import start_from
 from sleeptrain.train.logging.metrics import METRICS, MetricsFile, read_metrics
-from sleeptrain.train.logging.progress import Progress
+from sleeptrain.train.logging.progress_line import ProgressLine
 from sleeptrain.train.logging.wandb_log import WandbLogger
 from sleeptrain.train.status import Status
 from sleeptrain.train.stopping import Stopping
-from sleeptrain.watch.progress import Phase, Whereabouts
+from sleeptrain.watch.progress import Phase, Progress
 
 RNG = "rng/torch"
 
@@ -58,8 +58,8 @@ class Run:
     `world.leads`, and only while it has the lease on the folder, that of the status.
     """
 
-    def __init__(self, config: Config, world: World, whereabouts: Whereabouts, stopping: Stopping, status: Status):
-        self.config, self.world, self.whereabouts = config, world, whereabouts
+    def __init__(self, config: Config, world: World, progress: Progress, stopping: Stopping, status: Status):
+        self.config, self.world, self.progress = config, world, progress
         self.stopping, self.status, self.lease = stopping, status, status.lease
         self.folder = run_folder(config)
         if config.train.threads:
@@ -69,7 +69,7 @@ class Run:
         _settle_vocabulary(config, self.source.vocab_size)
         self._resolved = resolved_yaml(config)
         self.reading = shared_reading(self.source, world)
-        self.engine = build_engine(config, world, whereabouts)
+        self.engine = build_engine(config, world, progress)
         self.saver = Saver(self.folder / "checkpoints", world, config.checkpoint, self.message, reach(config.health))
         self.spikes = SpikeDetector(config.health.spike_factor, config.health.spike_window)
         self.rollbacks = Rollbacks()
@@ -109,16 +109,16 @@ class Run:
         not fit, or not all processes see the same ones, CheckpointError where the first one of a new run cannot be
         written.
         """
-        if not all(self.world.together(self._take_lease)):
+        if not all(self.world.all_or_raise(self._take_lease)):
             return False
         start = find_start(self.folder, self.world, self.config.run.start_over)
         changes: list[str] = []
         if start.whole is not None:
-            changes = self.world.together(partial(self._go_on, start.whole))[0]
+            changes = self.world.all_or_raise(partial(self._go_on, start.whole))[0]
         elif self.config.run.init_from:
             start_from(self.config, self.engine, self.world, self.source.tokenizer_hash)
         attempt = this_attempt(self._attempts() + 1, self.world)
-        self.world.together(partial(self._open_logs, attempt, changes, start))
+        self.world.all_or_raise(partial(self._open_logs, attempt, changes, start))
         self._settle_owed()
         if start.whole is None:
             self.save()  # from the first moment on a killed run keeps its identity
@@ -126,7 +126,7 @@ class Run:
         return True
 
     def _take_lease(self) -> bool:
-        if not self.world.leads:
+        if not self.world.is_main:
             return True
 
         def facts() -> dict[str, Any]:
@@ -139,11 +139,11 @@ class Run:
     def _attempts(self) -> int:
         """How often the run has been started, by what is left of its files."""
         path = self.folder / METRICS
-        records = read_metrics(path) if self.world.leads and path.exists() else []
+        records = read_metrics(path) if self.world.is_main and path.exists() else []
         return max([self.status.last_attempt, *(r["attempt"]["number"] for r in records if "attempt" in r)])
 
     def _open_logs(self, attempt: Attempt, changes: list[str], start: Start) -> None:
-        if not self.world.leads:
+        if not self.world.is_main:
             return
         with naming(f"run.root={self.config.run.root}: the run folder cannot be written"):
             self.lease.check()
@@ -156,7 +156,7 @@ class Run:
         for folder in (self.folder, self.saver.folder):
             remove_leftovers(folder)
         lines = keep(self.folder, start, self.step, attempt.number)
-        self.progress = Progress(self.config.train.tokens)
+        self.progress_line = ProgressLine(self.config.train.tokens)
         self.metrics = MetricsFile(self.folder / METRICS)
         self.metrics.truncate_after(self.step, self.rollbacks.total)
         self.metrics.append(self._here() | {"attempt": asdict(attempt)})
@@ -175,15 +175,15 @@ class Run:
         if not self.owes_evaluation:
             return
         made = False
-        if self.world.leads:
+        if self.world.is_main:
             made = any("eval" in record for record in read_metrics(self.metrics.path) if record["step"] == self.step)
         if self.world.from_first(made):
             self.owes_evaluation = False
 
     def close(self) -> None:
-        if not self.world.leads:
+        if not self.world.is_main:
             return
-        self.progress.close()
+        self.progress_line.close()
         self.metrics.close()
         self.wandb.finish()
 
@@ -192,18 +192,18 @@ class Run:
 
         None where some process was asked to stop while it waited for data; then no process has gone on.
         """
-        self.whereabouts.begin_step(self.step + 1)
+        self.progress.begin_step(self.step + 1)
         position = self.source.state_dict()
         try:
             batch = self.reading.batch(num_rows)
-        except GivenUp:
+        except Cancelled:
             batch = None
         own = 0 if batch is None else int((batch.documents_BT != PAD).sum())
         tokens, given_up = self.world.sum(own, batch is None)
         if batch is None or given_up:
             self.source.load_state_dict(position)
             return None
-        return batch, round(tokens / self.world.replica)
+        return batch, round(tokens / self.world.model_parallel_size)
 
     def advance(self, batch: Batch, num_tokens: int, state: FastWeights) -> None:
         """One step is done: counts its tokens (pads are none) and keeps the memory of the rows that go on."""
@@ -221,7 +221,7 @@ class Run:
 
     def log(self, record: dict[str, Any]) -> None:
         """Writes one record to the metrics file, wandb and the progress line."""
-        if not self.world.leads:
+        if not self.world.is_main:
             return
         self._keep_lease()
         record = self._here() | record
@@ -232,26 +232,26 @@ class Run:
                 f"ALARM: {self.metrics.path} takes no records ({self.metrics.failed}); they are kept and retried"
             )
         self.wandb.log(record, self.step + self.rollbacks.undone)
-        self.progress.update(record)
+        self.progress_line.update(record)
 
     def _keep_lease(self) -> None:
         """Raises LeaseError where it is known that another process has taken the run over."""
-        if self.world.leads:
+        if self.world.is_main:
             self.lease.check_known()
 
     def message(self, text: str) -> None:
-        if self.world.leads:
-            self.progress.message(text)
+        if self.world.is_main:
+            self.progress_line.message(text)
 
     def save(self) -> None:
         """Begins to write a checkpoint, in one format for all layouts, unless that of this step is there."""
-        self.whereabouts.begin(Phase.SAVING)
+        self.progress.begin(Phase.SAVING)
         self.saver.make_way(self.step)
         if self.saver.newest != self.step:
             self._keep_lease()
-            tensors = self.engine.own_tensors(self.carried)
+            tensors = self.engine.local_tensors(self.carried)
             documents = {STATE: json.dumps(self._state(), indent=1).encode(), CONFIG: self._resolved}
-            if self.world.leads:
+            if self.world.is_main:
                 tensors[RNG] = torch.get_rng_state()
             # Records first: a run that goes on from the checkpoint must find those of all steps before.
             self.saver.start(self.step, tensors, documents, self._before_commit)
@@ -321,7 +321,7 @@ class Run:
         The data goes on behind that step, with empty memory. Checkpoints and records behind the checkpoint are removed:
         the run goes on as if it had read other data there. Raises HealthError where there is none.
         """
-        self.whereabouts.begin(Phase.ROLLBACK)
+        self.progress.begin(Phase.ROLLBACK)
         self.saver.wait()
         bad_step = self.step + 1
         last = self.rollbacks.good_until(bad_step, self.config.health.spike_window)
@@ -333,10 +333,10 @@ class Run:
             )
         for path, damage in found.damaged.items():
             self.message(f"{path.name} is damaged ({damage}); the one before is taken")
-        self.world.together(partial(self._restore, found.whole))
+        self.world.all_or_raise(partial(self._restore, found.whole))
         self.carried = None
         self.rollbacks.taken_back(bad_step, self.step)
-        if self.world.leads:
+        if self.world.is_main:
             self.lease.check()
             remove_after(self.saver.folder, self.step)
             self.metrics.truncate_after(self.step, self.rollbacks.total)

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 from sleeptrain.config.resolved import run_folder
 from sleeptrain.config.schema import Config
-from sleeptrain.errors import TOLD_IN_A_LINE, ConfigError, exit_code, told
+from sleeptrain.errors import TOLD_IN_A_LINE, ConfigError, exit_code, format_error
 from sleeptrain.stop import EXIT_STOPPED, SIGNALS, Stopped, StopRequest, listen, listening
 from sleeptrain.terminal import say
 
 if TYPE_CHECKING:  # torch is loaded by those who train
     from sleeptrain.watch.heartbeat import Alarm
-    from sleeptrain.watch.heartbeat_store import Board
+    from sleeptrain.watch.heartbeat_store import HeartbeatStore
 
 # How long the others may go on after one worker has failed: long enough to report errors of their own.
 GRACE_SECONDS = 5.0
@@ -64,7 +64,7 @@ def train_in_workers(config: Config, size: int) -> int:
     from sleeptrain.distributed.meeting import open_store
     from sleeptrain.parallel.layout_check import check_layout
     from sleeptrain.train.status import Status
-    from sleeptrain.watch.heartbeat_store import Board
+    from sleeptrain.watch.heartbeat_store import HeartbeatStore
 
     with Status(run_folder(config), writes=True).kept():
         check_layout(config, size)
@@ -88,7 +88,7 @@ def train_in_workers(config: Config, size: int) -> int:
                 workers.append(worker)
                 reports.append(receiver)
             with _passing_on(workers, request):
-                ending, stopped = _wait(workers, Board(store, size))
+                ending, stopped = _wait(workers, HeartbeatStore(store, size))
         finally:
             for worker in workers:
                 _kill(worker)
@@ -100,7 +100,7 @@ def train_in_workers(config: Config, size: int) -> int:
     return 0
 
 
-def _wait(workers: Sequence[SpawnProcess], board: Board) -> tuple[Alarm | None, bool]:
+def _wait(workers: Sequence[SpawnProcess], board: HeartbeatStore) -> tuple[Alarm | None, bool]:
     """Until all have ended, or the grace after a first failure is over: (why, whether they were stopped)."""
     ending, stopped, deadline = None, False, float("inf")
     running = {worker.sentinel: rank for rank, worker in enumerate(workers)}
@@ -118,7 +118,7 @@ def _wait(workers: Sequence[SpawnProcess], board: Board) -> tuple[Alarm | None, 
     return ending, stopped
 
 
-def _why(rank: int, code: int, board: Board) -> Alarm:
+def _why(rank: int, code: int, board: HeartbeatStore) -> Alarm:
     """What the watch knows of the end of a worker; else it is told that the worker was ended, and where."""
     from sleeptrain.watch.heartbeat import Alarm, where
 
@@ -236,7 +236,7 @@ def _work(config: Config, rank: int, size: int, port: int, began: float, report:
     except Stopped:
         code = EXIT_STOPPED
     except TOLD_IN_A_LINE as error:
-        code, text = exit_code(error), told(error)
+        code, text = exit_code(error), format_error(error)
     except BaseException:
         code, text = 1, traceback.format_exc()
     report.send(text)

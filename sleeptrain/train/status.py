@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from sleeptrain.errors import LeaseError, UserError, exit_code, told
+from sleeptrain.errors import LeaseError, UserError, exit_code, format_error
 from sleeptrain.files import write_whole
 from sleeptrain.lease import Lease
 from sleeptrain.stop import EXIT_STOPPED, Stopped
@@ -137,7 +137,7 @@ class Status:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, UserError):
-        return told(error).removeprefix("sleeptrain: ")
+        return format_error(error).removeprefix("sleeptrain: ")
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 

@@ -16,7 +16,7 @@ from sleeptrain.config.duration import parse_duration
 from sleeptrain.distributed.world import World
 from sleeptrain.errors import ConfigError
 from sleeptrain.stop import StopRequest
-from sleeptrain.train.logging.progress import duration_text
+from sleeptrain.train.logging.progress_line import duration_text
 
 # What is kept free at the end: MARGIN times the longest step and save so far, and LAST_SECONDS for the
 # logs and the interpreter to close.
@@ -37,7 +37,7 @@ class Stopping:
         self._request, self._world = request, world
         date, self.skew = _date(world)
         ran = time.monotonic() - request.began
-        left = world.together(lambda: seconds_left(max_time, ran, date, os.environ))[0]
+        left = world.all_or_raise(lambda: seconds_left(max_time, ran, date, os.environ))[0]
         self._deadline = None if left is None else time.monotonic() + left
         self._looked: float | None = None
         self._longest_step = self.save_needs = 0.0
@@ -77,7 +77,7 @@ class Stopping:
 
     def _own_reason(self) -> str | None:
         if self._request.requested:
-            where = "" if self._world.leads else f" to rank {self._world.rank}"
+            where = "" if self._world.is_main else f" to rank {self._world.rank}"
             return f"{self._request.signal_name}{where}"
         if not self._over():
             return None

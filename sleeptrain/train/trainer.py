@@ -18,14 +18,14 @@ from sleeptrain.parallel.layout_check import check_layout, too_few_sequences
 from sleeptrain.plan.expected import expected_cost
 from sleeptrain.sleep.curriculum import StepShape, stage_shape, step_shape
 from sleeptrain.sleep.step import StepResult
-from sleeptrain.stop import Stopped, leads, listening
+from sleeptrain.stop import Stopped, is_main, listening
 from sleeptrain.terminal import say
 from sleeptrain.train.evaluate import Evaluation, EvaluationStopped, evaluate, held_out
 from sleeptrain.train.pace import Pace
 from sleeptrain.train.run_state import Run
 from sleeptrain.train.status import State, Status
 from sleeptrain.train.stopping import Stopping
-from sleeptrain.train.try_step import settle, try_step
+from sleeptrain.train.try_step import handle_failure, try_step
 from sleeptrain.watch.heartbeat import Alarm
 from sleeptrain.watch.progress import Phase
 from sleeptrain.watch.watch import watched
@@ -40,7 +40,7 @@ def train(config: Config) -> int:
     replicas no longer hold the same weights; CheckpointError where the last checkpoint could not be written;
     MeetingError where the run's processes have not met.
     """
-    status = Status(run_folder(config), leads())
+    status = Status(run_folder(config), is_main())
 
     def ends(alarm: Alarm) -> None:
         status.end(State.FAILED, alarm.text, alarm.code)
@@ -54,11 +54,11 @@ def train(config: Config) -> int:
             end_early(status, request.signal_name)
             raise
         stopping = Stopping(config.train.max_time, request, world)
-        if stopping.skew and world.leads:
+        if stopping.skew and world.is_main:
             say_early(f"warning: {stopping.skew}")
-        with watched(config, world, ends) as whereabouts:
+        with watched(config, world, ends) as progress:
             early = stopping.agreed()
-            finished = not early and train_watched(Run(config, world, whereabouts, stopping, status))
+            finished = not early and train_watched(Run(config, world, progress, stopping, status))
         if early:
             end_early(status, stopping.reason)
         else:
@@ -102,7 +102,7 @@ def train_steps(run: Run) -> None:
     stopping.start()
     if run.finished:
         run.message(f"{run.folder} is complete: {run.step} steps, {run.tokens} tokens")
-    if run.world.leads and run.step == 0 and not run.finished:
+    if run.world.is_main and run.step == 0 and not run.finished:
         run.message(expected_cost(config))
     if warning := too_few_sequences(config, run.world.part.ranks):
         run.message(f"warning: {warning}")
@@ -122,7 +122,7 @@ def train_steps(run: Run) -> None:
             save(run)
     if not run.finished:
         save(run)
-    run.whereabouts.begin(Phase.SAVING)
+    run.progress.begin(Phase.SAVING)
     run.finish_saving()
     if not run.finished:
         run.message(f"{stopping.reason}: saved at step {run.step}; the same command goes on")
@@ -137,14 +137,14 @@ def one_step(run: Run, pace: Pace) -> bool:
     batch, num_tokens = read
     # The rate of the step's middle: neither a first nor a last step at rate 0.
     scale = lr_scale(run.tokens + num_tokens // 2, config.train.tokens, config.optim)
-    norms = Norms(run.whereabouts) if due(run.step + 1, config.health.norms_every) else None
+    norms = Norms(run.progress) if due(run.step + 1, config.health.norms_every) else None
     run.engine.freeze(frozen_stage(config.optim, run.tokens))
-    result, norm, trouble = try_step(run, batch, shape, scale, norms)
-    if trouble is not None and not settle(run, trouble):
+    result, norm, failure = try_step(run, batch, shape, scale, norms)
+    if failure is not None and not handle_failure(run, failure):
         return False
     run.shape = stage_shape(config, run.tokens)
-    run.advance(batch, num_tokens, result.state if trouble is None else run.model.empty_state())
-    if trouble is None:
+    run.advance(batch, num_tokens, result.state if failure is None else run.model.empty_state())
+    if failure is None:
         run.rollbacks.made(run.step)
     pace.count(num_tokens, result)
     if due(run.step, config.train.log_every):
@@ -187,7 +187,7 @@ def evaluation(run: Run) -> Evaluation:
     """Held-out loss at the last step's window, with the curriculum's number of passes and with one."""
     assert run.shape is not None
     config, shape = run.config, run.shape
-    run.whereabouts.begin(Phase.EVALUATION)
+    run.progress.begin(Phase.EVALUATION)
     task, sets = run.source.task, held_out(run.source, config)
     passes = sorted({1, shape.passes})
     # Only where the model's end is held are losses and answers known; all are told of them.
@@ -208,7 +208,7 @@ def save(run: Run) -> None:
 def check_processes(run: Run) -> None:
     """Compares the processes, their weights and their speed, where that is due. Raises DivergedError."""
     health = run.config.health
-    run.whereabouts.begin(Phase.CHECKS)
+    run.progress.begin(Phase.CHECKS)
     if due(run.step, health.compare_every):
         compare_weights(run)
     if run.world.size > 1 and due(run.step, health.probe_every):

@@ -16,7 +16,7 @@ from sleeptrain.train.run_state import Run
 from sleeptrain.watch.progress import Phase
 
 
-class Trouble(NamedTuple):
+class StepFailure(NamedTuple):
     """What was wrong with a step. policy: stop | skip | rollback, which `setting` says. text: names the step."""
 
     text: str
@@ -25,18 +25,18 @@ class Trouble(NamedTuple):
     error: type[HealthError]
 
 
-class Tried(NamedTuple):
+class StepOutcome(NamedTuple):
     """norm: of the gradient, before clipping. trouble: None where the weights were updated."""
 
     result: StepResult
     norm: float
-    trouble: Trouble | None
+    failure: StepFailure | None
 
 
-def try_step(run: Run, batch: Batch, shape: StepShape, scale: float, norms: Norms | None) -> Tried:
-    """Forward, backward, clip, update at `scale` times the peak rates. All processes find the same trouble."""
+def try_step(run: Run, batch: Batch, shape: StepShape, scale: float, norms: Norms | None) -> StepOutcome:
+    """Forward, backward, clip, update at `scale` times the peak rates. All processes find the same failure."""
     result = _gradient(run, batch, shape, norms)
-    run.whereabouts.begin(Phase.UPDATE)
+    run.progress.begin(Phase.UPDATE)
     spikes, spike = run.spikes, list[str]()
     stage = stage_shape(run.config, run.tokens)
     spikes.begin([stage.passes, stage.window, stage.batch, frozen_stage(run.config.optim, run.tokens)])
@@ -50,12 +50,12 @@ def try_step(run: Run, batch: Batch, shape: StepShape, scale: float, norms: Norm
     finite = math.isfinite(result.loss)
     norm = run.engine.step(scale, accepts if spikes.watches else None) if finite else math.nan
     if not math.isfinite(norm):
-        return Tried(result, norm, _nonfinite(run, batch, shape, result.loss, norm))
+        return StepOutcome(result, norm, _nonfinite(run, batch, shape, result.loss, norm))
     spikes.observe(result.loss, norm)
     if spike:
         text = f"step {run.step + 1}: {spike[0]}"
-        return Tried(result, norm, Trouble(text, "health.on_spike", run.config.health.on_spike, SpikeError))
-    return Tried(result, norm, None)
+        return StepOutcome(result, norm, StepFailure(text, "health.on_spike", run.config.health.on_spike, SpikeError))
+    return StepOutcome(result, norm, None)
 
 
 def _gradient(run: Run, batch: Batch, shape: StepShape, norms: Norms | None) -> StepResult:
@@ -69,32 +69,32 @@ def _gradient(run: Run, batch: Batch, shape: StepShape, norms: Norms | None) -> 
     return result
 
 
-def _nonfinite(run: Run, batch: Batch, shape: StepShape, loss: float, norm: float) -> Trouble:
-    run.whereabouts.begin(Phase.LOCATING)
+def _nonfinite(run: Run, batch: Batch, shape: StepShape, loss: float, norm: float) -> StepFailure:
+    run.progress.begin(Phase.LOCATING)
     where = run.engine.locate_nonfinite(batch, shape, run.carried)
     text = f"step {run.step + 1}: loss {loss}, gradient norm {norm}; {where}"
-    return Trouble(text, "health.on_nonfinite", run.config.health.on_nonfinite, NonFiniteError)
+    return StepFailure(text, "health.on_nonfinite", run.config.health.on_nonfinite, NonFiniteError)
 
 
-def settle(run: Run, trouble: Trouble) -> bool:
+def handle_failure(run: Run, failure: StepFailure) -> bool:
     """Follows the policy. Returns whether the step counts as made, though without an update: it is skipped.
 
     Else the run has gone back to a checkpoint. Raises the trouble's error where the run is to stop.
     """
-    if trouble.policy == "skip":
+    if failure.policy == "skip":
         run.skipped += 1
-        run.message(f"skipped {trouble.text} ({run.skipped} skipped so far)")
+        run.message(f"skipped {failure.text} ({run.skipped} skipped so far)")
         return True
-    if trouble.policy == "stop":
-        raise trouble.error(
-            f"{trouble.text}. The last checkpoint is whole; {trouble.setting}=skip passes over such steps, "
-            f"{trouble.setting}=rollback goes back to a checkpoint and on with other data"
+    if failure.policy == "stop":
+        raise failure.error(
+            f"{failure.text}. The last checkpoint is whole; {failure.setting}=skip passes over such steps, "
+            f"{failure.setting}=rollback goes back to a checkpoint and on with other data"
         )
     rollbacks = run.rollbacks
     if rollbacks.in_vain >= run.config.health.max_rollbacks:
-        raise trouble.error(
-            f"{trouble.text}. {rollbacks.in_vain} rollbacks (health.max_rollbacks) have not brought the run past step "
+        raise failure.error(
+            f"{failure.text}. {rollbacks.in_vain} rollbacks (health.max_rollbacks) have not brought the run past step "
             f"{rollbacks.furthest}: lower the rates or look at the data; the last checkpoint is whole"
         )
-    run.roll_back(trouble.text)
+    run.roll_back(failure.text)
     return False

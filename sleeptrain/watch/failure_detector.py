@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from sleeptrain.config.schema import HealthConfig
 from sleeptrain.distributed.world import name_ranks
-from sleeptrain.watch.heartbeat import INTERVAL, Alarm, Beat, where
+from sleeptrain.watch.heartbeat import INTERVAL, Alarm, Heartbeat, where
 
 # Seconds of silence after which a rank is lost where an operation with it has failed already.
 SUSPECTED = 5.0
@@ -18,7 +18,7 @@ SUSPECTED = 5.0
 LONG_SHARE = 0.9
 
 
-class Judge:
+class FailureDetector:
     """Looks at the beats of `size` ranks.
 
     judged: those that may be found lost. sees_all: every rank's beats are read, so that a standstill can be told.
@@ -28,11 +28,11 @@ class Judge:
         self._settings = settings
         self._judged = judged
         self._sees_all = sees_all
-        self._last: list[Beat | None] = [None] * size
+        self._last: list[Heartbeat | None] = [None] * size
         self._silent = [0.0] * size  # seconds since the last beat
         self._still = [0.0] * size  # seconds since the last move
 
-    def look(self, beats: Sequence[Beat | None], seconds: float) -> Alarm | None:
+    def look(self, beats: Sequence[Heartbeat | None], seconds: float) -> Alarm | None:
         """beats: the newest of each rank, None of one that was not read. seconds: since the last look."""
         seconds = min(seconds, 2 * INTERVAL)
         for rank, (beat, before) in enumerate(zip(beats, self._last, strict=True)):
@@ -77,7 +77,7 @@ class Judge:
             together.setdefault(where(self._last[rank]), []).append(rank)
         return "; ".join(f"{name_ranks(those)} {place}" for place, those in together.items())
 
-    def last(self, rank: int) -> Beat | None:
+    def last(self, rank: int) -> Heartbeat | None:
         return self._last[rank]
 
     def _has_ended(self, rank: int) -> bool:

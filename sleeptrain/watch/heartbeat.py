@@ -12,7 +12,7 @@ INTERVAL = 1.0
 
 
 @dataclass(frozen=True)
-class Beat:
+class Heartbeat:
     """A sign of life.
 
     count: of the process's beats. moves: of its changes of place. long: it may stay there long. failing: an operation
@@ -30,10 +30,10 @@ class Beat:
         return json.dumps(asdict(self) | {"location": list(self.location)})
 
     @staticmethod
-    def decode(text: str) -> Beat:
+    def decode(text: str) -> Heartbeat:
         fields = json.loads(text)
         step, phase, window, pass_index = fields.pop("location")
-        return Beat(location=Location(step, Phase(phase), window, pass_index), **fields)
+        return Heartbeat(location=Location(step, Phase(phase), window, pass_index), **fields)
 
 
 @dataclass(frozen=True)
@@ -57,5 +57,5 @@ class Alarm:
         return Alarm(ranks=tuple(fields.pop("ranks")), **fields)
 
 
-def where(beat: Beat | None) -> str:
+def where(beat: Heartbeat | None) -> str:
     return f"at {beat.location}" if beat is not None else "before its first sign of life"

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from sleeptrain.watch.heartbeat import INTERVAL, Alarm, Beat
-from sleeptrain.watch.heartbeat_store import Board
+from sleeptrain.watch.heartbeat import INTERVAL, Alarm, Heartbeat
+from sleeptrain.watch.heartbeat_store import HeartbeatStore
 
 # Seconds that others wait for the thread to do what it was asked.
 PATIENCE = 3.0
@@ -17,7 +17,7 @@ class Seen(NamedTuple):
     """What was read last. readings: so far. beats: by rank, None of those that are not read."""
 
     readings: int
-    beats: Sequence[Beat | None]
+    beats: Sequence[Heartbeat | None]
     alarm: Alarm | None
 
 
@@ -27,7 +27,9 @@ class Exchange:
     seen: what was read last. gone: the connection to the store has broken.
     """
 
-    def __init__(self, board: Board, rank: int, size: int, ranks: Sequence[int], beat: Callable[[], Beat]) -> None:
+    def __init__(
+        self, board: HeartbeatStore, rank: int, size: int, ranks: Sequence[int], beat: Callable[[], Heartbeat]
+    ) -> None:
         self._board, self._rank, self._size, self._ranks, self._beat = board, rank, size, ranks, beat
         self.seen = Seen(0, [None] * size, None)
         self.gone = False
@@ -71,7 +73,7 @@ class Exchange:
         if self._wanted is not None:
             self._board.raise_alarm(self._wanted)
             self._wanted = None
-        beats: list[Beat | None] = [None] * self._size
+        beats: list[Heartbeat | None] = [None] * self._size
         read, alarm = self._board.read(self._ranks)
         for rank, beat in zip(self._ranks, read, strict=True):
             beats[rank] = beat

@@ -52,7 +52,7 @@ class Location(NamedTuple):
         return ", ".join([*parts, self.phase])
 
 
-class Whereabouts:
+class Progress:
     """Where this process is. Its main thread says so, at the cost of an assignment; others read `now` at any time.
 
     moves: how often it has been somewhere else. long: the phase may take long, or the process is in its first step,

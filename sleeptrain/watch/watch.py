@@ -21,11 +21,11 @@ from sleeptrain.config.schema import Config
 from sleeptrain.distributed.world import World
 from sleeptrain.errors import PeerError, UserError, exit_code
 from sleeptrain.terminal import shown
-from sleeptrain.watch.failure_detector import SUSPECTED, Judge
-from sleeptrain.watch.heartbeat import INTERVAL, Alarm, Beat, where
-from sleeptrain.watch.heartbeat_store import Board, open_board
+from sleeptrain.watch.failure_detector import SUSPECTED, FailureDetector
+from sleeptrain.watch.heartbeat import INTERVAL, Alarm, Heartbeat, where
+from sleeptrain.watch.heartbeat_store import HeartbeatStore, open_board
 from sleeptrain.watch.heartbeat_thread import Exchange
-from sleeptrain.watch.progress import Whereabouts
+from sleeptrain.watch.progress import Progress
 from sleeptrain.watch.stacks import python_stacks, stacks_file, write_stacks
 
 # Seconds between two looks.
@@ -41,8 +41,8 @@ LAST_WORDS = 5.0
 
 
 @contextlib.contextmanager
-def watched(config: Config, world: World, ends: Callable[[Alarm], None]) -> Iterator[Whereabouts]:
-    """Watches the process, which keeps the whereabouts current; all processes of the run enter and leave it.
+def watched(config: Config, world: World, ends: Callable[[Alarm], None]) -> Iterator[Progress]:
+    """Watches the process, which keeps its progress current; all processes of the run enter and leave it.
 
     An exception raises the alarm before it goes on, unless it only follows from another process's failure: then this
     process ends here with the others. ends: called, from another thread, before the process ends at an alarm.
@@ -50,7 +50,7 @@ def watched(config: Config, world: World, ends: Callable[[Alarm], None]) -> Iter
     watch = Watch(config, world, open_board(world), ends)
     watch.start()
     try:
-        yield watch.whereabouts
+        yield watch.progress
     except BaseException as error:
         watch.failed(error)
         raise
@@ -64,8 +64,10 @@ class Watch:
     ends: see `watched`.
     """
 
-    def __init__(self, config: Config, world: World, board: Board | None, ends: Callable[[Alarm], None]) -> None:
-        self.whereabouts, self._ends = Whereabouts(), ends
+    def __init__(
+        self, config: Config, world: World, board: HeartbeatStore | None, ends: Callable[[Alarm], None]
+    ) -> None:
+        self.progress, self._ends = Progress(), ends
         self._settings, self._rank = config.health, world.rank
         self._folder = run_folder(config)
         self._closed = threading.Event()
@@ -75,11 +77,11 @@ class Watch:
         self._store_silent = 0.0
         self._exchange: Exchange | None = None
         if board is None:
-            self._judge = Judge(config.health, 1, [], sees_all=True)
+            self._judge = FailureDetector(config.health, 1, [], sees_all=True)
         else:
-            ranks = range(world.size) if world.leads else [0]
+            ranks = range(world.size) if world.is_main else [0]
             judged = [rank for rank in ranks if rank != world.rank]
-            self._judge = Judge(config.health, world.size, judged, sees_all=world.leads)
+            self._judge = FailureDetector(config.health, world.size, judged, sees_all=world.is_main)
             self._exchange = Exchange(board, world.rank, world.size, ranks, self._beat)
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
@@ -99,7 +101,7 @@ class Watch:
         """The main thread has failed. Does not return where that follows from the loss of another process."""
         if self._exchange is None or self._closed.is_set():
             return
-        text = f"rank {self._rank} failed at {self.whereabouts.now}: {_said(error)}"
+        text = f"rank {self._rank} failed at {self.progress.now}: {_said(error)}"
         if _is_of_a_peer(error):
             self._consequence = error
             self._exchange.hurry()
@@ -109,10 +111,10 @@ class Watch:
         self._exchange.raise_alarm(Alarm("failed", (self._rank,), text, exit_code(error)))
         self._linger()
 
-    def _beat(self) -> Beat:
+    def _beat(self) -> Heartbeat:
         self._count += 1
-        here = self.whereabouts
-        return Beat(self._count, here.moves, here.now, here.long, self._consequence is not None, self._ended)
+        here = self.progress
+        return Heartbeat(self._count, here.moves, here.now, here.long, self._consequence is not None, self._ended)
 
     def _run(self) -> None:
         looked, read = time.monotonic(), 0
@@ -165,7 +167,7 @@ class Watch:
 
     def _last_words(self, alarm: Alarm, raised: bool) -> None:
         self._ends(alarm)
-        here = self.whereabouts.now
+        here = self.progress.now
         lines = [f"sleeptrain: {alarm.text}"] if raised else []
         own = f"sleeptrain: rank {self._rank} ends at {here}"
         if alarm.kind == "failed":  # what failed has a traceback of its own

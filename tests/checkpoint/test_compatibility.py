@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from sleeptrain.checkpoint.compatibility import SHOWN, check_meaning
+from sleeptrain.checkpoint.compatibility import SHOWN, check_compatible
 from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config.ranges import settings
 from sleeptrain.config.schema import ModelConfig
@@ -66,24 +66,24 @@ def test_every_setting_is_compared_or_shows() -> None:
             silent |= {name} if shapes(other) == shapes(model) else set()
             continue
         with pytest.raises(ConfigError, match=r"the weights of run\.init_from") as refused:
-            check_meaning(model, other)
+            check_compatible(model, other)
         [line] = refused.value.details
         assert line.startswith(f"model.{name}: ")
     assert silent == {"init_std"}
-    check_meaning(model, deepcopy(model))
+    check_compatible(model, deepcopy(model))
 
 
 def test_a_change_that_is_meant_is_named() -> None:
     model = tiny_config(ALL)
     other = changed(changed(model, "attention.rope_theta", 1e6), "norm_eps", 1e-5)
     with pytest.raises(ConfigError, match=r"run\.allow_changes=\[model\.norm_eps,model\.attention\.rope_theta\]"):
-        check_meaning(model, other)
+        check_compatible(model, other)
     with pytest.raises(ConfigError) as refused:
-        check_meaning(model, other, allowed=["model.norm_eps"])
+        check_compatible(model, other, allowed=["model.norm_eps"])
     assert refused.value.details == ("model.attention.rope_theta: 10000.0 -> 1000000.0",)
-    check_meaning(model, other, allowed=["model.norm_eps", "model.attention.rope_theta"])
+    check_compatible(model, other, allowed=["model.norm_eps", "model.attention.rope_theta"])
     with pytest.raises(ConfigError) as refused:
-        check_meaning(model, changed(model, "norm", "plain"))
+        check_compatible(model, changed(model, "norm", "plain"))
     assert "allow_changes" not in str(refused.value), "no way that leads nowhere is shown"
 
 
@@ -93,16 +93,16 @@ def test_heads_that_share_a_shape_are_compared() -> None:
     other = replace(model, attention=replace(model.attention, num_heads=8, num_kv_heads=4, head_dim=4))
     assert shapes(model) == shapes(other)
     with pytest.raises(ConfigError, match="take those that they were trained with"):
-        check_meaning(model, other)
+        check_compatible(model, other)
 
 
 def test_only_mixers_that_both_have_are_compared() -> None:
     plain, grown = tiny_config(["attention"] * 2), tiny_config(["attention", "jet", "attention"])
     grown = changed(grown, "jet.num_heads", 2)
-    check_meaning(plain, grown, inserted=[1])
-    check_meaning(plain, changed(plain, "attention.sliding_window", 9))
+    check_compatible(plain, grown, inserted=[1])
+    check_compatible(plain, changed(plain, "attention.sliding_window", 9))
     with pytest.raises(ConfigError):
-        check_meaning(grown, changed(grown, "jet.num_heads", 4))
+        check_compatible(grown, changed(grown, "jet.num_heads", 4))
 
 
 def test_blocks_that_slide_are_not_those_that_do_not() -> None:
@@ -110,14 +110,14 @@ def test_blocks_that_slide_are_not_those_that_do_not() -> None:
     sliding = replace(model, layers=["attention", "sliding_attention"])
     assert shapes(model) == shapes(sliding)
     with pytest.raises(ConfigError) as refused:
-        check_meaning(model, sliding)
+        check_compatible(model, sliding)
     assert refused.value.details == ("model.layers[1]: attention -> sliding_attention",)
     assert "allow_changes" not in str(refused.value)
     grown = replace(model, layers=["attention", "jet", "sliding_attention"])
     with pytest.raises(ConfigError) as refused:
-        check_meaning(model, grown, inserted=[1])
+        check_compatible(model, grown, inserted=[1])
     assert refused.value.details == ("model.layers[2]: attention -> sliding_attention",)
-    check_meaning(model, replace(model, layers=["sliding_attention", "attention", "attention"]), inserted=[0])
+    check_compatible(model, replace(model, layers=["sliding_attention", "attention", "attention"]), inserted=[0])
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def spy_on_open(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
     def spy(run: Run) -> Run:
         opened(run)
-        save_file(run.engine.own_tensors(run.carried), folder / f"{run.world.rank}.safetensors")
+        save_file(run.engine.local_tensors(run.carried), folder / f"{run.world.rank}.safetensors")
         return run
 
     patch.setattr(Run, "open", spy)

@@ -90,11 +90,11 @@ def test_what_is_being_written_is_not_changed_by_the_next_step(tmp_path: Path, m
     copies: dict[str, torch.Tensor] = {}
 
     def keep(made: Run) -> None:
-        kept.update(made.engine.own_tensors(made.carried))
+        kept.update(made.engine.local_tensors(made.carried))
         copies.update({name: tensor.clone() for name, tensor in kept.items()})
 
     def compare(made: Run) -> None:
-        now = made.engine.own_tensors(made.carried)
+        now = made.engine.local_tensors(made.carried)
         assert any(not torch.equal(now[name], copies[name]) for name in copies), "the step has changed something"
         assert all(torch.equal(kept[name], copies[name]) for name in copies)
 

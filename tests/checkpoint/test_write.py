@@ -138,9 +138,9 @@ def test_the_error_of_one_process_is_known_to_all_and_nothing_is_committed(
 
             with pytest.raises(CheckpointError) as caught:
                 save(tmp_path, 2, world, records)
-        world.together(lambda: None)
+        world.all_or_raise(lambda: None)
         assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001"]
-        world.together(lambda: None)
+        world.all_or_raise(lambda: None)
         save(tmp_path, 3, world)
         return str(caught.value)
 

@@ -20,7 +20,7 @@ def alone() -> World:
     return World(Mesh.single(), torch.device("cpu"))
 
 
-def together() -> World:
+def all_or_raise() -> World:
     """All gloo ranks."""
     groups = [dist.new_group(backend="gloo") for _ in range(2)]
     return World(Mesh.single(), torch.device("cpu"), dist.get_rank(), dist.get_world_size(), *groups)

@@ -57,7 +57,7 @@ def refuse_stray(
     position: int,
     owed: dict[str, Fraction],
     read: dict[str, int],
-    leads: dict[str, int],
+    is_main: dict[str, int],
     highest: dict[str, Fraction],
 ) -> None:
     """Fail where a row has read more or less of a source than its weight allows at a row position.
@@ -67,11 +67,11 @@ def refuse_stray(
     the leads and a token a source and stage; of that a source is owed at most its
     highest share.
     """
-    ahead, behind = sum(LONGEST.values()), sum(leads.values()) + 2 * len(LONGEST)
+    ahead, behind = sum(LONGEST.values()), sum(is_main.values()) + 2 * len(LONGEST)
     for name, amount in owed.items():
         excess = read[name] - amount
         most = LONGEST[name] + behind * highest[name]
-        assert -leads[name] - 2 - ahead * highest[name] <= excess <= most, (position, name, excess)
+        assert -is_main[name] - 2 - ahead * highest[name] <= excess <= most, (position, name, excess)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -86,8 +86,8 @@ def test_shares_are_kept_exactly(rows: int) -> None:
     with patch.object(rows_module, "STRETCH", 2**13):
         for number in range(rows):
             row = made._row(number)
-            leads = {source.name: made._lead(source, number) for source in sources}
-            assert all(leads[source.name] < source.mean_size for source in sources) and any(leads.values())
+            is_main = {source.name: made._lead(source, number) for source in sources}
+            assert all(is_main[source.name] < source.mean_size for source in sources) and any(is_main.values())
             change = 60_000 // rows
             for position in [*range(0, 2 * change, 331), 10**6]:
                 owed = {
@@ -96,7 +96,7 @@ def test_shares_are_kept_exactly(rows: int) -> None:
                 }
                 read = dict(zip(LONGEST, row.read(position), strict=True))
                 assert sum(read.values()) == position
-                refuse_stray(position, owed, read, leads, highest)
+                refuse_stray(position, owed, read, is_main, highest)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from sleeptrain.model.state import FastWeights
 from sleeptrain.sleep.loop import loop_settings
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.sleep.step import forward_backward
-from sleeptrain.watch.progress import Whereabouts
+from sleeptrain.watch.progress import Progress
 from tests.models import random_batch, tiny_model
 from tests.parallel.test_train import layout, records, text, train
 from tests.sleep.test_step import SHAPE, config
@@ -36,11 +36,11 @@ def measured(**changes: object) -> dict[str, dict[str, float]]:
     model, batch, here = (
         tiny_model(),
         random_batch(DOCUMENTS, target_share=TARGETS, continues_B=CONTINUES),
-        Whereabouts(),
+        Progress(),
     )
     norms = Norms(here)
     settings = config(**changes)
-    result = forward_backward(model, batch, SHAPE, settings, None, whereabouts=here, on_features=norms.on_features)
+    result = forward_backward(model, batch, SHAPE, settings, None, progress=here, on_features=norms.on_features)
     return norms.record(result.state, SHAPE.passes, ONE)
 
 
@@ -98,7 +98,7 @@ def test_they_are_those_of_a_plain_loop(changes: dict[str, object]) -> None:
 
 
 def test_a_layer_that_holds_nothing_is_left_out() -> None:
-    assert Norms(Whereabouts()).record(FastWeights((None, None)), 2, ONE) == {"S": {}, "features": {}}
+    assert Norms(Progress()).record(FastWeights((None, None)), 2, ONE) == {"S": {}, "features": {}}
 
 
 def norms(folder: Path) -> list[dict[str, dict[str, float]]]:

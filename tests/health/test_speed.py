@@ -51,7 +51,7 @@ def test_a_slow_rank_is_told_of_and_recorded(tmp_path: Path, monkeypatch: pytest
 
     def message(run: Run, text: str) -> None:
         with said.open("a") as file:
-            file.write(f"{text}\n" if run.world.leads else "")
+            file.write(f"{text}\n" if run.world.is_main else "")
 
     monkeypatch.setattr(World, "gather", slowed)
     monkeypatch.setattr(speed, "SIZE", {"cpu": 8})

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from sleeptrain.checkpoint.compatibility import check_meaning
+from sleeptrain.checkpoint.compatibility import check_compatible
 from sleeptrain.checkpoint.fit import WEIGHTS, check_start
 from sleeptrain.checkpoint.read import Form
 from sleeptrain.config.compose import compose
@@ -180,4 +180,4 @@ def test_models_of_the_configuration_fit_an_import_of_what_is_published(settings
     inserted = model.mixer_only
     numbered = Renumbered(SimpleNamespace(forms=forms, read=None), inserted, len(model.layers))  # type: ignore[arg-type]
     check_start(numbered.forms, model, [f"blocks.{block}.*" for block in inserted])
-    check_meaning(imported, model, inserted)
+    check_compatible(imported, model, inserted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from sleeptrain.parallel.pipeline.stages import Stages
+from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.sleep.rounds import Round, WindowFacts, plan_rounds
 
 LENGTH = 4  # tokens of a window
@@ -17,21 +17,23 @@ def plan(windows: int, passes: int, feedback: str = "features", goes_on: bool = 
     return plan_rounds(facts, passes, "every", feedback)
 
 
-def even_stages(num_stages: int, each: int = 2, core: tuple[int, int] | None = None) -> Stages:
+def even_stages(num_stages: int, each: int = 2, core: tuple[int, int] | None = None) -> PipelineStages:
     """Stages of `each` recurrent layers."""
     num_layers = num_stages * each
-    return Stages(tuple(range(0, num_layers + 1, each)), ("gated_deltanet",) * num_layers, core or (0, num_layers))
+    return PipelineStages(
+        tuple(range(0, num_layers + 1, each)), ("gated_deltanet",) * num_layers, core or (0, num_layers)
+    )
 
 
 @st.composite
-def any_stages(draw: st.DrawFn) -> Stages:
+def any_stages(draw: st.DrawFn) -> PipelineStages:
     """1 to 4 stages of unequal sizes, layers of both sorts, any core, either eviction."""
     sizes = draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
     bounds = tuple(sum(sizes[:i]) for i in range(len(sizes) + 1))
     layers = draw(st.lists(st.sampled_from(["attention", "gated_deltanet"]), min_size=bounds[-1], max_size=bounds[-1]))
     first = draw(st.integers(0, bounds[-1] - 1))
     last = draw(st.integers(first + 1, bounds[-1]))
-    return Stages(bounds, tuple(layers), (first, last), draw(st.booleans()))
+    return PipelineStages(bounds, tuple(layers), (first, last), draw(st.booleans()))
 
 
 @st.composite

@@ -14,7 +14,7 @@ from sleeptrain.sleep.loop import loop_settings
 from sleeptrain.sleep.precision import Products
 from sleeptrain.sleep.rounds import plan_batch
 from sleeptrain.train.engine import build_engine
-from sleeptrain.watch.progress import Whereabouts
+from sleeptrain.watch.progress import Progress
 from tests.parallel.layouts import Layout
 from tests.parallel.processes import run_ranks
 
@@ -50,7 +50,7 @@ def products(config: Config) -> dict[str, set[torch.dtype]]:
     enabled = torch.is_autocast_enabled
     torch.is_autocast_enabled = lambda device=None: enabled(device or "cpu")
     world = join(config)
-    engine, shape = build_engine(config, world, Whereabouts()), stage_shape(config, 0)
+    engine, shape = build_engine(config, world, Progress()), stage_shape(config, 0)
     batch = typical_batch(config, shape.batch // world.mesh.data.size)
     rounds = plan_batch(batch, shape.window, shape.passes, config.sleep)
     held_out = loop_settings(config.sleep, shape.window, engine.model.num_layers, recompute="none")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from sleeptrain.errors import ConfigError
-from sleeptrain.parallel.pipeline.stages import Stages, feature_sources
+from sleeptrain.parallel.pipeline.stages import PipelineStages, feature_sources
 from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.sleep.rounds import WindowFacts, plan_rounds
 from tests.parallel.schedule_cases import plan
 
 A, G = "attention", "gated_deltanet"
 # Two layers on each of four stages; prelude on stage 0, core on 0 to 2, coda on 2 and 3.
-PARTIAL = Stages((0, 2, 4, 6, 8), (A, G, G, G, A, G, G, A), (1, 5))
+PARTIAL = PipelineStages((0, 2, 4, 6, 8), (A, G, G, G, A, G, G, A), (1, 5))
 
 
 def visits(stages, rounds):
@@ -30,7 +30,7 @@ def test_a_silent_wake_round_ends_with_the_core():
 
 
 def test_a_state_only_round_of_attention_alone_visits_nothing():
-    stages = Stages((0, 1, 2), (A, A), (0, 2))
+    stages = PipelineStages((0, 1, 2), (A, A), (0, 2))
     assert visits(stages, plan(2, 2)) == [[0, 1], [], [0, 1]]
     assert stages.ring_width([plan(2, 2)]) == 1
 
@@ -62,13 +62,13 @@ def test_without_feedback_no_features_come_back():
 @pytest.mark.parametrize("bounds", [(0,), (0, 1), (1, 2), (0, 0, 2), (0, 2, 1, 2), (0, 3)])
 def test_bounds_that_are_no_stages_are_refused(bounds):
     with pytest.raises(ConfigError, match="pipeline stages"):
-        Stages(bounds, (A, G), (0, 2))
+        PipelineStages(bounds, (A, G), (0, 2))
 
 
 @pytest.mark.parametrize("core", [(0, 0), (1, 3), (-1, 2)])
 def test_a_core_outside_the_layers_is_refused(core):
     with pytest.raises(ConfigError, match=r"sleep\.core"):
-        Stages((0, 2), (A, G), core)
+        PipelineStages((0, 2), (A, G), core)
 
 
 @pytest.mark.parametrize("times", [dict(forward=0), dict(backward=-1), dict(head=-1), dict(message=-0.1)])

@@ -239,7 +239,7 @@ def test_too_few_micro_batches_are_warned_of_once(tmp_path: Path, monkeypatch: p
 
     def message(run: Run, text: str) -> None:
         with said.open("a") as file:
-            file.write(f"{text}\n" if run.world.leads else "")
+            file.write(f"{text}\n" if run.world.is_main else "")
 
     monkeypatch.setattr(Run, "message", message)
     train(tmp_path, *layout(1, 2, 1), ranks=2)
@@ -280,7 +280,7 @@ def test_each_stage_knows_which_round_it_runs(tmp_path: Path, monkeypatch: pytes
     made, seen, opened = list[Run](), set[tuple[Any, ...]](), Run.open
 
     def spied(model: Any, r: Round, *rest: Any) -> Any:
-        here = made[0].whereabouts.now
+        here = made[0].progress.now
         assert (here.window, here.pass_index) == (r.window + 1, r.pass_index), here
         training = here.phase != Phase.EVALUATION
         assert not training or here.phase == (Phase.BACKWARD if torch.is_grad_enabled() else Phase.FORWARD)

@@ -17,7 +17,7 @@ from sleeptrain.optim.param_groups import parameter_roles
 from sleeptrain.parallel.build import build_model
 from sleeptrain.parallel.tensor.sharding import ModelSharding
 from sleeptrain.parallel.zero.engine import ZeroEngine, wrap
-from sleeptrain.parallel.zero.state import load, own_tensors
+from sleeptrain.parallel.zero.state import load, local_tensors
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_batch, windows_of
 from tests.checkpoint.contents import InMemory, flat, nested
@@ -157,7 +157,7 @@ def data_parallel(
 
 def stage_state(engine: ZeroEngine) -> dict[str, Any] | None:
     """{"model", "optim"} as one process has them, from what each process of the stage owns; for the first of them."""
-    own = own_tensors(engine)
+    own = local_tensors(engine)
     everyone: list[dict[str, torch.Tensor]] = [{}] * dist.get_world_size(engine.stage.group)
     dist.all_gather_object(everyone, own, group=engine.stage.group)
     assert sum(map(len, everyone)) == len({name for part in everyone for name in part}), "each tensor has one owner"

@@ -16,11 +16,11 @@ from torch.utils._pytree import tree_leaves
 from sleeptrain.config.schema import Config
 from sleeptrain.distributed.launch import join
 from sleeptrain.parallel.pipeline.mailbox import Mailbox
-from sleeptrain.parallel.pipeline.micro_batch import StageSequence
+from sleeptrain.parallel.pipeline.micro_batch import StageMicroBatch
 from sleeptrain.plan.workload import typical_batch
 from sleeptrain.sleep.curriculum import stage_shape
 from sleeptrain.train.engine import build_engine
-from sleeptrain.watch.progress import Whereabouts
+from sleeptrain.watch.progress import Progress
 
 
 def nbytes(tensors: Iterable[torch.Tensor | None]) -> int:
@@ -82,16 +82,16 @@ class Watch:
     """What stage sequences hold, and what mailboxes send, at any moment of a step."""
 
     def __init__(self, monkey: Any):
-        self.sequences: list[StageSequence] = []
+        self.sequences: list[StageMicroBatch] = []
         self.peak, self.sent = 0, Counter[int]()
         made, forward, backward, send = (
-            StageSequence.__init__,
-            StageSequence.forward,
-            StageSequence.backward,
+            StageMicroBatch.__init__,
+            StageMicroBatch.forward,
+            StageMicroBatch.backward,
             Mailbox.send,
         )
 
-        def init(sequence: StageSequence, *args: Any, **options: Any) -> None:
+        def init(sequence: StageMicroBatch, *args: Any, **options: Any) -> None:
             made(sequence, *args, **options)
             self.sequences.append(sequence)
 
@@ -107,9 +107,9 @@ class Watch:
             self.sent[peer] += size(message)
             send(mailbox, message, peer)
 
-        monkey.setattr(StageSequence, "__init__", init)
-        monkey.setattr(StageSequence, "forward", watched(forward))
-        monkey.setattr(StageSequence, "backward", watched(backward))
+        monkey.setattr(StageMicroBatch, "__init__", init)
+        monkey.setattr(StageMicroBatch, "forward", watched(forward))
+        monkey.setattr(StageMicroBatch, "backward", watched(backward))
         monkey.setattr(Mailbox, "send", sends)
 
     def _held(self) -> Iterator[torch.Tensor]:
@@ -125,7 +125,7 @@ class Watch:
 def measure(config: Config, monkey: Any) -> dict[str, Any]:
     """One of several ranks: its second step, which begins with the memory of the first."""
     world = join(config)
-    engine = build_engine(config, world, Whereabouts())
+    engine = build_engine(config, world, Progress())
     zero, shape = engine._zero, stage_shape(config, 0)
     batch = typical_batch(config, shape.batch // world.mesh.data.size)
     carried = None

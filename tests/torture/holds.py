@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from sleeptrain.checkpoint import saver
 from sleeptrain.stop import StopRequest
-from sleeptrain.watch.progress import Location, Phase, Whereabouts
+from sleeptrain.watch.progress import Location, Phase, Progress
 
 PHASES = tuple(Phase)
 CHANGE = "change"
@@ -89,9 +89,9 @@ def own_rank(size: int) -> int:
 def install(run_folder: Path, size: int, signs: Signs, hold: Hold | None, said: Path) -> None:
     """In the process that starts the ranks, of which each is a fork. said: the file that tells that one has halted."""
     halt = _Halt(size, hold, said)
-    move, write, receive = Whereabouts._move, saver.write, StopRequest.receive
+    move, write, receive = Progress._move, saver.write, StopRequest.receive
 
-    def moved(self: Whereabouts, location: Location) -> None:
+    def moved(self: Progress, location: Location) -> None:
         move(self, location)
         signs.set_phase(own_rank(size), location.phase)
         signs.set_step(own_rank(size), location.step or 0)
@@ -110,7 +110,7 @@ def install(run_folder: Path, size: int, signs: Signs, hold: Hold | None, said: 
             signs.set_told(rank)
 
     StopRequest.receive = received  # type: ignore[method-assign]
-    Whereabouts._move = moved  # type: ignore[method-assign]
+    Progress._move = moved  # type: ignore[method-assign]
     saver.write = written
     if hold is not None and hold.what == CHANGE:
         _before_changes(run_folder, halt.passing)

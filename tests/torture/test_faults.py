@@ -106,7 +106,7 @@ def test_shards_that_are_gone_are_named_and_the_run_goes_on_once_they_are_back(
 
     def take_away(made: Run) -> None:
         DEFAULT_RETRIES.__dict__["first_wait"] = 0.0
-        if made.world.leads:
+        if made.world.is_main:
             away.mkdir()
             for path in shards.glob("*.tar"):
                 path.rename(away / path.name)
@@ -139,7 +139,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def fill(place: Path, made: Run) -> None:
     """The rest of the file system that a file is on, once the save under way is done."""
     made.saver.wait()
-    if made.world.leads:
+    if made.world.is_main:
         with open(place, "wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(4096))
@@ -152,7 +152,7 @@ def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_no_record(
 
     def free(made: Run) -> None:
         made.saver.wait()
-        if made.world.leads:
+        if made.world.is_main:
             ballast.unlink()
 
     code, said = run(text, small_disk / "runs", STAGES, each({1: partial(fill, ballast), STEPS - 1: free}))

@@ -25,7 +25,7 @@ from sleeptrain.train import stopping, trainer
 from sleeptrain.train.logging.metrics import read_metrics
 from sleeptrain.train.run_state import Run
 from sleeptrain.train.status import read_status
-from sleeptrain.watch.progress import Location, Phase, Whereabouts
+from sleeptrain.watch.progress import Location, Phase, Progress
 from tests.checkpoint.contents import contents
 from tests.parallel.processes import PATIENCE
 from tests.train.test_trainer import records, run, settings, start, weights
@@ -59,16 +59,16 @@ def same(a: Path, b: Path) -> bool:
 
 def signalled(patch: pytest.MonkeyPatch, place: Location, *numbers: signal.Signals) -> None:
     """The signals reach this process when it is first at the place."""
-    move, sent = Whereabouts._move, list[bool]()
+    move, sent = Progress._move, list[bool]()
 
-    def moved(self: Whereabouts, location: Location) -> None:
+    def moved(self: Progress, location: Location) -> None:
         move(self, location)
         if location == place and not sent:
             sent.append(True)
             for number in numbers:
                 os.kill(os.getpid(), number)
 
-    patch.setattr(Whereabouts, "_move", moved)
+    patch.setattr(Progress, "_move", moved)
 
 
 def stopped(folder: Path, *more: str) -> int:

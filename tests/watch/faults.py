@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sleeptrain.watch.failure_detector import Judge
-from sleeptrain.watch.heartbeat import Alarm, Beat
-from sleeptrain.watch.progress import Location, Phase, Whereabouts
+from sleeptrain.watch.failure_detector import FailureDetector
+from sleeptrain.watch.heartbeat import Alarm, Heartbeat
+from sleeptrain.watch.progress import Location, Phase, Progress
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,15 @@ class Fault:
 
 def install(fault: Fault) -> None:
     """In this process, which knows its rank from the environment when it comes there."""
-    move, look, struck = Whereabouts._move, Judge.look, list[bool]()
+    move, look, struck = Progress._move, FailureDetector.look, list[bool]()
 
-    def moved(self: Whereabouts, location: Location) -> None:
+    def moved(self: Progress, location: Location) -> None:
         move(self, location)
         if location == fault.location and int(os.environ["RANK"]) == fault.rank and not struck:
             struck.append(True)
             strike(fault)
 
-    def looked(self: Judge, beats: Sequence[Beat | None], seconds: float) -> Alarm | None:
+    def looked(self: FailureDetector, beats: Sequence[Heartbeat | None], seconds: float) -> Alarm | None:
         victim = beats[fault.rank]
         there = victim is not None and victim.location == fault.location
         if fault.stall:
@@ -63,8 +63,8 @@ def install(fault: Fault) -> None:
             seen_by(fault, int(os.environ["RANK"])).touch()
         return alarm
 
-    Whereabouts._move = moved  # type: ignore[method-assign]
-    Judge.look = looked  # type: ignore[method-assign]
+    Progress._move = moved  # type: ignore[method-assign]
+    FailureDetector.look = looked  # type: ignore[method-assign]
 
 
 def seen_by(fault: Fault, rank: int) -> Path:

@@ -8,8 +8,8 @@ import pytest
 
 from sleeptrain.config.schema import HealthConfig
 from sleeptrain.distributed.world import name_ranks
-from sleeptrain.watch.failure_detector import Judge
-from sleeptrain.watch.heartbeat import Alarm, Beat
+from sleeptrain.watch.failure_detector import FailureDetector
+from sleeptrain.watch.heartbeat import Alarm, Heartbeat
 from sleeptrain.watch.progress import Location, Phase
 
 SETTINGS = HealthConfig(lost_after=30, stall_after=60, timeout=100)
@@ -20,8 +20,8 @@ class Three:
     """Three ranks whose beats are looked at by rank 0 every `period` seconds."""
 
     def __init__(self, period: float = 1.0, sees_all: bool = True) -> None:
-        self.judge = Judge(SETTINGS, 3, [1, 2], sees_all)
-        self.beats = [Beat(1, 1, FORWARD) for _ in range(3)]
+        self.judge = FailureDetector(SETTINGS, 3, [1, 2], sees_all)
+        self.beats = [Heartbeat(1, 1, FORWARD) for _ in range(3)]
         self.period = period
 
     def run(self, seconds: float, silent: tuple[int, ...] = (), still: tuple[int, ...] = ()) -> Alarm | None:
@@ -122,9 +122,9 @@ def test_a_long_phase_of_one_gives_all_more_time() -> None:
 
 @pytest.mark.parametrize("settings", [replace(SETTINGS, stall_after=0), SETTINGS])
 def test_a_standstill_is_told_only_where_wanted_and_by_who_sees_all(settings: HealthConfig) -> None:
-    judge = Judge(settings, 1, [], sees_all=settings.stall_after == 0)
+    judge = FailureDetector(settings, 1, [], sees_all=settings.stall_after == 0)
     for count in range(500):
-        assert judge.look([Beat(count, 1, FORWARD)], 1.0) is None
+        assert judge.look([Heartbeat(count, 1, FORWARD)], 1.0) is None
 
 
 def test_ranks_in_words() -> None:
@@ -133,8 +133,8 @@ def test_ranks_in_words() -> None:
 
 
 def test_beats_and_alarms_keep_what_they_say() -> None:
-    beat = Beat(3, 7, Location(12, Phase.LOCATING), long=True, failing=True, ended=True)
-    assert Beat.decode(beat.encode()) == beat
-    assert Beat.decode(replace(beat, location=FORWARD).encode()).location == FORWARD
+    beat = Heartbeat(3, 7, Location(12, Phase.LOCATING), long=True, failing=True, ended=True)
+    assert Heartbeat.decode(beat.encode()) == beat
+    assert Heartbeat.decode(replace(beat, location=FORWARD).encode()).location == FORWARD
     alarm = Alarm("failed", (1, 2), "über", 2)
     assert Alarm.decode(alarm.encode()) == alarm

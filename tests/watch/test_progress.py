@@ -14,7 +14,7 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.rounds import Round, plan_batch
 from sleeptrain.sleep.step import forward_backward
-from sleeptrain.watch.progress import Location, Phase, Whereabouts
+from sleeptrain.watch.progress import Location, Phase, Progress
 from tests.models import random_batch, tiny_model
 from tests.sleep.test_step import config
 
@@ -44,7 +44,7 @@ def places(rounds: list[Round], phase: Phase) -> list[Location]:
     return [Location(5, phase, r.window + 1, r.pass_index) for r in rounds]
 
 
-def probed(model: Hybrid, here: Whereabouts) -> tuple[list[Location], list[tuple[Location, Location]]]:
+def probed(model: Hybrid, here: Progress) -> tuple[list[Location], list[tuple[Location, Location]]]:
     """Where the process says it is at each block's forward; and at its backward, with where its forward was."""
     forwards, backwards = list[Location](), list[tuple[Location, Location]]()
 
@@ -68,12 +68,12 @@ def test_forward_and_backward_name_the_round_they_run(
     mode: str, feedback: str, bptt: int | None, core: list[int] | None
 ) -> None:
     """With a core, sleep passes hand the memory of prelude and coda on."""
-    model, here = tiny_model(["mamba2", "gated_deltanet", "mamba2"]), Whereabouts()
+    model, here = tiny_model(["mamba2", "gated_deltanet", "mamba2"]), Progress()
     batch = random_batch([[0] * 12, [0] * 5 + [1] * 7], continues=[True, False])
     settings = config(sleep__recompute=mode, sleep__feedback=feedback, sleep__bptt_windows=bptt, sleep__core=core)
     forwards, backwards = probed(model, here)
     here.begin_step(5)
-    forward_backward(model, batch, SHAPE, settings, None, whereabouts=here)
+    forward_backward(model, batch, SHAPE, settings, None, progress=here)
     rounds = rounds_of(batch, settings)
     assert list(dict.fromkeys(f for f in forwards if f.phase == Phase.FORWARD)) == places(rounds, Phase.FORWARD)
     assert backwards
@@ -93,15 +93,15 @@ def test_forward_and_backward_name_the_round_they_run(
 @pytest.mark.parametrize("mode", MODES)
 def test_telling_changes_no_gradient(mode: str) -> None:
     batch, found = random_batch([[0] * 12, [0] * 12], continues=[True, True]), []
-    for here in (None, Whereabouts()):
+    for here in (None, Progress()):
         model = tiny_model()
-        loss = forward_backward(model, batch, SHAPE, config(sleep__recompute=mode), None, whereabouts=here).loss
+        loss = forward_backward(model, batch, SHAPE, config(sleep__recompute=mode), None, progress=here).loss
         found.append([torch.tensor(loss), *(p.grad for p in model.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_what_may_take_long() -> None:
-    here = Whereabouts()
+    here = Progress()
     assert here.long and str(here.now) == "the start"
     here.begin_step(12)
     assert here.long, "kernels are compiled in the first step"

@@ -33,7 +33,7 @@ from sleeptrain.train.run_state import Run
 from sleeptrain.train.status import Status
 from sleeptrain.train.stopping import Stopping
 from sleeptrain.train.try_step import try_step
-from sleeptrain.watch.progress import Whereabouts
+from sleeptrain.watch.progress import Progress
 
 PLACES = {"one process": 1, "two stages": 2}
 GOAL = 0.5  # of the stall of torch.save
@@ -124,15 +124,15 @@ def _config(place: Path, stages: int) -> Config:
 
 def _measure(place: Path, size: int, rounds: int) -> dict[str, float]:
     world = join(config := _config(place, size))
-    stopping, status = Stopping(None, StopRequest(), world), Status(place / "r", world.leads)
-    made = Run(config, world, Whereabouts(), stopping, status)
+    stopping, status = Stopping(None, StopRequest(), world), Status(place / "r", world.is_main)
+    made = Run(config, world, Progress(), stopping, status)
     made.open()
     _steps(made, 1)
     least: dict[str, float] = {}
     for _ in range(rounds):
         for name, seconds in _round(made, place).items():
             least[name] = min(least.get(name, seconds), seconds)
-    own = made.engine.own_tensors(made.carried)
+    own = made.engine.local_tensors(made.carried)
     size_of_all = world.sum(sum(tensor.nbytes for tensor in own.values()))[0]
     made.close()
     status.lease.release()
@@ -151,7 +151,7 @@ def _round(made: Run, place: Path) -> dict[str, float]:
 
     found["without"] = _seconds(world, lambda: _steps(made, STEPS))
     found["with"] = _seconds(world, steps_beside_save)
-    own = made.engine.own_tensors(made.carried)
+    own = made.engine.local_tensors(made.carried)
     found["torch.save"] = _seconds(world, lambda: _torch_save(own, place / f"plain-{world.rank}"))
     found["verify"] = _seconds(world, lambda: newest_whole(made.saver.folder, world))
     newest = newest_whole(made.saver.folder, world).whole

@@ -24,10 +24,10 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.parallel.build import build_model
 from sleeptrain.parallel.pipeline.executor import StageStep
 from sleeptrain.parallel.pipeline.mailbox import Mailbox
-from sleeptrain.parallel.pipeline.micro_batch import StageSequence
+from sleeptrain.parallel.pipeline.micro_batch import StageMicroBatch
 from sleeptrain.parallel.pipeline.schedule import Schedule, schedule
 from sleeptrain.parallel.pipeline.simulate import simulate
-from sleeptrain.parallel.pipeline.stages import Stages
+from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.recompute import Recompute
 from sleeptrain.sleep.rounds import Round, plan_rounds, window_facts
@@ -87,7 +87,7 @@ def _settings(recompute: str) -> LoopSettings:
 
 def _schedule() -> Schedule:
     half = len(LAYERS) // PROCESSES
-    stages = Stages((0, half, len(LAYERS)), tuple(LAYERS), (0, len(LAYERS)))
+    stages = PipelineStages((0, half, len(LAYERS)), tuple(LAYERS), (0, len(LAYERS)))
     return schedule([_plan(_batch(seed)) for seed in range(SEQUENCES)], stages)
 
 
@@ -153,7 +153,7 @@ def _staged() -> Callable[[], None]:
     def step() -> None:
         model.zero_grad()
         sequences = [
-            StageSequence(model, batch, rounds, model.empty_state(), _settings("none"), _tokens())
+            StageMicroBatch(model, batch, rounds, model.empty_state(), _settings("none"), _tokens())
             for batch, rounds in zip(batches, plan.plans, strict=True)
         ]
         StageStep(plan, rank, sequences, mailbox, MODEL.dim).run(lambda surrogate: surrogate.backward())

@@ -27,12 +27,13 @@ from sleeptrain.config.schema.run import (
     TrainConfig,
     WandbConfig,
 )
-from sleeptrain.config.schema.sleep import SleepConfig, Stage
+from sleeptrain.config.schema.sleep import CurriculumStage, SleepConfig
 
 __all__ = [
     "AttentionConfig",
     "CheckpointConfig",
     "Config",
+    "CurriculumStage",
     "DataConfig",
     "DepoConfig",
     "FrozenStage",
@@ -51,7 +52,6 @@ __all__ = [
     "ShardSource",
     "ShardsConfig",
     "SleepConfig",
-    "Stage",
     "TrainConfig",
     "WandbConfig",
 ]

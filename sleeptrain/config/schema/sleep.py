@@ -8,7 +8,7 @@ from sleeptrain.config.setting import setting
 
 
 @dataclass
-class Stage:
+class CurriculumStage:
     """One stage of the curriculum, in force from `tokens` seen on. An empty field keeps the last stage's value.
 
     ramp: whether N jumps to `passes` or has grown to it by then, from the stage before on.
@@ -47,4 +47,4 @@ class SleepConfig:
     bptt_windows: int | None = setting(
         None, "gradients flow through at most so many windows; null is all of a step", at_least=1
     )
-    curriculum: list[Stage] = setting([], "see below; sorted by `tokens`", allowed="a list of stages")
+    curriculum: list[CurriculumStage] = setting([], "see below; sorted by `tokens`", allowed="a list of stages")

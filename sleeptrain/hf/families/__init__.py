@@ -5,7 +5,7 @@ from __future__ import annotations
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.config.suggest import suggest
 from sleeptrain.errors import ConfigError
-from sleeptrain.hf.families.family import Family, Link, Read, stays_wide
+from sleeptrain.hf.families.family import Family, Read, TensorMapping, stays_wide
 from sleeptrain.hf.families.granitemoehybrid import GraniteMoeHybrid
 from sleeptrain.hf.families.jet_nemotron import JetNemotron
 from sleeptrain.hf.families.olmo_hybrid import OlmoHybrid
@@ -30,4 +30,4 @@ def expressing(config: ModelConfig) -> list[Family]:
     return [family for family in FAMILIES.values() if not family.lacks(config)]
 
 
-__all__ = ["FAMILIES", "Family", "Link", "Read", "expressing", "family_of", "stays_wide"]
+__all__ = ["FAMILIES", "Family", "Read", "TensorMapping", "expressing", "family_of", "stays_wide"]

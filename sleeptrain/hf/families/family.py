@@ -33,7 +33,7 @@ def _same(*tensors: torch.Tensor) -> Tensors:
 
 
 @dataclass(frozen=True)
-class Link:
+class TensorMapping:
     """Some parameters of ours and the tensors of theirs that hold the same numbers.
 
     to_theirs, to_ours: from the one to the other, in the order of the names; each undoes the other bit for bit, and
@@ -85,7 +85,7 @@ class Family(ABC):
         return []
 
     @abstractmethod
-    def links(self, config: ModelConfig) -> list[Link]:
+    def links(self, config: ModelConfig) -> list[TensorMapping]:
         """All tensors, in the order of the model. With tied embeddings theirs have no head of their own."""
 
     def canonical(self, name: str) -> str | None:
@@ -148,29 +148,31 @@ def stays_wide(name: str) -> bool:
     return name.rsplit(".", 1)[-1] in DECAY_PARAMETERS
 
 
-def top_links(config: ModelConfig, norm: Callable[[str, str], Link]) -> tuple[list[Link], list[Link]]:
+def top_mappings(
+    config: ModelConfig, norm: Callable[[str, str], TensorMapping]
+) -> tuple[list[TensorMapping], list[TensorMapping]]:
     """Embeddings, and the last norm and head, which all families name alike."""
     head = [] if config.tie_embeddings else [rename("head.weight", "lm_head.weight")]
     return [rename("embedding.weight", "model.embed_tokens.weight")], [norm("norm.weight", "model.norm.weight"), *head]
 
 
-def rename(ours: str, theirs: str) -> Link:
-    return Link((ours,), (theirs,))
+def rename(ours: str, theirs: str) -> TensorMapping:
+    return TensorMapping((ours,), (theirs,))
 
 
-def renamed(ours: str, theirs: str, names: Mapping[str, str]) -> list[Link]:
+def renamed(ours: str, theirs: str, names: Mapping[str, str]) -> list[TensorMapping]:
     """Links below two modules, by {our name: their name}."""
     return [rename(f"{ours}.{a}", f"{theirs}.{b}") for a, b in names.items()]
 
 
-def mlp_links(ours: str, theirs: str) -> list[Link]:
+def mlp_mappings(ours: str, theirs: str) -> list[TensorMapping]:
     """Links of a SwiGLU feed-forward whose matrices have the same names."""
     return renamed(ours, theirs, {f"{name}_proj.weight": f"{name}_proj.weight" for name in ("gate", "up", "down")})
 
 
-def conv_link(ours: str, theirs: str) -> Link:
+def conv_mapping(ours: str, theirs: str) -> TensorMapping:
     """Kernels of a depthwise convolution: [channels, width] here, [channels, 1, width] there."""
-    return Link((ours,), (theirs,), lambda w: (w.unsqueeze(1),), lambda w: (w.squeeze(1),))
+    return TensorMapping((ours,), (theirs,), lambda w: (w.unsqueeze(1),), lambda w: (w.squeeze(1),))
 
 
 def expect(model_type: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -215,14 +217,14 @@ def _written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def norm_link(kind: str) -> Callable[[str, str], Link]:
+def norm_mapping(kind: str) -> Callable[[str, str], TensorMapping]:
     """Links of norms whose weight is plain there; kind: `model.norm` here.
 
     Out of a zero-centred norm comes the scale that it computes with, which cannot be undone bit for bit.
     """
     if kind == "plain":
         return rename
-    return lambda ours, theirs: Link((ours,), (theirs,), lambda w: (1 + w,), lambda w: (w - 1,))
+    return lambda ours, theirs: TensorMapping((ours,), (theirs,), lambda w: (1 + w,), lambda w: (w - 1,))
 
 
 def own_head_dim(config: ModelConfig) -> dict[str, int]:

@@ -13,21 +13,21 @@ from sleeptrain.config.schema import AttentionConfig, Mamba2Config, ModelConfig
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.families.family import (
     Family,
-    Link,
+    TensorMapping,
     check_rope,
     common_settings,
-    conv_link,
+    conv_mapping,
     expect,
     foreign_mixers,
     head_dim,
     layer_kinds,
-    norm_link,
+    norm_mapping,
     other_values,
     own_head_dim,
     rename,
     renamed,
     setting,
-    top_links,
+    top_mappings,
 )
 
 # The names on the hub; transformers turns them into those of all its hybrids.
@@ -130,9 +130,9 @@ class GraniteMoeHybrid(Family):
             scale=scale,
         )
 
-    def links(self, config: ModelConfig) -> list[Link]:
-        norm = norm_link(config.norm)
-        found, end = top_links(config, norm)
+    def links(self, config: ModelConfig) -> list[TensorMapping]:
+        norm = norm_mapping(config.norm)
+        found, end = top_mappings(config, norm)
         for i, kind in enumerate(config.layers):
             ours, theirs = f"blocks.{i}", f"model.layers.{i}"
             found.append(norm(f"{ours}.mixer_norm.weight", f"{theirs}.input_layernorm.weight"))
@@ -143,22 +143,24 @@ class GraniteMoeHybrid(Family):
         return found + end
 
 
-def _attention(ours: str, theirs: str) -> list[Link]:
+def _attention(ours: str, theirs: str) -> list[TensorMapping]:
     return renamed(ours, f"{theirs}.self_attn", {f"{n}_proj.weight": f"{n}_proj.weight" for n in "qkvo"})
 
 
-def _mamba(ours: str, theirs: str) -> list[Link]:
+def _mamba(ours: str, theirs: str) -> list[TensorMapping]:
     theirs = f"{theirs}.mamba"
     same = ("in_proj.weight", "A_log", "dt_bias", "D", "norm.weight", "out_proj.weight")
     return [
         *renamed(ours, theirs, {name: name for name in same} | {"conv_bias": "conv1d.bias"}),
-        conv_link(f"{ours}.conv_weight", f"{theirs}.conv1d.weight"),
+        conv_mapping(f"{ours}.conv_weight", f"{theirs}.conv1d.weight"),
     ]
 
 
-def _mlp(ours: str, theirs: str) -> list[Link]:
+def _mlp(ours: str, theirs: str) -> list[TensorMapping]:
     both = (f"{ours}.gate_proj.weight", f"{ours}.up_proj.weight")
     return [
-        Link(both, (f"{theirs}.input_linear.weight",), lambda g, u: (torch.cat([g, u]),), lambda w: w.chunk(2)),
+        TensorMapping(
+            both, (f"{theirs}.input_linear.weight",), lambda g, u: (torch.cat([g, u]),), lambda w: w.chunk(2)
+        ),
         rename(f"{ours}.down_proj.weight", f"{theirs}.output_linear.weight"),
     ]

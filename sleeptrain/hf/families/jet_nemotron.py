@@ -14,19 +14,19 @@ from sleeptrain.errors import ConfigError
 from sleeptrain.hf.families.family import (
     MULTIPLIERS,
     Family,
-    Link,
+    TensorMapping,
     common_settings,
     expect,
     foreign_mixers,
     head_dim,
     layer_kinds,
-    mlp_links,
-    norm_link,
+    mlp_mappings,
+    norm_mapping,
     other_values,
     own_head_dim,
     renamed,
     setting,
-    top_links,
+    top_mappings,
 )
 
 LAYER_TYPES = {"attention": "attn", "sliding_attention": "swa", "jet": "jet"}
@@ -110,27 +110,27 @@ class JetNemotron(Family):
             else JetConfig(),
         )
 
-    def links(self, config: ModelConfig) -> list[Link]:
-        norm = norm_link(config.norm)
-        begin, end = top_links(config, norm)
+    def links(self, config: ModelConfig) -> list[TensorMapping]:
+        norm = norm_mapping(config.norm)
+        begin, end = top_mappings(config, norm)
         for i, kind in enumerate(config.layers):
             ours, theirs = f"blocks.{i}", f"model.layers.{i}"
             begin.append(norm(f"{ours}.mixer_norm.weight", f"{theirs}.input_layernorm.weight"))
-            mixers = {"attention": attention_links, "sliding_attention": attention_links, "jet": _jet_links}
+            mixers = {"attention": attention_mappings, "sliding_attention": attention_mappings, "jet": _jet_mappings}
             mixer = of_mixer(mixers, kind, "the Hugging Face names")
             begin += mixer(config, f"{ours}.mixer", f"{theirs}.self_attn")
             begin.append(norm(f"{ours}.mlp_norm.weight", f"{theirs}.post_attention_layernorm.weight"))
-            begin += mlp_links(f"{ours}.mlp", f"{theirs}.mlp")
+            begin += mlp_mappings(f"{ours}.mlp", f"{theirs}.mlp")
         return begin + end
 
 
-def attention_links(config: ModelConfig, ours: str, theirs: str) -> list[Link]:
+def attention_mappings(config: ModelConfig, ours: str, theirs: str) -> list[TensorMapping]:
     biased = ("q_proj", "k_proj", "v_proj") if config.attention.qkv_bias else ()
     names = [f"{name}.weight" for name in ("q_proj", "k_proj", "v_proj", "o_proj")] + [f"{n}.bias" for n in biased]
     return renamed(ours, theirs, {name: name for name in names})
 
 
-def _jet_links(config: ModelConfig, ours: str, theirs: str) -> list[Link]:
+def _jet_mappings(config: ModelConfig, ours: str, theirs: str) -> list[TensorMapping]:
     """Of the kernels' matrix and bias the rows are by channel there, [channel, tap], and by tap here."""
     jet = config.jet
 
@@ -142,7 +142,8 @@ def _jet_links(config: ModelConfig, ours: str, theirs: str) -> list[Link]:
 
     kernels = f"{theirs}.dynamic_conv1d.kernel_generator.w2"
     return renamed(ours, theirs, _JET) + [
-        Link((f"{ours}.kernel_out.{part}",), (f"{kernels}.{part}",), by_channel, by_tap) for part in ("weight", "bias")
+        TensorMapping((f"{ours}.kernel_out.{part}",), (f"{kernels}.{part}",), by_channel, by_tap)
+        for part in ("weight", "bias")
     ]
 
 

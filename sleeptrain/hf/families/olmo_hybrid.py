@@ -12,21 +12,21 @@ from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, Model
 from sleeptrain.hf.families.family import (
     MULTIPLIERS,
     Family,
-    Link,
+    TensorMapping,
     check_rope,
     common_settings,
     expect,
     foreign_mixers,
     head_dim,
     layer_kinds,
-    mlp_links,
-    norm_link,
+    mlp_mappings,
+    norm_mapping,
     other_values,
     own_head_dim,
     rename,
     renamed,
     setting,
-    top_links,
+    top_mappings,
 )
 
 LAYER_TYPES = {"attention": "full_attention", "gated_deltanet": "linear_attention"}
@@ -106,12 +106,12 @@ class OlmoHybrid(Family):
             ),
         )
 
-    def links(self, config: ModelConfig) -> list[Link]:
+    def links(self, config: ModelConfig) -> list[TensorMapping]:
         """Under the names on the hub, which transformers changes as it reads."""
-        norm, delta = norm_link(config.norm), config.gated_deltanet
+        norm, delta = norm_mapping(config.norm), config.gated_deltanet
         keys = delta.num_k_heads * delta.head_k_dim
         sizes = [keys, keys, delta.num_v_heads * delta.head_v_dim]
-        found, end = top_links(config, norm)
+        found, end = top_mappings(config, norm)
         for i, kind in enumerate(config.layers):
             ours, theirs = f"blocks.{i}", f"model.layers.{i}"
             mixer_norm, mlp_norm = of_mixer(_NORMS, kind, "the Hugging Face names")
@@ -124,11 +124,11 @@ class OlmoHybrid(Family):
                 found += _gated_deltanet(f"{ours}.mixer", f"{theirs}.linear_attn", sizes)
             found.append(norm(f"{ours}.mixer_norm.weight", f"{theirs}.{mixer_norm}.weight"))
             found.append(norm(f"{ours}.mlp_norm.weight", f"{theirs}.{mlp_norm}.weight"))
-            found += mlp_links(f"{ours}.mlp", f"{theirs}.mlp")
+            found += mlp_mappings(f"{ours}.mlp", f"{theirs}.mlp")
         return found + end
 
 
-def _gated_deltanet(ours: str, theirs: str, sizes: list[int]) -> list[Link]:
+def _gated_deltanet(ours: str, theirs: str, sizes: list[int]) -> list[TensorMapping]:
     """sizes: channels of queries, keys and values."""
     names = {
         "in_proj_z": "g_proj",
@@ -138,13 +138,13 @@ def _gated_deltanet(ours: str, theirs: str, sizes: list[int]) -> list[Link]:
         "norm": "o_norm",
     }
     return [
-        Link(
+        TensorMapping(
             (f"{ours}.in_proj_qkv.weight",),
             tuple(f"{theirs}.{part}_proj.weight" for part in "qkv"),
             lambda w: w.split(sizes),
             lambda *parts: (torch.cat(parts),),
         ),
-        Link(
+        TensorMapping(
             (f"{ours}.conv_weight",),
             tuple(f"{theirs}.{part}_conv1d.weight" for part in "qkv"),
             lambda w: w.unsqueeze(1).split(sizes),

@@ -17,19 +17,19 @@ from sleeptrain.errors import ConfigError
 from sleeptrain.hf.families.family import (
     MULTIPLIERS,
     Family,
-    Link,
+    TensorMapping,
     common_settings,
     expect,
     foreign_mixers,
     head_dim,
-    mlp_links,
-    norm_link,
+    mlp_mappings,
+    norm_mapping,
     other_values,
     own_head_dim,
     setting,
-    top_links,
+    top_mappings,
 )
-from sleeptrain.hf.families.jet_nemotron import attention_links
+from sleeptrain.hf.families.jet_nemotron import attention_mappings
 
 _LOOPS = "total_ut_steps"
 _NORMS = {
@@ -101,19 +101,19 @@ class Ouro(Family):
             "without a recurrent layer passes are lost: give it a memory with run.init_inserted",
         ]
 
-    def links(self, config: ModelConfig) -> list[Link]:
-        norm = norm_link(config.norm)
-        begin, end = top_links(config, norm)
+    def links(self, config: ModelConfig) -> list[TensorMapping]:
+        norm = norm_mapping(config.norm)
+        begin, end = top_mappings(config, norm)
         for i, kind in enumerate(config.layers):
             ours, theirs = f"blocks.{i}", f"model.layers.{i}"
             begin += [norm(f"{ours}.{a}.weight", f"{theirs}.{b}.weight") for a, b in _NORMS.items()]
-            mixer = of_mixer({"attention": attention_links}, kind, "the Hugging Face names")
+            mixer = of_mixer({"attention": attention_mappings}, kind, "the Hugging Face names")
             begin += mixer(config, f"{ours}.mixer", f"{theirs}.self_attn")
-            begin += mlp_links(f"{ours}.mlp", f"{theirs}.mlp")
+            begin += mlp_mappings(f"{ours}.mlp", f"{theirs}.mlp")
         return [*begin, *end, _gate(config.dim)]
 
 
-def _gate(dim: int) -> Link:
+def _gate(dim: int) -> TensorMapping:
     """Nothing of ours. Of one loop theirs ends nothing."""
     names = ("model.early_exit_gate.weight", "model.early_exit_gate.bias")
-    return Link((), names, lambda: (torch.zeros(1, dim), torch.zeros(1)), lambda *_: ())
+    return TensorMapping((), names, lambda: (torch.zeros(1, dim), torch.zeros(1)), lambda *_: ())

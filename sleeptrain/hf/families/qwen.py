@@ -9,24 +9,24 @@ from sleeptrain.config.mixers import of_mixer
 from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, ModelConfig
 from sleeptrain.hf.families.family import (
     MULTIPLIERS,
-    Link,
+    TensorMapping,
     check_rope,
     common_settings,
-    conv_link,
+    conv_mapping,
     expect,
     foreign_mixers,
     layer_kinds,
-    mlp_links,
+    mlp_mappings,
     other_values,
     rename,
     renamed,
     setting,
-    top_links,
+    top_mappings,
 )
 
 LAYER_TYPES = {"attention": "full_attention", "gated_deltanet": "linear_attention"}
 # The links of a Gated DeltaNet mixer's input projections, given its prefix here and there.
-Projections = Callable[[str, str], list[Link]]
+Projections = Callable[[str, str], list[TensorMapping]]
 
 
 def lacks(config: ModelConfig) -> dict[str, str]:
@@ -87,28 +87,28 @@ def from_config(model_type: str, found: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def links(config: ModelConfig, projections: Projections) -> list[Link]:
-    begin, end = top_links(config, rename)
+def links(config: ModelConfig, projections: Projections) -> list[TensorMapping]:
+    begin, end = top_mappings(config, rename)
     for i, kind in enumerate(config.layers):
         ours, theirs = f"blocks.{i}", f"model.layers.{i}"
         begin.append(rename(f"{ours}.mixer_norm.weight", f"{theirs}.input_layernorm.weight"))
         mixer = of_mixer({"attention": _attention, "gated_deltanet": _gated_deltanet}, kind, "the Hugging Face names")
         begin += mixer(f"{ours}.mixer", theirs, projections)
         begin.append(rename(f"{ours}.mlp_norm.weight", f"{theirs}.post_attention_layernorm.weight"))
-        begin += mlp_links(f"{ours}.mlp", f"{theirs}.mlp")
+        begin += mlp_mappings(f"{ours}.mlp", f"{theirs}.mlp")
     return begin + end
 
 
-def _attention(ours: str, theirs: str, _projections: Projections) -> list[Link]:
+def _attention(ours: str, theirs: str, _projections: Projections) -> list[TensorMapping]:
     names = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
     return [rename(f"{ours}.{name}.weight", f"{theirs}.self_attn.{name}.weight") for name in names]
 
 
-def _gated_deltanet(ours: str, theirs: str, projections: Projections) -> list[Link]:
+def _gated_deltanet(ours: str, theirs: str, projections: Projections) -> list[TensorMapping]:
     theirs = f"{theirs}.linear_attn"
     same = ("A_log", "dt_bias", "norm.weight", "out_proj.weight")
     return [
         *projections(ours, theirs),
-        conv_link(f"{ours}.conv_weight", f"{theirs}.conv1d.weight"),
+        conv_mapping(f"{ours}.conv_weight", f"{theirs}.conv1d.weight"),
         *renamed(ours, theirs, {name: name for name in same}),
     ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.hf.families import qwen
-from sleeptrain.hf.families.family import Family, Link, renamed
+from sleeptrain.hf.families.family import Family, TensorMapping, renamed
 
 
 class Qwen35Text(Family):
@@ -29,7 +29,7 @@ class Qwen35Text(Family):
     def from_config(self, found: Mapping[str, Any]) -> ModelConfig:
         return qwen.from_config(self.model_type, found)
 
-    def links(self, config: ModelConfig) -> list[Link]:
+    def links(self, config: ModelConfig) -> list[TensorMapping]:
         return qwen.links(config, _projections)
 
     def canonical(self, name: str) -> str | None:
@@ -39,7 +39,7 @@ class Qwen35Text(Family):
         return name.replace("model.language_model.", "model.", 1)
 
 
-def _projections(ours: str, theirs: str) -> list[Link]:
+def _projections(ours: str, theirs: str) -> list[TensorMapping]:
     return renamed(
         ours, theirs, {f"in_proj_{part}.weight": f"in_proj_{part}.weight" for part in ("qkv", "z", "b", "a")}
     )

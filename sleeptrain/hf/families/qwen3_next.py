@@ -10,7 +10,7 @@ import torch
 from sleeptrain.config.schema import GatedDeltaNetConfig, ModelConfig
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.families import qwen
-from sleeptrain.hf.families.family import Family, Link, Tensors, setting
+from sleeptrain.hf.families.family import Family, TensorMapping, Tensors, setting
 
 
 class Qwen3Next(Family):
@@ -33,12 +33,12 @@ class Qwen3Next(Family):
             )
         return config
 
-    def links(self, config: ModelConfig) -> list[Link]:
+    def links(self, config: ModelConfig) -> list[TensorMapping]:
         delta = config.gated_deltanet
         return qwen.links(config, lambda ours, theirs: _projections(ours, theirs, delta))
 
 
-def _projections(ours: str, theirs: str, delta: GatedDeltaNetConfig) -> list[Link]:
+def _projections(ours: str, theirs: str, delta: GatedDeltaNetConfig) -> list[TensorMapping]:
     """Rows by key head: [q | k | v of its value heads | z of its value heads], and [b | a] of its value heads."""
     heads, K = delta.num_k_heads, delta.head_k_dim
     shared = delta.num_v_heads // heads
@@ -53,10 +53,10 @@ def _projections(ours: str, theirs: str, delta: GatedDeltaNetConfig) -> list[Lin
         return torch.cat([q, k, v]), z
 
     return [
-        Link(
+        TensorMapping(
             (f"{ours}.in_proj_qkv.weight", f"{ours}.in_proj_z.weight"), (f"{theirs}.in_proj_qkvz.weight",), join, part
         ),
-        Link(
+        TensorMapping(
             (f"{ours}.in_proj_b.weight", f"{ours}.in_proj_a.weight"),
             (f"{theirs}.in_proj_ba.weight",),
             lambda b, a: (_by_head(heads, b, a),),

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 
 from sleeptrain.parallel.pipeline.graph import Kind
-from sleeptrain.parallel.pipeline.micro_batch import Left, Part, StageSequence
+from sleeptrain.parallel.pipeline.micro_batch import Part, RoundOutputs, StageMicroBatch
 from sleeptrain.parallel.pipeline.schedule import Action, Backward, Receive, Schedule, Send
 
 
-class HeldOutSequence(StageSequence):
+class EvaluationMicroBatch(StageMicroBatch):
     """A sequence whose rounds only go forward; `losses` holds the summed loss of each window on the last stage."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.losses: dict[int, torch.Tensor] = {}
 
-    def forward(self, index: int, entry: Sequence[Part], trained: bool) -> Left:
+    def forward(self, index: int, entry: Sequence[Part], trained: bool) -> RoundOutputs:
         left = super().forward(index, entry, trained=False)
         if left.loss is not None:
             window = self.rounds[index].window

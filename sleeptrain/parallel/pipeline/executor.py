@@ -8,7 +8,7 @@ import torch
 
 from sleeptrain.parallel.pipeline.graph import Kind, Message
 from sleeptrain.parallel.pipeline.mailbox import Mailbox
-from sleeptrain.parallel.pipeline.micro_batch import Left, Part, RunBackward, StageSequence
+from sleeptrain.parallel.pipeline.micro_batch import Part, RoundOutputs, RunBackward, StageMicroBatch
 from sleeptrain.parallel.pipeline.schedule import Backward, Compute, Forward, Receive, Schedule, Send
 from sleeptrain.parallel.pipeline.stages import feature_sources, num_trained
 from sleeptrain.sleep.rounds import Round
@@ -25,7 +25,7 @@ class StageStep:
         self,
         schedule: Schedule,
         rank: int,
-        sequences: Sequence[StageSequence],
+        sequences: Sequence[StageMicroBatch],
         mailbox: Mailbox | None,
         dim: int,
         on_task: Callable[[Compute, Round], None] | None = None,
@@ -34,8 +34,10 @@ class StageStep:
         self._sequences, self._mailbox, self._dim, self._on_task = sequences, mailbox, dim, on_task
         self._sources = [feature_sources(plan) for plan in schedule.plans]
         self._num_trained = [num_trained(plan) for plan in schedule.plans]
-        self._left: dict[int, dict[int, Left]] = {}  # by sequence and round: what its window's passes may read here
-        self._gradients: dict[tuple[int, int], Left] = {}  # in what a round left, from readers on this stage
+        self._left: dict[
+            int, dict[int, RoundOutputs]
+        ] = {}  # by sequence and round: what its window's passes may read here
+        self._gradients: dict[tuple[int, int], RoundOutputs] = {}  # in what a round left, from readers on this stage
         self._outgoing: dict[Message, torch.Tensor] = {}
 
     def run(self, run_backward: RunBackward) -> None:
@@ -94,7 +96,7 @@ class StageStep:
 
     def _backward(self, seq: int, index: int, run_backward: RunBackward) -> None:
         r = self._schedule.plans[seq][index]
-        come_back = self._gradients.pop((seq, index), Left())
+        come_back = self._gradients.pop((seq, index), RoundOutputs())
         if self._continues(r):
             come_back = come_back._replace(top_RLD=self._mail.take(Message(Kind.GRADIENT, seq, index, index)))
         if self._ring and self._rank == self._stages.last_core:
@@ -115,7 +117,7 @@ class StageStep:
             if r.feeds_back and self._ring:
                 self._outgoing[Message(Kind.GRADIENT, seq, index, source)] = part.features_RLD
                 continue
-            so_far = self._gradients.get((seq, source), Left())
+            so_far = self._gradients.get((seq, source), RoundOutputs())
             if r.feeds_back:
                 so_far = so_far._replace(core_output_RLD=_plus(so_far.core_output_RLD, part.features_RLD))
             else:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
-from sleeptrain.parallel.pipeline.stages import Stages, feature_sources, num_trained
+from sleeptrain.parallel.pipeline.stages import PipelineStages, feature_sources, num_trained
 from sleeptrain.sleep.rounds import Round
 
 
@@ -67,7 +67,7 @@ class _Visit(NamedTuple):
     stage: int
 
 
-def build_graph(plans: Sequence[Sequence[Round]], stages: Stages) -> Graph:
+def build_graph(plans: Sequence[Sequence[Round]], stages: PipelineStages) -> Graph:
     """The tasks of a step. plans: the rounds of each sequence.
 
     A backward exists where a gradient arrives: not for the rounds behind a sequence's last loss, which only prepare the
@@ -79,7 +79,7 @@ def build_graph(plans: Sequence[Sequence[Round]], stages: Stages) -> Graph:
     return graph
 
 
-def _add_sequence(graph: Graph, seq: int, rounds: Sequence[Round], stages: Stages) -> None:
+def _add_sequence(graph: Graph, seq: int, rounds: Sequence[Round], stages: PipelineStages) -> None:
     features, state = _forward_reads(rounds, stages)
     # A round with a loss visits every stage and reads there the state that all rounds before it have written.
     trained_rounds = num_trained(rounds)
@@ -108,7 +108,7 @@ def _messages(seq: int, source: _Visit, reader: _Visit, trained: bool) -> Iterab
 Reads = dict[_Visit, list[_Visit]]
 
 
-def _forward_reads(rounds: Sequence[Round], stages: Stages) -> tuple[Reads, Reads]:
+def _forward_reads(rounds: Sequence[Round], stages: PipelineStages) -> tuple[Reads, Reads]:
     """For every round on every stage it visits, in the order of one process, whose features and state it reads."""
     features: Reads = {}
     state: Reads = {}

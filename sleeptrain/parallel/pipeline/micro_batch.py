@@ -32,7 +32,7 @@ class Part(NamedTuple):
     features_RLD: torch.Tensor
 
 
-class Left(NamedTuple):
+class RoundOutputs(NamedTuple):
     """What a round leaves on a stage, or the gradients in it; None where there is nothing.
 
     top: for the next stage. core_input, core_output: for later passes. loss: the sum over its targets.
@@ -45,7 +45,7 @@ class Left(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Kept:
+class SavedInputs:
     """What a round read: features by rows (none: the tokens), the state, and that of the window's start."""
 
     entry: tuple[Part, ...]
@@ -53,7 +53,7 @@ class _Kept:
     boundary_state: FastWeights
 
 
-class StageSequence:
+class StageMicroBatch:
     """The rows of one micro-batch on the part of the model that this rank holds.
 
     rounds: its plan; indices name them here. state: the memory that its rows begin with, afterwards that they leave.
@@ -80,16 +80,16 @@ class StageSequence:
         self._read_logits = read_logits
         self._starts_BT = first_of_document(batch.documents_BT)
         self._boundary: tuple[int, FastWeights] | None = None  # window, and the state at its start
-        self._kept: dict[int, _Kept] = {}
+        self._kept: dict[int, SavedInputs] = {}
         self._state_gradient: Gradients | None = None
         self._boundary_gradient: Gradients | None = None
 
-    def forward(self, index: int, entry: Sequence[Part], trained: bool) -> Left:
+    def forward(self, index: int, entry: Sequence[Part], trained: bool) -> RoundOutputs:
         """Run a round; what its backward needs is kept if it is `trained`."""
         r = self.rounds[index]
         if self._boundary is None or self._boundary[0] != r.window:
             self._boundary = (r.window, self.state)
-        kept = _Kept(tuple(entry), self.state, self._boundary[1])
+        kept = SavedInputs(tuple(entry), self.state, self._boundary[1])
         with torch.no_grad():
             left, self.state = self._run(r, kept)
         if trained:
@@ -98,7 +98,7 @@ class StageSequence:
             self.loss += left.loss.to("cpu", torch.float64) / self._divisor
         return left
 
-    def backward(self, index: int, gradients: Left, run_backward: RunBackward) -> tuple[Part, ...]:
+    def backward(self, index: int, gradients: RoundOutputs, run_backward: RunBackward) -> tuple[Part, ...]:
         """Run a round again and propagate the gradients in what it left; returns those in its entry.
 
         run_backward: adds the gradients of a scalar to all leaves.
@@ -108,7 +108,7 @@ class StageSequence:
         state = _leaves(kept.state)
         begins_window = kept.state is kept.boundary_state
         boundary = state if begins_window else _leaves(kept.boundary_state)
-        left, after = self._run(self.rounds[index], _Kept(entry, state, boundary))
+        left, after = self._run(self.rounds[index], SavedInputs(entry, state, boundary))
         pairs = list(zip(left[:3], gradients[:3], strict=True))
         pairs += zip(_floating(after), self._state_gradient or [None] * len(_floating(after)), strict=True)
         parts = [(output * gradient).sum() for output, gradient in pairs if output is not None and gradient is not None]
@@ -119,7 +119,7 @@ class StageSequence:
         self._hand_back(index, state, boundary, begins_window)
         return tuple(Part(part.rows, _gradient(part.features_RLD)) for part in entry)
 
-    def _run(self, r: Round, kept: _Kept) -> tuple[Left, FastWeights]:
+    def _run(self, r: Round, kept: SavedInputs) -> tuple[RoundOutputs, FastWeights]:
         """The round on this part of the model, from the state of all rows to that of all rows."""
         given = round_inputs(self._batch, self._starts_BT, r, self._model.device)
         state, boundary = kept.state, kept.boundary_state
@@ -133,7 +133,7 @@ class StageSequence:
         loss = (
             summed_loss(self._model, top, r, given, self._read_logits) if r.loss and ends and top is not None else None
         )
-        return Left(top, features.core_input_RLD, features.output_RLD, loss), after
+        return RoundOutputs(top, features.core_input_RLD, features.output_RLD, loss), after
 
     def _hand_back(self, index: int, state: FastWeights, boundary: FastWeights, begins_window: bool) -> None:
         """The gradient in the state that the round found becomes that in what the round before left."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from sleeptrain.errors import ConfigError
 from sleeptrain.parallel.pipeline.graph import Graph, Message, Task, build_graph
 from sleeptrain.parallel.pipeline.scheduler import form_groups, order_tasks, timed
-from sleeptrain.parallel.pipeline.stages import Stages
+from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.sleep.rounds import Round
 
@@ -64,13 +64,13 @@ class Schedule:
     """A step. plans: the rounds of each sequence. ranks: the actions of each rank, one for each stage."""
 
     plans: tuple[tuple[Round, ...], ...]
-    stages: Stages
+    stages: PipelineStages
     ranks: tuple[tuple[Action, ...], ...]
 
 
 def schedule(
     plans: Sequence[Sequence[Round]],
-    stages: Stages,
+    stages: PipelineStages,
     costs: Costs | None = None,
     max_live_sequences: int | None = None,
 ) -> Schedule:
@@ -96,7 +96,7 @@ def schedule(
 
 
 def _best_order(
-    graph: Graph, plans: Sequence[Sequence[Round]], stages: Stages, costs: Costs, group_of: Sequence[int]
+    graph: Graph, plans: Sequence[Sequence[Round]], stages: PipelineStages, costs: Costs, group_of: Sequence[int]
 ) -> dict[Task, float]:
     """The better of two orders: one made in the times given, good for stages that are not balanced, and one made with
     backwards as short as forwards, in which balanced stages keep step whatever the two really cost."""

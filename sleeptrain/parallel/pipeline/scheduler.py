@@ -12,13 +12,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from sleeptrain.parallel.pipeline.graph import Graph, Task
-from sleeptrain.parallel.pipeline.stages import Stages
+from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.sleep.rounds import Round
 
 
 def order_tasks(
-    graph: Graph, plans: Sequence[Sequence[Round]], stages: Stages, costs: Costs, group_of: Sequence[int]
+    graph: Graph, plans: Sequence[Sequence[Round]], stages: PipelineStages, costs: Costs, group_of: Sequence[int]
 ) -> dict[Task, float]:
     """The time at which every task ends, in an order that keeps all dependencies; a stage does one task at a time.
 
@@ -60,7 +60,7 @@ def order_tasks(
 
 
 def timed(
-    order: dict[Task, float], graph: Graph, plans: Sequence[Sequence[Round]], stages: Stages, costs: Costs
+    order: dict[Task, float], graph: Graph, plans: Sequence[Sequence[Round]], stages: PipelineStages, costs: Costs
 ) -> dict[Task, float]:
     """The time at which every task ends where each stage keeps the order of `order` but tasks take other times."""
     ends: dict[Task, float] = {}
@@ -85,14 +85,16 @@ def form_groups(num_sequences: int, ring_width: int, max_live_sequences: int | N
     return [seq * num_groups // num_sequences for seq in range(num_sequences)]
 
 
-def live_limits(graph: Graph, plans: Sequence[Sequence[Round]], stages: Stages, group_of: Sequence[int]) -> list[int]:
+def live_limits(
+    graph: Graph, plans: Sequence[Sequence[Round]], stages: PipelineStages, group_of: Sequence[int]
+) -> list[int]:
     """Of each stage, the most rounds that may be alive there: those of the largest group and, where the ring is
     narrower than the pipeline, one for each stage that it leaves out, so that a gradient has time to come back."""
     slack = stages.num_stages - stages.ring_width(plans)
     return [max(sizes, default=0) + slack for sizes in _group_sizes(graph, stages, group_of)]
 
 
-def _group_sizes(graph: Graph, stages: Stages, group_of: Sequence[int]) -> list[list[int]]:
+def _group_sizes(graph: Graph, stages: PipelineStages, group_of: Sequence[int]) -> list[list[int]]:
     """[stage][group]: the rounds that have a backward."""
     sizes = [[0] * (max(group_of, default=-1) + 1) for _ in range(stages.num_stages)]
     for task in graph.before:

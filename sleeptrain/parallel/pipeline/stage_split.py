@@ -9,12 +9,12 @@ from sleeptrain.config.schema import Config
 from sleeptrain.config.task_rows import targets_share
 from sleeptrain.config.validate import values_in_force
 from sleeptrain.model.mixers.registry import block_spec
-from sleeptrain.parallel.pipeline.stages import Stages
+from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.sleep.flops import layer_flops
 
 
-def split_stages(config: Config, num_stages: int) -> Stages:
+def split_stages(config: Config, num_stages: int) -> PipelineStages:
     """The stages of a run. They stay as they are for its whole length, so the most passes it comes to count.
 
     Raises ConfigError where there are more stages than layers.
@@ -24,7 +24,7 @@ def split_stages(config: Config, num_stages: int) -> Stages:
     costs[-1] += _head(config)
     core = (sleep.core[0], sleep.core[1]) if sleep.core else (0, len(model.layers))
     sliding = sleep.eviction == "sliding"
-    return Stages(balanced_bounds(costs, num_stages), tuple(model.layers), core, sliding)
+    return PipelineStages(balanced_bounds(costs, num_stages), tuple(model.layers), core, sliding)
 
 
 def schedule_costs(config: Config) -> Costs:

@@ -11,7 +11,7 @@ from sleeptrain.sleep.rounds import Round, round_layers
 
 
 @dataclass(frozen=True)
-class Stages:
+class PipelineStages:
     """Contiguous layers on each stage; the embedding lives on the first one, the norm, head and loss on the last.
 
     bounds: stage s holds the layers [bounds[s], bounds[s + 1]). layers: each block's mixer, as in `model.layers`.

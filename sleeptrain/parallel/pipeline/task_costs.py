@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sleeptrain.errors import ConfigError
-from sleeptrain.parallel.pipeline.stages import Stages
+from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.sleep.rounds import Round
 
 
@@ -27,7 +27,7 @@ class Costs:
         if min(self.forward, self.backward) <= 0 or min(self.head, self.message) < 0:
             raise ConfigError(f"{self}: forward and backward must take time, head and message must not be negative")
 
-    def time(self, r: Round, stages: Stages, stage: int, backward: bool) -> float:
+    def time(self, r: Round, stages: PipelineStages, stage: int, backward: bool) -> float:
         """Of one direction of a round on one stage."""
         head = self.head if r.loss and stage == stages.num_stages - 1 else 0.0
         each = self.backward if backward else self.forward

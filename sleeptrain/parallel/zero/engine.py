@@ -24,7 +24,7 @@ from sleeptrain.config.schema import OptimConfig
 from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.errors import ConfigError
 from sleeptrain.optim.optimizers import KINDS, ParameterRole
-from sleeptrain.parallel.zero.flat_optimizer import FlatOptimizer, Partition, Stage, WholeOptimizer
+from sleeptrain.parallel.zero.flat_optimizer import FlatOptimizer, ModelStage, Partition, WholeOptimizer
 from sleeptrain.parallel.zero.matrix_exchange import Shards, Unsharded
 from sleeptrain.parallel.zero.mpu import MegatronUnit, stage_group
 from sleeptrain.parallel.zero.partitions import (
@@ -51,7 +51,7 @@ class ZeroEngine:
         model: nn.Module,
         parameters: Mapping[str, nn.Parameter],
         mesh: Mesh,
-        stage: Stage,
+        stage: ModelStage,
     ):
         self.model, self.optimizer, self.parameters = model, optimizer, parameters
         self.mesh, self.stage, self.deepspeed_engine = mesh, stage, engine
@@ -189,7 +189,7 @@ def wrap(
     )
     if zero == 3:
         _keep_gathered(deepspeed, engine.module)
-    stage = Stage(stage_group(), mesh.tensor.rank, local, whole_shapes or local, shards or Unsharded())
+    stage = ModelStage(stage_group(), mesh.tensor.rank, local, whole_shapes or local, shards or Unsharded())
     return ZeroEngine(engine, optimizer, model, parameters, mesh, stage)
 
 

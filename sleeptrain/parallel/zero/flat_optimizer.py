@@ -46,7 +46,7 @@ class Partition:
     fragments: tuple[Fragment, ...]
 
 
-class Treatment(NamedTuple):
+class UpdateRule(NamedTuple):
     """factor: of the group's rate. frozen: the stages in which there is no update."""
 
     factor: float
@@ -54,12 +54,12 @@ class Treatment(NamedTuple):
 
 
 # Stretches of a tensor laid flat.
-Spans = dict[Treatment, list[slice]]
+Spans = dict[UpdateRule, list[slice]]
 WHOLE = slice(None)
 
 
 @dataclass(frozen=True)
-class Stage:
+class ModelStage:
     """The processes that hold one pipeline stage, and how a parameter is spread over them.
 
     group: tensor and data ranks together (None: all processes). shard: this process's tensor rank. local: the shape of
@@ -105,7 +105,7 @@ class FlatOptimizer(torch.optim.Optimizer):
         self.stage = 0
         super().__init__(list(_groups(roles, named_parameters, config)), {"lr": 0.0})
 
-    def bind(self, partitions: Sequence[Partition], stage: Stage) -> None:
+    def bind(self, partitions: Sequence[Partition], stage: ModelStage) -> None:
         """Takes over what lies where; every process of the stage must call it with partitions in the same order.
 
         Makes the state, all zero. Raises LayoutError when the processes' fragments do not make up whole matrices.
@@ -139,7 +139,7 @@ class FlatOptimizer(torch.optim.Optimizer):
 
     def _in_force(
         self, spans: Mapping[torch.Tensor, Spans], tensors: Sequence[torch.Tensor], *of: Sequence[torch.Tensor]
-    ) -> Iterator[tuple[Treatment, list[list[torch.Tensor]]]]:
+    ) -> Iterator[tuple[UpdateRule, list[list[torch.Tensor]]]]:
         """What is not frozen, by its treatment: views of these stretches of each list `of` tensors like `tensors`."""
         for treatment in dict.fromkeys(treatment for t in tensors for treatment in spans[t]):
             if self.stage not in treatment.frozen:
@@ -219,7 +219,9 @@ class WholeOptimizer(FlatOptimizer):
 class _MuonUpdate:
     """From the look-ahead of a partition to its update: out to the owners, through Newton-Schulz, and back."""
 
-    def __init__(self, partition: Partition, stage: Stage, roles: Mapping[str, ParameterRole], config: OptimConfig):
+    def __init__(
+        self, partition: Partition, stage: ModelStage, roles: Mapping[str, ParameterRole], config: OptimConfig
+    ):
         holdings = gather_holdings(Holding(stage.shard, stage.local, partition.fragments), stage.group)
         costs = {n: newton_schulz_cost(stage.whole[n], roles[n].blocks) for n in partition.names}
         owners = assign_owners(costs, len(holdings))
@@ -253,8 +255,8 @@ def _groups(
             }
 
 
-def _treatment(role: ParameterRole) -> Treatment:
-    return Treatment(role.factor, role.frozen)
+def _treatment(role: ParameterRole) -> UpdateRule:
+    return UpdateRule(role.factor, role.frozen)
 
 
 def _spans(partition: Partition, roles: Mapping[str, ParameterRole], names: Set[str]) -> Iterator[Spans]:
@@ -275,7 +277,7 @@ def step_key(frozen: tuple[int, ...]) -> str:
     return " ".join(["step", *map(str, frozen)])
 
 
-def _new_state(kind: str, tensor: torch.Tensor, treatments: Iterable[Treatment]) -> dict[str, torch.Tensor]:
+def _new_state(kind: str, tensor: torch.Tensor, treatments: Iterable[UpdateRule]) -> dict[str, torch.Tensor]:
     """Steps are counted in fp32 whatever the weights are, as torch's AdamW does."""
     state = {
         key: torch.zeros_like(tensor, requires_grad=False, memory_format=torch.contiguous_format)

@@ -33,7 +33,7 @@ class _Item(NamedTuple):
     key: str | None
 
 
-def own_tensors(engine: ZeroEngine) -> dict[str, torch.Tensor]:
+def local_tensors(engine: ZeroEngine) -> dict[str, torch.Tensor]:
     """This process's share of the stage's weights and optimizer state: whole tensors on the CPU, by checkpoint name.
 
     All processes of the stage call it. Each tensor has one owner; they hold about equally many bytes, and besides at

@@ -14,9 +14,9 @@ from sleeptrain.model.state import Boundary, FastWeights
 from sleeptrain.parallel.build import build_model
 from sleeptrain.parallel.pipeline.executor import StageStep
 from sleeptrain.parallel.pipeline.mailbox import Mailbox
-from sleeptrain.parallel.pipeline.micro_batch import StageSequence
+from sleeptrain.parallel.pipeline.micro_batch import StageMicroBatch
 from sleeptrain.parallel.pipeline.schedule import schedule
-from sleeptrain.parallel.pipeline.stages import Stages
+from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.parallel.tensor.sharding import ModelSharding
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_rounds, window_facts
@@ -98,13 +98,15 @@ def one_rank(case: Case, layout: Layout) -> Result:
     model = build_model(case.config, mesh, range(*layout.bounds[rank : rank + 2])).to(case.dtype)
     weights = whole_weights(case)
     model.load_state_dict({n: sharding.take(n, weights[n], mesh.tensor.rank) for n in model.state_dict()})
-    stages = Stages(layout.bounds, case.layers, case.core or (0, len(case.layers)), bool(case.boundary.sliding_window))
+    stages = PipelineStages(
+        layout.bounds, case.layers, case.core or (0, len(case.layers)), bool(case.boundary.sliding_window)
+    )
     parts = sequences_of(case, layout.rows_a_sequence)
     sequences = []
     for batch, rounds, rows in parts:
         start = sharding.take_state(start_of(case, rows), mesh.tensor.rank)
         held = tuple(s if i in model.layers else None for i, s in enumerate(start.layers))
-        sequences.append(StageSequence(model, batch, rounds, FastWeights(held), settings_of(case), divisor_of(case)))
+        sequences.append(StageMicroBatch(model, batch, rounds, FastWeights(held), settings_of(case), divisor_of(case)))
     mailbox = Mailbox(mesh.pipeline.group, case.dtype, torch.device("cpu"))
     step = StageStep(schedule([rounds for _, rounds, _ in parts], stages), rank, sequences, mailbox, case.config.dim)
     step.run(lambda surrogate: surrogate.backward())

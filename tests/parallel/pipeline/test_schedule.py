@@ -15,7 +15,7 @@ from sleeptrain.errors import ConfigError
 from sleeptrain.parallel.pipeline.graph import Kind, Message
 from sleeptrain.parallel.pipeline.schedule import Backward, Forward, Receive, Schedule, Send, schedule
 from sleeptrain.parallel.pipeline.simulate import simulate
-from sleeptrain.parallel.pipeline.stages import Stages
+from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.parallel.pipeline.task_costs import Costs
 from tests.parallel.schedule_cases import any_plans, any_stages, even_stages, plan
 
@@ -27,7 +27,7 @@ MODES = [
 ]
 
 
-def layers_run(r, stages: Stages) -> set[int]:
+def layers_run(r, stages: PipelineStages) -> set[int]:
     """From the embedding or the core's first layer to the loss, the core's last layer or the last state."""
     layers = set(range(0 if r.pass_index == 1 else stages.core[0], len(stages.layers) if r.coda else stages.core[1]))
     if r.state_only:
@@ -36,12 +36,12 @@ def layers_run(r, stages: Stages) -> set[int]:
     return layers
 
 
-def ranks_of(r, stages: Stages) -> list[int]:
+def ranks_of(r, stages: PipelineStages) -> list[int]:
     layers = layers_run(r, stages)
     return [s for s in range(stages.num_stages) if layers & set(range(stages.bounds[s], stages.bounds[s + 1]))]
 
 
-def core_ranks(stages: Stages) -> list[int]:
+def core_ranks(stages: PipelineStages) -> list[int]:
     first, last = stages.core
     return [s for s in range(stages.num_stages) if stages.bounds[s] < last and stages.bounds[s + 1] > first]
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from sleeptrain.train.logging.progress import Progress
+from sleeptrain.train.logging.progress_line import Progress
 from tests.hostile import HOSTILE, is_harmless
 
 RECORD = {

@@ -16,7 +16,7 @@ from sleeptrain.train.logging.metrics import mean_later_windows
 SEPARATOR = " | "
 
 
-class Progress:
+class ProgressLine:
     """Shows the records of a run. `total_tokens`: what the run will have seen at its end; stream: stderr by default.
 
     On a terminal the newest training record stands in one line that is rewritten in place, cut at the right edge;
