@@ -14,7 +14,7 @@ from sleeptrain.model.state import FastWeights, LayerState
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.loop import LoopSettings, loop_settings
 from sleeptrain.sleep.rounds import Round
-from sleeptrain.sleep.step import forward_backward
+from sleeptrain.sleep.step import forward_backward, step_context
 
 
 class Found(NamedTuple):
@@ -88,7 +88,8 @@ def locate_nonfinite(model: Hybrid, batch: Batch, shape: StepShape, config: Conf
     """
     finder = Finder(model)
     try:
-        forward_backward(model, batch, shape, config, carried, finder.settings(config, shape))
+        context = replace(step_context(config, shape, model), settings=finder.settings(config, shape))
+        forward_backward(context, model, batch, shape, carried)
     finally:
         finder.close()
     return finder.first().what

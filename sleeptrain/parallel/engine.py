@@ -35,7 +35,15 @@ from sleeptrain.sleep.flops import step_flops
 from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits, loop_settings
 from sleeptrain.sleep.precision import autocast, run_rounds_in_precision
 from sleeptrain.sleep.rounds import Round
-from sleeptrain.sleep.step import MicroBatch, StepResult, forward_backward, micro_batches, start_state, truncated
+from sleeptrain.sleep.step import (
+    MicroBatch,
+    StepResult,
+    forward_backward,
+    micro_batches,
+    start_state,
+    step_context,
+    truncated,
+)
 from sleeptrain.watch.progress import Phase, Progress
 
 # Plans of rounds hang on the data: where every step has another one, few of them are worth keeping.
@@ -46,7 +54,7 @@ class DistributedEngine:
     """The engine of one process of several (see `sleeptrain.train.engine.Engine`)."""
 
     def __init__(self, config: Config, world: World, progress: Progress):
-        self._config, self._world, self._whereabouts = config, world, progress
+        self._config, self._world, self._progress = config, world, progress
         mesh = world.mesh
         self._stages = split_stages(config, mesh.pipeline.size)
         layers = range(*self._stages.bounds[mesh.pipeline.rank : mesh.pipeline.rank + 2])
@@ -107,11 +115,10 @@ class DistributedEngine:
         finder: Finder | None,
         on_features: OnFeatures | None,
     ) -> StepResult:
-        settings = None if finder is None else finder.settings(self._config, shape)
-        return forward_backward(
-            self.model, batch, shape, self._config, carried, settings, progress=self._whereabouts,
-            on_features=on_features, divisor=divisor, forward=self._zero.forward, backward=self._zero.backward,
-        )  # fmt: skip
+        context = step_context(self._config, shape, self.model, self._progress, on_features, self._zero)
+        if finder is not None:
+            context = replace(context, settings=finder.settings(self._config, shape))
+        return forward_backward(context, self.model, batch, shape, carried, divisor)
 
     def _pipelined(
         self,
@@ -134,16 +141,16 @@ class DistributedEngine:
         on_task = self._in_training if finder is None else lambda _, r: finder.on_round(r)
         with self._autocast():
             self._run(self._schedule(tuple(tuple(m.rounds) for m in micros)), sequences, on_task)
-        left, num_rows = self.model.empty_state(), batch.tokens_BT.shape[0]
+        final_state, num_rows = self.model.empty_state(), batch.tokens_BT.shape[0]
         for m, sequence in zip(micros, sequences, strict=True):
-            left = left.put_rows(m.rows(self._world.device), sequence.state, num_rows)
+            final_state = final_state.put_rows(m.rows(self._world.device), sequence.state, num_rows)
         planned = [r for m in micros for r in m.rounds]
         num_targets = int((batch.targets_BT != IGNORE).sum())
         flops = step_flops(self._config.model, planned, num_targets, settings.core, settings.boundary.sliding_window)
-        return StepResult(float(sum(s.loss for s in sequences)), left.detach(), len(planned), flops)
+        return StepResult(float(sum(s.loss for s in sequences)), final_state.detach(), len(planned), flops)
 
     def _in_training(self, task: Compute, r: Round) -> None:
-        self._whereabouts.at(r, Phase.BACKWARD if isinstance(task, Backward) else Phase.FORWARD)
+        self._progress.at(r, Phase.BACKWARD if isinstance(task, Backward) else Phase.FORWARD)
 
     def _run(
         self, plan: Schedule, sequences: Sequence[StageMicroBatch], on_task: Callable[[Compute, Round], None]
@@ -222,7 +229,7 @@ class DistributedEngine:
         self, batch: Batch, rounds: Sequence[Round], settings: LoopSettings, read_logits: ReadLogits | None
     ) -> Mapping[int, torch.Tensor]:
         model, state = self.model, self.model.empty_state()
-        settings = replace(settings, on_round=self._whereabouts.at)
+        settings = replace(settings, on_round=self._progress.at)
         if self._world.mesh.pipeline.size == 1:
             # In a tuple, as in training: of a dict at the top ZeRO-3 wants the keys to be strings.
             run = partial(run_rounds_in_precision, self._config)
@@ -230,7 +237,7 @@ class DistributedEngine:
         sequence = EvaluationMicroBatch(model, batch, rounds, state, settings, 1.0, read_logits=read_logits)
         with self._autocast():
             forwards = forwards_of(self._schedule((tuple(rounds),)))
-            self._run(forwards, [sequence], lambda _, r: self._whereabouts.at(r))
+            self._run(forwards, [sequence], lambda _, r: self._progress.at(r))
         return sequence.losses
 
     def local_tensors(self, carried: FastWeights | None) -> dict[str, torch.Tensor]:

@@ -18,7 +18,15 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.layout import Layout, continued_layout, sleep_layout
 from sleeptrain.model.mixers.attention import Attention
 from sleeptrain.model.state import FastWeights, LayerState, Recurrent, Retained, WindowKV
-from sleeptrain.sleep.loop import Features, LoopSettings, RoundInputs, loop_settings, run_layers, run_round
+from sleeptrain.sleep.loop import (
+    Features,
+    LoopSettings,
+    RoundContext,
+    RoundInputs,
+    loop_settings,
+    run_layers,
+    run_round,
+)
 from sleeptrain.sleep.rounds import Round, WindowFacts, plan_rounds
 
 
@@ -85,15 +93,15 @@ def read(
     layout = continued_layout(
         live.filled, counts, sleep.window, [n > 0 for n in live.boundaries] if sliding else None, tokens_BM.device
     )
+    # Inside a window the convolutions always go on; what crosses a boundary is settled there.
+    going_on = replace(settings, boundary=replace(settings.boundary, carry_conv=True))
     features, x_BMD, state = run_layers(
-        model,
+        RoundContext(model, going_on),
         Round(0, 0, sleep.window, 1, tuple(range(len(counts))), loss=True, coda=True),
-        _given(tokens_BM, layout),
+        _inputs(tokens_BM, layout),
         None,
         live.state,
         live.state,
-        # Inside a window the convolutions always go on; what crosses a boundary is settled there.
-        replace(settings, boundary=replace(settings.boundary, carry_conv=True)),
     )
     new = features.output_RLD if sleep.feedback == "features" else features.core_input_RLD
     assert x_BMD is not None and new is not None and layout.place is not None
@@ -108,7 +116,7 @@ def read(
     return x_BMD, _cross(model, live, full, sleep, settings) if full else live
 
 
-def _given(tokens_RL: torch.Tensor, layout: Layout) -> RoundInputs:
+def _inputs(tokens_RL: torch.Tensor, layout: Layout) -> RoundInputs:
     return RoundInputs(tokens_RL, layout, tokens_RL.new_empty(0), None, None)
 
 
@@ -148,12 +156,12 @@ def _sleep(
     num_rows, window = fed_back_RLD.shape[:2]
     facts = WindowFacts(0, window, (False,) * num_rows, (True,) * num_rows)
     layout = sleep_layout(torch.zeros(num_rows, window, dtype=torch.long, device=fed_back_RLD.device))
-    given = _given(layout.documents_RL, layout)
+    inputs, context = _inputs(layout.documents_RL, layout), RoundContext(model, settings)
     # Without feedback each pass reads what the core read in the wake pass, else what the pass before has left.
     features = Features(tuple(range(num_rows)), fed_back_RLD, fed_back_RLD)
     for r in plan_rounds([facts], sleep.passes, "every", sleep.feedback):
         if not r.is_wake:
-            features, state, _ = run_round(model, r, given, features, state, at_start, settings)
+            features, state, _ = run_round(context, r, inputs, features, state, at_start)
     return state
 
 

@@ -27,7 +27,7 @@ class LoopSettings:
     """How rounds are run.
 
     core: the blocks [first, last) that sleep passes repeat. boundary: what crosses it besides S. recompute: what is
-    kept for the backward. on_round: told of each round before it runs (under recomputation also when it is run again)
+    kept for the backward. on_round: called with each round before it runs (under recomputation also when it runs again)
     and when its backward begins. on_features: shown what the core leaves in a round, also when it is run again.
     """
 
@@ -65,6 +65,18 @@ class RoundInputs:
     rows_R: torch.Tensor | None
 
 
+@dataclass(frozen=True)
+class RoundContext:
+    """What stays the same over the rounds of a batch.
+
+    model: all of it, or the part that this process holds. read_logits: shown the logits of rounds that predict.
+    """
+
+    model: Hybrid
+    settings: LoopSettings
+    read_logits: ReadLogits | None = None
+
+
 def run_rounds(
     model: Hybrid,
     batch: Batch,
@@ -78,39 +90,36 @@ def run_rounds(
     batch: on the CPU. state: the memory before the first of these rounds. Returns the summed cross entropy (a scalar in
     fp32 or wider, nats) of each window that predicts, and the memory after the last round, both with their gradients.
     """
+    context = RoundContext(model, settings, read_logits)
     starts_BT = first_of_document(batch.documents_BT)
     num_rows = batch.tokens_BT.shape[0]
     losses: dict[int, torch.Tensor] = {}
     for group in windows_of(rounds):
         inputs = [round_inputs(batch, starts_BT, r, model.device) for r in group]
-        loss, state = settings.recompute.window(
-            run_window, model, num_rows, group, inputs, state, settings, read_logits
-        )
+        loss, state = settings.recompute.window(run_window, context, num_rows, group, inputs, state)
         if loss is not None:
             losses[group[0].window] = loss
     return losses, state
 
 
 def run_window(
-    model: Hybrid,
+    context: RoundContext,
     num_rows: int,
     rounds: Sequence[Round],
-    inputs: Sequence[RoundInputs],
+    inputs_of_rounds: Sequence[RoundInputs],
     boundary_state: FastWeights,
-    settings: LoopSettings,
-    read_logits: ReadLogits | None,
 ) -> tuple[torch.Tensor | None, FastWeights]:
     """All rounds of one window. Prelude and coda write their state once, the coda from the last pass's features."""
     state, features, loss = boundary_state, list[Features](), None
-    for r, given in zip(rounds, inputs, strict=True):
+    for r, inputs in zip(rounds, inputs_of_rounds, strict=True):
         own, at_start = state, boundary_state
-        if given.rows_R is not None:
-            own, at_start = state.rows(given.rows_R), boundary_state.rows(given.rows_R)
+        if inputs.rows_R is not None:
+            own, at_start = state.rows(inputs.rows_R), boundary_state.rows(inputs.rows_R)
         source = None if r.is_wake else _select(features, r.rows)
-        output, after, round_loss = settings.recompute.round(
-            run_round, model, r, given, source, own, at_start, settings, read_logits
+        output, after, round_loss = context.settings.recompute.round(
+            run_round, context, r, inputs, source, own, at_start
         )
-        state = after if given.rows_R is None else state.put_rows(given.rows_R, after, num_rows)
+        state = after if inputs.rows_R is None else state.put_rows(inputs.rows_R, after, num_rows)
         features = [*features, output] if r.is_wake else [output]
         if round_loss is not None:
             loss = round_loss if loss is None else loss + round_loss
@@ -118,60 +127,59 @@ def run_window(
 
 
 def run_round(
-    model: Hybrid,
+    context: RoundContext,
     r: Round,
-    given: RoundInputs,
+    inputs: RoundInputs,
     source: Features | None,
     state: FastWeights,
     boundary_state: FastWeights,
-    settings: LoopSettings,
-    read_logits: ReadLogits | None = None,
 ) -> tuple[Features, FastWeights, torch.Tensor | None]:
     """One pass of one window over its rows: features and state in, features, state and summed loss out.
 
     boundary_state: the memory at the window's start. Core recurrences go on from the pass before; the coda and the
     caches of sliding eviction read what they had at the window's start, because they are written once a window.
     """
-    if settings.on_round is not None:
-        settings.on_round(r)
+    on_round = context.settings.on_round
+    if on_round is not None:
+        on_round(r)
     x = None
     if source is not None:
         x = source.output_RLD if r.feeds_back else source.core_input_RLD
-    own = state
-    features, top, state = run_layers(model, r, given, x, own, boundary_state, settings)
-    loss = summed_loss(model, top, r, given, read_logits) if r.loss and top is not None else None
-    if settings.on_round is not None:
-        _tell_of_backward(r, settings.on_round, (source, own, boundary_state), (features, state, loss))
+    before = (source, state, boundary_state)
+    features, top, state = run_layers(context, r, inputs, x, state, boundary_state)
+    loss = summed_loss(context, top, r, inputs) if r.loss and top is not None else None
+    if on_round is not None:
+        _call_before_backward(r, on_round, before, (features, state, loss))
     return features, state, loss
 
 
-def _tell_of_backward(r: Round, on_round: Callable[[Round], None], read: object, left: object) -> None:
-    """Tells of the round again when a gradient arrives in what it has left; what it only hands on is not its own.
+def _call_before_backward(r: Round, on_round: Callable[[Round], None], read: object, outputs: object) -> None:
+    """Calls `on_round` again when a gradient arrives in what the round made; what it only hands on is not its own.
 
     Autograd runs what was made last first, so the first of these gradients comes before all else of the round.
     """
     handed_on = {id(t) for t in tree_leaves(read)}
-    for t in tree_leaves(left):
+    for t in tree_leaves(outputs):
         if isinstance(t, torch.Tensor) and t.requires_grad and id(t) not in handed_on:
             t.register_hook(lambda _: on_round(r))
 
 
 def run_layers(
-    model: Hybrid,
+    context: RoundContext,
     r: Round,
-    given: RoundInputs,
+    inputs: RoundInputs,
     x_RLD: torch.Tensor | None,
     state: FastWeights,
     boundary_state: FastWeights,
-    settings: LoopSettings,
 ) -> tuple[Features, torch.Tensor | None, FastWeights]:
-    """The layers of a round that `model`, which may be a part of a larger one, holds.
+    """The layers of a round that the context's model, which may be a part of a larger one, holds.
 
-    x_RLD: what they read; None where the tokens are embedded. Returns what is kept of the core for later passes, what
-    the last of the layers leaves (None where nobody reads it), and the state.
+    x_RLD: what they read; None where the tokens are embedded. Returns what is kept of the core for later passes, the
+    output of the last of the layers (None where nobody reads it), and the state.
     """
+    model, settings = context.model, context.settings
     first, last = settings.core
-    x: torch.Tensor | None = model.embed(given.tokens_RL) if x_RLD is None else x_RLD
+    x: torch.Tensor | None = model.embed(inputs.tokens_RL) if x_RLD is None else x_RLD
     core_input = core_output = None
     # Sleep passes restart the core's convolutions: what they read is not the continuation of the window before.
     across = settings.boundary if r.is_wake else replace(settings.boundary, carry_conv=False)
@@ -187,7 +195,7 @@ def run_layers(
         x, s = model.run(
             x,
             s,
-            given.layout,
+            inputs.layout,
             first=low,
             last=high,
             boundary=boundary,
@@ -197,7 +205,7 @@ def run_layers(
         if high == last:
             core_output = None if x is None else model.fed_back(x)
             if settings.on_features is not None and x is not None:
-                settings.on_features(r, given.layout, x)
+                settings.on_features(r, inputs.layout, x)
     begin, end = 0 if r.is_wake else first, model.num_layers if r.coda else last
     return Features(r.rows, core_input, core_output), x, state.replace(begin, s.layers[begin:end])
 
@@ -212,15 +220,14 @@ def _readable(state: FastWeights, boundary_state: FastWeights, coda: int) -> Fas
     )
 
 
-def summed_loss(
-    model: Hybrid, x_RLD: torch.Tensor, r: Round, given: RoundInputs, read_logits: ReadLogits | None = None
-) -> torch.Tensor:
+def summed_loss(context: RoundContext, x_RLD: torch.Tensor, r: Round, inputs: RoundInputs) -> torch.Tensor:
     """Summed cross entropy over the targets; the head is run only where there is one."""
     x_ND = x_RLD.flatten(0, 1)
-    if given.target_index_N is not None:
-        x_ND = x_ND.index_select(0, given.target_index_N)
-    read = None if read_logits is None else lambda logits_NV: read_logits(r, logits_NV, given.targets_N)
-    return model.cross_entropy(x_ND, given.targets_N, read)
+    if inputs.target_index_N is not None:
+        x_ND = x_ND.index_select(0, inputs.target_index_N)
+    read_logits = context.read_logits
+    read = None if read_logits is None else lambda logits_NV: read_logits(r, logits_NV, inputs.targets_N)
+    return context.model.cross_entropy(x_ND, inputs.targets_N, read)
 
 
 def round_inputs(batch: Batch, starts_BT: torch.Tensor, r: Round, device: torch.device) -> RoundInputs:
@@ -258,8 +265,8 @@ def gather_rows(parts: Sequence[tuple[tuple[int, ...], torch.Tensor]], rows: tup
     if len(parts) == 1 and parts[0][0] == rows:
         return parts[0][1]
     place = {b: i for i, b in enumerate(b for held, _ in parts for b in held)}
-    together = torch.cat([features for _, features in parts])
-    return together.index_select(0, torch.tensor([place[b] for b in rows], device=together.device))
+    joined = torch.cat([features for _, features in parts])
+    return joined.index_select(0, torch.tensor([place[b] for b in rows], device=joined.device))
 
 
 def loop_settings(sleep: SleepConfig, window: int, num_layers: int, recompute: str | None = None) -> LoopSettings:

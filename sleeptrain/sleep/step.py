@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -19,6 +19,8 @@ from sleeptrain.sleep.loop import LoopSettings, OnFeatures, loop_settings
 from sleeptrain.sleep.precision import run_rounds_in_precision
 from sleeptrain.sleep.rounds import Round, plan_batch, windows_of
 from sleeptrain.watch.progress import Phase, Progress
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class MicroBatch:
 class StepResult:
     """loss: mean cross entropy over the step's targets, nats a token.
 
-    state: the memory behind the last window, detached, for the step that continues these rows. num_rounds: (window,
+    state: the memory after the last window, detached, for the step that continues these rows. num_rounds: (window,
     pass) pairs run. flops: model FLOPs, passes counted; of several processes, an equal share of them.
     """
 
@@ -57,54 +59,99 @@ def micro_batches(batch: Batch, shape: StepShape, config: Config) -> Iterator[Mi
         yield MicroBatch(first, part, plan_batch(part, shape.window, shape.passes, config.sleep))
 
 
+class DirectCalls:
+    """How the model is called and gradients are added: by torch alone, as in a single process.
+
+    `sleeptrain.parallel.zero.engine.ZeroEngine` does both by DeepSpeed.
+    """
+
+    def __init__(self, model: Hybrid):
+        self._model = model
+
+    def forward(self, function: Callable[[Hybrid], T]) -> T:
+        """`function(model)`."""
+        return function(self._model)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradients of a scalar to the parameters."""
+        loss.backward()
+
+
+class Calls(Protocol):
+    """What `DirectCalls` does, by whatever means."""
+
+    def forward(self, function: Callable[[Any], T]) -> T: ...
+
+    def backward(self, loss: torch.Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """How a step is carried out. settings: of its rounds. progress: of this process, which is kept current."""
+
+    config: Config
+    settings: LoopSettings
+    progress: Progress
+    calls: Calls
+
+
+def step_context(
+    config: Config,
+    shape: StepShape,
+    model: Hybrid,
+    progress: Progress | None = None,
+    on_features: OnFeatures | None = None,
+    calls: Calls | None = None,
+) -> StepContext:
+    """The context that the configuration asks for. on_features: as in `LoopSettings`."""
+    here = progress or Progress()
+    settings = loop_settings(config.sleep, shape.window, model.num_layers)
+    settings = replace(settings, on_round=here.at, on_features=on_features)
+    return StepContext(config, settings, here, calls or DirectCalls(model))
+
+
 def forward_backward(
+    context: StepContext,
     model: Hybrid,
     batch: Batch,
     shape: StepShape,
-    config: Config,
     carried: FastWeights | None,
-    settings: LoopSettings | None = None,
-    *,
-    progress: Progress | None = None,
-    on_features: OnFeatures | None = None,
     divisor: int | None = None,
-    forward: Callable[[Callable[[Any], Any]], Any] | None = None,
-    backward: Callable[[torch.Tensor], None] = torch.Tensor.backward,
 ) -> StepResult:
     """Adds the gradient of the step's mean loss to the parameters.
 
-    carried: the memory that the step before left in these rows (None: none). settings: how rounds are run, if not as
-    configured. whereabouts: kept current, and on_features: as in `LoopSettings`, where `settings` are not given.
-    divisor: what every micro-batch's summed loss is divided by, so that the cut does not weigh in; the targets of the
-    batch if not given. forward, backward: how another one calls a function of the model, and adds the gradients of a
-    scalar (`sleeptrain.parallel.zero.engine.ZeroEngine`).
+    carried: the memory that the step before left in these rows (None: none). divisor: what every micro-batch's summed
+    loss is divided by, so that the cut does not weigh in; the targets of the batch if it is None.
     """
+    config, progress = context.config, context.progress
     num_rows, num_targets = batch.tokens_BT.shape[0], int((batch.targets_BT != IGNORE).sum())
-    device, divisor = model.device, divisor or max(num_targets, 1)
-    here = progress or Progress()
-    if settings is None:
-        settings = loop_settings(config.sleep, shape.window, model.num_layers)
-        settings = replace(settings, on_round=here.at, on_features=on_features)
+    divisor = divisor or max(num_targets, 1)
     total = torch.zeros((), dtype=torch.float64)
-    left, planned = model.empty_state(), list[Round]()
+    final_state, planned = model.empty_state(), list[Round]()
     for micro in micro_batches(batch, shape, config):
         state = start_state(model, micro, carried)
         for rounds in truncated(micro.rounds, config.sleep.bptt_windows):
-            here.begin(Phase.FORWARD)
+            progress.begin(Phase.FORWARD)
             run = partial(
-                run_rounds_in_precision, config, batch=micro.batch, rounds=rounds, state=state, settings=settings
+                run_rounds_in_precision,
+                config,
+                batch=micro.batch,
+                rounds=rounds,
+                state=state,
+                settings=context.settings,
             )
-            losses, state = run(model) if forward is None else forward(run)
+            losses, state = context.calls.forward(run)
             if losses:
                 loss = torch.stack(list(losses.values())).sum() / divisor
-                here.begin(Phase.BACKWARD)
-                backward(loss)
+                progress.begin(Phase.BACKWARD)
+                context.calls.backward(loss)
                 total += loss.detach().to("cpu", torch.float64)
             state = state.detach()
-        left = left.put_rows(micro.rows(device), state, num_rows)
+        final_state = final_state.put_rows(micro.rows(model.device), state, num_rows)
         planned += micro.rounds
-    flops = step_flops(config.model, planned, num_targets, settings.core, settings.boundary.sliding_window)
-    return StepResult(float(total), left, len(planned), flops)
+    core, boundary = context.settings.core, context.settings.boundary
+    flops = step_flops(config.model, planned, num_targets, core, boundary.sliding_window)
+    return StepResult(float(total), final_state, len(planned), flops)
 
 
 def start_state(model: Hybrid, micro: MicroBatch, carried: FastWeights | None) -> FastWeights:

@@ -24,7 +24,7 @@ from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits
 from sleeptrain.sleep.precision import run_rounds_in_precision
 from sleeptrain.sleep.rounds import Round
-from sleeptrain.sleep.step import StepResult, forward_backward
+from sleeptrain.sleep.step import StepResult, forward_backward, step_context
 from sleeptrain.watch.progress import Progress
 
 
@@ -75,7 +75,7 @@ class LocalEngine:
     """The engine of a single process."""
 
     def __init__(self, config: Config, device: torch.device, progress: Progress):
-        self._config, self._whereabouts = config, progress
+        self._config, self._progress = config, progress
         self.model = Hybrid(config.model)
         self.model.init_weights(config.train.seed)
         self.model.to(device)
@@ -86,9 +86,8 @@ class LocalEngine:
         self, batch: Batch, shape: StepShape, carried: FastWeights | None, on_features: OnFeatures | None = None
     ) -> StepResult:
         self.optim.zero_grad()
-        return forward_backward(
-            self.model, batch, shape, self._config, carried, progress=self._whereabouts, on_features=on_features
-        )
+        context = step_context(self._config, shape, self.model, self._progress, on_features)
+        return forward_backward(context, self.model, batch, shape, carried)
 
     def freeze(self, stage: int) -> None:
         self.optim.freeze(stage)
@@ -105,7 +104,7 @@ class LocalEngine:
     def window_losses(
         self, batch: Batch, rounds: Sequence[Round], settings: LoopSettings, read_logits: ReadLogits | None
     ) -> Mapping[int, torch.Tensor]:
-        settings = replace(settings, on_round=self._whereabouts.at)
+        settings = replace(settings, on_round=self._progress.at)
         state = self.model.empty_state()
         return run_rounds_in_precision(self._config, self.model, batch, rounds, state, settings, read_logits)[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.distributed.world import World
 from sleeptrain.health.norms import Norms
 from sleeptrain.model.state import FastWeights
-from sleeptrain.sleep.loop import loop_settings
 from sleeptrain.sleep.rounds import Round
-from sleeptrain.sleep.step import forward_backward
+from sleeptrain.sleep.step import forward_backward, step_context
 from sleeptrain.watch.progress import Progress
 from tests.models import random_batch, tiny_model
 from tests.parallel.test_train import layout, records, text, train
@@ -40,7 +40,8 @@ def measured(**changes: object) -> dict[str, dict[str, float]]:
     )
     norms = Norms(here)
     settings = config(**changes)
-    result = forward_backward(model, batch, SHAPE, settings, None, progress=here, on_features=norms.on_features)
+    context = step_context(settings, SHAPE, model, here, norms.on_features)
+    result = forward_backward(context, model, batch, SHAPE, None)
     return norms.record(result.state, SHAPE.passes, ONE)
 
 
@@ -62,9 +63,9 @@ def by_hand() -> dict[str, dict[str, float]]:
             numbers.setdefault(r.pass_index, []).append(x_LD[kept].flatten())
 
     model.blocks[2].register_forward_hook(hook)
-    settings = loop_settings(config().sleep, SHAPE.window, 3)
-    settings = type(settings)(**(vars(settings) | {"on_round": current.append}))
-    state = forward_backward(model, batch, SHAPE, config(), None, settings).state
+    context = step_context(config(), SHAPE, model)
+    context = replace(context, settings=replace(context.settings, on_round=current.append))
+    state = forward_backward(context, model, batch, SHAPE, None).state
     features = {f"pass{n}": float(torch.cat(x).square().mean().sqrt()) for n, x in numbers.items()}
     memory = {}
     for layer in (1, 2):

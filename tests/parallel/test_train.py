@@ -15,7 +15,7 @@ from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.data.tasks.source import TaskSource
 from sleeptrain.errors import ConfigError
-from sleeptrain.parallel.pipeline.executor import micro_batch as sequence
+from sleeptrain.parallel.pipeline import micro_batch as sequence
 from sleeptrain.sleep.loop import run_layers
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.train import trainer

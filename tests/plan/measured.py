@@ -116,7 +116,7 @@ class Watch:
         for sequence in self.sequences:
             boundary = () if sequence._boundary is None else (sequence._boundary[1],)
             yield from (t for t in tree_leaves((sequence.state, boundary)) if isinstance(t, torch.Tensor))
-            for kept in sequence._kept.values():
+            for kept in sequence._saved.values():
                 yield from (part.features_RLD for part in kept.entry)
                 states = (kept.state, kept.boundary_state)
                 yield from (t for t in tree_leaves(states) if isinstance(t, torch.Tensor))

@@ -25,7 +25,7 @@ from sleeptrain.plan.report import to_json, to_text
 from sleeptrain.plan.speed import Traffic, Work, forecast
 from sleeptrain.plan.update import newton_schulz_flops
 from sleeptrain.plan.workload import workloads
-from sleeptrain.sleep.step import forward_backward
+from sleeptrain.sleep.step import forward_backward, step_context
 
 SMALL = ["data.rule110.width=6", "data.batch=8", "model.dim=16", "model.ffn_dim=16", f"train.tokens={12 * 8 * 7}"]
 
@@ -50,7 +50,9 @@ def test_rounds_and_flops_are_those_of_a_step(more):
     config = rule110(*more)
     [step] = planned(config).steps
     model, work = Hybrid(config.model), step.workload
-    result = forward_backward(model, build_source(config.data).batch(8), work.shape, config, None)
+    result = forward_backward(
+        step_context(config, work.shape, model), model, build_source(config.data).batch(8), work.shape, None
+    )
     assert (work.num_rounds, step.flops) == (result.num_rounds, result.flops)
     assert work.num_steps == 12
 

@@ -20,9 +20,9 @@ from sleeptrain.data.batch import IGNORE, PAD, Batch
 from sleeptrain.data.stream import ShardStream
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.sleep.loop import LoopSettings, loop_settings, run_rounds
+from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_batch
-from sleeptrain.sleep.step import MicroBatch, forward_backward, start_state
+from sleeptrain.sleep.step import MicroBatch, forward_backward, start_state, step_context
 from tests.data.numbered import NumberedShards, mixture
 from tests.models import VOCABULARY, tiny_config, tiny_model
 
@@ -164,9 +164,10 @@ def test_nobody_reads_what_stands_at_pads(passes: int) -> None:
 
     def trained(given: list[Batch]) -> tuple[list[float], list[torch.Tensor]]:
         model, state, losses = tiny_model(EVERY_KIND), None, []
-        settings = loop_settings(config.sleep, WINDOW, model.num_layers)
+        shape = StepShape(passes, WINDOW, ROWS)
+        context = step_context(config, shape, model)
         for batch in given:
-            result = forward_backward(model, batch, StepShape(passes, WINDOW, ROWS), config, state, settings)
+            result = forward_backward(context, model, batch, shape, state)
             losses.append(result.loss)
             state = result.state
         return losses, [p.grad for p in model.parameters() if p.grad is not None]

@@ -19,7 +19,7 @@ from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.flops import layer_flops, round_flops, step_flops
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_rounds, window_facts
-from sleeptrain.sleep.step import forward_backward
+from sleeptrain.sleep.step import forward_backward, step_context
 from tests.models import VOCABULARY, random_batch, tiny_config
 from tests.sleep.test_step import config
 
@@ -182,7 +182,9 @@ def test_pads_cost_nothing_whatever_the_layout(layers: list[str]) -> None:
     model.init_weights(0)
 
     def flops(*rows: list[int]) -> int:
-        return forward_backward(model, random_batch(list(rows)), StepShape(3, 4, len(rows)), settings, None).flops
+        shape = StepShape(3, 4, len(rows))
+        context = step_context(settings, shape, model)
+        return forward_backward(context, model, random_batch(list(rows)), shape, None).flops
 
     assert flops([0] * 6 + [PAD] * 6, [0] * 12) == flops([0] * 6) + flops([0] * 12)
 

@@ -12,7 +12,7 @@ from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.loop import LoopSettings
 from sleeptrain.sleep.precision import Products, proven_precision, run_rounds_in_precision
 from sleeptrain.sleep.rounds import plan_batch
-from sleeptrain.sleep.step import StepResult, forward_backward
+from sleeptrain.sleep.step import StepResult, forward_backward, step_context
 from tests.models import random_batch, tiny_config
 from tests.sleep.test_step import config
 from tests.train import test_trainer as runs
@@ -25,12 +25,12 @@ def test_bf16_keeps_the_memory_the_loss_and_the_gradients_wide():
     model = Hybrid(tiny_config())
     model.init_weights(0)
     batch = random_batch([[0] * 16, [0] * 7 + [1] * 9], continues=[True, True])
-    wide = forward_backward(model, batch, SHAPE, config(), None)
+    wide = forward_backward(step_context(config(), SHAPE, model), model, batch, SHAPE, None)
     reference = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
     seen = []
     model.blocks[0].mlp.up_proj.register_forward_hook(lambda _m, _i, output: seen.append(output.dtype))
-    narrow = forward_backward(model, batch, SHAPE, config(train__precision="bf16"), None)
+    narrow = forward_backward(step_context(config(train__precision="bf16"), SHAPE, model), model, batch, SHAPE, None)
     assert set(seen) == {torch.bfloat16}
     assert all(s.S_BHKV.dtype == torch.float32 for s in narrow.state.layers if s is not None)
     assert abs(narrow.loss - wide.loss) < 0.01 * wide.loss and narrow.loss != wide.loss
@@ -48,10 +48,10 @@ def step(kind: str, of: str, watched: bool) -> tuple[StepResult, dict[str, torch
     settings = config(train__precision=of, sleep__recompute="pass", model__layers=[kind])
     products = Products()
     if not watched:
-        result = forward_backward(model, batch, SHAPE, settings, None)
+        result = forward_backward(step_context(settings, SHAPE, model), model, batch, SHAPE, None)
     else:
         with products:
-            result = forward_backward(model, batch, SHAPE, settings, None)
+            result = forward_backward(step_context(settings, SHAPE, model), model, batch, SHAPE, None)
     return result, {n: p.grad for n, p in model.named_parameters()}, products.dtypes
 
 

@@ -11,7 +11,7 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.rounds import plan_rounds, window_facts, windows_of
-from sleeptrain.sleep.step import forward_backward
+from sleeptrain.sleep.step import forward_backward, step_context
 from tests.models import random_batch, tiny_config, tiny_model
 
 DOCUMENTS = [[0] * 13, [0] * 5 + [1] * 8, [0] * 2 + [1] * 11, [0] * 13]
@@ -28,7 +28,7 @@ def config(**changes: object) -> Config:
 
 def gradients_of(model: Hybrid, batch: Batch, settings: Config, **kwargs: object):
     model.zero_grad()
-    result = forward_backward(model, batch, SHAPE, settings, None, **kwargs)
+    result = forward_backward(step_context(settings, SHAPE, model, **kwargs), model, batch, SHAPE, None)
     return result, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -82,12 +82,12 @@ def test_carried_rows_go_on_and_others_start_empty():
     first = random_batch([[0] * 8, [0] * 8], continues=[True, True])
     second = random_batch([[0] * 8, [0] * 8], seed=1, carried=[True, False])
     shape = StepShape(2, 4, 2)
-    state = forward_backward(model, first, shape, config(), None).state
-    both = forward_backward(model, second, shape, config(), state).loss
-    alone = forward_backward(model, second, shape, config(), None).loss
+    state = forward_backward(step_context(config(), shape, model), model, first, shape, None).state
+    both = forward_backward(step_context(config(), shape, model), model, second, shape, state).loss
+    alone = forward_backward(step_context(config(), shape, model), model, second, shape, None).loss
     fresh = dataclasses.replace(second, carried_B=torch.tensor([True, True]))
     assert both != alone
-    assert forward_backward(model, fresh, shape, config(), state).loss != both
+    assert forward_backward(step_context(config(), shape, model), model, fresh, shape, state).loss != both
 
 
 def test_a_batch_without_targets_has_no_loss_and_no_gradient():

@@ -13,7 +13,7 @@ from sleeptrain.data.batch import Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.rounds import Round, plan_batch
-from sleeptrain.sleep.step import forward_backward
+from sleeptrain.sleep.step import forward_backward, step_context
 from sleeptrain.watch.progress import Location, Phase, Progress
 from tests.models import random_batch, tiny_model
 from tests.sleep.test_step import config
@@ -73,7 +73,7 @@ def test_forward_and_backward_name_the_round_they_run(
     settings = config(sleep__recompute=mode, sleep__feedback=feedback, sleep__bptt_windows=bptt, sleep__core=core)
     forwards, backwards = probed(model, here)
     here.begin_step(5)
-    forward_backward(model, batch, SHAPE, settings, None, progress=here)
+    forward_backward(step_context(settings, SHAPE, model, here), model, batch, SHAPE, None)
     rounds = rounds_of(batch, settings)
     assert list(dict.fromkeys(f for f in forwards if f.phase == Phase.FORWARD)) == places(rounds, Phase.FORWARD)
     assert backwards
@@ -95,7 +95,8 @@ def test_telling_changes_no_gradient(mode: str) -> None:
     batch, found = random_batch([[0] * 12, [0] * 12], continues=[True, True]), []
     for here in (None, Progress()):
         model = tiny_model()
-        loss = forward_backward(model, batch, SHAPE, config(sleep__recompute=mode), None, progress=here).loss
+        context = step_context(config(sleep__recompute=mode), SHAPE, model, here)
+        loss = forward_backward(context, model, batch, SHAPE, None).loss
         found.append([torch.tensor(loss), *(p.grad for p in model.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 

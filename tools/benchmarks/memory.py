@@ -17,7 +17,7 @@ from sleeptrain.data.batch import Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.recompute import MODES
-from sleeptrain.sleep.step import forward_backward
+from sleeptrain.sleep.step import forward_backward, step_context
 
 METHOD = "the most bytes in tensors that forward and backward of a step made and held at once, gradients included"
 WINDOWS, WINDOW = 8, 256
@@ -50,7 +50,8 @@ def _peak(mode: str, passes: int) -> int:
     model.init_weights(0)
     model.to(device)
     config = Config(model=MODEL, sleep=SleepConfig(recompute=mode), train=TrainConfig(tokens=1))
-    step = partial(forward_backward, model, _batch(), StepShape(passes, WINDOW, 1), config, None)
+    shape = StepShape(passes, WINDOW, 1)
+    step = partial(forward_backward, step_context(config, shape, model), model, _batch(), shape, None)
     if device.type == "cpu":
         with LiveBytes() as memory:
             step()

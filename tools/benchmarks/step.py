@@ -19,7 +19,7 @@ from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.hf.families import family_of
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.sleep.step import forward_backward
+from sleeptrain.sleep.step import forward_backward, step_context
 
 GOAL = 1.5
 PATTERN = ["gated_deltanet"] * 3 + ["attention"]
@@ -71,7 +71,7 @@ def _step(model: Hybrid, batch: Batch, shape: StepShape) -> Callable[[], float]:
 
     def step() -> float:
         optimizer.zero_grad()
-        loss = forward_backward(model, batch, shape, config, None).loss
+        loss = forward_backward(step_context(config, shape, model), model, batch, shape, None).loss
         optimizer.step()
         return loss
 

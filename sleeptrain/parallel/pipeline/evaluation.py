@@ -21,11 +21,11 @@ class EvaluationMicroBatch(StageMicroBatch):
         self.losses: dict[int, torch.Tensor] = {}
 
     def forward(self, index: int, entry: Sequence[Part], trained: bool) -> RoundOutputs:
-        left = super().forward(index, entry, trained=False)
-        if left.loss is not None:
+        outputs = super().forward(index, entry, trained=False)
+        if outputs.loss is not None:
             window = self.rounds[index].window
-            self.losses[window] = self.losses.get(window, torch.zeros_like(left.loss)) + left.loss
-        return left
+            self.losses[window] = self.losses.get(window, torch.zeros_like(outputs.loss)) + outputs.loss
+        return outputs
 
 
 def forwards_of(schedule: Schedule) -> Schedule:

@@ -18,7 +18,15 @@ from sleeptrain.data.batch import Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.layout import first_of_document
 from sleeptrain.model.state import FastWeights
-from sleeptrain.sleep.loop import LoopSettings, ReadLogits, gather_rows, round_inputs, run_layers, summed_loss
+from sleeptrain.sleep.loop import (
+    LoopSettings,
+    ReadLogits,
+    RoundContext,
+    gather_rows,
+    round_inputs,
+    run_layers,
+    summed_loss,
+)
 from sleeptrain.sleep.rounds import Round
 
 RunBackward = Callable[[torch.Tensor], None]
@@ -75,12 +83,11 @@ class StageMicroBatch:
         self.rounds = rounds
         self.state = state
         self.loss = torch.zeros((), dtype=torch.float64)
-        self._model, self._batch, self._settings = model, batch, settings
+        self._context, self._batch = RoundContext(model, settings, read_logits), batch
         self._divisor, self._detached_before = divisor, detached_before
-        self._read_logits = read_logits
         self._starts_BT = first_of_document(batch.documents_BT)
         self._boundary: tuple[int, FastWeights] | None = None  # window, and the state at its start
-        self._kept: dict[int, SavedInputs] = {}
+        self._saved: dict[int, SavedInputs] = {}
         self._state_gradient: Gradients | None = None
         self._boundary_gradient: Gradients | None = None
 
@@ -89,50 +96,49 @@ class StageMicroBatch:
         r = self.rounds[index]
         if self._boundary is None or self._boundary[0] != r.window:
             self._boundary = (r.window, self.state)
-        kept = SavedInputs(tuple(entry), self.state, self._boundary[1])
+        saved = SavedInputs(tuple(entry), self.state, self._boundary[1])
         with torch.no_grad():
-            left, self.state = self._run(r, kept)
+            outputs, self.state = self._run(r, saved)
         if trained:
-            self._kept[index] = kept
-        if left.loss is not None:
-            self.loss += left.loss.to("cpu", torch.float64) / self._divisor
-        return left
+            self._saved[index] = saved
+        if outputs.loss is not None:
+            self.loss += outputs.loss.to("cpu", torch.float64) / self._divisor
+        return outputs
 
     def backward(self, index: int, gradients: RoundOutputs, run_backward: RunBackward) -> tuple[Part, ...]:
         """Run a round again and propagate the gradients in what it left; returns those in its entry.
 
         run_backward: adds the gradients of a scalar to all leaves.
         """
-        kept = self._kept.pop(index)
-        entry = tuple(Part(part.rows, _leaf(part.features_RLD)) for part in kept.entry)
-        state = _leaves(kept.state)
-        begins_window = kept.state is kept.boundary_state
-        boundary = state if begins_window else _leaves(kept.boundary_state)
-        left, after = self._run(self.rounds[index], SavedInputs(entry, state, boundary))
-        pairs = list(zip(left[:3], gradients[:3], strict=True))
+        saved = self._saved.pop(index)
+        entry = tuple(Part(part.rows, _leaf(part.features_RLD)) for part in saved.entry)
+        state = _leaves(saved.state)
+        begins_window = saved.state is saved.boundary_state
+        boundary = state if begins_window else _leaves(saved.boundary_state)
+        outputs, after = self._run(self.rounds[index], SavedInputs(entry, state, boundary))
+        pairs = list(zip(outputs[:3], gradients[:3], strict=True))
         pairs += zip(_floating(after), self._state_gradient or [None] * len(_floating(after)), strict=True)
         parts = [(output * gradient).sum() for output, gradient in pairs if output is not None and gradient is not None]
-        if left.loss is not None:
-            parts.append(left.loss / self._divisor)
+        if outputs.loss is not None:
+            parts.append(outputs.loss / self._divisor)
         if parts:
             run_backward(torch.stack([part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]).sum())
         self._hand_back(index, state, boundary, begins_window)
         return tuple(Part(part.rows, _gradient(part.features_RLD)) for part in entry)
 
-    def _run(self, r: Round, kept: SavedInputs) -> tuple[RoundOutputs, FastWeights]:
+    def _run(self, r: Round, saved: SavedInputs) -> tuple[RoundOutputs, FastWeights]:
         """The round on this part of the model, from the state of all rows to that of all rows."""
-        given = round_inputs(self._batch, self._starts_BT, r, self._model.device)
-        state, boundary = kept.state, kept.boundary_state
-        if given.rows_R is not None:
-            state, boundary = state.rows(given.rows_R), boundary.rows(given.rows_R)
-        x = gather_rows(kept.entry, r.rows) if kept.entry else None
-        features, top, after = run_layers(self._model, r, given, x, state, boundary, self._settings)
-        if given.rows_R is not None:
-            after = kept.state.put_rows(given.rows_R, after, self._batch.tokens_BT.shape[0])
-        ends = self._model.layers.stop == self._model.num_layers
-        loss = (
-            summed_loss(self._model, top, r, given, self._read_logits) if r.loss and ends and top is not None else None
-        )
+        model = self._context.model
+        inputs = round_inputs(self._batch, self._starts_BT, r, model.device)
+        state, boundary = saved.state, saved.boundary_state
+        if inputs.rows_R is not None:
+            state, boundary = state.rows(inputs.rows_R), boundary.rows(inputs.rows_R)
+        x = gather_rows(saved.entry, r.rows) if saved.entry else None
+        features, top, after = run_layers(self._context, r, inputs, x, state, boundary)
+        if inputs.rows_R is not None:
+            after = saved.state.put_rows(inputs.rows_R, after, self._batch.tokens_BT.shape[0])
+        ends = model.layers.stop == model.num_layers
+        loss = summed_loss(self._context, top, r, inputs) if r.loss and ends and top is not None else None
         return RoundOutputs(top, features.core_input_RLD, features.output_RLD, loss), after
 
     def _hand_back(self, index: int, state: FastWeights, boundary: FastWeights, begins_window: bool) -> None:
