@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sleeptrain.config.schema import Config
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.parallel.pipeline.stages import PipelineStages
+from sleeptrain.plan.gathers import gathered
 from sleeptrain.plan.parameters import WIDE, Held, partition_size, role_groups
 from sleeptrain.plan.update import muon_exchange
 from sleeptrain.plan.workload import Extent, Workload, reruns
@@ -202,8 +203,8 @@ def data_traffic(config: Config, workload: Workload, held: Sequence[Held]) -> Da
         return DataTraffic(Payload(all_reduce=total), Payload(), exchange)
     if zero == 3:
         cut = WIDE * replicas * sum(-(-h.numel // replicas) for h in held)
-        # Weights that do not stay (`MAX_GATHERED`) are gathered again for the backward, and in each round.
-        return DataTraffic(Payload(reduce_scatter=cut), Payload(all_gather=cut), exchange)
+        weights = WIDE * gathered(config, workload, held)
+        return DataTraffic(Payload(reduce_scatter=cut), Payload(all_gather=weights), exchange)
     padded = WIDE * replicas * sum(partition_size(group, replicas) for group in role_groups(held))
     each_backward = zero == 2 and config.parallel.pipeline == 1
     reductions = workload.num_micros * len(workload.stretches) if each_backward else 1

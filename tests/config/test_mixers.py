@@ -91,7 +91,8 @@ def test_every_mixer_says_all_there_is_to_know(kind: str) -> None:
     for name, parameter in mixer.named_parameters():
         drawn = spec.initial_weight(name, Draw(f"blocks.0.mixer.{name}", tuple(parameter.shape), 0))
         assert drawn is None or drawn.shape == parameter.shape
-    assert f"{spec.ends}.weight" in spec.sharding()
+    layers = {name for name, part in mixer.named_modules() if isinstance(part, torch.nn.Linear)}
+    assert layers == {*spec.state_layers, *spec.feature_layers}
     layout = window_layout(torch.zeros(2, 8, dtype=torch.long), torch.zeros(2, 8, dtype=torch.bool))
     _, state = mixer(torch.zeros(2, 8, model.dim), None, layout, HARD)
     if isinstance(state, Recurrent):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sleeptrain.config.schema import Config
@@ -78,6 +79,20 @@ def counted(payload: Counter[str], group: dist.ProcessGroup) -> Iterator[None]:
             setattr(module, name, function)
 
 
+class Gathers(TorchDispatchMode):
+    """Counts what DeepSpeed gathers over a group: it has looked up torch's function before anybody can wrap it."""
+
+    def __init__(self, group: dist.ProcessGroup | None):
+        super().__init__()
+        self.name, self.bytes = None if group is None else group.group_name, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        gathers = func is torch.ops.c10d._allgather_base_.default
+        if gathers and dist.ProcessGroup.unbox(args[2]).group_name == self.name:
+            self.bytes += size(args[0])
+        return func(*args, **(kwargs or {}))
+
+
 class Watch:
     """What stage sequences hold, and what mailboxes send, at any moment of a step."""
 
@@ -129,9 +144,11 @@ def measure(config: Config, monkey: Any) -> dict[str, Any]:
     zero, shape = engine._zero, stage_shape(config, 0)
     batch = typical_batch(config, shape.batch // world.mesh.data.size)
     carried = None
-    if bool(batch.continues_B.any()):
-        carried = engine.forward_backward(batch, shape, None).state
+    # ZeRO-3 watches two steps before it knows what a step uses.
+    for _ in range(2 if config.parallel.zero == 3 else int(bool(batch.continues_B.any()))):
+        carried = engine.forward_backward(batch, shape, carried).state
         engine.step(1.0)
+    carried = carried if bool(batch.continues_B.any()) else None
     whole, complete = [0], engine._complete_gradients
 
     def completed() -> None:
@@ -141,10 +158,11 @@ def measure(config: Config, monkey: Any) -> dict[str, Any]:
 
     monkey.setattr(engine, "_complete_gradients", completed)
     watch, tensor, data = Watch(monkey), Counter[str](), Counter[str]()
-    with counted(tensor, world.mesh.tensor.group), counted(data, world.mesh.data.group):
+    gathers = Gathers(world.mesh.data.group)
+    with counted(tensor, world.mesh.tensor.group), counted(data, world.mesh.data.group), gathers:
         result = engine.forward_backward(batch, shape, carried)
     gradients = max(*whole, nbytes(_gradients(zero)))
-    with counted(data, world.mesh.data.group):
+    with counted(data, world.mesh.data.group), gathers:
         engine.step(1.0)
     optimizer = zero.optimizer
     masters = [t for p in optimizer.partitions for t in p.tensors]
@@ -158,6 +176,7 @@ def measure(config: Config, monkey: Any) -> dict[str, Any]:
         "rounds": result.num_rounds,
         "tensor": dict(tensor),
         "reduce": data["all_reduce"],
+        "gather": gathers.bytes,
         "exchange": data["exchange"],
         "boundary": watch.peak,
         "sent": dict(watch.sent),

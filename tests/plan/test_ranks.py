@@ -8,6 +8,7 @@ import pytest
 
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
+from sleeptrain.parallel import zero
 from sleeptrain.plan.layout import make_plan
 from tests.parallel.processes import run_ranks
 from tests.plan.measured import measure
@@ -100,11 +101,35 @@ def test_jet_and_the_options_of_blocks(tensor: int, pipeline: int, more: tuple[s
     check(compose([*TEXT, *MODEL, *blocks, *parallel, *more]), ranks)
 
 
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize(
+    ("tensor", "reuse", "more"),
+    [
+        (1, 0, ("sleep.recompute=none",)),
+        (1, 0, ("sleep.recompute=pass", "model.tie_embeddings=false", "model.sandwich_norms=true")),
+        (2, 0, ("sleep.recompute=block", "sleep.core=[1,3]")),
+        (1, 0, ("sleep.recompute=window", "sleep.when=every", "model.tie_embeddings=false")),
+        (1, 0, ("sleep.recompute=pass", "sleep.core=[0,3]")),
+        (1, 12_000, ("sleep.recompute=pass", "sleep.core=[0,3]")),
+        (1, 0, ("sleep.recompute=none", "model.layers=[jet,sliding_attention,jet]")),
+    ],
+)
+def test_zero_3_gathers_as_planned(
+    tensor: int, reuse: int, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over several rounds, where weights are too large to stay, as they are in large models."""
+    monkeypatch.setattr(zero, "MAX_REUSE", reuse)
+    monkeypatch.setattr(zero, "PERSISTENT", 0)
+    monkeypatch.setattr(zero, "AHEAD", 0)
+    parallel, ranks = layout(tensor, 1, 2, 3)
+    check(compose([*RULE110, *MODEL, *parallel, *more]), ranks)
+
+
 def check(config: Config, ranks: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         found = run_ranks(measure, ranks, config, patch)
     plan = make_plan(config, ranks, None, 0.4)
-    [step], zero = plan.steps, config.parallel.zero
+    [step], zero_stage = plan.steps, config.parallel.zero
     for stage, memory in enumerate(step.memory):
         ours = [rank for rank in found if rank["stage"] == stage]
         for kind in ("weights", "master", "gradients", "optimizer"):
@@ -117,7 +142,10 @@ def check(config: Config, ranks: int) -> None:
             assert dict(step.tensor[stage].total) == ours[0]["tensor"]
         if plan.replicas > 1:
             assert step.data[stage].exchange == max(rank["exchange"] for rank in ours)
-            if zero < 3:  # DeepSpeed's norms and the alignment of its buckets are a few bytes more
+            if zero_stage == 3:  # between keeping no weight and all of them the order inside a block counts
+                gathered, exact = step.data[stage].gather["all_gather"], zero.MAX_REUSE in (0, 10**9)
+                assert gathered == (ours[0]["gather"] if exact else pytest.approx(ours[0]["gather"], rel=0.01))
+            if zero_stage < 3:  # DeepSpeed's norms and the alignment of its buckets are a few bytes more
                 assert ours[0]["reduce"] == pytest.approx(step.data[stage].reduce["all_reduce"], rel=1e-3, abs=64)
     assert step.flops == found[0]["flops"]
     assert step.workload.num_rounds == found[0]["rounds"]

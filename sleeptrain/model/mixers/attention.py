@@ -139,7 +139,8 @@ class AttentionSpec(MixerSpec):
     module = Attention
     settings_class = AttentionConfig
     recurrent = False
-    ends = "o_proj"
+    state_layers = ("k_proj", "v_proj")
+    feature_layers = ("q_proj", "o_proj")
 
     @property
     def _widths(self) -> tuple[int, int]:

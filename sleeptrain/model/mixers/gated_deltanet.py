@@ -83,6 +83,8 @@ class GatedDeltaNet(KeepsDecayWide, nn.Module):
 class GatedDeltaNetSpec(MixerSpec):
     module = GatedDeltaNet
     settings_class = GatedDeltaNetConfig
+    state_layers = ("in_proj_qkv", "in_proj_a", "in_proj_b")
+    feature_layers = ("in_proj_z", "out_proj")
     not_maps = ("in_proj_a.weight", "in_proj_b.weight")
     not_matrices = ("conv_weight",)
 

@@ -78,6 +78,8 @@ class Jet(KeepsDecayWide, nn.Module):
 class JetSpec(MixerSpec):
     module = Jet
     settings_class = JetConfig
+    state_layers = ("v_proj", "kernel_in", "kernel_out", "q_proj", "k_proj", "in_proj_a", "in_proj_b")
+    feature_layers = ("in_proj_z", "out_proj")
     not_maps = ("in_proj_a.weight", "in_proj_b.weight")
 
     @property

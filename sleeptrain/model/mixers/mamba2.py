@@ -99,6 +99,8 @@ class Mamba2(KeepsDecayWide, nn.Module):
 class Mamba2Spec(MixerSpec):
     module = Mamba2
     settings_class = Mamba2Config
+    state_layers = ("in_proj",)
+    feature_layers = ("out_proj",)
     not_matrices = ("conv_weight",)
 
     @property

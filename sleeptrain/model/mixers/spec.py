@@ -80,20 +80,27 @@ class MixerSpec(ABC):
 
     module: built from a ModelConfig; its forward takes (x_BTD, state, layout, boundary, state_only) and returns
     (y_BTD or None, state), as `GatedDeltaNet.forward` does. settings_class: a dataclass. recurrent: it keeps a state S.
-    ends: the name of the linear layer that ends the mixer. not_maps: matrices that AdamW updates, since they map
+    state_layers, feature_layers: the linear layers in the order of their calls, those that the state needs and those
+    that the features need besides; the last one ends the mixer. not_maps: matrices that AdamW updates, since they map
     features to numbers of heads. not_matrices: parameters of two dimensions that are no matrices.
     """
 
     module: ClassVar[type[nn.Module]]
     settings_class: ClassVar[type]
     recurrent: ClassVar[bool] = True
-    ends: ClassVar[str] = "out_proj"
+    state_layers: ClassVar[tuple[str, ...]]
+    feature_layers: ClassVar[tuple[str, ...]]
     not_maps: ClassVar[tuple[str, ...]] = ()
     not_matrices: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: ModelConfig, kind: str):
         self.model, self.kind = model, kind
         self.settings: Any = mixer_settings(model, kind)
+
+    @property
+    def ends(self) -> str:
+        """The linear layer that ends the mixer."""
+        return self.feature_layers[-1]
 
     # The state.
 

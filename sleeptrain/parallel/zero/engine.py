@@ -39,6 +39,11 @@ T = TypeVar("T")
 
 # Gradients travel in messages of at most so many elements.
 MAX_BUCKET = 200_000_000
+# Under ZeRO-3, in elements: a gathered weight stays where it is used again before so many others; parameters of at most
+# so many are always there; so many are gathered ahead. DeepSpeed's own numbers.
+MAX_REUSE = 1_000_000_000
+PERSISTENT = 100_000
+AHEAD = 50_000_000
 
 
 class ZeroEngine:
@@ -248,7 +253,14 @@ def _engine_config(zero: int, config: OptimConfig, parameters: Mapping[str, nn.P
         "gradient_clipping": 0.0 if zero == 0 else config.clip_norm,
         "gradient_allreduce_op": "mean" if zero == 3 else "sum",
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": zero, "overlap_comm": False, "reduce_bucket_size": min(total, MAX_BUCKET)},
+        "zero_optimization": {
+            "stage": zero,
+            "overlap_comm": False,
+            "reduce_bucket_size": min(total, MAX_BUCKET),
+            "stage3_max_reuse_distance": MAX_REUSE,
+            "stage3_param_persistence_threshold": PERSISTENT,
+            "stage3_prefetch_bucket_size": AHEAD,
+        },
     }
 
 

@@ -68,6 +68,8 @@ class LinearAttention(nn.Module):
 class LinearAttentionSpec(MixerSpec):
     module = LinearAttention
     settings_class = LinearAttentionConfig
+    state_layers = ("q_proj", "k_proj", "v_proj")
+    feature_layers = ("out_proj",)
 
     @property
     def state_shape(self) -> tuple[int, int, int]:
