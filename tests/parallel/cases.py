@@ -112,7 +112,7 @@ def random_state(case: Case, seed: int) -> FastWeights:
     generator = torch.Generator().manual_seed(seed)
 
     def noise(t: torch.Tensor) -> torch.Tensor:
-        return torch.randn(t.shape, generator=generator, dtype=t.dtype) * 0.5
+        return (torch.randn(t.shape, generator=generator, dtype=torch.float64) * 0.5).to(t.dtype)
 
     return each_number(noise, state)
 

@@ -29,7 +29,6 @@ from tests.parallel.processes import run_ranks
 from tests.sleep.oracle import causal_layout
 
 EXACT = dict(rtol=1e-9, atol=1e-10)
-CLOSE = dict(rtol=2e-4, atol=2e-4)
 
 CASES = {
     "one pass": Case(),
@@ -131,19 +130,24 @@ def test_four_ranks_equal_one_process(name: str):
     assert_same_outcome(spread(CASES[name], 4), run_whole(CASES[name]), **EXACT)
 
 
+def assert_same_to_rounding(found: Outcome, expected: Outcome, exact: Outcome, loss: float, gradients: float) -> None:
+    """Ranks round otherwise than one process does, but hardly more, on whatever processor: exact is in more digits."""
+    torch.testing.assert_close(found.loss, expected.loss, rtol=loss, atol=0)
+    for name, gradient in exact.gradients.items():
+        rounding = (expected.gradients[name] - gradient).norm()
+        assert (found.gradients[name] - gradient).norm() <= 2 * rounding + gradients * gradient.norm(), name
+
+
 def test_four_ranks_equal_one_process_in_fp32():
     case = Case(passes=3, dtype=torch.float32, num_kv_heads=1, carried=True)
-    assert_same_outcome(spread(case, 4), run_whole(case), **CLOSE)
+    exact = run_whole(replace(case, dtype=torch.float64))
+    assert_same_to_rounding(spread(case, 4), run_whole(case), exact, loss=1e-5, gradients=1e-5)
 
 
 def test_bf16_autocast_equals_one_process_to_its_rounding():
     case = Case(passes=2, dtype=torch.float32, autocast=True, num_kv_heads=1, num_groups=1)
-    found, expected = spread(case, 2), run_whole(case)
     exact = run_whole(replace(case, autocast=False))
-    torch.testing.assert_close(found.loss, expected.loss, rtol=2e-2, atol=0)
-    for name, gradient in exact.gradients.items():
-        rounding = (expected.gradients[name] - gradient).norm()
-        assert (found.gradients[name] - gradient).norm() <= 2 * rounding + 0.02 * gradient.norm(), name
+    assert_same_to_rounding(spread(case, 2), run_whole(case), exact, loss=2e-2, gradients=0.02)
 
 
 def _initial(case: Case, size: int, layers: range | None) -> dict[str, torch.Tensor]:
