@@ -73,10 +73,12 @@ def _line(read: dict) -> str:
 
 def _describe(options: argparse.Namespace) -> int:
     from sleeptrain.config.compose import compose
+    from sleeptrain.config.paths import naming_settings
     from sleeptrain.data.inspect import describe
 
     config = compose(options.overrides)
     if config.data.source != "shards":
         raise DataError(f"data.source={config.data.source} reads no files: there is nothing to describe")
-    print(describe(config))
+    with naming_settings(config):
+        print(describe(config))
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sleeptrain.config.paths import naming_settings
 from sleeptrain.config.resolved import run_folder
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import DivergedError
@@ -10,6 +11,7 @@ from sleeptrain.health.replicas import compare_replicas, holds_copies
 from sleeptrain.health.speed import gathered_speeds
 from sleeptrain.parallel.launch import join
 from sleeptrain.parallel.layout_check import too_few_sequences
+from sleeptrain.parallel.world import World
 from sleeptrain.plan.expected import expected_cost
 from sleeptrain.sleep.curriculum import StepShape, stage_shape, step_shape
 from sleeptrain.stop import Stopped, leads, listening
@@ -24,7 +26,7 @@ from sleeptrain.train.stopping import Stopping
 from sleeptrain.train.try_step import settle, try_step
 from sleeptrain.watch.beat import Alarm
 from sleeptrain.watch.watch import watched
-from sleeptrain.watch.whereabouts import Phase
+from sleeptrain.watch.whereabouts import Phase, Whereabouts
 
 
 def train(config: Config) -> int:
@@ -45,7 +47,7 @@ def train(config: Config) -> int:
         world = join(config)
         stopping = Stopping(config.train.max_time, request, world)
         with watched(config, world, ends) as whereabouts:
-            finished = not stopping.agreed() and train_watched(Run(config, world, whereabouts, stopping, status))
+            finished = not stopping.agreed() and train_watched(config, world, whereabouts, stopping, status)
         if finished:
             status.end(State.FINISHED)
         else:
@@ -56,9 +58,12 @@ def train(config: Config) -> int:
     return 0
 
 
-def train_watched(run: Run) -> bool:
+def train_watched(config: Config, world: World, whereabouts: Whereabouts, stopping: Stopping, status: Status) -> bool:
     """The run from where it stands; whether it has come to its end."""
-    if not run.open():
+    with naming_settings(config):
+        run = Run(config, world, whereabouts, stopping, status)
+        is_open = run.open()
+    if not is_open:
         run.stopping.agreed()  # of which all processes know then
         return False
     try:
