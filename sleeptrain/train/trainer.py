@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from sleeptrain.config.paths import naming_settings
 from sleeptrain.config.resolved import run_folder
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import DivergedError
@@ -12,6 +13,7 @@ from sleeptrain.health.replicas import compare_replicas, holds_copies
 from sleeptrain.health.speed import gathered_speeds
 from sleeptrain.parallel.launch import join
 from sleeptrain.parallel.layout_check import too_few_sequences
+from sleeptrain.parallel.world import World
 from sleeptrain.plan.expected import expected_cost
 from sleeptrain.sleep.curriculum import StepShape, stage_shape, step_shape
 from sleeptrain.stop import Stopped, leads, listening
@@ -27,7 +29,7 @@ from sleeptrain.train.stopping import Stopping
 from sleeptrain.train.try_step import settle, try_step
 from sleeptrain.watch.beat import Alarm
 from sleeptrain.watch.watch import watched
-from sleeptrain.watch.whereabouts import Phase
+from sleeptrain.watch.whereabouts import Phase, Whereabouts
 
 
 def train(config: Config) -> int:
@@ -56,7 +58,7 @@ def train(config: Config) -> int:
             say_early(f"warning: {stopping.skew}")
         with watched(config, world, ends) as whereabouts:
             early = stopping.agreed()
-            finished = not early and train_watched(Run(config, world, whereabouts, stopping, status))
+            finished = not early and train_watched(config, world, whereabouts, stopping, status)
         if early:
             end_early(status, stopping.reason)
         else:
@@ -79,9 +81,12 @@ def say_early(line: str) -> None:
     say(f"sleeptrain: {line}", sys.stderr, flush=True)
 
 
-def train_watched(run: Run) -> bool:
+def train_watched(config: Config, world: World, whereabouts: Whereabouts, stopping: Stopping, status: Status) -> bool:
     """The run from where it stands; whether it has come to its end."""
-    if not run.open():
+    with naming_settings(config):
+        run = Run(config, world, whereabouts, stopping, status)
+        is_open = run.open()
+    if not is_open:
         run.stopping.agreed()  # of which all processes know then
         return False
     try:
