@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from sleeptrain.errors import TOLD_IN_A_LINE, ConfigError, UserError, exit_code, format_error
+from sleeptrain.errors import TOLD_IN_A_LINE, ConfigError, UserError, exit_code, format_error, path_error
 from sleeptrain.terminal import ArgumentParser, say, show_traceback
 
 if TYPE_CHECKING:
@@ -89,8 +89,10 @@ def max_time(text: str) -> str:
 
 def plan(config: Config, options: Namespace) -> int:
     from sleeptrain.commands.plan import run
+    from sleeptrain.config.paths import naming_settings
 
-    return run(config, options)
+    with naming_settings(config):
+        return run(config, options)
 
 
 def plan_flags(parser: ArgumentParser) -> None:
@@ -151,6 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return _reader_has_gone()
+    except OSError as error:
+        if (mendable := path_error(error)) is None:
+            raise
+        return _fail(mendable)
 
 
 def _run_other(name: str, arguments: list[str]) -> int:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from sleeptrain.terminal import shown
+
+# What the system says of a path that is wrong, closed, or on a disk that is full or read-only.
+OF_PATHS = (
+    errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOSPC,
+    errno.ENOTDIR, errno.EPERM, errno.EROFS, errno.EDQUOT,
+)  # fmt: skip
 
 
 class UserError(Exception):
@@ -69,6 +76,11 @@ def os_reason(error: OSError) -> str:
     """The path that an error is about, and why."""
     reason = error.strerror or str(error) or type(error).__name__
     return f"{error.filename}: {reason}" if error.filename is not None else reason
+
+
+def path_error(error: OSError) -> DataError | None:
+    """The same of a path that the user can mend; None of an error that is not about a path, or of broken storage."""
+    return DataError(os_reason(error)) if error.filename is not None and error.errno in OF_PATHS else None
 
 
 def format_error(error: Exception) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from sleeptrain.errors import DataError
+from sleeptrain.errors import DataError, naming
 
 _LEFT = re.compile(r"\..+\.(partial|old)-[0-9a-f]{8}")
 
@@ -68,11 +68,12 @@ def staged_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     """An empty folder beside `target` that takes its name when the block ends, and vanishes when the block fails.
 
     `replace` puts the new folder in the place of an existing one, which stays untouched until then. Raises DataError
-    where `target` exists otherwise (an empty folder does not count).
+    where `target` exists otherwise (an empty folder does not count), or its place cannot be written.
     """
-    _refuse_existing(target, replace)
-    partial = beside(target, "partial")
-    partial.mkdir(parents=True)
+    with naming(f"{target} cannot be written"):
+        _refuse_existing(target, replace)
+        partial = beside(target, "partial")
+        partial.mkdir(parents=True)
     try:
         yield partial
         for path in [*partial.rglob("*"), partial]:
@@ -85,8 +86,9 @@ def staged_folder(target: Path, replace: bool = False) -> Iterator[Path]:
 
 
 def _refuse_existing(target: Path, replace: bool) -> None:
-    if target.exists() and not target.is_dir():
-        raise DataError(f"{target} is a file; name a folder")
+    if os.path.lexists(target) and not target.is_dir():
+        what = "a link to nothing" if target.is_symlink() else "a file"
+        raise DataError(f"{target} is {what}; name a folder")
     if not replace and target.is_dir() and any(target.iterdir()):
         raise DataError(f"{target} exists and is not empty; remove it or name another folder")
 

@@ -53,10 +53,11 @@ def test_refuses_a_full_folder_and_a_file(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("x")
     (tmp_path / "file").write_text("x")
-    for name in ("full", "file"):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("full", "file", "link", "file/below", "x" * 300):
         with pytest.raises(DataError, match=name), staged_folder(tmp_path / name):
             pytest.fail("entered")
-    assert names(tmp_path) == ["file", "full"]
+    assert names(tmp_path) == ["file", "full", "link"]
 
 
 def test_a_folder_filled_meanwhile_is_not_overwritten(tmp_path: Path) -> None:

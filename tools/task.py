@@ -10,6 +10,7 @@ import sys
 import time
 
 from sleeptrain.config.compose import compose
+from sleeptrain.config.paths import naming_settings
 from sleeptrain.data.batch import IGNORE, PAD, Batch
 from sleeptrain.data.tasks.build import build_task
 from sleeptrain.data.tasks.task import Task
@@ -30,7 +31,8 @@ def main() -> int:
         config = compose(overrides)
         if config.data.source == "shards":
             raise ConfigError("data.source=shards is no task: choose one (experiment=depo_small)")
-        task = build_task(config.data)
+        with naming_settings(config):
+            task = build_task(config.data)
         rows = min(arguments.rows, task.num_held_out) if arguments.held_out else arguments.rows
         batch = task.held_out(0, rows) if arguments.held_out else task.rows(config.data.seed, 0, rows)
         say(shown(task, batch))

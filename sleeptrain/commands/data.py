@@ -93,9 +93,11 @@ def _line(read: dict) -> str:
 def _describe(options: Namespace) -> int:
     from sleeptrain.commands.data_describe import describe
     from sleeptrain.config.compose import compose
+    from sleeptrain.config.paths import naming_settings
 
     config = compose(options.overrides)
     if config.data.source != "shards":
         raise DataError(f"data.source={config.data.source} reads no files: there is nothing to describe")
-    say(describe(config))
+    with naming_settings(config):
+        say(describe(config))
     return 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import PurePath
 
 from omegaconf import MISSING
 
 from sleeptrain.config.duration import parse_duration
 from sleeptrain.config.mixers import check_mixer, is_recurrent, mixer_names, mixer_settings, recurrent_names
+from sleeptrain.config.paths import strings
 from sleeptrain.config.ranges import check_ranges, check_section, settings
 from sleeptrain.config.schema import (
     Config,
@@ -28,6 +30,7 @@ def validate(config: Config) -> None:
     """Raise ConfigError at the first setting that is missing, out of range, or does not go with another."""
     refuse_missing(name for name, value in settings(config) if value == MISSING)
     check_ranges(config)
+    _check_strings(config)
     _check_run(config.run)
     _check_model(config.model)
     _check_inserted(config)
@@ -55,6 +58,12 @@ def refuse_missing(names: Iterable[str]) -> None:
         raise ConfigError(
             f"{' and '.join(missing)} must be set: choose an experiment (experiment=stdlib) or add {missing[0]}=..."
         )
+
+
+def _check_strings(config: Config) -> None:
+    for name, text in strings(asdict(config)):
+        if "\0" in text:
+            raise ConfigError(f"{name} holds a null character, which no name and no path can: {text!r}")
 
 
 def _check_run(run: RunConfig) -> None:

@@ -38,7 +38,7 @@ class Ahead(Generic[T]):
         self._waiting: dict[tuple[Any, ...], Future[T]] = {}
 
     def take(self, make: Callable[..., T], arguments: tuple[Any, ...], step: int) -> T:
-        """`make(*arguments, step)`; those of the next steps are begun. Raises what it raises, and GivenUp.
+        """`make(*arguments, step)`; those of the next steps are begun. Raises what it raises, and Cancelled.
 
         What had been made ahead for other arguments is given up.
         """

@@ -18,7 +18,7 @@ class SharedReading:
 
     Every process holds the source and knows its position; only the first opens data for a batch. device: where the
     group's backend wants its tensors (the CPU for gloo). All processes must call `batch` together. What the first one
-    raises, it raises; the others raise PeerError then, or GivenUp as it does.
+    raises, it raises; the others raise PeerError then, or Cancelled as it does.
     """
 
     def __init__(self, source: Source, group: dist.ProcessGroup, device: torch.device) -> None:

@@ -52,7 +52,7 @@ class Source(Protocol):
     def batch(self, rows: int) -> Batch:
         """The next training batch, `rows` rows of `sequence` tokens; of these the rows of this process's part.
 
-        Raises GivenUp where the run has been asked to stop while it waited; the position may have moved then.
+        Raises Cancelled where the run has been asked to stop while it waited; the position may have moved then.
         """
 
     def skip(self, rows: int) -> None:

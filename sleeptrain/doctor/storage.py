@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sleeptrain.doctor.finding import Case, Finding, failed, ok, skipped
-from sleeptrain.errors import ConfigError
+from sleeptrain.errors import ConfigError, os_reason
 from sleeptrain.files import write_whole
 from sleeptrain.terminal import hide_credentials
 
@@ -19,6 +19,8 @@ DEFAULT_ROOT = "runs"
 
 def check_disk(case: Case) -> Finding:
     """A file is written, synced, renamed and removed where the run's folder is or will be."""
+    if (found := obstacle(root_of(case))) is not None:
+        return failed(found, "move it away, or set run.root to another folder")
     place = existing(root_of(case))
     probe = place / f".sleeptrain-doctor-{secrets.token_hex(4)}"
     try:
@@ -97,10 +99,24 @@ def root_of(case: Case) -> Path:
     return Path(DEFAULT_ROOT if case.config is None else case.config.run.root)
 
 
+def obstacle(folder: Path) -> str | None:
+    """Why a folder cannot be made where that is to be seen: by a file in its way, or by its name."""
+    folder = folder.absolute()
+    for place in (folder, *folder.parents):
+        try:
+            os.lstat(place)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            return os_reason(error)
+        return None if place.is_dir() else f"{place} is no folder"
+    return None
+
+
 def existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists."""
     folder = folder.absolute()
-    return next(place for place in [folder, *folder.parents] if place.is_dir())
+    return next(place for place in [folder, *folder.parents] if os.path.isdir(place))
 
 
 def free_bytes(place: Path) -> int:

@@ -17,7 +17,7 @@ from sleeptrain.watch.progress import Phase, Progress
 class Norms:
     """Root mean squares of one step, the same numbers in every layout; makes no graph.
 
-    whereabouts: of this process; what it runs again in a backward is not counted twice.
+    progress: of this process; what it runs again in a backward is not counted twice.
     """
 
     def __init__(self, progress: Progress) -> None:

@@ -8,7 +8,6 @@ name, then the work folder goes.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 
 from sleeptrain.errors import DataError
 from sleeptrain.files import sync, write_whole
+from sleeptrain.lease import Lease
 from sleeptrain.prepare.split import SIDES
 
 DIFFERENCES_SHOWN = 5
@@ -34,16 +34,13 @@ class Work:
         self.tokenizer = self.path / "tokenizer"
         self._plan = self.path / "plan.json"
         self._publishing = self.path / "publishing"
+        self._lease = Lease(self.path, f"{out} is being prepared", "name another --out")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folder and keep other calls away from it. Raises DataError where one is at work."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("wb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise DataError(f"another call is preparing {self.out}; wait for it or name another --out") from error
+        """Make the folder and keep other calls away from it. Raises LeaseError where one is at work, anywhere."""
+        with self._lease:
+            self._lease.take(os.environ.get("SLURM_JOB_ID"))
             yield
 
     def tidy(self, plan: dict[str, Any], force: bool) -> bool:
@@ -73,6 +70,7 @@ class Work:
 
     def publish(self, replace: bool) -> None:
         """Give `result` the name of the target; an earlier target goes with the work folder."""
+        self._lease.check()
         self._publishing.touch()
         sync(self.path)
         if self.out.exists():
@@ -97,16 +95,16 @@ class Work:
             if left.is_dir():
                 shutil.rmtree(left)
             else:
-                left.unlink()
+                left.unlink(missing_ok=True)
 
     def _clear(self) -> None:
-        """Empty the folder, but for the lock: first the plan, so that no half cleared folder is taken for a whole."""
+        """Empty the folder, but for the lease: first the plan, so that no half cleared folder is taken for a whole."""
         self._plan.unlink(missing_ok=True)
         for path in self.path.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            elif path.name != "lock":
-                path.unlink()
+            elif path != self._lease.path:
+                path.unlink(missing_ok=True)  # another call that asks for the lease has a file for a moment
 
 
 def changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:

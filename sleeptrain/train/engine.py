@@ -138,7 +138,7 @@ class LocalEngine:
 
 
 def build_engine(config: Config, world: World, progress: Progress) -> Engine:
-    """The engine of this process, which keeps the rounds of its whereabouts current.
+    """The engine of this process, which keeps its progress current.
 
     The configuration must know its vocabulary and fit the world's layout.
     """

@@ -53,7 +53,7 @@ RNG = "rng/torch"
 class Run:
     """Model, optimizers, data, position and logs of one job; in each of its processes, this one's part of them.
 
-    world: the processes, which have met. whereabouts: of this one, kept current. stopping: whether it stops before its
+    world: the processes, which have met. progress: of this one, kept current. stopping: whether it stops before its
     end. status: the file that says how it stands. Building it reads data; only `open` writes anything, and only where
     `world.leads`, and only while it has the lease on the folder, that of the status.
     """

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 
+from sleeptrain.config.paths import naming_settings
 from sleeptrain.config.resolved import run_folder
 from sleeptrain.config.schema import Config
 from sleeptrain.distributed.launch import find_place, join
+from sleeptrain.distributed.world import World
 from sleeptrain.errors import DivergedError
 from sleeptrain.health.norms import Norms
 from sleeptrain.health.replicas import compare_replicas, holds_copies
@@ -27,7 +29,7 @@ from sleeptrain.train.status import State, Status
 from sleeptrain.train.stopping import Stopping
 from sleeptrain.train.try_step import handle_failure, try_step
 from sleeptrain.watch.heartbeat import Alarm
-from sleeptrain.watch.progress import Phase
+from sleeptrain.watch.progress import Phase, Progress
 from sleeptrain.watch.watch import watched
 
 
@@ -58,7 +60,7 @@ def train(config: Config) -> int:
             say_early(f"warning: {stopping.skew}")
         with watched(config, world, ends) as progress:
             early = stopping.agreed()
-            finished = not early and train_watched(Run(config, world, progress, stopping, status))
+            finished = not early and train_watched(config, world, progress, stopping, status)
         if early:
             end_early(status, stopping.reason)
         else:
@@ -81,9 +83,12 @@ def say_early(line: str) -> None:
     say(f"sleeptrain: {line}", sys.stderr, flush=True)
 
 
-def train_watched(run: Run) -> bool:
+def train_watched(config: Config, world: World, progress: Progress, stopping: Stopping, status: Status) -> bool:
     """The run from where it stands; whether it has come to its end."""
-    if not run.open():
+    with naming_settings(config):
+        run = Run(config, world, progress, stopping, status)
+        is_open = run.open()
+    if not is_open:
         run.stopping.agreed()  # of which all processes know then
         return False
     try:

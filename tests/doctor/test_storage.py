@@ -59,6 +59,15 @@ def test_a_root_below_a_file(here: Path) -> None:
     """`/dev/full` and its like: a disk that takes nothing."""
     (here / "runs").write_text("")
     assert storage.existing(here / "runs/deep") == here
+    found = storage.check_disk(alone(here))
+    assert found.state == FAILED and "runs is no folder" in found.found
+
+
+@pytest.mark.parametrize("name", ["link", "x" * 300])
+def test_a_root_that_cannot_be_made(here: Path, name: str) -> None:
+    (here / "link").symlink_to(here / "nowhere")
+    assert storage.obstacle(here / name / "runs") is not None
+    assert storage.obstacle(here / "new" / "runs") is None
 
 
 def test_a_disk_that_is_nearly_full(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import fcntl
 import json
 import multiprocessing
 import os
@@ -10,15 +9,20 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sleeptrain import lease
 from sleeptrain.data.shards import TokenShards
 from sleeptrain.data.tokenizer import SentencePieceTokenizer
-from sleeptrain.errors import DataError
+from sleeptrain.errors import DataError, LeaseError
+from sleeptrain.lease import Lease
+from sleeptrain.prepare import job as module
 from sleeptrain.prepare.inputs import named_inputs
 from sleeptrain.prepare.job import Job, prepare
 from sleeptrain.prepare.split import SIDES, side
+from sleeptrain.prepare.work import Work
 from tests.data.texts import make_texts
 from tests.prepare.documents import all_documents
 from tests.prepare.test_readers import PACK, jsonl, parquet
@@ -212,7 +216,7 @@ def test_killed_before_every_change_to_the_disk_it_goes_on(job: Job, settings: d
 def test_killed_again_and_again_it_comes_to_its_end(job: Job) -> None:
     expected = undisturbed(job)
     kills = 0
-    while killed(job, 25):
+    while killed(job, 40):
         kills += 1
         assert kills < 100
     assert kills > 5
@@ -295,13 +299,27 @@ def test_begun_otherwise_is_refused_with_the_differences_or_forced(job: Job) -> 
     assert [path.name for path in job.out.parent.iterdir()] == ["out"]
 
 
-def test_only_one_call_at_a_time(job: Job) -> None:
+def test_only_one_call_at_a_time(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "GRACE", 0.0)
     work = begun(job)
-    with (work / "lock").open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another call is preparing"):
+    with Lease(work, "it", "wait") as other:
+        other.take()
+        with pytest.raises(LeaseError, match=r"out is being prepared by process .*, or name another --out"):
             prepare(job)
     prepare(job)
+    assert [path.name for path in job.out.parent.iterdir()] == ["out"]
+
+
+def test_a_call_that_was_taken_over_publishes_nothing(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that was held up for long, while another has begun."""
+
+    def assembled(work: Work, *rest: Any) -> None:
+        (work.path / "lease.json").write_text("of somebody else")
+
+    monkeypatch.setattr(module, "assemble", assembled)
+    with pytest.raises(LeaseError, match="taken over"):
+        prepare(job)
+    assert not job.out.exists()
 
 
 def test_an_input_that_changes_meanwhile_is_refused(job: Job) -> None:
@@ -353,7 +371,7 @@ def test_an_empty_side_is_refused_and_leaves_nothing(
     sources = named_inputs([str(write_jsonl(texts, "c.jsonl"))])
     with pytest.raises(DataError, match=message):
         prepare(replace(job, sources=sources, validation_share=share))
-    assert not list(job.out.parent.iterdir())
+    assert not job.out.parent.exists()
 
 
 @pytest.mark.parametrize("name", ["shard_bytes", "unit_bytes", "workers"])
