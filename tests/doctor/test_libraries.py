@@ -44,7 +44,7 @@ def test_what_is_not_installed_is_not_asked_for(
 
 def test_another_call_of_forward_is_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A release of transformers that calls a model with arguments that it does not know."""
-    from sleeptrain.hf.modeling import SleepForCausalLM
+    from sleeptrain.hf.model.modeling import SleepForCausalLM
 
     monkeypatch.setattr(SleepForCausalLM, "forward", lambda self, input_ids: None)
     finding = found(["generation"], tmp_path)["generation"]
