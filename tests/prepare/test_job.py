@@ -216,7 +216,7 @@ def test_killed_before_every_change_to_the_disk_it_goes_on(job: Job, settings: d
 def test_killed_again_and_again_it_comes_to_its_end(job: Job) -> None:
     expected = undisturbed(job)
     kills = 0
-    while killed(job, 40):
+    while killed(job, 33):
         kills += 1
         assert kills < 100
     assert kills > 5

@@ -151,7 +151,10 @@ class RunConfig:
         on_resume="free",
     )
     start_over: bool = setting(
-        False, "begin a run anew whose checkpoints are gone; its records are kept under another name", on_resume="free"
+        False,
+        "where a run has records and no checkpoint to go on from: begin at step 0 and "
+        "[keep them](training.md#what-is-lost-and-what-is-kept). A run that has a checkpoint goes on",
+        on_resume="free",
     )
     init_from: str = setting(
         "",
