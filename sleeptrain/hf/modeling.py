@@ -107,8 +107,6 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
         logits_to_keep: int = 0,
         passes: int | None = None,
         window: int | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         cache: SleepCache | None = None,
         **others: Any,
     ) -> CausalLMOutputWithPast:
@@ -121,15 +119,12 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
         gradient. It is the default where no gradient is asked for, and `past_key_values` of the output. Without one the
         ids are whole texts, computed as in training; labels (ids, IGNORE or -100 where there is no loss, not shifted)
         give the mean cross entropy. Under `sleep.when=unlabelled` windows from which nothing is predicted (no label, or
-        no logits kept) sleep; logits there are NaN. Features and attention weights are not given: `output_*` are
-        refused, and so are others of transformers' arguments. Raises ConfigError.
+        no logits kept) sleep; logits there are NaN. Raises ConfigError, also for arguments of transformers' own models
+        that are not followed here.
         """
-        refuse_others(others)
+        refuse_others(others, self.config)
         if input_ids is None:
             raise ConfigError("input_ids: give the ids to read")
-        told = self.config
-        if output_attentions or output_hidden_states or told.output_attentions or told.output_hidden_states:
-            raise ConfigError("output_attentions, output_hidden_states: the model gives logits only; leave them out")
         valid_BT = self._valid(input_ids, attention_mask)
         keep = min(logits_to_keep or input_ids.shape[1], input_ids.shape[1])
         if use_cache is None:

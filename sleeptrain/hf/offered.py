@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
 from sleeptrain.errors import ConfigError
 
@@ -27,7 +27,6 @@ WITHOUT_EFFECT = frozenset(("decoder_start_token_id", "disable_compile"))
 _DRAFTS = "drafted tokens would have to be unread, and a memory cannot unread; leave it out"
 _ONE_CACHE = "the cache is always a memory that sleeps, of one size from the start; leave it out"
 _MOVED = "transformers has moved this search out into code of its hub, which goes back in a cache; take num_beams"
-_LOGITS_ONLY = "the model gives logits only; leave it out"
 _DRAFTED = (
     "use_mtp", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
     "assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size",
@@ -38,11 +37,12 @@ _SEARCHES = (
     "low_memory", "penalty_alpha", "dola_layers", "diversity_penalty", "num_beam_groups", "constraints",
     "force_words_ids",
 )  # fmt: skip
+OUTPUTS = dict.fromkeys(("output_attentions", "output_hidden_states"), "the model gives logits only; leave it out")
 REFUSED = {
     **dict.fromkeys(_DRAFTED, _DRAFTS),
     **dict.fromkeys(("cache_implementation", "cache_config", "max_cache_len"), _ONE_CACHE),
     **dict.fromkeys(_SEARCHES, _MOVED),
-    **dict.fromkeys(("output_attentions", "output_hidden_states"), _LOGITS_ONLY),
+    **OUTPUTS,
     "prefill_chunk_size": "a prompt is read window by window; leave it out",
     "compile_config": "rows fall asleep at steps of their own, which no compiled step can; leave it out",
     "continuous_batching_config": "it pages keys and values, which are gone at a window's end; leave it out",
@@ -104,10 +104,14 @@ def refuse_settings(settings: GenerationConfig, given: Mapping[str, Any]) -> Non
         raise ConfigError("stop_strings are found with the tokenizer; give it, as tokenizer=tokenizer")
 
 
-def refuse_others(given: Mapping[str, Any]) -> None:
-    """Arguments that `forward` does not have. Raises ConfigError, or TypeError for one that transformers lacks, too."""
-    refuse(given, REFUSED_ARGUMENTS)
-    if unknown := [name for name, value in given.items() if value is not None]:
+def refuse_others(given: Mapping[str, Any], config: PreTrainedConfig) -> None:
+    """Arguments that `forward` does not have. config: may ask for outputs, too.
+
+    Raises ConfigError, or TypeError for an argument that transformers lacks, too.
+    """
+    for asked in (given, {name: getattr(config, name) for name in OUTPUTS}):
+        refuse(asked, REFUSED_ARGUMENTS | OUTPUTS)
+    if unknown := [name for name in given if name not in REFUSED_ARGUMENTS | OUTPUTS]:
         raise TypeError(f"forward() got an unexpected keyword argument '{unknown[0]}'")
 
 

@@ -411,3 +411,14 @@ def test_the_documentation_lists_all_of_it():
     needed = set(offered.SERVED) | offered.WITHOUT_EFFECT | set(offered.REFUSED) | set(offered.REFUSED_ARGUMENTS)
     needed |= set(offered.REFUSED_LOADING) | set(REFUSED_METHODS)
     assert needed - listed == set()
+
+
+def test_the_pipeline_for_text(letters):
+    model = sleeping()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters.backend_tokenizer, unk_token="a", pad_token="q")
+    answer = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
+    found = answer(["bcdefghij", "dcb"], max_new_tokens=6, do_sample=False, batch_size=2)
+    for prompt, (text,) in zip(("bcdefghij", "dcb"), found, strict=True):
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        expected = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=17)
+        assert text["generated_text"] == tokenizer.decode(expected[0])
