@@ -56,7 +56,7 @@ def _generate(options: Namespace) -> int:
     from sleeptrain.hf.load_for_inference import encode_prompt, open_model
     from sleeptrain.hf.model.cache import SleepCache
     from sleeptrain.hf.model.streaming import TextOut
-    from sleeptrain.hf.text_options import end_ids, text_options
+    from sleeptrain.hf.model.text_options import end_ids, text_options
 
     opened = open_model(options.place, options.tokenizer, options.device, options.dtype, options.allow_older)
     model: Any = opened[0]

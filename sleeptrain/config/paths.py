@@ -19,8 +19,9 @@ def naming_settings(config: Config) -> Iterator[None]:
     except OSError as error:
         if (told := path_error(error)) is None:
             raise
-        places = [name for name, text in strings(asdict(config)) if text and text in str(error.filename)]
-        raise DataError(f"{max(places, key=len)}: {told}" if places else str(told)) from error
+        inside = f"{error.filename}/"
+        places = [(len(text), name) for name, text in strings(asdict(config)) if text and inside.startswith(f"{text}/")]
+        raise DataError(f"{max(places)[1]}: {told}" if places else str(told)) from error
 
 
 def strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -24,8 +24,8 @@ from sleeptrain.data.tokenizer import Tokenizer
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.load_for_inference import encode_prompt, open_model
 from sleeptrain.hf.model.cache import CACHE_NAME
+from sleeptrain.hf.model.text_options import text_options
 from sleeptrain.hf.request_options import generation_options, stop_strings
-from sleeptrain.hf.text_options import text_options
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,8 +1,8 @@
 """How often ZeRO-3 gathers each weight in a step, found by going through a step's uses as DeepSpeed does.
 
 DeepSpeed gathers a weight when its module runs, forward or backward, and drops it afterwards, unless the module runs
-again before so many other elements have been used (`MAX_REUSE`). What a step repeats from the third time on it
-knows in advance; where the rounds of steps differ it drops every weight, and gathers more than is said here.
+again before so many other elements have been used (`limits.MAX_REUSE`). It looks ahead so where a step repeats the
+two before it; where the rounds of steps differ it drops every weight, and gathers more than is said here.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from itertools import accumulate
 
 from sleeptrain.config.schema import Config
 from sleeptrain.model.mixers.registry import block_spec
-from sleeptrain.parallel.zero.engine import MAX_REUSE, PERSISTENT
+from sleeptrain.parallel.zero import limits
 from sleeptrain.plan.parameters import Held
 from sleeptrain.plan.workload import Workload
 from sleeptrain.sleep.rounds import Round, windows_of
 
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _EMBEDDING = "embedding.weight"
-# All that `zero` keeps from the forward to the end of the step: what is no matrix of a linear layer, and the head.
+# What `parallel.zero` keeps from the forward to the step: all that is no matrix of a linear layer, and the head.
 _KEPT = ""
 
 
@@ -36,11 +36,11 @@ class _Use:
 def gathered(config: Config, workload: Workload, held: Sequence[Held]) -> int:
     """The elements that the replicas gather in a step like the one before, padding included.
 
-    Parameters of at most `PERSISTENT` elements are gathered once, after the update.
+    Parameters of at most `limits.PERSISTENT` elements are gathered once, after the update.
     """
     sizes = {h.name: h.numel for h in held}
     padded = {name: -(-size // workload.replicas) * workload.replicas for name, size in sizes.items()}
-    small = {name for name, size in sizes.items() if size <= PERSISTENT}
+    small = {name for name, size in sizes.items() if size <= limits.PERSISTENT}
     uses = list(_uses(config, workload))
     kept = sizes.keys() - {use.name for use in uses}
     for layer in range(len(config.model.layers)):  # what a block uses besides counts for the distance alone
@@ -66,7 +66,7 @@ def _count(uses: Sequence[_Use], sizes: dict[str, int]) -> dict[str, int]:
         # DeepSpeed drops a weight after the backward of its last forward; after those of forwards before it does not.
         waiting[use.name] = 1 if use.forward else 0 if use.rerun else waiting[use.name] - 1
         again = following[i]
-        reused = again is not None and before[again] - before[i + 1] < MAX_REUSE
+        reused = again is not None and before[again] - before[i + 1] < limits.MAX_REUSE
         drops = use.forward or (waiting[use.name] == 0 and use.name not in (_EMBEDDING, _KEPT))
         if drops and not reused:
             there.discard(use.name)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from sleeptrain.doctor import worker_pool as crew
-from sleeptrain.doctor.checks import CHECKS
+from sleeptrain.doctor.checks import CHECKS, OF_RANKS, OF_TEXT, ON_DEVICE
 from sleeptrain.doctor.examine import examine
 from sleeptrain.doctor.finding import FAILED, OK, SKIPPED, Case, Finding, failed, ok
 from sleeptrain.errors import DataError
@@ -185,7 +185,8 @@ sys.exit(main(["doctor", "--brief"]))
     temporary.mkdir()
     environment = os.environ | {"TMPDIR": str(temporary)}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment)
-    wanted, deadline = len(CHECKS) - 5, time.monotonic() + 240  # those of a GPU and of ranks wait for the first
+    waiting = len(ON_DEVICE) - 1 + len(OF_RANKS) + len(OF_TEXT) - 1  # for the first of theirs
+    wanted, deadline = len(CHECKS) - waiting, time.monotonic() + 240
     try:
         while len(list(tmp_path.glob("pid-*"))) < wanted and time.monotonic() < deadline:
             time.sleep(0.05)

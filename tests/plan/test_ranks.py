@@ -8,7 +8,7 @@ import pytest
 
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
-from sleeptrain.parallel import zero
+from sleeptrain.parallel.zero import limits
 from sleeptrain.plan.layout import make_plan
 from tests.parallel.processes import run_ranks
 from tests.plan.measured import measure
@@ -118,9 +118,9 @@ def test_zero_3_gathers_as_planned(
     tensor: int, reuse: int, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over several rounds, where weights are too large to stay, as they are in large models."""
-    monkeypatch.setattr(zero, "MAX_REUSE", reuse)
-    monkeypatch.setattr(zero, "PERSISTENT", 0)
-    monkeypatch.setattr(zero, "AHEAD", 0)
+    monkeypatch.setattr(limits, "MAX_REUSE", reuse)
+    monkeypatch.setattr(limits, "PERSISTENT", 0)
+    monkeypatch.setattr(limits, "AHEAD", 0)
     parallel, ranks = layout(tensor, 1, 2, 3)
     check(compose([*RULE110, *MODEL, *parallel, *more]), ranks)
 
@@ -143,7 +143,7 @@ def check(config: Config, ranks: int) -> None:
         if plan.replicas > 1:
             assert step.data[stage].exchange == max(rank["exchange"] for rank in ours)
             if zero_stage == 3:  # between keeping no weight and all of them the order inside a block counts
-                gathered, exact = step.data[stage].gather["all_gather"], zero.MAX_REUSE in (0, 10**9)
+                gathered, exact = step.data[stage].gather["all_gather"], limits.MAX_REUSE in (0, 10**9)
                 assert gathered == (ours[0]["gather"] if exact else pytest.approx(ours[0]["gather"], rel=0.01))
             if zero_stage < 3:  # DeepSpeed's norms and the alignment of its buckets are a few bytes more
                 assert ours[0]["reduce"] == pytest.approx(step.data[stage].reduce["all_reduce"], rel=1e-3, abs=64)

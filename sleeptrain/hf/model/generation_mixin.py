@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, GenerationMixin
-from transformers.generation import GenerationMode
+from transformers.generation import GenerationMode, StopStringCriteria
 
-from sleeptrain.errors import ConfigError
 from sleeptrain.hf.model.cache import CACHE_NAME, SleepCache, one_cache
 from sleeptrain.hf.model.conversation import Turn, begin_turn, settled
+from sleeptrain.hf.model.offered import refuse_settings
 from sleeptrain.hf.model.sampling import sample
 
 _ONE_BY_ONE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
@@ -32,17 +32,21 @@ class SleepGeneration(GenerationMixin):
         cache: SleepCache | None = None,
         custom_generate: Any = None,
         streamer: Any = None,
+        tokenizer: Any = None,
         **given: Any,
     ) -> Any:
         """As `generate` of transformers, with `passes` and `window` besides. See docs/generation.md.
 
-        past_key_values, cache: two names of the same, what was read before. Raises ConfigError.
+        past_key_values, cache: two names of the same, what was read before. tokenizer: finds `stop_strings`. Raises
+        ConfigError.
         """
         model: Any = self
         parent: Any = super()
         settings = settled(model.generation_config, generation_config, given)
-        if settings.prefill_chunk_size is not None:
-            raise ConfigError("prefill_chunk_size: a prompt is read window by window; leave it out")
+        refuse_settings(settings, given | {"custom_generate": custom_generate, "tokenizer": tokenizer})
+        if settings.stop_strings:  # transformers loses the tokenizer on its way to a loop that it is given
+            found = StopStringCriteria(tokenizer, settings.stop_strings)
+            stopping_criteria, given["stop_strings"] = [*(stopping_criteria or ()), found], None
         ids = given.get("input_ids") if inputs is None else inputs
         memory = one_cache(past_key_values, cache)
         turn = begin_turn(ids, given.get("attention_mask"), memory, settings.use_cache)

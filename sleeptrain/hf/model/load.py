@@ -49,7 +49,7 @@ def load_native(
     for an argument that is not understood, DataError where the folder does not hold the model of its `config.json`.
     """
     settings = _settings(folder, config, others)
-    wanted, device = _wanted_dtype(torch_dtype if dtype is None else dtype), _single_device(device_map)
+    wanted, device = _wanted_dtype(torch_dtype if dtype is None else dtype), single_device(device_map)
     with torch.device("meta"):
         model = kind(settings)
     weights = native_weights(folder, settings.model_config(), wanted)
@@ -91,7 +91,7 @@ def _wanted_dtype(given: Any) -> torch.dtype | None:
     return dtype
 
 
-def _single_device(device_map: Any) -> torch.device | None:
+def single_device(device_map: Any) -> torch.device | None:
     if isinstance(device_map, dict) and set(device_map) == {""}:
         device_map = device_map[""]
     if device_map is None:

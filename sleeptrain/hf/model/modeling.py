@@ -21,14 +21,16 @@ from sleeptrain.hf.model.cache import CACHE_NAME, SleepCache, one_cache
 from sleeptrain.hf.model.configuration import SleepConfig
 from sleeptrain.hf.model.generation_mixin import SleepGeneration
 from sleeptrain.hf.model.labels import mean_loss, with_label
-from sleeptrain.hf.model.load import is_native, load_native
+from sleeptrain.hf.model.load import is_native, load_native, single_device
+from sleeptrain.hf.model.offered import REFUSED_LOADING, refuse, refuse_others
+from sleeptrain.hf.model.refusing import Refusing
 from sleeptrain.model.decay import DECAY_PARAMETERS
 from sleeptrain.model.hybrid import Hybrid, at_least_fp32
 from sleeptrain.sleep.full_logits import compact, whole_logits
 from sleeptrain.sleep.live import read
 
 
-class SleepForCausalLM(PreTrainedModel, SleepGeneration, GenerationMixin):
+class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMixin):
     """A `Hybrid` that reads window by window, sleeps at each boundary and predicts the next token.
 
     `config.sleep` says how; N and L can also be given to `forward` and `generate` (`passes=4, window=512`).
@@ -37,6 +39,7 @@ class SleepForCausalLM(PreTrainedModel, SleepGeneration, GenerationMixin):
     config_class = SleepConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
+    accepts_loss_kwargs = False  # the loss is the mean over the tokens that a call is given
     _is_stateful = True  # what was read cannot be taken back, as assisted generation would
     _supports_sdpa = True
     _no_split_modules = ["Block"]  # noqa: RUF012
@@ -66,11 +69,13 @@ class SleepForCausalLM(PreTrainedModel, SleepGeneration, GenerationMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """A model that `save_pretrained` wrote, or of a family of `sleeptrain.hf.families`: the same weights.
 
-        See `sleeptrain.hf.model.load.load_native` for what may be given with a folder of a family. Raises DataError
-        where a weight is missing, of another shape, or left over.
+        See `sleeptrain.hf.model.load.load_native` for what may be given with a folder of a family. Raises ConfigError
+        for an argument that would not be followed, DataError where a weight is missing, of another shape, or left over.
         """
+        refuse(kwargs, REFUSED_LOADING)
         if is_native(pretrained_model_name_or_path):
             return load_native(cls, Path(pretrained_model_name_or_path), *args, **kwargs)
+        device = single_device(kwargs.pop("device_map", None))
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
@@ -80,6 +85,8 @@ class SleepForCausalLM(PreTrainedModel, SleepGeneration, GenerationMixin):
                 raise DataError(
                     f"{pretrained_model_name_or_path}: {len(info[kind])} {kind.replace('_', ' ')} ({listed})"
                 )
+        if device is not None:
+            nn.Module.to(model, device)
         return (model, info) if wants_info else model
 
     def sleep_settings(self, passes: int | None = None, window: int | None = None) -> schema.SleepConfig:
@@ -92,7 +99,7 @@ class SleepForCausalLM(PreTrainedModel, SleepGeneration, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         past_key_values: SleepCache | None = None,
         labels: torch.Tensor | None = None,
@@ -100,9 +107,8 @@ class SleepForCausalLM(PreTrainedModel, SleepGeneration, GenerationMixin):
         logits_to_keep: int = 0,
         passes: int | None = None,
         window: int | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         cache: SleepCache | None = None,
+        **others: Any,
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, V] in fp32 or wider, of the last `logits_to_keep` columns only where it is not 0.
 
@@ -113,12 +119,12 @@ class SleepForCausalLM(PreTrainedModel, SleepGeneration, GenerationMixin):
         gradient. It is the default where no gradient is asked for, and `past_key_values` of the output. Without one the
         ids are whole texts, computed as in training; labels (ids, IGNORE or -100 where there is no loss, not shifted)
         give the mean cross entropy. Under `sleep.when=unlabelled` windows from which nothing is predicted (no label, or
-        no logits kept) sleep; logits there are NaN. Features and attention weights are not given: `output_*` are
-        refused. Raises ConfigError.
+        no logits kept) sleep; logits there are NaN. Raises ConfigError, also for arguments of transformers' own models
+        that are not followed here.
         """
-        told = self.config
-        if output_attentions or output_hidden_states or told.output_attentions or told.output_hidden_states:
-            raise ConfigError("output_attentions, output_hidden_states: the model gives logits only; leave them out")
+        refuse_others(others, self.config)
+        if input_ids is None:
+            raise ConfigError("input_ids: give the ids to read")
         valid_BT = self._valid(input_ids, attention_mask)
         keep = min(logits_to_keep or input_ids.shape[1], input_ids.shape[1])
         if use_cache is None:
@@ -196,7 +202,8 @@ class SleepForCausalLM(PreTrainedModel, SleepGeneration, GenerationMixin):
             predicts_BT &= with_label(labels, valid_BT, sleep.window)
         silent = torch.zeros_like(predicts_BT[:, -keep:], dtype=self._logits_dtype)
         silent = silent.masked_fill((valid_BT & ~predicts_BT)[:, -keep:], float("nan")).unsqueeze(-1)
-        found_PV = whole_logits(self.model, input_ids, valid_BT, predicts_BT, sleep)
+        known = input_ids.masked_fill(~valid_BT, 0)  # at pads stands any id, also one that the model lacks
+        found_PV = whole_logits(self.model, known, valid_BT, predicts_BT, sleep)
         logits = silent.expand(-1, -1, self.config.vocab_size)
         return logits.masked_scatter(predicts_BT[:, -keep:].unsqueeze(-1), found_PV)
 
@@ -211,8 +218,10 @@ class SleepForCausalLM(PreTrainedModel, SleepGeneration, GenerationMixin):
         """Window by window; only the columns that are kept reach the head."""
         num_rows, num_columns = input_ids.shape
         logits = torch.zeros(num_rows, keep, self.config.vocab_size, dtype=self._logits_dtype, device=input_ids.device)
-        # Nothing that is as long as a prompt without pads is made of it.
-        order_BT, counts_B = (None, valid_BT.sum(1)) if bool(valid_BT.all()) else compact(valid_BT)
+        order_BT, counts_B = None, valid_BT.sum(1)
+        if not bool(valid_BT.all()):  # nothing that is as long as a prompt without pads is made of it
+            order_BT, counts_B = compact(valid_BT)
+            input_ids = input_ids.masked_fill(~valid_BT, 0)  # at pads stands any id, also one that the model lacks
         left, done = counts_B.tolist(), [0] * num_rows
         first_kept = num_columns - keep
         while any(left):

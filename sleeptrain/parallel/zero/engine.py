@@ -24,6 +24,7 @@ from sleeptrain.config.schema import OptimConfig
 from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.errors import ConfigError
 from sleeptrain.optim.optimizers import KINDS, ParameterRole
+from sleeptrain.parallel.zero import limits
 from sleeptrain.parallel.zero.flat_optimizer import FlatOptimizer, ModelStage, Partition, WholeOptimizer
 from sleeptrain.parallel.zero.matrix_exchange import Shards, Unsharded
 from sleeptrain.parallel.zero.mpu import MegatronUnit, stage_group
@@ -36,14 +37,6 @@ from sleeptrain.parallel.zero.partitions import (
 )
 
 T = TypeVar("T")
-
-# Gradients travel in messages of at most so many elements.
-MAX_BUCKET = 200_000_000
-# Under ZeRO-3, in elements: a gathered weight stays where it is used again before so many others; parameters of at most
-# so many are always there; so many are gathered ahead. DeepSpeed's own numbers.
-MAX_REUSE = 1_000_000_000
-PERSISTENT = 100_000
-AHEAD = 50_000_000
 
 
 class ZeroEngine:
@@ -256,10 +249,10 @@ def _engine_config(zero: int, config: OptimConfig, parameters: Mapping[str, nn.P
         "zero_optimization": {
             "stage": zero,
             "overlap_comm": False,
-            "reduce_bucket_size": min(total, MAX_BUCKET),
-            "stage3_max_reuse_distance": MAX_REUSE,
-            "stage3_param_persistence_threshold": PERSISTENT,
-            "stage3_prefetch_bucket_size": AHEAD,
+            "reduce_bucket_size": min(total, limits.MAX_BUCKET),
+            "stage3_max_reuse_distance": limits.MAX_REUSE,
+            "stage3_param_persistence_threshold": limits.PERSISTENT,
+            "stage3_prefetch_bucket_size": limits.AHEAD,
         },
     }
 

@@ -114,6 +114,16 @@ def test_rows_that_a_criterion_ends_go_on_where_no_id_ends_a_text():
     assert torch.equal(found, model.generate(**batch, **options)[:, : found.shape[1]])
 
 
+@pytest.mark.parametrize("pad", [-1, 10**6])
+def test_rows_are_padded_with_an_id_that_the_model_lacks(pad: int):
+    model, batch = sleeping(), padded(texts([9, 4, 12]))
+    expected = model.generate(**batch, **OPTIONS)
+    for use_cache in (True, False):
+        found = model.generate(**batch, **OPTIONS | {"pad_token_id": pad}, use_cache=use_cache)
+        assert (found == pad).any()
+        assert torch.equal(found.where(found != pad, EOS), expected)
+
+
 def test_sampling_with_rows_that_end():
     model, batch = sleeping(), padded(texts([9, 5]))
     options = OPTIONS | {"do_sample": True, "top_k": 0, "num_return_sequences": 3}

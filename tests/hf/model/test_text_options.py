@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from sleeptrain.hf.text_options import OnlyText, end_ids
+from sleeptrain.hf.model.text_options import OnlyText, end_ids
 
 
 @pytest.mark.parametrize(
