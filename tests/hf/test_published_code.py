@@ -231,7 +231,7 @@ def test_one_wrong_tensor_fails_the_check(model_type: str, name: str, tmp_path: 
 def test_an_import_that_mixes_up_channels_and_taps_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder_of("jet_nemotron", tmp_path / "theirs")
     unsorted = lambda _, ours, theirs: renamed(ours, theirs, families.jet_nemotron._JET | _UNSORTED)  # noqa: E731
-    monkeypatch.setattr(families.jet_nemotron, "_jet_links", unsorted)
+    monkeypatch.setattr(families.jet_nemotron, "_jet_mappings", unsorted)
     with pytest.raises(DataError, match="the check failed"):
         import_folder(tmp_path / "theirs", tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
