@@ -21,6 +21,7 @@ from sleeptrain.hf.model.configuration import sleep_dict
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.sleep.live import Live, begin
+from sleeptrain.small_files import parse_json
 
 FORMAT = "sleeptrain-memory-1"
 SAMPLED = 64  # numbers of each parameter that its model is known by
@@ -199,7 +200,7 @@ def _part(tensors: dict[str, torch.Tensor], part: str, num_layers: int) -> FastW
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("memory", "{}"))
+            facts = parse_json((file.metadata() or {}).get("memory", "{}"))
             if facts.get("format") != FORMAT:
                 raise DataError(f"{path} is no memory of this version of sleeptrain")
             return facts, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
