@@ -21,7 +21,7 @@ from sleeptrain.hf.model.cache import CACHE_NAME, SleepCache, one_cache
 from sleeptrain.hf.model.configuration import SleepConfig
 from sleeptrain.hf.model.generation_mixin import SleepGeneration
 from sleeptrain.hf.model.labels import mean_loss, with_label
-from sleeptrain.hf.model.load import is_native, load_native
+from sleeptrain.hf.model.load import check_saved, is_native, load_native
 from sleeptrain.model.decay import DECAY_PARAMETERS
 from sleeptrain.model.hybrid import Hybrid, at_least_fp32
 from sleeptrain.sleep.full_logits import compact, whole_logits
@@ -71,6 +71,8 @@ class SleepForCausalLM(PreTrainedModel, SleepGeneration, GenerationMixin):
         """
         if is_native(pretrained_model_name_or_path):
             return load_native(cls, Path(pretrained_model_name_or_path), *args, **kwargs)
+        if not {"subfolder", "variant", "state_dict"} & kwargs.keys() and Path(pretrained_model_name_or_path).is_dir():
+            check_saved(Path(pretrained_model_name_or_path))
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
