@@ -212,7 +212,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             if not _ARE_FACTS(facts) or facts["format"] != FORMAT:
                 raise DataError(f"{path} is no memory of this version of sleeptrain")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if (written := facts.pop("sha256", None)) not in (None, _checksum(facts, tensors)):
+        if facts.pop("sha256", None) not in (None, _checksum(facts, tensors)):
             raise DataError(f"memory {path} is damaged: its checksum is not that of its content; read the text again")
         return facts, tensors
     except (OSError, SafetensorError, ValueError) as error:
