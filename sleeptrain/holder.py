@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from sleeptrain.small_files import parse_json
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def read_holder(path: Path) -> Holder | None:
     except FileNotFoundError:
         return None
     try:
-        return Holder(**json.loads(content))
+        return Holder(**parse_json(content))
     except (ValueError, TypeError):  # of somebody who was killed while writing it, or of another program
         return Holder(content.hex(), "an unknown host", 0, "", 0, time.time(), None, {})
 

@@ -16,13 +16,16 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from sleeptrain.checkpoint.state_schema import fault
 from sleeptrain.errors import DataError
 from sleeptrain.files import set_in_place, sync, write_whole
 from sleeptrain.plain_files import named_file
+from sleeptrain.small_files import parse_json, read_json
 
 FORMAT = 2
 MANIFEST, STATE, CONFIG, LATEST = "manifest.json", "state.json", "config.yaml", "latest"
 TENSORS = "*.safetensors"
+WAY_OUT = "use another checkpoint"
 _NAME = re.compile(r"step-(\d{8,})")
 
 Entries = dict[str, dict[str, Any]]
@@ -84,12 +87,14 @@ def find_damage(checkpoint: Path, rank: int = 0, size: int = 1, tensors: bool = 
     if foreign := _no_plain_file(checkpoint, [MANIFEST]):
         return foreign
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_bytes())
+        manifest = parse_json((checkpoint / MANIFEST).read_bytes())
         version, files = manifest["format"], manifest["files"]
         if version != FORMAT:
             raise DataError(f"checkpoint {checkpoint} has format {version}, this version of sleeptrain reads {FORMAT}")
         if foreign := _no_plain_file(checkpoint, [*files, STATE, CONFIG]):
             return foreign
+        if absent := sorted({STATE, CONFIG} - set(files)):
+            return f"{absent[0]} is not in {MANIFEST}"
         if unknown := sorted({path.name for path in checkpoint.glob(TENSORS)} - set(files)):
             return f"{unknown[0]} is not in {MANIFEST}"
         for name in sorted(files)[rank::size]:
@@ -117,12 +122,13 @@ def _no_plain_file(checkpoint: Path, names: Sequence[str]) -> str | None:
     return None
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint knows besides tensors. Raises DataError where it cannot be read."""
-    try:
-        return json.loads((checkpoint / STATE).read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{checkpoint / STATE} cannot be read ({error}); use another checkpoint") from error
+def read_state(checkpoint: Path, required: Sequence[str] = ()) -> dict[str, Any]:
+    """What a checkpoint knows besides tensors. required: as of `state_schema.fault`. Raises DataError for anything
+    else, also behind a manifest that vouches for it: whoever writes one can write the other."""
+    found = read_json(checkpoint / STATE, WAY_OUT)
+    if wrong := fault(found, required):
+        raise DataError(f"{checkpoint / STATE} is none of this version of sleeptrain: {wrong}; {WAY_OUT}")
+    return found
 
 
 def set_aside(checkpoint: Path) -> Path:

@@ -78,7 +78,7 @@ def _saved_cuts(run: Path) -> Sequence[tuple[int, int]]:
     for path in reversed(checkpoints(run / "checkpoints")):
         damage = find_damage(path, tensors=False)
         if damage is None:
-            return read_state(path)["data"]["cuts"]
+            return read_state(path, ["data"])["data"].get("cuts", ())
         say(f"sleeptrain: {path.name} is damaged ({damage}); the rows of a step are taken from one before", sys.stderr)
     return ()
 

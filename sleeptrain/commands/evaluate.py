@@ -136,7 +136,7 @@ def open_checkpoint(
     source = build_source(config.data)
     check_same_tokenizer(checkpoint, source.tokenizer_hash)
     if source.task is not None:
-        source.load_state_dict(state["data"])
+        source.load_state_dict(read_state(checkpoint, ["data"])["data"])
     return Opened(checkpoint, config, state, model, source, numbers)
 
 

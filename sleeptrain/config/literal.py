@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
+
+from sleeptrain.small_files import parse_yaml
 
 Section = TypeVar("Section")
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
@@ -33,8 +34,8 @@ def literal(kind: type[Section], values: Mapping[str, Any]) -> Section:
 
 
 def read_yaml(content: bytes) -> Any:
-    """The values in a YAML file, as OmegaConf takes numbers and texts apart. Raises YAMLError."""
-    return yaml.load(content, Loader=get_yaml_loader())
+    """The values in a YAML file, as OmegaConf takes numbers and texts apart. Raises as `parse_yaml`."""
+    return parse_yaml(content, get_yaml_loader())
 
 
 def write_yaml(values: Mapping[str, Any]) -> bytes:

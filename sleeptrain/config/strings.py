@@ -27,6 +27,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
 
 from sleeptrain.config.schema import Config
+from sleeptrain.small_files import compose_yaml
 
 # What hydra reads as something else than a string.
 NOT_TEXT = (OverrideLexer.INT, OverrideLexer.FLOAT, OverrideLexer.BOOL, OverrideLexer.NULL)
@@ -58,7 +59,7 @@ def quote_override(override: str) -> str:
 def quote_yaml(text: str, package: str = "") -> str:
     """A file's text with quotes around what its settings take as text. package: where in the configuration it goes."""
     try:
-        root = yaml.compose(text, yaml.SafeLoader)
+        root = compose_yaml(text)
     except yaml.YAMLError:  # whoever loads it says why
         return text
     return _edited(text, dict(_in_node(root, _kind_at(package), text))) if root else text

@@ -25,6 +25,9 @@ from sleeptrain.config.shard_rules import check_mixture, check_sources
 from sleeptrain.config.task_rows import check_task
 from sleeptrain.errors import ConfigError
 
+# No model comes near; three widths and the bytes of a number stay below 2^63.
+MOST_LAYERS, MOST_WIDTH, MOST_IDS = 1024, 2**19, 2**31
+
 
 def validate(config: Config) -> None:
     """Raise ConfigError at the first setting that is missing, out of range, or does not go with another."""
@@ -89,6 +92,7 @@ def _check_inserted(config: Config) -> None:
 
 
 def _check_model(model: ModelConfig) -> None:
+    _check_size(model)
     if not model.layers:
         raise ConfigError(f"model.layers must list at least one mixer; allowed: {', '.join(mixer_names())}")
     for index, mixer in enumerate(model.layers):
@@ -111,6 +115,15 @@ def _check_model(model: ModelConfig) -> None:
             f"model.attention.partial_rotary_factor ({attention.partial_rotary_factor}) of model.attention.head_dim "
             f"({attention.head_dim}) must be an even number of dimensions, not {rotary_dims:g}"
         )
+
+
+def _check_size(model: ModelConfig) -> None:
+    """Nothing below goes through more blocks than there may be, and no tensor has more bytes than can be counted."""
+    if len(model.layers) > MOST_LAYERS:
+        raise ConfigError(f"model.layers lists {len(model.layers):,} blocks: {MOST_LAYERS:,} are the most")
+    for name, value in settings(model, "model."):
+        if type(value) is int and value > (MOST_IDS if name == "model.vocab_size" else MOST_WIDTH):
+            raise ConfigError(f"{name} ({value}) is larger than any model has: {MOST_WIDTH:,} at most")
 
 
 def _check_optim(config: Config) -> None:

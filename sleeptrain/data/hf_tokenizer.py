@@ -11,7 +11,9 @@ from typing import Any
 import tokenizers
 
 from sleeptrain.errors import DataError
+from sleeptrain.kinds import is_text
 from sleeptrain.plain_files import require_plain
+from sleeptrain.small_files import parse_json
 
 TOKENIZER_JSON = "tokenizer.json"
 CONFIG_JSON = "tokenizer_config.json"
@@ -33,7 +35,7 @@ class HuggingFaceTokenizer:
     """
 
     def __init__(self, path: Path, bos_token: str | None = None, eos_token: str | None = None) -> None:
-        path = Path(path)
+        self._path = path = Path(path)
         content = _read(path)
         description = _parsed(path, content)
         config = _beside(path, CONFIG_JSON)
@@ -51,7 +53,7 @@ class HuggingFaceTokenizer:
                 f"write one of its tokens as eos_token into {CONFIG_JSON} (tools/prepare.py also takes --eos-token)"
             )
         self._tokenizer = _load(path, description, {bos, eos} - {None})
-        self.vocab_size: int = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        self.vocab_size: int = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         self.bos_id: int | None = None if bos is None else self._id(bos, path, "bos_token")
         self.eos_id: int = self._id(eos, path, "eos_token")
         self.hash: str = hashlib.sha256(content + f"bos {self.bos_id} eos {self.eos_id}".encode()).hexdigest()
@@ -74,9 +76,14 @@ class HuggingFaceTokenizer:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
         except TypeError as error:
             raise DataError("the text holds a lone surrogate; decode it with the right encoding") from error
+        except BaseException as error:
+            raise of_library(error, f"tokenizer {self._path} cannot encode a text") from error
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._tokenizer.decode([int(id) for id in ids], skip_special_tokens=True)
+        try:
+            return self._tokenizer.decode([int(id) for id in ids], skip_special_tokens=True)
+        except BaseException as error:
+            raise of_library(error, f"tokenizer {self._path} cannot decode ids") from error
 
 
 def _read(path: Path) -> bytes:
@@ -89,7 +96,7 @@ def _read(path: Path) -> bytes:
 
 def _parsed(path: Path, content: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(content)
+        found = parse_json(content)
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}") from error
     if not isinstance(found, dict):
@@ -119,20 +126,37 @@ def _eos_by_id(path: Path, description: dict[str, Any]) -> str | None:
             ids = settings.get("eos_token_id")
             first = ids[0] if isinstance(ids, list) and ids else ids
             if type(first) is int:
-                return _from_description(path, description).id_to_token(first)
+                tokenizer = _from_description(path, description)
+                return tokenizer.id_to_token(first) if 0 <= first < 2**32 else None
     return None
 
 
 def _from_description(path: Path, description: dict[str, Any]) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(description))
-    except Exception as error:  # the library raises no type of its own
-        raise DataError(f"tokenizer {path} is not a Hugging Face tokenizer: {error}") from error
+    except BaseException as error:
+        raise of_library(error, f"tokenizer {path} is not a Hugging Face tokenizer") from error
+
+
+def of_library(error: BaseException, what: str) -> BaseException:
+    """What to raise in the place of an error in the library, which has no type of its own: some are panics of its Rust
+    code, which no `except Exception` finds."""
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+        return DataError(f"{what}: {' '.join(str(error).split())}; take its files from where they come from again")
+    return error
+
+
+def added_tokens(description: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of a `tokenizer.json`. Raises DataError where they are none."""
+    tokens = description.get("added_tokens") or []
+    if not isinstance(tokens, list) or not all(isinstance(t, dict) and is_text(t.get("content")) for t in tokens):
+        raise DataError(f"added_tokens of {TOKENIZER_JSON} are no list of tokens, each an object with its content")
+    return tokens
 
 
 def all_text_is_ordinary(description: dict[str, Any], ends: Collection[str | None]) -> dict[str, Any]:
     """The description with `ends` marked as special: only such a token can be kept from being found in text."""
-    tokens = description.get("added_tokens") or ()
+    tokens = added_tokens(description)
     marked = [token | {"special": token.get("special", False) or token["content"] in ends} for token in tokens]
     return description | {"added_tokens": marked}
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from sleeptrain.errors import DataError
 from sleeptrain.files import write_whole
+from sleeptrain.small_files import parse_json
 
 INDEX_NAME = "index.json"
 INDEX_KIND = "wids-shard-index-v1"
@@ -131,7 +132,7 @@ def write_index(
 def parse_index(content: bytes, where: str) -> ShardIndex:
     """The index in `content`. Raises DataError, which names `where`: not an index, or one that contradicts itself."""
     try:
-        found = json.loads(content)
+        found = parse_json(content)
         if found["__kind__"] != INDEX_KIND:
             raise ValueError(f"kind {found['__kind__']!r} is not {INDEX_KIND}")
         index = ShardIndex(

@@ -179,8 +179,13 @@ class SentencePieceTokenizer:
             raise DataError(f"tokenizer {path} has no EOS; documents could not be told apart")
         if self._model.unk_id() in self._space_symbol:
             raise DataError(f"tokenizer {path} has no byte fallback; text would not come back as it was")
-        # Such a model puts a space before every text it is given, so a text must not be given in parts.
-        self._prefixes = self._model.encode("a", out_type=str)[0].startswith(SPACE_SYMBOL)
+        try:
+            for id in range(self.vocab_size):
+                self._model.id_to_piece(id)
+            # Such a model puts a space before every text it is given, so a text must not be given in parts.
+            self._prefixes = "".join(self._model.encode("a", out_type=str)).startswith(SPACE_SYMBOL)
+        except (RuntimeError, UnicodeDecodeError) as error:
+            raise DataError(f"tokenizer {path} is damaged: its pieces are no text; make it anew") from error
 
     @property
     def control_tokens(self) -> dict[str, int]:

@@ -24,6 +24,7 @@ from sleeptrain.prepare.units import UNIT_BYTES, Unit, plan_units
 from sleeptrain.prepare.work import Work, changes
 from sleeptrain.prepare.worker import REPORT, Recipe, Task, unit_folder
 from sleeptrain.prepare.worker_pool import tokenise
+from sleeptrain.small_files import parse_json
 from sleeptrain.terminal import say
 
 FORMAT = 2  # raise it when the same settings would give other files
@@ -115,7 +116,7 @@ def _finished(job: Job, force: bool) -> dict[str, Any] | None:
     if not out.is_dir() or not any(out.iterdir()):
         return None
     try:
-        record = json.loads((out / RECORD).read_bytes())
+        record = parse_json((out / RECORD).read_bytes())
         earlier, report = dict(record["settings"]), dict(record["report"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         # Never replaced, not even by force: this may be a folder with somebody's own files.

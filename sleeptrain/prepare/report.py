@@ -9,6 +9,7 @@ from typing import Any
 
 from sleeptrain.data.shard_index import Shard
 from sleeptrain.prepare.split import SIDES
+from sleeptrain.small_files import parse_json
 
 
 @dataclass
@@ -59,7 +60,7 @@ class UnitReport:
 
     @classmethod
     def from_json(cls, content: bytes) -> UnitReport:
-        found = json.loads(content)
+        found = parse_json(content)
         for name, tally in found["sides"].items():
             tally["shards"] = [Shard(**shard) for shard in tally["shards"]]
             found["sides"][name] = Tally(**tally)

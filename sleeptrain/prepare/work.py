@@ -19,6 +19,7 @@ from sleeptrain.errors import DataError
 from sleeptrain.files import sync, write_whole
 from sleeptrain.lease import Lease
 from sleeptrain.prepare.split import SIDES
+from sleeptrain.small_files import parse_json
 
 DIFFERENCES_SHOWN = 5
 
@@ -86,7 +87,7 @@ class Work:
         shutil.rmtree(self.path)
 
     def _begun_plan(self) -> dict[str, Any] | None:
-        return json.loads(self._plan.read_bytes()) if self._plan.exists() else None
+        return parse_json(self._plan.read_bytes()) if self._plan.exists() else None
 
     def _clear_partial(self) -> None:
         """Remove what killed processes were writing: its names begin with a dot."""

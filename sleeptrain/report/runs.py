@@ -14,9 +14,11 @@ from typing import Any
 from sleeptrain.checkpoint.folder import checkpoints, find_damage, read_state
 from sleeptrain.config import load_resolved
 from sleeptrain.config.schema import Config
-from sleeptrain.errors import DataError, UserError
+from sleeptrain.config.validate import validate
+from sleeptrain.errors import ConfigError, DataError, UserError
 from sleeptrain.report.cost import training_flops
 from sleeptrain.train.logging.metrics import Record, read_metrics
+from sleeptrain.train.logging.record_schema import faults
 from sleeptrain.train.status import State, read_status
 
 METRICS, CONFIG = "metrics.jsonl", "config.yaml"
@@ -198,34 +200,19 @@ def _read(folder: Path) -> ReadRun:
         _check(path, record)
     content = path.read_bytes()  # by now a run that is on may have added whole lines
     cut_short = bool(content) and not content.endswith(b"\n") and len(content.splitlines()) > len(records)
-    return ReadRun(folder, load_resolved(folder / CONFIG), records, read_status(folder), cut_short)
+    config = load_resolved(folder / CONFIG)
+    try:
+        validate(config)
+    except ConfigError as error:
+        raise DataError(f"{folder / CONFIG} is no configuration that runs: {error}") from error
+    return ReadRun(folder, config, records, read_status(folder), cut_short)
 
 
 def _check(path: Path, record: Record) -> None:
     """Raises DataError for a record that is not as this version writes it."""
-    missing = [name for name in ("tokens", "time") if not isinstance(record.get(name), int | float)]
-    if "loss" in record:
-        missing += [name for name in ("passes", "window", "batch") if not isinstance(record.get(name), int)]
-    if "eval" in record and not _is_evaluation(record["eval"]):
-        missing.append("eval.loss by passes")
-    if "norms" in record and not _has(record["norms"], features=dict, S=dict):
-        missing.append("norms.features and norms.S")
-    if "attempt" in record and not _has(record["attempt"], code=str):
-        missing.append("attempt.code")
+    missing = faults(record)
     if missing:
         raise DataError(
             f"{path}: the record of step {record['step']} has no {', '.join(missing)}: the run is of an older format; "
-            "report it with the version that made it"
+            "report it with the version that made it, or remove the line where it is damaged"
         )
-
-
-def _has(found: Any, **types: type) -> bool:
-    """Whether it is a record that has these fields, of these types."""
-    return isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in types.items())
-
-
-def _is_evaluation(found: Any) -> bool:
-    losses = found.get("loss") if isinstance(found, dict) else None
-    if not isinstance(losses, dict) or not losses:
-        return False
-    return all(passes.isdigit() and isinstance(values, list) and values for passes, values in losses.items())

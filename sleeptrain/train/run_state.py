@@ -19,6 +19,7 @@ from sleeptrain.checkpoint.folder import CONFIG, STATE, read_state
 from sleeptrain.checkpoint.keep import remove_after
 from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.checkpoint.saver import Saver
+from sleeptrain.checkpoint.state_schema import OF_A_RUN
 from sleeptrain.checkpoint.vocabulary import TOKENIZER
 from sleeptrain.config import Config, resolved_yaml, run_folder, save_resolved
 from sleeptrain.config.changes import check_changes
@@ -304,7 +305,7 @@ class Run:
 
     def _restore(self, checkpoint: Path) -> dict[str, Any]:
         """Takes over what a step changes, but for the position in the data; returns all that is no tensor."""
-        saved, files = read_state(checkpoint), TensorFiles(checkpoint)
+        saved, files = read_state(checkpoint, OF_A_RUN), TensorFiles(checkpoint)
         check_resume(files.forms, self.config.model)
         self.step, self.tokens, self.samples = saved["step"], saved["tokens"], saved["samples"]
         self.shape = StepShape(**saved["shape"]) if saved["shape"] else None

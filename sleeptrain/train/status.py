@@ -16,7 +16,9 @@ from typing import Any
 
 from sleeptrain.errors import LeaseError, UserError, exit_code, format_error
 from sleeptrain.files import write_whole
+from sleeptrain.kinds import is_count, is_time
 from sleeptrain.lease import Lease
+from sleeptrain.small_files import parse_json
 from sleeptrain.stop import EXIT_STOPPED, Stopped
 from sleeptrain.terminal import say
 from sleeptrain.train.attempt import Attempt
@@ -144,7 +146,20 @@ def _reason(error: BaseException) -> str:
 def read_status(folder: Path) -> dict[str, Any] | None:
     """The status of the run in `folder`; None where there is none, or another program has spoiled it."""
     try:
-        found = json.loads((folder / FILE).read_bytes())
+        found = parse_json((folder / FILE).read_bytes())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and {"state", "step", "tokens", "attempt"} <= found.keys() else None
+    return found if isinstance(found, dict) and _is_status(found) else None
+
+
+def _is_status(found: dict[str, Any]) -> bool:
+    """Whether what is read of a status later is there, and of its kind."""
+    attempt, at, saving = found.get("attempt", 0), found.get("progress_at"), found.get("save_seconds", 0.0)
+    return (
+        found.get("state") in tuple(State)
+        and all(is_count(found.get(name)) for name in ("step", "tokens"))
+        and (attempt is None or (isinstance(attempt, dict) and is_count(attempt.get("number"))))
+        and (at is None or is_time(at))
+        and is_time(saving)
+        and isinstance(found.get("reason"), str | None)
+    )

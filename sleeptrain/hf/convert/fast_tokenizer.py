@@ -7,15 +7,17 @@ character, which is spelled in bytes as our tokenizer spells it.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 
-from sleeptrain.data.hf_tokenizer import CONFIG_JSON, TOKENIZER_JSON, all_text_is_ordinary, named
+from sleeptrain.data.hf_tokenizer import CONFIG_JSON, TOKENIZER_JSON, all_text_is_ordinary, named, of_library
 from sleeptrain.data.tokenizer import MODEL_NAME, SPACE_SYMBOL, SentencePieceTokenizer
 from sleeptrain.data.tokenizer import Tokenizer as OurTokenizer
-from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.errors import ConfigError, DataError, UserError
+from sleeptrain.small_files import parse_json
 
 # The score of a piece that text must not be cut into though it may spell it: a control token, a byte.
 _NEVER = -1e6
@@ -32,18 +34,30 @@ def fast_files(tokenizer: OurTokenizer) -> dict[str, bytes]:
     In them a text gets the ids that training gives it, BOS first where the data has one, and a special token's name is
     ordinary text. Raises DataError where a kind of SentencePiece model has no counterpart. `tokenizer_check` compares.
     """
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        fast, config = convert(tokenizer)
-        content = fast.to_str(pretty=True).encode()
-    else:
-        content = _as_in_training(tokenizer)
-        config = _copied_config(tokenizer, Tokenizer.from_str(content.decode()))
+    with _converting():
+        if isinstance(tokenizer, SentencePieceTokenizer):
+            fast, config = convert(tokenizer)
+            content = fast.to_str(pretty=True).encode()
+        else:
+            content = _as_in_training(tokenizer)
+            config = _copied_config(tokenizer, Tokenizer.from_str(content.decode()))
     return {TOKENIZER_JSON: content, CONFIG_JSON: (json.dumps(config, indent=2) + "\n").encode()}
+
+
+@contextmanager
+def _converting() -> Iterator[None]:
+    """What the libraries say against a tokenizer that training could read, as a DataError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        raise of_library(error, "the tokenizer cannot be converted") from error
 
 
 def _as_in_training(tokenizer: OurTokenizer) -> bytes:
     """The `tokenizer.json` of a Hugging Face tokenizer; what it has from training anyway stays as it is."""
-    before = json.loads(tokenizer.files[TOKENIZER_JSON])
+    before = parse_json(tokenizer.files[TOKENIZER_JSON])
     own = Tokenizer.from_str(json.dumps(before))
     ends = {own.id_to_token(id) for id in (tokenizer.bos_id, tokenizer.eos_id) if id is not None}
     after = all_text_is_ordinary(before, ends) | {"truncation": None, "padding": None}
@@ -60,7 +74,7 @@ def _as_in_training(tokenizer: OurTokenizer) -> bytes:
 
 def _copied_config(tokenizer: OurTokenizer, fast: Tokenizer) -> dict[str, Any]:
     """Of a generic class: others build their own idea of a tokenizer from the vocabulary, or add tokens to it."""
-    config = json.loads(tokenizer.files[CONFIG_JSON])
+    config = parse_json(tokenizer.files[CONFIG_JSON])
     known = fast.get_vocab(with_added_tokens=True)
     tokens = {name: text for name in config if name.endswith("_token") and (text := named(config, name)) in known}
     if tokenizer.bos_id is None:

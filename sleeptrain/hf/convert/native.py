@@ -7,7 +7,6 @@ that is what crosses an eviction boundary. Features come back as `inputs_embeds`
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.hf.convert.config_file import read_config, understanding
 from sleeptrain.hf.families import Family
 
 if TYPE_CHECKING:
@@ -49,12 +49,10 @@ def complete_config(folder: Path) -> Any:
     Raises DataError where transformers makes nothing of them.
     """
     transformers = transformers_module()
-    try:
+    written = read_config(folder)
+    with understanding(folder / "config.json", "is not understood by transformers"):
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # its classes check values with errors of several packages, or not at all
-        reason = " ".join(str(error).split())
-        raise DataError(f"{folder / 'config.json'} is not understood by transformers: {reason}") from error
-    return text_config(config, json.loads((folder / "config.json").read_bytes()))
+        return text_config(config, written)
 
 
 def text_config(config: Any, written: Mapping[str, Any]) -> Any:

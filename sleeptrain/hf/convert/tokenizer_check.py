@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sleeptrain.data.hf_tokenizer import TOKENIZER_JSON
+from sleeptrain.data.hf_tokenizer import TOKENIZER_JSON, added_tokens, of_library
 from sleeptrain.data.tokenizer import SPACE_SYMBOL, Tokenizer
 from sleeptrain.errors import DataError
 from sleeptrain.hf.convert.corpus import Document, as_read
 from sleeptrain.hf.convert.native import quiet, transformers_module
+from sleeptrain.small_files import parse_json
 
 WAY_OUT = "name a Hugging Face tokenizer with the same ids (--tokenizer), or use --no-tokenizer"
 
@@ -48,7 +48,7 @@ def check_tokenizer(folder: Path, tokenizer: Tokenizer, documents: Iterable[Docu
 
 
 def _samples(folder: Path, tokenizer: Tokenizer) -> Iterator[Document]:
-    added = json.loads((folder / TOKENIZER_JSON).read_bytes()).get("added_tokens") or []
+    added = added_tokens(parse_json((folder / TOKENIZER_JSON).read_bytes()))
     names = " ".join(f"a{token['content']}b" for token in added)
     for text in (SAMPLE, *SAMPLE.splitlines(), names):
         yield as_read(text, tokenizer)
@@ -67,8 +67,7 @@ def _theirs(folder: Path) -> Any:
     try:
         with quiet(transformers):
             return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # its classes raise errors of several packages
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"the tokenizer cannot be exported: transformers does not read it ({reason}); {WAY_OUT}"
+    except BaseException as error:
+        raise of_library(
+            error, f"the tokenizer cannot be exported, transformers does not read it; {WAY_OUT}"
         ) from error

@@ -14,10 +14,12 @@ from safetensors.torch import save_file
 from sleeptrain.checkpoint.read import Form
 from sleeptrain.errors import DataError
 from sleeptrain.plain_files import named_file
+from sleeptrain.small_files import read_json
 
 WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 SHARD_BYTES = 2 * 2**30
+WAY_OUT = "fetch it again"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -68,14 +70,13 @@ def _files(folder: Path) -> dict[Path, set[str]]:
     index = folder / INDEX_NAME
     if os.path.lexists(index):
         named_file(folder, INDEX_NAME, folder)
-        try:
-            places = json.loads(index.read_bytes())["weight_map"].items()
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise DataError(f"{index} cannot be read: {type(error).__name__}: {error}") from error
+        places = read_json(index, WAY_OUT).get("weight_map")
+        if not isinstance(places, dict):
+            raise DataError(f"{index} has no weight_map; {WAY_OUT}")
         found: dict[str, set[str]] = {}
-        for name, file in places:
+        for name, file in places.items():
             if not isinstance(file, str):
-                raise DataError(f"{index} names no file for {name}, but {file!r}; fetch it again")
+                raise DataError(f"{index} names no file for {name}, but {file!r}; {WAY_OUT}")
             found.setdefault(file, set()).add(name)
         return {named_file(folder, file, index): names for file, names in found.items()}
     if os.path.lexists(folder / WEIGHTS_NAME):

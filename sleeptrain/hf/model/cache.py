@@ -13,18 +13,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from transformers import Cache
 
+from sleeptrain.config.from_dict import from_dict
 from sleeptrain.config.schema import SleepConfig
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.files import write_whole
 from sleeptrain.hf.convert.native import cache_name
 from sleeptrain.hf.model.configuration import sleep_dict
+from sleeptrain.kinds import dict_of, exactly, has, is_bool, is_count, is_text, list_of
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.sleep.live import Live, begin
+from sleeptrain.small_files import parse_json
 
 FORMAT = "sleeptrain-memory-1"
 SAMPLED = 64  # numbers of each parameter that its model is known by
 CACHE_NAME = cache_name()
+_ROWS = {"filled": list_of(is_count), "predicted": list_of(is_bool), "boundaries": list_of(is_count)}
+_ARE_FACTS = has({"format": is_text, "fingerprint": is_text, "sleep": dict_of(lambda _: True), "rows": exactly(_ROWS)})
 
 
 class SleepCache(Cache):
@@ -157,6 +162,7 @@ class SleepCache(Cache):
             "rows": {name: getattr(live, name) for name in ("filled", "predicted", "boundaries")},
         }
         whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        facts["sha256"] = _checksum(facts, whole)
         write_whole(Path(path), save(whole, {"memory": json.dumps(facts)}))
 
     @classmethod
@@ -171,13 +177,16 @@ class SleepCache(Cache):
             raise DataError(
                 f"memory {path} was made by another model (other settings, weights or dtype): read the text again"
             )
-        saved = SleepConfig(**facts["sleep"])
+        saved = from_dict(SleepConfig, facts["sleep"], f"memory {path}: sleep")
         cache = cls(model.model, 0, saved)
         cache.check(model.config.sleep_settings(window=saved.window), 0)
         tensors = {name: t.to(model.device) for name, t in tensors.items()}
-        parts = [_part(tensors, name, model.model.num_layers) for name in ("state", "at_start")]
         rows = {name: tuple(values) for name, values in facts["rows"].items()}
-        cache.live = Live(parts[0], parts[1], tensors["fed_back"], **rows)
+        try:
+            parts = [_part(tensors, name, model.model.num_layers) for name in ("state", "at_start")]
+            cache.live = Live(parts[0], parts[1], tensors["fed_back"], **rows)
+        except (KeyError, StopIteration, TypeError) as error:
+            raise DataError(f"memory {path} lacks a tensor of the model: read the text again") from error
         return cache.follow_with_new_text()
 
 
@@ -199,12 +208,24 @@ def _part(tensors: dict[str, torch.Tensor], part: str, num_layers: int) -> FastW
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("memory", "{}"))
-            if facts.get("format") != FORMAT:
+            facts = parse_json((file.metadata() or {}).get("memory", "{}"))
+            if not _ARE_FACTS(facts) or facts["format"] != FORMAT:
                 raise DataError(f"{path} is no memory of this version of sleeptrain")
-            return facts, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if facts.pop("sha256", None) not in (None, _checksum(facts, tensors)):
+            raise DataError(f"memory {path} is damaged: its checksum is not that of its content; read the text again")
+        return facts, tensors
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(f"memory {path} cannot be read: {error}") from error
+
+
+def _checksum(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
+    """Of all in a file but itself."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def fingerprint(model: Hybrid) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -13,6 +14,7 @@ from sleeptrain.config.from_dict import from_dict
 from sleeptrain.config.suggest import suggest
 from sleeptrain.config.validate import validate_model
 from sleeptrain.errors import ConfigError
+from sleeptrain.hf.convert.config_file import read_config, understanding
 from sleeptrain.hf.convert.native import text_config
 from sleeptrain.hf.families import FAMILIES, family_of
 
@@ -49,6 +51,9 @@ class SleepConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        place = Path(str(args[0])) if args else Path()
+        if (place / "config.json").is_file():
+            read_config(place)
         found, unused = super().get_config_dict(*args, **kwargs)
         return from_family(found), unused
 
@@ -83,12 +88,10 @@ def from_family(found: Mapping[str, Any]) -> dict[str, Any]:
         return found
     family = FAMILIES.get(found["model_type"])
     if family is None or family.in_transformers:  # what its config.json leaves out has transformers' defaults
-        try:
+        with understanding("config.json", "is not understood by transformers"):
             found |= text_config(AutoConfig.for_model(**found), found).to_dict()
-        except (ValueError, KeyError, TypeError) as error:
-            text = " ".join(str(error).split())
-            raise ConfigError(f"config.json is not understood by transformers: {text}") from error
-    model = family_of(found["model_type"]).from_config(found)
+    with understanding("config.json"):
+        model = family_of(found["model_type"]).from_config(found)
     kept = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype")
     ours = {"model_type": MODEL_TYPE, "model": asdict(model), "sleep": found.get("sleep")}
     return ours | {key: found[key] for key in kept if found.get(key) is not None}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,12 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.hf.convert.config_file import WAY_OUT, read_config, understanding
 from sleeptrain.hf.convert.weight_files import WeightFiles
 from sleeptrain.hf.families import FAMILIES, family_of
 from sleeptrain.hf.model.configuration import MODEL_TYPE, SleepConfig
 from sleeptrain.model.decay import DECAY_PARAMETERS
+from sleeptrain.small_files import read_json
 
 # Arguments of transformers' `from_pretrained` that change nothing of a folder on this machine.
 _OF_NO_EFFECT = (
@@ -56,12 +57,32 @@ def load_native(
     model.model.load_state_dict(weights, assign=True)
     if device is not None:
         nn.Module.to(model, device)
-    if (folder / GENERATION_CONFIG_NAME).is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    if (generation := read_generation_config(folder)) is not None:
+        model.generation_config = generation
         # A folder without attention says False, for transformers' own class of it has no cache; ours has one.
         model.generation_config.use_cache = settings.use_cache
     info: dict[str, Any] = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
     return (model.eval(), info) if output_loading_info else model.eval()
+
+
+def check_saved(folder: Path) -> None:
+    """Raises DataError where a folder that `SleepForCausalLM` has saved is damaged, or names files outside of it:
+    transformers, which reads it, follows such names."""
+    read_config(folder)
+    with understanding(folder / "config.json"):
+        SleepConfig.from_pretrained(folder)
+    read_generation_config(folder)
+    WeightFiles(folder, lambda name: name)
+
+
+def read_generation_config(folder: Path) -> GenerationConfig | None:
+    """How a folder asks to generate, None where it does not. Raises DataError where that is not understood."""
+    path = folder / GENERATION_CONFIG_NAME
+    if not path.is_file():
+        return None
+    read_json(path, "remove the file, or take it from where it comes from again")
+    with understanding(path):
+        return GenerationConfig.from_pretrained(folder)
 
 
 def _settings(folder: Path, config: Any, others: dict[str, Any]) -> SleepConfig:
@@ -69,7 +90,9 @@ def _settings(folder: Path, config: Any, others: dict[str, Any]) -> SleepConfig:
     if isinstance(config, SleepConfig):
         settings, unknown = copy.deepcopy(config), given
     elif config is None or isinstance(config, str | Path):
-        settings, unknown = SleepConfig.from_pretrained(config or folder, return_unused_kwargs=True, **given)
+        place = config or folder
+        with understanding(Path(place) / "config.json"):
+            settings, unknown = SleepConfig.from_pretrained(place, return_unused_kwargs=True, **given)
     else:
         raise ConfigError(
             f"config is a {type(config).__name__}: take SleepConfig.from_pretrained('{folder}'), or leave it out"
@@ -143,10 +166,11 @@ def _typed(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.
 
 
 def _model_type(path: Path) -> str:
-    try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+    found = read_json(path, WAY_OUT)
     # Models that also see images hold the text model's settings apart.
-    own = found.get("model_type", "")
-    return own if own in (*FAMILIES, MODEL_TYPE) else found.get("text_config", {}).get("model_type", own)
+    own, text = found.get("model_type", ""), found.get("text_config")
+    inner = text.get("model_type", own) if isinstance(text, dict) else own
+    chosen = own if own in (*FAMILIES, MODEL_TYPE) else inner
+    if not isinstance(chosen, str):
+        raise DataError(f"{path} names no model_type; {WAY_OUT}")
+    return chosen

@@ -21,7 +21,7 @@ from sleeptrain.hf.model.cache import CACHE_NAME, SleepCache, one_cache
 from sleeptrain.hf.model.configuration import SleepConfig
 from sleeptrain.hf.model.generation_mixin import SleepGeneration
 from sleeptrain.hf.model.labels import mean_loss, with_label
-from sleeptrain.hf.model.load import is_native, load_native, single_device
+from sleeptrain.hf.model.load import check_saved, is_native, load_native, single_device
 from sleeptrain.hf.model.offered import REFUSED_LOADING, refuse, refuse_others
 from sleeptrain.hf.model.refusing import Refusing
 from sleeptrain.model.decay import DECAY_PARAMETERS
@@ -75,6 +75,8 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
         refuse(kwargs, REFUSED_LOADING)
         if is_native(pretrained_model_name_or_path):
             return load_native(cls, Path(pretrained_model_name_or_path), *args, **kwargs)
+        if not {"subfolder", "variant", "state_dict"} & kwargs.keys() and Path(pretrained_model_name_or_path).is_dir():
+            check_saved(Path(pretrained_model_name_or_path))
         device = single_device(kwargs.pop("device_map", None))
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)

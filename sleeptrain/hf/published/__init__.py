@@ -7,13 +7,13 @@ original.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sleeptrain.hf.convert.config_file import read_config, understanding
 from sleeptrain.hf.convert.weight_files import WeightFiles
 from sleeptrain.hf.families import Family
 from sleeptrain.hf.published.jet_nemotron import JetNemotron
@@ -25,9 +25,9 @@ PUBLISHED: dict[str, Callable[[Mapping[str, Any]], Published]] = {"jet_nemotron"
 
 def load_published(folder: Path, family: Family) -> Published:
     """The model of a folder, in fp32 on the CPU. Raises UserError where files or settings are not as they should."""
-    settings: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+    settings = read_config(folder)
     files = WeightFiles(folder, family.canonical)
-    with torch.device("meta"):
+    with torch.device("meta"), understanding(folder / "config.json"):
         model = PUBLISHED[family.model_type](settings)
     model.load_state_dict({name: files.read(name).float() for name in model.state_dict()}, assign=True)
     return model

@@ -12,6 +12,8 @@ from typing import Any
 
 from sleeptrain.errors import DataError
 from sleeptrain.files import whole_file
+from sleeptrain.small_files import parse_json
+from sleeptrain.train.logging.record_schema import is_record
 
 METRICS = "metrics.jsonl"
 Record = dict[str, Any]
@@ -116,10 +118,10 @@ def _lines(path: Path) -> Iterator[tuple[bytes, Record]]:
 def _parse(line: bytes) -> Record | None:
     """The record of a line, or None: an object's closing brace comes last, so a torn line never parses."""
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+    return record if is_record(record) else None
 
 
 def _end_with_whole_line(path: Path) -> None:

@@ -1,0 +1,61 @@
+"""What `state.json` of a checkpoint may hold: what is read of it later is there and of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sleeptrain.kinds import (
+    Check,
+    dict_of,
+    exactly,
+    is_bool,
+    is_count,
+    is_number,
+    is_positive,
+    is_text,
+    list_of,
+    or_none,
+)
+
+# What every checkpoint has, also one that is an import.
+ALWAYS = ("step", "tokens", "shape")
+# What a run needs besides, to go on.
+OF_A_RUN = ("samples", "skipped", "spikes", "rollbacks", "data", "wandb_id", "owes_evaluation")
+SHOWN = 60
+
+
+def fault(found: Mapping[str, Any], required: Sequence[str]) -> str | None:
+    """What is wrong with the content of a `state.json`, None where nothing is. required: of the names, besides those
+    that every checkpoint has."""
+    for name in (*ALWAYS, *required):
+        if name not in found:
+            return f"it has no {name}"
+    for name, check in _CHECKS.items():
+        if name in found and not check(found[name]):
+            text = repr(found[name])
+            return f"its {name} is {text if len(text) <= SHOWN else text[:SHOWN] + '…'}"
+    return None
+
+
+def _is_data(value: Any) -> bool:
+    """The names of what a position is a position in are compared by who goes there."""
+    if not isinstance(value, dict):
+        return False
+    return is_count(value.get("position", 0)) and list_of(_is_cut)(value.get("cuts", []))
+
+
+def _is_cut(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and is_positive(value[0]) and is_count(value[1])
+
+
+_CHECKS: dict[str, Check] = {
+    **dict.fromkeys(("step", "tokens", "samples", "skipped"), is_count),
+    "shape": or_none(exactly(dict.fromkeys(("passes", "window", "batch"), is_positive))),
+    "spikes": exactly(dict.fromkeys(("stage", "losses", "norms"), list_of(is_number))),
+    "rollbacks": exactly(dict.fromkeys(("total", "undone", "base", "furthest", "in_vain"), is_count)),
+    "data": _is_data,
+    **dict.fromkeys(("tokenizer", "wandb_id"), or_none(is_text)),
+    "owes_evaluation": is_bool,
+    "versions": dict_of(is_text),
+}

@@ -1,0 +1,60 @@
+"""Of what kind a value is that was read from a file: what is checked here can be counted with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Check = Callable[[Any], bool]
+
+# No count of a run comes near, and it is exact in whatever counts on with it.
+LARGEST = 2**62
+# Seconds since 1970, until the year 5138: what calendars can tell.
+LATEST = 1e11
+
+
+def is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST
+
+
+def is_positive(value: Any) -> bool:
+    return is_count(value) and value > 0
+
+
+def is_number(value: Any) -> bool:
+    """Also NaN and the infinities, which a loss may be."""
+    return type(value) is float or (type(value) is int and abs(value) <= LARGEST)
+
+
+def is_time(value: Any) -> bool:
+    return is_number(value) and 0 <= value <= LATEST
+
+
+def is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def or_none(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def list_of(check: Check) -> Check:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def dict_of(check: Check) -> Check:
+    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
+
+
+def has(checks: Mapping[str, Check]) -> Check:
+    """It is an object that has these fields; others do not matter."""
+    return lambda value: isinstance(value, dict) and all(n in value and check(value[n]) for n, check in checks.items())
+
+
+def exactly(checks: Mapping[str, Check]) -> Check:
+    """It is an object of these fields."""
+    return lambda value: has(checks)(value) and len(value) == len(checks)
