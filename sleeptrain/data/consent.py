@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import replace
 
 from sleeptrain.config.environment import has_variables
+from sleeptrain.config.overrides import shell_command
 from sleeptrain.config.schema import DataConfig
 from sleeptrain.data.pipes import PIPE
 from sleeptrain.errors import ConfigError
@@ -39,7 +39,7 @@ def with_consent(data: DataConfig, allowed: Sequence[str], origin: str) -> DataC
     locations = [place for source in data.shards.sources for place in (source.train, source.validation) if place]
     refused = [place for place in locations if needs_consent(place) and not _is_allowed(place, allowed)]
     if refused:
-        ways_out = [f"{FLAG} {shlex.quote(_as_shown(place))}" for place in dict.fromkeys(refused)]
+        ways_out = [shell_command(FLAG, _as_shown(place)) for place in dict.fromkeys(refused)]
         raise ConfigError(
             f"the settings of {origin}, which may be somebody else's, run commands, ask other machines or read "
             "environment variables; look at each, and add for those that may:",
