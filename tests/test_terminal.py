@@ -12,7 +12,7 @@ import pytest
 
 from sleeptrain import terminal
 from sleeptrain.cli import main
-from sleeptrain.errors import ConfigError, told
+from sleeptrain.errors import ConfigError, format_error
 from tests.hostile import HOSTILE, SURROGATE, is_harmless
 
 # Invisible, but needed to write: joiners of scripts and emoji, and signs that stand for something.
@@ -45,7 +45,7 @@ def test_credentials_are_left_out() -> None:
 
 def test_errors_and_logs_are_harmless(caplog: pytest.LogCaptureFixture) -> None:
     error = ConfigError(f"{HOSTILE}: no such file\nsecond", [f"{HOSTILE}\nsleeptrain: all is well", "https://u:p@h"])
-    shown = told(error)
+    shown = format_error(error)
     assert is_harmless(shown) and len(shown.splitlines()) == 3 and "u:p" not in shown
     with caplog.at_level(logging.WARNING):
         terminal.log_printable("sleeptrain.some").warning("%s is odd: https://u:p@h", SURROGATE)

@@ -18,7 +18,7 @@ from sleeptrain.checkpoint.keep import remove_after, remove_superfluous, superfl
 from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.errors import DataError
 from tests.checkpoint.contents import tensors
-from tests.checkpoint.worlds import alone, save, together
+from tests.checkpoint.worlds import all_or_raise, alone, save
 from tests.parallel.processes import run_ranks
 
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
@@ -109,14 +109,14 @@ def test_each_file_is_checked_by_one_process_and_all_agree(tmp_path: Path) -> No
         flip(tmp_path / "step-00000012" / name, 0.5)
         shares = [find_damage(tmp_path / "step-00000012", rank, 3) for rank in range(3)]
         assert sorted(damage is None for damage in shares) == [False, True, True]
-        found = run_ranks(lambda: str(newest_whole(tmp_path, together()).whole), 2)
+        found = run_ranks(lambda: str(newest_whole(tmp_path, all_or_raise()).whole), 2)
         assert found == [str(tmp_path / "step-00000003")] * 2
         flip(tmp_path / "step-00000012" / name, 0.5)
 
 
 def test_processes_that_see_different_files_say_so(tmp_path: Path) -> None:
     def look() -> None:
-        world = together()
+        world = all_or_raise()
         save(tmp_path / str(world.rank), 3)
         if world.rank:
             save(tmp_path / str(world.rank), 4)

@@ -22,7 +22,7 @@ from sleeptrain.checkpoint.folder import checkpoints, find_damage
 from sleeptrain.errors import CheckpointError
 from sleeptrain.files import remove_leftovers
 from tests.checkpoint.contents import tensors
-from tests.checkpoint.worlds import alone, save, together
+from tests.checkpoint.worlds import all_or_raise, alone, save
 from tests.parallel.processes import run_ranks
 
 
@@ -37,7 +37,7 @@ def test_the_folder_is_what_the_manifest_says_and_latest_points_to_it(tmp_path: 
 
 def test_each_process_writes_what_it_owns_into_files_of_its_own(tmp_path: Path) -> None:
     def run() -> list[str]:
-        return list(save(tmp_path, 3, together()))
+        return list(save(tmp_path, 3, all_or_raise()))
 
     owned = run_ranks(run, 3)
     files = sorted((tmp_path / "step-00000003").glob("*.safetensors"))
@@ -47,7 +47,7 @@ def test_each_process_writes_what_it_owns_into_files_of_its_own(tmp_path: Path) 
 
 def test_processes_that_write_to_different_places_say_so(tmp_path: Path) -> None:
     def run() -> None:
-        world = together()
+        world = all_or_raise()
         with pytest.raises(CheckpointError, match=r"shard-00002.* put run\.root where all can"):
             save(tmp_path / str(world.rank), 3, world)
 
@@ -126,7 +126,7 @@ def test_the_error_of_one_process_is_known_to_all_and_nothing_is_committed(
     tmp_path: Path, fault: str, rank: int
 ) -> None:
     def run() -> str:
-        world = together()
+        world = all_or_raise()
         save(tmp_path, 1, world)
         with pytest.MonkeyPatch.context() as patch:
             if world.rank == rank:

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from sleeptrain.commands.data_describe import LAYOUTS, cuts_before, describe, reads, waste
-from sleeptrain.config.schema import Config, DataConfig, RunConfig, ShardsConfig, ShardSource, SleepConfig, Stage
+from sleeptrain.config.schema import (
+    Config,
+    CurriculumStage,
+    DataConfig,
+    RunConfig,
+    ShardsConfig,
+    ShardSource,
+    SleepConfig,
+)
 from sleeptrain.data.batch import PAD, Batch
 from sleeptrain.data.shards import TokenShards, write_shards
 from sleeptrain.data.source import ShardsSource
@@ -34,7 +42,7 @@ def config(shards: TokenShards, tokenizer: SentencePieceTokenizer, tmp_path: Pat
         ShardSource("code", str(tmp_path / "code"), "", 0.4),
     ]
     data = DataConfig(sequence=50, batch=3, shards=ShardsConfig(sources=sources, shuffle=2))
-    sleep = SleepConfig(window=25, curriculum=[Stage(800, batch=5), Stage(3_000, batch=2)])
+    sleep = SleepConfig(window=25, curriculum=[CurriculumStage(800, batch=5), CurriculumStage(3_000, batch=2)])
     config = Config(run=RunConfig("test"), data=data, sleep=sleep)
     config.train.tokens = 4_000
     return config

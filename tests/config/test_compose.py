@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sleeptrain.config.compose import compose, config_dir, sweep_run_name, validate_sweep
-from sleeptrain.config.schema import Config, Stage
+from sleeptrain.config.schema import Config, CurriculumStage
 from sleeptrain.data.batch import PAD
 from sleeptrain.data.tasks.build import build_task
 from sleeptrain.errors import ConfigError
@@ -139,7 +139,7 @@ def test_overrides_win_over_the_experiment_and_are_typed() -> None:
     config = compose(["experiment=stdlib", "train.tokens=77", "optim.clip_norm=2", stages])
     assert config.train.tokens == 77
     assert isinstance(config.optim.clip_norm, float)
-    assert config.sleep.curriculum == [Stage(tokens=3, passes=2)]
+    assert config.sleep.curriculum == [CurriculumStage(tokens=3, passes=2)]
 
 
 REFUSED = [

@@ -12,7 +12,7 @@ from sleeptrain.config import load_resolved, resolved_yaml, save_resolved
 from sleeptrain.config.changes import check_changes
 from sleeptrain.config.compose import compose
 from sleeptrain.config.environment import expand
-from sleeptrain.config.from_dict import typed
+from sleeptrain.config.from_dict import from_dict
 from sleeptrain.config.resolved import shareable
 from sleeptrain.config.schema import ModelConfig, ShardSource
 from sleeptrain.errors import ConfigError
@@ -99,9 +99,11 @@ def test_a_saved_configuration_is_data(tmp_path: Path) -> None:
 
 
 def test_settings_of_a_models_folder_are_data() -> None:
-    assert typed(ModelConfig, {"norm": "${oc.env:SLEEPTRAIN_TEST_KEY}"}, "c").norm == "${oc.env:SLEEPTRAIN_TEST_KEY}"
+    assert (
+        from_dict(ModelConfig, {"norm": "${oc.env:SLEEPTRAIN_TEST_KEY}"}, "c").norm == "${oc.env:SLEEPTRAIN_TEST_KEY}"
+    )
     with pytest.raises(ConfigError) as refusal:
-        typed(ModelConfig, {"dim": "${oc.env:SLEEPTRAIN_TEST_KEY}"}, "config.json")
+        from_dict(ModelConfig, {"dim": "${oc.env:SLEEPTRAIN_TEST_KEY}"}, "config.json")
     assert SECRET not in str(refusal.value)
 
 

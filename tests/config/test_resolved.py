@@ -8,7 +8,7 @@ import pytest
 
 from sleeptrain.config import Config, config_diff, load_resolved, save_resolved
 from sleeptrain.config.compose import compose
-from sleeptrain.config.schema import Stage
+from sleeptrain.config.schema import CurriculumStage
 from sleeptrain.errors import ConfigError
 
 
@@ -37,11 +37,11 @@ def test_round_trip_keeps_numbers_and_stages(tmp_path: Path) -> None:
     config.optim.clip_norm = 2.0
     config.train.tokens = 2**62
     config.sleep.core = [0, 2]
-    config.sleep.curriculum = [Stage(tokens=0, passes=2), Stage(tokens=7, window=64, batch=4)]
+    config.sleep.curriculum = [CurriculumStage(tokens=0, passes=2), CurriculumStage(tokens=7, window=64, batch=4)]
     save_resolved(config, tmp_path / "config.yaml")
     back = load_resolved(tmp_path / "config.yaml")
     assert back == config
-    assert isinstance(back.sleep.curriculum[1], Stage) and isinstance(back.optim.clip_norm, float)
+    assert isinstance(back.sleep.curriculum[1], CurriculumStage) and isinstance(back.optim.clip_norm, float)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_diff_lists_the_changed_settings_only() -> None:
     assert config_diff(old, new) == []
     new.sleep.passes = 4
     new.model.attention.gate = False
-    new.sleep.curriculum = [Stage(tokens=5, passes=2)]
+    new.sleep.curriculum = [CurriculumStage(tokens=5, passes=2)]
     lines = config_diff(old, new)
     assert lines[:2] == ["model.attention.gate: True -> False", "sleep.passes: 1 -> 4"]
-    assert len(lines) == 3 and lines[2].startswith("sleep.curriculum: [] -> [Stage(tokens=5, passes=2")
+    assert len(lines) == 3 and lines[2].startswith("sleep.curriculum: [] -> [CurriculumStage(tokens=5, passes=2")

@@ -11,7 +11,7 @@ from omegaconf import MISSING
 
 from sleeptrain.config import Config, validate
 from sleeptrain.config.ranges import settings
-from sleeptrain.config.schema import MixtureStage, ShardsConfig, ShardSource, Stage
+from sleeptrain.config.schema import CurriculumStage, MixtureStage, ShardsConfig, ShardSource
 from sleeptrain.config.setting import Setting, declared_settings
 from sleeptrain.errors import ConfigError
 from tests.configs import change
@@ -51,8 +51,8 @@ def gsm() -> Config:
     return config
 
 
-def stages(*triples: tuple[int, int | None, int | None, int | None]) -> list[Stage]:
-    return [Stage(*each) for each in triples]
+def stages(*triples: tuple[int, int | None, int | None, int | None]) -> list[CurriculumStage]:
+    return [CurriculumStage(*each) for each in triples]
 
 
 def sources(*weights: tuple[str, float]) -> list[ShardSource]:

@@ -15,18 +15,18 @@ from sleeptrain.config import resolved_yaml
 from sleeptrain.config.mixers import recurrent_names
 from sleeptrain.config.schema import (
     Config,
+    CurriculumStage,
     DataConfig,
     ModelConfig,
     RunConfig,
     ShardsConfig,
     ShardSource,
     SleepConfig,
-    Stage,
     TrainConfig,
 )
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.curriculum import stage_shape
-from tests.checkpoint.worlds import alone, nothing, together
+from tests.checkpoint.worlds import all_or_raise, alone, nothing
 
 STATE = {"step": 12, "tokens": 3456}
 
@@ -36,9 +36,9 @@ def run_config(model: ModelConfig, tokenizer: str = "") -> Config:
     data = DataConfig("shards", shards=ShardsConfig(tokenizer, [ShardSource("books"), ShardSource("code")]))
     if not tokenizer:
         data.source = "rule110"
-    curriculum = [Stage(1000, passes=3, window=16), Stage(5000, passes=4)]
+    curriculum = [CurriculumStage(1000, passes=3, window=16), CurriculumStage(5000, passes=4)]
     if not set(model.layers) & set(recurrent_names()):
-        curriculum = [Stage(1000, window=16)]
+        curriculum = [CurriculumStage(1000, window=16)]
     sleep = SleepConfig(feedback="none", core=[0, 2], curriculum=curriculum)
     return Config(RunConfig(name="small"), model, sleep, data, train=TrainConfig(tokens=10_000))
 
@@ -59,7 +59,7 @@ def save_checkpoint(folder: Path, model: Hybrid, config: Config | None = None, *
 
 def save_half(folder: Path, model: Hybrid) -> None:
     """What one of two ranks does to write the checkpoint: it owns every other tensor."""
-    world = together()
+    world = all_or_raise()
     owned = list(model.named_parameters())[world.rank :: 2]
     documents = documents_of(run_config(model.config))
     write(folder, {f"model/{name}": p.detach() for name, p in owned}, documents, world, nothing)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sleeptrain.config import Config
-from sleeptrain.config.schema import Stage
+from sleeptrain.config.schema import CurriculumStage
 from sleeptrain.errors import ConfigError
 from sleeptrain.parallel.layout_check import check_layout
 from tests.configs import change
@@ -111,10 +111,10 @@ REFUSED: list[tuple[dict[str, Any], int, list[str], dict[str, Any], int]] = [
         4,
     ),
     (
-        {"sleep.curriculum": [Stage(5, batch=6)]},
+        {"sleep.curriculum": [CurriculumStage(5, batch=6)]},
         4,
         ["sleep.curriculum[0].batch (6)", "sleep.curriculum[0].batch=8"],
-        {"sleep.curriculum": [Stage(5, batch=8)]},
+        {"sleep.curriculum": [CurriculumStage(5, batch=8)]},
         4,
     ),
     ({"parallel.sequence": True}, 2, ["parallel.sequence", "parallel.tensor"], {"parallel.sequence": False}, 2),

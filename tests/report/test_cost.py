@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sleeptrain.config.schema import Config, Stage
+from sleeptrain.config.schema import Config, CurriculumStage
 from sleeptrain.plan.mean_row import MeanRow
 from sleeptrain.report.cost import training_flops
 from sleeptrain.report.runs import find_runs
@@ -19,7 +19,7 @@ from tests.report.made import STEP, accuracy, attempt, composed, evaluation, mak
 
 SIZES = ("model.dim=16", "model.ffn_dim=16", "data.rule110.validation_samples=8", "wandb.mode=disabled")
 TINY = (*SIZES, "train.log_every=2", "train.eval_every=5", "train.threads=1", "train.device=cpu")
-CURRICULUM = [Stage(tokens=3 * STEP, passes=3), Stage(tokens=7 * STEP, passes=2, batch=4)]
+CURRICULUM = [CurriculumStage(tokens=3 * STEP, passes=3), CurriculumStage(tokens=7 * STEP, passes=2, batch=4)]
 
 
 @pytest.mark.parametrize(

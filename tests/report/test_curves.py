@@ -10,7 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sleeptrain.config.schema import Stage
+from sleeptrain.config.schema import CurriculumStage
 from sleeptrain.report.curves import band, breakdowns, guessing, most_passes, quantities
 from sleeptrain.report.figures import (
     draw_breakdown,
@@ -336,7 +336,10 @@ def test_values_are_short() -> None:
     assert value_text(["a", "b"] * 3) == "3 x [a, b]" and value_text(["a", "b", "a"]) == "[a, b, a]"
     assert value_text([1, 1, 1]) == "3 x [1]" and value_text([1]) == "[1]" and value_text([]) == "[]"
     assert value_text(None) == "none" and value_text(0.5) == "0.5"
-    assert value_text([Stage(8, passes=4), Stage(9, window=2)]) == "[tokens=8 passes=4, tokens=9 window=2]"
+    assert (
+        value_text([CurriculumStage(8, passes=4), CurriculumStage(9, window=2)])
+        == "[tokens=8 passes=4, tokens=9 window=2]"
+    )
 
 
 @pytest.mark.parametrize(

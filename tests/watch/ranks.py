@@ -19,7 +19,7 @@ from typing import NoReturn
 import torch
 
 from sleeptrain.config.schema import Config
-from sleeptrain.errors import TOLD_IN_A_LINE, exit_code, told
+from sleeptrain.errors import TOLD_IN_A_LINE, exit_code, format_error
 from sleeptrain.stop import EXIT_STOPPED, Stopped
 from sleeptrain.train import trainer
 from tests.parallel.processes import PR_SET_PDEATHSIG
@@ -79,7 +79,7 @@ def _work(folder: Path, config: Config, rank: int, size: int, port: int, fault: 
             install(fault)
         code = trainer.train(config)
     except TOLD_IN_A_LINE as error:
-        print(told(error), file=sys.stderr)
+        print(format_error(error), file=sys.stderr)
         code = exit_code(error)
     except Stopped:
         code = EXIT_STOPPED

@@ -15,8 +15,8 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, Pre
 from transformers.generation import LogitsProcessor, StoppingCriteria, WatermarkDetector
 
 from sleeptrain.errors import ConfigError
-from sleeptrain.hf import offered
 from sleeptrain.hf.families import FAMILIES
+from sleeptrain.hf.model import offered
 from sleeptrain.hf.model.modeling import SleepForCausalLM
 from sleeptrain.hf.model.refusing import Refusing
 from tests.hf.models import MODELS, disturbed, native

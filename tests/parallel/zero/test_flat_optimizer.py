@@ -13,7 +13,7 @@ from sleeptrain.config.schema import OptimConfig
 from sleeptrain.errors import ConfigError
 from sleeptrain.optim import muon
 from sleeptrain.optim.optimizers import Optimizers, ParameterRole
-from sleeptrain.parallel.zero.flat_optimizer import FlatOptimizer, Partition, Stage
+from sleeptrain.parallel.zero.flat_optimizer import FlatOptimizer, ModelStage, Partition
 from sleeptrain.parallel.zero.matrix_exchange import Exchange, Fragment, Holding, LayoutError, Unsharded, assign_owners
 from tests.parallel.processes import run_ranks
 
@@ -117,7 +117,7 @@ def partitioned(tensor_size: int, scaling: str, damage: bool = False) -> dict[st
         spans.append(span)
         partitions.append(Partition(group["kind"], group["names"], (flat,), fragments))
     shapes = {n: tuple(p.shape) for n, p in parameters.items()}
-    optimizer.bind(partitions, Stage(None, shard, shapes, SHAPES, shards if tensor_size > 1 else Unsharded()))
+    optimizer.bind(partitions, ModelStage(None, shard, shapes, SHAPES, shards if tensor_size > 1 else Unsharded()))
     for step, rate in enumerate(RATES):
         for names_of_group, span, partition in zip(groups, spans, partitions, strict=True):
             partition.tensors[0].grad = flattened(names_of_group, local(100 + step))[span]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from sleeptrain.train.logging.progress_line import Progress
+from sleeptrain.train.logging.progress_line import ProgressLine
 from tests.hostile import HOSTILE, is_harmless
 
 RECORD = {
@@ -44,7 +44,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 def test_plain_lines_without_a_terminal() -> None:
     stream = io.StringIO()
-    progress = Progress(100_000_000, stream)
+    progress = ProgressLine(100_000_000, stream)
     progress.update(RECORD)
     assert stream.getvalue() == (
         "step 1200 | 12.3M/100M tokens (12%) | loss 2.3457 | lr 0.002 | N 4 | L 128 | grad 0.731 | 4.32k tok/s | "
@@ -58,13 +58,13 @@ def test_plain_lines_without_a_terminal() -> None:
 
 def test_unknown_values_are_left_out() -> None:
     stream = io.StringIO()
-    Progress(1000, stream).update({"step": 1, "tokens": 64, "loss": float("nan"), "mfu": None, "eta_seconds": None})
+    ProgressLine(1000, stream).update({"step": 1, "tokens": 64, "loss": float("nan"), "mfu": None, "eta_seconds": None})
     assert stream.getvalue() == "step 1 | 64/1.00k tokens (6%) | loss nan\n"
 
 
 def test_evaluations_tell_later_windows_for_each_number_of_passes() -> None:
     stream = io.StringIO()
-    progress = Progress(1000, stream)
+    progress = ProgressLine(1000, stream)
     progress.update(EVALUATION)
     progress.update({"step": 2, "eval": {"loss": {"1": [None], "2": [0.5]}, "accuracy": {"2": 0.25}}})
     assert stream.getvalue().splitlines() == [
@@ -74,7 +74,7 @@ def test_evaluations_tell_later_windows_for_each_number_of_passes() -> None:
 
 
 def test_a_terminal_keeps_one_line_in_place(terminal: Terminal) -> None:
-    progress = Progress(100_000_000, terminal)
+    progress = ProgressLine(100_000_000, terminal)
     for step in range(1, 6):
         progress.update(RECORD | {"step": step})
     written = terminal.getvalue()
@@ -92,7 +92,7 @@ def test_a_terminal_keeps_one_line_in_place(terminal: Terminal) -> None:
 
 def test_a_narrow_terminal_cuts_the_line(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    progress = Progress(100_000_000, terminal)
+    progress = ProgressLine(100_000_000, terminal)
     progress.update(RECORD)
     assert "step 1200" in terminal.getvalue() and "ETA" not in terminal.getvalue()
     assert "\n" not in terminal.getvalue()
@@ -100,7 +100,7 @@ def test_a_narrow_terminal_cuts_the_line(terminal: Terminal, monkeypatch: pytest
 
 
 def test_standard_error_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
-    Progress(10).message("here")
+    ProgressLine(10).message("here")
     captured = capsys.readouterr()
     assert captured.err == "here\n" and captured.out == ""
 
@@ -109,7 +109,7 @@ def test_a_message_is_text_and_nothing_more(terminal: Terminal) -> None:
     """No markup, no escape sequence, no credentials."""
     text = f"[red]{HOSTILE}[/red] https://me:hush@host"
     for stream in (io.StringIO(), terminal):
-        progress = Progress(1000, stream)
+        progress = ProgressLine(1000, stream)
         progress.message(text)
         progress.close()
         shown = stream.getvalue()
