@@ -188,7 +188,7 @@ MALFORMED: list[tuple[str, dict[str, object], str]] = [
     ("qwen3_5_text", {"rms_norm_eps": 0.0}, "config.json describes no model .*: model.norm_eps must be greater than 0"),
     ("qwen3_5_text", {"num_attention_heads": 3}, "must be a multiple of model.attention.num_kv_heads"),
     ("qwen3_5_text", {"model_type": ["qwen3_5_text"]}, "names no model_type"),
-    ("qwen3_5_text", {"model_type": "qwen3_5", "text_config": None}, "is not that of a qwen3_5 model: a value"),
+    ("qwen3_5_text", {"model_type": "qwen3_5", "text_config": None}, "is not understood by transformers: a value of a wrong kind"),
     ("qwen3_5_text", {"model_type": "qwen3_5", "text_config": 3}, "config.json"),
     ("granitemoehybrid", {"time_step_limit": 3}, "config.json"),
     ("olmo_hybrid", {"hidden_size": 0}, "config.json"),
@@ -212,7 +212,7 @@ def test_no_model_is_refused(tmp_path: Path):
     (tmp_path / "hf").mkdir()
     assert "name the folder of a model as transformers saves it" in str(refused(tmp_path / "hf"))
     (tmp_path / "hf/config.json").write_text("{")
-    assert "is not JSON" in str(refused(tmp_path / "hf"))
+    assert "is not the JSON that it should be" in str(refused(tmp_path / "hf"))
     (tmp_path / "hf/config.json").write_text("{}")
     assert "names no model_type" in str(refused(tmp_path / "hf"))
 
