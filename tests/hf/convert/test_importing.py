@@ -188,7 +188,11 @@ MALFORMED: list[tuple[str, dict[str, object], str]] = [
     ("qwen3_5_text", {"rms_norm_eps": 0.0}, "config.json describes no model .*: model.norm_eps must be greater than 0"),
     ("qwen3_5_text", {"num_attention_heads": 3}, "must be a multiple of model.attention.num_kv_heads"),
     ("qwen3_5_text", {"model_type": ["qwen3_5_text"]}, "names no model_type"),
-    ("qwen3_5_text", {"model_type": "qwen3_5", "text_config": None}, "is not understood by transformers: a value of a wrong kind"),
+    (
+        "qwen3_5_text",
+        {"model_type": "qwen3_5", "text_config": None},
+        "is not understood by transformers: a value of a wrong kind",
+    ),
     ("qwen3_5_text", {"model_type": "qwen3_5", "text_config": 3}, "config.json"),
     ("granitemoehybrid", {"time_step_limit": 3}, "config.json"),
     ("olmo_hybrid", {"hidden_size": 0}, "config.json"),
