@@ -126,7 +126,7 @@ def test_the_text_model_of_one_that_sees_images(tied: bool, tmp_path: Path):
     ("given", "message"),
     [
         ({"dtpye": "bfloat16"}, "does not know dtpye"),
-        ({"quantization_config": {"load_in_8bit": True}}, "does not know quantization_config"),
+        ({"quantization_config": {"load_in_8bit": True}}, "quantization_config: weights are loaded as they are"),
         ({"dtype": "int8"}, "dtype=int8: give 'auto' or a floating point type"),
         ({"torch_dtype": "halb"}, "dtype=halb: give 'auto'"),
         ({"device_map": "auto"}, "device_map=auto: the model stands on one device"),
