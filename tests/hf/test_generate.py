@@ -151,5 +151,5 @@ def test_several_answers_to_one_document():
 
 def test_assisted_generation_is_refused():
     model = sleeping()
-    with pytest.raises(ValueError, match="not supported with stateful models"):
+    with pytest.raises(ConfigError, match="assistant_model: drafted tokens would have to be unread"):
         model.generate(texts([5])[0][None], assistant_model=sleeping(), **GREEDY)
