@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import TextStreamer
 
+from sleeptrain.errors import ConfigError
 from sleeptrain.sleep import live as live_module
 from tests.hf.sleeping import WINDOW, padded, settings_of, sleeping
 from tests.sleep.trained import texts, trained_logits
