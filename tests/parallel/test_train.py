@@ -30,7 +30,7 @@ __all__ = ["tiny_shards"]  # the fixture holds here too
 
 pytestmark = pytest.mark.usefixtures("imported")
 
-TOLERANCE = 1e-5  # fp32, after three steps of which each is larger than 1e-3
+TOLERANCE = 3e-5  # fp32, after three steps of which each is larger than 1e-3; processors round up to 1.3e-5 apart
 CARRIED = 1e-4  # of the memory, which adds up the rounding of many tokens
 STEPS, ROWS = 3, 8
 
