@@ -115,7 +115,10 @@ def test_a_line_cut_short_is_left_out_and_told(tmp_path: Path) -> None:
 
 def test_a_damaged_checkpoint_is_told_of(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "r", [], ONE)
-    documents = {"state.json": b'{"versions": {"torch": "2.0"}}', "config.yaml": b""}
+    documents = {
+        "state.json": b'{"step": 1, "tokens": 0, "shape": null, "versions": {"torch": "2.0"}}',
+        "config.yaml": b"",
+    }
     for number in (1, 2):
         save = folder / "checkpoints" / f"step-{number:08d}"
         write(save, {"a": torch.zeros(1)}, documents, alone(), nothing)
@@ -159,7 +162,7 @@ def test_what_is_refused_names_the_file(tmp_path: Path) -> None:
         ({"step": 1, "tokens": 8, "time": 0.0, "eval": {"loss": {"N4": [2.0]}}}, "eval.loss by passes"),
         ({"step": 1, "tokens": 8, "time": 0.0, "eval": {"loss": {}}}, "eval.loss by passes"),
         ({"step": 1, "tokens": 8, "time": 0.0, "norms": {"S": {"layer1": 1.0}}}, "norms.features and norms.S"),
-        ({"step": 1, "tokens": 8, "time": 0.0, "attempt": 1}, "attempt.code"),
+        ({"step": 1, "tokens": 8, "time": 0.0, "attempt": {"number": 1}}, "attempt.code"),
     ],
 )
 def test_records_of_an_older_format_are_refused(tmp_path: Path, record: dict, missing: str) -> None:
