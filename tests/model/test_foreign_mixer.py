@@ -81,6 +81,7 @@ def test_two_tensor_ranks_and_two_stages_train_as_one_process_does(tmp_path: Pat
     assert float(changed.abs().max()) > 1e-3, "the mixer was trained"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole")
     train(tmp_path / "cut", f"train.tokens={2 * ROWS * 7}", "optim.schedule=constant", "optim.warmup_fraction=0")
@@ -93,7 +94,7 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(150)
 @pytest.mark.usefixtures("imported")
-@pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (2, 2)])
+@pytest.mark.parametrize(("tensor", "pipeline"), [pytest.param(2, 1, marks=pytest.mark.slow), (2, 2)])
 def test_a_plan_is_what_ranks_keep_and_send(tensor: int, pipeline: int) -> None:
     parallel = (f"parallel.tensor={tensor}", f"parallel.pipeline={pipeline}")
     check(compose([*SETTINGS, "model.vocab_size=17", *parallel]), tensor * pipeline)

@@ -105,13 +105,17 @@ def test_jet_and_the_options_of_blocks(tensor: int, pipeline: int, more: tuple[s
 @pytest.mark.parametrize(
     ("tensor", "reuse", "more"),
     [
-        (1, 0, ("sleep.recompute=none",)),
+        pytest.param(1, 0, ("sleep.recompute=none",), marks=pytest.mark.slow),
         (1, 0, ("sleep.recompute=pass", "model.tie_embeddings=false", "model.sandwich_norms=true")),
         (2, 0, ("sleep.recompute=block", "sleep.core=[1,3]")),
-        (1, 0, ("sleep.recompute=window", "sleep.when=every", "model.tie_embeddings=false")),
-        (1, 0, ("sleep.recompute=pass", "sleep.core=[0,3]")),
+        pytest.param(
+            1, 0, ("sleep.recompute=window", "sleep.when=every", "model.tie_embeddings=false"), marks=pytest.mark.slow
+        ),
+        pytest.param(1, 0, ("sleep.recompute=pass", "sleep.core=[0,3]"), marks=pytest.mark.slow),
         (1, 12_000, ("sleep.recompute=pass", "sleep.core=[0,3]")),
-        (1, 0, ("sleep.recompute=none", "model.layers=[jet,sliding_attention,jet]")),
+        pytest.param(
+            1, 0, ("sleep.recompute=none", "model.layers=[jet,sliding_attention,jet]"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_zero_3_gathers_as_planned(
