@@ -129,7 +129,8 @@ def test_a_damaged_checkpoint_does_not_say_what_a_step_read(
     config.data.shards.sources[0].train = str(tmp_path / "shards")
     save_resolved(config, run / "config.yaml")
     for step, rows in ((3, 2), (12, 5)):
-        documents = {"state.json": json.dumps({"data": {"cuts": [[rows, 12]]}}).encode(), "config.yaml": b""}
+        state = {"step": step, "tokens": 0, "shape": None, "data": {"cuts": [[rows, 12]]}}
+        documents = {"state.json": json.dumps(state).encode(), "config.yaml": b""}
         write(run / "checkpoints" / f"step-{step:08d}", {"a": torch.zeros(1)}, documents, alone(), nothing)
     asks = ["data", "which", str(run), "--step", "2"]
     assert main(asks) == 0
