@@ -225,11 +225,12 @@ def test_names_with_what_a_terminal_obeys_harm_neither_it_nor_the_page(
     records.append(evaluation(2, {"1": [1.0]}, sets={SURROGATE: {"loss": {"1": [1.0]}}}, accuracy={"1": 0.5}))
     records[-1]["eval"]["metrics"] = {"1": {SURROGATE: 0.5, "bits": 0.4}}
     root = tmp_path / IN_FILE_NAMES
+    path = HOSTILE.replace("\0", "")  # which no path can hold
     for number in range(2):
         changed = ["train.seed=1", f"sleep.passes={number + 1}"]
         made = make_run(root / str(number), changed, records, "failed", reason=SURROGATE)
         settings = yaml.safe_load((made / "config.yaml").read_text())
-        settings["run"] |= {"init_from": f"{number}{HOSTILE}", "name": f"rule110/{HOSTILE}"}
+        settings["run"] |= {"init_from": f"{number}{path}", "name": f"rule110/{path}"}
         (made / "config.yaml").write_text(yaml.safe_dump(settings))
         made.rename(root / f"{number}{IN_FILE_NAMES}")
     (make_run(root / "bad", [], [step(1)]) / "metrics.jsonl").write_text("{}\n{}\n")
