@@ -82,7 +82,7 @@ def checkpoint_of(folder: Path, state: dict[str, object], overrides: Sequence[st
     """What a checkpoint says, without tensors."""
     folder.mkdir()
     save_resolved(compose(overrides), folder / "config.yaml")
-    (folder / "state.json").write_text(json.dumps({"step": 0, "tokens": 0} | state))
+    (folder / "state.json").write_text(json.dumps({"step": 0, "tokens": 0, "shape": None} | state))
     write_manifest(folder, entries(sorted(folder.iterdir())))
     return folder
 
