@@ -75,14 +75,14 @@ def test_a_link_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_layers_that_are_not_summed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sleeptrain.parallel.tensor.layers import regions
+    from sleeptrain.parallel.tensor import regions
 
     monkeypatch.setattr(regions.RowLinear, "forward", lambda row, x: x @ row.weight.T)
     assert states(findings(tmp_path)) == ALL_OK | {"tensor": FAILED}
 
 
 def test_a_gradient_that_is_not_summed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sleeptrain.parallel.tensor.layers import regions
+    from sleeptrain.parallel.tensor import regions
 
     monkeypatch.setattr(regions, "enter", lambda x, axis: x)
     told = findings(tmp_path)
