@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sleeptrain.checkpoint.compatibility import check_compatible
 from sleeptrain.config.compose import compose
 from sleeptrain.errors import ConfigError
 from sleeptrain.model.hybrid import Hybrid
@@ -119,6 +120,16 @@ def test_every_parameter_is_cut_as_the_spec_says() -> None:
     for name, parameter in model.named_parameters():
         parts = [sharding.take(name, parameter.detach(), rank) for rank in range(2)]
         assert torch.equal(sharding.join(name, parts), parameter)
+
+
+def test_its_weights_begin_no_model_with_other_settings_of_it() -> None:
+    saved = compose(SETTINGS).model
+    check_compatible(saved, compose(SETTINGS).model)
+    other = compose([*SETTINGS, "++model.mixers.linear_attention.num_heads=2"]).model
+    with pytest.raises(ConfigError) as refused:
+        check_compatible(saved, other)
+    [line] = refused.value.details
+    assert line.startswith("model.mixers: ")
 
 
 @pytest.mark.parametrize(

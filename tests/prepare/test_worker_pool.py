@@ -25,6 +25,18 @@ from tests.prepare.test_job import content
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 240.0  # for what must come, however busy the machine is
+# Read by every Python that starts with it on its path: a worker opens z.txt when somebody has opened the gate to write.
+GATE = """
+import sys
+from pathlib import Path
+
+def wait(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("z.txt"):
+        Path(arguments[0]).with_name("gate").open().close()
+
+if b"spawn_main" in Path("/proc/self/cmdline").read_bytes():
+    sys.addaudithook(wait)
+"""
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc"),
@@ -33,11 +45,13 @@ pytestmark = [
 
 @pytest.fixture
 def corpus(write_jsonl: Callable[..., Path], tokenizer: SentencePieceTokenizer, tmp_path: Path) -> Path:
-    """Some forty units and the tokenizer for them. The last unit waits for a writer: until then no call ends."""
+    """Some forty units and the tokenizer for them. The last unit waits at the gate: until then no call ends."""
     texts = make_texts(300)
     write_jsonl(f"{i} " + " ".join(texts[i : i + 30]) for i in range(250))
     (tmp_path / "given.model").write_bytes(tokenizer.files["tokenizer.model"])
-    os.mkfifo(tmp_path / "z.txt")
+    (tmp_path / "z.txt").write_text("the last\n")
+    os.mkfifo(tmp_path / "gate")
+    (tmp_path / "sitecustomize.py").write_text(GATE)
     return tmp_path
 
 
@@ -50,9 +64,7 @@ def command(corpus: Path, out: str, workers: int) -> list[str]:
 
 
 def finish(corpus: Path, out: str, workers: int = 1) -> dict[str, bytes]:
-    with subprocess.Popen(command(corpus, out, workers), stdout=subprocess.DEVNULL, cwd=ROOT) as process:
-        (corpus / "z.txt").open("wb").close()
-        assert process.wait(SECONDS) == 0
+    subprocess.run(command(corpus, out, workers), stdout=subprocess.DEVNULL, cwd=ROOT, timeout=SECONDS, check=True)
     assert not (corpus / f".{out}.work").exists()
     return content(corpus / out)
 
@@ -69,6 +81,7 @@ class Running:
             stdout=subprocess.DEVNULL,
             text=True,
             cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(corpus)},
             # A shell's background job, as these tests may be, ignores Ctrl-C, and so would its children.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )

@@ -163,7 +163,7 @@ def test_a_signal_saves_in_all(stopped_run: Stopped) -> None:
 
 
 def test_a_start_compiles_nothing_and_says_nothing_of_other_packages(stopped_run: Stopped) -> None:
-    own = re.compile(r"sleeptrain: |r: |step \d+\b|SIGTERM: |time limit ")
+    own = re.compile(r"sleeptrain: |r: |step \d+\b|SIGTERM: |time limit |the first step's ")
     assert [line for line in stopped_run.said.splitlines() if not own.match(line)] == []
     assert stopped_run.compiled == ""
 

@@ -191,7 +191,7 @@ MALFORMED: list[tuple[str, dict[str, object], str]] = [
     (
         "qwen3_5_text",
         {"model_type": "qwen3_5", "text_config": None},
-        "is not understood by transformers: a value of a wrong kind",
+        "is not understood by transformers: a value is missing or of a wrong kind",
     ),
     ("qwen3_5_text", {"model_type": "qwen3_5", "text_config": 3}, "config.json"),
     ("granitemoehybrid", {"time_step_limit": 3}, "config.json"),
