@@ -62,3 +62,16 @@ def check_same_tokenizer(checkpoint: Path, data: str | None) -> None:
             f"the data of {checkpoint} was made anew with another tokenizer (sha256 {data}) than its weights were "
             f"trained with ({weights}): bring back what it was trained on"
         )
+
+
+def check_text_tokenizer(checkpoint: Path, tokenizer: str, place: Path) -> None:
+    """Raises DataError where a text's ids would mean something else to the weights than what they were trained on.
+
+    tokenizer: the sha256 of the one that text is read and written with, which lies at `place`.
+    """
+    weights = tokenizer_of(checkpoint)
+    if weights not in (None, tokenizer):
+        raise DataError(
+            f"tokenizer {place} (sha256 {tokenizer}) is not the one that the weights of {checkpoint} were trained with "
+            f"({weights}): name that one, or export the run while it is there and open the export"
+        )

@@ -12,6 +12,7 @@ from sleeptrain.checkpoint.find import named_checkpoint
 from sleeptrain.checkpoint.fit import WEIGHTS, check_start
 from sleeptrain.checkpoint.folder import CONFIG, read_state
 from sleeptrain.checkpoint.read import Take, TensorFiles
+from sleeptrain.checkpoint.vocabulary import check_text_tokenizer
 from sleeptrain.config import load_resolved
 from sleeptrain.data.tokenizer import Tokenizer, load_tokenizer
 from sleeptrain.distributed.mesh import Mesh
@@ -44,7 +45,10 @@ def open_model(
         model = SleepForCausalLM.from_pretrained(place, dtype=DTYPES.get(dtype, "auto"), **only)
         found = tokenizer or place
     else:
-        model, found = _of_checkpoint(place, tokenizer, allow_older)
+        checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")), allow_older=allow_older)
+        found = tokenizer or _own_tokenizer(place, checkpoint)
+        check_text_tokenizer(checkpoint, load_tokenizer(found).hash, found)
+        model = _of_checkpoint(checkpoint)
         nn.Module.to(model, DTYPES.get(dtype, torch.float32))
     opened = load_tokenizer(found)
     check_vocabulary(opened, model.config.model_config(), found)
@@ -52,19 +56,23 @@ def open_model(
     return model.eval(), opened
 
 
-def _of_checkpoint(place: Path, tokenizer: Path | None, allow_older: bool) -> tuple[SleepForCausalLM, Path]:
-    checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")), allow_older=allow_older)
+def _own_tokenizer(place: Path, checkpoint: Path) -> Path:
+    data = load_resolved(checkpoint / CONFIG).data
+    if data.source != "shards":
+        raise DataError(f"{place} was trained on data.source={data.source}, which has no tokenizer: name one")
+    return Path(data.shards.tokenizer)
+
+
+def _of_checkpoint(checkpoint: Path) -> SleepForCausalLM:
     config, files = load_resolved(checkpoint / CONFIG), TensorFiles(checkpoint)
     check_start(files.forms, config.model)
-    if tokenizer is None and config.data.source != "shards":
-        raise DataError(f"{place} was trained on data.source={config.data.source}, which has no tokenizer: name one")
     with torch.device("meta"):
         sleep = sleep_settings(config.sleep, last_shape(config, read_state(checkpoint)))
         model = SleepForCausalLM(SleepConfig(model=asdict(config.model), sleep=sleep))
     weights: dict[str, torch.Tensor] = {}
     files.read({WEIGHTS + name: _into(weights, name) for name, _ in model.model.named_parameters()})
     model.model.load_state_dict(weights, assign=True)
-    return model, tokenizer or Path(config.data.shards.tokenizer)
+    return model
 
 
 def _into(weights: dict[str, torch.Tensor], name: str) -> Take:

@@ -13,6 +13,7 @@ import torch
 from sleeptrain.cli import main
 from sleeptrain.data.shards import write_shards
 from sleeptrain.data.tokenizer import load_tokenizer, train_tokenizer
+from sleeptrain.errors import DataError
 from sleeptrain.hf.convert.exporting import export
 from sleeptrain.hf.load_for_inference import encode_prompt, open_model
 from sleeptrain.hf.model.configuration import SleepConfig
@@ -183,6 +184,27 @@ def test_mistakes_are_told_in_a_line(places, capsys, arguments, message, monkeyp
     monkeypatch.setattr(SleepForCausalLM, "read", read)
     assert main(["generate", str(places["saved"]), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["run", "checkpoint"])
+def test_a_tokenizer_of_as_many_ids_that_is_not_the_training_s_is_refused(places, capsys, tmp_path, name):
+    other = tmp_path / "tokenizer.model"
+    assert train_tokenizer(make_texts(60)[20:], 320, other).vocab_size == 320
+    assert main(["generate", str(places[name]), "--prompt", "a", "--tokenizer", str(other)]) == 2
+    said = capsys.readouterr().err
+    assert f"tokenizer {other} (sha256 " in said and "is not the one that the weights of" in said
+
+
+def test_a_tokenizer_made_anew_in_the_place_of_the_training_s_is_refused(places, tmp_path):
+    own = places["run"].parent / "tokenizer.model"
+    before = own.read_bytes()
+    try:
+        train_tokenizer(make_texts(60)[20:], 320, own)
+        with pytest.raises(DataError, match="is not the one that the weights of"):
+            open_model(places["run"], device="cpu")
+    finally:
+        own.write_bytes(before)
+    open_model(places["run"], own, device="cpu")
 
 
 def test_a_place_without_a_model_is_refused(capsys, tmp_path):
