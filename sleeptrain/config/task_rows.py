@@ -38,6 +38,15 @@ def depo_rows(config: DepoConfig) -> TaskRows:
     return TaskRows(context, config.queries * (2 + 2 * word), config.queries * (1 + word), named)
 
 
+def row_length(data: DataConfig) -> int:
+    """T, the tokens of a row."""
+    if data.source == "rule110":
+        return rule110_rows(data.rule110).sequence
+    if data.source == "depo":
+        return depo_rows(data.depo).sequence
+    return data.gsm_infinite.max_tokens if data.source == "gsm_infinite" else data.sequence
+
+
 def targets_share(data: DataConfig) -> float:
     """The share of a row's tokens that have a target: about so many for a task, all for text."""
     if data.source == "rule110":

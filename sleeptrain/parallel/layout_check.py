@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from math import gcd
 
 from sleeptrain.config.schema import Config, ModelConfig
+from sleeptrain.config.task_rows import row_length
 from sleeptrain.config.validate import values_in_force
 from sleeptrain.errors import ConfigError
 from sleeptrain.model.mixers.registry import mixer_specs
@@ -173,15 +174,15 @@ def _check_sequence(config: Config) -> None:
             "parallel.sequence=true splits tokens over tensor ranks, of which there is one: set parallel.tensor to 2 "
             "or more, or parallel.sequence=false"
         )
+    tokens, source = row_length(config.data), config.data.source
+    rows = "data.sequence" if source == "shards" else f"data.{source}"
     for name, window in values_in_force(config, "window", config.sleep.window, "sleep.window"):
-        if config.data.source == "shards":
-            lengths = {stop - start for start, stop in window_spans(config.data.sequence, window)}
-        else:
-            lengths = {window}
+        lengths = {stop - start for start, stop in window_spans(tokens, window)}
         if odd := [length for length in lengths if length % size]:
             raise ConfigError(
                 f"parallel.sequence=true splits each window over parallel.tensor ({size}), but {name}={window} leaves "
-                f"one of {odd[0]} tokens: make it and data.sequence multiples of {size}, or use parallel.sequence=false"
+                f"one of {odd[0]} tokens of a row of {tokens} ({rows}): make both multiples of {size}, or use "
+                "parallel.sequence=false"
             )
 
 

@@ -39,6 +39,14 @@ def test_accepts_and_counts_the_replicas(changes: dict[str, Any], world: int, da
     assert check_layout(config(changes), world) == data
 
 
+RULE110: dict[str, Any] = {
+    "data.source": "rule110",
+    "data.rule110.width": 8,
+    "sleep.window": 8,
+    "parallel.tensor": 2,
+    "parallel.sequence": True,
+}
+
 # settings, processes, words of the message, settings that the message proposes, processes then
 REFUSED: list[tuple[dict[str, Any], int, list[str], dict[str, Any], int]] = [
     (
@@ -128,8 +136,16 @@ REFUSED: list[tuple[dict[str, Any], int, list[str], dict[str, Any], int]] = [
     (
         {"parallel.sequence": True, "parallel.tensor": 2, "data.sequence": 1025},
         2,
-        ["parallel.sequence", "one of 1 tokens", "data.sequence"],
+        ["parallel.sequence", "one of 1 tokens of a row of 1025 (data.sequence)"],
         {"parallel.sequence": True, "parallel.tensor": 2, "data.sequence": 1024},
+        2,
+    ),
+    (
+        # the answers of the task are a window of their own
+        RULE110 | {"data.rule110.strings": 3},
+        2,
+        ["parallel.sequence", "sleep.window=8 leaves one of 3 tokens of a row of 27 (data.rule110)"],
+        RULE110 | {"data.rule110.strings": 4},
         2,
     ),
 ]
