@@ -101,8 +101,8 @@ step() {
     return "$code"
 }
 
-# quoted TEXT: as a value of the program's settings, whatever is in it.
-quoted() { printf "'%s'" "${1//\'/\\\'}"; }
+# quoted TEXT: as a value of the program's settings, whatever is in it. Backslashes are doubled where a quote follows.
+quoted() { printf "'%s'" "$(printf %s "$1" | sed -E "s/(\\\\*)'/\1\1\\\\'/g; s/(\\\\+)\$/\1\1/")"; }
 
 # The run folder is where the program says that it is.
 find_run() {

@@ -134,3 +134,10 @@ def test_a_job_whose_settings_are_wrong_is_not_queued_again(tmp_path: Path) -> N
     found = started(tmp_path, RUN_ROOT=str(tmp_path), WORDS="sleep.pases=4")
     assert found.returncode == 2 and "the settings do not fit; not queued again" in found.stdout
     assert "did you mean 'sleep.passes'" in found.stderr
+
+
+@pytest.mark.parametrize("folder", ["it's", "true", "a b=c,d{e}[f] \\n", "a\\", "a\\\\'b"])
+def test_a_name_reaches_the_program_as_it_is(folder: str) -> None:
+    command = ["bash", "-c", 'source slurm/launch.sh; quoted "$1"', "bash", folder]
+    quoted = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert compose(["experiment=rule110", f"run.root={quoted}"]).run.root == folder
