@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from sleeptrain.data.consent import add_consent, with_consent
 from sleeptrain.errors import ConfigError, DataError
@@ -83,7 +84,7 @@ def _saved_cuts(run: Path) -> Sequence[tuple[int, int]]:
     return ()
 
 
-def _line(read: dict) -> str:
+def _line(read: dict[str, Any]) -> str:
     return (
         f"row {read['row']}  tokens {read['at'][0]}-{read['at'][1]}  {read['source']}  {read['shard']}  "
         f"document {read['document']}, its tokens {read['tokens'][0]}-{read['tokens'][1]}"

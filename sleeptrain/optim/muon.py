@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -61,7 +61,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[torch.nn.Parameter] | Iterable[dict],
+        params: Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]],
         lr: float = 2e-3,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
@@ -98,9 +98,11 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, [updates[p] for p in parameters], alpha=-group["lr"])
 
-    def _momentum_step(self, parameters: list, beta: float) -> dict[torch.nn.Parameter, torch.Tensor]:
+    def _momentum_step(
+        self, parameters: list[torch.nn.Parameter], beta: float
+    ) -> dict[torch.nn.Parameter, torch.Tensor]:
         """Advances the momentum buffers; returns the Nesterov look-ahead of each parameter, fresh tensors."""
-        gradients = [p.grad for p in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         for p in parameters:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
@@ -130,7 +132,7 @@ def _stacks(
     updates: Mapping[Key, torch.Tensor], blocks: Mapping[Key, tuple[Rows | None, ...]]
 ) -> Iterator[list[tuple[Key, Rows | None]]]:
     """The matrices of the updates in lists of one shape, dtype and device, in a fixed order."""
-    by_shape: dict[tuple, list[tuple[Key, Rows | None]]] = {}
+    by_shape: dict[tuple[int, int, torch.dtype, torch.device], list[tuple[Key, Rows | None]]] = {}
     for key, update in updates.items():
         for rows in blocks[key]:
             shape = (_num_rows(rows, update.shape[0]), update.shape[1])

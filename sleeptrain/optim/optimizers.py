@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -61,7 +62,7 @@ class Optimizers:
                 groups, lr=config.adamw_lr, betas=(beta1, beta2), eps=config.adamw_eps, fused=True
             )
 
-    def _groups(self, kind: str, weight_decay: float) -> list[dict]:
+    def _groups(self, kind: str, weight_decay: float) -> list[dict[str, Any]]:
         groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
         for name, role in self._roles.items():
             if role.kind == kind:
@@ -76,7 +77,7 @@ class Optimizers:
         for name, role in self._roles.items():
             self._parameters[name].requires_grad_(stage not in role.frozen)
 
-    def _make_muon(self, groups: list[dict], config: OptimConfig) -> Muon:
+    def _make_muon(self, groups: list[dict[str, Any]], config: OptimConfig) -> Muon:
         if config.muon_scaling not in SCALINGS:
             raise ConfigError(f"optim.muon_scaling is {config.muon_scaling!r}; it is one of {', '.join(SCALINGS)}")
         blocks = {self._parameters[n]: r.blocks for n, r in self._roles.items() if r.blocks is not None}
@@ -112,9 +113,9 @@ class Optimizers:
             torch._foreach_mul_(gradients, scale)
         return norm
 
-    def state_dict(self) -> dict[str, dict]:
+    def state_dict(self) -> dict[str, dict[str, Any]]:
         """{kind: {parameter name: {state name: tensor}}}; a parameter that has not been stepped has no tensors."""
-        state: dict[str, dict] = {kind: {} for kind in KINDS}
+        state: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
         for name, role in self._roles.items():
             state[role.kind][name] = dict(self._optimizers[role.kind].state.get(self._parameters[name], {}))
         return state

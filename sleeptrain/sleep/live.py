@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 
@@ -28,6 +28,8 @@ from sleeptrain.sleep.loop import (
     run_round,
 )
 from sleeptrain.sleep.rounds import Round, WindowFacts, plan_rounds
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,16 @@ class Live:
         device = None if self.fed_back_BLD is None else self.fed_back_BLD.device
         at = torch.tensor(rows, device=device)
 
-        def pick(values: tuple) -> tuple:
+        def pick(values: tuple[T, ...]) -> tuple[T, ...]:
             return tuple(values[row] for row in rows)
 
         return Live(
             self.state.rows(at),
             self.at_start.rows(at),
             None if self.fed_back_BLD is None else self.fed_back_BLD.index_select(0, at),
-            *(pick(values) for values in (self.filled, self.predicted, self.boundaries)),
+            pick(self.filled),
+            pick(self.predicted),
+            pick(self.boundaries),
         )
 
 

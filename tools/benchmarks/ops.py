@@ -63,7 +63,8 @@ def _ssd_rows(theirs: Callable[..., Pair], goal: float, rounds: int) -> list[Row
     x, dt = torch.randn(B, T, heads, value_dim), 0.1 * torch.rand(B, T, heads)
     tensors = [C, B_BTNK, x, dt, -torch.rand(heads), torch.randn(B, heads, key_dim, value_dim)]
 
-    def scan(C, B_BTNK, x, dt, A, S):
+    def scan(*inputs: torch.Tensor) -> Pair:
+        C, B_BTNK, x, dt, A, S = inputs
         y, S = theirs(x, dt, A, B_BTNK, C, their_chunk, initial_states=S.mT, return_final_states=True)
         return y, S.mT
 

@@ -35,8 +35,8 @@ class SleepConfig(PreTrainedConfig):
 
     model_type = MODEL_TYPE
 
-    model: dict | None = None
-    sleep: dict | None = None
+    model: dict[str, Any] | None = None
+    sleep: dict[str, Any] | None = None
     vocab_size: int = 0
     use_cache: bool = True
     # Tied embeddings are one parameter of our model: there is nothing for transformers to tie.
