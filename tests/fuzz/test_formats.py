@@ -261,7 +261,8 @@ def test_hugging_face_tokenizers(file: str, tmp_path: Path) -> None:
 
 def of_model(folder: Path) -> Any:
     model = SleepForCausalLM.from_pretrained(folder)
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return {**weights, "generation": model.generation_config.to_dict(), "sleep": model.config.sleep}
 
 
 def of_description(folder: Path) -> Any:

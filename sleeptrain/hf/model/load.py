@@ -14,7 +14,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.convert.config_file import WAY_OUT, read_config, understanding
-from sleeptrain.hf.convert.weight_files import WeightFiles
+from sleeptrain.hf.convert.weight_files import INDEX_NAME, WeightFiles
 from sleeptrain.hf.families import FAMILIES, family_of
 from sleeptrain.hf.model.configuration import MODEL_TYPE, SleepConfig
 from sleeptrain.model.decay import DECAY_PARAMETERS
@@ -73,6 +73,13 @@ def check_saved(folder: Path) -> None:
         SleepConfig.from_pretrained(folder)
     read_generation_config(folder)
     WeightFiles(folder, lambda name: name)
+    _check_index(folder / INDEX_NAME)
+
+
+def _check_index(path: Path) -> None:
+    """Raises DataError where transformers does not find in an index what it takes for granted."""
+    if path.is_file() and not isinstance(read_json(path, WAY_OUT).get("metadata"), dict):
+        raise DataError(f"{path} has no metadata; save the model again, or take the file from where it comes from")
 
 
 def read_generation_config(folder: Path) -> GenerationConfig | None:
