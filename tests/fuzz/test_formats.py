@@ -32,7 +32,7 @@ from sleeptrain.config.compose import compose
 from sleeptrain.data.shards import TokenShards, write_shards
 from sleeptrain.data.source import build_source
 from sleeptrain.data.tokenizer import load_tokenizer, train_tokenizer
-from sleeptrain.errors import UserError
+from sleeptrain.errors import UserError, format_error
 from sleeptrain.health.rollbacks import Rollbacks
 from sleeptrain.health.spikes import SpikeDetector
 from sleeptrain.hf.convert.fast_tokenizer import fast_files
@@ -94,7 +94,7 @@ def fuzz(
             with time_limit(case):
                 value = read(place)
         except UserError as error:
-            assert str(error) and "\n" not in str(error), f"{case}: {error}"
+            assert len(format_error(error).splitlines()) == 1, f"{case}: {error}"
             return REFUSED, None
         except Exception as error:
             pytest.fail(f"{case}: {type(error).__name__}: {error}", pytrace=True)

@@ -186,3 +186,14 @@ def test_an_index_without_metadata_is_refused(folder: Path, tmp_path: Path, meta
     path.write_text(json.dumps(index))
     with pytest.raises(DataError, match=r"index\.json has no metadata"):
         SleepForCausalLM.from_pretrained(place)
+
+
+def test_tensors_of_another_shape_are_refused_in_a_line(folder: Path, tmp_path: Path):
+    place = tmp_path / "saved"
+    SleepForCausalLM.from_pretrained(folder).save_pretrained(place)
+    written = json.loads((place / "config.json").read_text())
+    written["model"]["ffn_dim"] *= 2
+    (place / "config.json").write_text(json.dumps(written))
+    with pytest.raises(DataError, match=r"saved: \d+ mismatched keys \(") as refusal:
+        SleepForCausalLM.from_pretrained(place)
+    assert "\n" not in str(refusal.value)
