@@ -113,7 +113,7 @@ def fuzz(
             kind = SAME
         assert not (guarded and kind == OTHER), f"{case} changes what is read, and nothing tells of it"
         found[kind] += 1
-    TABLE[f"{folder.name}/{file}"] = found
+    TABLE[f"{folder.name}/{file}{', by its checksum' if guarded else ''}"] = found
     assert found[REFUSED] + found[TOLD], "no case damages the file"
 
 
