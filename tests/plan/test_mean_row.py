@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sleeptrain.config import compose
+from sleeptrain.config.compose import compose
 from sleeptrain.data.batch import IGNORE
 from sleeptrain.plan.mean_row import MeanRow
 from sleeptrain.sleep.curriculum import StepShape
@@ -15,7 +15,7 @@ from sleeptrain.sleep.rounds import plan_batch
 SMALL = ["experiment=stdlib", "data.batch=1", "data.sequence=256", "sleep.curriculum=[]"]
 
 
-@pytest.mark.parametrize("policy", ["sleep.when=every", "sleep.when=unlabelled", "sleep.eviction=sliding"])
+@pytest.mark.parametrize("policy", ["sleep.when=every", "sleep.feedback=none", "sleep.eviction=sliding"])
 @pytest.mark.parametrize("passes", [1, 2, 3, 4, 9])
 def test_any_number_of_passes_costs_what_its_rounds_do(policy: str, passes: int) -> None:
     config = compose([*SMALL, policy])
