@@ -9,7 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sleeptrain.kinds import dict_of, exactly, is_count, is_text, is_time, or_none
 from sleeptrain.small_files import parse_json
+
+_IS_HOLDER = exactly(
+    {
+        **dict.fromkeys(("token", "host", "machine"), is_text),
+        "pid": lambda pid: is_count(pid) and pid < 2**31,
+        "began": is_count,
+        "since": is_time,
+        "job": or_none(is_text),
+        "facts": dict_of(lambda _: True),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -52,8 +64,11 @@ def read_holder(path: Path) -> Holder | None:
     except FileNotFoundError:
         return None
     try:
-        return Holder(**parse_json(content))
-    except (ValueError, TypeError):  # of somebody who was killed while writing it, or of another program
+        found = parse_json(content)
+        if not _IS_HOLDER(found):
+            raise ValueError(f"{path} names no holder")
+        return Holder(**found)
+    except ValueError:  # of somebody who was killed while writing it, or of another program
         return Holder(content.hex(), "an unknown host", 0, "", 0, time.time(), None, {})
 
 

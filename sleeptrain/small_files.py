@@ -18,8 +18,10 @@ from sleeptrain.plain_files import require_plain
 
 # The largest vocabularies take 35 MB; the index of a corpus 300 bytes a shard.
 JSON_BYTES = 256 * 2**20
+# Of what describes a model or a checkpoint: the longest list of tensors takes 10 MB.
+SETTINGS_BYTES = 32 * 2**20
 # A resolved configuration takes 10 kB. Reading takes a second for 50 kB.
-YAML_BYTES = 2**20
+YAML_BYTES = 2**18
 DEPTH = 64
 # The values in a file of YAML, those of an alias counted wherever it stands.
 YAML_VALUES = 100_000
@@ -38,13 +40,20 @@ def parse_json(content: bytes | str) -> Any:
     return value
 
 
-def read_json(path: Path, way_out: str) -> dict[str, Any]:
-    """The object in a file. Raises DataError, which ends in `way_out`, where there is none."""
+def read_bounded(path: Path, most: int) -> bytes:
+    """The content of a file. Raises DataError for what is no plain file, ValueError, in words, for more bytes than
+    `most`, of which none is read, and OSError."""
     require_plain(path)
+    size = path.stat().st_size
+    if size > most:
+        raise ValueError(f"it has {size:,} bytes, more than the {most:,} that are read")
+    return path.read_bytes()
+
+
+def read_json(path: Path, way_out: str) -> dict[str, Any]:
+    """The object in a file of settings. Raises DataError, which ends in `way_out`, where there is none."""
     try:
-        if path.stat().st_size > JSON_BYTES:
-            raise ValueError(f"it has more than the {JSON_BYTES:,} bytes that are read")
-        found = parse_json(path.read_bytes())
+        found = parse_json(read_bounded(path, SETTINGS_BYTES))
         if not isinstance(found, dict):
             raise ValueError("it is no object")
     except OSError as error:
@@ -80,7 +89,7 @@ def compose_checked(reader: Any) -> yaml.Node | None:
     try:
         node = reader.get_single_node()
         if node is not None:
-            _count(node, {}, 0)
+            _measure(node, {}, 0)
     except (RecursionError, ValueError) as error:
         raise yaml.YAMLError(_too_deep() if isinstance(error, RecursionError) else str(error)) from error
     return node
@@ -117,18 +126,21 @@ def _items(outer: dict[str, Any] | list[Any]) -> Any:
     return outer.values() if isinstance(outer, dict) else outer
 
 
-def _count(node: yaml.Node, known: dict[int, int], depth: int) -> int:
-    """The values in a tree; known: of the nodes that were counted, -1 for those that are being counted."""
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None], depth: int) -> tuple[int, int]:
+    """The values in a tree, and its levels. known: of the nodes that were measured, None for those that are being
+    measured. depth: the levels above."""
     if depth > DEPTH:
         raise ValueError(_too_deep())
-    found = known.get(id(node))
-    if found == -1:
-        raise ValueError("an alias in it refers to what it is a part of")
+    if id(node) not in known:
+        known[id(node)] = None
+        inside = [_measure(inner, known, depth + 1) for inner in _inside(node)]
+        known[id(node)] = 1 + sum(n for n, _ in inside), 1 + max((height for _, height in inside), default=0)
+    found = known[id(node)]
     if found is None:
-        known[id(node)] = -1
-        found = 1 + sum(_count(inner, known, depth + 1) for inner in _inside(node))
-        known[id(node)] = found
-    if found > YAML_VALUES:
+        raise ValueError("an alias in it refers to what it is a part of")
+    if depth + found[1] - 1 > DEPTH:
+        raise ValueError(_too_deep())
+    if found[0] > YAML_VALUES:
         raise ValueError(f"its aliases expand it to more than {YAML_VALUES:,} values")
     return found
 

@@ -20,7 +20,7 @@ from sleeptrain.checkpoint.state_schema import fault
 from sleeptrain.errors import DataError
 from sleeptrain.files import set_in_place, sync, write_whole
 from sleeptrain.plain_files import named_file
-from sleeptrain.small_files import parse_json, read_json
+from sleeptrain.small_files import SETTINGS_BYTES, parse_json, read_bounded, read_json
 
 FORMAT = 2
 MANIFEST, STATE, CONFIG, LATEST = "manifest.json", "state.json", "config.yaml", "latest"
@@ -87,7 +87,7 @@ def find_damage(checkpoint: Path, rank: int = 0, size: int = 1, tensors: bool = 
     if foreign := _no_plain_file(checkpoint, [MANIFEST]):
         return foreign
     try:
-        manifest = parse_json((checkpoint / MANIFEST).read_bytes())
+        manifest = parse_json(read_bounded(checkpoint / MANIFEST, SETTINGS_BYTES))
         version, files = manifest["format"], manifest["files"]
         if version != FORMAT:
             raise DataError(f"checkpoint {checkpoint} has format {version}, this version of sleeptrain reads {FORMAT}")

@@ -16,6 +16,7 @@ from sleeptrain.config.schema import Config
 from sleeptrain.config.strings import quote_yaml
 from sleeptrain.errors import ConfigError
 from sleeptrain.files import write_whole
+from sleeptrain.small_files import YAML_BYTES, read_bounded
 from sleeptrain.terminal import hide_credentials
 
 
@@ -40,7 +41,7 @@ def load_resolved(path: str | Path) -> Config:
     ConfigError: not YAML, an unknown setting, a value of a wrong type.
     """
     try:
-        written = read_yaml(quote_yaml(Path(path).read_text(encoding="utf-8")).encode())
+        written = read_yaml(quote_yaml(read_bounded(Path(path), YAML_BYTES).decode()).encode())
         if not isinstance(written, dict):
             raise ValueError("it holds no settings by name")
         return literal(Config, written)

@@ -27,7 +27,8 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
 
 from sleeptrain.config.schema import Config
-from sleeptrain.small_files import compose_yaml
+from sleeptrain.errors import ConfigError
+from sleeptrain.small_files import YAML_BYTES, compose_yaml, read_bounded
 
 # What hydra reads as something else than a string.
 NOT_TEXT = (OverrideLexer.INT, OverrideLexer.FLOAT, OverrideLexer.BOOL, OverrideLexer.NULL)
@@ -69,11 +70,19 @@ class TextKeepingSource(FileConfigSource):
     """Hydra's source of configuration files, which reads string settings as they are written."""
 
     def load_config(self, config_path: str) -> ConfigResult:
-        result = super().load_config(config_path)
         path = Path(self.path) / self._normalize_file_name(config_path)
+        try:
+            return self._load_checked(config_path, path)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{path} is not the YAML that it should be: {' '.join(str(error).split())}") from error
+
+    def _load_checked(self, config_path: str, path: Path) -> ConfigResult:
+        """Hydra's own reader follows aliases and brackets as far as they go, so the file is looked at first."""
+        text = read_bounded(path, YAML_BYTES).decode() if path.exists() else ""
+        compose_yaml(text)
+        result = super().load_config(config_path)
         header, group = result.header["package"], config_path.replace("\\", "/").rpartition("/")[0]
         package = group.replace("/", ".") if header in (None, "_group_") else header.replace("_global_", "").strip(".")
-        text = path.read_text(encoding="utf-8")
         if (kept := quote_yaml(text, package)) == text:
             return result
         return replace(result, config=OmegaConf.load(io.StringIO(kept)))

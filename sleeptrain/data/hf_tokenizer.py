@@ -12,8 +12,7 @@ import tokenizers
 
 from sleeptrain.errors import DataError
 from sleeptrain.kinds import is_text
-from sleeptrain.plain_files import require_plain
-from sleeptrain.small_files import parse_json
+from sleeptrain.small_files import JSON_BYTES, parse_json, read_bounded
 
 TOKENIZER_JSON = "tokenizer.json"
 CONFIG_JSON = "tokenizer_config.json"
@@ -87,11 +86,12 @@ class HuggingFaceTokenizer:
 
 
 def _read(path: Path) -> bytes:
-    require_plain(path)
     try:
-        return path.read_bytes()
+        return read_bounded(path, JSON_BYTES)
     except OSError as error:
         raise DataError(f"tokenizer {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"tokenizer {path} is none: {error}") from error
 
 
 def _parsed(path: Path, content: bytes) -> dict[str, Any]:

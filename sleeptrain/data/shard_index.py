@@ -133,6 +133,8 @@ def parse_index(content: bytes, where: str) -> ShardIndex:
     """The index in `content`. Raises DataError, which names `where`: not an index, or one that contradicts itself."""
     try:
         found = parse_json(content)
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")
         if found["__kind__"] != INDEX_KIND:
             raise ValueError(f"kind {found['__kind__']!r} is not {INDEX_KIND}")
         index = ShardIndex(

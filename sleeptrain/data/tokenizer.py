@@ -18,6 +18,7 @@ import sentencepiece
 from sleeptrain.data.hf_tokenizer import TOKENIZER_JSON, HuggingFaceTokenizer
 from sleeptrain.errors import DataError
 from sleeptrain.files import write_whole
+from sleeptrain.small_files import JSON_BYTES, read_bounded
 
 MODEL_NAME = "tokenizer.model"
 MODEL_TYPES = ("bpe", "unigram")
@@ -165,9 +166,11 @@ class SentencePieceTokenizer:
 
     def __init__(self, path: Path) -> None:
         try:
-            model = Path(path).read_bytes()
+            model = read_bounded(Path(path), JSON_BYTES)
         except OSError as error:
             raise DataError(f"tokenizer {path}: {error.strerror}; make it with tools/prepare.py") from error
+        except ValueError as error:
+            raise DataError(f"tokenizer {path} is none: {error}") from error
         self._model = _load(path, model)
         self.vocab_size: int = self._model.vocab_size()
         self.bos_id: int | None = None if self._model.bos_id() < 0 else self._model.bos_id()

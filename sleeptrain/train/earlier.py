@@ -24,6 +24,9 @@ EARLIER = "earlier"
 # What a run keeps in its folder. What is moved last shows, until then, that there is something to move.
 OWN = (CONFIG, changes.FILE, "wandb", "stacks", "checkpoints", STATUS, METRICS)
 
+# Of the largest step that a pointer may name.
+DIGITS = 18
+
 
 @dataclass(frozen=True)
 class Start:
@@ -126,7 +129,7 @@ def _newest_known(folder: Path) -> int:
         steps.append(status["step"])
     latest = folder / "checkpoints" / LATEST
     name = latest.read_text(errors="replace").strip().removeprefix("step-") if latest.is_file() else ""
-    return max([*steps, int(name) if name.isdecimal() else 0])
+    return max([*steps, int(name) if name.isdecimal() and len(name) <= DIGITS else 0])
 
 
 def _copy(path: Path, copy: Path) -> Path:

@@ -14,11 +14,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from sleeptrain.errors import LeaseError, UserError, exit_code, format_error
+from sleeptrain.errors import DataError, LeaseError, UserError, exit_code, format_error
 from sleeptrain.files import write_whole
 from sleeptrain.kinds import is_count, is_time
 from sleeptrain.lease import Lease
-from sleeptrain.small_files import parse_json
+from sleeptrain.small_files import SETTINGS_BYTES, parse_json, read_bounded
 from sleeptrain.stop import EXIT_STOPPED, Stopped
 from sleeptrain.terminal import say
 from sleeptrain.train.attempt import Attempt
@@ -146,8 +146,8 @@ def _reason(error: BaseException) -> str:
 def read_status(folder: Path) -> dict[str, Any] | None:
     """The status of the run in `folder`; None where there is none, or another program has spoiled it."""
     try:
-        found = parse_json((folder / FILE).read_bytes())
-    except (OSError, ValueError):
+        found = parse_json(read_bounded(folder / FILE, SETTINGS_BYTES))
+    except (OSError, ValueError, DataError):
         return None
     return found if isinstance(found, dict) and _is_status(found) else None
 

@@ -61,7 +61,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("text", "word"),
-    [("sleep: {pases: 4}", "pases"), ("sleep: {passes: many}", "many"), ("a: [", "config"), ("[1, 2]", "config")],
+    [
+        ("sleep: {pases: 4}", "pases"),
+        ("sleep: {passes: many}", "many"),
+        ("a: [", "config"),
+        ("[1, 2]", "config"),
+        ("run: " + "[" * 600, "nested deeper than 64 levels"),
+        ("run: &r {name: a, more: *r}", "an alias in it refers to what it is a part of"),
+        ("\n".join(["a0: &a0 x", *(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]" for n in range(1, 12))]), "aliases expand it"),
+        ("run: {name: " + "a" * 2**18 + "}", "more than the 262,144 that are read"),
+        ("train: {seed: " + "9" * 5000 + "}", "config"),
+        ("run: !!python/object/apply:os.getcwd []", "constructor"),
+    ],
 )
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, text: str, word: str) -> None:
     path = tmp_path / "config.yaml"

@@ -123,3 +123,31 @@ def test_null_is_no_value_where_a_setting_may_be_empty() -> None:
     assert config.wandb.entity is None and config.train.max_time is None
     with pytest.raises(ConfigError, match=r"train\.device: unknown value 'null'"):
         compose(["experiment=rule110", "train.device=null"])
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("run: &r {name: a, more: *r}", "an alias in it refers to what it is a part of"),
+        ("\n".join(["a0: &a0 x", *(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]" for n in range(1, 12))]), "aliases expand it"),
+        ("run: " + "[" * 600, "nested deeper than 64 levels"),
+        ("run: {name: " + "a" * 2**18 + "}", "more than the 262,144 that are read"),
+        ("run: {name: ", "expected"),
+        ("run: !!python/object/apply:os.getcwd []", "constructor"),
+        ("run: \xff", "utf-8"),
+    ],
+    ids=["self", "laughs", "deep", "large", "cut", "object", "binary"],
+)
+def test_a_file_of_somebody_elses_options_is_looked_at_before_hydra_loads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, why: str
+) -> None:
+    loaded = list[str]()
+    load = OmegaConf.load
+    monkeypatch.setattr(OmegaConf, "load", lambda file: loaded.append(getattr(file, "name", "")) or load(file))
+    (tmp_path / "experiment").mkdir()
+    path = tmp_path / "experiment" / "mine.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=rf"mine\.yaml is not the YAML that it should be: .*{why}") as refusal:
+        compose([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"])
+    assert "\n" not in str(refusal.value)
+    assert (str(path) in loaded) == (why == "constructor")

@@ -99,7 +99,10 @@ def out_of_range(name: str, declared: Setting) -> list[tuple[Callable[[], Config
     if declared.choices:
         return [(shards, {name: "evry"}, [name, "evry", *declared.choices])]
     if declared.at_most is not None:
-        return [(shards, {name: value}, [name, "between 0 and 1"]) for value in (-0.1, 1.1)]
+        return [
+            (shards, {name: value}, [name, f"between {declared.at_least} and {declared.at_most}"])
+            for value in (declared.at_least - 1, declared.at_most + 1)
+        ]
     if declared.at_least is not None:
         return [(shards, {name: declared.at_least - 1}, [name, f"at least {declared.at_least}"])]
     return [] if declared.above is None else [(shards, {name: 0}, [name, "greater than 0"])]

@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from sleeptrain.data.hf_tokenizer import HuggingFaceTokenizer
+from sleeptrain.data.hf_tokenizer import HuggingFaceTokenizer, of_library
 from sleeptrain.data.tokenizer import load_tokenizer
 from sleeptrain.errors import DataError
 from tests.data.texts import make_texts
@@ -164,3 +164,40 @@ def test_unfit_files(tmp_path: Path, files: dict, options: dict, message: str) -
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.json"):
         load_tokenizer(tmp_path / "absent.json")
+
+
+class PanicException(BaseException):
+    """As the library's, which it does not export: no `except Exception` finds it."""
+
+
+@pytest.mark.parametrize("method", ["encode", "decode"])
+def test_a_panic_of_the_library_is_a_line(folder: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    def panic(*_: object, **__: object) -> None:
+        raise PanicException("called `Option::unwrap()`\non a `None` value")
+
+    tokenizer = load_tokenizer(folder)
+
+    class Panics:
+        encode = decode = panic
+
+    monkeypatch.setattr(tokenizer, "_tokenizer", Panics())
+    with pytest.raises(DataError, match=r"tokenizer .* cannot .*: called `Option::unwrap\(\)` on a `None` value; take"):
+        getattr(tokenizer, method)("a" if method == "encode" else [1])
+
+
+def test_a_panic_while_it_is_read_is_a_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panics:
+        @staticmethod
+        def from_str(_: str) -> None:
+            raise PanicException("index out of bounds")
+
+    monkeypatch.setattr(tokenizers, "Tokenizer", Panics)
+    with pytest.raises(DataError, match="is not a Hugging Face tokenizer: index out of bounds; take its files"):
+        load_tokenizer(folder)
+
+
+def test_to_be_stopped_is_no_fault_of_a_tokenizer() -> None:
+    stop = KeyboardInterrupt()
+    assert of_library(stop, "x") is stop
+    assert isinstance(of_library(PanicException("a"), "x"), DataError)
+    assert isinstance(of_library(ValueError("a"), "x"), DataError)

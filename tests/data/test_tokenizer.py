@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import re
 from pathlib import Path
@@ -9,7 +10,14 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from sleeptrain.data.tokenizer import SPACE_SYMBOL, SentencePieceTokenizer, Tokenizer, load_tokenizer, train_tokenizer
+from sleeptrain.data.tokenizer import (
+    MODEL_NAME,
+    SPACE_SYMBOL,
+    SentencePieceTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 from sleeptrain.errors import DataError
 from tests.data.texts import make_texts
 
@@ -186,3 +194,23 @@ def test_load_by_name(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None
         assert load_tokenizer(path).hash == tokenizer.hash
     with pytest.raises(DataError, match="has its own BOS and EOS"):
         load_tokenizer(tmp_path, eos_token="</s>")
+
+
+def test_a_model_whose_pieces_are_no_text_is_refused(texts: list[str], tmp_path: Path) -> None:
+    """The format's own reader takes any bytes for a piece."""
+    path = tmp_path / "t.model"
+    content = train_tokenizer(texts, 320, path).files[MODEL_NAME]
+    symbol = SPACE_SYMBOL.encode()
+    assert content.count(symbol) > 5
+    path.write_bytes(content.replace(symbol, symbol[:2] + b"\xff"))
+    with pytest.raises(
+        DataError, match=r"t\.model is (damaged: its pieces are no text|not a SentencePiece model)"
+    ) as found:
+        load_tokenizer(path)
+    assert "\n" not in str(found.value)
+
+
+def test_what_is_no_plain_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "tokenizer.model")
+    with pytest.raises(DataError, match="is no plain file"):
+        load_tokenizer(tmp_path)

@@ -12,8 +12,9 @@ import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from sleeptrain.config.compose import compose
 from sleeptrain.data.shards import TokenShards, write_shards
 from sleeptrain.data.source import build_source
 from sleeptrain.data.tokenizer import load_tokenizer, train_tokenizer
-from sleeptrain.errors import UserError
+from sleeptrain.errors import UserError, format_error
 from sleeptrain.health.rollbacks import Rollbacks
 from sleeptrain.health.spikes import SpikeDetector
 from sleeptrain.hf.convert.fast_tokenizer import fast_files
@@ -39,6 +40,7 @@ from sleeptrain.hf.convert.read_config import describe
 from sleeptrain.hf.families import FAMILIES
 from sleeptrain.hf.model.cache import SleepCache
 from sleeptrain.hf.model.modeling import SleepForCausalLM
+from sleeptrain.plan import mean_row
 from sleeptrain.prepare.inputs import named_inputs
 from sleeptrain.prepare.readers import Bad, documents
 from sleeptrain.prepare.units import plan_units
@@ -46,7 +48,7 @@ from sleeptrain.report.runs import find_runs
 from sleeptrain.sleep.curriculum import last_shape
 from sleeptrain.train import trainer
 from sleeptrain.train.logging.metrics import MetricsFile
-from sleeptrain.train.status import read_status
+from tests.data.test_hf_tokenizer import BOS, EOS
 from tests.data.test_hf_tokenizer import make as make_tokenizer
 from tests.data.texts import make_texts
 from tests.fuzz.mutations import BYTES, JSON, LINES, YAML, Mutation
@@ -59,7 +61,9 @@ SEED = 20_260
 CASES = 12
 # Of a case that takes a hundredth of a second as a rule: beyond it, it hangs.
 SECONDS = 120
-TOLD, SAME, OTHER = "refused or told", "the same", "as it stands"
+# A file without a checksum may hold other values, and then they are read as they stand.
+KINDS = REFUSED, TOLD, SAME, OTHER = "refused in one line", "told and passed over", "the same", "other values"
+TABLE: dict[str, Counter[str]] = {}
 
 
 class Hangs(BaseException):
@@ -75,34 +79,51 @@ def fuzz(
     guarded: bool = False,
     seal: Callable[[Path], object] = lambda _: None,
 ) -> None:
-    """Damages `file` of a copy of `folder` in CASES ways, and reads the copy.
+    """Damages `file` of a copy of `folder` in CASES ways, and reads the copy; and one more copy that is not damaged.
 
     read: what the file tells; None where it tells of the damage. guarded: no other value may come out. seal: makes the
     folder whole again around the damage.
     """
-    whole, content, found = read(folder), (folder / file).read_bytes(), Counter[str]()
-    for number in range(CASES):
-        chance = random.Random(f"{SEED} {file} {number}")
-        mutation = chance.choice(mutations)
-        place = tmp_path / "case"
+    place, content, found = tmp_path / "case", (folder / file).read_bytes(), Counter[str]()
+
+    def outcome(case: str, damage: Callable[[bytes], bytes]) -> tuple[str, Any]:
         shutil.copytree(folder, place)
-        (place / file).write_bytes(mutation(chance, content))
+        (place / file).write_bytes(damage(content))
         seal(place)
-        case = f"{file}, seed {SEED}, case {number}: {mutation.__name__}"
         try:
             with time_limit(case):
                 value = read(place)
         except UserError as error:
-            assert str(error), case
-            value = None
+            assert len(format_error(error).splitlines()) == 1, f"{case}: {error}"
+            return REFUSED, None
         except Exception as error:
             pytest.fail(f"{case}: {type(error).__name__}: {error}", pytrace=True)
-        kind = TOLD if value is None else SAME if equal(value, whole) else OTHER
+        finally:
+            shutil.rmtree(place)
+        return TOLD if value is None else OTHER, value
+
+    kind, whole = outcome(f"{file}, not damaged", lambda same: same)
+    assert kind == OTHER, f"{file} is not damaged, and {kind}"
+    for number in range(CASES):
+        chance = random.Random(f"{SEED} {file} {number}")
+        mutation = chance.choice(mutations)
+        case = f"{file}, seed {SEED}, case {number}: {mutation.__name__}"
+        kind, value = outcome(case, partial(mutation, chance))
+        if kind == OTHER and equal(value, whole):
+            kind = SAME
         assert not (guarded and kind == OTHER), f"{case} changes what is read, and nothing tells of it"
         found[kind] += 1
-        shutil.rmtree(place)
-    print(f"{file}: {CASES} cases of seed {SEED}: {dict(found)}")
-    assert found[TOLD], "no case damages the file"
+    TABLE[f"{folder.name}/{file}{', by its checksum' if guarded else ''}"] = found
+    assert found[REFUSED] + found[TOLD], "no case damages the file"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table() -> Iterator[None]:
+    """Prints how many cases of each file came out how, under `pytest -s`."""
+    yield
+    print("", f"| seed {SEED} | {' | '.join(KINDS)} |", f"|---|{'---:|' * len(KINDS)}", sep="\n")
+    for name, found in TABLE.items():
+        print(f"| {name} | {' | '.join(str(found[kind]) for kind in KINDS)} |")
 
 
 @contextmanager
@@ -132,9 +153,25 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     small = "run.name=r data.rule110.width=6 data.rule110.steps=2 data.rule110.validation_samples=16 data.batch=8"
     rest = "model.dim=16 model.ffn_dim=16 sleep.passes=2 train.tokens=224 train.eval_every=2 checkpoint.every=2"
-    given = [*small.split(), *rest.split(), f"run.root={root}", "wandb.mode=disabled", "train.log_every=1"]
-    assert trainer.train(compose(["experiment=rule110", *given])) == 0
-    return root / "r"
+    given = [*small.split(), *rest.split(), "run.root=runs", "wandb.mode=disabled", "train.log_every=1"]
+    with chdir(root):  # no file names the place
+        assert trainer.train(compose(["experiment=rule110", *given])) == 0
+    folder = root / "runs" / "r"
+    lines = (folder / "metrics.jsonl").read_bytes().splitlines()
+    records = [unmeasured(json.loads(line)) | {"time": float(at)} for at, line in enumerate(lines)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "status.json").write_text(json.dumps(unmeasured(json.loads((folder / "status.json").read_bytes()))))
+    return folder
+
+
+def unmeasured(value: Any, name: str = "") -> Any:
+    """The same with fixed values for what differs from run to run: a case is a function of seed and content."""
+    if isinstance(value, dict):
+        return {key: unmeasured(inner, key) for key, inner in value.items()}
+    if name in ("step", "tokens", "passes", "window", "batch", "number", "state"):
+        return value
+    fixed: dict[type, Any] = {int: 1, float: 1.5, str: "x"}
+    return fixed.get(type(value), value)
 
 
 def of_run(folder: Path) -> Any:
@@ -142,12 +179,14 @@ def of_run(folder: Path) -> Any:
     [found], unreadable = find_runs([folder])
     MetricsFile(folder / "metrics.jsonl").truncate_after(10**9, 10**9)
     told = [found.state, found.notes, found.code, found.seconds, found.flops, found.reached]
-    return None if unreadable else [*told, found.records, found.status]
+    return None if unreadable or found.status is None else [*told, found.records, found.status]
 
 
 @pytest.mark.parametrize(("file", "mutations"), [("metrics.jsonl", LINES), ("status.json", JSON), (CONFIG, YAML)])
-def test_runs(run: Path, file: str, mutations: Sequence[Mutation], tmp_path: Path) -> None:
-    read_status(run)
+def test_runs(
+    run: Path, file: str, mutations: Sequence[Mutation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mean_row, "SAMPLED_TOKENS", 2**10)
     fuzz(run, file, mutations, of_run, tmp_path)
 
 
@@ -232,13 +271,14 @@ def test_sentencepiece(corpus: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
 def test_hugging_face_tokenizers(file: str, tmp_path: Path) -> None:
-    place = make_tokenizer(tmp_path / "t")
-    fuzz(place if place.is_dir() else place.parent, file, JSON, of_tokenizer, tmp_path)
+    ends = {"bos_token": BOS, "eos_token": EOS, "add_bos_token": True, "model_max_length": 64}
+    fuzz(make_tokenizer(tmp_path / "t", ends), file, JSON, of_tokenizer, tmp_path)
 
 
 def of_model(folder: Path) -> Any:
     model = SleepForCausalLM.from_pretrained(folder)
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return {**weights, "generation": model.generation_config.to_dict(), "sleep": model.config.sleep}
 
 
 def of_description(folder: Path) -> Any:

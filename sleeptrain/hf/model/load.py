@@ -14,9 +14,10 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.convert.config_file import WAY_OUT, read_config, understanding
-from sleeptrain.hf.convert.weight_files import WeightFiles
+from sleeptrain.hf.convert.weight_files import INDEX_NAME, WeightFiles
 from sleeptrain.hf.families import FAMILIES, family_of
 from sleeptrain.hf.model.configuration import MODEL_TYPE, SleepConfig
+from sleeptrain.kinds import is_count, list_of
 from sleeptrain.model.decay import DECAY_PARAMETERS
 from sleeptrain.small_files import read_json
 
@@ -73,6 +74,13 @@ def check_saved(folder: Path) -> None:
         SleepConfig.from_pretrained(folder)
     read_generation_config(folder)
     WeightFiles(folder, lambda name: name)
+    _check_index(folder / INDEX_NAME)
+
+
+def _check_index(path: Path) -> None:
+    """Raises DataError where transformers does not find in an index what it takes for granted."""
+    if path.is_file() and not isinstance(read_json(path, WAY_OUT).get("metadata"), dict):
+        raise DataError(f"{path} has no metadata; save the model again, or take the file from where it comes from")
 
 
 def read_generation_config(folder: Path) -> GenerationConfig | None:
@@ -80,9 +88,17 @@ def read_generation_config(folder: Path) -> GenerationConfig | None:
     path = folder / GENERATION_CONFIG_NAME
     if not path.is_file():
         return None
-    read_json(path, "remove the file, or take it from where it comes from again")
+    way_out = "remove the file, or take it from where it comes from again"
+    found = read_json(path, way_out)
+    for name, value in found.items():
+        if name.endswith("_token_id") and not _is_ids(value):
+            raise DataError(f"{path}: {name} is {str(value)[:60]!r}, no id of a token; {way_out}")
     with understanding(path):
         return GenerationConfig.from_pretrained(folder)
+
+
+def _is_ids(value: Any) -> bool:
+    return value is None or is_count(value) or list_of(is_count)(value)
 
 
 def _settings(folder: Path, config: Any, others: dict[str, Any]) -> SleepConfig:

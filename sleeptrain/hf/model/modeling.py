@@ -79,6 +79,7 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
             check_saved(Path(pretrained_model_name_or_path))
         device = single_device(kwargs.pop("device_map", None))
         wants_info = kwargs.pop("output_loading_info", False)
+        kwargs["ignore_mismatched_sizes"] = True  # they are refused below, in one line
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):

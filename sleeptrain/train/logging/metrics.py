@@ -12,6 +12,7 @@ from typing import Any
 
 from sleeptrain.errors import DataError
 from sleeptrain.files import whole_file
+from sleeptrain.plain_files import require_plain
 from sleeptrain.small_files import parse_json
 from sleeptrain.train.logging.record_schema import is_record
 
@@ -102,6 +103,7 @@ def mean_later_windows(losses: Sequence[float | None]) -> float | None:
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, Record]]:
+    require_plain(path)
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from sleeptrain.errors import ConfigError
+from sleeptrain.errors import ConfigError, DataError, UserError
 from sleeptrain.hf.convert.exporting import export
 from sleeptrain.hf.families import FAMILIES
 from sleeptrain.hf.model.configuration import SleepConfig
@@ -141,3 +141,59 @@ def test_the_text_model_of_one_that_sees_images(tied: bool, tmp_path: Path):
 def test_what_is_not_understood_is_refused(folder: Path, given: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
         SleepForCausalLM.from_pretrained(folder, **given)
+
+
+GENERATION = [b"", b"{", b"[]", b"\xff", b'{"eos_token_id": "a"}', b'{"max_new_tokens": -3}', b"[" * 100_000]
+
+
+@pytest.mark.parametrize("content", GENERATION, ids=range(len(GENERATION)))
+def test_a_damaged_generation_config_is_refused_in_a_line(folder: Path, tmp_path: Path, content: bytes):
+    SleepForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "saved")
+    for place in (folder, tmp_path / "saved"):
+        (place / "generation_config.json").write_bytes(content)
+        with pytest.raises(DataError, match=r"generation_config\.json") as refusal:
+            SleepForCausalLM.from_pretrained(place)
+        assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"eos_token_id": "a"}, {"num_hidden_layers": 1}, {"head_dim": 2**63},
+     {"layer_types": ["full_attention"] * 400_000},
+     {"rope_parameters": "a"}, {"rope_parameters": {"rope_theta": "a"}}, {"vocab_size": "a"}],
+    ids=lambda changes: next(iter(changes)),
+)  # fmt: skip
+def test_values_of_a_wrong_kind_are_refused_before_a_tensor_is_read(
+    folder: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(written | changes))
+    monkeypatch.setattr("sleeptrain.hf.model.load.native_weights", None)
+    with pytest.raises(UserError, match=rf"config\.json|{next(iter(changes))}") as refusal:
+        SleepForCausalLM.from_pretrained(folder)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("metadata", [None, 3, "absent"])
+def test_an_index_without_metadata_is_refused(folder: Path, tmp_path: Path, metadata: object):
+    """Transformers takes them for granted."""
+    place = tmp_path / "saved"
+    SleepForCausalLM.from_pretrained(folder).save_pretrained(place, max_shard_size="4KB")
+    path = place / "model.safetensors.index.json"
+    index = json.loads(path.read_text()) | {"metadata": metadata}
+    if metadata == "absent":
+        del index["metadata"]
+    path.write_text(json.dumps(index))
+    with pytest.raises(DataError, match=r"index\.json has no metadata"):
+        SleepForCausalLM.from_pretrained(place)
+
+
+def test_tensors_of_another_shape_are_refused_in_a_line(folder: Path, tmp_path: Path):
+    place = tmp_path / "saved"
+    SleepForCausalLM.from_pretrained(folder).save_pretrained(place)
+    written = json.loads((place / "config.json").read_text())
+    written["model"]["ffn_dim"] *= 2
+    (place / "config.json").write_text(json.dumps(written))
+    with pytest.raises(DataError, match=r"saved: \d+ mismatched keys \(") as refusal:
+        SleepForCausalLM.from_pretrained(place)
+    assert "\n" not in str(refusal.value)

@@ -6,7 +6,6 @@ operations. What the sentences say is not checked, for they are not ours.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 from sleeptrain.data.tasks.gsm_infinite.problem import Problem
 from sleeptrain.errors import DataError
+from sleeptrain.plain_files import require_plain
+from sleeptrain.small_files import parse_json
 
 FINAL = re.compile(r"Answer:\s*([0-9]{1,18})\.?\s*$")
 TEXTS = ("problem", "question", "solution", "template")
@@ -21,6 +22,7 @@ TEXTS = ("problem", "question", "solution", "template")
 
 def read_problems(path: Path) -> list[Problem]:
     """Raises DataError, which names the line, for a file that cannot be read, has no problems or holds other things."""
+    require_plain(path)
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -33,8 +35,8 @@ def read_problems(path: Path) -> list[Problem]:
 
 def _problem(where: str, line: bytes) -> Problem:
     try:
-        record = json.loads(line.decode())
-    except (ValueError, RecursionError) as error:
+        record = parse_json(line.decode())
+    except ValueError as error:
         raise DataError(f"{where} is no JSON in UTF-8: {error}") from error
     if not isinstance(record, Mapping) or not all(isinstance(record.get(name), str) for name in TEXTS):
         raise DataError(f"{where} must be an object with the texts {', '.join(TEXTS)}")
