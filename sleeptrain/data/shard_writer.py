@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
+import struct
 import tarfile
 import zlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from sleeptrain.data.tar_index import padding
 SHARD_BYTES = 64 * 2**20
 # webdataset takes what follows the first dot of a file's name for the sample's field.
 KEY = re.compile(r"(?:[^\0]*/)?[^./\0]+")
+_PACK_RECORD = struct.Struct("<QII").pack  # as numpy lays out RECORD
 
 
 class ShardWriter:
@@ -33,7 +37,7 @@ class ShardWriter:
         self._shards: list[Shard] = []
         self._last_key = ""
         self._file: _Hashed | None = None
-        self._records: list[tuple[int, int, int]] = []
+        self._records = bytearray()  # of RECORD
 
     def add(self, key: str, tokens: np.ndarray) -> None:
         """Append a document, [D] of the writer's dtype.
@@ -62,10 +66,11 @@ class ShardWriter:
     def _append(self, key: str, tokens: np.ndarray) -> None:
         if self._file is None:
             self._open_shard()
-        size = self._tar.write({"__key__": key, "npy": tokens})
+        size = self._tar.write({"__key__": key, "npy": _npy_header(self._dtype.str, len(tokens)) + tokens.tobytes()})
+        self._tar.tarstream.members.clear()  # tarfile keeps an object for each; nobody asks for them
         # Where the next member begins: behind this one's array, which is filled up to whole blocks.
         end = self._tar.tarstream.offset - padding(size, tarfile.BLOCKSIZE)
-        self._records.append((end - tokens.nbytes, len(tokens), zlib.crc32(tokens.data)))
+        self._records += _PACK_RECORD(end - tokens.nbytes, len(tokens), zlib.crc32(tokens))
 
     def _open_shard(self) -> None:
         # Here, since webdataset brings torch, which a process that only reads text need not load.
@@ -74,15 +79,16 @@ class ShardWriter:
         self._path = self._folder / f"shard-{len(self._shards):06d}.tar"
         self._file = _Hashed(self._path)
         # An integer time, zero: the bytes depend on the documents only, and no member needs an extended header.
-        self._tar = webdataset.TarWriter(self._file, mtime=0, format="PAX_FORMAT")
+        # No encoder: webdataset's own takes longer for a short document than all else that happens to it.
+        self._tar = webdataset.TarWriter(self._file, mtime=0, encoder=False)
 
     def _close_shard(self) -> None:
         assert self._file is not None
         self._tar.close()
         file, self._file = self._file, None
         file.close()
-        records_D = np.array(self._records, RECORD)
-        self._records = []
+        records_D = np.frombuffer(bytes(self._records), RECORD)
+        self._records.clear()
         sidecar = sidecar_bytes(records_D)
         self._path.with_name(index_name(self._path.name)).write_bytes(sidecar)
         self._shards.append(
@@ -95,6 +101,14 @@ class ShardWriter:
                 index_sha256=hashlib.sha256(sidecar).hexdigest(),
             )
         )
+
+
+@lru_cache(2**14)  # documents of equal length have equal headers
+def _npy_header(dtype: str, length: int) -> bytes:
+    """What comes before the elements in the `.npy` file of an array [length]."""
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, {"descr": dtype, "fortran_order": False, "shape": (length,)})
+    return content.getvalue()
 
 
 class _Hashed:
