@@ -16,6 +16,7 @@ import numpy as np
 
 from sleeptrain.data.shard_index import RECORD, Shard, index_name, sidecar_bytes
 from sleeptrain.data.tar_index import padding
+from sleeptrain.data.tar_stream import TarStream
 
 SHARD_BYTES = 64 * 2**20
 # webdataset takes what follows the first dot of a file's name for the sample's field.
@@ -67,7 +68,6 @@ class ShardWriter:
         if self._file is None:
             self._open_shard()
         size = self._tar.write({"__key__": key, "npy": _npy_header(self._dtype.str, len(tokens)) + tokens.tobytes()})
-        self._tar.tarstream.members.clear()  # tarfile keeps an object for each; nobody asks for them
         # Where the next member begins: behind this one's array, which is filled up to whole blocks.
         end = self._tar.tarstream.offset - padding(size, tarfile.BLOCKSIZE)
         self._records += _PACK_RECORD(end - tokens.nbytes, len(tokens), zlib.crc32(tokens))
@@ -79,8 +79,9 @@ class ShardWriter:
         self._path = self._folder / f"shard-{len(self._shards):06d}.tar"
         self._file = _Hashed(self._path)
         # An integer time, zero: the bytes depend on the documents only, and no member needs an extended header.
-        # No encoder: webdataset's own takes longer for a short document than all else that happens to it.
+        # No encoder and a tar stream of ours: for a short document theirs take longer than all else together.
         self._tar = webdataset.TarWriter(self._file, mtime=0, encoder=False)
+        self._tar.tarstream = TarStream(fileobj=self._file, mode="w")
 
     def _close_shard(self) -> None:
         assert self._file is not None
@@ -126,3 +127,6 @@ class _Hashed:
 
     def close(self) -> None:
         self._file.close()
+
+    def tell(self) -> int:
+        return self.size

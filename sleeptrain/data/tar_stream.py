@@ -1,0 +1,46 @@
+"""A tar file to write to that has the bytes of the standard library's and takes a tenth of its time for a member."""
+
+from __future__ import annotations
+
+import tarfile
+from functools import lru_cache
+from typing import IO
+
+from sleeptrain.data.tar_index import CHECKSUM, padding
+
+NAME = tarfile.LENGTH_NAME
+
+
+class TarStream(tarfile.TarFile):
+    """As `TarFile`, whose headers it writes; it keeps no list of members, which nobody asks for while it is written."""
+
+    def addfile(self, tarinfo: tarfile.TarInfo, fileobj: IO[bytes] | None = None) -> None:
+        """Append a plain file, whose content `fileobj` gives whole.
+
+        The standard library makes each header anew, with a copy of `tarinfo`; here it is a template for all members of
+        one size, in which the name and the checksum are filled in. Names that need an extended header go its way.
+        """
+        assert fileobj is not None and self.fileobj is not None
+        content = fileobj.read()
+        if len(tarinfo.name) <= NAME and tarinfo.name.isascii():
+            header = _named(tarinfo.name.encode(), *_template(tarinfo.size, tarinfo.mode, tarinfo.mtime, tarinfo.uname, tarinfo.gname))
+        else:
+            header = tarinfo.tobuf(self.format, self.encoding or "utf-8", self.errors or "strict")
+        block = header + content + bytes(padding(len(content)))
+        self.fileobj.write(block)
+        self.offset += len(block)
+
+
+def _named(name: bytes, template: bytes, checksum: int) -> bytes:
+    """The header of `name`: the checksum is the sum of all bytes, so that of the name is added."""
+    digits = b"%06o\0 " % (checksum + sum(name))
+    return name.ljust(NAME, b"\0") + template[NAME : CHECKSUM.start] + digits + template[CHECKSUM.stop :]
+
+
+@lru_cache(2**14)
+def _template(size: int, mode: int, mtime: int, user: str, group: str) -> tuple[bytes, int]:
+    """The header of a member without a name, and its checksum."""
+    member = tarfile.TarInfo("")
+    member.size, member.mode, member.mtime, member.uname, member.gname = size, mode, mtime, user, group
+    header = member.tobuf(tarfile.PAX_FORMAT)
+    return header, int(header[CHECKSUM].strip(b"\0 "), 8)
