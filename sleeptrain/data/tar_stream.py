@@ -23,7 +23,10 @@ class TarStream(tarfile.TarFile):
         assert fileobj is not None and self.fileobj is not None
         content = fileobj.read()
         if len(tarinfo.name) <= NAME and tarinfo.name.isascii():
-            header = _named(tarinfo.name.encode(), *_template(tarinfo.size, tarinfo.mode, tarinfo.mtime, tarinfo.uname, tarinfo.gname))
+            header = _named(
+                tarinfo.name.encode(),
+                *_template(tarinfo.size, tarinfo.mode, tarinfo.mtime, tarinfo.uname, tarinfo.gname),
+            )
         else:
             header = tarinfo.tobuf(self.format, self.encoding or "utf-8", self.errors or "strict")
         block = header + content + bytes(padding(len(content)))

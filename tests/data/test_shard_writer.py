@@ -61,10 +61,9 @@ def test_any_tar_reader_finds_the_arrays(tmp_path: Path) -> None:
 def test_shards_are_as_webdataset_itself_writes_them(tmp_path: Path) -> None:
     keys = [*KEYS, "e" * 99, "f" * 300]
     write(tmp_path, keys)
-    with (tmp_path / "webdataset.tar").open("wb") as file:
-        with webdataset.TarWriter(file, mtime=0) as tar:
-            for number, key in enumerate(keys):
-                tar.write({"__key__": key, "npy": np.arange(3 + number, dtype=DTYPE)})
+    with (tmp_path / "webdataset.tar").open("wb") as file, webdataset.TarWriter(file, mtime=0) as tar:
+        for number, key in enumerate(keys):
+            tar.write({"__key__": key, "npy": np.arange(3 + number, dtype=DTYPE)})
     assert (tmp_path / "shard-000000.tar").read_bytes() == (tmp_path / "webdataset.tar").read_bytes()
 
 
