@@ -116,7 +116,7 @@ class _Hashed:
     """A file to write that knows its size and sha256."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
+        self._file = path.open("wb", 2**20)
         self.sha256 = hashlib.sha256()
         self.size = 0
 

@@ -35,8 +35,8 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         "--max-document-bytes",
         type=int,
         default=MAX_DOCUMENT_BYTES,
-        help="a document whose text, or whose whole line in a JSON file, has more is bad. A process takes 64 times as "
-        "much memory besides what it always takes, with a Hugging Face tokenizer 400 times (default: %(default)s)",
+        help="a document with more is bad: more of text, or a longer line in a JSON file. A process takes 300 MiB and "
+        "80 times so much, with a Hugging Face tokenizer 500 times (default: %(default)s)",
     )
     parser.add_argument(
         "--validation-share", type=float, default=0.05, help="share of the documents held out (default: %(default)s)"
