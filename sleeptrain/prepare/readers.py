@@ -84,11 +84,9 @@ def _whole_file(source: Source, max_bytes: int) -> str | Bad:
 def _row_text(value: Any, number: int, max_bytes: int) -> str | Bad:
     if value is None:
         return Bad("the text is null", number)
-    return (
-        decoded(value.to_pybytes(), number)
-        if value.size <= max_bytes
-        else _too_long(f"{value.size:,}", max_bytes, number)
-    )
+    if value.size > max_bytes:
+        return _too_long(f"{value.size:,}", max_bytes, number)
+    return decoded(value.to_pybytes(), number)
 
 
 def _json_text(line: bytes, number: int, text_field: str) -> str | Bad:
@@ -124,10 +122,9 @@ def _lines(part: Slice, max_bytes: int) -> Iterator[tuple[int, bytes | Bad]]:
             if len(content) <= max_bytes:
                 yield number, content
             else:
-                rest, end = _rest_of_line(file, line)
+                rest, end = _skip_line(file, line)
                 place += rest
-                size = len(line) + rest - len(end) + len(_without_end(end))
-                yield number, _too_long(f"{size:,}", max_bytes, number)
+                yield number, _too_long(f"{len(line) + rest - end:,}", max_bytes, number)
 
 
 def _without_end(line: bytes) -> bytes:
@@ -146,13 +143,13 @@ def _first_line(file: BinaryIO, part: Slice) -> int:
     return place
 
 
-def _rest_of_line(file: BinaryIO, line: bytes) -> tuple[int, bytes]:
-    """Read on to the line's end; the bytes that were left of it, and the last piece of it."""
-    rest = 0
-    while not line.endswith(b"\n") and (piece := file.readline(CHUNK_BYTES)):
-        rest += len(piece)
-        line = piece
-    return rest, line
+def _skip_line(file: BinaryIO, begun: bytes) -> tuple[int, int]:
+    """Read on to the end of a line of which `begun` is read; the bytes read, and how many of the line are its end."""
+    count, last = 0, begun[-2:]
+    while not last.endswith(b"\n") and (piece := file.readline(CHUNK_BYTES)):
+        count += len(piece)
+        last = (last + piece)[-2:]
+    return count, len(last) - len(_without_end(last))
 
 
 def _lines_before(part: Slice) -> int:

@@ -10,8 +10,8 @@ from sleeptrain.errors import DataError
 from sleeptrain.prepare.inputs import Source
 
 CHUNK_BYTES = 2**20
-# Given to zstd at a time, and small for what it may become: 128 KiB for each four bytes, so 32 MiB at most.
-PACKED_BYTES = 2**10
+# Given to zstd at a time, and small for what it may become: 128 KiB for each four bytes, so 8 MiB at most.
+PACKED_BYTES = 2**8
 ZSTD_WINDOW = 2**31  # the largest that the command `zstd --long` makes, and takes to be unpacked
 
 
