@@ -174,7 +174,12 @@ def _whole_units(job: Job, work: Work, units: Sequence[Unit]) -> dict[int, UnitR
     for unit in units:
         path = unit_folder(work.units, unit.number) / REPORT
         if path.exists():
-            report = UnitReport.read(path)
+            try:
+                report = UnitReport.read(path)
+            except DataError:
+                if not job.force:
+                    raise
+                continue
             if _is_what_is_made_now(report, job):
                 found[unit.number] = report
     return found

@@ -10,7 +10,7 @@ from typing import Any
 
 from sleeptrain.data.shard_index import Shard
 from sleeptrain.prepare.split import SIDES
-from sleeptrain.prepare.work_schema import ANEW, UNIT_CHECKS, read_checked
+from sleeptrain.prepare.work_schema import UNIT_CHECKS, read_checked
 
 
 @dataclass
@@ -66,7 +66,7 @@ class UnitReport:
     @classmethod
     def read(cls, path: Path) -> UnitReport:
         """The report that `to_json` wrote. Raises DataError: damaged."""
-        found = read_checked(path, UNIT_CHECKS, ANEW)
+        found = read_checked(path, UNIT_CHECKS, "make it anew with --force")
         for name, tally in found["sides"].items():
             tally["shards"] = [Shard(**shard) for shard in tally["shards"]]
             found["sides"][name] = Tally(**tally)

@@ -19,7 +19,7 @@ from sleeptrain.errors import DataError
 from sleeptrain.files import sync, write_whole
 from sleeptrain.lease import Lease
 from sleeptrain.prepare.split import SIDES
-from sleeptrain.prepare.work_schema import ANEW, PLAN_CHECKS, read_checked
+from sleeptrain.prepare.work_schema import PLAN_CHECKS, read_checked
 
 DIFFERENCES_SHOWN = 5
 
@@ -91,7 +91,7 @@ class Work:
         if not self._plan.exists():
             return None
         try:
-            return read_checked(self._plan, PLAN_CHECKS, ANEW)
+            return read_checked(self._plan, PLAN_CHECKS, "drop the work so far with --force")
         except DataError:
             if not force:
                 raise

@@ -12,7 +12,6 @@ from sleeptrain.kinds import Check, exactly, has, is_count, is_number, is_positi
 from sleeptrain.prepare.split import SIDES
 from sleeptrain.small_files import read_json
 
-ANEW = "drop the work so far with --force"
 SHOWN = 60
 
 
