@@ -22,11 +22,11 @@ class TarStream(tarfile.TarFile):
         """
         assert fileobj is not None and self.fileobj is not None
         content = fileobj.read()
-        if len(tarinfo.name) <= NAME and tarinfo.name.isascii():
-            header = _named(
-                tarinfo.name.encode(),
-                *_template(tarinfo.size, tarinfo.mode, tarinfo.mtime, tarinfo.uname, tarinfo.gname),
-            )
+        name = tarinfo.name.encode()
+        if len(name) <= NAME and name.isascii():
+            before, after, checksum = _template(tarinfo.size, tarinfo.mode, tarinfo.mtime, tarinfo.uname, tarinfo.gname)
+            # The checksum is the sum of all bytes, so that of the name is added.
+            header = name.ljust(NAME, b"\0") + before + b"%06o\0 " % (checksum + sum(name)) + after
         else:
             header = tarinfo.tobuf(self.format, self.encoding or "utf-8", self.errors or "strict")
         block = header + content + bytes(padding(len(content)))
@@ -34,16 +34,10 @@ class TarStream(tarfile.TarFile):
         self.offset += len(block)
 
 
-def _named(name: bytes, template: bytes, checksum: int) -> bytes:
-    """The header of `name`: the checksum is the sum of all bytes, so that of the name is added."""
-    digits = b"%06o\0 " % (checksum + sum(name))
-    return name.ljust(NAME, b"\0") + template[NAME : CHECKSUM.start] + digits + template[CHECKSUM.stop :]
-
-
 @lru_cache(2**14)
-def _template(size: int, mode: int, mtime: int, user: str, group: str) -> tuple[bytes, int]:
-    """The header of a member without a name, and its checksum."""
+def _template(size: int, mode: int, mtime: int, user: str, group: str) -> tuple[bytes, bytes, int]:
+    """The header of a member without a name: what is before the checksum, what is after it, and the checksum."""
     member = tarfile.TarInfo("")
     member.size, member.mode, member.mtime, member.uname, member.gname = size, mode, mtime, user, group
     header = member.tobuf(tarfile.PAX_FORMAT)
-    return header, int(header[CHECKSUM].strip(b"\0 "), 8)
+    return header[NAME : CHECKSUM.start], header[CHECKSUM.stop :], int(header[CHECKSUM].strip(b"\0 "), 8)

@@ -103,7 +103,8 @@ def _json_text(line: bytes, number: int, text_field: str) -> str | Bad:
     if not isinstance(text, str):
         return Bad(f"field {text_field!r} is no string", number)
     try:
-        text.encode()
+        if not text.isascii():
+            text.encode()
     except UnicodeEncodeError:
         return Bad("the text holds a lone surrogate", number)
     return text
