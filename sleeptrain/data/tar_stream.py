@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from functools import lru_cache
-from typing import IO
+from typing import Any
 
 from sleeptrain.data.tar_index import CHECKSUM, padding
 
@@ -14,7 +14,7 @@ NAME = tarfile.LENGTH_NAME
 class TarStream(tarfile.TarFile):
     """As `TarFile`, whose headers it writes; it keeps no list of members, which nobody asks for while it is written."""
 
-    def addfile(self, tarinfo: tarfile.TarInfo, fileobj: IO[bytes] | None = None) -> None:
+    def addfile(self, tarinfo: tarfile.TarInfo, fileobj: Any = None) -> None:
         """Append a plain file, whose content `fileobj` gives whole.
 
         The standard library makes each header anew, with a copy of `tarinfo`; here it is a template for all members of
