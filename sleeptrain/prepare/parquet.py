@@ -8,6 +8,7 @@ from typing import Any
 
 from sleeptrain.errors import DataError
 from sleeptrain.prepare.inputs import Source
+from sleeptrain.prepare.unpack import CHUNK_BYTES
 
 BATCH_ROWS = 16  # held at once, so few: each may be as long as a document may be
 
@@ -45,7 +46,8 @@ def _opened(source: Source) -> Iterator[Any]:
     except ImportError as error:
         raise DataError(f"{source.name}: pyarrow is not installed: pip install 'sleeptrain[data]'") from error
     try:
-        with pyarrow.parquet.ParquetFile(source.path) as file:
+        # Page by page: without these two it takes whole row groups into memory.
+        with pyarrow.parquet.ParquetFile(source.path, pre_buffer=False, buffer_size=CHUNK_BYTES) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{source.name}: not a sound parquet file: {error}") from error

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import zstandard
 
@@ -123,6 +125,26 @@ for path in sys.argv[1:]:
         [sys.executable, "-c", program, *paths], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.stdout.splitlines() == [refused(f"{path} line 1", f"{size:,}", MIB) for path in paths], done.stderr
+
+
+def test_row_groups_are_never_held(tmp_path: Path) -> None:
+    """Of 64 MiB in pages of 1 MiB, no more than a few are in memory at a time."""
+    path = tmp_path / "a.parquet"
+    rows = [f"{number:02d}" * (MIB // 2) for number in range(64)]
+    table = pyarrow.table({"text": rows})
+    pyarrow.parquet.write_table(table, path, compression="none", use_dictionary=False, write_batch_size=1)
+    program = """
+import sys
+from pathlib import Path
+import pyarrow
+from tests.prepare.test_longest import MIB, documents, slices
+
+(part,) = slices(Path(sys.argv[1]))
+print(sum(len(text) for text in documents(part, "text", MIB)), pyarrow.default_memory_pool().max_memory() // MIB)
+"""
+    done = subprocess.run([sys.executable, "-c", program, path], cwd=ROOT, capture_output=True, text=True, check=True)
+    characters, peak = map(int, done.stdout.split())
+    assert characters == 64 * MIB and 16 < peak < 60
 
 
 PEAK = """
