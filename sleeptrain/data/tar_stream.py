@@ -18,13 +18,14 @@ class TarStream(tarfile.TarFile):
         """Append a plain file, whose content `fileobj` gives whole.
 
         The standard library makes each header anew, with a copy of `tarinfo`; here it is a template for all members of
-        one size, in which the name and the checksum are filled in. Names that need an extended header go its way.
+        one size, in which the name and the checksum are filled in. Members that need an extended header go its way.
         """
         assert fileobj is not None and self.fileobj is not None
         content = fileobj.read()
         name = tarinfo.name.encode()
-        if len(name) <= NAME and name.isascii():
-            before, after, checksum = _template(tarinfo.size, tarinfo.mode, tarinfo.mtime, tarinfo.uname, tarinfo.gname)
+        template = _template(tarinfo.size, tarinfo.mode, tarinfo.mtime, tarinfo.uname, tarinfo.gname)
+        if template is not None and len(name) <= NAME and name.isascii():
+            before, after, checksum = template
             # The checksum is the sum of all bytes, so that of the name is added.
             header = name.ljust(NAME, b"\0") + before + b"%06o\0 " % (checksum + sum(name)) + after
         else:
@@ -35,9 +36,14 @@ class TarStream(tarfile.TarFile):
 
 
 @lru_cache(2**14)
-def _template(size: int, mode: int, mtime: int, user: str, group: str) -> tuple[bytes, bytes, int]:
-    """The header of a member without a name: what is before the checksum, what is after it, and the checksum."""
+def _template(size: int, mode: int, mtime: int, user: str, group: str) -> tuple[bytes, bytes, int] | None:
+    """The header of a member without a name: what is before the checksum, what is after it, and the checksum.
+
+    None where the rest needs an extended header.
+    """
     member = tarfile.TarInfo("")
     member.size, member.mode, member.mtime, member.uname, member.gname = size, mode, mtime, user, group
     header = member.tobuf(tarfile.PAX_FORMAT)
+    if len(header) != tarfile.BLOCKSIZE:
+        return None
     return header[NAME : CHECKSUM.start], header[CHECKSUM.stop :], int(header[CHECKSUM].strip(b"\0 "), 8)
