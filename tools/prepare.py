@@ -61,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--on-bad-document",
         choices=("stop", "skip"),
-        help="not UTF-8, no JSON, no text field: stop, or leave out and count (default: stop; skip with --stdlib)",
+        help="not UTF-8, no JSON, no text field, too long: stop, or leave out and count (default: stop; skip with "
+        "--stdlib)",
     )
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="processes (default: one a CPU, here %(default)s)"
@@ -95,6 +96,7 @@ def _job(options: argparse.Namespace) -> Job:
         max_documents=options.max_documents,
         shard_bytes=options.shard_bytes,
         unit_bytes=options.unit_bytes,
+        max_document_bytes=options.max_document_bytes,
         skip_bad=(options.on_bad_document or ("skip" if options.stdlib else "stop")) == "skip",
         workers=options.workers,
         force=options.force,

@@ -61,17 +61,19 @@ def _train(options: argparse.Namespace) -> None:
         if getattr(options, name) < (name == "characters"):
             raise DataError(f"--{name} {getattr(options, name)}: too small")
     units = plan_units(inputs_of(options), options.text_field)
-    share = options.validation_share
+    share, longest = options.validation_share, options.max_document_bytes
     control_tokens = [*options.control_tokens, *(f"<|reserved_{number}|>" for number in range(options.reserved))]
     tokenizer = train_tokenizer(
-        sample(units, options.text_field, share, characters=options.characters),
+        sample(units, options.text_field, share, characters=options.characters, max_bytes=longest),
         options.vocab_size,
         options.out,
         options.model_type,
         options.normalization,
         control_tokens,
     )
-    held_out = sample(units, options.text_field, share, characters=HELD_OUT_CHARACTERS, wanted="validation")
+    held_out = sample(
+        units, options.text_field, share, characters=HELD_OUT_CHARACTERS, wanted="validation", max_bytes=longest
+    )
     say(f"{options.out}: {tokenizer.vocab_size:,} ids, {options.model_type}, normalization {options.normalization}")
     say("control  " + "  ".join(f"{token} {id}" for token, id in tokenizer.control_tokens.items()))
     say(_measured(tokenizer, held_out))

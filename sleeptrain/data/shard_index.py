@@ -162,6 +162,14 @@ def _count(entry: dict[str, Any], key: str, least: int = 1) -> int:
     return value
 
 
+def is_shard(entry: Any) -> bool:
+    """Whether it tells of a `Shard`, and of nothing else."""
+    try:
+        return asdict(_parse_shard(entry)) == entry
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return False
+
+
 def _parse_shard(entry: dict[str, Any]) -> Shard:
     shard = Shard(**{field.name: entry[field.name] for field in fields(Shard)})
     for key in ("nsamples", "filesize", "tokens"):

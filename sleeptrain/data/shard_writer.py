@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
+import struct
 import tarfile
 import zlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,13 @@ import numpy as np
 
 from sleeptrain.data.shard_index import RECORD, Shard, index_name, sidecar_bytes
 from sleeptrain.data.tar_index import padding
+from sleeptrain.data.tar_stream import TarStream
 
 SHARD_BYTES = 64 * 2**20
+WRITE_BYTES = 2**20
 # webdataset takes what follows the first dot of a file's name for the sample's field.
 KEY = re.compile(r"(?:[^\0]*/)?[^./\0]+")
+_PACK_RECORD = struct.Struct("<QII").pack  # as numpy lays out RECORD
 
 
 class ShardWriter:
@@ -33,7 +39,7 @@ class ShardWriter:
         self._shards: list[Shard] = []
         self._last_key = ""
         self._file: _Hashed | None = None
-        self._records: list[tuple[int, int, int]] = []
+        self._records = bytearray()  # of RECORD
 
     def add(self, key: str, tokens: np.ndarray) -> None:
         """Append a document, [D] of the writer's dtype.
@@ -49,7 +55,7 @@ class ShardWriter:
             found = f"{tokens.dtype.str}{list(tokens.shape)}"
             raise ValueError(f"document {key!r} is {found}, not {self._dtype.str}[D] with D > 0")
         self._last_key = key
-        self._append(key, np.ascontiguousarray(tokens))
+        self._append(key, len(tokens), tokens.tobytes())
         if self._tar.tarstream.offset >= self._shard_bytes:
             self._close_shard()
 
@@ -59,13 +65,13 @@ class ShardWriter:
             self._close_shard()
         return self._shards
 
-    def _append(self, key: str, tokens: np.ndarray) -> None:
+    def _append(self, key: str, length: int, content: bytes) -> None:
         if self._file is None:
             self._open_shard()
-        size = self._tar.write({"__key__": key, "npy": tokens})
+        size = self._tar.write({"__key__": key, "npy": _npy_header(self._dtype.str, length) + content})
         # Where the next member begins: behind this one's array, which is filled up to whole blocks.
         end = self._tar.tarstream.offset - padding(size, tarfile.BLOCKSIZE)
-        self._records.append((end - tokens.nbytes, len(tokens), zlib.crc32(tokens.data)))
+        self._records += _PACK_RECORD(end - len(content), length, zlib.crc32(content))
 
     def _open_shard(self) -> None:
         # Here, since webdataset brings torch, which a process that only reads text need not load.
@@ -74,15 +80,18 @@ class ShardWriter:
         self._path = self._folder / f"shard-{len(self._shards):06d}.tar"
         self._file = _Hashed(self._path)
         # An integer time, zero: the bytes depend on the documents only, and no member needs an extended header.
-        self._tar = webdataset.TarWriter(self._file, mtime=0, format="PAX_FORMAT")
+        # No encoder and a tar stream of ours: for a short document theirs take longer than all else together.
+        self._tar = webdataset.TarWriter(self._file, mtime=0, encoder=False)
+        self._buffer = io.BufferedWriter(self._file, WRITE_BYTES)
+        self._tar.tarstream = TarStream(fileobj=self._buffer, mode="w")
 
     def _close_shard(self) -> None:
         assert self._file is not None
         self._tar.close()
         file, self._file = self._file, None
-        file.close()
-        records_D = np.array(self._records, RECORD)
-        self._records = []
+        self._buffer.close()
+        records_D = np.frombuffer(bytes(self._records), RECORD)
+        self._records.clear()
         sidecar = sidecar_bytes(records_D)
         self._path.with_name(index_name(self._path.name)).write_bytes(sidecar)
         self._shards.append(
@@ -97,18 +106,34 @@ class ShardWriter:
         )
 
 
-class _Hashed:
+@lru_cache(2**14)  # documents of equal length have equal headers
+def _npy_header(dtype: str, length: int) -> bytes:
+    """What comes before the elements in the `.npy` file of an array [length]."""
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, {"descr": dtype, "fortran_order": False, "shape": (length,)})
+    return content.getvalue()
+
+
+class _Hashed(io.RawIOBase):
     """A file to write that knows its size and sha256."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
+        self._file = path.open("wb", 0)
         self.sha256 = hashlib.sha256()
         self.size = 0
 
-    def write(self, content: bytes) -> int:
-        self.sha256.update(content)
-        self.size += len(content)
-        return self._file.write(content)
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        written = self._file.write(content)
+        self.sha256.update(memoryview(content)[:written])
+        self.size += written
+        return written
+
+    def tell(self) -> int:
+        return self.size
 
     def close(self) -> None:
         self._file.close()
+        super().close()

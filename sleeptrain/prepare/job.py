@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from sleeptrain.data.shard_writer import SHARD_BYTES
-from sleeptrain.data.shards import TokenShards
 from sleeptrain.data.tokenizer import MODEL_NAME, Tokenizer, load_tokenizer, train_tokenizer
 from sleeptrain.errors import DataError, UserError
 from sleeptrain.files import write_whole
-from sleeptrain.prepare.assembly import RECORD, assemble
+from sleeptrain.prepare.assembly import assemble
+from sleeptrain.prepare.finished import finished
 from sleeptrain.prepare.inputs import Source
 from sleeptrain.prepare.progress import Progress, shown
+from sleeptrain.prepare.readers import MAX_DOCUMENT_BYTES
 from sleeptrain.prepare.report import UnitReport, total
 from sleeptrain.prepare.sample import sample
 from sleeptrain.prepare.split import SIDES
 from sleeptrain.prepare.units import UNIT_BYTES, Unit, plan_units
-from sleeptrain.prepare.work import Work, changes
+from sleeptrain.prepare.work import Work
 from sleeptrain.prepare.worker import REPORT, Recipe, Task, unit_folder
 from sleeptrain.prepare.worker_pool import tokenise
-from sleeptrain.small_files import parse_json
 from sleeptrain.terminal import say
 
 FORMAT = 2  # raise it when the same settings would give other files
@@ -43,6 +43,7 @@ class Job:
     max_documents: int | None = None
     shard_bytes: int = SHARD_BYTES
     unit_bytes: int = UNIT_BYTES
+    max_document_bytes: int = MAX_DOCUMENT_BYTES
     skip_bad: bool = False
     workers: int = 1
     force: bool = False
@@ -52,14 +53,16 @@ class Job:
             raise DataError(f"--max-documents {self.max_documents}: at least 2 are needed")
         if not 0 < self.validation_share < 1:
             raise DataError(f"--validation-share {self.validation_share}: must lie between 0 and 1")
-        for name in ("shard_bytes", "unit_bytes", "workers"):
+        for name in ("shard_bytes", "unit_bytes", "max_document_bytes", "workers"):
             if getattr(self, name) < 1:
                 raise DataError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
 
     def settings(self) -> dict[str, Any]:
         """What decides the bytes of the result, as far as the documents are good."""
         inputs = json.dumps(_described(self.sources)).encode()
-        return {
+        # Longer documents are bad, and so they decide nothing but what a tokenizer is trained on.
+        sampled = {} if self.tokenizer else {"max_document_bytes": self.max_document_bytes}
+        return sampled | {
             "format": FORMAT,
             "tokenizer_sha256": self.tokenizer.hash if self.tokenizer else None,
             "vocab_size": self.tokenizer.vocab_size if self.tokenizer else self.vocab_size,
@@ -75,7 +78,8 @@ class Job:
 
     def record(self) -> dict[str, Any]:
         """The settings that a result which is whole keeps."""
-        return self.settings() | {"on_bad_document": "skip" if self.skip_bad else "stop"}
+        bad = {"max_document_bytes": self.max_document_bytes, "on_bad_document": "skip" if self.skip_bad else "stop"}
+        return self.settings() | bad
 
 
 def _described(sources: Sequence[Source]) -> list[list[Any]]:
@@ -88,7 +92,7 @@ def prepare(job: Job) -> dict[str, Any]:
     Raises DataError, one line, for what the user can mend.
     """
     work = Work(job.out)
-    if not work.path.exists() and (report := _finished(job, job.force)) is not None:
+    if not work.path.exists() and (report := finished(job.out, job.record(), job.force)) is not None:
         return report
     units = plan_units(job.sources, job.text_field, job.unit_bytes)
     slices = [[[part.source.name, part.start, part.stop] for part in unit.slices] for unit in units]
@@ -96,7 +100,7 @@ def prepare(job: Job) -> dict[str, Any]:
     with work.locked():
         try:
             published = work.tidy(plan, job.force)
-            report = _finished(job, job.force and not published)
+            report = finished(job.out, job.record(), job.force and not published)
         except DataError:
             if not (work.path / "plan.json").exists():
                 work.remove()
@@ -105,33 +109,6 @@ def prepare(job: Job) -> dict[str, Any]:
             work.begin(plan)
             report = _make(job, work, units)
         work.remove()
-    return report
-
-
-def _finished(job: Job, force: bool) -> dict[str, Any] | None:
-    """The report of a sound earlier result, None where there is to be made one. Raises DataError for anything else."""
-    out = job.out
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out} is a file; name a folder")
-    if not out.is_dir() or not any(out.iterdir()):
-        return None
-    try:
-        record = parse_json((out / RECORD).read_bytes())
-        earlier, report = dict(record["settings"]), dict(record["report"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        # Never replaced, not even by force: this may be a folder with somebody's own files.
-        raise DataError(f"{out} is not empty and not a prepared corpus; name another --out") from error
-    if force:
-        return None
-    if changed := changes(earlier, job.record()):
-        raise DataError(f"{out} was made with other settings ({'; '.join(changed)}); name another --out or use --force")
-    try:
-        tokenizer = load_tokenizer(out)
-        for side in SIDES:
-            TokenShards(out / side, expect_tokenizer=tokenizer.hash)
-    except DataError as error:
-        raise DataError(f"{error}; make it anew with --force") from error
-    say(f"{out} is complete and was made with the same settings: nothing to do")
     return report
 
 
@@ -160,7 +137,9 @@ def _tokenizer(job: Job, work: Work, units: Sequence[Unit]) -> Tokenizer:
     if not (work.tokenizer / main).exists():
         if job.tokenizer is None:
             say(f"training a tokenizer of {job.vocab_size} ids")
-            texts = sample(units, job.text_field, job.validation_share, job.max_documents)
+            texts = sample(
+                units, job.text_field, job.validation_share, job.max_documents, max_bytes=job.max_document_bytes
+            )
             train_tokenizer(texts, job.vocab_size, work.tokenizer / main)
         for name in reversed(files):  # the main one last: where it is, the others are
             write_whole(work.tokenizer / name, files[name])
@@ -170,7 +149,13 @@ def _tokenizer(job: Job, work: Work, units: Sequence[Unit]) -> Tokenizer:
 def _tokenised(job: Job, work: Work, units: Sequence[Unit]) -> list[tuple[int, UnitReport]]:
     """The units of the result with their reports, in order; those of an earlier call are kept."""
     recipe = Recipe(
-        work.units, work.tokenizer, job.text_field, job.validation_share, job.shard_bytes, skip_bad=job.skip_bad
+        work.units,
+        work.tokenizer,
+        job.text_field,
+        job.validation_share,
+        job.shard_bytes,
+        job.skip_bad,
+        job.max_document_bytes,
     )
     reports = _whole_units(job, work, units)
     missing = [unit for unit in units if unit.number not in reports]
@@ -189,10 +174,23 @@ def _whole_units(job: Job, work: Work, units: Sequence[Unit]) -> dict[int, UnitR
     for unit in units:
         path = unit_folder(work.units, unit.number) / REPORT
         if path.exists():
-            report = UnitReport.from_json(path.read_bytes())
-            if job.skip_bad or not report.bad:  # else made when bad documents were to be skipped
+            try:
+                report = UnitReport.read(path)
+            except DataError:
+                if not job.force:
+                    raise
+                continue
+            if _is_what_is_made_now(report, job):
                 found[unit.number] = report
     return found
+
+
+def _is_what_is_made_now(report: UnitReport, job: Job) -> bool:
+    """Of the settings only these two may be others than when the unit was made: what to do with a bad document, and
+    how long a good one may be."""
+    if report.max_document_bytes == job.max_document_bytes:
+        return job.skip_bad or not report.bad
+    return not report.bad and report.max_document_bytes < job.max_document_bytes
 
 
 def _tasks(units: Sequence[Unit], reports: Mapping[int, UnitReport], max_documents: int | None) -> Iterator[Task]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from sleeptrain.errors import DataError
 from sleeptrain.prepare.inputs import Source
+from sleeptrain.prepare.unpack import CHUNK_BYTES
 
-BATCH_ROWS = 256
+BATCH_ROWS = 16  # held at once, so few: each may be as long as a document may be
 
 
 def row_group_bytes(source: Source, text_field: str) -> list[int]:
@@ -23,17 +24,18 @@ def row_group_bytes(source: Source, text_field: str) -> list[int]:
         return [group.column(column).total_uncompressed_size for group in groups]
 
 
-def rows(source: Source, text_field: str, start: int, stop: int) -> Iterator[tuple[int, bytes | None]]:
-    """Row numbers of the file, from 1, and their texts in UTF-8, of the row groups [start, stop). Raises DataError."""
-    import pyarrow
+def rows(source: Source, text_field: str, start: int, stop: int) -> Iterator[tuple[int, Any]]:
+    """Row numbers of the file, from 1, and their texts, of the row groups [start, stop). Raises DataError.
 
+    A text is a pyarrow.Buffer of UTF-8, which knows its size and is a part of the batch, or None for null.
+    """
     with _opened(source) as file:
         number = sum(file.metadata.row_group(index).num_rows for index in range(start))
         groups = list(range(start, stop))
         for batch in file.iter_batches(BATCH_ROWS, groups, columns=[text_field], use_threads=False):
-            for value in batch.column(0).cast(pyarrow.large_binary()):
+            for value in batch.column(0):
                 number += 1
-                yield number, value.as_py()
+                yield number, value.as_buffer()
 
 
 @contextlib.contextmanager
@@ -44,7 +46,8 @@ def _opened(source: Source) -> Iterator[Any]:
     except ImportError as error:
         raise DataError(f"{source.name}: pyarrow is not installed: pip install 'sleeptrain[data]'") from error
     try:
-        with pyarrow.parquet.ParquetFile(source.path) as file:
+        # Page by page: without these two it takes whole row groups into memory.
+        with pyarrow.parquet.ParquetFile(source.path, pre_buffer=False, buffer_size=CHUNK_BYTES) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{source.name}: not a sound parquet file: {error}") from error

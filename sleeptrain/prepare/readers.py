@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
+import itertools
 import json
+import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from sleeptrain.errors import DataError
 from sleeptrain.prepare.inputs import Source
 from sleeptrain.prepare.parquet import rows
 from sleeptrain.prepare.units import Slice
+from sleeptrain.prepare.unpack import CHUNK_BYTES, unpacked
 
-CHUNK_BYTES = 2**20
-PACKED_BYTES = 2**17
-ZSTD_WINDOW = 2**31  # the largest that the command `zstd --long` makes
+MAX_DOCUMENT_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -27,25 +27,26 @@ class Bad:
     place: int = 0
 
 
-def documents(part: Slice, text_field: str) -> Iterator[str | Bad]:
+def documents(part: Slice, text_field: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> Iterator[str | Bad]:
     """The texts of a slice in order, character for character (line ends inside a document are kept).
 
-    Raises DataError: the file is gone, unreadable, cut short or damaged as a whole.
+    A document that has more than `max_bytes` (of its text; of its whole line where the file is JSON) is bad, and no
+    more than that of it is ever held. Raises DataError: the file is gone, unreadable, cut short or damaged as a whole.
     """
     source = part.source
     try:
         match source.kind:
             case "text":
-                yield decoded(b"".join(_chunks(source)))
+                yield _whole_file(source, max_bytes)
             case "lines":
-                for number, line in enumerate(_lines(part), 1):
-                    yield decoded(line.removesuffix(b"\r"), number)
+                for number, line in _lines(part, max_bytes):
+                    yield line if isinstance(line, Bad) else decoded(line, number)
             case "json":
-                for number, line in enumerate(_lines(part), 1):
-                    yield _json_text(line, number, text_field)
+                for number, line in _lines(part, max_bytes):
+                    yield line if isinstance(line, Bad) else _json_text(line, number, text_field)
             case "parquet":
                 for number, value in rows(source, text_field, part.start, part.stop):
-                    yield decoded(value, number) if value is not None else Bad("the text is null", number)
+                    yield _row_text(value, number, max_bytes)
     except OSError as error:
         raise DataError(f"{source.name}: cannot be read: {error.strerror or error}") from error
     except (EOFError, zlib.error) as error:
@@ -68,6 +69,26 @@ def decoded(content: bytes, place: int = 0) -> str | Bad:
         return Bad(f"not UTF-8 (byte {error.start}: {error.reason})", place)
 
 
+def _too_long(size: str, max_bytes: int, place: int = 0) -> Bad:
+    return Bad(f"it has {size} bytes, more than --max-document-bytes {max_bytes}, which can be raised", place)
+
+
+def _whole_file(source: Source, max_bytes: int) -> str | Bad:
+    if not source.compression and source.size > max_bytes:
+        return _too_long(f"{source.size:,}", max_bytes)
+    with unpacked(source) as file:
+        content = file.read(max_bytes + 1)
+    return decoded(content) if len(content) <= max_bytes else _too_long(f"{len(content):,} or more", max_bytes)
+
+
+def _row_text(value: Any, number: int, max_bytes: int) -> str | Bad:
+    if value is None:
+        return Bad("the text is null", number)
+    if value.size > max_bytes:
+        return _too_long(f"{value.size:,}", max_bytes, number)
+    return decoded(value.to_pybytes(), number)
+
+
 def _json_text(line: bytes, number: int, text_field: str) -> str | Bad:
     if not line.strip():
         return ""
@@ -82,36 +103,54 @@ def _json_text(line: bytes, number: int, text_field: str) -> str | Bad:
     if not isinstance(text, str):
         return Bad(f"field {text_field!r} is no string", number)
     try:
-        text.encode()
+        if not text.isascii():
+            text.encode()
     except UnicodeEncodeError:
         return Bad("the text holds a lone surrogate", number)
     return text
 
 
-def _lines(part: Slice) -> Iterator[bytes]:
-    """The lines that begin inside the slice, without the newline; only a newline ends a line."""
-    if part.source.compression:
-        yield from _split_lines(_chunks(part.source))
-        return
-    with part.source.path.open("rb") as file:
-        if part.start:
-            file.seek(part.start - 1)
-            file.readline()  # ends at once where the byte before the slice is a newline
-        while file.tell() < part.stop and (line := file.readline()):
-            yield line.removesuffix(b"\n")
+def _lines(part: Slice, max_bytes: int) -> Iterator[tuple[int, bytes | Bad]]:
+    """The lines that begin inside the slice, from 1, without their ends (a newline, or a carriage return before it)."""
+    with unpacked(part.source) as file:
+        place = _first_line(file, part)
+        stop = sys.maxsize if part.source.compression else part.stop  # of a packed file the slice is all of it
+        for number in itertools.count(1):
+            if place >= stop or not (line := file.readline(max_bytes + 2)):
+                return
+            place += len(line)
+            content = _without_end(line)
+            if len(content) <= max_bytes:
+                yield number, content
+            else:
+                rest, end = _skip_line(file, line)
+                place += rest
+                yield number, _too_long(f"{len(line) + rest - end:,}", max_bytes, number)
 
 
-def _split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    begun: list[bytes] = []
-    for chunk in chunks:
-        first, *rest = chunk.split(b"\n")
-        begun.append(first)
-        if rest:
-            yield b"".join(begun)
-            yield from rest[:-1]
-            begun = [rest[-1]]
-    if any(begun):
-        yield b"".join(begun)
+def _without_end(line: bytes) -> bytes:
+    return line.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def _first_line(file: BinaryIO, part: Slice) -> int:
+    """Go to the first line that begins inside the slice, or behind the slice where none does; the place in the file."""
+    if not part.start:
+        return 0
+    place = file.seek(part.start - 1)
+    while place < part.stop and (piece := file.readline(CHUNK_BYTES)):  # at once where a newline is before the slice
+        place += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return place
+
+
+def _skip_line(file: BinaryIO, begun: bytes) -> tuple[int, int]:
+    """Read on to the end of a line of which `begun` is read; the bytes read, and how many of the line are its end."""
+    count, last = 0, begun[-2:]
+    while not last.endswith(b"\n") and (piece := file.readline(CHUNK_BYTES)):
+        count += len(piece)
+        last = (last + piece)[-2:]
+    return count, len(last) - len(_without_end(last))
 
 
 def _lines_before(part: Slice) -> int:
@@ -125,40 +164,3 @@ def _lines_before(part: Slice) -> int:
             left -= len(chunk)
             last = chunk[-1:]
     return count + (last != b"\n")
-
-
-def _chunks(source: Source) -> Iterator[bytes]:
-    """The content of a file, unpacked, in pieces."""
-    if source.compression == "zstd":
-        yield from _zstd_chunks(source)
-        return
-    with gzip.open(source.path) if source.compression else source.path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
-
-
-def _zstd_chunks(source: Source) -> Iterator[bytes]:
-    """Frame by frame: the library's own reader takes a frame that is cut short for a whole one."""
-    zstandard = _zstandard(source)
-    new_frame: Callable[[], Any] = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj
-    frame, begun = new_frame(), False
-    with source.path.open("rb") as file:
-        while packed := file.read(PACKED_BYTES):
-            while packed:
-                try:
-                    yield frame.decompress(packed)
-                except zstandard.ZstdError as error:
-                    raise DataError(f"{source.name}: damaged: {error}") from error
-                packed, begun = frame.unused_data, not frame.eof
-                if frame.eof:
-                    frame = new_frame()
-    if begun:
-        raise DataError(f"{source.name}: cut short inside a zstd frame")
-
-
-def _zstandard(source: Source) -> Any:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise DataError(f"{source.name}: zstandard is not installed: pip install 'sleeptrain[data]'") from error
-    return zstandard

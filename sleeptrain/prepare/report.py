@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from sleeptrain.data.shard_index import Shard
 from sleeptrain.prepare.split import SIDES
-from sleeptrain.small_files import parse_json
+from sleeptrain.prepare.work_schema import UNIT_CHECKS, read_checked
 
 
 @dataclass
@@ -40,12 +41,16 @@ class Tally:
 
 @dataclass
 class UnitReport:
-    """One unit: each side, what was left out as empty or bad, and the first bad one in words."""
+    """One unit: each side, what was left out as empty or bad, and the first bad one in words.
+
+    max_document_bytes: above which a document was bad; 0 in the total of units, which may differ in it.
+    """
 
     sides: dict[str, Tally] = field(default_factory=lambda: {name: Tally() for name in SIDES})
     empty: int = 0
     bad: int = 0
     first_bad: str | None = None
+    max_document_bytes: int = 0
 
     @property
     def documents(self) -> int:
@@ -59,12 +64,13 @@ class UnitReport:
         return (json.dumps(asdict(self), indent=2) + "\n").encode()
 
     @classmethod
-    def from_json(cls, content: bytes) -> UnitReport:
-        found = parse_json(content)
+    def read(cls, path: Path) -> UnitReport:
+        """The report that `to_json` wrote. Raises DataError: damaged."""
+        found = read_checked(path, UNIT_CHECKS, "make it anew with --force")
         for name, tally in found["sides"].items():
             tally["shards"] = [Shard(**shard) for shard in tally["shards"]]
             found["sides"][name] = Tally(**tally)
-        return cls(**found)
+        return cls(**{known.name: found[known.name] for known in fields(cls)})
 
 
 def total(reports: Iterable[UnitReport]) -> UnitReport:

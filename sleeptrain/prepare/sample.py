@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from sleeptrain.prepare.readers import documents
+from sleeptrain.prepare.readers import MAX_DOCUMENT_BYTES, documents
 from sleeptrain.prepare.split import side
 from sleeptrain.prepare.units import Unit
 
@@ -19,19 +19,20 @@ def sample(
     max_documents: int | None = None,
     characters: int = SAMPLE_CHARACTERS,
     wanted: str = "train",
+    max_bytes: int = MAX_DOCUMENT_BYTES,
 ) -> Iterator[str]:
     """Documents of the side `wanted`, from units spread evenly over the corpus, of `characters` in all at most.
 
     Every unit gives the same share from its beginning on; what a short one leaves goes to those behind it. With
-    `max_documents` only the first so many of the corpus are looked at, in order. What is no document is passed over.
-    Raises DataError when a file cannot be read.
+    `max_documents` only the first so many of the corpus are looked at, in order. What is no document, or has more than
+    `max_bytes`, is passed over. Raises DataError when a file cannot be read.
     """
     step = 1 if max_documents is not None else -(-len(units) // SAMPLE_UNITS) or 1
     chosen = units[::step]
     documents_left = max_documents
     for place, unit in enumerate(chosen):
         share = characters if max_documents is not None else -(-characters // (len(chosen) - place))
-        for text in _texts(unit, text_field):
+        for text in _texts(unit, text_field, max_bytes):
             if share <= 0 or documents_left == 0:
                 break
             if documents_left is not None:
@@ -42,8 +43,8 @@ def sample(
                 share -= len(text)
 
 
-def _texts(unit: Unit, text_field: str) -> Iterator[str]:
+def _texts(unit: Unit, text_field: str, max_bytes: int) -> Iterator[str]:
     for part in unit.slices:
-        for text in documents(part, text_field):
+        for text in documents(part, text_field, max_bytes):
             if isinstance(text, str) and text.strip():
                 yield text

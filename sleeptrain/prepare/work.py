@@ -19,7 +19,7 @@ from sleeptrain.errors import DataError
 from sleeptrain.files import sync, write_whole
 from sleeptrain.lease import Lease
 from sleeptrain.prepare.split import SIDES
-from sleeptrain.small_files import parse_json
+from sleeptrain.prepare.work_schema import PLAN_CHECKS, read_checked
 
 DIFFERENCES_SHOWN = 5
 
@@ -50,7 +50,7 @@ class Work:
         What was begun with another plan is refused (DataError, with the differences), or cleared with `force`.
         """
         published = self._publishing.exists() and not self.result.exists()
-        begun = self._begun_plan()
+        begun = self._begun_plan(force)
         if published or begun is None:
             self._clear()
         elif begun != plan:
@@ -86,8 +86,16 @@ class Work:
         self._clear()
         shutil.rmtree(self.path)
 
-    def _begun_plan(self) -> dict[str, Any] | None:
-        return parse_json(self._plan.read_bytes()) if self._plan.exists() else None
+    def _begun_plan(self, force: bool) -> dict[str, Any] | None:
+        """None where there is none, or a damaged one that `force` drops. Raises DataError for a damaged one."""
+        if not self._plan.exists():
+            return None
+        try:
+            return read_checked(self._plan, PLAN_CHECKS, "drop the work so far with --force")
+        except DataError:
+            if not force:
+                raise
+            return None
 
     def _clear_partial(self) -> None:
         """Remove what killed processes were writing: its names begin with a dot."""

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -40,6 +41,7 @@ class Recipe:
     validation_share: float
     shard_bytes: int
     skip_bad: bool
+    max_document_bytes: int
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,16 @@ def tokenise_unit(task: Task, recipe: Recipe, tokenizer: Tokenizer, tick: Tick) 
     The same unit gives the same bytes, also where the folder is replaced. Raises DataError: a file cannot be read or
     has changed, or holds a bad document and these are not skipped.
     """
-    report = UnitReport()
+    report = UnitReport(max_document_bytes=recipe.max_document_bytes)
     ticker = _Ticker(tick)
     with staged_folder(unit_folder(recipe.folder, task.unit.number), replace=True) as staged:
         writers = {name: _writer(staged / name, tokenizer, recipe.shard_bytes) for name in SIDES}
         first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         dtype = token_dtype(tokenizer.vocab_size)
-        for text in _texts(task, recipe, report):
+        for number, text in enumerate(islice(_texts(task, recipe, report), task.limit)):
             name = side(text, recipe.validation_share)
             tokens = np.array([*first, *tokenizer.encode(text), tokenizer.eos_id], dtype)
-            writers[name].add(f"{task.unit.number:06d}-{report.documents:08d}", tokens)
+            writers[name].add(f"{task.unit.number:06d}-{number:08d}", tokens)
             num_bytes = len(text.encode())
             report.sides[name].add(len(tokens), num_bytes)
             ticker.add(num_bytes)
@@ -89,9 +91,7 @@ def _texts(task: Task, recipe: Recipe, report: UnitReport) -> Iterator[str]:
     """The documents of a unit; counts in `report` what is left out."""
     for part in task.unit.slices:
         part.source.check_unchanged()
-        for text in documents(part, recipe.text_field):
-            if report.documents == task.limit:
-                return
+        for text in documents(part, recipe.text_field, recipe.max_document_bytes):
             if isinstance(text, Bad):
                 _leave_out(text, part, recipe, report)
             elif not text.strip():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 
 from sleeptrain.data.shards import Shard, ShardWriter, TokenShards, index_name, token_dtype, write_index, write_shards
 from sleeptrain.data.tokenizer import Tokenizer
@@ -55,6 +56,15 @@ def test_any_tar_reader_finds_the_arrays(tmp_path: Path) -> None:
             file = tar.extractfile(member)
             assert file is not None
             assert np.load(io.BytesIO(file.read())).tolist() == list(range(3 + number))
+
+
+def test_shards_are_as_webdataset_itself_writes_them(tmp_path: Path) -> None:
+    keys = [*KEYS, "e" * 96, "e" * 97, "f" * 300]
+    write(tmp_path, keys)
+    with (tmp_path / "webdataset.tar").open("wb") as file, webdataset.TarWriter(file, mtime=0) as tar:
+        for number, key in enumerate(keys):
+            tar.write({"__key__": key, "npy": np.arange(3 + number, dtype=DTYPE)})
+    assert (tmp_path / "shard-000000.tar").read_bytes() == (tmp_path / "webdataset.tar").read_bytes()
 
 
 def test_a_full_shard_is_followed_by_another(tmp_path: Path) -> None:

@@ -213,7 +213,9 @@ def test_what_a_worker_cannot_do_reaches_the_caller(
     units = plan_units(named_inputs([str(path)]), "text", 2000)
     path.write_bytes(path.read_bytes() + b"\n")
     (tmp_path / "units").mkdir()
-    recipe = Recipe(tmp_path / "units", tmp_path / "t.model", "text", 0.3, 10_000, skip_bad=False)
+    recipe = Recipe(
+        tmp_path / "units", tmp_path / "t.model", "text", 0.3, 10_000, skip_bad=False, max_document_bytes=10**6
+    )
     with pytest.raises(DataError, match=r"a\.jsonl changed while"):
         list(tokenise((Task(unit) for unit in units), recipe, 2, lambda *_: None))
     assert not list((tmp_path / "units").glob("0*"))

@@ -1,0 +1,42 @@
+"""The folder that is to be made, where it is there already: what an earlier call made, or somebody's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sleeptrain.data.shards import TokenShards
+from sleeptrain.data.tokenizer import load_tokenizer
+from sleeptrain.errors import DataError
+from sleeptrain.prepare.assembly import RECORD
+from sleeptrain.prepare.split import SIDES
+from sleeptrain.prepare.work import changes
+from sleeptrain.prepare.work_schema import RECORD_CHECKS, read_checked
+from sleeptrain.terminal import say
+
+
+def finished(out: Path, record: dict[str, Any], force: bool) -> dict[str, Any] | None:
+    """The report of a sound earlier result, None where there is to be made one. Raises DataError for anything else.
+
+    record: the settings that it must have been made with. force: make it anew whatever it was made with.
+    """
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file; name a folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return None
+    # Never replaced, not even by force: this may be a folder with somebody's own files.
+    if not (out / RECORD).exists():
+        raise DataError(f"{out} is not empty and not a prepared corpus; name another --out")
+    found = read_checked(out / RECORD, RECORD_CHECKS, "name another --out, or move the folder away")
+    if force:
+        return None
+    if changed := changes(found["settings"], record):
+        raise DataError(f"{out} was made with other settings ({'; '.join(changed)}); name another --out or use --force")
+    try:
+        tokenizer = load_tokenizer(out)
+        for side in SIDES:
+            TokenShards(out / side, expect_tokenizer=tokenizer.hash)
+    except DataError as error:
+        raise DataError(f"{error}; make it anew with --force") from error
+    say(f"{out} is complete and was made with the same settings: nothing to do")
+    return found["report"]
