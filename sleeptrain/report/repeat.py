@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import is_dataclass
-from functools import cache
 from pathlib import PurePath
 from typing import Any
 
-from sleeptrain.config.compose import compose, config_dir
+from sleeptrain.config.compose import compose
+from sleeptrain.config.experiments import experiment_config, experiment_names
 from sleeptrain.config.overrides import override, shell_command
 from sleeptrain.config.ranges import settings
 from sleeptrain.config.resolved import config_diff
@@ -34,18 +34,13 @@ def repeat_command(config: Config) -> str | None:
 
 def _candidates(config: Config) -> list[str]:
     """The experiment that the run's name tells, else all of the same kind of data."""
-    names = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
+    names = experiment_names()
     named = [part for part in PurePath(config.run.name).parts if part in names]
-    return named[:1] or [name for name in names if _experiment(name).data.source == config.data.source]
-
-
-@cache
-def _experiment(name: str) -> Config:
-    return compose([f"experiment={name}"])
+    return named[:1] or [name for name in names if experiment_config(name).data.source == config.data.source]
 
 
 def _overrides(name: str, config: Config) -> list[str]:
-    before = dict(settings(_experiment(name)))
+    before = dict(settings(experiment_config(name)))
     changed = [(key, value) for key, value in settings(config) if before[key] != value]
     return [f"experiment={name}", *(override(key, _plain(value)) for key, value in changed)]
 

@@ -17,7 +17,7 @@ from sleeptrain.config.schema import Config
 from sleeptrain.config.validate import validate
 from sleeptrain.errors import ConfigError, DataError, UserError
 from sleeptrain.report.cost import training_flops
-from sleeptrain.train.logging.metrics import Record, read_metrics
+from sleeptrain.train.logging.metrics import Record, stream_metrics
 from sleeptrain.train.logging.record_schema import faults
 from sleeptrain.train.status import State, read_status
 
@@ -26,9 +26,19 @@ METRICS, CONFIG = "metrics.jsonl", "config.yaml"
 KEPT = ("checkpoints", "wandb", "report", "earlier")
 
 
+# What a report reads of a record. All else is dropped while the file is read: a long run has a million records.
+READ = (
+    *("step", "tokens", "time", "loss", "passes", "window", "batch", "skipped", "rollbacks"),
+    *("eval", "norms", "attempt", "rollback"),
+)
+
+
 @dataclass
 class ReadRun:
-    """records: all of metrics.jsonl, in order. status: `status.json`, if any. cut_short: the last line is not whole."""
+    """records: of each of metrics.jsonl, in order, what a report reads (READ).
+
+    status: `status.json`, if any. cut_short: the last line is not whole.
+    """
 
     folder: Path
     config: Config
@@ -195,17 +205,26 @@ def _read(folder: Path) -> ReadRun:
                 f"{folder} is the folder of a run that has no {name}; bring it back, or name the other runs"
             )
     path = folder / METRICS
-    records = read_metrics(path)
-    for record in records:
+    records = []
+    for record in stream_metrics(path):
         _check(path, record)
-    content = path.read_bytes()  # by now a run that is on may have added whole lines
-    cut_short = bool(content) and not content.endswith(b"\n") and len(content.splitlines()) > len(records)
+        records.append({name: record[name] for name in READ if name in record})
+    cut_short = _is_cut_short(path, len(records))
     config = load_resolved(folder / CONFIG)
     try:
         validate(config)
     except ConfigError as error:
         raise DataError(f"{folder / CONFIG} is no configuration that runs: {error}") from error
     return ReadRun(folder, config, records, read_status(folder), cut_short)
+
+
+def _is_cut_short(path: Path, num_records: int) -> bool:
+    """Whether there is a last line that is no record. By now a run that is on may have added whole lines."""
+    with open(path, "rb") as file:
+        num_lines, is_whole = 0, True
+        for line in file:
+            num_lines, is_whole = num_lines + 1, line.endswith(b"\n")
+    return not is_whole and num_lines > num_records
 
 
 def _check(path: Path, record: Record) -> None:

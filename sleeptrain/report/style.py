@@ -8,6 +8,7 @@ from textwrap import wrap
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -106,9 +107,7 @@ def say(axes: Axes, text: str) -> None:
 
 def smooth(values: list[float]) -> list[float]:
     """A centred mean over about a fortieth of the values, over fewer at the ends, so that it never lags behind."""
-    last, widest = len(values) - 1, len(values) // 80
-    means = []
-    for at in range(len(values)):
-        reach = min(widest, at, last - at)
-        means.append(sum(values[at - reach : at + reach + 1]) / (2 * reach + 1))
-    return means
+    at = np.arange(len(values))
+    reach = np.minimum(np.minimum(at, len(values) - 1 - at), len(values) // 80)
+    sums = np.concatenate([[0.0], np.cumsum(np.asarray(values, np.float64), dtype=np.longdouble)])
+    return ((sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)).astype(np.float64).tolist()

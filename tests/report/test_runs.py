@@ -171,3 +171,8 @@ def test_records_of_an_older_format_are_refused(tmp_path: Path, record: dict, mi
         file.write(json.dumps(record) + "\n")
     with pytest.raises(DataError, match=f"metrics.jsonl: the record of step 1 has no {missing}.*older format"):
         find_runs([tmp_path])
+
+
+def test_what_no_report_reads_is_not_kept(tmp_path: Path) -> None:
+    [run], _ = find_runs([make_run(tmp_path / "r", [], [step(1, grad_norm=2.0, data={"a": 1})])])
+    assert run.records == [step(1)]

@@ -85,12 +85,17 @@ class MetricsFile:
         return open(self.path, "ab", buffering=0)
 
 
-def read_metrics(path: Path | str) -> list[Record]:
-    """All records of a metrics file, in the order written; a line torn at the end (the run may be on) is left out.
+def stream_metrics(path: Path | str) -> Iterator[Record]:
+    """The records of a metrics file, in the order written; a line torn at the end (the run may be on) is left out.
 
     Raises DataError when the file is missing or another line is no record.
     """
-    return [record for _, record in _lines(Path(path))]
+    return (record for _, record in _lines(Path(path)))
+
+
+def read_metrics(path: Path | str) -> list[Record]:
+    """All records at once. Raises as `stream_metrics`."""
+    return list(stream_metrics(path))
 
 
 def mean_later_windows(losses: Sequence[float | None]) -> float | None:
@@ -103,18 +108,18 @@ def mean_later_windows(losses: Sequence[float | None]) -> float | None:
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, Record]]:
+    """Each line, without its end, and its record: one at a time, for files may be larger than memory."""
     require_plain(path)
     try:
-        content = path.read_bytes()
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                record = _parse(line)
+                if record is not None:
+                    yield line.removesuffix(b"\n"), record
+                elif line.endswith(b"\n"):
+                    raise DataError(f"metrics file {path}, line {number} is no record; remove that line or the file")
     except OSError as error:
         raise DataError(f"metrics file {path} cannot be read: {error.strerror}") from error
-    lines = content.split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        record = _parse(line)
-        if record is not None:
-            yield line, record
-        elif number < len(lines):
-            raise DataError(f"metrics file {path}, line {number} is no record; remove that line or the file")
 
 
 def _parse(line: bytes) -> Record | None:
