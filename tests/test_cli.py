@@ -143,6 +143,7 @@ def test_a_sweep_runs_every_job_in_a_folder_of_its_own(
     assert capsys.readouterr().err.endswith("all in one page: sleeptrain report runs/multirun/rule110\n")
 
 
+@pytest.mark.slow
 def test_a_sweep_of_experiments_names_the_folder_of_each(
     trained: list[Config], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,6 +125,7 @@ def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert f"{tmp_path} is neither a checkpoint nor the folder of a run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_last_step_says_how_it_was_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The last step enters a stage of the curriculum that no step is in; N is drawn, and the largest judged."""
     staged = "sleep.curriculum=[{tokens: 800, passes: 8, batch: 32}]"

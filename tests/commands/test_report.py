@@ -189,6 +189,7 @@ def test_help_needs_neither_torch_nor_matplotlib() -> None:
     assert done.returncode == 0 and "--out FOLDER" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_prints_the_command_that_reports_on_it(tmp_path: Path) -> None:
     """Two processes as a user starts them: the sweep, then what it has printed."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -86,6 +86,7 @@ def leaves(tree: Any, path: str = "") -> dict[str, torch.Tensor]:
     return {name: leaf for key, value in tree.items() for name, leaf in leaves(value, f"{path}/{key}").items()}
 
 
+@pytest.mark.slow
 def test_without_the_guard_a_spike_is_trained_on(tmp_path: Path, bad: Callable[..., None]) -> None:
     bad(100.0)
     assert trainer.train(prepared(tmp_path, "health.spike_factor=0")) == 0
@@ -237,6 +238,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "step 1 10",
     ],
 )
+@pytest.mark.slow
 def test_killed_around_a_rollback_and_restarted_equals_an_undisturbed_run(
     tmp_path: Path, bad: Callable[..., None], monkeypatch: pytest.MonkeyPatch, undisturbed: Path, moment: str
 ) -> None:
@@ -296,6 +298,7 @@ def test_the_policy_may_change_when_a_run_goes_on_but_not_what_is_a_spike(
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_all_processes_do_alike(
     tmp_path: Path, bad: Callable[..., None], spread: tuple[str, ...], ranks: int, policy: str, batch: int, good: int
 ) -> None:

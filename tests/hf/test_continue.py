@@ -65,6 +65,7 @@ def test_jet_nemotron_from_its_files_and_back(tmp_path: Path):
     assert torch.equal(said[:, ids.shape[1] :], expected)
 
 
+@pytest.mark.slow
 def test_ouro_from_its_files_with_a_memory_inserted(tmp_path: Path):
     run(tmp_path / "first", *OURO)
     export(tmp_path / "first" / "r", tmp_path / "theirs", "ouro")

@@ -240,6 +240,7 @@ def frozen_start(tmp_path_factory: pytest.TempPathFactory, text: Path) -> dict[s
 @pytest.mark.parametrize(
     "layout", [Layout(2, 2, 1, 1), Layout(1, 1, 2, 1), Layout(1, 1, 2, 2), Layout(1, 1, 2, 3)], ids=str
 )
+@pytest.mark.slow
 def test_inserted_blocks_first_then_all(
     tmp_path: Path, text: Path, frozen_start: dict[str, torch.Tensor], layout: Layout
 ) -> None:

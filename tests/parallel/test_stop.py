@@ -51,6 +51,7 @@ def status(folder: Path) -> dict[str, Any]:
     [(2, Location(2, Phase.BACKWARD, 1, 2), 2), (3, Location(1, Phase.EVALUATION), 1)],
     ids=["step", "evaluation"],
 )
+@pytest.mark.slow
 def test_one_of_four_ranks_is_told(tmp_path: Path, rank: int, place: Location, step: int) -> None:
     """Two stages of two replicas. All stop after the same step, and go on as if nothing had been."""
     more = (*layout(1, 2, 1), "train.micro_batch=2", "train.eval_every=1", "checkpoint.every=0")

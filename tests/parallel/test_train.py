@@ -186,6 +186,7 @@ def test_two_stages_of_two_replicas(tmp_path: Path, tiny_shards: tuple[str, ...]
 
 
 @pytest.mark.parametrize(("pipeline", "zero"), [(1, 1), (1, 2), (2, 2)])
+@pytest.mark.slow
 def test_a_replica_without_a_target_takes_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: int, zero: int
 ) -> None:

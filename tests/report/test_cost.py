@@ -52,6 +52,7 @@ def cost(config: Config, passes: int) -> int:
     return MeanRow(config).step_flops(StepShape(passes, 20, 8))
 
 
+@pytest.mark.slow
 def test_where_records_say_otherwise_they_are_believed() -> None:
     config = composed("sleep.passes=4")
     records = [step(2, passes=1), step(4, passes=4), step(6, passes=2)]

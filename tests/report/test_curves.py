@@ -276,6 +276,7 @@ def test_text_has_windows_with_sleep_and_awake_and_norms(tmp_path: Path) -> None
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.slow
 def test_a_legend_of_many_long_names_leaves_the_axes_their_size(tmp_path: Path) -> None:
     """Of 12 curves with names of several lines, and an unfinished formula in each."""
     sized = {"S": {f"layer{n}": 1.0 for n in range(24)}, "features": {f"pass{n}": 1.0 for n in range(1, 9)}}

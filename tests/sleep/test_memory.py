@@ -66,6 +66,7 @@ def test_without_recomputation_it_grows(model):
 
 
 @pytest.mark.parametrize(("mode", "more"), [("block", "none"), ("pass", "block"), ("window", "pass")])
+@pytest.mark.slow
 def test_a_pass_costs_less_in_each_mode_than_in_the_one_before(model, mode, more):
     def growth(mode: str) -> int:
         return peak_bytes(model, 4, mode) - peak_bytes(model, 2, mode)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from sleeptrain.train.logging.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +43,7 @@ def compare(root: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
 
 
+@pytest.mark.slow
 def test_trains_each_number_of_passes_and_reports_on_them(tmp_path):
     tmp_path = tmp_path / "my runs, a=b é's"
     done = compare(tmp_path)

@@ -213,6 +213,7 @@ def torture(text: Path, folder: Path, story: Story, strikes: list[str], straight
         print(f"  {count} x {kind}: {hit}")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_comes_to_its_end(text: Path, tmp_path: Path, straight: Any) -> None:
     layout = STAGES_OF_TENSOR_RANKS.layouts[0]
     torture(text, tmp_path, STAGES_OF_TENSOR_RANKS, ["kill one rank", "SIGTERM"], straight(layout))

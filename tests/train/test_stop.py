@@ -96,6 +96,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize(("place", "step"), PLACES.values(), ids=PLACES)
+@pytest.mark.slow
 def test_a_signal_anywhere_stops_a_run_that_goes_on_as_if_nothing_had_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path, place: Location, step: int
 ) -> None:

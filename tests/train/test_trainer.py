@@ -133,6 +133,7 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> No
 
 
 @pytest.mark.parametrize("seed", range(2))
+@pytest.mark.slow
 def test_killed_at_a_random_step_and_restarted_equals_an_undisturbed_run(tmp_path, seed):
     """Law 5: metrics and weights to the last bit, over changes of N and of the batch."""
     curriculum = "sleep.curriculum=[{tokens: 280, passes: 3}, {tokens: 400, batch: 4}]"

@@ -50,6 +50,7 @@ def records(folder: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.slow
 def test_a_run_in_two_parts_is_one_run(tmp_path: Path, name: str) -> None:
     run(name, tmp_path / "one", 2000)
     steps = [r for r in records(tmp_path / "one") if "loss" in r]
