@@ -54,7 +54,7 @@ def _read_experiment(name: str) -> Config:
     base = _file(config_dir() / "config.yaml", "")
     chosen: dict[str, str] = {}
     own = _chain(GROUP, name, chosen)
-    written = cast(dict[str, Any], asdict(Config()))
+    written = asdict(Config())
     for group, option in _base_groups(base):
         _merge(written, {group: _chain(group, chosen.pop(group, option))})
     if chosen:
