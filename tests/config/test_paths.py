@@ -54,7 +54,7 @@ def test_a_root_that_is_read_only(closed: Path, capsys: pytest.CaptureFixture[st
 
 def test_a_run_whose_records_are_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "r" / "metrics.jsonl").mkdir(parents=True)
-    assert "metrics.jsonl cannot be read: Is a directory" in refusal(["train", *settings(tmp_path)], capsys)
+    assert "metrics.jsonl is no plain file" in refusal(["train", *settings(tmp_path)], capsys)
 
 
 @pytest.mark.parametrize("setting", ["run.init_from", "data.gsm_infinite.tokenizer"])
