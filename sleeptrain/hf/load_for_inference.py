@@ -44,13 +44,14 @@ def open_model(
         only = {"use_safetensors": True, "local_files_only": True}
         model = SleepForCausalLM.from_pretrained(place, dtype=DTYPES.get(dtype, "auto"), **only)
         found = tokenizer or place
+        opened = load_tokenizer(found)
     else:
         checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")), allow_older=allow_older)
         found = tokenizer or _own_tokenizer(place, checkpoint)
-        check_text_tokenizer(checkpoint, load_tokenizer(found).hash, found)
+        opened = load_tokenizer(found)
+        check_text_tokenizer(checkpoint, opened.hash, found)
         model = _of_checkpoint(checkpoint)
         nn.Module.to(model, DTYPES.get(dtype, torch.float32))
-    opened = load_tokenizer(found)
     check_vocabulary(opened, model.config.model_config(), found)
     nn.Module.to(model, where)  # the signature of transformers' own is not seen by mypy
     return model.eval(), opened

@@ -63,7 +63,7 @@ class MeanRow:
         return task.rows(0, 0, max(SAMPLED_TOKENS // task.sequence, 1))
 
     def _of_sample(self, window: int, passes: int) -> int:
-        """As many passes as there may be take no longer: from the third on each costs the same."""
+        """Plans three passes at most, for from the third on each costs the same: any number takes as long as three."""
         if passes > 3:
             two, three = (self._of_sample(window, n) for n in (2, 3))
             return two + (passes - 2) * (three - two)
