@@ -60,7 +60,7 @@ class MeanRow:
         if data.source == "shards":
             return long_rows(1, data.sequence)
         task = build_task(data)
-        return task.rows(0, 0, max(SAMPLED_TOKENS // task.sequence, 1))
+        return task.rows(0, 0, 1 if task.rows_alike else max(SAMPLED_TOKENS // task.sequence, 1))
 
     def _of_sample(self, window: int, passes: int) -> int:
         """Plans three passes at most, for from the third on each costs the same: any number takes as long as three."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,14 +64,14 @@ def draw_section(section: Section) -> list[Drawn]:
                 drawn.append(Drawn(breakdown.name, breakdown.title, draw_breakdown(section, breakdown)))
             title = f"{breakdown.title}, last evaluation"
             drawn.append(Drawn(f"{breakdown.name}-end", title, draw_breakdown_ends(section, breakdown)))
-    with_steps = [run for run in section.runs if run.steps]
+    with_steps = [run for run in section.runs if run.records.num_steps]
     if with_steps:
         drawn.append(Drawn("training-loss", "Training loss", draw_training(section)))
-    if any(run.norms for run in section.runs):
+    if any(run.records.norms for run in section.runs):
         drawn.append(Drawn("norms", "Size of features by pass, and of memory by layer", draw_norms(section)))
     if len(section.runs) == 1 and with_steps:
         [run] = with_steps
-        drawn.append(Drawn("run", "The run", draw_run(run.config.run.name, run.steps, run.evaluations)))
+        drawn.append(Drawn("run", "The run", draw_run(run.config.run.name, run.records)))
     return drawn
 
 
@@ -147,11 +146,11 @@ def _training(axes: Axes, section: Section, groups: list[Group]) -> None:
     later = []
     for group in groups:
         for run in group.runs:
-            finite = [r for r in run.steps if math.isfinite(r["loss"])]
-            losses = smooth([r["loss"] for r in finite])
-            later += losses[len(losses) // 50 :]
+            finite = run.records.finite
+            steps, losses = smooth(run.records.column("step")[finite], run.records.column("loss")[finite])
+            later += losses[len(losses) // 50 :].tolist()
             style = line_style(section.colors[group.label])
-            axes.plot([r["step"] for r in finite], losses, linewidth=1.2, alpha=0.8, label=group.label, **style)
+            axes.plot(steps, losses, linewidth=1.2, alpha=0.8, label=group.label, **style)
     if later:
         margin = 0.08 * (max(later) - min(later)) or 0.1
         axes.set_ylim(min(later) - margin, max(later) + margin)

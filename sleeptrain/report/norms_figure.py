@@ -18,7 +18,7 @@ KINDS = {"features": "root mean square of features", "S": "root mean square of S
 
 def draw_norms(section: Section) -> Figure:
     """A row of panels for each group that has records of norms: left features by pass, right S by layer."""
-    groups = [group for group in section.groups if any(run.norms for run in group.runs)]
+    groups = [group for group in section.groups if any(run.records.norms for run in group.runs)]
     with matplotlib.rc_context(STYLE):
         titles = [wrapped(group.name, 120) for group in groups]
         height = 1 + 2.6 * len(groups) + LINE * sum(title.count("\n") for title in titles)
@@ -41,7 +41,7 @@ def norms(group: Group, kind: str) -> dict[str, dict[int, float]]:
     """{"pass1": {step: mean over the runs that have a record there}}; kind: `features` or `S`."""
     found: dict[str, dict[int, list[float]]] = {}
     for run in group.runs:
-        for record in run.norms:
+        for record in run.records.norms:
             for name, value in record["norms"][kind].items():
                 found.setdefault(name, {}).setdefault(record["step"], []).append(value)
     return {

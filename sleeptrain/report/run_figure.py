@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from sleeptrain.report.style import AWAKE, INK, SLEEP, STYLE, TRAIN, WINDOW, over, say, smooth, wrapped
+from sleeptrain.report.records import Records
+from sleeptrain.report.style import AWAKE, INK, SLEEP, STYLE, TRAIN, WINDOW, Numbers, over, say, smooth, thin, wrapped
 from sleeptrain.train.logging.metrics import Record, mean_later_windows
 
 
@@ -25,64 +27,59 @@ def gain(evaluation: Record) -> tuple[int, float | None, float | None]:
     return most, mean_later_windows(losses[str(most)]) if most > 1 else None, awake
 
 
-def draw_run(name: str, steps: list[Record], evaluations: list[Record]) -> Figure:
-    """steps: the training records, at least one. evaluations: the records with `eval`, perhaps none."""
+def draw_run(name: str, records: Records) -> Figure:
+    """records: at least one of training; perhaps none of an evaluation."""
+    evaluations = records.evaluations
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 10), layout="constrained")
         rows = figure.add_gridspec(3, 1, height_ratios=[3, 1.3, 2.6])
         bottom = rows[2].subgridspec(1, 2, width_ratios=[2.2, 1])
         top = figure.add_subplot(rows[0])
         middle = figure.add_subplot(rows[1], sharex=top)
-        title = f"{name}   {steps[-1]['step']:,} steps, {_tokens(steps[-1]['tokens'])} tokens"
+        step, tokens = records.columns["step"][-1], records.column("tokens")
+        title = f"{name}   {step:,} steps, {_tokens(tokens[-1])} tokens"
         figure.suptitle(wrapped(title, 100), fontsize=13)
-        draw_loss(top, steps, evaluations)
-        draw_curriculum(middle, steps)
+        draw_loss(top, records)
+        draw_curriculum(middle, records)
         draw_gain(figure.add_subplot(bottom[0], sharex=top), evaluations)
         small = figure.add_subplot(bottom[1])
         if evaluations and "accuracy" in evaluations[-1]["eval"]:
             draw_accuracy(small, evaluations)
         else:
             draw_windows(small, evaluations)
-        top.set_xlim(0, 1.01 * max(record["tokens"] for record in [*steps, *evaluations]))
+        top.set_xlim(0, 1.01 * max(int(tokens.max()), *(record["tokens"] for record in evaluations), 0))
     return figure
 
 
-def draw_loss(axes: Axes, steps: list[Record], evaluations: list[Record]) -> None:
-    finite = [record for record in steps if math.isfinite(record["loss"])]
-    tokens, losses = [r["tokens"] for r in finite], [r["loss"] for r in finite]
-    axes.plot(
-        tokens,
-        losses,
-        "." if len(losses) <= 30 else "-",
-        color=TRAIN,
-        alpha=0.4,
-        linewidth=0.8,
-        label="training, each record",
-    )
-    axes.plot(tokens, smooth(losses), color=TRAIN, linewidth=1.9, label="training, smoothed")
-    points = [(r["tokens"], _mean(r["eval"]["loss"][str(gain(r)[0])])) for r in evaluations]
+def draw_loss(axes: Axes, records: Records) -> None:
+    finite = records.finite
+    tokens, losses = records.column("tokens")[finite], records.column("loss")[finite]
+    shown, marker = thin(tokens, losses), "." if len(losses) <= 30 else "-"
+    axes.plot(*shown, marker, color=TRAIN, alpha=0.4, linewidth=0.8, label="training, each record")
+    axes.plot(*smooth(tokens, losses), color=TRAIN, linewidth=1.9, label="training, smoothed")
+    points = [(r["tokens"], _mean(r["eval"]["loss"][str(gain(r)[0])])) for r in records.evaluations]
     known = [(x, y) for x, y in points if y is not None and math.isfinite(y)]
     if known:
         axes.plot(*zip(*known, strict=True), "o", color=INK, markersize=4, label="held out, all windows")
-    if skipped := len(steps) - len(finite):
+    if skipped := records.num_steps - len(losses):
         axes.plot([], [], " ", label=f"{skipped} not finite, not drawn")
-    _fit_height(axes, [*zip(tokens, losses, strict=True), *known], since=0.01)
+    x, y = (np.concatenate([own, [point[at] for point in known]]) for at, own in enumerate(shown))
+    _fit_height(axes, x, y, since=0.01)
     axes.set(title="Loss", ylabel="nats per token")
     over(axes)
     axes.legend(loc="upper right")
 
 
-def draw_curriculum(axes: Axes, steps: list[Record]) -> None:
+def draw_curriculum(axes: Axes, records: Records) -> None:
     """A record tells of the step that ends at its tokens, hence steps that reach back."""
-    tokens = [0, *(r["tokens"] for r in steps)]
-    passes = [steps[0]["passes"], *(r["passes"] for r in steps)]
-    windows = [steps[0]["window"], *(r["window"] for r in steps)]
-    axes.step(tokens, passes, where="pre", color=SLEEP, linewidth=1.8)
+    tokens = np.concatenate([[0], records.column("tokens")])
+    passes, windows = (np.concatenate([found[:1], found]) for found in map(records.column, ("passes", "window")))
+    axes.step(*thin(tokens, passes), where="pre", color=SLEEP, linewidth=1.8)
     axes.set(title="Curriculum", ylim=(0, max(passes) * 1.25))
     axes.set_ylabel("passes N", color=SLEEP)
     _few_ticks(axes, passes)
     right = axes.twinx()
-    right.step(tokens, windows, where="pre", color=WINDOW, linewidth=1.8, linestyle=(0, (5, 2)))
+    right.step(*thin(tokens, windows), where="pre", color=WINDOW, linewidth=1.8, linestyle=(0, (5, 2)))
     right.set(ylim=(0, max(windows) * 1.5))
     right.set_ylabel("window L (tokens)", color=WINDOW)
     _few_ticks(right, windows)
@@ -112,7 +109,8 @@ def draw_gain(axes: Axes, evaluations: list[Record]) -> None:
         numbers = sorted({most for _, most, many, _ in gains if many is not None})
         passes = f"N={numbers[0]}" + (f"..{numbers[-1]}, as it grows" if len(numbers) > 1 else "")
         axes.plot(*zip(*asleep, strict=True), "o-", color=SLEEP, markersize=3.5, label=f"with sleep ({passes})")
-    _fit_height(axes, awake + asleep, since=0.25)
+    x, y = np.array([*awake, *asleep]).T
+    _fit_height(axes, x, y, since=0.25)
     axes.legend(loc="upper right")
 
 
@@ -159,18 +157,17 @@ def _tokens(number: float) -> str:
     return EngFormatter(places=1, sep="")(number).replace("G", "B")
 
 
-def _fit_height(axes: Axes, points: list[tuple[float, float]], since: float) -> None:
+def _fit_height(axes: Axes, x: Numbers, y: Numbers, since: float) -> None:
     """Fits the height to the points after the share `since` of the run: the first fall would flatten all the rest."""
-    begin = since * max((x for x, _ in points), default=0)
-    later = [y for x, y in points if x >= begin and math.isfinite(y)]
-    if later:
-        margin = 0.08 * (max(later) - min(later)) or 0.1
-        axes.set_ylim(min(later) - margin, max(later) + 2 * margin)
+    later = y[(x >= since * x.max(initial=0)) & np.isfinite(y)]
+    if len(later):
+        margin = 0.08 * (later.max() - later.min()) or 0.1
+        axes.set_ylim(later.min() - margin, later.max() + 2 * margin)
 
 
-def _few_ticks(axes: Axes, values: list[int]) -> None:
+def _few_ticks(axes: Axes, values: Numbers) -> None:
     """Ticks at the very values where they are few."""
-    distinct = sorted(set(values))
+    distinct = np.unique(values)
     if len(distinct) <= 4:
         axes.set_yticks(distinct)
     else:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from sleeptrain.config.schema import Config
 from sleeptrain.config.validate import validate
 from sleeptrain.errors import ConfigError, DataError, UserError
 from sleeptrain.report.cost import training_flops
-from sleeptrain.train.logging.metrics import Record, stream_metrics
+from sleeptrain.report.records import Records, collect
+from sleeptrain.train.logging.metrics import MetricsStream, Record
 from sleeptrain.train.logging.record_schema import faults
 from sleeptrain.train.status import State, read_status
 
@@ -26,44 +26,18 @@ METRICS, CONFIG = "metrics.jsonl", "config.yaml"
 KEPT = ("checkpoints", "wandb", "report", "earlier")
 
 
-# What a report reads of a record. All else is dropped while the file is read: a long run has a million records.
-READ = (
-    *("step", "tokens", "time", "loss", "passes", "window", "batch", "skipped", "rollbacks"),
-    *("eval", "norms", "attempt", "rollback"),
-)
-
-
 @dataclass
 class ReadRun:
-    """records: of each of metrics.jsonl, in order, what a report reads (READ).
-
-    status: `status.json`, if any. cut_short: the last line is not whole.
-    """
+    """A run as its files tell it. status: `status.json`, if any."""
 
     folder: Path
     config: Config
-    records: list[Record]
+    records: Records
     status: dict[str, Any] | None
-    cut_short: bool
-
-    @property
-    def steps(self) -> list[Record]:
-        """The training records."""
-        return [record for record in self.records if "loss" in record]
 
     @property
     def evaluations(self) -> list[Record]:
-        return [record for record in self.records if "eval" in record]
-
-    @property
-    def norms(self) -> list[Record]:
-        return [record for record in self.records if "norms" in record]
-
-    @property
-    def reached(self) -> tuple[int, int]:
-        """(step, tokens) of the last record that tells of training; 0 where there is none."""
-        last = max(self.records, key=lambda record: record["step"], default=None)
-        return (0, 0) if last is None else (last["step"], last["tokens"])
+        return self.records.evaluations
 
     @property
     def finished(self) -> bool:
@@ -74,7 +48,7 @@ class ReadRun:
         """How the run stands, in words; what is not finished says how far it is, and why where that is known."""
         if self.finished:
             return "finished"
-        step, tokens = self.reached
+        step, tokens = self.records.furthest
         far = f"at step {step:,}, {tokens / self.config.train.tokens:.0%} of its tokens"
         if self.status is None:
             return f"NOT KNOWN (no status.json), {far}"
@@ -88,16 +62,14 @@ class ReadRun:
     @property
     def notes(self) -> list[str]:
         """What a reader of the curves must know."""
-        last = self.records[-1] if self.records else {}
-        trained = self.steps[-1] if self.steps else {}
-        found = []
-        if self.cut_short:
+        records, found = self.records, []
+        if records.cut_short:
             found.append(f"the last line of {METRICS} is cut short and left out")
         if not self.evaluations:
             found.append("no evaluation yet: not in the curves")
-        if trained.get("skipped"):
-            found.append(f"{trained['skipped']} steps passed over")
-        if trained.get("rollbacks") or "rollback" in last:
+        if records.skipped:
+            found.append(f"{records.skipped} steps passed over")
+        if records.rollbacks or records.rolled_back:
             found.append("went back to a checkpoint; what was taken back is not counted")
         if self.config.sleep.sample_passes:
             found.append("N is drawn anew at each step: an evaluation has the N of its step")
@@ -108,18 +80,9 @@ class ReadRun:
         return found
 
     @property
-    def seconds(self) -> float | None:
-        """Wall time between the records of each attempt, without the time from its last record on; None of no times."""
-        found, known = 0.0, False
-        for before, after in pairwise(self.records):
-            if "attempt" not in after:
-                found, known = found + after["time"] - before["time"], True
-        return found if known else None
-
-    @property
     def code(self) -> list[str]:
         """What the code of each attempt was, each once."""
-        return list(dict.fromkeys(r["attempt"]["code"] for r in self.records if "attempt" in r))
+        return list(dict.fromkeys(record["attempt"]["code"] for record in self.records.attempts))
 
     @cached_property
     def newest(self) -> tuple[Path, str | None] | None:
@@ -139,7 +102,7 @@ class ReadRun:
 
     @cached_property
     def flops(self) -> dict[int, int] | str:
-        """Training FLOPs until each recorded step; in words why they are not known, where the task's files are gone."""
+        """As `training_flops`; in words why they are not known, where the task's files are gone."""
         try:
             return training_flops(self.config, self.records)
         except UserError as error:
@@ -204,34 +167,23 @@ def _read(folder: Path) -> ReadRun:
             raise DataError(
                 f"{folder} is the folder of a run that has no {name}; bring it back, or name the other runs"
             )
-    path = folder / METRICS
-    records = []
-    for record in stream_metrics(path):
-        _check(path, record)
-        records.append({name: record[name] for name in READ if name in record})
-    cut_short = _is_cut_short(path, len(records))
+    stream = MetricsStream(folder / METRICS)
+    records = collect(_checked(stream))
+    records.cut_short = stream.cut_short
     config = load_resolved(folder / CONFIG)
     try:
         validate(config)
     except ConfigError as error:
         raise DataError(f"{folder / CONFIG} is no configuration that runs: {error}") from error
-    return ReadRun(folder, config, records, read_status(folder), cut_short)
+    return ReadRun(folder, config, records, read_status(folder))
 
 
-def _is_cut_short(path: Path, num_records: int) -> bool:
-    """Whether there is a last line that is no record. By now a run that is on may have added whole lines."""
-    with open(path, "rb") as file:
-        num_lines, is_whole = 0, True
-        for line in file:
-            num_lines, is_whole = num_lines + 1, line.endswith(b"\n")
-    return not is_whole and num_lines > num_records
-
-
-def _check(path: Path, record: Record) -> None:
-    """Raises DataError for a record that is not as this version writes it."""
-    missing = faults(record)
-    if missing:
-        raise DataError(
-            f"{path}: the record of step {record['step']} has no {', '.join(missing)}: the run is of an older format; "
-            "report it with the version that made it, or remove the line where it is damaged"
-        )
+def _checked(stream: MetricsStream) -> Iterator[Record]:
+    """Its records. Raises DataError for one that is not as this version writes it."""
+    for record in stream:
+        if missing := faults(record):
+            raise DataError(
+                f"{stream.path}: the record of step {record['step']} has no {', '.join(missing)}: the run is of an "
+                "older format; report it with the version that made it, or remove the line where it is damaged"
+            )
+        yield record

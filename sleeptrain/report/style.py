@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from io import BytesIO
+from itertools import pairwise
 from math import ceil
 from textwrap import wrap
 from typing import Any
 
 import matplotlib
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -16,6 +18,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter
 
 from sleeptrain.terminal import printable
+
+Numbers = npt.NDArray[Any]
 
 INK, GRID = "#2b2b33", "#e4e4ea"
 TRAIN, SLEEP, AWAKE, WINDOW = "#5b5f97", "#1b6ca8", "#d1603d", "#6a994e"
@@ -44,6 +48,8 @@ STYLE: dict[Any, Any] = {
 }
 # Of a legend: inches of a line of text, of the space behind an entry, and around all; characters to an inch of width.
 LINE, GAP, AROUND, CHARACTERS = 0.155, 0.065, 0.3, 13
+# Of a curve, several to a pixel of the width.
+MOST_POINTS = 4000
 SAMPLE = 8  # characters that the piece of line before an entry takes
 
 
@@ -105,9 +111,23 @@ def say(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, color="#8a8a95", ha="center", va="center", wrap=True, transform=axes.transAxes)
 
 
-def smooth(values: list[float]) -> list[float]:
-    """A centred mean over about a fortieth of the values, over fewer at the ends, so that it never lags behind."""
-    at = np.arange(len(values))
-    reach = np.minimum(np.minimum(at, len(values) - 1 - at), len(values) // 80)
-    sums = np.concatenate([[0.0], np.cumsum(np.asarray(values, np.float64), dtype=np.longdouble)])
-    return ((sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)).astype(np.float64).tolist()
+def thin(x: Numbers, y: Numbers) -> tuple[Numbers, Numbers]:
+    """The points of a curve that a picture can show: of each of many stretches the lowest and the highest, so that no
+    leap is lost; all where they are few."""
+    if len(y) <= MOST_POINTS:
+        return x, y
+    edges = np.linspace(0, len(y), MOST_POINTS // 2 + 1).astype(int)
+    spans = list(pairwise(edges))
+    kept = [first + int(find(y[first:end])) for first, end in spans for find in (np.argmin, np.argmax)]
+    at = np.unique(kept)
+    return x[at], y[at]
+
+
+def smooth(x: Numbers, y: Numbers) -> tuple[Numbers, Numbers]:
+    """A curve of centred means over about a fortieth of the values, over fewer at the ends, so that it never lags
+    behind; at evenly spaced values where there are more than a picture can show."""
+    count = len(y)
+    at = np.arange(count) if count <= MOST_POINTS else np.linspace(0, count - 1, MOST_POINTS).astype(int)
+    reach = np.minimum(np.minimum(at, count - 1 - at), count // 80)
+    sums = np.concatenate([[0.0], np.cumsum(y, dtype=np.longdouble)])
+    return x[at], ((sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)).astype(np.float64)

@@ -48,10 +48,11 @@ def _accuracy(section: Section, title: str, groups: list[Group], accuracy: Quant
 
 def _loss(run: ReadRun) -> list[str]:
     """Last training loss, and loss of windows 2..K with and without sleep."""
-    if not run.steps:
+    records = run.records
+    if not records.num_steps:
         return [f"{run.config.run.name}: no training record yet"]
-    last = run.steps[-1]
-    line = f"{run.config.run.name}: loss {last['loss']:.4f} at step {last['step']}, {last['tokens']:,} tokens"
+    loss, step, tokens = (records.columns[name][-1] for name in ("loss", "step", "tokens"))
+    line = f"{run.config.run.name}: loss {loss:.4f} at step {step}, {tokens:,} tokens"
     most, asleep, awake = gain(run.evaluations[-1]) if run.evaluations else (1, None, None)
     told = [f"N={n} {value:.4f}" for n, value in ((most, asleep), (1, awake)) if value is not None]
     lines = [line, f"windows 2..K: {', '.join(told) or 'not evaluated'}"]

@@ -73,11 +73,11 @@ def every_run(section: Section) -> Table:
     rows = []
     for run in section.runs:
         values = compared(run.config)
-        step, tokens = run.reached
+        step, tokens = run.records.furthest
         flops = run.flops_until(step)
         rows.append([
             str(run.folder), run.state, *(value_text(values[name]) for name in section.told),
-            f"{step:,}", f"{tokens:,}", NONE if flops is None else f"{flops:.3e}", _duration(run.seconds),
+            f"{step:,}", f"{tokens:,}", NONE if flops is None else f"{flops:.3e}", _duration(run.records.seconds),
             *(_last(run, q) for q in told),
             ", ".join(run.code) or NONE, ", ".join(run.versions.values()) or NONE, "; ".join(_notes(run)),
         ])  # fmt: skip
@@ -118,7 +118,7 @@ def _last(run: ReadRun, quantity: Quantity) -> str:
     if not found:
         return NONE
     step = max(found)
-    behind = "" if step == run.reached[0] else f" (step {step:,})"
+    behind = "" if step == run.records.furthest[0] else f" (step {step:,})"
     return value_of(found[step], quantity.share) + (" %" if quantity.share else "") + behind
 
 

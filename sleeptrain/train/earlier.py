@@ -16,7 +16,7 @@ from sleeptrain.distributed.world import World
 from sleeptrain.errors import ConfigError
 from sleeptrain.files import beside, sync
 from sleeptrain.train import changes
-from sleeptrain.train.logging.metrics import METRICS, read_metrics
+from sleeptrain.train.logging.metrics import METRICS, MetricsStream
 from sleeptrain.train.status import FILE as STATUS
 from sleeptrain.train.status import State, read_status
 
@@ -105,7 +105,7 @@ def keep(folder: Path, start: Start, step: int, attempt: int) -> list[str]:
 def reached(folder: Path) -> int:
     """The last step that records or status of the run in a folder tell of; 0 where they tell of none."""
     path, status = folder / METRICS, read_status(folder)
-    records = read_metrics(path) if path.exists() else []
+    records = MetricsStream(path) if path.exists() else ()
     return max([status["step"] if status else 0, *(record["step"] for record in records)])
 
 

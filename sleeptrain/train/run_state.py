@@ -41,7 +41,7 @@ from sleeptrain.train.changes import keep_changes
 from sleeptrain.train.earlier import Start, find_start, keep, settings_of
 from sleeptrain.train.engine import build_engine
 from sleeptrain.train.init_from import start_from
-from sleeptrain.train.logging.metrics import METRICS, MetricsFile, read_metrics
+from sleeptrain.train.logging.metrics import METRICS, MetricsFile, MetricsStream
 from sleeptrain.train.logging.progress_line import ProgressLine
 from sleeptrain.train.logging.wandb_log import WandbLogger
 from sleeptrain.train.status import Status
@@ -140,7 +140,7 @@ class Run:
     def _attempts(self) -> int:
         """How often the run has been started, by what is left of its files."""
         path = self.folder / METRICS
-        records = read_metrics(path) if self.world.is_main and path.exists() else []
+        records = MetricsStream(path) if self.world.is_main and path.exists() else ()
         return max([self.status.last_attempt, *(r["attempt"]["number"] for r in records if "attempt" in r)])
 
     def _open_logs(self, attempt: Attempt, changes: list[str], start: Start) -> None:
@@ -177,7 +177,8 @@ class Run:
             return
         made = False
         if self.world.is_main:
-            made = any("eval" in record for record in read_metrics(self.metrics.path) if record["step"] == self.step)
+            records = MetricsStream(self.metrics.path)
+            made = any("eval" in record for record in records if record["step"] == self.step)
         if self.world.from_first(made):
             self.owes_evaluation = False
 

@@ -178,7 +178,7 @@ def of_run(folder: Path) -> Any:
     """What a report says of a run, and what the next attempt reads of it."""
     [found], unreadable = find_runs([folder])
     MetricsFile(folder / "metrics.jsonl").truncate_after(10**9, 10**9)
-    told = [found.state, found.notes, found.code, found.seconds, found.flops, found.reached]
+    told = [found.state, found.notes, found.code, found.flops]
     return None if unreadable or found.status is None else [*told, found.records, found.status]
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sleeptrain.config.schema import Config, CurriculumStage
 from sleeptrain.plan.mean_row import MeanRow
+from sleeptrain.report import cost as cost_module
 from sleeptrain.report.cost import training_flops
+from sleeptrain.report.records import collect
 from sleeptrain.report.runs import find_runs
-from sleeptrain.sleep.curriculum import StepShape
+from sleeptrain.sleep.curriculum import StepShape, step_shape
 from sleeptrain.sleep.step import StepResult
 from sleeptrain.train import trainer
 from sleeptrain.train.logging.metrics import read_metrics
@@ -43,7 +47,7 @@ def test_they_are_what_the_steps_of_a_run_counted(
     monkeypatch.setattr(trainer, "Pace", Pace)
     config = change(composed(*TINY, f"run.root={tmp_path}", "run.name=r"), changes)
     assert trainer.train(config) == 0
-    found = training_flops(config, read_metrics(tmp_path / "r" / "metrics.jsonl"))
+    found = training_flops(config, collect(read_metrics(tmp_path / "r" / "metrics.jsonl")))
     assert len(found) > 4 and found == {at: counted[at] for at in found}
     assert max(found) == len(counted) - 1
 
@@ -57,7 +61,12 @@ def test_where_records_say_otherwise_they_are_believed() -> None:
     config = composed("sleep.passes=4")
     records = [step(2, passes=1), step(4, passes=4), step(6, passes=2)]
     one, two, four = (cost(config, n) for n in (1, 2, 4))
-    assert training_flops(config, records) == {0: 0, 2: 2 * one, 4: 2 * (one + four), 6: 2 * (one + four + two)}
+    assert training_flops(config, collect(records)) == {
+        0: 0,
+        2: 2 * one,
+        4: 2 * (one + four),
+        6: 2 * (one + four + two),
+    }
     assert four > two > one
 
 
@@ -78,7 +87,7 @@ def test_they_are_believed_for_what_lies_between_them_too() -> None:
         evaluation(14, {"1": [1.0]}),
     ]
     expected = {n: n * one for n in (0, 1, 2, 4, 6, 8, 9)} | {n: 9 * one + (n - 9) * four for n in (10, 12, 14)}
-    assert training_flops(config, records) == expected
+    assert training_flops(config, collect(records)) == expected
 
 
 def test_more_passes_cost_as_the_plan_says() -> None:
@@ -90,9 +99,33 @@ def test_more_passes_cost_as_the_plan_says() -> None:
 
 def test_text_is_counted_without_its_files() -> None:
     config = composed("experiment=stdlib", "data.batch=2", "data.sequence=256", "sleep.curriculum=[]")
-    assert training_flops(config, [{"step": 3, "tokens": 3 * 512}])[3] == 3 * MeanRow(config).step_flops(
-        StepShape(1, 128, 2)
-    )
+    records = collect([{"step": 3, "tokens": 3 * 512, "time": 0.0}])
+    assert training_flops(config, records)[3] == 3 * MeanRow(config).step_flops(StepShape(1, 128, 2))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_records_that_are_passed_over_change_nothing(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with ramps, whose settings were changed on the way, recorded now and then."""
+    draw = random.Random(seed)
+    ramps = [
+        CurriculumStage(tokens=40 * STEP, passes=3, ramp="linear"),
+        CurriculumStage(tokens=70 * STEP, passes=1, ramp="sqrt"),
+        CurriculumStage(tokens=90 * STEP, batch=4),
+    ]
+    config = change(composed(), {"sleep.curriculum": ramps})
+    records, tokens = [], 0
+    for number in range(120):
+        shape = step_shape(config, tokens, number)
+        passes = 2 if 30 < number < 50 else shape.passes
+        tokens += 21 * shape.batch
+        told = step(number + 1, passes=passes, batch=shape.batch) | {"tokens": tokens}
+        records += [told] if draw.random() < 0.8 else []
+        records += [evaluation(number + 1, {"1": [1.0]}) | {"tokens": tokens}] if draw.random() < 0.1 else []
+        records += [attempt(1, number + 1, 0.0) | {"tokens": tokens}] if draw.random() < 0.1 else []
+    found = training_flops(config, collect(records))
+    monkeypatch.setattr(cost_module, "_needed", lambda config, records, other: np.ones(records.num_steps, bool))
+    every = training_flops(config, collect(records))
+    assert found == {at: every[at] for at in found} and len(found) < len(every) - 20
 
 
 def test_where_the_files_of_a_task_are_gone_it_is_said(tmp_path: Path) -> None:

@@ -96,10 +96,10 @@ def test_wall_time_is_that_of_the_attempts(tmp_path: Path) -> None:
     later = [record | {"time": record["time"] + 1000} for record in (step(3), step(5))]
     records = [attempt(1, 0, 100.0, "v1"), step(1), step(2), attempt(2, 2, 1050.0, "v2"), *later]
     [run], _ = find_runs([make_run(tmp_path / "r", [], records)])
-    assert run.seconds == 2.0 + 55.0  # until step 2 (102), and from 1050 to step 5 (1105)
-    assert run.code == ["v1", "v2"] and run.reached == (5, 5 * STEP)
+    assert run.records.seconds == 2.0 + 55.0  # until step 2 (102), and from 1050 to step 5 (1105)
+    assert run.code == ["v1", "v2"] and run.records.furthest == (5, 5 * STEP)
     [bare], _ = find_runs([make_run(tmp_path / "bare", [], [step(1)])])
-    assert bare.seconds is None
+    assert bare.records.seconds is None
 
 
 def test_a_line_cut_short_is_left_out_and_told(tmp_path: Path) -> None:
@@ -108,8 +108,9 @@ def test_a_line_cut_short_is_left_out_and_told(tmp_path: Path) -> None:
     for content, cut in ((whole, False), (whole[:-1], False), (whole + '{"step": 2, "tok', True), ("", False)):
         path.write_text(content)
         [run], _ = find_runs([tmp_path])
-        assert run.cut_short == cut and any("cut short" in note for note in run.notes) == cut
-        assert len(run.records) == (3 if content else 0)
+        assert run.records.cut_short == cut and any("cut short" in note for note in run.notes) == cut
+        numbers = run.records.num_steps, len(run.records.attempts), len(run.records.evaluations)
+        assert numbers == ((1, 1, 1) if content else (0, 0, 0))
     assert any("no evaluation" in note for note in run.notes)
 
 
@@ -171,8 +172,3 @@ def test_records_of_an_older_format_are_refused(tmp_path: Path, record: dict, mi
         file.write(json.dumps(record) + "\n")
     with pytest.raises(DataError, match=f"metrics.jsonl: the record of step 1 has no {missing}.*older format"):
         find_runs([tmp_path])
-
-
-def test_what_no_report_reads_is_not_kept(tmp_path: Path) -> None:
-    [run], _ = find_runs([make_run(tmp_path / "r", [], [step(1, grad_norm=2.0, data={"a": 1})])])
-    assert run.records == [step(1)]

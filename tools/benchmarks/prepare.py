@@ -10,10 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import re
 import string
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +19,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from benchmarks import Row
+from benchmarks.process import measure
 from benchmarks.timing import round_robin
 from sleeptrain.data.tokenizer import train_tokenizer
 from sleeptrain.prepare.inputs import named_inputs
@@ -29,7 +27,6 @@ from sleeptrain.prepare.job import Job, prepare
 from sleeptrain.prepare.readers import MAX_DOCUMENT_BYTES
 
 METHOD = "one process; speed: CPU time, the least of several preparations; memory: the greatest resident size"
-ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS, ROUNDS = 100_000, 10  # a million in all
 SHORT = 1_000
 VOCAB_SIZE = 2048
@@ -38,14 +35,6 @@ SHARE = 0.5  # held out
 GOAL_SPEED = 20_000
 # MiB of a process, and bytes for a byte of the longest document: what the documentation promises.
 GOAL_BASE, GOALS = 300, {"SentencePiece BPE": 80, "SentencePiece unigram": 80, "Hugging Face": 500}
-PROGRAM = """
-import re, sys
-from tools.prepare import main
-
-code = main(sys.argv[1:])
-print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[0])
-sys.exit(code)
-"""
 
 
 def run(quick: bool) -> list[Row]:
@@ -120,8 +109,5 @@ def _peak(folder: Path, text: Path, tokenizer: Path, longest: int) -> int:
             "--validation-share": SHARE,
             "--workers": 1,
         }
-        command = [sys.executable, "-c", PROGRAM, *(str(part) for pair in arguments.items() for part in pair)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    found = re.search(r"VmHWM:\s+(\d+) kB", done.stdout)
-    assert found is not None, done.stdout
-    return int(found[1]) * 1024
+        _, peak = measure("tools.prepare", [part for pair in arguments.items() for part in pair])
+    return peak

@@ -37,6 +37,7 @@ class Depo:
 
     name = "depo"
     tokenizer_hash: str | None = None
+    rows_alike = False
 
     def __init__(self, config: DepoConfig) -> None:
         self._config = config

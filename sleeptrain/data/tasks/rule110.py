@@ -102,6 +102,7 @@ class Rule110:
     name = "rule110"
     vocab_size = VOCAB_SIZE
     tokenizer_hash: str | None = None
+    rows_alike = True
 
     def __init__(self, config: Rule110Config) -> None:
         self._config = config

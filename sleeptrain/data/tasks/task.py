@@ -41,7 +41,8 @@ class Task(Protocol):
     """Rows to train and to be judged on. A row's document id is its number.
 
     name: of the held-out set. vocab_size: ids are below it. tokenizer_hash: of what makes ids of text, None where the
-    ids are no text. sequence: T, tokens of a row. num_held_out: held-out rows.
+    ids are no text. sequence: T, tokens of a row. num_held_out: held-out rows. rows_alike: all rows have their targets
+    and pads at the same places, so that each costs the same.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Task(Protocol):
     tokenizer_hash: str | None
     sequence: int
     num_held_out: int
+    rows_alike: bool
 
     def rows(self, seed: int, first: int, count: int) -> Batch:
         """The training rows [first, first + count) of a seed; none of them is held out."""

@@ -67,15 +67,12 @@ class MetricsFile:
         rollbacks: how many the run has had. The file is replaced as a whole, and what the disk has not taken yet is
         dropped. Raises DataError for a line that is no record.
         """
-        kept = [
-            line
-            for line, record in _lines(self.path)
-            if record["step"] <= step and record.get("rollback", {}).get("number", 0) <= rollbacks
-        ]
+        with whole_file(self.path) as file:
+            for line, record in MetricsStream(self.path).lines():
+                if record["step"] <= step and record.get("rollback", {}).get("number", 0) <= rollbacks:
+                    file.write(line + b"\n")
         self.close()
         self._kept.clear()
-        with whole_file(self.path) as file:
-            file.writelines(line + b"\n" for line in kept)
         self._file = self._open()
 
     def close(self) -> None:
@@ -85,17 +82,42 @@ class MetricsFile:
         return open(self.path, "ab", buffering=0)
 
 
-def stream_metrics(path: Path | str) -> Iterator[Record]:
-    """The records of a metrics file, in the order written; a line torn at the end (the run may be on) is left out.
+class MetricsStream:
+    """The records of the metrics file `path`, in the order written, one at a time: a file may be larger than memory.
 
-    Raises DataError when the file is missing or another line is no record.
+    A line torn at the end is left out, since the run may be on; cut_short says then that there is one. To iterate
+    raises DataError when the file is missing or another line is no record.
     """
-    return (record for _, record in _lines(Path(path)))
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.cut_short = False
+
+    def __iter__(self) -> Iterator[Record]:
+        return (record for _, record in self.lines())
+
+    def lines(self) -> Iterator[tuple[bytes, Record]]:
+        """Each line, without its end, and its record."""
+        require_plain(self.path)
+        try:
+            with open(self.path, "rb") as file:
+                for number, line in enumerate(file, start=1):
+                    record = _parse(line)
+                    if record is not None:
+                        yield line.removesuffix(b"\n"), record
+                    elif line.endswith(b"\n"):
+                        raise DataError(
+                            f"metrics file {self.path}, line {number} is no record; remove that line or the file"
+                        )
+                    else:
+                        self.cut_short = True
+        except OSError as error:
+            raise DataError(f"metrics file {self.path} cannot be read: {error.strerror}") from error
 
 
 def read_metrics(path: Path | str) -> list[Record]:
-    """All records at once. Raises as `stream_metrics`."""
-    return list(stream_metrics(path))
+    """All records at once. Raises as `MetricsStream`."""
+    return list(MetricsStream(path))
 
 
 def mean_later_windows(losses: Sequence[float | None]) -> float | None:
@@ -105,21 +127,6 @@ def mean_later_windows(losses: Sequence[float | None]) -> float | None:
     """
     later = [loss for loss in losses[min(1, len(losses) - 1) :] if loss is not None]
     return sum(later) / len(later) if later else None
-
-
-def _lines(path: Path) -> Iterator[tuple[bytes, Record]]:
-    """Each line, without its end, and its record: one at a time, for files may be larger than memory."""
-    require_plain(path)
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                record = _parse(line)
-                if record is not None:
-                    yield line.removesuffix(b"\n"), record
-                elif line.endswith(b"\n"):
-                    raise DataError(f"metrics file {path}, line {number} is no record; remove that line or the file")
-    except OSError as error:
-        raise DataError(f"metrics file {path} cannot be read: {error.strerror}") from error
 
 
 def _parse(line: bytes) -> Record | None:
@@ -133,11 +140,13 @@ def _parse(line: bytes) -> Record | None:
 
 def _end_with_whole_line(path: Path) -> None:
     with open(path, "r+b") as file:
-        content = file.read()
-        end = content.rfind(b"\n") + 1
-        if end == len(content):
+        last, end = b"", 0  # the last line and the place where it ends
+        for last in file:
+            end += len(last)
+        if last.endswith(b"\n") or not last:
             return
-        if _parse(content[end:]) is None:
-            file.truncate(end)
+        if _parse(last) is None:
+            file.truncate(end - len(last))
         else:
+            file.seek(end)
             file.write(b"\n")  # whole but for the newline, and perhaps of a step that will not be run again

@@ -38,6 +38,7 @@ class GsmInfinite:
     """
 
     name = "gsm_infinite"
+    rows_alike = False
 
     def __init__(self, config: GsmInfiniteConfig) -> None:
         self._config = config
