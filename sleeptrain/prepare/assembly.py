@@ -51,14 +51,14 @@ def _moved(work: Work, units: Iterable[tuple[int, UnitReport]], side: str, folde
         for shard in report.sides[side].shards:
             moved = replace(shard, url=f"shard-{count:06d}.tar")
             origin = unit_folder(work.units, number) / side
-            _move(origin / shard.url, folder / moved.url)
-            _move(origin / index_name(shard.url), folder / index_name(moved.url))
+            for old, new in ((shard.url, moved.url), (index_name(shard.url), index_name(moved.url))):
+                _move(origin / old, folder / new, work)
             count += 1
             yield moved
 
 
-def _move(origin: Path, target: Path) -> None:
+def _move(origin: Path, target: Path, work: Work) -> None:
     if origin.exists():
         os.rename(origin, target)
     elif not target.exists():
-        raise DataError(f"{origin} is gone; drop the work so far with --force")
+        raise DataError(f"{origin} is gone; remove {work.path} and call again: all is made anew")

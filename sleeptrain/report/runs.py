@@ -19,6 +19,7 @@ from sleeptrain.report.cost import training_flops
 from sleeptrain.report.records import Records, collect
 from sleeptrain.train.logging.metrics import MetricsStream, Record
 from sleeptrain.train.logging.record_schema import faults
+from sleeptrain.train.status import FILE as STATUS
 from sleeptrain.train.status import State, read_status
 
 METRICS, CONFIG = "metrics.jsonl", "config.yaml"
@@ -51,7 +52,8 @@ class ReadRun:
         step, tokens = self.records.furthest
         far = f"at step {step:,}, {tokens / self.config.train.tokens:.0%} of its tokens"
         if self.status is None:
-            return f"NOT KNOWN (no status.json), {far}"
+            why = f"{STATUS} cannot be read" if (self.folder / STATUS).exists() else f"no {STATUS}"
+            return f"NOT KNOWN ({why}), {far}"
         state, reason = self.status["state"], self.status.get("reason")
         if state == State.RUNNING:
             noted = self.status.get("progress_at")

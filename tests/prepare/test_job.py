@@ -242,6 +242,22 @@ def test_killed_while_it_replaces_an_earlier_result(job: Job) -> None:
 
 
 @pytest.mark.usefixtures("quick_sync")
+def test_a_shard_that_is_gone_has_a_way_out(job: Job) -> None:
+    job = replace(job, unit_bytes=25_000)
+    expected = undisturbed(job)
+    work, at = Work(job.out), 10
+    while not (list(work.result.glob("*/*.tar")) and (made := list(work.units.glob("*/*/*.tar")))):
+        assert killed(job, at)
+        at += 3
+    made[0].unlink()
+    with pytest.raises(DataError, match=f"{made[0]} is gone; remove {work.path} and call again"):
+        prepare(job)
+    shutil.rmtree(work.path)
+    prepare(job)
+    assert content(job.out) == expected
+
+
+@pytest.mark.usefixtures("quick_sync")
 @pytest.mark.parametrize("force", [False, True])
 def test_killed_when_the_target_has_its_name(job: Job, force: bool) -> None:
     job = replace(job, unit_bytes=25_000, shard_bytes=20_000, force=force)

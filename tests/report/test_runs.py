@@ -92,6 +92,13 @@ def test_what_is_not_finished_says_so(tmp_path: Path, state: str | None, status:
     assert all(word in run.state for word in words), run.state
 
 
+def test_a_status_that_is_damaged_says_so(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "r", [], [step(5)])
+    (folder / "status.json").write_text('{"state": "asleep"}')
+    [run], _ = find_runs([folder])
+    assert "NOT KNOWN (status.json cannot be read), at step 5" in run.state and not run.finished
+
+
 def test_wall_time_is_that_of_the_attempts(tmp_path: Path) -> None:
     later = [record | {"time": record["time"] + 1000} for record in (step(3), step(5))]
     records = [attempt(1, 0, 100.0, "v1"), step(1), step(2), attempt(2, 2, 1050.0, "v2"), *later]

@@ -58,17 +58,18 @@ class ShardsConfig:
     cache_gib: int = setting(64, "GiB of remote shards, at most", at_least=1, on_resume="free")
 
 
-# Beyond what a row may hold, so that a damaged setting is refused before rows are made of it.
-MOST_WIDE, MOST_UPDATES = 2**16, 2**10
+# Far more than a row of any published experiment has, so that a damaged setting is refused before rows are made of it:
+# of what stands in a row (cells, nodes, words), and of what is done for each (updates, operations, symbols of a name).
+MOST_ITEMS, MOST_OPERATIONS = 2**16, 2**10
 
 
 @dataclass
 class Rule110Config:
     """Rule 110: `strings` random rows of `width` cells; a label is one of a string's cells `steps` updates on."""
 
-    width: int = setting(20, "cells of a string, one window", at_least=3, at_most=MOST_WIDE, on_resume="fixed")
-    strings: int = setting(1, "strings of a row", at_least=1, at_most=MOST_WIDE, on_resume="fixed")
-    steps: int = setting(8, "updates to the answer", at_least=1, at_most=MOST_UPDATES, on_resume="fixed")
+    width: int = setting(20, "cells of a string, one window", at_least=3, at_most=MOST_ITEMS, on_resume="fixed")
+    strings: int = setting(1, "strings of a row", at_least=1, at_most=MOST_ITEMS, on_resume="fixed")
+    steps: int = setting(8, "updates to the answer", at_least=1, at_most=MOST_OPERATIONS, on_resume="fixed")
     boundary: str = setting(
         "periodic", "the cells beyond the edge", choices=("periodic", "zeros", "ones"), on_resume="fixed"
     )
@@ -81,14 +82,16 @@ class DepoConfig:
     """Depo: a shuffled directed cycle of named nodes, then questions which node is k edges on."""
 
     nodes: int = setting(
-        75, "of the largest cycle, and of all held-out ones", at_least=2, at_most=MOST_WIDE, on_resume="fixed"
+        75, "of the largest cycle, and of all held-out ones", at_least=2, at_most=MOST_ITEMS, on_resume="fixed"
     )
-    min_nodes: int = setting(3, "of the smallest cycle", at_least=2, at_most=MOST_WIDE, on_resume="fixed")
-    hops: int = setting(16, "the largest k", at_least=1, at_most=MOST_WIDE, on_resume="fixed")
-    symbols: int = setting(50, "that words are made of", at_least=1, at_most=MOST_WIDE, on_resume="fixed")
-    max_word: int = setting(2, "symbols of a node's name, at most", at_least=1, at_most=MOST_UPDATES, on_resume="fixed")
+    min_nodes: int = setting(3, "of the smallest cycle", at_least=2, at_most=MOST_ITEMS, on_resume="fixed")
+    hops: int = setting(16, "the largest k", at_least=1, at_most=MOST_ITEMS, on_resume="fixed")
+    symbols: int = setting(50, "that words are made of", at_least=1, at_most=MOST_ITEMS, on_resume="fixed")
+    max_word: int = setting(
+        2, "symbols of a node's name, at most", at_least=1, at_most=MOST_OPERATIONS, on_resume="fixed"
+    )
     queries: int = setting(
-        10, "questions of a row, at most one a node", at_least=1, at_most=MOST_WIDE, on_resume="fixed"
+        10, "questions of a row, at most one a node", at_least=1, at_most=MOST_ITEMS, on_resume="fixed"
     )
     validation_samples: int = setting(1024, "held-out rows", at_least=1)
 
@@ -103,7 +106,7 @@ class GsmInfiniteConfig:
         at_least=0,
         on_resume="fixed",
     )
-    max_ops: int = setting(8, "and at most; uniform between", at_least=1, at_most=MOST_UPDATES, on_resume="fixed")
+    max_ops: int = setting(8, "and at most; uniform between", at_least=1, at_most=MOST_OPERATIONS, on_resume="fixed")
     min_tokens: int = setting(2000, "of a row's inputs, at least", at_least=1, on_resume="fixed")
     max_tokens: int = setting(3300, "and at most; T", at_least=1, on_resume="fixed")
     tokenizer: str = setting(
