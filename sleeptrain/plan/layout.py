@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sleeptrain.config.schema import Config
+from sleeptrain.config.vocabulary import with_vocabulary
 from sleeptrain.data.shards import TokenShards
 from sleeptrain.data.tasks.build import build_task
 from sleeptrain.distributed.gpus import Gpu
@@ -74,7 +75,7 @@ class Plan:
 def make_plan(config: Config, processes: int, gpu: tuple[str, Gpu] | None, efficiency: float) -> Plan:
     """Raises ConfigError for a layout that does not fit, and for a vocabulary that neither model nor data tell."""
     replicas = check_layout(config, processes)
-    config.model.vocab_size = config.model.vocab_size or vocabulary(config)
+    config = with_vocabulary(config, config.model.vocab_size or vocabulary(config))
     stages = split_stages(config, config.parallel.pipeline)
     held = held_parameters(config, stages.bounds)
     costs = schedule_costs(config)

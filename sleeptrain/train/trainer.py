@@ -23,6 +23,7 @@ from sleeptrain.sleep.step import StepResult
 from sleeptrain.stop import Stopped, is_main, listening
 from sleeptrain.terminal import say
 from sleeptrain.train.evaluate import Evaluation, EvaluationStopped, evaluate, held_out
+from sleeptrain.train.open_run import open_run
 from sleeptrain.train.pace import Pace
 from sleeptrain.train.run_state import Run
 from sleeptrain.train.status import State, Status
@@ -86,10 +87,9 @@ def say_early(line: str) -> None:
 def train_watched(config: Config, world: World, progress: Progress, stopping: Stopping, status: Status) -> bool:
     """The run from where it stands; whether it has come to its end."""
     with naming_settings(config):
-        run = Run(config, world, progress, stopping, status)
-        is_open = run.open()
-    if not is_open:
-        run.stopping.agreed()  # of which all processes know then
+        run = open_run(config, world, progress, stopping, status)
+    if run is None:
+        stopping.agreed()  # of which all processes know then
         return False
     try:
         train_steps(run)

@@ -16,6 +16,7 @@ from sleeptrain.train.run_state import Run
 from tests.checkpoint.contents import tensors
 from tests.parallel.layouts import Layout
 from tests.parallel.test_train import text, train
+from tests.runs import on_open
 from tests.train.conftest import tiny_shards
 
 __all__ = ["tiny_shards"]  # the fixture holds here too
@@ -54,14 +55,11 @@ def written(tmp_path_factory: pytest.TempPathFactory, tiny_shards: tuple[str, ..
 
 def spy_on_open(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """Each process of a run puts into a folder what it would save, as soon as the run has gone on."""
-    opened = Run.open
 
-    def spy(run: Run) -> Run:
-        opened(run)
+    def spy(run: Run) -> None:
         save_file(run.engine.local_tensors(run.carried), folder / f"{run.world.rank}.safetensors")
-        return run
 
-    patch.setattr(Run, "open", spy)
+    on_open(patch, spy)
 
 
 def check(written: dict[int, Path], tmp_path: Path, tiny_shards: tuple[str, ...], pair: tuple[int, int]) -> None:

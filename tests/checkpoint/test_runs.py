@@ -127,11 +127,11 @@ def test_records_that_the_disk_does_not_take_are_kept_and_no_checkpoint_is_ahead
             return getattr(self.file, name)
 
     def fill(made: Run) -> None:
-        plain.append(made.metrics._file)
-        made.metrics._file = Full(plain[0])  # type: ignore[assignment]
+        plain.append(made.records.metrics._file)  # type: ignore[attr-defined]
+        made.records.metrics._file = Full(plain[0])  # type: ignore[attr-defined]
 
     def empty(made: Run) -> None:
-        made.metrics._file = plain[0]  # type: ignore[assignment]
+        made.records.metrics._file = plain[0]  # type: ignore[attr-defined]
 
     at_step(monkeypatch, {5: fill, 7: lambda made: made.saver.wait(), 8: empty})
     run(tmp_path)

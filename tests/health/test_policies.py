@@ -12,7 +12,7 @@ import torch
 
 from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config.compose import compose
-from sleeptrain.errors import NonFiniteError, SpikeError
+from sleeptrain.errors import ConfigError, NonFiniteError, SpikeError
 from sleeptrain.train import run_state as run_module
 from sleeptrain.train import trainer
 from sleeptrain.train.run_state import Run
@@ -20,6 +20,7 @@ from tests.checkpoint.contents import contents
 from tests.checkpoint.test_folder import flip
 from tests.parallel.processes import run_ranks
 from tests.parallel.test_train import layout
+from tests.runs import on_open
 from tests.train.conftest import tiny_shards
 from tests.train.test_trainer import records, settings
 
@@ -39,7 +40,7 @@ def bad(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Makes batches bad in the first replica: what the head reads is multiplied."""
 
     def make(factor: float, batches: tuple[int, ...] = (BAD,)) -> None:
-        next_batch, opened = Run.next_batch, Run.open
+        next_batch = Run.next_batch
 
         def read(self: Run, num_rows: int) -> Any:
             batch = next_batch(self, num_rows)
@@ -47,14 +48,13 @@ def bad(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             self.is_bad = number in batches and self.world.part.rank == 0  # type: ignore[attr-defined]
             return batch
 
-        def open_run(self: Run) -> Run:
-            if self.model.norm is not None:
-                self.model.norm.register_forward_hook(lambda m, i, x: x * (factor if self.is_bad else 1.0))  # type: ignore[attr-defined]
-            self.is_bad = False  # type: ignore[attr-defined]
-            return opened(self)
+        def multiply(run: Run) -> None:
+            run.is_bad = False  # type: ignore[attr-defined]
+            if run.model.norm is not None:
+                run.model.norm.register_forward_hook(lambda m, i, x: x * (factor if run.is_bad else 1.0))  # type: ignore[attr-defined]
 
         monkeypatch.setattr(Run, "next_batch", read)
-        monkeypatch.setattr(Run, "open", open_run)
+        on_open(monkeypatch, multiply)
 
     return make
 
@@ -280,7 +280,7 @@ def test_the_policy_may_change_when_a_run_goes_on_but_not_what_is_a_spike(
     bad(100.0)
     with pytest.raises(SpikeError):
         trainer.train(prepared(tmp_path))
-    with pytest.raises(run_module.ConfigError, match=r"health\.spike_factor"):
+    with pytest.raises(ConfigError, match=r"health\.spike_factor"):
         trainer.train(prepared(tmp_path, "health.spike_factor=50"))
     assert trainer.train(prepared(tmp_path, "health.on_spike=skip")) == 0
     assert last(tmp_path)["skipped"] == 1

@@ -24,6 +24,7 @@ from sleeptrain.train.run_state import Run
 from sleeptrain.watch.progress import Phase
 from tests.checkpoint.contents import contents
 from tests.parallel.processes import run_ranks
+from tests.runs import on_open
 from tests.train.conftest import tiny_shards
 
 __all__ = ["tiny_shards"]  # the fixture holds here too
@@ -224,8 +225,7 @@ def test_a_step_that_is_not_finite_is_skipped_by_all(
 
         next(iter(made.model.blocks.values())).register_forward_hook(hook)
 
-    opened = Run.open
-    monkeypatch.setattr(Run, "open", lambda self: (breaks(self), opened(self))[1])
+    on_open(monkeypatch, breaks)
     train(tmp_path, *layout(1, 2, zero), "health.on_nonfinite=skip", "train.micro_batch=2", ranks=4)
     assert [r["skipped"] for r in records(tmp_path) if "loss" in r] == [0, 1, 1]
     # Rank 1 has the first stage in the second replica; both stages of both replicas have looked.
@@ -278,7 +278,7 @@ def test_what_is_not_supported_is_refused_before_anything_is_written(
 
 def test_each_stage_knows_which_round_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the forwards and backwards of training, and in an evaluation."""
-    made, seen, opened = list[Run](), set[tuple[Any, ...]](), Run.open
+    made, seen = list[Run](), set[tuple[Any, ...]]()
 
     def spied(model: Any, r: Round, *rest: Any) -> Any:
         here = made[0].progress.now
@@ -292,7 +292,7 @@ def test_each_stage_knows_which_round_it_runs(tmp_path: Path, monkeypatch: pytes
         trainer.train(config)
         return seen
 
-    monkeypatch.setattr(Run, "open", lambda self: (made.append(self), opened(self))[1])
+    on_open(monkeypatch, made.append)
     monkeypatch.setattr(sequence, "run_layers", spied)
     config = compose(settings(tmp_path, *layout(1, 2, 1), "train.micro_batch=2"))
     for rounds in run_ranks(ranked, 2, config):

@@ -10,9 +10,11 @@ import torch
 
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
+from sleeptrain.config.vocabulary import with_vocabulary
 from sleeptrain.data.batch import PAD
 from sleeptrain.data.source import build_source
 from sleeptrain.data.tasks.build import build_task
+from sleeptrain.data.tasks.rule110 import VOCAB_SIZE
 from sleeptrain.distributed.gpus import GPUS, Gpu, find_gpu
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.model.hybrid import Hybrid
@@ -31,7 +33,7 @@ SMALL = ["data.rule110.width=6", "data.batch=8", "model.dim=16", "model.ffn_dim=
 
 
 def rule110(*more: str) -> Config:
-    return compose(["experiment=rule110", "sleep.passes=3", *SMALL, *more])
+    return with_vocabulary(compose(["experiment=rule110", "sleep.passes=3", *SMALL, *more]), VOCAB_SIZE)
 
 
 def planned(config: Config, processes: int = 1, gpu: str | None = None) -> Plan:

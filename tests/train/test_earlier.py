@@ -163,7 +163,7 @@ def test_a_run_that_was_taken_over_ends_and_writes_nothing_more(
     def taken(made: Run) -> None:
         made.saver.wait()
         (made.folder / "lease.json").write_text("of somebody else")
-        left.update(status=read_status(made.folder), records=read_metrics(made.metrics.path))
+        left.update(status=read_status(made.folder), records=read_metrics(made.folder / "metrics.jsonl"))
 
     at_step(monkeypatch, {5: taken, 7: lambda made: made.saver.wait()})
     with pytest.raises(LeaseError, match="r was taken over by process"):

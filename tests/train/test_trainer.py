@@ -19,6 +19,8 @@ from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config import load_resolved, save_resolved
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
+from sleeptrain.config.vocabulary import with_vocabulary
+from sleeptrain.data.tasks.rule110 import VOCAB_SIZE
 from sleeptrain.errors import ConfigError, NonFiniteError
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.plan.report import short
@@ -31,6 +33,7 @@ from sleeptrain.train.run_state import Run
 from sleeptrain.train.status import read_status
 from tests.checkpoint.contents import contents
 from tests.parallel.processes import PATIENCE
+from tests.runs import on_open
 
 TIMES = ("time", "tokens_per_second", "passes_per_second", "mfu", "memory_mb", "eta_seconds")
 
@@ -60,7 +63,7 @@ def settings(folder: Path, *more: str) -> list[str]:
 def run(folder: Path, *more: str) -> Config:
     config = compose(settings(folder, *more))
     assert trainer.train(config) == 0
-    return config
+    return with_vocabulary(config, VOCAB_SIZE)
 
 
 def records(folder: Path) -> list[dict[str, object]]:
@@ -198,8 +201,7 @@ def broken(monkeypatch):
 
         made.model.blocks[1].register_forward_hook(hook, prepend=True)
 
-    opened = Run.open
-    monkeypatch.setattr(Run, "open", lambda self: (break_it(self), opened(self))[1])
+    on_open(monkeypatch, break_it)
 
 
 def test_a_step_that_is_not_finite_stops_the_run_and_is_named(tmp_path, broken):

@@ -29,6 +29,7 @@ from sleeptrain.distributed.launch import join
 from sleeptrain.distributed.world import World
 from sleeptrain.sleep.curriculum import step_shape
 from sleeptrain.stop import StopRequest
+from sleeptrain.train.open_run import open_run
 from sleeptrain.train.run_state import Run
 from sleeptrain.train.status import Status
 from sleeptrain.train.stopping import Stopping
@@ -125,8 +126,8 @@ def _config(place: Path, stages: int) -> Config:
 def _measure(place: Path, size: int, rounds: int) -> dict[str, float]:
     world = join(config := _config(place, size))
     stopping, status = Stopping(None, StopRequest(), world), Status(place / "r", world.is_main)
-    made = Run(config, world, Progress(), stopping, status)
-    made.open()
+    made = open_run(config, world, Progress(), stopping, status)
+    assert made is not None
     _steps(made, 1)
     least: dict[str, float] = {}
     for _ in range(rounds):

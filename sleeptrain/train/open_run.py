@@ -1,0 +1,157 @@
+"""A run is opened: its parts are built, its folder is taken, and it begins or goes on where its checkpoint stands."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sleeptrain.config.changes import check_changes
+from sleeptrain.config.resolved import run_folder, save_resolved, shareable
+from sleeptrain.config.schema import Config
+from sleeptrain.config.vocabulary import with_vocabulary
+from sleeptrain.data.source import build_source
+from sleeptrain.distributed.world import World
+from sleeptrain.errors import naming
+from sleeptrain.files import remove_leftovers
+from sleeptrain.train.attempt import Attempt, this_attempt
+from sleeptrain.train.changes import keep_changes
+from sleeptrain.train.earlier import Start, find_start, keep, settings_of
+from sleeptrain.train.engine import Engine, build_engine
+from sleeptrain.train.init_from import start_from
+from sleeptrain.train.logging.metrics import METRICS, MetricsFile, MetricsStream
+from sleeptrain.train.logging.progress_line import ProgressLine
+from sleeptrain.train.logging.wandb_log import WandbLogger
+from sleeptrain.train.restore import Restored, restore
+from sleeptrain.train.run_log import MainRunLog, RunLog
+from sleeptrain.train.run_state import CHECKPOINTS, Run
+from sleeptrain.train.status import Status
+from sleeptrain.train.stopping import Stopping
+from sleeptrain.watch.progress import Progress
+
+
+def open_run(config: Config, world: World, progress: Progress, stopping: Stopping, status: Status) -> Run | None:
+    """Makes the run folder, or goes on where its newest whole checkpoint stands; then opens the records.
+
+    All processes call it. Data is read before the folder is taken; only the main process writes, and only while it has
+    the lease on the folder. None where the run was asked to stop while another process had the folder: then nothing is
+    open. Raises LeaseError where another process goes on with the run, ConfigError where the folder holds a run of
+    another configuration or records that a new beginning would lose, DataError where it cannot be written, all
+    checkpoints are damaged or do not fit, or not all processes see the same ones, CheckpointError where the first one
+    of a new run cannot be written.
+    """
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    torch.manual_seed(config.train.seed)
+    source = build_source(config.data, world.part, stopping.asked)
+    config = with_vocabulary(config, source.vocab_size)
+    engine = build_engine(config, world, progress)
+    folder = run_folder(config)
+    if not all(world.all_or_raise(lambda: _take_lease(config, world, stopping, status))):
+        return None
+    start = find_start(folder, world, config.run.start_over)
+    restored, changes = Restored(), list[str]()
+    if start.whole is not None:
+        restored, changes = _go_on(config, world, engine, start.whole)
+        source.load_state_dict(restored.data)
+    elif config.run.init_from:
+        start_from(config, engine, world, source.tokenizer_hash)
+    attempt = this_attempt(_last_attempt(folder, world, status) + 1, world)
+    log = _open_log(config, world, status, restored, start, attempt, changes)
+    run = Run(config, world, progress, stopping, status, source, engine, log, restored)
+    if run.owes_evaluation and world.from_first(world.is_main and _has_evaluation(folder, run.step)):
+        run.owes_evaluation = False
+    if start.whole is None:
+        run.save()  # from the first moment on a killed run keeps its identity
+        run.finish_saving()
+    return run
+
+
+def _take_lease(config: Config, world: World, stopping: Stopping, status: Status) -> bool:
+    if not world.is_main:
+        return True
+
+    def facts() -> dict[str, Any]:
+        status.read()  # the attempt that has just ended has written it
+        return {"attempt": _last_attempt(run_folder(config), world, status) + 1}
+
+    with naming(f"run.root={config.run.root}: the run folder cannot be made or written"):
+        return status.lease.take(os.environ.get("SLURM_JOB_ID"), facts, stopping.asked)
+
+
+def _last_attempt(folder: Path, world: World, status: Status) -> int:
+    """How often the run has been started, by its records and its status."""
+    path = folder / METRICS
+    records = MetricsStream(path) if world.is_main and path.exists() else ()
+    return max([status.last_attempt, *(r["attempt"]["number"] for r in records if "attempt" in r)])
+
+
+def _go_on(config: Config, world: World, engine: Engine, checkpoint: Path) -> tuple[Restored, list[str]]:
+    """What the checkpoint restores, and the settings that have changed. If one process cannot read it, all raise."""
+    restored: list[Restored] = []
+
+    def read() -> list[str]:
+        folder = run_folder(config)
+        changes = check_changes(settings_of(folder, checkpoint, config), config, str(folder))
+        restored.append(restore(checkpoint, engine, config.model))
+        return changes
+
+    changes = world.all_or_raise(read)[0]
+    return restored[0], changes
+
+
+def _open_log(
+    config: Config,
+    world: World,
+    status: Status,
+    restored: Restored,
+    start: Start,
+    attempt: Attempt,
+    changes: Sequence[str],
+) -> RunLog:
+    """The records of this process. If the main process cannot open them, all raise."""
+    logs = [RunLog()]
+
+    def open_main() -> None:
+        if world.is_main:
+            logs.append(_open_main_log(config, status, restored, start, attempt, changes))
+
+    world.all_or_raise(open_main)
+    return logs[-1]
+
+
+def _open_main_log(
+    config: Config, status: Status, restored: Restored, start: Start, attempt: Attempt, changes: Sequence[str]
+) -> MainRunLog:
+    folder = run_folder(config)
+    with naming(f"run.root={config.run.root}: the run folder cannot be written"):
+        status.lease.check()
+        for inside in (folder, folder / CHECKPOINTS):
+            remove_leftovers(inside)
+        lines = keep(folder, start, restored.step, attempt.number)
+        progress_line = ProgressLine(config.train.tokens)
+        metrics = MetricsFile(folder / METRICS)
+        metrics.truncate_after(restored.step, restored.rollbacks.total)
+        place = {"step": restored.step, "tokens": restored.tokens, "time": time.time()}
+        metrics.append(place | {"attempt": asdict(attempt)})
+        status.begin(attempt, restored.step, restored.tokens)
+        if config.run.start_over and start.whole is not None:
+            lines.append(f"run.start_over=true: there is a checkpoint, so the run goes on from step {restored.step}")
+        if changes:
+            keep_changes(folder, attempt.number, restored.step, changes)
+            lines.append("\n".join(["changed since the attempt before:", *(f"  {line}" for line in changes)]))
+        for line in lines:
+            progress_line.message(line)
+        save_resolved(config, folder / "config.yaml")
+    wandb = WandbLogger(config.wandb, folder, config.run.name, shareable(config), restored.wandb_id)
+    return MainRunLog(metrics, wandb, progress_line)
+
+
+def _has_evaluation(folder: Path, step: int) -> bool:
+    """True if a later attempt has made the evaluation that this step owed."""
+    return any("eval" in record for record in MetricsStream(folder / METRICS) if record["step"] == step)

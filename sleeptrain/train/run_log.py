@@ -1,0 +1,62 @@
+"""The records of a run: lines of metrics.jsonl, wandb, and the progress line on the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sleeptrain.train.logging.metrics import MetricsFile
+from sleeptrain.train.logging.progress_line import ProgressLine
+from sleeptrain.train.logging.wandb_log import WandbLogger
+
+
+class RunLog:
+    """The records in a process that is not the main one: it writes none."""
+
+    wandb_id: str | None = None
+
+    def write(self, record: dict[str, Any], wandb_step: int) -> None:
+        """Adds one record; wandb counts it at `wandb_step`, which never falls."""
+
+    def message(self, text: str) -> None:
+        """Prints lines without a break in the progress line."""
+
+    def sync(self) -> None:
+        """Waits until the disk has every record. Raises OSError."""
+
+    def truncate_after(self, step: int, rollbacks: int) -> None:
+        """Drops the records of later steps and rollbacks (`MetricsFile.truncate_after`)."""
+
+    def close(self) -> None:
+        """Ends all three."""
+
+
+class MainRunLog(RunLog):
+    """The records in the main process."""
+
+    def __init__(self, metrics: MetricsFile, wandb: WandbLogger, progress_line: ProgressLine) -> None:
+        self.metrics, self.wandb, self.progress_line = metrics, wandb, progress_line
+        self.wandb_id = wandb.run_id
+
+    def write(self, record: dict[str, Any], wandb_step: int) -> None:
+        failed_before = self.metrics.failed
+        self.metrics.append(record)
+        if self.metrics.failed and not failed_before:
+            self.message(
+                f"ALARM: {self.metrics.path} takes no records ({self.metrics.failed}); they are kept and retried"
+            )
+        self.wandb.log(record, wandb_step)
+        self.progress_line.update(record)
+
+    def message(self, text: str) -> None:
+        self.progress_line.message(text)
+
+    def sync(self) -> None:
+        self.metrics.sync()
+
+    def truncate_after(self, step: int, rollbacks: int) -> None:
+        self.metrics.truncate_after(step, rollbacks)
+
+    def close(self) -> None:
+        self.progress_line.close()
+        self.metrics.close()
+        self.wandb.finish()
