@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+from sleeptrain.parallel.pipeline.feature_flow import FeatureFlow, Held, Output
 from sleeptrain.parallel.pipeline.graph import Kind, Message
 from sleeptrain.parallel.pipeline.schedule import Action, Backward, Forward, Receive, Schedule, Send
-from sleeptrain.parallel.pipeline.stages import feature_sources, num_trained
 from sleeptrain.sleep.rounds import Round
 
 FEATURE_BYTES = 4  # of an element: the residual stream is fp32
@@ -79,15 +79,14 @@ class _Holdings:
     def __init__(self, plan: Schedule, rank: int, memory: Memory):
         self.plan, self.stages, self.rank, self.memory = plan, plan.stages, rank, memory
         self.layers = range(*self.stages.bounds[rank : rank + 2])
-        self.sources = [feature_sources(rounds) for rounds in plan.plans]
-        self.trained = [num_trained(rounds) for rounds in plan.plans]
+        self.flow = FeatureFlow(plan, rank)
         self.sizes: dict[Name, int] = {}
         self.boundary, self.all = _Counter(self.sizes), _Counter(self.sizes)
         self.state: dict[int, dict[int, Name]] = {}
         self.at_start: dict[int, tuple[int, list[Name]]] = {}
-        self.kept: dict[tuple[int, int], list[Name]] = {}
-        self.left: dict[int, dict[int, list[Name]]] = {}
-        self.tops: dict[tuple[int, int], tuple[Name, Name, Name]] = {}
+        self.saved: dict[tuple[int, int], list[Name]] = {}
+        self.outputs: dict[int, dict[int, list[Name]]] = {}
+        self.tensors: dict[tuple[int, int], dict[str, Name]] = {}
         for seq in range(len(plan.plans)):
             first = {i: self._name("S", seq, i, -1, size=memory.state[i]) for i in self.layers if memory.carried}
             self.state[seq] = first
@@ -103,41 +102,32 @@ class _Holdings:
             case Backward(seq, index):
                 self._backward(seq, index)
             case Send(_, message):
-                self.all.drop([self._source(message)])
+                self.all.drop([self._sent(message)])
             case Receive(_, message):
-                self.all.add([self._name("received", message, size=self._features(self._shape_of(message)))])
+                self.all.add([self._name("received", message, size=self._features(self.flow.shape_of(message)))])
 
     def _forward(self, seq: int, index: int) -> None:
         r = self.plan.plans[seq][index]
-        here = self.left.setdefault(seq, {})
-        for old in [i for i in here if self.plan.plans[seq][i].window != r.window]:
-            self.all.drop(here.pop(old))
+        outputs = self.outputs.setdefault(seq, {})
+        for expired in self.flow.expired(seq, index, outputs):
+            self.all.drop(outputs.pop(expired))
         states = list(self.state[seq].values())
         if seq not in self.at_start or self.at_start[seq][0] != r.window:
             if seq in self.at_start:
                 self._release(self.at_start[seq][1])
             self.at_start[seq] = (r.window, states)
             self._hold(states)
-        entry = self._entry(seq, index)
-        if index < self.trained[seq]:
-            self.kept[seq, index] = [*entry, *states, *self.at_start[seq][1]]
-            self._hold(self.kept[seq, index])
+        entry = [self._input(seq, place) for _, place in self.flow.reads(seq, index)]
+        if self.flow.is_trained(seq, index):
+            self.saved[seq, index] = [*entry, *states, *self.at_start[seq][1]]
+            self._hold(self.saved[seq, index])
         self.all.drop([name for name in entry if name[0] == "received"])
         self._leave(seq, index, entry)
         self._renew_state(seq, index)
 
-    def _entry(self, seq: int, index: int) -> list[Name]:
-        """The tensors that a round reads here; nothing where tokens are embedded."""
-        r, stages = self.plan.plans[seq][index], self.stages
-        if self.rank != stages.visited(r).start:
-            return [("received", Message(Kind.FEATURES, seq, index, index))]
-        if r.is_wake:
-            return []
-        if not r.feeds_back:
-            return [self.tops[seq, i][1] for i in self._wakes(seq, index)]
-        if stages.first_core != stages.last_core:
-            return [("received", Message(Kind.FEATURES, seq, i, index)) for i in self.sources[seq][index]]
-        return [self.tops[seq, i][2] for i in self.sources[seq][index]]
+    def _input(self, seq: int, place: Message | Held) -> Name:
+        """The tensor that a round reads from there."""
+        return self.tensors[seq, place.round_index][place.output] if isinstance(place, Held) else ("received", place)
 
     def _leave(self, seq: int, index: int, entry: Sequence[Name]) -> None:
         """Features for the next stage and for later passes: what they read, what the core left, what comes last."""
@@ -149,23 +139,18 @@ class _Holdings:
         def tensor(kind: str) -> Name:
             return self._name(kind, seq, index, size=self._features(r))
 
-        top: Name = ("none",) if ends else tensor("top")
-        core_input: Name = ("none",)
+        tensors: dict[str, Name] = {}
+        if not ends:
+            tensors["top_RLD"] = tensor("top")
         if own.start <= first < own.stop:
-            core_input = entry[0] if len(entry) == 1 and own.start == first else tensor("core input")
-        core_output: Name = ("none",)
+            tensors["core_input_RLD"] = entry[0] if len(entry) == 1 and own.start == first else tensor("core input")
         if own.start < last <= own.stop and not (ends and last == own.stop):
-            core_output = top if last == own.stop and not self.memory.normed else tensor("core output")
-        self.tops[seq, index] = (top, core_input, core_output)
-        kept = [name for name in dict.fromkeys((top, core_input, core_output)) if name != ("none",)]
-        for name in kept:
-            self.sizes.setdefault(name, self._features(r))
-        self.left[seq][index] = kept
-        self.all.add(kept)
-        if self.rank + 1 in self.stages.visited(r):
-            self.all.add([top])
-        if self.stages.first_core != self.stages.last_core and self.rank == self.stages.last_core:
-            self.all.add([core_output for sources in self.sources[seq] if index in sources])
+            is_top = last == own.stop and not self.memory.normed
+            tensors["core_output_RLD"] = tensors["top_RLD"] if is_top else tensor("core output")
+        self.tensors[seq, index] = tensors
+        self.outputs[seq][index] = list(dict.fromkeys(tensors.values()))
+        self.all.add(self.outputs[seq][index])
+        self.all.add([tensors[output] for output, _ in self.flow.passes_on(seq, index)])
 
     def _renew_state(self, seq: int, index: int) -> None:
         """Rounds of some rows make all layers' memory anew, for all rows."""
@@ -178,42 +163,23 @@ class _Holdings:
         self.state[seq] = after
 
     def _backward(self, seq: int, index: int) -> None:
-        r = self.plan.plans[seq][index]
-        self._release(self.kept.pop((seq, index)))
-        if self.rank + 1 in self.stages.visited(r):
-            self.all.drop([("received", Message(Kind.GRADIENT, seq, index, index))])
-        ring = self.stages.first_core != self.stages.last_core
-        if ring and self.rank == self.stages.last_core:
-            readers = [i for i, sources in enumerate(self.sources[seq]) if index in sources and i < self.trained[seq]]
-            self.all.drop([("received", Message(Kind.GRADIENT, seq, reader, index)) for reader in readers])
+        self._release(self.saved.pop((seq, index)))
+        self.all.drop([("received", message) for _, message in self.flow.gradients_in(seq, index)])
         self.all.drop([name for name in [("gradient", seq, index)] if name in self.all.count])
-        begins = self.rank == self.stages.visited(r).start
-        if not begins:
-            self.all.add([self._name("gradient out", seq, index, index, size=self._features(r))])
-        elif r.feeds_back and ring:
-            for source in self.sources[seq][index]:
-                size = self._features(self.plan.plans[seq][source])
-                self.all.add([self._name("gradient out", seq, index, source, size=size)])
-        elif not r.is_wake:
-            for source in self.sources[seq][index] if r.feeds_back else self._wakes(seq, index):
-                name = self._name("gradient", seq, source, size=self._features(self.plan.plans[seq][source]))
+        for place in self.flow.gradients_out(seq, index):
+            if isinstance(place, Held):
+                size = self._features(self.plan.plans[seq][place.round_index])
+                name = self._name("gradient", seq, place.round_index, size=size)
                 self.all.add([name] if name not in self.all.count else [])
+            else:
+                self.all.add([self._name("gradient out", place, size=self._features(self.flow.shape_of(place)))])
 
-    def _wakes(self, seq: int, index: int) -> list[int]:
-        plan, r = self.plan.plans[seq], self.plan.plans[seq][index]
-        same = (i for i in range(index) if plan[i].is_wake and plan[i].window == r.window)
-        return [i for i in same if set(plan[i].rows) & set(r.rows)]
-
-    def _source(self, message: Message) -> Name:
+    def _sent(self, message: Message) -> Name:
         """The tensor that a message sends."""
         if message.kind is Kind.GRADIENT:
-            return ("gradient out", message.seq, message.source, message.reader)
-        top, _, core_output = self.tops[message.seq, message.source]
-        return top if message.source == message.reader else core_output
-
-    def _shape_of(self, message: Message) -> Round:
-        index = message.source if message.kind is Kind.FEATURES else message.reader
-        return self.plan.plans[message.seq][index]
+            return ("gradient out", message)
+        output: Output = "top_RLD" if message.source == message.reader else "core_output_RLD"
+        return self.tensors[message.seq, message.source][output]
 
     def _features(self, r: Round) -> int:
         return len(r.rows) * (r.stop - r.start) * self.memory.dim * FEATURE_BYTES
