@@ -209,7 +209,7 @@ class DistributedEngine:
         self._tied.sum_gradients()
 
     def freeze(self, stage: int) -> None:
-        self._zero.optimizer.stage = stage
+        self._zero.freeze(stage)
 
     def step(self, scale: float, accepts: Callable[[float], bool] | None = None) -> float:
         return self._zero.step(scale, accepts)

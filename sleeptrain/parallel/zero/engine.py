@@ -60,6 +60,10 @@ class ZeroEngine:
         check_wide(parameters)
         optimizer.bind(self._partitions(), stage)
 
+    def freeze(self, stage: int) -> None:
+        """Begins a stage of `sleeptrain.optim.freezing`: gradients and updates of its frozen parameters are zero."""
+        self.optimizer.frozen_stage = stage
+
     def _partitions(self) -> list[Partition]:
         if self.zero == 0:
             return whole_partitions(self.optimizer, self.parameters)
@@ -220,7 +224,7 @@ def check_wide(parameters: Mapping[str, nn.Parameter]) -> None:
 
 def _unless_frozen(optimizer: FlatOptimizer, stages: tuple[int, ...], gradient: torch.Tensor) -> torch.Tensor:
     """Of a frozen parameter the gradient is zero: DeepSpeed waits for one, and it must not count in the norm."""
-    return torch.zeros_like(gradient) if optimizer.stage in stages else gradient
+    return torch.zeros_like(gradient) if optimizer.frozen_stage in stages else gradient
 
 
 class _Call(nn.Module):

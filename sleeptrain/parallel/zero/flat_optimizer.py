@@ -81,7 +81,8 @@ class FlatOptimizer(torch.optim.Optimizer):
     fragments.
 
     Each group's `lr` is to be set before a step; `peak_lr` is the configured one. accepts: asked before each part of a
-    step; where it says no, nothing changes. stage: in which some parameters are frozen; their gradients must be zero.
+    step; where it says no, nothing changes. frozen_stage: the stage of `sleeptrain.optim.freezing` in force; the
+    gradients of what it freezes must be zero.
     `bind` must be called before the first step, once ZeRO has replaced the parameters by their partitions. A step may
     be made group by group and partition by partition, as ZeRO does, but in the same order in all processes: it
     communicates.
@@ -102,7 +103,7 @@ class FlatOptimizer(torch.optim.Optimizer):
         self._trained: dict[torch.Tensor, Spans] = {}
         self.partitions: tuple[Partition, ...] = ()
         self.accepts: Callable[[], bool] = lambda: True
-        self.stage = 0
+        self.frozen_stage = 0
         super().__init__(list(_groups(roles, named_parameters, config)), {"lr": 0.0})
 
     def bind(self, partitions: Sequence[Partition], stage: ModelStage) -> None:
@@ -142,7 +143,7 @@ class FlatOptimizer(torch.optim.Optimizer):
     ) -> Iterator[tuple[UpdateRule, list[list[torch.Tensor]]]]:
         """What is not frozen, by its treatment: views of these stretches of each list `of` tensors like `tensors`."""
         for treatment in dict.fromkeys(treatment for t in tensors for treatment in spans[t]):
-            if self.stage not in treatment.frozen:
+            if self.frozen_stage not in treatment.frozen:
                 views = [
                     [
                         x if at == WHOLE else x.reshape(-1)[at]
@@ -189,7 +190,7 @@ class FlatOptimizer(torch.optim.Optimizer):
             )
         for tensor in tensors:
             for key, count in self.state[tensor].items():
-                if key.startswith("step") and str(self.stage) not in key.split()[1:]:
+                if key.startswith("step") and str(self.frozen_stage) not in key.split()[1:]:
                     count += 1
 
 
