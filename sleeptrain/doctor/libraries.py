@@ -141,7 +141,7 @@ def check_wandb(case: Case) -> Finding:
 
 def _small_model() -> SleepForCausalLM:
     from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, ModelConfig
-    from sleeptrain.hf.model.configuration import SleepConfig
+    from sleeptrain.hf.model.configuration import SleepPretrainedConfig
     from sleeptrain.hf.model.modeling import SleepForCausalLM
 
     settings = ModelConfig(
@@ -153,7 +153,7 @@ def _small_model() -> SleepForCausalLM:
         gated_deltanet=GatedDeltaNetConfig(num_k_heads=1, num_v_heads=2, head_k_dim=8, head_v_dim=8),
         init_std=0.5,  # so that one token is clearly the likeliest
     )
-    return SleepForCausalLM(SleepConfig(model=asdict(settings), sleep={"passes": 2, "window": WINDOW})).eval()
+    return SleepForCausalLM(SleepPretrainedConfig(model=asdict(settings), sleep={"passes": 2, "window": WINDOW})).eval()
 
 
 def _write_parquet(path: Path) -> None:

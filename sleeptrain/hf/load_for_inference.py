@@ -20,7 +20,7 @@ from sleeptrain.distributed.world import World
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.convert.card import sleep_settings
 from sleeptrain.hf.convert.exporting import DTYPES, check_vocabulary
-from sleeptrain.hf.model.configuration import SleepConfig
+from sleeptrain.hf.model.configuration import SleepPretrainedConfig
 from sleeptrain.hf.model.load import usable_device
 from sleeptrain.hf.model.modeling import SleepForCausalLM
 from sleeptrain.sleep.curriculum import last_shape
@@ -69,7 +69,7 @@ def _of_checkpoint(checkpoint: Path) -> SleepForCausalLM:
     check_start(files.forms, config.model)
     with torch.device("meta"):
         sleep = sleep_settings(config.sleep, last_shape(config, read_state(checkpoint)))
-        model = SleepForCausalLM(SleepConfig(model=asdict(config.model), sleep=sleep))
+        model = SleepForCausalLM(SleepPretrainedConfig(model=asdict(config.model), sleep=sleep))
     weights: dict[str, torch.Tensor] = {}
     files.read({WEIGHTS + name: _into(weights, name) for name, _ in model.model.named_parameters()})
     model.model.load_state_dict(weights, assign=True)

@@ -23,7 +23,7 @@ MODEL_TYPE = "sleeptrain"
 SLEEP_SETTINGS = ("passes", "window", "when", "feedback", "eviction", "conv_state", "core")
 
 
-class SleepConfig(PreTrainedConfig):
+class SleepPretrainedConfig(PreTrainedConfig):
     """A model and how it sleeps.
 
     model: the settings `model.*` (`sleeptrain.config.schema.ModelConfig`). sleep: those of `sleep.*` that are named in
@@ -117,4 +117,4 @@ def _typed(kind: type, given: Mapping[str, Any] | None, section: str, names: tup
     return from_dict(kind, given or {}, f"config.json: {section}")
 
 
-AutoConfig.register(MODEL_TYPE, SleepConfig)
+AutoConfig.register(MODEL_TYPE, SleepPretrainedConfig)

@@ -16,7 +16,7 @@ from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.convert.config_file import WAY_OUT, read_config, understanding
 from sleeptrain.hf.convert.weight_files import INDEX_NAME, WeightFiles
 from sleeptrain.hf.families import FAMILIES, family_of
-from sleeptrain.hf.model.configuration import MODEL_TYPE, SleepConfig
+from sleeptrain.hf.model.configuration import MODEL_TYPE, SleepPretrainedConfig
 from sleeptrain.kinds import is_count, list_of
 from sleeptrain.model.decay import DECAY_PARAMETERS
 from sleeptrain.small_files import read_json
@@ -37,7 +37,7 @@ def is_native(place: Any) -> bool:
 def load_native(
     kind: Any,
     folder: Path,
-    config: SleepConfig | str | Path | None = None,
+    config: SleepPretrainedConfig | str | Path | None = None,
     dtype: torch.dtype | str | None = None,
     torch_dtype: torch.dtype | str | None = None,
     device_map: Any = None,
@@ -47,8 +47,8 @@ def load_native(
     """The model in evaluation mode, with `output_loading_info` also what transformers would tell of the loading.
 
     kind: `SleepForCausalLM` or a class of it. dtype: `auto` (default): that of the files. torch_dtype: its older name.
-    device_map: one device for all. others: settings of `SleepConfig`, in the place of the folder's. Raises ConfigError
-    for an argument that is not understood, DataError where the folder does not hold the model of its `config.json`.
+    device_map: one device for the model. others: settings of `SleepPretrainedConfig` that replace the folder's. Raises
+    ConfigError: an unknown argument; DataError: the folder does not hold the model of its `config.json`.
     """
     settings = _settings(folder, config, others)
     wanted, device = _wanted_dtype(torch_dtype if dtype is None else dtype), single_device(device_map)
@@ -71,7 +71,7 @@ def check_saved(folder: Path) -> None:
     transformers, which reads it, follows such names."""
     read_config(folder)
     with understanding(folder / "config.json"):
-        SleepConfig.from_pretrained(folder)
+        SleepPretrainedConfig.from_pretrained(folder)
     read_generation_config(folder)
     WeightFiles(folder, lambda name: name)
     _check_index(folder / INDEX_NAME)
@@ -101,22 +101,23 @@ def _is_ids(value: Any) -> bool:
     return value is None or is_count(value) or list_of(is_count)(value)
 
 
-def _settings(folder: Path, config: Any, others: dict[str, Any]) -> SleepConfig:
+def _settings(folder: Path, config: Any, others: dict[str, Any]) -> SleepPretrainedConfig:
     given = {name: value for name, value in others.items() if value is not None and name not in _OF_NO_EFFECT}
-    if isinstance(config, SleepConfig):
+    if isinstance(config, SleepPretrainedConfig):
         settings, unknown = copy.deepcopy(config), given
     elif config is None or isinstance(config, str | Path):
         place = config or folder
         with understanding(Path(place) / "config.json"):
-            settings, unknown = SleepConfig.from_pretrained(place, return_unused_kwargs=True, **given)
+            settings, unknown = SleepPretrainedConfig.from_pretrained(place, return_unused_kwargs=True, **given)
     else:
         raise ConfigError(
-            f"config is a {type(config).__name__}: take SleepConfig.from_pretrained('{folder}'), or leave it out"
+            f"config is a {type(config).__name__}: take SleepPretrainedConfig.from_pretrained('{folder}'), or leave it "
+            "out"
         )
     if unknown:
         raise ConfigError(
             f"from_pretrained({folder}) does not know {', '.join(sorted(unknown))}: it takes config, dtype, device_map "
-            "and output_loading_info, and without config the settings of SleepConfig"
+            "and output_loading_info, and without config the settings of SleepPretrainedConfig"
         )
     return settings
 

@@ -18,7 +18,7 @@ from transformers.utils import can_return_tuple
 from sleeptrain.config import schema
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.model.cache import CACHE_NAME, SleepCache, one_cache
-from sleeptrain.hf.model.configuration import SleepConfig
+from sleeptrain.hf.model.configuration import SleepPretrainedConfig
 from sleeptrain.hf.model.generation_mixin import SleepGeneration
 from sleeptrain.hf.model.labels import mean_loss, with_label
 from sleeptrain.hf.model.load import check_saved, is_native, load_native, single_device
@@ -36,7 +36,7 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
     `config.sleep` says how; N and L can also be given to `forward` and `generate` (`passes=4, window=512`).
     """
 
-    config_class = SleepConfig
+    config_class = SleepPretrainedConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
     accepts_loss_kwargs = False  # the loss is the mean over the tokens that a call is given
@@ -45,7 +45,7 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
     _no_split_modules = ["Block"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = [*DECAY_PARAMETERS]  # noqa: RUF012
 
-    def __init__(self, config: SleepConfig):
+    def __init__(self, config: SleepPretrainedConfig):
         super().__init__(config)
         if config.vocab_size == 0:
             raise ConfigError("model.vocab_size must be set: how many ids the model knows")
@@ -260,5 +260,5 @@ def _columns(
     return torch.where(token < number, at_BM, -1)
 
 
-AutoModel.register(SleepConfig, SleepForCausalLM)
-AutoModelForCausalLM.register(SleepConfig, SleepForCausalLM)
+AutoModel.register(SleepPretrainedConfig, SleepForCausalLM)
+AutoModelForCausalLM.register(SleepPretrainedConfig, SleepForCausalLM)
