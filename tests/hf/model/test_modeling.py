@@ -237,7 +237,7 @@ def test_what_cannot_go_on_is_refused():
     cache = model(ids, use_cache=True).past_key_values
     with pytest.raises(ConfigError, match="holds 1 rows, not 2"):
         model(ids.expand(2, -1), past_key_values=cache)
-    with pytest.raises(ConfigError, match=r"sleep.window=8: what the cache holds was read with 4"):
+    with pytest.raises(ConfigError, match=r"sleep.window=8: the cache was filled with 4"):
         model(ids, past_key_values=cache, window=8)
     with pytest.raises(ConfigError, match="labels need the whole text"):
         model(ids, past_key_values=cache, labels=ids)
