@@ -1,10 +1,10 @@
-"""The console command: `sleeptrain train` and `sleeptrain plan`, with hydra's command line behind each, and
-those of OTHER_COMMANDS, with their own.
+"""The console command. `sleeptrain train` and `sleeptrain plan` have hydra's command line; each command in
+OTHER_COMMANDS parses its own arguments.
 
-Exit codes: 0 done, 75 a run that was stopped before its end and is saved (start it again), 2 a mistake that the user
-can mend (one line on stderr), 1 what a doctor has found, and anything else (one line where a run ends itself because of
-its numbers, its processes have not met or the last checkpoint was not written, else a traceback), 130 Ctrl-C in what is
-no run, 141 a closed pipe; a job's own code is passed on.
+Exit codes: 0 done; 75 the run was stopped before its end and is saved (start it again); 2 a mistake that the user can
+correct (one line on stderr); 1 a failed check of `doctor`, or any other error (one line if a run ends itself because of
+its numbers, its processes did not meet, or the last checkpoint was not written; otherwise a traceback); 130 Ctrl-C
+outside of a run; 141 a closed pipe. The exit code of a job is passed on.
 """
 
 from __future__ import annotations
@@ -29,13 +29,18 @@ if TYPE_CHECKING:
 
     from sleeptrain.config.schema import Config
 
-# All packages are imported inside the functions that need them: help and errors answer at once, and `doctor` where some
-# are missing.
+# Packages are imported inside the functions that need them: help and errors appear at once, and `doctor` works where
+# packages are missing.
 
 
 @dataclass(frozen=True)
 class Command:
-    """add_flags: declares the flags that are the command's own; `run` is given what they were set to."""
+    """A command with hydra's settings.
+
+    summary: its line in the help.
+    run: takes the settings and the values of the flags; returns the exit code.
+    add_flags: declares the flags of this command alone.
+    """
 
     summary: str
     run: Callable[[Config, Namespace], int]
@@ -43,7 +48,7 @@ class Command:
 
 
 class JobFailed(Exception):
-    """A job ended with this exit code and has already said why."""
+    """A job ended with this exit code and has already printed the reason."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -54,7 +59,7 @@ def train(config: Config, options: Namespace) -> int:
     from sleeptrain.config.resolved import run_folder
 
     if options.print_run_folder:
-        print(run_folder(config))  # noqa: T201  # for a script, which needs it as it is
+        print(run_folder(config))  # noqa: T201  # scripts read the raw path
         return 0
     if options.max_time is not None:
         config.train.max_time = options.max_time
@@ -72,12 +77,12 @@ def train_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--print-run-folder",
         action="store_true",
-        help="print where the run of these settings is kept, and train nothing",
+        help="print the run folder of these settings, and train nothing",
     )
 
 
 def max_time(text: str) -> str:
-    """A flag's length of time, as it was written. Raises ArgumentTypeError."""
+    """Return the duration unchanged. Raises ArgumentTypeError if it cannot be parsed."""
     from sleeptrain.config.duration import parse_duration
 
     try:
@@ -101,7 +106,7 @@ def plan_flags(parser: ArgumentParser) -> None:
     add_flags(parser)
 
 
-# With a command line of their own: (module with `main(arguments)`, summary).
+# Commands that parse their own arguments: name -> (module with `main(arguments)`, summary).
 OTHER_COMMANDS = {
     "data": (
         "sleeptrain.commands.data",
@@ -117,7 +122,7 @@ OTHER_COMMANDS = {
     "generate": ("sleeptrain.commands.generate", "go on with a text, sleeping whenever a window is full"),
     "lm_eval": ("sleeptrain.hf.harness", "the lm-evaluation-harness, to which --model sleeptrain is known"),
 }
-# The extra of the installation that brings a command's packages.
+# The optional dependency group (extra) that a command needs.
 EXTRAS = {"convert": "hf", "generate": "hf", "lm_eval": "eval"}
 COMMANDS = {
     "train": Command("train a model; an existing run folder is resumed", train, train_flags),
@@ -128,9 +133,9 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line `arguments` (default: the process's own) and return its exit code."""
-    # How long torch's CPU threads spin while they wait for each other, read when torch is loaded. As built they spin so
-    # long that another busy process slows a run down many times over; a hundredth of it costs an idle machine nothing.
+    """Run the command line `arguments` (default: `sys.argv[1:]`) and return the exit code."""
+    # GNU OpenMP reads this when torch is loaded: how long CPU threads spin while they wait for each other. With the
+    # default, another busy process slows a run many times; a hundredth of it costs nothing on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -154,9 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _reader_has_gone()
     except OSError as error:
-        if (mendable := path_error(error)) is None:
+        if (user_error := path_error(error)) is None:
             raise
-        return _fail(mendable)
+        return _fail(user_error)
 
 
 def _run_other(name: str, arguments: list[str]) -> int:
@@ -183,7 +188,10 @@ def _help() -> str:
 
 
 def _reader_has_gone() -> int:
-    """Of what is printed, such as `head`: no failure of ours. Else the interpreter complains at its end."""
+    """Exit code after the reader of stdout, such as `head`, has closed the pipe. This is no failure.
+
+    stdout goes to /dev/null; otherwise the interpreter reports an error when it exits.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
 
@@ -206,7 +214,7 @@ def _run_with_hydra(name: str, arguments: list[str]) -> int:
     def job(composed: DictConfig) -> None:
         code = _run_job(COMMANDS[name], composed, options)
         if code and compose.in_sweep():
-            raise JobFailed(code)  # hydra goes on with the other jobs and raises it in the end
+            raise JobFailed(code)  # hydra runs the other jobs first, then raises it
         if code:
             sys.exit(code)
 
@@ -219,13 +227,13 @@ def _run_with_hydra(name: str, arguments: list[str]) -> int:
             if sweeps:
                 roots = compose.validate_sweep(overrides)
                 if name == "train":
-                    stack.callback(_tell_report, roots)
+                    stack.callback(_print_report_command, roots)
                 overrides = [*compose.name_by_sweep(overrides), *overrides]
-                # Hydra keeps a copy of the sweep's settings in this folder; each run folder has its own already.
+                # Hydra copies the settings of the sweep into this folder; each run folder already holds its own.
                 overrides.insert(0, f"hydra.sweep.dir={stack.enter_context(TemporaryDirectory())}")
             stack.enter_context(_process_of_hydra(name, [*flags, *overrides]))
             application()
-    except SystemExit as end:  # a job's code, or hydra's way to end after `--help`
+    except SystemExit as end:  # the exit code of a job, or hydra's exit after `--help`
         if end.code is not None and not isinstance(end.code, int):
             raise
         if not end.code and {"-h", "--help"} & set(flags):
@@ -236,15 +244,15 @@ def _run_with_hydra(name: str, arguments: list[str]) -> int:
     return 0
 
 
-def _tell_report(roots: Sequence[Path]) -> None:
-    """How a sweep's runs become one page, whatever has become of each."""
+def _print_report_command(roots: Sequence[Path]) -> None:
+    """Print the command that puts the runs of a sweep on one page, failed runs included."""
     from sleeptrain.config.overrides import shell_command
 
     say(f"all in one page: {shell_command('sleeptrain', 'report', *roots)}", sys.stderr)
 
 
 def _own_flags(name: str, arguments: list[str]) -> tuple[Namespace, list[str]]:
-    """(what the command's own flags are set to, the other arguments). Before hydra's help come the command's flags."""
+    """(values of the command's own flags, other arguments). Prints the help of these flags above that of hydra."""
     parser = ArgumentParser(
         f"sleeptrain {name}", usage=f"sleeptrain {name} [flags] [setting=value ...] [-m]",
         add_help=False, allow_abbrev=False, exit_on_error=False,
@@ -260,7 +268,7 @@ def _own_flags(name: str, arguments: list[str]) -> tuple[Namespace, list[str]]:
 
 
 def _split_arguments(arguments: list[str]) -> tuple[list[str], list[str], bool]:
-    """(hydra's flags, overrides, whether this is a sweep), so that flags may stand anywhere between the overrides."""
+    """(hydra's flags, overrides, True for a sweep). Flags may stand anywhere between the overrides."""
     from hydra._internal.utils import get_args_parser
 
     from sleeptrain.config.overrides import shell_command
@@ -284,13 +292,13 @@ def _split_arguments(arguments: list[str]) -> tuple[list[str], list[str], bool]:
             "add a folder of groups with hydra.searchpath=[file:///its/absolute/path]"
         )
     flags = [argument for argument in arguments if argument not in parsed.overrides]
-    asks_only = parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion
+    prints_only = parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion
     sweeps = parsed.multirun or "hydra.mode=MULTIRUN" in parsed.overrides
-    return flags, parsed.overrides, sweeps and not asks_only
+    return flags, parsed.overrides, sweeps and not prints_only
 
 
 def _run_job(command: Command, composed: DictConfig, options: Namespace) -> int:
-    """The job's exit code. Why it failed is said here: hydra shows only the first failure of a sweep, at its end."""
+    """Run one job and return its exit code. Prints errors at once: hydra shows only the first one of a sweep, last."""
     from sleeptrain.config import compose
 
     try:
@@ -306,18 +314,18 @@ def _run_job(command: Command, composed: DictConfig, options: Namespace) -> int:
 
 @contextmanager
 def _process_of_hydra(name: str, arguments: list[str]) -> Iterator[None]:
-    """What hydra reads of the process: the command line, and the switch that lets exceptions reach the caller."""
-    old_arguments, old_switch = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    """Set the process state that hydra reads: `sys.argv`, and the variable that lets exceptions reach the caller."""
+    old_arguments, old_full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [f"sleeptrain {name}", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield
     finally:
         sys.argv = old_arguments
-        if old_switch is None:
+        if old_full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
-            os.environ["HYDRA_FULL_ERROR"] = old_switch
+            os.environ["HYDRA_FULL_ERROR"] = old_full_error
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def parser() -> ArgumentParser:
     root = ArgumentParser(prog="sleeptrain convert", description=__doc__)
-    ways = root.add_subparsers(metavar="WAY", required=True)
-    out = ways.add_parser("export", help="a checkpoint to a folder that transformers loads without code of ours")
+    directions = root.add_subparsers(metavar="WAY", required=True)
+    out = directions.add_parser("export", help="a checkpoint to a folder that transformers loads without code of ours")
     out.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="of a run its newest checkpoint")
     out.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     out.add_argument("--to", choices=list(FAMILIES), help="the model type; default: the first that fits the model")
@@ -38,19 +38,19 @@ def parser() -> ArgumentParser:
     tokenizer.add_argument("--no-tokenizer", action="store_true", help="export none")
     add_older(out)
     out.set_defaults(convert=_export)
-    into = ways.add_parser("import", help="a model's folder to a checkpoint for run.init_from")
+    into = directions.add_parser("import", help="a model's folder to a checkpoint for run.init_from")
     into.add_argument("source", type=Path, metavar="HF_FOLDER", help="with config.json and safetensors files")
     into.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     into.set_defaults(convert=_import)
-    for way in (out, into):
-        way.add_argument(
+    for direction in (out, into):
+        direction.add_argument(
             "--check-tokens", type=int, default=256, metavar="N", help="tokens of a row of the check (default 256)"
         )
     return root
 
 
 def _export(options: Namespace) -> int:
-    done = export(
+    exported = export(
         options.source,
         options.out,
         options.to,
@@ -60,29 +60,29 @@ def _export(options: Namespace) -> int:
         options.check_tokens,
         options.allow_older,
     )
-    tokenizer = "with its tokenizer" if done.tokenizer else "without a tokenizer"
-    say(f"{options.out}: {done.model_type}, {done.num_parameters:,} parameters in {options.dtype}, {tokenizer}")
-    say(_checked(done.error))
-    if done.texts is not None:
-        say(_compared(done.texts))
+    tokenizer = "with its tokenizer" if exported.tokenizer else "without a tokenizer"
+    say(f"{options.out}: {exported.model_type}, {exported.num_parameters:,} parameters in {options.dtype}, {tokenizer}")
+    say(_checked(exported.error))
+    if exported.texts is not None:
+        say(_compared(exported.texts))
     return 0
 
 
 def _import(options: Namespace) -> int:
-    done = import_folder(options.source, options.out, options.check_tokens)
-    say(f"{options.out}: a checkpoint of a {done.model_type} model")
-    say(_checked(done.error))
-    for line in (*_left_out(done), *done.remarks):
+    imported = import_folder(options.source, options.out, options.check_tokens)
+    say(f"{options.out}: a checkpoint of a {imported.model_type} model")
+    say(_checked(imported.error))
+    for line in (*_left_out(imported), *imported.remarks):
         say(printable(line, keep=""))
-    for name, value in settings(done.config, "model."):
+    for name, value in settings(imported.config, "model."):
         say(f"  {name}={value}")
     say("Begin a run with it:")
-    say(f"  {shell_command('sleeptrain', 'train', *begin_with(options.out, done.tokenizer))} ...")
+    say(f"  {shell_command('sleeptrain', 'train', *begin_with(options.out, imported.tokenizer))} ...")
     return 0
 
 
 def begin_with(out: Path, has_tokenizer: bool) -> list[str]:
-    """The settings of a run that begins with the import `out`."""
+    """Command-line settings of a run that starts from the import `out`."""
     settings = {
         "hydra.searchpath": [f"file://{out.resolve()}"],
         "model": option_name(out),
@@ -98,12 +98,12 @@ def _checked(error: float) -> str:
 
 def _compared(texts: int) -> str:
     if not texts:
-        return "checked: the tokenizers' ids of a built-in sample only, for none of the run's data can be read here"
-    several = "s" if texts > 1 else ""
-    return f"checked: the tokenizers' ids of a built-in sample and of {texts} document{several} of the run's data"
+        return "checked: the tokenizers' ids of a built-in sample only, because no data of the run can be read here"
+    plural = "s" if texts > 1 else ""
+    return f"checked: the tokenizers' ids of a built-in sample and of {texts} document{plural} of the run's data"
 
 
-def _left_out(done: Imported) -> list[str]:
-    """Tensors by the first two parts of their names."""
-    counts = Counter(".".join(name.split(".")[:2]) for name in done.left_out)
+def _left_out(imported: Imported) -> list[str]:
+    """Count the tensors that were left out, by the first two parts of their names."""
+    counts = Counter(".".join(name.split(".")[:2]) for name in imported.left_out)
     return [f"left out: {number} tensors of {prefix}.*" for prefix, number in sorted(counts.items())]

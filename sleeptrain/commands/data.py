@@ -1,4 +1,4 @@
-"""`sleeptrain data`: questions about what a run reads."""
+"""`sleeptrain data`: questions about the documents that a run reads."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def _which(options: Namespace) -> int:
 
 
 def _saved_cuts(run: Path) -> Sequence[tuple[int, int]]:
-    """The [rows, steps] of a run, by its newest checkpoint that is not damaged; others are told of."""
+    """The pairs (rows, steps) in the newest undamaged checkpoint of a run. Prints a line for each damaged one."""
     from sleeptrain.checkpoint.folder import checkpoints, find_damage, read_state
 
     for path in reversed(checkpoints(run / "checkpoints")):
         damage = find_damage(path, tensors=False)
         if damage is None:
             return read_state(path, ["data"])["data"].get("cuts", ())
-        say(f"sleeptrain: {path.name} is damaged ({damage}); the rows of a step are taken from one before", sys.stderr)
+        say(f"sleeptrain: {path.name} is damaged ({damage}); the rows of a step come from an older one", sys.stderr)
     return ()
 
 

@@ -1,4 +1,4 @@
-"""What a run reads: which documents stood in a step, and what each layout of the rows would waste."""
+"""The documents that a step of a run reads, and the waste of each layout of the rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ LAYOUTS = ("lanes", "packed", "one_document")
 class Read:
     """Tokens of one document in one row of a step.
 
-    at: the row's tokens [at[0], at[1]). tokens: those of the document. document: its number in the shard.
+    row: index of the row in the step.
+    at: (first, end) of the tokens in the row, end excluded.
+    source: name of the source.
+    shard: URL of the shard.
+    document: index of the document in the shard.
+    tokens: (first, end) of the same tokens in the document, end excluded.
     """
 
     row: int
@@ -33,23 +38,23 @@ class Read:
 
 
 def cuts_before(config: Config, step: int, saved: Sequence[tuple[int, int]] = ()) -> tuple[list[tuple[int, int]], int]:
-    """The position from which a run reads its step `step` (the first is 1), and the rows of that step.
+    """The cuts of a run before its step `step` (the first is 1), as (rows, steps) in order, and the rows of that step.
 
-    saved: [rows, steps] in turn as a checkpoint has them, which are taken for granted; what is missing follows from the
-    curriculum, with every token of a row counted.
+    saved: (rows, steps) in order from a checkpoint, used as they are. Later cuts follow from the curriculum, which here
+    counts every token of a row as seen, pads too.
     """
     cuts: list[tuple[int, int]] = []
-    left = step - 1
+    remaining = step - 1
     for rows, steps in saved:
-        if steps > left:
-            return [*cuts, (rows, left)] if left else cuts, rows
+        if steps > remaining:
+            return [*cuts, (rows, remaining)] if remaining else cuts, rows
         cuts.append((rows, steps))
-        left -= steps
+        remaining -= steps
     seen = sum(rows * steps for rows, steps in cuts) * config.data.sequence
-    while left:
+    while remaining:
         rows = stage_shape(config, seen).batch
         seen += rows * config.data.sequence
-        left -= 1
+        remaining -= 1
         if cuts and cuts[-1][0] == rows:
             cuts[-1] = (rows, cuts[-1][1] + 1)
         else:
@@ -58,7 +63,7 @@ def cuts_before(config: Config, step: int, saved: Sequence[tuple[int, int]] = ()
 
 
 def reads(source: ShardsSource, assignment: Assignment, step: int) -> Iterator[Read]:
-    """All that the rows of a step read, in the order of the rows."""
+    """The pieces of documents that the rows of a step read, in the order of the rows."""
     begin = step * source.sequence
     names = list(source.train)
     for row in range(assignment.num_rows):
@@ -74,14 +79,18 @@ def reads(source: ShardsSource, assignment: Assignment, step: int) -> Iterator[R
 
 @dataclass(frozen=True)
 class Waste:
-    """Shares of a step's tokens: pads, and tokens whose document began where the row's memory does not reach."""
+    """Shares of the tokens of a step, 0 to 1.
+
+    pads: tokens that are pads.
+    cut_off: tokens of documents whose beginning the memory of the row does not hold.
+    """
 
     pads: float
     cut_off: float
 
 
 def waste(stream: ShardStream, rows: int, steps: int) -> Waste:
-    """The waste of the stream's layout over steps sampled evenly from the next `steps`; nothing but lengths is read."""
+    """The waste of the stream's layout, sampled at even distances in the next `steps`. Reads only lengths."""
     total = pads = cut_off = 0
     sequence = stream.settings.sequence
     assignment, _ = stream.next_step(rows)
@@ -101,7 +110,7 @@ def waste(stream: ShardStream, rows: int, steps: int) -> Waste:
 
 
 def describe(config: Config) -> str:
-    """The sources, how often each is read, how far a document travels, and the waste of each layout, in lines."""
+    """Lines with the sources, how often each is read, the range of the shuffle, and the waste of each layout."""
     source = ShardsSource(config.data)
     steps = -(-config.train.tokens // (config.data.batch * config.data.sequence))
     cuts, _ = cuts_before(config, steps + 1)

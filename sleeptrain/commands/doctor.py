@@ -1,4 +1,4 @@
-"""`sleeptrain doctor`: its flags, and what it prints. Loads no package: it must be able to say that one is missing."""
+"""`sleeptrain doctor`: flags and output. Imports no third-party package, so it can report that one is missing."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sleeptrain.errors import ConfigError
 from sleeptrain.terminal import ArgumentParser, say, say_json
 
 SUMMARY = "say whether this machine can train, and what to do where it cannot"
-SKIPS = "is skipped as asked"
+SKIPS = "skipped by --skip"
 
 
 def parser() -> ArgumentParser:
     root = ArgumentParser("sleeptrain doctor", description=__doc__.partition(":")[0] + f": {SUMMARY}.")
-    root.add_argument("overrides", nargs="*", metavar="SETTING=VALUE", help="of a run, which is then asked about, too")
+    root.add_argument("overrides", nargs="*", metavar="SETTING=VALUE", help="settings of a run to check, too")
     form = root.add_mutually_exclusive_group()
     form.add_argument("--brief", action="store_true", help="one line for this machine")
     form.add_argument("--json", action="store_true", help="one JSON object and nothing else")
@@ -32,7 +32,7 @@ def parser() -> ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run `sleeptrain doctor ARGUMENTS`; 0: all is well, 1: something is not. Raises UserError for wrong settings."""
+    """Run `sleeptrain doctor ARGUMENTS`. Returns 0, or 1 if a check failed. Raises UserError for wrong settings."""
     options = parser().parse_intermixed_args(arguments)
     if unknown := [name for name in options.skip if name not in CHECKS]:
         raise ConfigError(f"--skip {unknown[0]}: no such check; there are {', '.join(CHECKS)}")
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         config = compose(options.overrides)
     case = Case(config, num_machines(), Path())
     began = time.monotonic()
-    results = _told(options, case)
+    results = _print_results(options, case)
     seconds = time.monotonic() - began
     if options.json:
         say_json(json.dumps(to_json(results, seconds)))
@@ -52,31 +52,31 @@ def main(arguments: Sequence[str]) -> int:
     return int(any(result.finding.state == FAILED for result in results))
 
 
-def _told(options: Namespace, case: Case) -> list[Result]:
-    """The results in the checks' order; each is printed once those before it are."""
+def _print_results(options: Namespace, case: Case) -> list[Result]:
+    """Run the checks; print and return the results in the order of CHECKS."""
     results, coloured, width = [], wants_colour(), max(map(len, CHECKS))
     with closing(_in_order(options.skip, case)) as ordered:
         for result in ordered:
             results.append(result)
             if not (options.brief or options.json):
-                print(to_lines(result, width, coloured), flush=True)  # noqa: T201  # with colours of its own
+                print(to_lines(result, width, coloured), flush=True)  # noqa: T201  # the text holds colour codes
     return results
 
 
 def _in_order(skips: Sequence[str], case: Case) -> Generator[Result, None, None]:
     done = {name: Result(name, skipped(SKIPS), 0.0) for name in skips}
     waiting = list(CHECKS)
-    with closing(examine([name for name in waiting if name not in done], case)) as coming:
+    with closing(examine([name for name in waiting if name not in done], case)) as results:
         while waiting:
             if waiting[0] in done:
                 yield done[waiting.pop(0)]
             else:
-                result = next(coming)
+                result = next(results)
                 done[result.name] = result
 
 
 def num_machines() -> int:
-    """Of the job that this process belongs to, by the variables of Slurm or torchrun."""
+    """The number of machines of this job, from the environment variables of Slurm or torchrun; 1 without a job."""
     per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
     by_torchrun = -(-int(os.environ.get("WORLD_SIZE", 1)) // per_machine) if per_machine else 1
     return max(int(os.environ.get("SLURM_JOB_NUM_NODES", 1)), by_torchrun)

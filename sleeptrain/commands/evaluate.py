@@ -1,4 +1,4 @@
-"""`sleeptrain evaluate`: a checkpoint on its run's held-out data, with as many passes as one likes."""
+"""`sleeptrain evaluate`: a checkpoint on the held-out data of its run, with any number of passes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> int:
     """Run `sleeptrain evaluate ARGUMENTS` and return the exit code. Raises UserError."""
     options = parser().parse_args(arguments)
-    told = evaluate_checkpoint(
+    report = evaluate_checkpoint(
         options.place,
         options.passes,
         options.window,
@@ -34,9 +34,9 @@ def main(arguments: Sequence[str]) -> int:
         options.allow_older,
     )
     if options.json:
-        say_json(json.dumps(told))
+        say_json(json.dumps(report))
     else:
-        say("\n".join(printable(line, keep="") for line in lines(told)))
+        say("\n".join(printable(line, keep="") for line in lines(report)))
     return 0
 
 
@@ -64,25 +64,31 @@ def evaluate_checkpoint(
     allow_sources: Sequence[str] = (),
     allow_older: bool = False,
 ) -> dict[str, Any]:
-    """{"checkpoint", "step", "tokens", "window", "eval"}; `eval` is as in the records of a run (docs/training.md).
+    """Evaluate a checkpoint. The arguments are those of `open_checkpoint`.
 
-    The arguments are those of `open_checkpoint`. Raises UserError.
+    Returns {"checkpoint", "step", "tokens", "window", "eval"}; `eval` has the form of a run's records
+    (docs/training.md). Raises UserError.
     """
     from sleeptrain.train.evaluate import evaluate, held_out
 
     opened = open_checkpoint(place, passes, window, batches, device, allow_sources, allow_older)
     config, source = opened.config, opened.source
     sets = held_out(source, config)
-    found = evaluate(opened.model, sets, config, config.sleep.window, opened.passes, source.task)
-    told = {"checkpoint": str(opened.checkpoint), "step": opened.state["step"], "tokens": opened.state["tokens"]}
-    return told | {"window": config.sleep.window, "eval": found}
+    evaluation = evaluate(opened.model, sets, config, config.sleep.window, opened.passes, source.task)
+    report = {"checkpoint": str(opened.checkpoint), "step": opened.state["step"], "tokens": opened.state["tokens"]}
+    return report | {"window": config.sleep.window, "eval": evaluation}
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint's model and the data to judge it on. config: with the window and the batches that were asked for.
+    """The model of a checkpoint and the data to evaluate it on.
 
-    state: what the checkpoint holds besides tensors. passes: the numbers to judge it with.
+    checkpoint: its folder.
+    config: the settings of the run, with the requested window and number of batches.
+    state: the entries of the checkpoint that are no tensors.
+    model: the model, on its device.
+    source: held-out data.
+    passes: numbers of passes N to evaluate with.
     """
 
     checkpoint: Path
@@ -102,11 +108,14 @@ def open_checkpoint(
     allow_sources: Sequence[str] = (),
     allow_older: bool = False,
 ) -> Opened:
-    """place: a run folder (its newest checkpoint) or a checkpoint. passes, window: of the curriculum at the checkpoint
-    if None. batches: in place of `train.eval_batches`. allow_sources: commands and URLs of the run's data that may be
-    used (`data.consent`). allow_older: as of `named_checkpoint`. In this process alone. Raises UserError.
+    """Load a checkpoint in this process alone.
+
+    place: a run folder (its newest checkpoint) or a checkpoint. passes: None takes 1 and N of the curriculum at the
+    checkpoint. window: None takes L of the curriculum there. batches: replaces `train.eval_batches`. allow_sources:
+    commands and URLs of the run's data that may be used (`data.consent`). allow_older: see `named_checkpoint`. Raises
+    UserError.
     """
-    # Here, not above: help is shown without torch.
+    # These imports are inside the function: the help needs no torch.
     import torch
 
     from sleeptrain.checkpoint.find import named_checkpoint
@@ -125,7 +134,7 @@ def open_checkpoint(
     checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")), allow_older=allow_older)
     config, state, files = load_resolved(checkpoint / CONFIG), read_state(checkpoint), TensorFiles(checkpoint)
     config.data = with_consent(config.data, allow_sources, str(place))
-    numbers = _as_asked(config, last_shape(config, state), passes, window, batches)
+    numbers = _apply_options(config, last_shape(config, state), passes, window, batches)
     check_start(files.forms, config.model)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
@@ -140,27 +149,32 @@ def open_checkpoint(
     return Opened(checkpoint, config, state, model, source, numbers)
 
 
-def lines(told: dict[str, Any]) -> list[str]:
-    """What `evaluate_checkpoint` has found, for a human: a line for each N and number."""
-    found: Evaluation = told["eval"]
-    result = [f"{told['checkpoint']}: step {told['step']:,}, {told['tokens']:,} tokens, L={told['window']}"]
-    for n, losses in found["loss"].items():
-        if n in found.get("accuracy", {}):
-            result.append(f"N={n}  accuracy  {found['accuracy'][n]:.1%}")
+def lines(report: dict[str, Any]) -> list[str]:
+    """The report of `evaluate_checkpoint` for a human: a line for each N and number."""
+    evaluation: Evaluation = report["eval"]
+    result = [f"{report['checkpoint']}: step {report['step']:,}, {report['tokens']:,} tokens, L={report['window']}"]
+    for n, losses in evaluation["loss"].items():
+        if n in evaluation.get("accuracy", {}):
+            result.append(f"N={n}  accuracy  {evaluation['accuracy'][n]:.1%}")
         result.append(f"N={n}  loss of windows 1..K  {_windows(losses)}")
-        result += [f"N={n}  {name}  {_value(value)}" for name, value in found.get("metrics", {}).get(n, {}).items()]
-        result += [f"N={n}  loss of {name}  {_windows(of['loss'][n])}" for name, of in found.get("sets", {}).items()]
-    if "guessing" in found:
-        result.append(f"guessing  {_value(found['guessing'])}")
+        result += [
+            f"N={n}  {name}  {_value(value)}" for name, value in evaluation.get("metrics", {}).get(n, {}).items()
+        ]
+        result += [
+            f"N={n}  loss of {name}  {_windows(of['loss'][n])}" for name, of in evaluation.get("sets", {}).items()
+        ]
+    if "guessing" in evaluation:
+        result.append(f"guessing  {_value(evaluation['guessing'])}")
     return result
 
 
-def _as_asked(
+def _apply_options(
     config: Config, shape: StepShape, passes: Sequence[int] | None, window: int | None, batches: int | None
 ) -> list[int]:
-    """The numbers of passes; the largest of them, window and batches are set in the configuration.
+    """The sorted numbers of passes. Sets the largest one, the window and the batches in `config`.
 
-    Raises ConfigError for what the settings do not allow.
+    shape: that of the checkpoint's last step, for options that are None. Raises ConfigError: the settings do not allow
+    the options.
     """
     from sleeptrain.config.validate import validate
 

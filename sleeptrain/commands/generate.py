@@ -1,4 +1,4 @@
-"""`sleeptrain generate`: text from a sleeping model, as it comes."""
+"""`sleeptrain generate`: text from a sleeping model, printed token by token."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def parser() -> ArgumentParser:
         "place", type=Path, metavar="RUN_OR_CHECKPOINT_OR_HF_FOLDER", help="of a run its newest checkpoint"
     )
     prompt = root.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", metavar="TEXT", help="what to go on with")
+    prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same from a file")
     root.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="0 reads only (default 128)")
     root.add_argument("--passes", type=int, metavar="N", help="default: as the model was trained last")
@@ -41,8 +41,8 @@ def parser() -> ArgumentParser:
     root.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: the likeliest token (default 1)")
     root.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample from the likeliest tokens only")
     root.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
-    root.add_argument("--memory", type=Path, metavar="FILE", help="go on behind what --save-memory has kept")
-    root.add_argument("--save-memory", type=Path, metavar="FILE", help="keep what was read, the prompt included")
+    root.add_argument("--memory", type=Path, metavar="FILE", help="continue from a file of --save-memory")
+    root.add_argument("--save-memory", type=Path, metavar="FILE", help="write the memory after the prompt to a file")
     root.add_argument("--tokenizer", type=Path, metavar="PATH", help="default: that of the run or the folder")
     root.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     root.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default auto)")
@@ -75,7 +75,7 @@ def _generate(options: Namespace) -> int:
         model.read(ids, cache=copy, **settings).save(options.save_memory)
     if options.max_new_tokens:
         torch.manual_seed(options.seed)
-        before = prompt if memory is None else None  # of what a memory has read the ids are not known
+        before = prompt if memory is None else None  # the ids that a memory has read are unknown
         sampling: dict[str, Any] = {"temperature": options.temperature, "top_p": options.top_p, "top_k": 0}
         model.generate(
             ids,
@@ -91,7 +91,7 @@ def _generate(options: Namespace) -> int:
 
 
 def _check_target(path: Path) -> None:
-    """Before a long text is read to be kept there. Raises ConfigError."""
+    """Check that `path` can be written, before the prompt is read. Raises ConfigError."""
     if path.is_dir():
         raise ConfigError(f"--save-memory {path} is a folder; name a file in it")
     folder = next(parent for parent in path.absolute().parents if parent.exists())

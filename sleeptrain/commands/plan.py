@@ -1,4 +1,4 @@
-"""`sleeptrain plan`: its flags, and what it prints and draws."""
+"""`sleeptrain plan`: flags, printed tables and the picture of the schedule."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ PICTURES = (".png", ".pdf", ".svg")
 
 def add_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--processes", type=_positive, metavar="N", help="of the run; default: those of one replica")
-    parser.add_argument("--gpu", metavar="NAME", help="forecast time on this GPU, and hold memory against its own")
+    parser.add_argument("--gpu", metavar="NAME", help="forecast time on this GPU, and compare memory with the GPU's")
     parser.add_argument(
         "--efficiency",
         type=_share,
         metavar="SHARE",
         default=EFFICIENCY,
-        help="of the GPU's peak that work reaches; default %(default)s",
+        help="of the GPU's peak FLOP/s that the run reaches; default %(default)s",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the pipeline's schedule (.png, .pdf, .svg)")
 
 
 def run(config: Config, options: Namespace) -> int:
-    """Raises ConfigError for a layout, a GPU or a file that cannot be, before any work."""
-    picture = None if options.plot is None else _checked(_own_name(options.plot))
-    # Here, not above: flags are shown and refused without torch.
+    """Print the plan and return the exit code. Raises ConfigError at once for an impossible layout, GPU or file."""
+    picture = None if options.plot is None else _checked(_job_path(options.plot))
+    # These imports are inside the function: the help and wrong flags need no torch.
     from sleeptrain.distributed.gpus import find_gpu
     from sleeptrain.plan.layout import make_plan
     from sleeptrain.plan.report import to_json, to_text
@@ -52,8 +52,8 @@ def run(config: Config, options: Namespace) -> int:
     return 0
 
 
-def _own_name(path: Path) -> Path:
-    """In a sweep each job draws a file of its own, which ends in its number."""
+def _job_path(path: Path) -> Path:
+    """`path`; in a sweep, with the number of the job at the end of the name."""
     from hydra.core.hydra_config import HydraConfig
 
     from sleeptrain.config.compose import in_sweep
@@ -71,14 +71,14 @@ def _checked(path: Path) -> Path:
     return path
 
 
-def _number(kind: Callable[[str], float], low: float, high: float, wanted: str) -> Callable[[str], float]:
+def _number(convert: Callable[[str], float], low: float, high: float, expected: str) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
-            value = kind(text)
+            value = convert(text)
         except ValueError:
             value = low
         if not low < value <= high:
-            raise ArgumentTypeError(f"must be {wanted}, not '{text}'")
+            raise ArgumentTypeError(f"must be {expected}, not '{text}'")
         return value
 
     return parse

@@ -1,4 +1,4 @@
-"""`sleeptrain report`: runs into one page with curves and tables."""
+"""`sleeptrain report`: one page with curves and tables of many runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sleeptrain.terminal import ArgumentParser, printable, say
 def main(arguments: Sequence[str]) -> int:
     """Run `sleeptrain report ARGUMENTS` and return the exit code. Raises UserError."""
     options = parser().parse_args(arguments)
-    # Here, not above: help is shown without torch and matplotlib.
+    # These imports are inside the function: the help needs neither torch nor matplotlib.
     from sleeptrain.report.groups import sections
     from sleeptrain.report.runs import find_runs
     from sleeptrain.report.summary import summary
@@ -21,9 +21,9 @@ def main(arguments: Sequence[str]) -> int:
     out = options.out or default_out(options.runs)
     check_out(out)
     runs, unreadable = find_runs(options.runs)
-    found = sections(runs)
-    index = write_report(found, unreadable, out, options.title or f"Runs in {', '.join(map(str, options.runs))}")
-    lines = [line for section in found for line in summary(section)]
+    groups = sections(runs)
+    index = write_report(groups, unreadable, out, options.title or f"Runs in {', '.join(map(str, options.runs))}")
+    lines = [line for section in groups for line in summary(section)]
     lines += [f"NOT READABLE and left out: {reason}" for reason in unreadable]
     for line in (*lines, str(index)):
         say(printable(line, keep=""))
@@ -39,14 +39,14 @@ def parser() -> ArgumentParser:
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="where index.html and the pictures go; default: report, beside the runs",
+        help="folder of index.html and the pictures; default: report, beside the runs",
     )
     root.add_argument("--title", help="of the page")
     return root
 
 
 def default_out(paths: Sequence[Path]) -> Path:
-    """`report` in the folder that was named, or in the one that holds all of several."""
+    """The folder `report` inside a single path, or inside the common parent of several paths."""
     if len(paths) == 1:
         return paths[0] / "report"
     return Path(os.path.relpath(os.path.commonpath([path.absolute() for path in paths]))) / "report"

@@ -1,1 +1,1 @@
-"""`sleeptrain doctor`: whether this machine can train, and what to do where it cannot."""
+"""`sleeptrain doctor`: checks that show if this machine can train, and what to do if it cannot."""

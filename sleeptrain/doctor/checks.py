@@ -1,4 +1,4 @@
-"""All checks, in the order in which they are told."""
+"""All checks, in the order of the output."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ STORAGE = "look at the storage (mount, df, dmesg), or use another machine"
 
 @dataclass(frozen=True)
 class Check:
-    """function: `module:function` behind sleeptrain.doctor, loaded by the process that makes the check.
+    """A check and its limits.
 
-    limit: seconds until it counts as hung; generous, since storage may be cold and Triton may have to compile.
-    cure: where it hangs, crashes or raises.
+    function: `module:function` in the package sleeptrain.doctor, imported by the process that runs the check.
+    limit: seconds until the check counts as hung; long, since storage may be cold and Triton may have to compile.
+    cure: what to do if the check hangs, crashes or raises.
     """
 
     function: str
@@ -39,7 +40,7 @@ CHECKS = {
     "torch": Check("device:check_torch", 120, "reinstall torch for this machine and its driver"),
     "gpus": Check("device:check_gpus", 120, "leave this machine out (sbatch --exclude) and have its GPUs looked at"),
     "kernel": Check("kernel:check_kernel", 300, "reinstall torch, and with GPUs triton and flash-linear-attention"),
-    "hostname": Check("network:check_hostname", 60, "mend the name service (/etc/hosts, resolv.conf)"),
+    "hostname": Check("network:check_hostname", 60, "repair the name service (/etc/hosts, resolv.conf)"),
     "collective": Check("ranks:check_collective", 120, "set GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME) to a working link"),
     "tensor": Check("ranks:check_tensor", 120, PARALLEL),
     "zero": Check("ranks:check_zero", 180, PARALLEL),
@@ -57,10 +58,10 @@ CHECKS = {
     "data": Check("storage:check_data", 120, STORAGE),
 }
 
-# One process makes these in turn: they use the same GPU. Behind them one process for each GPU makes the others.
+# One process runs these in turn, since they use the same GPU. Then one process for each GPU runs OF_RANKS.
 ON_DEVICE = ("torch", "gpus", "kernel")
-# One process makes these in turn: each loads what the one before has loaded.
+# One process runs these in turn: the later ones reuse the modules that the earlier ones import.
 OF_TEXT = ("text", "formats", "generation", "harness")
-MEETING = "collective"  # where this fails, the others of several processes could only wait
+MEETING = "collective"  # if it fails, the other checks over several processes would only wait
 OF_RANKS = (MEETING, "tensor", "zero")
 CPU_RANKS = 2

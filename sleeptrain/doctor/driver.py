@@ -1,4 +1,4 @@
-"""Whether a machine has NVIDIA GPUs, asked without torch."""
+"""Does a machine have NVIDIA GPUs? Works without torch."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def has_driver() -> bool:
 
 
 def wants_gpus(case: Case) -> bool:
-    """Whether the run would take GPUs where there are some."""
+    """True if the run uses GPUs on a machine that has them."""
     return case.config is None or case.config.train.device != "cpu"

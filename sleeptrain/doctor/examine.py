@@ -1,4 +1,4 @@
-"""Making the checks: most at the same time, those that use the machine's GPUs one after the other."""
+"""Run the checks: most at the same time, the checks that use the GPUs one after the other."""
 
 from __future__ import annotations
 
@@ -21,74 +21,82 @@ UNMET = f"the processes do not meet ({MEETING})"
 
 
 @dataclass
-class Lane:
-    """Checks that wait for each other: groups of them, and the crew that is at work on the first."""
+class CheckQueue:
+    """Checks that run one after the other.
+
+    groups: names of checks; the checks of a group share their processes.
+    pool: the processes that run the first group.
+    """
 
     groups: list[list[str]]
-    crew: WorkerPool | None = field(default=None, init=False)
+    pool: WorkerPool | None = field(default=None, init=False)
 
 
 def examine(names: Sequence[str], case: Case) -> Generator[Result, None, None]:
-    """The results of these checks as they come. No process is left when this ends, however it does.
+    """Yield each result as soon as it is there. When the generator ends or is closed, all processes have ended.
 
-    case: its folder is not used; that of each crew is made under the temporary folder.
+    case: its `folder` is not used; each pool gets a new folder inside a temporary one.
     """
     alone = [name for name in names if name not in ON_DEVICE + OF_RANKS + OF_TEXT]
     device, ranks, text = ([name for name in group if name in names] for group in (ON_DEVICE, OF_RANKS, OF_TEXT))
-    lanes = [*(Lane([[name]]) for name in alone), Lane([text] if text else []), Lane([g for g in (device, ranks) if g])]
-    with tempfile.TemporaryDirectory(prefix="sleeptrain-doctor-") as folder, _ending_when_told():
+    queues = [
+        *(CheckQueue([[name]]) for name in alone),
+        CheckQueue([text] if text else []),
+        CheckQueue([g for g in (device, ranks) if g]),
+    ]
+    with tempfile.TemporaryDirectory(prefix="sleeptrain-doctor-") as folder, _exit_on_sigterm():
         try:
-            yield from _run(lanes, case, Path(folder))
+            yield from _run(queues, case, Path(folder))
         finally:
-            for lane in lanes:
-                if lane.crew is not None:
-                    lane.crew.end()
+            for queue in queues:
+                if queue.pool is not None:
+                    queue.pool.end()
 
 
-def _run(lanes: Sequence[Lane], case: Case, folder: Path) -> Iterator[Result]:
+def _run(queues: Sequence[CheckQueue], case: Case, folder: Path) -> Iterator[Result]:
     numbers, devices = count(), 0
 
-    def occupy(lane: Lane) -> None:
-        lane.crew = None
-        if lane.groups:
-            group = lane.groups[0]
+    def start_next(queue: CheckQueue) -> None:
+        queue.pool = None
+        if queue.groups:
+            group = queue.groups[0]
             size = (devices or CPU_RANKS) if group[0] in OF_RANKS else 1
-            lane.crew = WorkerPool(group, replace(case, folder=folder / str(next(numbers))), size)
+            queue.pool = WorkerPool(group, replace(case, folder=folder / str(next(numbers))), size)
 
-    for lane in lanes:
-        occupy(lane)
-    while busy := [lane for lane in lanes if lane.crew is not None]:
-        _listen([lane.crew for lane in busy if lane.crew is not None])
-        for lane in busy:
-            assert lane.crew is not None
-            left = lane.crew.left
-            for result in lane.crew.results():
+    for queue in queues:
+        start_next(queue)
+    while busy := [queue for queue in queues if queue.pool is not None]:
+        _listen([queue.pool for queue in busy if queue.pool is not None])
+        for queue in busy:
+            assert queue.pool is not None
+            remaining = queue.pool.remaining
+            for result in queue.pool.results():
                 devices = result.finding.details.get("devices", devices) if result.name == "torch" else devices
                 yield result
                 if result.name == MEETING and result.finding.state == FAILED:
-                    yield from (Result(name, skipped(UNMET), 0.0) for name in left)
-                    left.clear()
-            if lane.crew.over:
-                lane.groups = [group for group in (left, *lane.groups[1:]) if group]
-                lane.crew.end()
-                occupy(lane)
+                    yield from (Result(name, skipped(UNMET), 0.0) for name in remaining)
+                    remaining.clear()
+            if queue.pool.finished:
+                queue.groups = [group for group in (remaining, *queue.groups[1:]) if group]
+                queue.pool.end()
+                start_next(queue)
 
 
-def _listen(crews: Sequence[WorkerPool]) -> None:
-    """Until one of them says something, ends, or has used up its time."""
-    places: Mapping[int, tuple[WorkerPool, int]] = {
-        pipe: (crew, rank) for crew in crews for pipe, rank in crew.pipes().items()
+def _listen(pools: Sequence[WorkerPool]) -> None:
+    """Wait until a worker sends a finding, a worker ends, or the time of a pool is over. Read the findings."""
+    workers: Mapping[int, tuple[WorkerPool, int]] = {
+        pipe: (pool, rank) for pool in pools for pipe, rank in pool.pipes().items()
     }
-    left = min(crew.deadline for crew in crews) - time.monotonic()
-    ready, _, _ = select.select(list(places), [], [], max(left, 0.0))
+    seconds = min(pool.deadline for pool in pools) - time.monotonic()
+    ready, _, _ = select.select(list(workers), [], [], max(seconds, 0.0))
     for pipe in ready:
-        crew, rank = places[pipe]
-        crew.hear(rank)
+        pool, rank = workers[pipe]
+        pool.read(rank)
 
 
 @contextmanager
-def _ending_when_told() -> Iterator[None]:
-    """SIGTERM unwinds as Ctrl-C does, so that the processes are ended."""
+def _exit_on_sigterm() -> Iterator[None]:
+    """SIGTERM raises SystemExit, so that the `finally` clauses end the processes, as after Ctrl-C."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""What a check is given, and what it finds."""
+"""The input of a check, its finding and its result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # a doctor must start where packages are missing
+if TYPE_CHECKING:  # the doctor must start if packages are missing
     from sleeptrain.config.schema import Config
 
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
@@ -15,10 +15,13 @@ OK, FAILED, SKIPPED = "ok", "failed", "skipped"
 
 @dataclass(frozen=True)
 class Case:
-    """config: the run that is asked about; None: the machine alone. machines: of the job that this process is in.
+    """The input of a check.
 
-    folder: for files of the checks, the same for all processes of one; gone afterwards. rank, size: this process among
-    those that make the check.
+    config: settings of the run; None checks the machine alone.
+    machines: number of machines of the job.
+    folder: temporary folder, shared by all processes of a check.
+    rank: index of this process among the processes of the check.
+    size: number of these processes.
     """
 
     config: Config | None
@@ -30,7 +33,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Finding:
-    """state: OK, FAILED, or SKIPPED: it does not apply. cure: what to do, where it failed. details: for programs."""
+    """What a check found.
+
+    state: OK, FAILED, or SKIPPED if the check does not apply.
+    found: one line for people.
+    cure: what to do after a failure.
+    details: values for programs.
+    """
 
     state: str
     found: str
@@ -43,7 +52,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Result:
-    """The finding of a check, and how long it took."""
+    """The finding of the check `name`, and its duration in seconds."""
 
     name: str
     finding: Finding
@@ -58,5 +67,5 @@ def failed(found: str, cure: str, **details: Any) -> Finding:
     return Finding(FAILED, found, cure, details)
 
 
-def skipped(why: str, **details: Any) -> Finding:
-    return Finding(SKIPPED, why, details=details)
+def skipped(reason: str, **details: Any) -> Finding:
+    return Finding(SKIPPED, reason, details=details)

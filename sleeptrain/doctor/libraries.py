@@ -1,7 +1,7 @@
-"""What a run, a conversion or a score does with the packages that are installed, done once with little.
+"""Small trials of the installed packages: what a run, a conversion or an evaluation does with them.
 
-A package whose version is as declared may still be damaged, or not fit another one. A check that needs a package which
-is not installed does not apply: who needs that asks for it by name.
+A package of the declared version may still be damaged, or not fit another one. A check is skipped if its package is not
+installed: a command that needs the package names it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ TEXTS = ("a window that is full is slept on", "what is left of it is the state",
 VOCABULARY = 300
 PROMPT = (5, 9, 2, 11, 7, 3, 8)
 NEW_TOKENS = 6
-WINDOW = 4  # several end in the prompt and in what is added
+WINDOW = 4  # several windows end in the prompt and in the new tokens
 
 
 def check_text(case: Case) -> Finding:
-    """sentencepiece makes a tokenizer and webdataset a shard; what is read back is what was written."""
+    """Train a tokenizer with sentencepiece, write a shard with webdataset, and compare the texts read back."""
     from sleeptrain.data.shards import write_shards
     from sleeptrain.data.tokenizer import train_tokenizer
 
@@ -38,18 +38,18 @@ def check_text(case: Case) -> Finding:
     for number, text in enumerate(TEXTS):
         ids = shards.document(0, number).tolist()
         if tokenizer.decode(ids[1:-1]) != text:
-            cure = _again("sentencepiece", "webdataset")
+            cure = _cure("sentencepiece", "webdataset")
             return failed(f"{text!r} comes back from a shard as {tokenizer.decode(ids[1:-1])!r}", cure)
     return ok(f"{_versions('sentencepiece', 'webdataset')}: a shard gives back its texts")
 
 
 def check_formats(case: Case) -> Finding:
-    """The formats of text for which a package is installed: each gives back what it holds."""
+    """Write and read back each text format whose package is installed."""
     from sleeptrain.prepare.inputs import named_inputs
     from sleeptrain.prepare.readers import documents
     from sleeptrain.prepare.units import plan_units
 
-    found = []
+    checked = []
     for package, name, write in (
         ("pyarrow", "text.parquet", _write_parquet),
         ("zstandard", "text.jsonl.zst", _write_zst),
@@ -59,13 +59,13 @@ def check_formats(case: Case) -> Finding:
         write(case.folder / name)
         units = plan_units(named_inputs([str(case.folder / name)]), "text")
         if [*(text for unit in units for part in unit.slices for text in documents(part, "text"))] != [*TEXTS]:
-            return failed(f"{package} {installed(package)}: {name} does not give back its texts", _again(package))
-        found.append(package)
-    return ok(f"{_versions(*found)}: give back their texts") if found else skipped(_missing("pyarrow", "zstandard"))
+            return failed(f"{package} {installed(package)}: {name} does not give back its texts", _cure(package))
+        checked.append(package)
+    return ok(f"{_versions(*checked)}: give back their texts") if checked else skipped(_missing("pyarrow", "zstandard"))
 
 
 def check_generation(case: Case) -> Finding:
-    """transformers' `generate` on a small sleeping model: each token that it adds is the likeliest one by `forward`."""
+    """Compare transformers' greedy `generate` on a small sleeping model with the argmax of `forward`."""
     if importlib.util.find_spec("transformers") is None:
         return skipped(_missing("transformers"))
     import torch
@@ -75,17 +75,15 @@ def check_generation(case: Case) -> Finding:
     ids = model.generate(torch.tensor([PROMPT]), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None)
     with torch.no_grad():
         likeliest = model(ids).logits[0].argmax(-1)
-    added, wanted = ids[0, len(PROMPT) :], likeliest[len(PROMPT) - 1 : -1]
-    if added.tolist() != wanted.tolist():
-        told = f"generate adds {added.tolist()}, where forward gives {wanted.tolist()}"
-        return failed(f"transformers {installed('transformers')}: {told}", _again("transformers"))
-    return ok(
-        f"{_versions('transformers', 'tokenizers', 'safetensors')}: generates token by token what a forward gives"
-    )
+    added, expected = ids[0, len(PROMPT) :], likeliest[len(PROMPT) - 1 : -1]
+    if added.tolist() != expected.tolist():
+        problem = f"generate adds {added.tolist()}, where forward gives {expected.tolist()}"
+        return failed(f"transformers {installed('transformers')}: {problem}", _cure("transformers"))
+    return ok(f"{_versions('transformers', 'tokenizers', 'safetensors')}: generate and forward agree token by token")
 
 
 def check_harness(case: Case) -> Finding:
-    """The lm-evaluation-harness' model on a small exported one: a score, and text until a string."""
+    """Score a text and generate up to a stop string with the lm-evaluation-harness and a small saved model."""
     if importlib.util.find_spec("lm_eval") is None:
         return skipped(_missing("lm_eval"))
     from lm_eval.api.instance import Instance
@@ -101,16 +99,16 @@ def check_harness(case: Case) -> Finding:
     [text] = scorer.generate_until([Instance("generate_until", {}, (TEXTS[0], options), 0)])
     [(score, _)] = scorer.loglikelihood([Instance("loglikelihood", {}, (TEXTS[0], " it"), 0)])
     if not isinstance(text, str) or not score < 0:
-        return failed(f"lm-eval {installed('lm-eval')}: {text!r} and a score of {score}", _again("lm-eval"))
+        return failed(f"lm-eval {installed('lm-eval')}: {text!r} and a score of {score}", _cure("lm-eval"))
     return ok(f"{_versions('lm-eval')}: scores and generates")
 
 
 def check_fla(case: Case) -> Finding:
-    """flash-linear-attention and Triton can be loaded where they are installed ahead, as on a login node."""
+    """Import flash-linear-attention and Triton on a machine without GPUs, such as a login node."""
     if importlib.util.find_spec("fla") is None:
         return skipped(_missing("flash-linear-attention"))
     if has_driver() or not wants_gpus(case):
-        return skipped("train.device=cpu" if not wants_gpus(case) else "runs as the check of the kernel")
+        return skipped("train.device=cpu" if not wants_gpus(case) else "covered by the check `kernel`")
     from sleeptrain.ops.fla import load_kernels
 
     load_kernels()
@@ -118,30 +116,30 @@ def check_fla(case: Case) -> Finding:
 
 
 def check_wandb(case: Case) -> Finding:
-    """An offline run: its file holds what was logged."""
+    """Log one record in an offline run and check that its file is not empty."""
     if case.config is not None and case.config.wandb.mode == "disabled":
         return skipped("wandb.mode=disabled")
     from sleeptrain.config.schema import WandbConfig
     from sleeptrain.train.logging.wandb_log import WandbLogger
 
-    heard = _Heard()
-    logging.getLogger("sleeptrain.train.logging.wandb_log").addHandler(heard)
+    messages = _Messages()
+    logging.getLogger("sleeptrain.train.logging.wandb_log").addHandler(messages)
     os.environ.pop("WANDB_MODE", None)
     logger = WandbLogger(WandbConfig(mode="offline"), case.folder, "doctor", {}, None)
     logger.log({"step": 1, "loss": 1.0}, 1)
     logger.finish()
-    if heard.words:
-        return failed(f"wandb {installed('wandb')}: {heard.words[0]}", f"{_again('wandb')}, or set wandb.mode=disabled")
-    if not any(path.stat().st_size for path in case.folder.glob("wandb/offline-run-*/*.wandb")):
+    if messages.texts:
         return failed(
-            f"wandb {installed('wandb')} has written no run", f"{_again('wandb')}, or set wandb.mode=disabled"
+            f"wandb {installed('wandb')}: {messages.texts[0]}", f"{_cure('wandb')}, or set wandb.mode=disabled"
         )
+    if not any(path.stat().st_size for path in case.folder.glob("wandb/offline-run-*/*.wandb")):
+        return failed(f"wandb {installed('wandb')} has written no run", f"{_cure('wandb')}, or set wandb.mode=disabled")
     return ok(f"{_versions('wandb')}: an offline run")
 
 
 def _small_model() -> SleepForCausalLM:
     from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, ModelConfig
-    from sleeptrain.hf.model.configuration import SleepConfig
+    from sleeptrain.hf.model.configuration import SleepPretrainedConfig
     from sleeptrain.hf.model.modeling import SleepForCausalLM
 
     settings = ModelConfig(
@@ -151,9 +149,9 @@ def _small_model() -> SleepForCausalLM:
         layers=["attention", "gated_deltanet"],
         attention=AttentionConfig(num_heads=2, num_kv_heads=1, head_dim=8),
         gated_deltanet=GatedDeltaNetConfig(num_k_heads=1, num_v_heads=2, head_k_dim=8, head_v_dim=8),
-        init_std=0.5,  # so that one token is clearly the likeliest
+        init_std=0.5,  # makes one token clearly the likeliest
     )
-    return SleepForCausalLM(SleepConfig(model=asdict(settings), sleep={"passes": 2, "window": WINDOW})).eval()
+    return SleepForCausalLM(SleepPretrainedConfig(model=asdict(settings), sleep={"passes": 2, "window": WINDOW})).eval()
 
 
 def _write_parquet(path: Path) -> None:
@@ -170,15 +168,15 @@ def _write_zst(path: Path) -> None:
     path.write_bytes(zstandard.ZstdCompressor().compress(lines.encode()))
 
 
-class _Heard(logging.Handler):
-    """Keeps what is logged: a run goes on without wandb, and says so."""
+class _Messages(logging.Handler):
+    """Keeps log messages: a run continues without wandb and only logs the failure."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.words: list[str] = []
+        self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.words.append(record.getMessage())
+        self.texts.append(record.getMessage())
 
 
 def _versions(*names: str) -> str:
@@ -189,5 +187,5 @@ def _missing(*names: str) -> str:
     return f"not installed: {', '.join(names)}"
 
 
-def _again(*names: str) -> str:
+def _cure(*names: str) -> str:
     return f"install {' and '.join(names)} in a version that sleeptrain declares, or all of it again (make install)"

@@ -1,4 +1,4 @@
-"""What the operating system gives a process: shared memory, open files, memory."""
+"""Limits of the operating system: shared memory, open files, memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sleeptrain.doctor.finding import Case, Finding, failed, ok, skipped
 
 GIB = 2**30
 SHARED = Path("/dev/shm")
-# NCCL's processes on a machine speak through it; a container gets 64 MiB unless it is asked for more.
+# NCCL processes on one machine communicate through shared memory; a container gets 64 MiB by default. Bytes.
 SHARED_WITH_GPUS, SHARED_WITHOUT = GIB, GIB // 64
 OPEN_FILES = 1024
 MEMORY = 2 * GIB
@@ -22,15 +22,15 @@ CGROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 def check_shared_memory(case: Case) -> Finding:
     if not sys.platform.startswith("linux"):
-        return skipped("of Linux only")
-    told = os.statvfs(SHARED)
-    free, size = told.f_bavail * told.f_frsize, told.f_blocks * told.f_frsize
-    wanted = SHARED_WITH_GPUS if has_driver() and wants_gpus(case) else SHARED_WITHOUT
-    said = f"{_gib(free)} of {_gib(size)} free in {SHARED}"
-    if free < wanted:
-        cure = f"docker run --shm-size=8g, or free {SHARED} of files left behind"
-        return failed(f"{said}, {_gib(wanted)} are needed", cure, free=free, size=size)
-    return ok(said, free=free, size=size)
+        return skipped("Linux only")
+    disk = os.statvfs(SHARED)
+    free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+    needed = SHARED_WITH_GPUS if has_driver() and wants_gpus(case) else SHARED_WITHOUT
+    usage = f"{_gib(free)} of {_gib(size)} free in {SHARED}"
+    if free < needed:
+        cure = f"docker run --shm-size=8g, or remove old files from {SHARED}"
+        return failed(f"{usage}, {_gib(needed)} are needed", cure, free=free, size=size)
+    return ok(usage, free=free, size=size)
 
 
 def check_open_files(case: Case) -> Finding:
@@ -43,15 +43,15 @@ def check_open_files(case: Case) -> Finding:
 
 
 def check_memory(case: Case) -> Finding:
-    free = min([_available(), *_left_by_cgroups()])
+    free = min([_available(), *_free_in_cgroups()])
     if free < MEMORY:
-        cure = "end what uses the memory, or ask the scheduler for more (sbatch --mem)"
-        return failed(f"{_gib(free)} free, {_gib(MEMORY)} are needed by a process alone", cure, free=free)
+        cure = "end the processes that use the memory, or ask the scheduler for more (sbatch --mem)"
+        return failed(f"{_gib(free)} free, {_gib(MEMORY)} are needed by one process", cure, free=free)
     return ok(f"{_gib(free)} free", free=free)
 
 
 def _available() -> int:
-    """Without what caches would give back where that is not told."""
+    """Bytes of memory that can be used. Without /proc/meminfo: all memory of the machine."""
     table = Path("/proc/meminfo")
     if table.exists():
         rows = dict(line.split(":") for line in table.read_text().splitlines())
@@ -59,8 +59,8 @@ def _available() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _left_by_cgroups() -> Iterator[int]:
-    """What the limits of this process's group and those above it leave: a scheduler's or container's."""
+def _free_in_cgroups() -> Iterator[int]:
+    """Free bytes under the memory limit of this process's cgroup and of each parent: a scheduler's or a container's."""
     for line in OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.exists() else ():
         _, kinds, path = line.split(":", 2)
         if kinds not in ("", "memory"):
@@ -70,9 +70,9 @@ def _left_by_cgroups() -> Iterator[int]:
         group = root / path.lstrip("/")
         for place in [group, *group.parents]:
             if place.is_relative_to(root) and (place / limit).is_file() and (place / used).is_file():
-                most = (place / limit).read_text().strip()
-                if most.isdigit():
-                    yield int(most) - int((place / used).read_text())
+                maximum = (place / limit).read_text().strip()
+                if maximum.isdigit():
+                    yield int(maximum) - int((place / used).read_text())
 
 
 def _gib(size: int) -> str:

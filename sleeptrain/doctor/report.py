@@ -1,4 +1,4 @@
-"""How results are told: lines for people, one line for a machine of many, one object for programs."""
+"""The forms of the output: lines for people, one line for a machine of a job, one JSON object for programs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ MARKS = {OK: "ok", FAILED: "FAILED", SKIPPED: "-"}
 
 
 def machine() -> str:
-    """The name by which Slurm knows this machine, else its own."""
+    """The name of this machine in Slurm, else its host name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
 
 
 def to_lines(result: Result, width: int, coloured: bool) -> str:
-    """width: of the longest name."""
+    """A result in one line, and its cure in a second. width: length of the longest name of a check."""
     finding = result.finding
     mark = MARKS[finding.state].ljust(6)
     if coloured:
@@ -32,20 +32,20 @@ def to_lines(result: Result, width: int, coloured: bool) -> str:
 
 
 def summary(results: Sequence[Result], seconds: float) -> str:
-    made = [r for r in results if r.finding.state != SKIPPED]
-    red = [r.name for r in made if r.finding.state == FAILED]
-    told = f"{len(made)} checks, {seconds:.1f} s"
-    return f"{len(red)} of {told}: {', '.join(red)} failed" if red else f"all good: {told}"
+    applied = [r for r in results if r.finding.state != SKIPPED]
+    failures = [r.name for r in applied if r.finding.state == FAILED]
+    counts = f"{len(applied)} checks, {seconds:.1f} s"
+    return f"{len(failures)} of {counts}: {', '.join(failures)} failed" if failures else f"all good: {counts}"
 
 
 def brief(results: Sequence[Result], seconds: float) -> str:
     """`node1: ok (14 checks, 6.2 s)`, or each failed check with its cure; always one line."""
-    made = [r for r in results if r.finding.state != SKIPPED]
-    red = [r for r in made if r.finding.state == FAILED]
-    if not red:
-        return f"{machine()}: ok ({len(made)} checks, {seconds:.1f} s)"
-    told = [f"{r.name}: {'; '.join(filter(None, map(one_line, (r.finding.found, r.finding.cure))))}" for r in red]
-    return f"{machine()}: FAILED {' | '.join(told)}"
+    applied = [r for r in results if r.finding.state != SKIPPED]
+    failures = [r for r in applied if r.finding.state == FAILED]
+    if not failures:
+        return f"{machine()}: ok ({len(applied)} checks, {seconds:.1f} s)"
+    lines = [f"{r.name}: {'; '.join(filter(None, map(one_line, (r.finding.found, r.finding.cure))))}" for r in failures]
+    return f"{machine()}: FAILED {' | '.join(lines)}"
 
 
 def to_json(results: Sequence[Result], seconds: float) -> dict[str, Any]:

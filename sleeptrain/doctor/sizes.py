@@ -1,4 +1,4 @@
-"""How large a run's checkpoints are, and how many it keeps at a time."""
+"""The size of a run's checkpoints, and the number that it keeps."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from sleeptrain.plan.workload import workloads
 
 
 def checkpoint_bytes(config: Config) -> int:
-    """Weights and optimizer state, which no layout changes; `model.vocab_size` must be known."""
+    """Bytes of weights and optimizer state, the same under every layout. `model.vocab_size` must be set."""
     [held] = held_parameters(replace(config, parallel=ParallelConfig()), [0, len(config.model.layers)])
     state = training_state(held, 0, (1, 1, 1))
     return state.weights + state.optimizer
 
 
 def num_kept(config: Config) -> int:
-    """At the end of the run; `model.vocab_size` must be known."""
+    """The number of checkpoints at the end of the run. `model.vocab_size` must be set."""
     num_steps = sum(w.num_steps for w in workloads(config, 1))
     steps = sorted({0, num_steps, *range(0, num_steps, config.checkpoint.every or num_steps)})
-    gone = superfluous(steps, config.checkpoint.keep, config.checkpoint.keep_every, reach(config.health))
-    return len(steps) - len(gone)
+    removed = superfluous(steps, config.checkpoint.keep, config.checkpoint.keep_every, reach(config.health))
+    return len(steps) - len(removed)

@@ -1,4 +1,4 @@
-"""Where runs are kept: whether it can be written to and holds what will be kept; whether the data is there."""
+"""The folder of the runs: is it writable, and is there space for the checkpoints? The data: is it there?"""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sleeptrain.files import write_whole
 from sleeptrain.terminal import hide_credentials
 
 GIB = 2**30
-LEAST = GIB  # free, whatever a run keeps
+LEAST = GIB  # bytes that must be free in any case
 DEFAULT_ROOT = "runs"
 
 
 def check_disk(case: Case) -> Finding:
-    """A file is written, synced, renamed and removed where the run's folder is or will be."""
-    if (found := obstacle(root_of(case))) is not None:
-        return failed(found, "move it away, or set run.root to another folder")
+    """Write, sync, rename and remove a file in the folder of the runs, or in the nearest parent that exists."""
+    if (problem := obstacle(root_of(case))) is not None:
+        return failed(problem, "move it away, or set run.root to another folder")
     place = existing(root_of(case))
     probe = place / f".sleeptrain-doctor-{secrets.token_hex(4)}"
     try:
@@ -39,7 +39,7 @@ def check_disk(case: Case) -> Finding:
 
 
 def check_space(case: Case) -> Finding:
-    """For the checkpoints that the run will keep and the one that it writes besides."""
+    """Check the space for the checkpoints that the run keeps, and for one that it writes beside them."""
     if case.config is None:
         return skipped("no settings were given")
     from sleeptrain.config.resolved import run_folder
@@ -50,23 +50,23 @@ def check_space(case: Case) -> Finding:
     try:
         model = replace(model, vocab_size=model.vocab_size or vocabulary(case.config))
     except ConfigError:
-        return skipped("the data does not tell the vocabulary")  # which the check of the data tells of
+        return skipped("the data has no readable vocabulary")  # check_data reports the error
     config = replace(case.config, model=model)
     size, number = checkpoint_bytes(config), num_kept(config) + 1
     there = sum(path.stat().st_size for path in (run_folder(case.config) / "checkpoints").rglob("*") if path.is_file())
-    wanted, free = max(size * number - there, 0), free_bytes(place)
-    told = f"{number} checkpoints of {size / GIB:.2f} GiB"
+    needed, free = max(size * number - there, 0), free_bytes(place)
+    listed = f"{number} checkpoints of {size / GIB:.2f} GiB"
     details = {"free": free, "checkpoint": size, "checkpoints": number, "there": there}
-    if free < wanted:
-        said = f"{place} has {free / GIB:.2f} GiB free; {told} need {wanted / GIB:.2f} more"
-        return failed(said, "free space, set run.root to another disk, or lower checkpoint.keep", **details)
-    return ok(f"{told}, {free / GIB:.1f} GiB free", **details)
+    if free < needed:
+        problem = f"{place} has {free / GIB:.2f} GiB free; {listed} need {needed / GIB:.2f} more"
+        return failed(problem, "free space, set run.root to another disk, or lower checkpoint.keep", **details)
+    return ok(f"{listed}, {free / GIB:.1f} GiB free", **details)
 
 
 def check_data(case: Case) -> Finding:
-    """Opens what the run would read: tokenizer, the index of each source, the checkpoint that it starts from.
+    """Open the inputs of the run: the tokenizer, the index of each source, the checkpoint of `run.init_from`.
 
-    Raises UserError for what is missing, or where that checkpoint's tokenizer is another.
+    Raises UserError: an input is missing, or the checkpoint has another tokenizer.
     """
     if case.config is None:
         return skipped("no settings were given")
@@ -79,20 +79,20 @@ def check_data(case: Case) -> Finding:
     from sleeptrain.distributed.mesh import Mesh
     from sleeptrain.distributed.world import World
 
-    told = [case.config.data.source]
+    names = [case.config.data.source]
     tokenizer = None
     if case.config.data.source == "shards":
-        told = [hide_credentials(source.train) for source in case.config.data.shards.sources]
+        names = [hide_credentials(source.train) for source in case.config.data.shards.sources]
     if case.config.data.source == "shards" or case.config.run.init_from:
         shards = replace(case.config.data.shards, workers=1)
         tokenizer = build_source(replace(case.config.data, shards=shards)).tokenizer_hash
     if case.config.run.init_from:
         alone, run = World(Mesh.single(), find_device("cpu")), case.config.run
         place = named_checkpoint(Path(run.init_from), alone, "run.init_from", run.allow_older)
-        if not checkpoints(run_folder(case.config) / "checkpoints"):  # else nothing is taken from there any more
+        if not checkpoints(run_folder(case.config) / "checkpoints"):  # a resumed run does not read init_from
             check_start_tokenizer(place, tokenizer, case.config.data.source, run.allow_changes)
-        told.append(str(place))
-    return ok(", ".join(told))
+        names.append(str(place))
+    return ok(", ".join(names))
 
 
 def root_of(case: Case) -> Path:
@@ -100,7 +100,7 @@ def root_of(case: Case) -> Path:
 
 
 def obstacle(folder: Path) -> str | None:
-    """Why a folder cannot be made where that is to be seen: by a file in its way, or by its name."""
+    """Why a folder cannot be created: a file in its path, or a name that the system refuses. None if neither."""
     folder = folder.absolute()
     for place in (folder, *folder.parents):
         try:
@@ -120,5 +120,5 @@ def existing(folder: Path) -> Path:
 
 
 def free_bytes(place: Path) -> int:
-    told = os.statvfs(place)
-    return told.f_bavail * told.f_frsize
+    disk = os.statvfs(place)
+    return disk.f_bavail * disk.f_frsize

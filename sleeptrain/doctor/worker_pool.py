@@ -1,6 +1,6 @@
-"""Processes that make checks, so that one that crashes or hangs takes nothing with it.
+"""Processes that run checks, so that a check that crashes or hangs does not stop the doctor.
 
-They are forks of a process that has loaded neither torch nor CUDA, each in a session of its own, and die with it.
+Each is a fork of a process that has imported neither torch nor CUDA, in its own session, and ends when its parent ends.
 """
 
 from __future__ import annotations
@@ -20,56 +20,57 @@ from sleeptrain.doctor.checks import CHECKS
 from sleeptrain.doctor.finding import FAILED, OK, Case, Finding, Result, failed
 from sleeptrain.errors import UserError
 
-# How long the others may go on after one has failed: what it says first may follow from the end of another.
+# After a failure the other processes get this time: the failure may be the result of another process's end.
 GRACE_SECONDS = 1.0
 REAP_SECONDS = 2.0
 PR_SET_PDEATHSIG = 1
-# By these a launcher tells its processes of each other; those of a check are alone.
+# Environment variables of launchers. The workers remove them: they are no part of the launcher's job.
 LAUNCHERS = ("SLURM_", "PMI", "OMPI_", "TORCHELASTIC_", "GROUP_", "ROLE_")
 PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Worker:
-    """One forked process; `pipe` gets a line of JSON for each check it has made, and closes when it ends."""
+    """One forked process. It writes a line of JSON to `pipe` after each check; the pipe closes when it ends."""
 
     def __init__(self, names: Sequence[str], case: Case):
         self.pipe, writer = os.pipe()
         self._rest, self.closed = b"", False
         self._code: int | None = None
         self._log = case.folder / f"log-{case.rank}"
-        starter = os.getpid()
+        parent = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
         self._pid = os.fork()
         if self._pid == 0:
-            _work(names, case, writer, self._log, starter)
+            _work(names, case, writer, self._log, parent)
         os.close(writer)
 
     def read(self) -> list[Finding]:
-        """What has come since the last time, at least something or the end; does not wait after that."""
+        """The new findings. Waits only if the pipe has neither data nor its end."""
         chunk = os.read(self.pipe, 1 << 16)
         if not chunk:
             self.closed = True
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         return [Finding(**json.loads(line)) for line in lines]
 
-    def last_words(self) -> str:
+    def last_output(self) -> str:
+        """The last line that the process printed, at most 200 characters."""
         with contextlib.suppress(OSError):
             lines = self._log.read_text(errors="replace").splitlines()
             return next((line.strip()[-200:] for line in reversed(lines) if line.strip()), "")
         return ""
 
     def end(self) -> None:
-        """Kills it and all that it started. One that the kernel does not let go (dead storage) is left behind."""
+        """Kill the process and its children. Does not wait for one that the kernel cannot end (dead storage)."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._pid, signal.SIGKILL)
-        if self._code is None:  # it may not have come as far as a session of its own
+        if self._code is None:  # it may not have reached setsid
             os.kill(self._pid, signal.SIGKILL)
         os.close(self.pipe)
         self.exit_code()
 
     def exit_code(self) -> int | None:
-        """That of one which is at its end, negative for a signal; None where it does not come to it in time."""
+        """The exit code, negative for a signal; None if the process does not end within REAP_SECONDS."""
         deadline = time.monotonic() + REAP_SECONDS
         while self._code is None and time.monotonic() < deadline:
             pid, status = os.waitpid(self._pid, os.WNOHANG)
@@ -81,73 +82,79 @@ class Worker:
 
 
 class WorkerPool:
-    """`size` processes that make the same checks in turn. After a failure of several, or a crash, the crew is over."""
+    """`size` processes that run the same checks in turn.
+
+    remaining: names of the checks without a result.
+    deadline: time.monotonic() at which the current check counts as hung.
+    finished: True after the last check, after a crash, and after any failure if size > 1.
+    """
 
     def __init__(self, names: Sequence[str], case: Case, size: int = 1):
-        self.left = list(names)
+        self.remaining = list(names)
         folder = case.folder
         folder.mkdir()
         self.workers: list[Worker] = []
-        self._answers: dict[int, Finding] = {}
+        self._findings: dict[int, Finding] = {}
         self._size, self._queues = size, [list[Finding]() for _ in range(size)]
         for rank in range(size):
             self.workers.append(Worker(names, Case(case.config, case.machines, folder, rank, size)))
-        self._begin()
+        self._start_check()
 
-    def _begin(self) -> None:
-        self._began = time.monotonic()
-        self.deadline = self._began + (CHECKS[self.left[0]].limit if self.left else 0.0)
-        self._answers = {}
-        self.over = not self.left
+    def _start_check(self) -> None:
+        self._started = time.monotonic()
+        self.deadline = self._started + (CHECKS[self.remaining[0]].limit if self.remaining else 0.0)
+        self._findings = {}
+        self.finished = not self.remaining
 
     def pipes(self) -> dict[int, int]:
-        """{pipe: rank} of those that still may say something."""
+        """{pipe: rank} of the workers that have not ended."""
         return {worker.pipe: rank for rank, worker in enumerate(self.workers) if not worker.closed}
 
-    def hear(self, rank: int) -> None:
+    def read(self, rank: int) -> None:
+        """Queue the new findings of one worker."""
         self._queues[rank] += self.workers[rank].read()
 
     def results(self) -> list[Result]:
-        """Of the checks that are decided by what has been heard, or by the time."""
-        decided = []
-        while not self.over and (finding := self._decide()) is not None:
-            decided.append(Result(self.left.pop(0), finding, time.monotonic() - self._began))
+        """The results of the checks that the findings so far, or the deadline, decide."""
+        results = []
+        while not self.finished and (finding := self._decide()) is not None:
+            results.append(Result(self.remaining.pop(0), finding, time.monotonic() - self._started))
             if finding.state == FAILED and (self._size > 1 or self._broken()):
-                self.over = True
+                self.finished = True
             else:
-                self._begin()
-        return decided
+                self._start_check()
+        return results
 
     def end(self) -> None:
         for worker in self.workers:
             worker.end()
 
     def _broken(self) -> bool:
-        return len(self._answers) < self._size
+        return len(self._findings) < self._size
 
     def _decide(self) -> Finding | None:
         for rank, queue in enumerate(self._queues):
-            if queue and rank not in self._answers:
-                self._answers[rank] = queue.pop(0)
-        bad = [finding for finding in self._answers.values() if finding.state == FAILED]
-        ended = [rank for rank, worker in enumerate(self.workers) if worker.closed and rank not in self._answers]
-        if (bad or ended) and self._size > 1:
+            if queue and rank not in self._findings:
+                self._findings[rank] = queue.pop(0)
+        failures = [finding for finding in self._findings.values() if finding.state == FAILED]
+        ended = [rank for rank, worker in enumerate(self.workers) if worker.closed and rank not in self._findings]
+        if (failures or ended) and self._size > 1:
             self.deadline = min(self.deadline, time.monotonic() + GRACE_SECONDS)
         late = time.monotonic() >= self.deadline
-        if len(self._answers) + len(ended) < self._size and not late:
+        if len(self._findings) + len(ended) < self._size and not late:
             return None
         if ended:
             return self._crashed(ended[0])
-        if bad:
-            return bad[0]
-        if len(self._answers) < self._size:
+        if failures:
+            return failures[0]
+        if len(self._findings) < self._size:
             return self._hung()
-        findings = list(self._answers.values())
+        findings = list(self._findings.values())
         return next((finding for finding in findings if finding.state == OK), findings[0])
 
     def _hung(self) -> Finding:
-        check, limit = CHECKS[self.left[0]], CHECKS[self.left[0]].limit
-        silent = [rank for rank in range(self._size) if rank not in self._answers]
+        check, limit = CHECKS[self.remaining[0]], CHECKS[self.remaining[0]].limit
+        silent = [rank for rank in range(self._size) if rank not in self._findings]
         who = f" from {'processes' if len(silent) > 1 else 'process'} {', '.join(map(str, silent))}"
         return failed(f"no answer{who if self._size > 1 else ''} within {limit:g} s", check.cure)
 
@@ -156,46 +163,46 @@ class WorkerPool:
         code = worker.exit_code() or 0
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         who = f"process {rank} " if self._size > 1 else ""
-        words = f" ({said})" if (said := worker.last_words()) else ""
-        return failed(f"{who}{how}{words}", CHECKS[self.left[0]].cure)
+        output = f" ({line})" if (line := worker.last_output()) else ""
+        return failed(f"{who}{how}{output}", CHECKS[self.remaining[0]].cure)
 
 
-def _work(names: Sequence[str], case: Case, writer: int, log: Path, starter: int) -> NoReturn:
-    """A worker's whole life. Nothing of the process that it is a fork of is cleaned up here."""
+def _work(names: Sequence[str], case: Case, writer: int, log: Path, parent: int) -> NoReturn:
+    """Run the checks in the forked process, then exit. os._exit skips the cleanup of the parent's state."""
     code = 1
     try:
         os.setsid()
         if sys.platform.startswith("linux"):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != starter:
+        if os.getppid() != parent:
             os._exit(1)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
-        said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
-        _leave_the_job(case)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        _set_environment(case)
         for name in names:
-            os.write(writer, json.dumps(_make(name, case).to_json()).encode() + b"\n")
+            os.write(writer, json.dumps(_run_check(name, case).to_json()).encode() + b"\n")
         code = 0
     finally:
         os._exit(code)
 
 
-def _leave_the_job(case: Case) -> None:
+def _set_environment(case: Case) -> None:
     for name in [n for n in os.environ if n in PLACES or n.startswith(LAUNCHERS)]:
         del os.environ[name]
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the others work at the same time
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # other checks run at the same time
     if case.config is not None and case.config.train.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def _make(name: str, case: Case) -> Finding:
+def _run_check(name: str, case: Case) -> Finding:
     check = CHECKS[name]
     try:
         return check.load()(case)
     except UserError as error:
-        return failed(str(error), "")  # which says the way out
+        return failed(str(error), "")  # the message names the way out
     except ImportError as error:
         return failed(f"cannot be loaded: {error}", check.cure)
     except Exception as error:

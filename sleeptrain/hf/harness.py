@@ -42,12 +42,13 @@ def main(arguments: Sequence[str]) -> int:
 
 @register_model("sleeptrain")
 class Sleeping(TemplateLM):
-    """Scores texts of any length: they are read window by window, each full window sleeps, nothing is cut off.
+    """Scores texts of any length: it reads window by window, each full window sleeps, and nothing is truncated.
 
-    Requests to generate are greedy unless they have a temperature or say `do_sample`; other settings are those of
-    transformers' `generate`, and the length also has the harness's names. pretrained: a run, a checkpoint or a Hugging
-    Face folder. passes, window: instead of the model's own N and L. allow_older: of a run whose newest checkpoint is
-    damaged, the newest whole one.
+    Requests to generate are greedy unless they set `temperature` or `do_sample`. Other settings are those of
+    transformers' `generate`; the length also has the harness's names.
+
+    pretrained: a run, a checkpoint or a Hugging Face folder. passes, window: replace the model's N and L. allow_older:
+    if the newest checkpoint of the run is damaged, take the newest undamaged one.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Sleeping(TemplateLM):
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ConfigError(f"batch_size={batch_size}: give a number")
         path = None if tokenizer is None else Path(tokenizer)
-        # The harness's command line names its default even where there is no GPU.
+        # The default of the harness's command line is cuda:0, also without a GPU.
         if device is None or (device == "cuda:0" and not torch.cuda.is_available()):
             device = "auto"
         opened = open_model(Path(pretrained), path, device, dtype, allow_older)
@@ -92,32 +93,32 @@ class Sleeping(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **ignored: Any
     ) -> list[tuple[float, bool]]:
-        found = self._scores([(context, continuation) for _, context, continuation in requests])
-        for (key, _, _), score in zip(requests, found, strict=True):
+        scores = self._scores([(context, continuation) for _, context, continuation in requests])
+        for (key, _, _), score in zip(requests, scores, strict=True):
             self.cache_hook.add_partial("loglikelihood", key, score)
-        return found
+        return scores
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         texts = [request.args[0] for request in requests]
         pairs = [([self.prefix_token_id], self._tokenizer.encode(text)) for text in texts]
-        found = [score for score, _ in self._scores(pairs)]
-        for request, score in zip(requests, found, strict=True):
+        scores = [score for score, _ in self._scores(pairs)]
+        for request, score in zip(requests, scores, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, score)
-        return found
+        return scores
 
     def _scores(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        """(log-likelihood of the continuation, whether it is the greedy one) of each (context, continuation)."""
-        found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
-        # A window that predicts nothing sleeps under `unlabelled`: then rows are read together that predict as much.
-        kept = [len(more) if self._unlabelled else 0 for _, more in pairs]
-        for part in self._batches([len(context) + len(more) for context, more in pairs], kept):
+        """(log-likelihood in nats, True if greedy) of the continuation in each pair (context, continuation)."""
+        scores: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
+        # Under `unlabelled` windows without targets sleep: the rows of a batch must predict the same number of tokens.
+        num_predicted = [len(more) if self._unlabelled else 0 for _, more in pairs]
+        for part in self._batches([len(context) + len(more) for context, more in pairs], num_predicted):
             for i, score in zip(part, self._score_rows([pairs[i] for i in part]), strict=True):
-                found[i] = score
-        return found
+                scores[i] = score
+        return scores
 
     @torch.no_grad()
     def _score_rows(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        """Of rows that are read together, as many columns at once as a window has tokens: no more logits are held."""
+        """`_scores` of one batch. Reads L columns at a time, so that it never holds logits of more columns."""
         inputs = self._padded([(context + more)[:-1] for context, more in pairs])
         targets_BT = self._targets([more for _, more in pairs], inputs["input_ids"].shape[1])
         window, cache = self.model.sleep_settings(**self._sleep).window, None
@@ -126,11 +127,11 @@ class Sleeping(TemplateLM):
         for start in range(0, targets_BT.shape[1], window):
             part = {name: t[:, start : start + window] for name, t in inputs.items()}
             targets_BM = targets_BT[:, start : start + window]
-            wanted = (targets_BM != IGNORE).any(0)
-            if not wanted.any():
+            has_target_M = (targets_BM != IGNORE).any(0)
+            if not has_target_M.any():
                 cache = self.model.read(**part, cache=cache, **self._sleep)
                 continue
-            keep = targets_BM.shape[1] - int(wanted.int().argmax())
+            keep = targets_BM.shape[1] - int(has_target_M.int().argmax())
             out = self.model(**part, cache=cache, use_cache=True, logits_to_keep=keep, **self._sleep)
             cache = out[CACHE_NAME]
             score_B, is_greedy_B = _score(out.logits, targets_BM[:, -keep:])
@@ -138,27 +139,27 @@ class Sleeping(TemplateLM):
         return list(zip(total_B.tolist(), greedy_B.tolist(), strict=True))
 
     def _targets(self, continuations: list[list[int]], width: int) -> torch.Tensor:
-        """[B, width]: what the last columns of each row predict, IGNORE before them."""
+        """int64 [B, width]: each continuation at the end of its row, after IGNORE."""
         rows = [[IGNORE] * (width - len(more)) + more for more in continuations]
         return torch.tensor(rows, device=self.model.device)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        found = [""] * len(requests)
+        answers = [""] * len(requests)
         prompts = [self.tok_encode(request.args[0]) for request in requests]
-        alike: dict[str, list[int]] = {}
+        groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
-            alike.setdefault(repr(sorted(request.args[1].items())), []).append(i)
-        for same in alike.values():
-            for part in self._batches([len(prompts[i]) for i in same]):
-                rows = [same[i] for i in part]
+            groups.setdefault(repr(sorted(request.args[1].items())), []).append(i)
+        for group in groups.values():
+            for part in self._batches([len(prompts[i]) for i in group]):
+                rows = [group[i] for i in part]
                 options = requests[rows[0]].args[1]
                 for i, text in zip(rows, self._generate([prompts[i] for i in rows], options), strict=True):
-                    found[i] = text
+                    answers[i] = text
                     self.cache_hook.add_partial("generate_until", requests[i].args, text)
-        return found
+        return answers
 
-    def _generate(self, prompts: list[list[int]], given: dict[str, Any]) -> list[str]:
-        until, options = stop_strings(given), generation_options(given, self.max_gen_toks)
+    def _generate(self, prompts: list[list[int]], request: dict[str, Any]) -> list[str]:
+        until, options = stop_strings(request), generation_options(request, self.max_gen_toks)
         inputs = self._padded(prompts)
         width = inputs["input_ids"].shape[1]
         settings = text_options(self.model, self._tokenizer) | options
@@ -167,12 +168,12 @@ class Sleeping(TemplateLM):
         ids = self.model.generate(**inputs, **settings, stopping_criteria=stop, **self._sleep)
         return [_cut(text, until) for text in texts(ids[:, width:])]
 
-    def _batches(self, lengths: list[int], apart: list[int] | None = None) -> Iterator[list[int]]:
-        """Indices of rows that are read together: of neighbouring lengths, and alike in `apart`."""
-        apart = apart or [0] * len(lengths)
-        order = sorted(range(len(lengths)), key=lambda i: (apart[i], lengths[i]))
-        for _, alike in groupby(order, key=lambda i: apart[i]):
-            rows = list(alike)
+    def _batches(self, lengths: list[int], keys: list[int] | None = None) -> Iterator[list[int]]:
+        """Indices of the rows of each batch: rows of similar lengths, with equal keys."""
+        keys = keys or [0] * len(lengths)
+        order = sorted(range(len(lengths)), key=lambda i: (keys[i], lengths[i]))
+        for _, group in groupby(order, key=lambda i: keys[i]):
+            rows = list(group)
             for start in range(0, len(rows), self.batch_size):
                 yield rows[start : start + self.batch_size]
 
@@ -184,20 +185,20 @@ class Sleeping(TemplateLM):
 
 
 class _Texts:
-    """The texts that new ids [rows, T] add to the prompts, up to the ids that end a text."""
+    """Maps new ids [rows, T] to the texts that they add to the prompts, up to an id that ends a text."""
 
     def __init__(self, tokenizer: Tokenizer, prompts: list[list[int]], ends: int | list[int]) -> None:
         self._tokenizer, self._prompts = tokenizer, prompts
         self._ends = {ends} if isinstance(ends, int) else set(ends or ())
 
     def __call__(self, ids: torch.Tensor) -> list[str]:
-        several = len(ids) // len(self._prompts)  # beams of one prompt stand together
+        num_beams = len(ids) // len(self._prompts)  # beams of one prompt are neighbouring rows
         rows = [list(takewhile(lambda id: id not in self._ends, row)) for row in ids.tolist()]
-        return [continued_text(self._tokenizer, self._prompts[i // several], row) for i, row in enumerate(rows)]
+        return [continued_text(self._tokenizer, self._prompts[i // num_beams], row) for i, row in enumerate(rows)]
 
 
 class _Until(StoppingCriteria):
-    """A row is done when one of the strings is in what it has added."""
+    """A row ends when its new text contains one of the strings."""
 
     def __init__(self, texts: _Texts, until: list[str], width: int) -> None:
         self._texts, self._until, self._width = texts, until, width
@@ -213,7 +214,7 @@ def _cut(text: str, until: list[str]) -> str:
 
 
 def _score(logits_BKV: torch.Tensor, targets_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """On the CPU, (fp64 [B]: log-likelihood of each row's targets, bool [B]: whether they are the greedy ones)."""
-    lost_BK = F.cross_entropy(logits_BKV.flatten(0, 1), targets_BK.flatten(), ignore_index=IGNORE, reduction="none")
+    """(log-likelihood of each row's targets in nats, fp64 [B]; True if all are greedy, bool [B]), on the CPU."""
+    loss_BK = F.cross_entropy(logits_BKV.flatten(0, 1), targets_BK.flatten(), ignore_index=IGNORE, reduction="none")
     greedy_BK = (logits_BKV.argmax(-1) == targets_BK) | (targets_BK == IGNORE)
-    return -lost_BK.view_as(targets_BK).double().sum(1).cpu(), greedy_BK.all(1).cpu()
+    return -loss_BK.view_as(targets_BK).double().sum(1).cpu(), greedy_BK.all(1).cpu()

@@ -1,4 +1,4 @@
-"""A sleeping model and its tokenizer from wherever they are: a run, a checkpoint, a Hugging Face folder."""
+"""Load a sleeping model and its tokenizer from a run, a checkpoint or a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sleeptrain.distributed.world import World
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.convert.card import sleep_settings
 from sleeptrain.hf.convert.exporting import DTYPES, check_vocabulary
-from sleeptrain.hf.model.configuration import SleepConfig
+from sleeptrain.hf.model.configuration import SleepPretrainedConfig
 from sleeptrain.hf.model.load import usable_device
 from sleeptrain.hf.model.modeling import SleepForCausalLM
 from sleeptrain.sleep.curriculum import last_shape
@@ -29,11 +29,11 @@ from sleeptrain.sleep.curriculum import last_shape
 def open_model(
     place: Path, tokenizer: Path | None = None, device: str = "auto", dtype: str = "auto", allow_older: bool = False
 ) -> tuple[SleepForCausalLM, Tokenizer]:
-    """The model of a run (its newest checkpoint), a checkpoint, or a folder with `config.json`.
+    """The model of a run (its newest checkpoint), a checkpoint, or a folder with `config.json`, and the tokenizer.
 
-    Of a run it sleeps as the curriculum says at the checkpoint. tokenizer: instead of the run's or the folder's own.
-    dtype: float32, bfloat16, float16, or auto, that of the files. device: auto takes a GPU where there is one.
-    allow_older: as of `named_checkpoint`. Raises UserError.
+    N and L of a run are those of the curriculum at the checkpoint. tokenizer: replaces that of the run or the folder.
+    dtype: float32, bfloat16, float16, or auto for that of the files. device: auto takes a GPU if there is one.
+    allow_older: see `named_checkpoint`. Raises UserError.
     """
     if dtype not in (*DTYPES, "auto"):
         raise ConfigError(f"dtype={dtype}: allowed: auto, {', '.join(DTYPES)}")
@@ -43,33 +43,33 @@ def open_model(
     if (place / "config.json").is_file():
         only = {"use_safetensors": True, "local_files_only": True}
         model = SleepForCausalLM.from_pretrained(place, dtype=DTYPES.get(dtype, "auto"), **only)
-        found = tokenizer or place
-        opened = load_tokenizer(found)
+        tokenizer_path = tokenizer or place
+        opened = load_tokenizer(tokenizer_path)
     else:
         checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")), allow_older=allow_older)
-        found = tokenizer or _own_tokenizer(place, checkpoint)
-        opened = load_tokenizer(found)
-        check_text_tokenizer(checkpoint, opened.hash, found)
-        model = _of_checkpoint(checkpoint)
+        tokenizer_path = tokenizer or _run_tokenizer(place, checkpoint)
+        opened = load_tokenizer(tokenizer_path)
+        check_text_tokenizer(checkpoint, opened.hash, tokenizer_path)
+        model = _model_of_checkpoint(checkpoint)
         nn.Module.to(model, DTYPES.get(dtype, torch.float32))
-    check_vocabulary(opened, model.config.model_config(), found)
-    nn.Module.to(model, where)  # the signature of transformers' own is not seen by mypy
+    check_vocabulary(opened, model.config.model_config(), tokenizer_path)
+    nn.Module.to(model, where)  # mypy does not see the signature of transformers' `to`
     return model.eval(), opened
 
 
-def _own_tokenizer(place: Path, checkpoint: Path) -> Path:
+def _run_tokenizer(place: Path, checkpoint: Path) -> Path:
     data = load_resolved(checkpoint / CONFIG).data
     if data.source != "shards":
         raise DataError(f"{place} was trained on data.source={data.source}, which has no tokenizer: name one")
     return Path(data.shards.tokenizer)
 
 
-def _of_checkpoint(checkpoint: Path) -> SleepForCausalLM:
+def _model_of_checkpoint(checkpoint: Path) -> SleepForCausalLM:
     config, files = load_resolved(checkpoint / CONFIG), TensorFiles(checkpoint)
     check_start(files.forms, config.model)
     with torch.device("meta"):
         sleep = sleep_settings(config.sleep, last_shape(config, read_state(checkpoint)))
-        model = SleepForCausalLM(SleepConfig(model=asdict(config.model), sleep=sleep))
+        model = SleepForCausalLM(SleepPretrainedConfig(model=asdict(config.model), sleep=sleep))
     weights: dict[str, torch.Tensor] = {}
     files.read({WEIGHTS + name: _into(weights, name) for name, _ in model.model.named_parameters()})
     model.model.load_state_dict(weights, assign=True)
@@ -81,6 +81,6 @@ def _into(weights: dict[str, torch.Tensor], name: str) -> Take:
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, begins: bool = True) -> list[int]:
-    """The ids of a text as training reads it; `begins`: it is the beginning of a document."""
+    """The ids of a text as in training. begins: a document begins with the text: BOS comes first, if there is one."""
     first = [tokenizer.bos_id] if begins and tokenizer.bos_id is not None else []
     return first + tokenizer.encode(text)

@@ -16,7 +16,7 @@ from sleeptrain.data.tokenizer import load_tokenizer, train_tokenizer
 from sleeptrain.errors import DataError
 from sleeptrain.hf.convert.exporting import export
 from sleeptrain.hf.load_for_inference import encode_prompt, open_model
-from sleeptrain.hf.model.configuration import SleepConfig
+from sleeptrain.hf.model.configuration import SleepPretrainedConfig
 from sleeptrain.hf.model.modeling import SleepForCausalLM
 from sleeptrain.hf.model.streaming import TextOut
 from sleeptrain.terminal import printable
@@ -112,7 +112,7 @@ def prefixing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prefixing")
     tokenizer = default_sentencepiece(folder / "tokenizer.model")
     model = asdict(tiny_config(["gated_deltanet"])) | {"vocab_size": tokenizer.vocab_size + 40, "init_std": 0.5}
-    SleepForCausalLM(SleepConfig(model=model, sleep={"passes": 2, "window": 4})).save_pretrained(folder)
+    SleepForCausalLM(SleepPretrainedConfig(model=model, sleep={"passes": 2, "window": 4})).save_pretrained(folder)
     return folder
 
 

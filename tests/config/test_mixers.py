@@ -56,7 +56,7 @@ ASKED: dict[str, Callable[[Config], Any]] = {
     "communication": lambda c: traffic(config(tensor=2)),
     "matrices": lambda c: parameter_roles(Hybrid(c.model)),
     "plan": lambda c: make_plan(c, 1, None, 0.4),
-    **{f"names in {name}": lambda c, f=family: f.links(c.model) for name, family in FAMILIES.items()},
+    **{f"names in {name}": lambda c, f=family: f.mappings(c.model) for name, family in FAMILIES.items()},
 }
 
 

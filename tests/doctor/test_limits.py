@@ -41,7 +41,7 @@ def test_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, soft: int, 
 
 
 def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "_left_by_cgroups", lambda: iter([]))
+    monkeypatch.setattr(limits, "_free_in_cgroups", lambda: iter([]))
     monkeypatch.setattr(limits, "_available", lambda: 3 * limits.GIB)
     assert limits.check_memory(alone(tmp_path)).state == OK
     monkeypatch.setattr(limits, "_available", lambda: limits.GIB)
@@ -65,5 +65,5 @@ def test_a_schedulers_limit_counts_too(tmp_path: Path, monkeypatch: pytest.Monke
     own.write_text(f"7:cpu:/elsewhere\n0:{kinds}:/slurm/job_7/step_0/task_0\n")
     monkeypatch.setattr(limits, "CGROUPS", tmp_path)
     monkeypatch.setattr(limits, "OWN_GROUPS", own)
-    assert list(limits._left_by_cgroups()) == [limits.GIB]
+    assert list(limits._free_in_cgroups()) == [limits.GIB]
     assert limits.check_memory(alone(tmp_path)).state == FAILED

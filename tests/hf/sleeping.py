@@ -8,7 +8,7 @@ import torch
 from transformers.utils import logging
 
 from sleeptrain.config.schema import SleepConfig as Sleep
-from sleeptrain.hf.model.configuration import SleepConfig
+from sleeptrain.hf.model.configuration import SleepPretrainedConfig
 from sleeptrain.hf.model.modeling import SleepForCausalLM
 from tests.models import tiny_config, tiny_model
 
@@ -19,7 +19,7 @@ WINDOW = 4
 
 def sleeping(layers: list[str] | None = None, **sleep: object) -> SleepForCausalLM:
     settings = {"passes": 3, "window": WINDOW, **sleep}
-    model = SleepForCausalLM(SleepConfig(model=asdict(tiny_config(layers)), sleep=settings)).double().eval()
+    model = SleepForCausalLM(SleepPretrainedConfig(model=asdict(tiny_config(layers)), sleep=settings)).double().eval()
     model.model.load_state_dict(tiny_model(layers).state_dict())
     return model
 

@@ -152,5 +152,5 @@ def test_several_answers_to_one_document():
 
 def test_assisted_generation_is_refused():
     model = sleeping()
-    with pytest.raises(ConfigError, match="assistant_model: drafted tokens would have to be unread"):
+    with pytest.raises(ConfigError, match="assistant_model: rejected draft tokens would have to be removed"):
         model.generate(texts([5])[0][None], assistant_model=sleeping(), **GREEDY)

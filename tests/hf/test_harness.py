@@ -20,7 +20,7 @@ from sleeptrain.cli import main
 from sleeptrain.data.tokenizer import train_tokenizer
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.harness import Sleeping
-from sleeptrain.hf.model.configuration import SleepConfig
+from sleeptrain.hf.model.configuration import SleepPretrainedConfig
 from sleeptrain.hf.model.modeling import SleepForCausalLM
 from sleeptrain.hf.request_options import generation_options
 from tests.data.texts import default_sentencepiece, make_texts
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("harness")
     train_tokenizer(make_texts(20), IDS, folder / "tokenizer.model")
     model = asdict(tiny_config(["attention", "gated_deltanet"])) | {"vocab_size": IDS, "init_std": 0.5}
-    SleepForCausalLM(SleepConfig(model=model, sleep={"passes": 3, "window": 4})).save_pretrained(folder)
+    SleepForCausalLM(SleepPretrainedConfig(model=model, sleep={"passes": 3, "window": 4})).save_pretrained(folder)
     return folder
 
 
@@ -112,7 +112,7 @@ def cats(tmp_path):
     """A scorer that can draw "cat" only, of a tokenizer that drops a text's first space; its model knows more ids."""
     tokenizer = default_sentencepiece(tmp_path / "tokenizer.model")
     model = asdict(tiny_config(["gated_deltanet"])) | {"vocab_size": tokenizer.vocab_size + 30}
-    SleepForCausalLM(SleepConfig(model=model, sleep={"passes": 2, "window": 4})).save_pretrained(tmp_path)
+    SleepForCausalLM(SleepPretrainedConfig(model=model, sleep={"passes": 2, "window": 4})).save_pretrained(tmp_path)
     scorer = Sleeping(str(tmp_path), batch_size=2, device="cpu", max_gen_toks=3)
     (cat,) = tokenizer.encode("cat")
     scorer.model.generation_config.suppress_tokens = [id for id in range(tokenizer.vocab_size) if id != cat]

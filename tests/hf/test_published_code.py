@@ -126,7 +126,7 @@ def test_an_import_of_ouro_says_which_loop_is_taken(tmp_path: Path, capsys: pyte
     folder_of("ouro", tmp_path / "theirs")
     assert main(["convert", "import", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--check-tokens", "16"]) == 0
     said = capsys.readouterr().out
-    assert "total_ut_steps=4: there the last of 4 loops predicts, here the first one (N=1)" in said
+    assert "total_ut_steps=4: in Ouro the last of 4 loops predicts, in sleeptrain the first pass" in said
     assert "give it a memory with run.init_inserted" in said
     assert not family_of("ouro").remarks({"total_ut_steps": 1}) and not family_of("jet_nemotron").remarks({})
 

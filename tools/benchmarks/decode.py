@@ -12,7 +12,7 @@ from benchmarks import Row, timing
 from benchmarks.live_bytes import LiveBytes
 from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, ModelConfig
 from sleeptrain.hf.model.cache import CACHE_NAME, SleepCache
-from sleeptrain.hf.model.configuration import SleepConfig
+from sleeptrain.hf.model.configuration import SleepPretrainedConfig
 from sleeptrain.hf.model.modeling import SleepForCausalLM
 
 METHOD = (
@@ -33,7 +33,7 @@ MODEL = ModelConfig(
 
 def run(quick: bool) -> list[Row]:
     torch.set_num_threads(1)
-    model = SleepForCausalLM(SleepConfig(model=asdict(MODEL), sleep={"passes": 4, "window": WINDOW})).eval()
+    model = SleepForCausalLM(SleepPretrainedConfig(model=asdict(MODEL), sleep={"passes": 4, "window": WINDOW})).eval()
     rounds = 7 if quick else 31
     token, full = _tokens(model, rounds), _last_token(model, rounds)
     lengths = (SHORT, LONG // (8 if quick else 1))

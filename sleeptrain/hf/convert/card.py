@@ -1,4 +1,4 @@
-"""What an exported folder says of the model besides its weights: how it sleeps, and what it was trained on."""
+"""The sleep settings in `config.json` and the model card of an exported folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sleeptrain.config.schema import Config, SleepConfig
 from sleeptrain.errors import DataError
 from sleeptrain.sleep.curriculum import StepShape
 
-SLEEP_KEY = "sleep"  # in config.json; transformers' own classes keep it and do not read it
+SLEEP_KEY = "sleep"  # key of config.json; transformers' classes keep it and do not read it
 _CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -71,7 +71,7 @@ _MEANINGS = {
 
 
 def sleep_settings(sleep: SleepConfig, shape: StepShape) -> dict[str, Any]:
-    """How the model slept in its last step, for `config.json`."""
+    """The sleep settings of the last training step, for `config.json`."""
     return {
         "passes": shape.passes,
         "window": shape.window,
@@ -83,12 +83,12 @@ def sleep_settings(sleep: SleepConfig, shape: StepShape) -> dict[str, Any]:
     }
 
 
-def read_sleep(found: dict[str, Any]) -> SleepConfig:
-    """The settings that `sleep_settings` wrote into a `config.json`; the defaults where it has none.
+def read_sleep(config_dict: dict[str, Any]) -> SleepConfig:
+    """The settings that `sleep_settings` wrote into a `config.json`; the defaults if it has no key `sleep`.
 
-    Raises UserError for others.
+    Raises UserError: the key holds something else.
     """
-    written = found.get(SLEEP_KEY)
+    written = config_dict.get(SLEEP_KEY)
     if written is None:
         return SleepConfig()
     if not isinstance(written, dict):
@@ -99,7 +99,7 @@ def read_sleep(found: dict[str, Any]) -> SleepConfig:
 
 
 def training_facts(config: Config, state: dict[str, Any], num_parameters: int) -> dict[str, str]:
-    """What a checkpoint and its configuration tell of the training."""
+    """Rows of the model card about the training. state: the entries of the checkpoint that are no tensors."""
     data, optim = config.data, config.optim
     names = ", ".join(source.name for source in data.shards.sources) if data.source == "shards" else data.source
     return {
@@ -118,8 +118,11 @@ def training_facts(config: Config, state: dict[str, Any], num_parameters: int) -
 def model_card(
     name: str, folder: str, settings: dict[str, Any], in_transformers: bool, facts: dict[str, str], check: str
 ) -> str:
-    """The README.md of a folder of this name. settings: its `config.json`. in_transformers: whether its family is.
-    check: how the logits were compared."""
+    """The README.md of an exported folder.
+
+    name: title of the model. folder: name of the folder. settings: its `config.json`. in_transformers: True if
+    transformers has a class of the family. facts: rows about the training. check: result of the logits' comparison.
+    """
     sleep, dtype = settings[SLEEP_KEY], settings["dtype"]
     dtype_argument = "" if dtype == "float32" else f', dtype="{dtype}"'
     loading = (_NATIVE if in_transformers else _PUBLISHED).format(

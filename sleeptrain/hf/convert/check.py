@@ -1,4 +1,4 @@
-"""Whether a Hugging Face folder holds the same model as ours: logits over several windows and passes."""
+"""Compare a Hugging Face folder with our model: logits over several windows and passes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ TOLERANCE = 1e-4
 
 
 def check(config: ModelConfig, read: Read, folder: Path, family: Family, num_tokens: int) -> float:
-    """Runs our model, whose parameters `read` gives, and the family's of `folder`, one after the other, in fp32.
+    """Run our model with the parameters of `read`, then the family's model of `folder`, both in fp32 on the CPU.
 
-    num_tokens: of a row, cut into windows. Returns the largest difference of two logits, as a share of the largest
-    logit. Raises DataError where that is more than TOLERANCE, or not a number.
+    num_tokens: tokens of a row, cut into WINDOWS windows. Returns max |difference of logits| / max |logit|. Raises
+    DataError: the result is more than TOLERANCE, or NaN.
     """
     window = -(-num_tokens // WINDOWS)
     generator = torch.Generator().manual_seed(0)
@@ -41,7 +41,7 @@ def check(config: ModelConfig, read: Read, folder: Path, family: Family, num_tok
 
 
 def _their_logits(folder: Path, family: Family, tokens_BT: torch.Tensor, window: int) -> torch.Tensor:
-    """By transformers' own class, or by the published code, written again."""
+    """Logits [B, T, V] of transformers' class, or of sleeptrain.hf.published if transformers has none."""
     if family.in_transformers:
         return native_logits(load_native(folder, family), tokens_BT, window, PASSES)
     return published_logits(load_published(folder, family), tokens_BT, window, PASSES)
@@ -57,12 +57,12 @@ def _model(config: ModelConfig, read: Read) -> Hybrid:
 @torch.no_grad()
 def our_logits(model: Hybrid, tokens_BT: torch.Tensor, window: int, passes: int) -> torch.Tensor:
     """The logits [B, T, V] that training computes under hard eviction when every window sleeps."""
-    documents, none = torch.zeros_like(tokens_BT), torch.zeros(tokens_BT.shape[0], dtype=torch.bool)
-    # The targets do not matter: with one at every token all logits are computed.
-    batch = Batch(tokens_BT, tokens_BT, documents, none, ~none)
+    documents, false_B = torch.zeros_like(tokens_BT), torch.zeros(tokens_BT.shape[0], dtype=torch.bool)
+    # A target at every token makes the loop compute all logits; the values of the targets do not matter.
+    batch = Batch(tokens_BT, tokens_BT, documents, false_B, ~false_B)
     rounds = plan_rounds(window_facts(batch, window), passes, "every", "features")
     logits: list[torch.Tensor] = []
     settings = LoopSettings((0, model.num_layers))
-    run_rounds(model, batch, rounds, model.empty_state(), settings, lambda _r, found, _t: logits.append(found))
+    run_rounds(model, batch, rounds, model.empty_state(), settings, lambda _r, out, _t: logits.append(out))
     num_rows = tokens_BT.shape[0]
-    return torch.cat([found.unflatten(0, (num_rows, -1)) for found in logits], dim=1)
+    return torch.cat([out.unflatten(0, (num_rows, -1)) for out in logits], dim=1)

@@ -1,7 +1,7 @@
-"""`config.json` of a model's folder as it is written, read before transformers reads it, which checks little.
+"""`config.json` of a model's folder, read and checked before transformers reads it, which checks little.
 
-Raises DataError for what would cost it more memory or time than there is, and turns what its classes and those of the
-families raise over a value of a wrong kind into one line.
+Numbers that would make transformers use too much memory or time raise DataError. `understanding` turns errors of
+transformers and of the families about a value of a wrong kind into one line.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from sleeptrain.kinds import is_text
 from sleeptrain.small_files import read_json
 
 WAY_OUT = "name the folder of a model as transformers saves it"
-# Transformers makes a list of as many entries, or goes through one; sleeptrain has no use for labels.
-_MOST = {"num_hidden_layers": MOST_LAYERS, "layer_types": MOST_LAYERS, "num_labels": 2**16, "layers": MOST_LAYERS}
+# Upper bounds: transformers creates or reads lists of these lengths. sleeptrain does not use labels.
+_LIMITS = {"num_hidden_layers": MOST_LAYERS, "layer_types": MOST_LAYERS, "num_labels": 2**16, "layers": MOST_LAYERS}
 _SECTIONS = ("text_config", "vision_config", "model")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The settings in a folder. Raises DataError where they cannot be read or are too many."""
+    """The `config.json` of a folder. Raises DataError: it cannot be read, or a number is too large."""
     path = folder / "config.json"
-    found = read_json(path, WAY_OUT)
-    if not is_text(found.get("model_type")):
+    config_dict = read_json(path, WAY_OUT)
+    if not is_text(config_dict.get("model_type")):
         raise DataError(f"{path} names no model_type; {WAY_OUT}")
-    check_amounts(path, found)
-    return found
+    check_amounts(path, config_dict)
+    return config_dict
 
 
-def check_amounts(path: Path, found: Mapping[str, Any]) -> None:
-    """Raises DataError for a number of layers, or of entries in a list of them, that no model has."""
-    for name, value in found.items():
+def check_amounts(path: Path, config_dict: Mapping[str, Any]) -> None:
+    """Raises DataError: a number of layers or labels, or the length of such a list, is out of bounds."""
+    for name, value in config_dict.items():
         amount = len(value) if isinstance(value, list | dict) else value
-        most = _MOST.get(name)
-        if most is not None and type(amount) in (int, float) and not 0 <= amount <= most:
-            raise DataError(f"{path}: {name} is or has {amount}, outside of 0 to {most}; {WAY_OUT}")
+        limit = _LIMITS.get(name)
+        if limit is not None and type(amount) in (int, float) and not 0 <= amount <= limit:
+            raise DataError(f"{path}: {name} is or has {amount}, outside of 0 to {limit}; {WAY_OUT}")
         if name in _SECTIONS and value is not None:
             if not isinstance(value, dict):
                 raise DataError(f"{path}: {name} is no object; {WAY_OUT}")
@@ -47,11 +47,11 @@ def check_amounts(path: Path, found: Mapping[str, Any]) -> None:
 
 @contextmanager
 def understanding(path: Path | str, what: str = "is not understood") -> Iterator[None]:
-    """What is raised over a value of a wrong kind becomes a DataError that names the file."""
+    """Turn exceptions in the block into a DataError that names the file: a value is missing or of a wrong kind."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # the classes of transformers raise errors of several packages
+    except Exception as error:  # transformers' classes raise exceptions of several packages
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise DataError(f"{path} {what}: a value is missing or of a wrong kind ({reason}); {WAY_OUT}") from error

@@ -1,4 +1,4 @@
-"""Documents of a run's own data, on which its tokenizer is compared with what it has become."""
+"""Documents of a run's data, to compare the exported tokenizer with the one of training."""
 
 from __future__ import annotations
 
@@ -12,32 +12,36 @@ from sleeptrain.data.shards import TokenShards
 from sleeptrain.data.tokenizer import Tokenizer
 from sleeptrain.errors import UserError
 
-DOCUMENTS = 256  # of all sources together, about
-TOKENS = 10_000  # of a document, at most
+DOCUMENTS = 256  # of all sources together, rounded up for each source
+TOKENS = 10_000  # upper bound for a document
 
 
 @dataclass(frozen=True)
 class Document:
-    """ids: of the text as training reads it, BOS before it where the data has one; no EOS after it."""
+    """A text and its ids.
+
+    text: the text.
+    ids: its ids as in training: with BOS if the data has one, without EOS.
+    """
 
     text: str
     ids: list[int]
 
 
 def as_read(text: str, tokenizer: Tokenizer, begins: bool = True) -> Document:
-    """A text with the ids that a tokenizer gives it. begins: with BOS, if the tokenizer has one."""
+    """A text with its ids. begins: put BOS before it if the tokenizer has one."""
     bos = [tokenizer.bos_id] if begins and tokenizer.bos_id is not None else []
     return Document(text, bos + tokenizer.encode(text))
 
 
 def sampled_documents(config: ShardsConfig, tokenizer: Tokenizer) -> list[Document]:
-    """The first documents of each source, held-out ones where it has any; none of what cannot be read here.
+    """The first documents of each source, held-out ones if it has any.
 
-    Nothing is fetched over a network, no command is run, and shards that another tokenizer made are passed over.
+    Skips sources that cannot be read, that need a network or a command, or whose shards have another tokenizer.
     """
-    each = -(-DOCUMENTS // max(len(config.sources), 1))
+    per_source = -(-DOCUMENTS // max(len(config.sources), 1))
     places = [source.validation or source.train for source in config.sources]
-    return [document for place in places if place for document in _sampled(place, tokenizer, each)]
+    return [document for place in places if place for document in _sampled(place, tokenizer, per_source)]
 
 
 def _sampled(place: str, tokenizer: Tokenizer, count: int) -> list[Document]:
@@ -56,5 +60,5 @@ def _documents(shards: TokenShards, tokenizer: Tokenizer) -> Iterator[Document]:
             ids = shards.document(shard, index)[:TOKENS].tolist()
             inner = [id for id in ids if id not in marks]
             begins = ids[:1] == [tokenizer.bos_id]
-            # A normaliser, or the cut after the last token, may give the text that comes back other ids.
+            # Encode the text again: a normaliser or the cut at TOKENS may change its ids.
             yield as_read(tokenizer.decode(inner), tokenizer, begins)

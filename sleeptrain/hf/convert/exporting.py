@@ -1,4 +1,4 @@
-"""A checkpoint as a folder that transformers loads with its own classes, and no code of ours."""
+"""Export a checkpoint to a folder that transformers loads without code of sleeptrain."""
 
 from __future__ import annotations
 
@@ -35,9 +35,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Exported:
-    """model_type: of the folder. num_parameters: tied ones once. error: of `check`. tokenizer: whether it has one.
+    """The result of an export.
 
-    texts: documents of the run's data, on which the tokenizer was compared; None without one.
+    model_type: the family.
+    num_parameters: number of weights, tied ones counted once.
+    error: result of `check`.
+    tokenizer: True if the folder has a tokenizer.
+    texts: number of the run's documents on which the tokenizers were compared; None without a tokenizer.
     """
 
     model_type: str
@@ -57,45 +61,48 @@ def export(
     check_tokens: int = 256,
     allow_older: bool = False,
 ) -> Exported:
-    """Writes the checkpoint `place`, or the newest one of the run `place`, to the new folder `out`.
+    """Write the checkpoint `place`, or the newest one of the run `place`, to the new folder `out`.
 
-    model_type: of the family; None takes the first that can express the model. dtype: of the weights, decay parameters
-    excepted. tokenizer: instead of that of the run's data. allow_older: as of `named_checkpoint`. Raises UserError, and
-    leaves nothing in `out`, where the family cannot express the model, the tokenizer gives other ids than training saw
-    or has no counterpart, or the check of the logits fails.
+    model_type: the family; None takes the first one that can express the model. dtype: that of the weights; decay
+    parameters stay fp32. tokenizer: replaces that of the run's data. allow_older: see `named_checkpoint`. Raises
+    UserError and leaves nothing in `out`: the family cannot express the model, the ids of the tokenizer differ from
+    those of training, the tokenizer cannot be converted, or the check of the logits fails.
     """
     checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")), allow_older=allow_older)
     config, files = load_resolved(checkpoint / CONFIG), TensorFiles(checkpoint)
     check_start(files.forms, config.model)
     family = choose_family(config.model, model_type)
-    found = find_tokenizers(config, tokenizer, tokenizer_of(checkpoint)) if with_tokenizer else None
-    if found is not None:
-        check_vocabulary(found.exported, config.model, found.place)
+    tokenizers = find_tokenizers(config, tokenizer, tokenizer_of(checkpoint)) if with_tokenizer else None
+    if tokenizers is not None:
+        check_vocabulary(tokenizers.exported, config.model, tokenizers.place)
 
     def read(name: str) -> torch.Tensor:
         return files.tensor(WEIGHTS + name)
 
     with staged_folder(out) as folder:
         write_family_weights(folder, family, config.model, read, DTYPES[dtype])
-        state, ids = read_state(checkpoint), {} if found is None else found.ids
+        state, ids = read_state(checkpoint), {} if tokenizers is None else tokenizers.ids
         settings = family.to_config(config.model) | ids | {"dtype": dtype}
         settings[SLEEP_KEY] = sleep_settings(config.sleep, last_shape(config, state))
         _write_json(folder / "config.json", settings)
         _write_json(folder / "generation_config.json", ids | {"use_cache": settings["use_cache"]})
-        texts = None if found is None else write_tokenizer(folder, found, config)
+        texts = None if tokenizers is None else write_tokenizer(folder, tokenizers, config)
         rounded = _rounded(family, config.model, read, DTYPES[dtype])
         error = check(config.model, rounded, folder, family, check_tokens)
         whose = "its logits" if family.in_transformers else "those of the family's published code, written again,"
-        told = f"Over {WINDOWS} windows of {PASSES} passes {whose} differ from ours by {error:.0e} of the largest."
+        result = f"Over {WINDOWS} windows of {PASSES} passes {whose} differ from ours by {error:.0e} of the largest."
         num_parameters = sum(prod(shape) for shape in family.their_shapes(config.model).values())
         facts = training_facts(config, state, num_parameters)
-        card = model_card(config.run.name, out.name, settings, family.in_transformers, facts, told)
+        card = model_card(config.run.name, out.name, settings, family.in_transformers, facts, result)
         (folder / "README.md").write_text(card)
-    return Exported(family.model_type, num_parameters, error, found is not None, texts)
+    return Exported(family.model_type, num_parameters, error, tokenizers is not None, texts)
 
 
 def choose_family(config: ModelConfig, model_type: str | None) -> Family:
-    """Raises ConfigError where there is none, with what each lacks and which other can express the model."""
+    """The family for an export. model_type: None takes the first one that can express the model.
+
+    Raises ConfigError, with the settings that each family lacks, and the families that have them.
+    """
     able = expressing(config)
     if model_type is None and able:
         return able[0]
@@ -122,11 +129,11 @@ def _who_can(config: ModelConfig, setting: str) -> str:
 def write_family_weights(
     folder: Path, family: Family, config: ModelConfig, read: Read, dtype: torch.dtype, limit: int = SHARD_BYTES
 ) -> None:
-    """The weights of a family's model, one link of tensors at a time."""
+    """Write the weights of the family's model, one mapping of tensors at a time. limit: bytes of a file."""
     shapes = family.their_shapes(config)
     sizes = {name: prod(shape) * _narrowed(name, dtype).itemsize for name, shape in shapes.items()}
-    narrow = ((name, tensor.to(_narrowed(name, dtype))) for name, tensor in family.to_theirs(config, read))
-    write_weights(folder, sizes, narrow, limit)
+    converted = ((name, tensor.to(_narrowed(name, dtype))) for name, tensor in family.to_theirs(config, read))
+    write_weights(folder, sizes, converted, limit)
 
 
 def _narrowed(name: str, dtype: torch.dtype) -> torch.dtype:
@@ -134,15 +141,15 @@ def _narrowed(name: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def _rounded(family: Family, config: ModelConfig, read: Read, dtype: torch.dtype) -> Read:
-    """Our parameters as the exported weights have them: what is compared is the map, not the rounding."""
+    """`read` with parameters rounded to `dtype`, as in the export: the check compares mappings, not rounding."""
     if dtype == torch.float32:
         return read
-    decays = {ours for link in family.links(config) if any(map(stays_wide, link.theirs)) for ours in link.ours}
+    decays = {ours for m in family.mappings(config) if any(map(stays_wide, m.theirs)) for ours in m.ours}
     return lambda name: read(name) if name in decays else read(name).to(dtype)
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> None:
-    """Raises DataError for a tokenizer with ids that the model does not have."""
+    """Raises DataError: the tokenizer has more ids than the model."""
     if tokenizer.vocab_size > config.vocab_size:
         raise DataError(
             f"tokenizer {path} has {tokenizer.vocab_size} ids, the model {config.vocab_size}: it is another model's"

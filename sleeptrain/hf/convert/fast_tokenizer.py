@@ -1,7 +1,7 @@
-"""A tokenizer as the files of Hugging Face's fast tokenizers, with the same ids for the same text as in training.
+"""Convert a tokenizer to files of Hugging Face's fast tokenizers. A text keeps the ids that it has in training.
 
-Pieces of a SentencePiece model are written with real spaces: SentencePiece's symbol for a space is then an ordinary
-character, which is spelled in bytes as our tokenizer spells it.
+Pieces of a SentencePiece model are written with real spaces. SentencePiece's symbol for a space is then an ordinary
+character and is encoded in bytes, as in our tokenizer.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from sleeptrain.data.tokenizer import Tokenizer as OurTokenizer
 from sleeptrain.errors import ConfigError, DataError, UserError
 from sleeptrain.small_files import parse_json
 
-# The score of a piece that text must not be cut into though it may spell it: a control token, a byte.
+# Score of pieces that text must not become although it may spell them: control tokens, bytes.
 _NEVER = -1e6
-_HIDDEN = "\U000f2581"  # for private use: in no text
+_HIDDEN = "\U000f2581"  # a private-use character, which no text holds
 
-# Of a copied configuration: what does not decide which ids a text gets, besides the names of tokens.
-_KEPT = ("chat_template", "model_max_length", "model_input_names", "padding_side", "truncation_side")
+# Keys of tokenizer_config.json to copy besides the names of tokens. They do not change the ids of a text.
+_COPIED = ("chat_template", "model_max_length", "model_input_names", "padding_side", "truncation_side")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
 def fast_files(tokenizer: OurTokenizer) -> dict[str, bytes]:
     """The files of a tokenizer for transformers, by name.
 
-    In them a text gets the ids that training gives it, BOS first where the data has one, and a special token's name is
-    ordinary text. Raises DataError where a kind of SentencePiece model has no counterpart. `tokenizer_check` compares.
+    A text gets the ids of training, with BOS first if the data has one; the name of a special token is ordinary text.
+    Raises DataError: the kind of SentencePiece model cannot be converted. `tokenizer_check` compares the ids.
     """
     with _converting():
         if isinstance(tokenizer, SentencePieceTokenizer):
@@ -46,7 +46,7 @@ def fast_files(tokenizer: OurTokenizer) -> dict[str, bytes]:
 
 @contextmanager
 def _converting() -> Iterator[None]:
-    """What the libraries say against a tokenizer that training could read, as a DataError."""
+    """Turn exceptions of the tokenizer libraries into a DataError."""
     try:
         yield
     except UserError:
@@ -56,24 +56,24 @@ def _converting() -> Iterator[None]:
 
 
 def _as_in_training(tokenizer: OurTokenizer) -> bytes:
-    """The `tokenizer.json` of a Hugging Face tokenizer; what it has from training anyway stays as it is."""
+    """The `tokenizer.json` of a Hugging Face tokenizer, unchanged if it already gives the ids of training."""
     before = parse_json(tokenizer.files[TOKENIZER_JSON])
-    own = Tokenizer.from_str(json.dumps(before))
-    ends = {own.id_to_token(id) for id in (tokenizer.bos_id, tokenizer.eos_id) if id is not None}
+    fast = Tokenizer.from_str(json.dumps(before))
+    ends = {fast.id_to_token(id) for id in (tokenizer.bos_id, tokenizer.eos_id) if id is not None}
     after = all_text_is_ordinary(before, ends) | {"truncation": None, "padding": None}
-    own.no_truncation()
-    own.no_padding()
+    fast.no_truncation()
+    fast.no_padding()
     first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    if own.encode("a").ids != first + own.encode("a", add_special_tokens=False).ids:
+    if fast.encode("a").ids != first + fast.encode("a", add_special_tokens=False).ids:
         after["post_processor"] = None
         if tokenizer.bos_id is not None:
-            template = _begins_with(str(own.id_to_token(tokenizer.bos_id)), tokenizer.bos_id)
+            template = _begins_with(str(fast.id_to_token(tokenizer.bos_id)), tokenizer.bos_id)
             after["post_processor"] = json.loads(template.__getstate__())
     return tokenizer.files[TOKENIZER_JSON] if after == before else json.dumps(after, indent=2).encode()
 
 
 def _copied_config(tokenizer: OurTokenizer, fast: Tokenizer) -> dict[str, Any]:
-    """Of a generic class: others build their own idea of a tokenizer from the vocabulary, or add tokens to it."""
+    """The `tokenizer_config.json`, with the generic class: other classes rebuild the tokenizer or add tokens."""
     config = parse_json(tokenizer.files[CONFIG_JSON])
     known = fast.get_vocab(with_added_tokens=True)
     tokens = {name: text for name in config if name.endswith("_token") and (text := named(config, name)) in known}
@@ -84,11 +84,11 @@ def _copied_config(tokenizer: OurTokenizer, fast: Tokenizer) -> dict[str, Any]:
         for name in _LISTS
         if isinstance(config.get(name), list)
     }
-    return {name: config[name] for name in _KEPT if name in config} | tokens | lists | _common(tokenizer)
+    return {name: config[name] for name in _COPIED if name in config} | tokens | lists | _common(tokenizer)
 
 
 def _common(tokenizer: OurTokenizer) -> dict[str, Any]:
-    """Text that spells a special token is ordinary text, as it was in training."""
+    """Settings of all exports. A text that spells a special token is ordinary text, as in training."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": tokenizer.bos_id is not None,
@@ -103,33 +103,33 @@ def _begins_with(bos: str, id: int) -> processors.TemplateProcessing:
 
 
 def convert(tokenizer: SentencePieceTokenizer) -> tuple[Tokenizer, dict[str, Any]]:
-    """The fast tokenizer, and its `tokenizer_config.json`. Raises DataError for an unknown kind of model."""
-    found = _format().ModelProto.FromString(tokenizer.files[MODEL_NAME])
+    """(fast tokenizer, its `tokenizer_config.json`). Raises DataError: this kind of model cannot be converted."""
+    model = _format().ModelProto.FromString(tokenizer.files[MODEL_NAME])
     kind, trained = _format().ModelProto.SentencePiece, _format().TrainerSpec
-    if any(piece.type == kind.USER_DEFINED for piece in found.pieces):
+    if any(piece.type == kind.USER_DEFINED for piece in model.pieces):
         raise DataError("the tokenizer cannot be converted: it has symbols defined by its user; use --no-tokenizer")
-    if found.trainer_spec.model_type == trained.BPE:
-        fast = Tokenizer(_bpe(found.pieces))
-    elif found.trainer_spec.model_type == trained.UNIGRAM:
-        fast = Tokenizer(_unigram(found.pieces))
+    if model.trainer_spec.model_type == trained.BPE:
+        fast = Tokenizer(_bpe(model.pieces))
+    elif model.trainer_spec.model_type == trained.UNIGRAM:
+        fast = Tokenizer(_unigram(model.pieces))
     else:
         raise DataError("the tokenizer cannot be converted: fast tokenizers are BPE or unigram; use --no-tokenizer")
-    if steps := _normalizers(found.normalizer_spec):
+    if steps := _normalizers(model.normalizer_spec):
         fast.normalizer = normalizers.Sequence(steps)
-    # The space that such a model puts before a text is no part of the text that comes back.
-    strip = [decoders.Strip(" ", 1, 0)] if found.normalizer_spec.add_dummy_prefix else []
+    # Decoding removes the space that such a model puts before a text.
+    strip = [decoders.Strip(" ", 1, 0)] if model.normalizer_spec.add_dummy_prefix else []
     fast.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), *strip])
-    special = [p.piece for p in found.pieces if p.type in (kind.CONTROL, kind.UNKNOWN)]
+    special = [p.piece for p in model.pieces if p.type in (kind.CONTROL, kind.UNKNOWN)]
     fast.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
     fast.encode_special_tokens = True
-    config = _config(tokenizer, found)
+    config = _config(tokenizer, model)
     if tokenizer.bos_id is not None:
         fast.post_processor = _begins_with(config["bos_token"], tokenizer.bos_id)
     return fast, config
 
 
 def _format() -> Any:
-    """SentencePiece's file format. Raises ConfigError where protobuf, which reads it, is not installed."""
+    """The protobuf module of SentencePiece's file format. Raises ConfigError: protobuf is not installed."""
     try:
         from sentencepiece import sentencepiece_model_pb2
     except ImportError as error:
@@ -140,11 +140,11 @@ def _format() -> Any:
     return sentencepiece_model_pb2
 
 
-def _config(tokenizer: SentencePieceTokenizer, found: Any) -> dict[str, Any]:
-    """Shorter prompts of a batch are padded on the left: what is generated follows the text."""
-    spec = found.trainer_spec
+def _config(tokenizer: SentencePieceTokenizer, model: Any) -> dict[str, Any]:
+    """The `tokenizer_config.json`. Padding is on the left, so that generated ids directly follow each prompt."""
+    spec = model.trainer_spec
     ids = {"bos": spec.bos_id, "eos": spec.eos_id, "unk": spec.unk_id, "pad": spec.pad_id}
-    tokens = {f"{name}_token": found.pieces[id].piece for name, id in ids.items() if id >= 0}
+    tokens = {f"{name}_token": model.pieces[id].piece for name, id in ids.items() if id >= 0}
     return tokens | _common(tokenizer) | {"padding_side": "left"}
 
 
@@ -153,15 +153,15 @@ def _spaced(piece: str) -> str:
 
 
 def _bpe(pieces: Sequence[Any]) -> models.BPE:
-    """SentencePiece merges the two neighbours whose join scores highest; here every such pair is a rule."""
+    """SentencePiece merges the two neighbours whose join scores highest. Each such pair becomes a rule, best first."""
     kind = _format().ModelProto.SentencePiece
     scores = {_spaced(p.piece): p.score for p in pieces if p.type == kind.NORMAL}
     vocab = {_spaced(p.piece) if p.type == kind.NORMAL else p.piece: id for id, p in enumerate(pieces)}
     rules = [
-        (-score, vocab[whole], at, (whole[:at], whole[at:]))
-        for whole, score in scores.items()
-        for at in range(1, len(whole))
-        if whole[:at] in scores and whole[at:] in scores
+        (-score, vocab[piece], i, (piece[:i], piece[i:]))
+        for piece, score in scores.items()
+        for i in range(1, len(piece))
+        if piece[:i] in scores and piece[i:] in scores
     ]
     unknown = next(p.piece for p in pieces if p.type == kind.UNKNOWN)
     return models.BPE(vocab, [pair for *_, pair in sorted(rules)], unk_token=unknown, byte_fallback=True)
@@ -175,14 +175,14 @@ def _unigram(pieces: Sequence[Any]) -> models.Unigram:
 
 
 def _normalizers(spec: Any) -> list[Any]:
-    """What SentencePiece does to a text before it cuts it; nothing in a model that keeps text as it is."""
+    """The steps of SentencePiece's normaliser; none if the model keeps text unchanged."""
     steps: list[Any] = []
     if spec.precompiled_charsmap:
-        # The rules take SentencePiece's symbol for a space, and our tokenizer keeps it away from them.
+        # The rules would change SentencePiece's symbol for a space; our tokenizer hides it from them.
         hide, show = normalizers.Replace(SPACE_SYMBOL, _HIDDEN), normalizers.Replace(_HIDDEN, SPACE_SYMBOL)
         steps += [hide, normalizers.Precompiled(spec.precompiled_charsmap), show]
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    if spec.add_dummy_prefix:  # such models take their symbol for a space, too
+    if spec.add_dummy_prefix:  # such models also read their symbol as a space
         steps += [normalizers.Replace(SPACE_SYMBOL, " "), normalizers.Prepend(" ")]
     return steps

@@ -1,4 +1,4 @@
-"""A folder of transformers' as a checkpoint of ours, from whose weights a run may begin (`run.init_from`)."""
+"""Import a folder of transformers as a checkpoint. A run starts from its weights with `run.init_from`."""
 
 from __future__ import annotations
 
@@ -37,8 +37,15 @@ _HEAD = "lm_head.weight"
 
 @dataclass(frozen=True)
 class Imported:
-    """config: of the model. left_out: tensors of the folder that belong to no text model. remarks: of the family.
-    tokenizer: whether it had one. error: of `check`."""
+    """The result of an import.
+
+    model_type: the family.
+    config: settings of the model.
+    left_out: names of tensors in the folder that belong to no text model.
+    remarks: `Family.remarks`.
+    tokenizer: True if the folder had a tokenizer.
+    error: result of `check`.
+    """
 
     model_type: str
     config: ModelConfig
@@ -49,11 +56,11 @@ class Imported:
 
 
 def import_folder(folder: Path, out: Path, check_tokens: int = 256) -> Imported:
-    """Writes the weights of `folder` as the checkpoint `out`, a new folder, which also gets the tokenizer's files and
-    the model's settings as an option of the group `model`.
+    """Write the weights of `folder` to the new checkpoint `out`, with the tokenizer's files and the model's settings as
+    an option of hydra's group `model`.
 
-    Raises UserError, and leaves nothing in `out`, where the model is none that sleeptrain has, tensors are missing,
-    unexpected or of another shape, a file is damaged or a pickle, the tokenizer has too many ids, or the check fails.
+    Raises UserError and leaves nothing in `out`: sleeptrain has no such model, tensors are missing, unexpected or of
+    another shape, a file is damaged or a pickle, the tokenizer has too many ids, or the check fails.
     """
     described = describe(folder)
     family, config = described.family, described.model
@@ -69,16 +76,16 @@ def import_folder(folder: Path, out: Path, check_tokens: int = 256) -> Imported:
 
 
 def option_name(out: Path) -> str:
-    """The name of an import's settings in the group `model`; hydra takes `.yaml` for a file's ending."""
+    """The name of the import in the group `model`: that of `out` without `.yaml`, which hydra would remove."""
     return os.path.basename(os.path.abspath(out)).removesuffix(".yaml")
 
 
 def check_tensors(files: WeightFiles, family: Family, config: ModelConfig) -> None:
-    """Raises DataError unless the files hold the tensors of the model, and no other that is not left out."""
-    wanted, found = family.their_shapes(config), {name: form.shape for name, form in files.forms.items()}
-    if config.tie_embeddings and found.pop(_HEAD, None) is not None:
+    """Raises DataError unless the files hold exactly the tensors of the model, besides those that are left out."""
+    expected, actual = family.their_shapes(config), {name: form.shape for name, form in files.forms.items()}
+    if config.tie_embeddings and actual.pop(_HEAD, None) is not None:
         _check_tied(files)
-    missing, unexpected = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+    missing, unexpected = expected.keys() - actual.keys(), actual.keys() - expected.keys()
     if missing or unexpected:
         lines = [*(f"missing: {n}" for n in sorted(missing)), *(f"unexpected: {n}" for n in sorted(unexpected))]
         raise DataError(
@@ -86,7 +93,7 @@ def check_tensors(files: WeightFiles, family: Family, config: ModelConfig) -> No
             f"{len(missing)} missing, {len(unexpected)} unexpected",
             _some(lines),
         )
-    if wrong := [f"{n}: {list(found[n])}, not {list(wanted[n])}" for n in wanted if found[n] != wanted[n]]:
+    if wrong := [f"{n}: {list(actual[n])}, not {list(expected[n])}" for n in expected if actual[n] != expected[n]]:
         raise DataError(f"{len(wrong)} tensors have not the shape that config.json gives them", _some(wrong))
 
 
@@ -102,17 +109,17 @@ def _some(lines: list[str]) -> list[str]:
 def write_checkpoint_weights(
     target: Path, files: WeightFiles, family: Family, config: ModelConfig, limit: int = FILE_BYTES
 ) -> None:
-    """The weights under our names in fp32, one link of tensors at a time."""
+    """Write the weights under our names in fp32, one mapping of tensors at a time. limit: bytes of a file."""
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in Hybrid(config).named_parameters()}
-    order = [name for link in family.links(config) for name in link.ours]
+    order = [name for mapping in family.mappings(config) for name in mapping.ours]
     sizes = {WEIGHTS + name: 4 * prod(shapes[name]) for name in order}
     ours = ((WEIGHTS + name, tensor.float()) for name, tensor in family.to_ours(config, files.read))
     write_shards(target, sizes, ours, lambda n, count: f"shard-00001-model-{n:05d}-of-{count:05d}.safetensors", limit)
 
 
 def _copy_tokenizer(folder: Path, target: Path, config: ModelConfig) -> str | None:
-    """The sha256 of the folder's tokenizer, None where it has none."""
+    """Copy the folder's tokenizer. Returns its sha256; None if the folder has none."""
     path = folder / TOKENIZER_JSON
     if not os.path.lexists(path):
         return None
@@ -125,13 +132,13 @@ def _copy_tokenizer(folder: Path, target: Path, config: ModelConfig) -> str | No
 
 
 def _write_documents(target: Path, name: str, described: Described, tokenizer: str | None) -> None:
-    """What a checkpoint has besides tensors, of a run of no steps, and the option of the group `model`.
+    """Write the other files of a checkpoint at step 0, and the option of the group `model`.
 
-    tokenizer: the sha256 of the folder's.
+    name: of the run and of the option. tokenizer: sha256 of the folder's tokenizer.
     """
     train = TrainConfig(tokens=0)
-    whole = Config(run=RunConfig(name=name), model=described.model, sleep=described.sleep, train=train)
-    (target / CONFIG).write_bytes(resolved_yaml(whole))
+    config = Config(run=RunConfig(name=name), model=described.model, sleep=described.sleep, train=train)
+    (target / CONFIG).write_bytes(resolved_yaml(config))
     state = {"step": 0, "tokens": 0, "shape": None, TOKENIZER: tokenizer}
     (target / STATE).write_text(json.dumps(state, indent=1))
     write_manifest(target, entries(sorted(path for path in target.iterdir())))

@@ -1,7 +1,7 @@
-"""Transformers' own model of a folder, run over windows and passes through its public forward: no code of a model.
+"""Run transformers' model of a folder over windows and passes, through its public forward.
 
-State goes in and comes out by a cache whose recurrent layers keep S alone and whose attention layers keep nothing:
-that is what crosses an eviction boundary. Features come back as `inputs_embeds`.
+A cache carries the state over eviction boundaries: its recurrent layers keep S alone, its attention layers keep
+nothing. Features are fed back as `inputs_embeds`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from sleeptrain.hf.families import Family
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Functions that transformers takes from other packages wherever they can be imported, whatever the device.
+# Functions that transformers imports from other packages if they are installed, on any device.
 _REPLACED = ("causal_conv1d_fn", "torch_chunk_gated_delta_rule", "mamba2_chunk_scan")
 
 
 def transformers_module() -> Any:
-    """Raises ConfigError where transformers is not installed."""
+    """The module. Raises ConfigError: transformers is not installed."""
     try:
         import transformers
     except ImportError as error:
@@ -37,16 +37,16 @@ def transformers_module() -> Any:
 
 
 def cache_name() -> str:
-    """What this version of transformers calls a cache, in arguments and outputs: the longer name is deprecated."""
+    """The name of the cache in arguments and outputs of this transformers; newer versions deprecate the longer one."""
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
     return "cache" if "cache" in {each.name for each in fields(CausalLMOutputWithPast)} else "past_key_values"
 
 
 def complete_config(folder: Path) -> Any:
-    """The settings of a folder's text model, with transformers' defaults for what `config.json` leaves out.
+    """The settings of a folder's text model, with transformers' defaults for keys missing in `config.json`.
 
-    Raises DataError where transformers makes nothing of them.
+    Raises DataError: transformers cannot read them.
     """
     transformers = transformers_module()
     written = read_config(folder)
@@ -56,8 +56,10 @@ def complete_config(folder: Path) -> Any:
 
 
 def text_config(config: Any, written: Mapping[str, Any]) -> Any:
-    """The settings of the text model in those of a whole one. written: the `config.json`, which may say outside of the
-    text model's settings that its embeddings are tied."""
+    """The settings of the text model inside those of a multimodal one.
+
+    written: the `config.json`. Its `tie_word_embeddings` may stand outside of the text model's settings.
+    """
     text = config.get_text_config()
     if text is not config and "tie_word_embeddings" not in written.get("text_config", {}):
         text.tie_word_embeddings = config.tie_word_embeddings
@@ -65,10 +67,10 @@ def text_config(config: Any, written: Mapping[str, Any]) -> Any:
 
 
 def load_native(folder: Path, family: Family) -> PreTrainedModel:
-    """The model in fp32 on the CPU. Raises DataError where tensors are missing or left over."""
+    """The model in fp32 on the CPU. Raises DataError: tensors are missing or unexpected."""
     transformers = transformers_module()
     with quiet(transformers):
-        model, found = getattr(transformers, family.architecture).from_pretrained(
+        model, info = getattr(transformers, family.architecture).from_pretrained(
             folder,
             config=complete_config(folder),
             dtype=torch.float32,
@@ -76,14 +78,14 @@ def load_native(folder: Path, family: Family) -> PreTrainedModel:
             local_files_only=True,
             output_loading_info=True,
         )
-    if wrong := {what: names for what, names in found.items() if names}:
+    if wrong := {kind: names for kind, names in info.items() if names}:
         raise DataError(f"transformers does not read {folder} as it should: {wrong}")
     return model.eval()
 
 
 @contextmanager
 def quiet(transformers: Any) -> Iterator[None]:
-    """Without its warnings and progress bars."""
+    """Silence the warnings and progress bars of transformers."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
@@ -98,24 +100,24 @@ def quiet(transformers: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def native_logits(model: PreTrainedModel, tokens_BT: torch.Tensor, window: int, passes: int) -> torch.Tensor:
-    """The logits [B, T, V] of the wake passes; every window is put to sleep with `passes` passes in all."""
-    seen: list[torch.Tensor] = []
+    """The logits [B, T, V] of the wake passes. Every window sleeps: `passes` passes, the wake pass counted."""
+    features: list[torch.Tensor] = []
     cache, logits = _cache(model), []
-    scale = getattr(model.config, "embedding_multiplier", 1.0)  # of all that comes in, also of features
+    scale = getattr(model.config, "embedding_multiplier", 1.0)  # scales all inputs, features too
     norm = model.get_decoder().norm
-    watch = norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    hook = norm.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     try:
         with _torch_functions(model), quiet(transformers_module()):
             for part in tokens_BT.split(window, dim=1):
-                at = torch.arange(part.shape[1]).expand_as(part)
-                options = {cache_name(): cache, "use_cache": True, "position_ids": at}
+                positions = torch.arange(part.shape[1]).expand_as(part)
+                options = {cache_name(): cache, "use_cache": True, "position_ids": positions}
                 logits.append(model(input_ids=part, **options).logits)
                 for _ in range(passes - 1):
-                    features = seen.pop() / scale
-                    model(inputs_embeds=features, logits_to_keep=1, **options)
-                seen.clear()
+                    fed_back = features.pop() / scale
+                    model(inputs_embeds=fed_back, logits_to_keep=1, **options)
+                features.clear()
     finally:
-        watch.remove()
+        hook.remove()
     return torch.cat(logits, dim=1)
 
 
@@ -123,7 +125,7 @@ def _cache(model: PreTrainedModel) -> Any:
     from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer
 
     class Memory(LinearAttentionLayer):
-        """Keeps S; convolutions begin anew in each call."""
+        """Keeps S; convolutions restart in each call."""
 
         def update_recurrent_state(self, recurrent_states: torch.Tensor, state_idx: int = 0, **_: Any) -> torch.Tensor:
             self.recurrent_states[state_idx] = recurrent_states
@@ -140,7 +142,7 @@ def _cache(model: PreTrainedModel) -> Any:
             return key_states, value_states
 
     class Boundary(DynamicCache):
-        """Has seen no token, also where it has no attention layer to ask."""
+        """Reports zero tokens seen, also in models without attention layers."""
 
         def get_seq_length(self, layer_idx: int = 0) -> int:
             return 0
@@ -155,7 +157,7 @@ def _cache(model: PreTrainedModel) -> Any:
 
 @contextmanager
 def _torch_functions(model: PreTrainedModel) -> Iterator[None]:
-    """On the CPU the recurrences are PyTorch's, even where a package of GPU kernels can be imported."""
+    """Use PyTorch's recurrences on the CPU, even if a package of GPU kernels is installed."""
     module = sys.modules[type(model).__module__]
     before = {name: getattr(module, name) for name in _REPLACED if hasattr(module, name)}
     for name, function in before.items():

@@ -1,4 +1,4 @@
-"""The model that a folder's `config.json` describes, and how it sleeps."""
+"""The model and the sleep settings in a folder's `config.json`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from sleeptrain.hf.families import FAMILIES, Family, family_of
 
 @dataclass(frozen=True)
 class Described:
-    """model_type: as it is written. remarks: of the family."""
+    """The content of a `config.json`.
+
+    family: the family that reads it.
+    model_type: the value in the file.
+    model: settings of the model.
+    sleep: settings of sleep.
+    remarks: `Family.remarks`.
+    """
 
     family: Family
     model_type: str
@@ -27,9 +34,9 @@ class Described:
 
 
 def describe(folder: Path) -> Described:
-    """What `config.json` says, with transformers' defaults for what it leaves out of a family that transformers has.
+    """Read `config.json`. Missing keys get transformers' defaults if transformers has the family.
 
-    Raises UserError where it cannot be read, lacks something, or has a value that no model of ours has.
+    Raises UserError: the file cannot be read, a key is missing, or sleeptrain has no model with such a value.
     """
     path = folder / "config.json"
     written = read_config(folder)

@@ -1,4 +1,4 @@
-"""Whether an exported tokenizer gives, in transformers' hands, the ids that the run's training saw."""
+"""Check that transformers gives the ids of training with an exported tokenizer."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ SAMPLE = (
 
 
 def check_tokenizer(folder: Path, tokenizer: Tokenizer, documents: Iterable[Document] = ()) -> None:
-    """Compares the tokenizer that transformers makes of `folder` with the one of the data.
+    """Compare the tokenizer that transformers loads from `folder` with the one of the data.
 
-    documents: of the run's data; a built-in sample, and the names of the tokens that are not cut from text, come first.
-    Raises DataError where the ids of a text differ, with BOS before it or without, or those of BOS and EOS.
+    documents: documents of the run's data. A built-in sample and the names of added tokens are compared first. Raises
+    DataError: the ids of a text differ, with or without BOS, or those of BOS and EOS.
     """
     theirs = _theirs(folder)
     ends = (theirs.bos_token_id, theirs.eos_token_id)
@@ -42,9 +42,9 @@ def check_tokenizer(folder: Path, tokenizer: Tokenizer, documents: Iterable[Docu
     for document in (*_samples(folder, tokenizer), *documents):
         bare = document.ids[1:] if document.ids[:1] == [tokenizer.bos_id] else document.ids
         for expected, special in ((document.ids, True), (bare, False)):
-            found = theirs(document.text, add_special_tokens=special, verbose=False).input_ids
-            if found != expected:
-                raise DataError(_difference(document.text, expected, found))
+            actual = theirs(document.text, add_special_tokens=special, verbose=False).input_ids
+            if actual != expected:
+                raise DataError(_difference(document.text, expected, actual))
 
 
 def _samples(folder: Path, tokenizer: Tokenizer) -> Iterator[Document]:
@@ -54,11 +54,11 @@ def _samples(folder: Path, tokenizer: Tokenizer) -> Iterator[Document]:
         yield as_read(text, tokenizer)
 
 
-def _difference(text: str, expected: list[int], found: list[int]) -> str:
-    at = next(i for i, (a, b) in enumerate(zip([*expected, -1], [*found, -1], strict=False)) if a != b)
+def _difference(text: str, expected: list[int], actual: list[int]) -> str:
+    index = next(i for i, (a, b) in enumerate(zip([*expected, -1], [*actual, -1], strict=False)) if a != b)
     return (
         f"the tokenizer cannot be exported: the ids that transformers gives {text[:40]!r} differ from those of "
-        f"training from the {at + 1}th on; {WAY_OUT}"
+        f"training from the {index + 1}th on; {WAY_OUT}"
     )
 
 

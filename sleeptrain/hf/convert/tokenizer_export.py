@@ -1,4 +1,4 @@
-"""The tokenizer of an export: which one, and that it gives the ids that training saw."""
+"""Find, write and check the tokenizer of an export."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from sleeptrain.hf.convert.tokenizer_check import check_tokenizer
 
 @dataclass(frozen=True)
 class Tokenizers:
-    """exported: the one to write, which is at `place`. trained: the one whose ids training saw, as far as is known."""
+    """The tokenizers of an export.
+
+    place: path of `exported`.
+    exported: the tokenizer to write.
+    trained: the tokenizer of training; `exported` if it is unknown.
+    """
 
     place: Path
     exported: Tokenizer
@@ -23,27 +28,27 @@ class Tokenizers:
 
     @property
     def ids(self) -> dict[str, int | None]:
-        """For `config.json` and `generation_config.json`."""
+        """Ids of BOS and EOS for `config.json` and `generation_config.json`."""
         return {"bos_token_id": self.trained.bos_id, "eos_token_id": self.trained.eos_id}
 
 
 def find_tokenizers(config: Config, path: Path | None, trained: str | None) -> Tokenizers | None:
-    """None for a task, unless another tokenizer is named.
+    """The tokenizers of an export; None for a task without `path`.
 
-    path: of another one than the run's. trained: the sha256 of the one that training used, where it is known. Raises
-    DataError where there is none to be found, or where its ids cannot be compared with those of training.
+    path: tokenizer that replaces the run's. trained: sha256 of the tokenizer of training, None if it is unknown. Raises
+    DataError: there is no tokenizer, or the one of training is not there to compare the ids.
     """
-    own = config.data.shards.tokenizer if config.data.source == "shards" else ""
-    if path is None and not own:
+    run_path = config.data.shards.tokenizer if config.data.source == "shards" else ""
+    if path is None and not run_path:
         return None
-    place = path or Path(own)
+    place = path or Path(run_path)
     try:
         exported = load_tokenizer(place)
     except DataError as error:
         raise DataError(f"{error}; name it with --tokenizer, or use --no-tokenizer") from error
     if trained == exported.hash:
         return Tokenizers(place, exported, exported)
-    reference = exported if path is None else _readable(own)
+    reference = exported if path is None else _readable(run_path)
     if trained is None:
         return Tokenizers(place, exported, reference or exported)
     if reference is None or reference.hash != trained:
@@ -61,13 +66,13 @@ def _readable(path: str) -> Tokenizer | None:
         return None
 
 
-def write_tokenizer(folder: Path, found: Tokenizers, config: Config) -> int:
-    """Writes the tokenizer beside the export's other files; the number of documents on which its ids were compared.
+def write_tokenizer(folder: Path, tokenizers: Tokenizers, config: Config) -> int:
+    """Write the tokenizer into the folder of the export. Returns the number of documents whose ids were compared.
 
-    Raises DataError where they differ.
+    Raises DataError: the ids differ.
     """
-    for name, content in fast_files(found.exported).items():
+    for name, content in fast_files(tokenizers.exported).items():
         (folder / name).write_bytes(content)
-    documents = sampled_documents(config.data.shards, found.trained) if config.data.source == "shards" else []
-    check_tokenizer(folder, found.trained, documents)
+    documents = sampled_documents(config.data.shards, tokenizers.trained) if config.data.source == "shards" else []
+    check_tokenizer(folder, tokenizers.trained, documents)
     return len(documents)

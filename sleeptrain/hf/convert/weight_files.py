@@ -1,4 +1,4 @@
-"""Folders of safetensors files, read tensor by tensor and written shard by shard: memory holds one shard at most."""
+"""Folders of safetensors files, read tensor by tensor and written file by file: memory holds at most one file."""
 
 from __future__ import annotations
 
@@ -24,26 +24,28 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 class WeightFiles:
-    """The tensors of a Hugging Face folder by their names in a family's map.
+    """The tensors of a Hugging Face folder, under their names in `Family.mappings`.
 
-    canonical: from the name in a file to that name, None for tensors that are left out. forms: shape and dtype of the
-    others. left_out: the names of the former. Raises DataError: no safetensors files, one that is missing or damaged,
-    one that is no plain file of the folder, a tensor that the index names and no file has, numbers that are not
-    floating point.
+    canonical: maps the name in a file to that name; None leaves the tensor out.
+    forms: {name: shape and dtype} of the other tensors.
+    left_out: names in the files of the tensors that are left out.
+
+    Raises DataError: the folder has no safetensors files, a file is missing, damaged, or no plain file of the folder, a
+    file lacks a tensor of the index, or a tensor is not floating point.
     """
 
     def __init__(self, folder: Path, canonical: Callable[[str], str | None]):
         self.forms: dict[str, Form] = {}
         self.left_out: list[str] = []
         self._places: dict[str, tuple[Path, str]] = {}
-        for path, promised in _files(folder).items():
-            self._look(path, promised, canonical)
+        for path, indexed in _files(folder).items():
+            self._read_header(path, indexed, canonical)
 
-    def _look(self, path: Path, promised: set[str], canonical: Callable[[str], str | None]) -> None:
+    def _read_header(self, path: Path, indexed: set[str], canonical: Callable[[str], str | None]) -> None:
         try:
             with safe_open(path, "pt") as file:
                 names = set(file.keys())
-                if absent := sorted(promised - names):
+                if absent := sorted(indexed - names):
                     raise DataError(f"{path} lacks {absent[0]}, which {INDEX_NAME} says is there; fetch it again")
                 for name in sorted(names):
                     known = canonical(name)
@@ -66,19 +68,19 @@ class WeightFiles:
 
 
 def _files(folder: Path) -> dict[Path, set[str]]:
-    """The files of weights, each with the tensors that the index promises; no file outside of the folder."""
+    """{file of weights: names of its tensors in the index}. Raises DataError for a file outside of the folder."""
     index = folder / INDEX_NAME
     if os.path.lexists(index):
         named_file(folder, INDEX_NAME, folder)
         places = read_json(index, WAY_OUT).get("weight_map")
         if not isinstance(places, dict):
             raise DataError(f"{index} has no weight_map; {WAY_OUT}")
-        found: dict[str, set[str]] = {}
+        files: dict[str, set[str]] = {}
         for name, file in places.items():
             if not isinstance(file, str):
                 raise DataError(f"{index} names no file for {name}, but {file!r}; {WAY_OUT}")
-            found.setdefault(file, set()).add(name)
-        return {named_file(folder, file, index): names for file, names in found.items()}
+            files.setdefault(file, set()).add(name)
+        return {named_file(folder, file, index): names for file, names in files.items()}
     if os.path.lexists(folder / WEIGHTS_NAME):
         return {named_file(folder, WEIGHTS_NAME, folder): set()}
     if pickles := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
@@ -96,10 +98,10 @@ def write_shards(
     file_name: Callable[[int, int], str],
     limit: int = SHARD_BYTES,
 ) -> dict[str, str]:
-    """Writes tensors into files of at most `limit` bytes, or of one tensor; returns the file of each by its name.
+    """Write tensors into files of at most `limit` bytes, or of one larger tensor. Returns {tensor: file name}.
 
-    sizes: the bytes of all of them, in the order in which they come. file_name: from a number (from 1) and how many
-    there are.
+    sizes: {tensor: bytes} in the order of `tensors`. file_name: maps (number of the file from 1, number of files) to
+    its name.
     """
     shards = _cut(sizes, limit)
     stream, places = iter(tensors), dict[str, str]()
@@ -107,13 +109,13 @@ def write_shards(
         file = file_name(number, len(shards))
         shard = {}
         for name in names:
-            found, tensor = next(stream)
-            assert (found, tensor.nbytes) == (name, sizes[name]), f"{found} comes where {name} should"
-            # A view would be saved with all that it is a part of.
+            actual, tensor = next(stream)
+            assert (actual, tensor.nbytes) == (name, sizes[name]), f"{actual} comes where {name} should"
+            # Without the clone a view would be saved with its whole storage.
             shard[name] = tensor.clone(memory_format=torch.contiguous_format)
         path = folder / file
         path.touch()
-        mode = path.stat().st_mode  # that of any new file; safetensors lets nobody else read its own
+        mode = path.stat().st_mode  # the default mode; safetensors creates files that only the owner may read
         save_file(shard, path, {"format": "pt"})
         path.chmod(mode)
         places |= dict.fromkeys(names, file)
@@ -134,7 +136,7 @@ def _cut(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
 def write_weights(
     folder: Path, sizes: Mapping[str, int], tensors: Iterable[tuple[str, torch.Tensor]], limit: int = SHARD_BYTES
 ) -> None:
-    """As `write_shards`, under the names that transformers looks for, with an index where there are several files."""
+    """Like `write_shards`, with the file names of transformers, and an index if there are several files."""
 
     def name(number: int, count: int) -> str:
         return WEIGHTS_NAME if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"

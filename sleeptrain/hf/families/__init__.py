@@ -1,4 +1,4 @@
-"""Name maps between the native model and families of transformers' models, one module a family."""
+"""The families of transformers' models: maps of names and settings, one module for each family."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from sleeptrain.hf.families.ouro import Ouro
 from sleeptrain.hf.families.qwen3_5_text import Qwen35Text
 from sleeptrain.hf.families.qwen3_next import Qwen3Next
 
-# In the order in which an export tries them.
+# An export without --to takes the first family that fits.
 _ALL: tuple[Family, ...] = (Qwen35Text(), GraniteMoeHybrid(), OlmoHybrid(), Qwen3Next(), JetNemotron(), Ouro())
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
 
 
 def family_of(model_type: str) -> Family:
-    """The family of a `model_type` as `config.json` names it. Raises ConfigError for one that sleeptrain lacks."""
+    """The family of a `model_type` of `config.json`. Raises ConfigError: sleeptrain has no such family."""
     if model_type not in FAMILIES:
         raise ConfigError(f"unknown model_type '{model_type}'; {suggest(model_type, FAMILIES)}")
     return FAMILIES[model_type]
 
 
 def expressing(config: ModelConfig) -> list[Family]:
-    """The families that have such a model, in the order in which an export tries them."""
+    """The families that can express the model, in the order of FAMILIES."""
     return [family for family in FAMILIES.values() if not family.lacks(config)]
 
 

@@ -30,7 +30,7 @@ from sleeptrain.hf.families.family import (
     top_mappings,
 )
 
-# The names on the hub; transformers turns them into those of all its hybrids.
+# The names in files on the hub. transformers replaces them by names that its hybrids share; KINDS reads both.
 LAYER_TYPES = {"attention": "attention", "mamba2": "mamba"}
 KINDS = {"attention": "attention", "mamba": "mamba2", "full_attention": "attention", "linear_attention": "mamba2"}
 
@@ -40,19 +40,19 @@ class GraniteMoeHybrid(Family):
     architecture = "GraniteMoeHybridForCausalLM"
 
     def _lacks(self, config: ModelConfig) -> dict[str, str]:
-        found, attention, mamba = foreign_mixers(config, tuple(LAYER_TYPES)), config.attention, config.mamba2
+        lacking, attention, mamba = foreign_mixers(config, tuple(LAYER_TYPES)), config.attention, config.mamba2
         if "attention" in config.layers:
             wanted = {"attention.gate": False, "attention.qk_norm": "none", "attention.post_norm": False}
-            found |= other_values(config, wanted)
+            lacking |= other_values(config, wanted)
             if attention.partial_rotary_factor not in (0, 1):
                 name = f"model.attention.partial_rotary_factor={attention.partial_rotary_factor}"
-                found[name] = "it has 0, no positions, and 1"
+                lacking[name] = "it has 0, no positions, and 1"
         if "mamba2" in config.layers:
-            found |= other_values(config, {"mamba2.num_groups": 1})
+            lacking |= other_values(config, {"mamba2.num_groups": 1})
             if mamba.num_heads * mamba.head_dim % config.dim:
                 name = f"model.mamba2.num_heads={mamba.num_heads} of head_dim={mamba.head_dim}"
-                found[name] = f"together they are a multiple of model.dim={config.dim}"
-        return found
+                lacking[name] = f"together they are a multiple of model.dim={config.dim}"
+        return lacking
 
     def _settings(self, config: ModelConfig) -> dict[str, Any]:
         attention, mamba = config.attention, config.mamba2
@@ -80,26 +80,28 @@ class GraniteMoeHybrid(Family):
             "mamba_proj_bias": False,
         } | own_head_dim(config)
 
-    def from_config(self, found: Mapping[str, Any]) -> ModelConfig:
+    def from_config(self, config_dict: Mapping[str, Any]) -> ModelConfig:
         def get(key: str) -> Any:
-            return setting(self.model_type, found, key)
+            return setting(self.model_type, config_dict, key)
 
         wanted = {"hidden_act": "silu", "attention_bias": False, "num_local_experts": 0}
-        expect(self.model_type, found, wanted | {"mamba_conv_bias": True, "mamba_proj_bias": False})
-        layers = layer_kinds(self.model_type, found, KINDS)
+        expect(self.model_type, config_dict, wanted | {"mamba_conv_bias": True, "mamba_proj_bias": False})
+        layers = layer_kinds(self.model_type, config_dict, KINDS)
         if "mamba2" in layers:
-            expect(self.model_type, found, {"mamba_n_groups": 1})
-        if tuple(found.get("time_step_limit") or (0.0, math.inf)) != (0.0, math.inf):
-            raise ConfigError(f"config.json: time_step_limit={found['time_step_limit']} is not supported, only none")
+            expect(self.model_type, config_dict, {"mamba_n_groups": 1})
+        if tuple(config_dict.get("time_step_limit") or (0.0, math.inf)) != (0.0, math.inf):
+            raise ConfigError(
+                f"config.json: time_step_limit={config_dict['time_step_limit']} is not supported, only none"
+            )
         return ModelConfig(
-            **common_settings(self.model_type, found),
+            **common_settings(self.model_type, config_dict),
             ffn_dim=get("shared_intermediate_size"),
             layers=layers,
             norm="plain",
             embedding_multiplier=float(get("embedding_multiplier")),
             residual_multiplier=float(get("residual_multiplier")),
             logits_divisor=float(get("logits_scaling")),
-            attention=self._attention(found),
+            attention=self._attention(config_dict),
             mamba2=Mamba2Config(
                 num_heads=get("mamba_n_heads"),
                 head_dim=get("mamba_d_head"),
@@ -109,14 +111,14 @@ class GraniteMoeHybrid(Family):
             ),
         )
 
-    def _attention(self, found: Mapping[str, Any]) -> AttentionConfig:
+    def _attention(self, config_dict: Mapping[str, Any]) -> AttentionConfig:
         def get(key: str) -> Any:
-            return setting(self.model_type, found, key)
+            return setting(self.model_type, config_dict, key)
 
-        rotates, width, scale = get("position_embedding_type") == "rope", head_dim(self.model_type, found), 0.0
+        rotates, width, scale = get("position_embedding_type") == "rope", head_dim(self.model_type, config_dict), 0.0
         if get("attention_multiplier") != width**-0.5:
             scale = float(get("attention_multiplier"))
-        rope = found.get("rope_parameters") or {}
+        rope = config_dict.get("rope_parameters") or {}
         if rotates:
             check_rope(rope)
         return AttentionConfig(
@@ -130,17 +132,17 @@ class GraniteMoeHybrid(Family):
             scale=scale,
         )
 
-    def links(self, config: ModelConfig) -> list[TensorMapping]:
+    def mappings(self, config: ModelConfig) -> list[TensorMapping]:
         norm = norm_mapping(config.norm)
-        found, end = top_mappings(config, norm)
+        begin, end = top_mappings(config, norm)
         for i, kind in enumerate(config.layers):
             ours, theirs = f"blocks.{i}", f"model.layers.{i}"
-            found.append(norm(f"{ours}.mixer_norm.weight", f"{theirs}.input_layernorm.weight"))
+            begin.append(norm(f"{ours}.mixer_norm.weight", f"{theirs}.input_layernorm.weight"))
             mixer = of_mixer({"attention": _attention, "mamba2": _mamba}, kind, "the Hugging Face names")
-            found += mixer(f"{ours}.mixer", theirs)
-            found.append(norm(f"{ours}.mlp_norm.weight", f"{theirs}.post_attention_layernorm.weight"))
-            found += _mlp(f"{ours}.mlp", f"{theirs}.shared_mlp")
-        return found + end
+            begin += mixer(f"{ours}.mixer", theirs)
+            begin.append(norm(f"{ours}.mlp_norm.weight", f"{theirs}.post_attention_layernorm.weight"))
+            begin += _mlp(f"{ours}.mlp", f"{theirs}.shared_mlp")
+        return begin + end
 
 
 def _attention(ours: str, theirs: str) -> list[TensorMapping]:

@@ -1,4 +1,4 @@
-"""Jet-Nemotron (github NVlabs/Jet-Nemotron): JetBlock mixers, and Qwen2's attention, of which some layers slide."""
+"""Jet-Nemotron (github NVlabs/Jet-Nemotron): JetBlock mixers and Qwen2's attention, sliding in some layers."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ class JetNemotron(Family):
     options = ("attention.qkv_bias",)
 
     def _lacks(self, config: ModelConfig) -> dict[str, str]:
-        found = foreign_mixers(config, tuple(LAYER_TYPES)) | other_values(config, dict.fromkeys(MULTIPLIERS, 1.0))
+        lacking = foreign_mixers(config, tuple(LAYER_TYPES)) | other_values(config, dict.fromkeys(MULTIPLIERS, 1.0))
         if {"attention", "sliding_attention"} & set(config.layers):
             wanted = {"gate": False, "qk_norm": "none", "qkv_bias": True, "post_norm": False, "scale": 0.0}
             wanted |= {"partial_rotary_factor": 1.0}
-            found |= other_values(config, {f"attention.{name}": value for name, value in wanted.items()})
+            lacking |= other_values(config, {f"attention.{name}": value for name, value in wanted.items()})
         values = config.jet.num_heads * config.jet.head_v_dim
         if "jet" in config.layers and values // max(values // config.jet.kernel_dim, 1) != config.jet.kernel_dim:
-            found[f"model.jet.kernel_dim={config.jet.kernel_dim}"] = f"it is {values} over a whole number"
-        return found
+            lacking[f"model.jet.kernel_dim={config.jet.kernel_dim}"] = f"it must be {values} divided by a whole number"
+        return lacking
 
     def _settings(self, config: ModelConfig) -> dict[str, Any]:
         attention, jet = config.attention, config.jet
@@ -81,23 +81,23 @@ class JetNemotron(Family):
             },
         } | own_head_dim(config)
 
-    def from_config(self, found: Mapping[str, Any]) -> ModelConfig:
+    def from_config(self, config_dict: Mapping[str, Any]) -> ModelConfig:
         def get(key: str) -> Any:
-            return setting(self.model_type, found, key)
+            return setting(self.model_type, config_dict, key)
 
-        expect(self.model_type, found, {"hidden_act": "silu", "rope_scaling": None})
-        layers = layer_kinds(self.model_type, found, {theirs: ours for ours, theirs in LAYER_TYPES.items()})
+        expect(self.model_type, config_dict, {"hidden_act": "silu", "rope_scaling": None})
+        layers = layer_kinds(self.model_type, config_dict, {theirs: ours for ours, theirs in LAYER_TYPES.items()})
         efficient = get("efficient_attention_config")
         sliding = efficient.get("swa", {"window_size": AttentionConfig.sliding_window})
         return ModelConfig(
-            **common_settings(self.model_type, found),
+            **common_settings(self.model_type, config_dict),
             ffn_dim=get("intermediate_size"),
             layers=layers,
             norm="plain",
             attention=AttentionConfig(
                 num_heads=get("num_attention_heads"),
                 num_kv_heads=get("num_key_value_heads"),
-                head_dim=head_dim(self.model_type, found),
+                head_dim=head_dim(self.model_type, config_dict),
                 rope_theta=float(get("rope_theta")),
                 partial_rotary_factor=1.0,
                 gate=False,
@@ -110,7 +110,7 @@ class JetNemotron(Family):
             else JetConfig(),
         )
 
-    def links(self, config: ModelConfig) -> list[TensorMapping]:
+    def mappings(self, config: ModelConfig) -> list[TensorMapping]:
         norm = norm_mapping(config.norm)
         begin, end = top_mappings(config, norm)
         for i, kind in enumerate(config.layers):
@@ -131,7 +131,7 @@ def attention_mappings(config: ModelConfig, ours: str, theirs: str) -> list[Tens
 
 
 def _jet_mappings(config: ModelConfig, ours: str, theirs: str) -> list[TensorMapping]:
-    """Of the kernels' matrix and bias the rows are by channel there, [channel, tap], and by tap here."""
+    """Rows of the kernel generator's matrix and bias: their order is [channel, tap], ours is [tap, channel]."""
     jet = config.jet
 
     def by_channel(rows: torch.Tensor) -> tuple[torch.Tensor]:
@@ -147,9 +147,9 @@ def _jet_mappings(config: ModelConfig, ours: str, theirs: str) -> list[TensorMap
     ]
 
 
-def _jet_config(model_type: str, found: Mapping[str, Any]) -> JetConfig:
+def _jet_config(model_type: str, config_dict: Mapping[str, Any]) -> JetConfig:
     def get(key: str) -> Any:
-        return setting(model_type, found, key)
+        return setting(model_type, config_dict, key)
 
     heads, width, expansion = get("num_heads"), get("head_dim"), float(get("expand_v"))
     values = int(width * expansion)
@@ -166,6 +166,6 @@ def _jet_config(model_type: str, found: Mapping[str, Any]) -> JetConfig:
 
 
 def _expansion(keys: int, values: int) -> float:
-    """A factor that makes the width of values of that of keys when the product is cut to a whole number."""
+    """A float `expand_v` for which int(keys * expand_v) == values. keys, values: widths of a head."""
     factor = values / keys
     return factor if int(keys * factor) == values else math.nextafter(factor, math.inf)

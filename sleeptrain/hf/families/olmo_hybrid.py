@@ -1,4 +1,4 @@
-"""OLMo hybrids (`olmo_hybrid`): Gated DeltaNet behind norms, attention in front of them, q/k norms over all heads."""
+"""OLMo hybrids (`olmo_hybrid`): norms before Gated DeltaNet and after attention, q/k norms over all heads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from sleeptrain.hf.families.family import (
 )
 
 LAYER_TYPES = {"attention": "full_attention", "gated_deltanet": "linear_attention"}
-# The norms of mixer and feed-forward.
+# Their names of the norms of (mixer, feed-forward).
 _NORMS = {
     "attention": ("post_attention_layernorm", "post_feedforward_layernorm"),
     "gated_deltanet": ("attention_layer_norm", "feedforward_layer_norm"),
@@ -43,22 +43,22 @@ class OlmoHybrid(Family):
     architecture = "OlmoHybridForCausalLM"
 
     def _lacks(self, config: ModelConfig) -> dict[str, str]:
-        found, attention, delta = foreign_mixers(config, tuple(LAYER_TYPES)), config.attention, config.gated_deltanet
-        found |= {f"model.layers without {kind}": "it has both" for kind in LAYER_TYPES if kind not in config.layers}
-        found |= other_values(config, dict.fromkeys(MULTIPLIERS, 1.0))
+        lacking, attention, delta = foreign_mixers(config, tuple(LAYER_TYPES)), config.attention, config.gated_deltanet
+        lacking |= {f"model.layers without {kind}": "it has both" for kind in LAYER_TYPES if kind not in config.layers}
+        lacking |= other_values(config, dict.fromkeys(MULTIPLIERS, 1.0))
         if "attention" in config.layers:
             wanted = {"gate": False, "qk_norm": "all", "post_norm": True, "scale": 0.0}
-            found |= other_values(config, {f"attention.{name}": value for name, value in wanted.items()})
+            lacking |= other_values(config, {f"attention.{name}": value for name, value in wanted.items()})
             if attention.partial_rotary_factor not in (0, 1):
                 name = f"model.attention.partial_rotary_factor={attention.partial_rotary_factor}"
-                found[name] = "it has 0, no positions, and 1"
+                lacking[name] = "it has 0, no positions, and 1"
         if "gated_deltanet" in config.layers and (delta.norm_eps or config.norm_eps) != GATED_NORM_EPS:
-            found[f"model.gated_deltanet.norm_eps={delta.norm_eps}"] = f"it has {GATED_NORM_EPS}"
-        return found
+            lacking[f"model.gated_deltanet.norm_eps={delta.norm_eps}"] = f"it has {GATED_NORM_EPS}"
+        return lacking
 
     def _settings(self, config: ModelConfig) -> dict[str, Any]:
         attention, delta = config.attention, config.gated_deltanet
-        # No base is how the architecture says that there are no positions.
+        # In this architecture a rope_theta of None means no positions.
         rope = {"rope_type": "default", "rope_theta": attention.rope_theta if attention.partial_rotary_factor else None}
         return {
             "layer_types": [LAYER_TYPES[kind] for kind in config.layers],
@@ -72,23 +72,23 @@ class OlmoHybrid(Family):
             "linear_allow_neg_eigval": delta.allow_neg_eigval,
         } | own_head_dim(config)
 
-    def from_config(self, found: Mapping[str, Any]) -> ModelConfig:
+    def from_config(self, config_dict: Mapping[str, Any]) -> ModelConfig:
         def get(key: str) -> Any:
-            return setting(self.model_type, found, key)
+            return setting(self.model_type, config_dict, key)
 
-        expect(self.model_type, found, {"hidden_act": "silu", "attention_bias": False})
-        rope = found.get("rope_parameters") or {}
+        expect(self.model_type, config_dict, {"hidden_act": "silu", "attention_bias": False})
+        rope = config_dict.get("rope_parameters") or {}
         check_rope(rope)
         theta = rope.get("rope_theta")
         return ModelConfig(
-            **common_settings(self.model_type, found),
+            **common_settings(self.model_type, config_dict),
             ffn_dim=get("intermediate_size"),
-            layers=layer_kinds(self.model_type, found, {theirs: ours for ours, theirs in LAYER_TYPES.items()}),
+            layers=layer_kinds(self.model_type, config_dict, {theirs: ours for ours, theirs in LAYER_TYPES.items()}),
             norm="plain",
             attention=AttentionConfig(
                 num_heads=get("num_attention_heads"),
                 num_kv_heads=get("num_key_value_heads"),
-                head_dim=head_dim(self.model_type, found),
+                head_dim=head_dim(self.model_type, config_dict),
                 rope_theta=AttentionConfig.rope_theta if theta is None else float(theta),
                 partial_rotary_factor=0.0 if theta is None else 1.0,
                 gate=False,
@@ -106,30 +106,30 @@ class OlmoHybrid(Family):
             ),
         )
 
-    def links(self, config: ModelConfig) -> list[TensorMapping]:
-        """Under the names on the hub, which transformers changes as it reads."""
+    def mappings(self, config: ModelConfig) -> list[TensorMapping]:
+        """Uses the names in files on the hub; transformers renames the tensors when it reads them."""
         norm, delta = norm_mapping(config.norm), config.gated_deltanet
         keys = delta.num_k_heads * delta.head_k_dim
         sizes = [keys, keys, delta.num_v_heads * delta.head_v_dim]
-        found, end = top_mappings(config, norm)
+        begin, end = top_mappings(config, norm)
         for i, kind in enumerate(config.layers):
             ours, theirs = f"blocks.{i}", f"model.layers.{i}"
             mixer_norm, mlp_norm = of_mixer(_NORMS, kind, "the Hugging Face names")
             if kind == "attention":
-                found += renamed(
+                begin += renamed(
                     f"{ours}.mixer", f"{theirs}.self_attn", {f"{n}_proj.weight": f"{n}_proj.weight" for n in "qkvo"}
                 )
-                found += [norm(f"{ours}.mixer.{n}_norm.weight", f"{theirs}.self_attn.{n}_norm.weight") for n in "qk"]
+                begin += [norm(f"{ours}.mixer.{n}_norm.weight", f"{theirs}.self_attn.{n}_norm.weight") for n in "qk"]
             else:
-                found += _gated_deltanet(f"{ours}.mixer", f"{theirs}.linear_attn", sizes)
-            found.append(norm(f"{ours}.mixer_norm.weight", f"{theirs}.{mixer_norm}.weight"))
-            found.append(norm(f"{ours}.mlp_norm.weight", f"{theirs}.{mlp_norm}.weight"))
-            found += mlp_mappings(f"{ours}.mlp", f"{theirs}.mlp")
-        return found + end
+                begin += _gated_deltanet(f"{ours}.mixer", f"{theirs}.linear_attn", sizes)
+            begin.append(norm(f"{ours}.mixer_norm.weight", f"{theirs}.{mixer_norm}.weight"))
+            begin.append(norm(f"{ours}.mlp_norm.weight", f"{theirs}.{mlp_norm}.weight"))
+            begin += mlp_mappings(f"{ours}.mlp", f"{theirs}.mlp")
+        return begin + end
 
 
 def _gated_deltanet(ours: str, theirs: str, sizes: list[int]) -> list[TensorMapping]:
-    """sizes: channels of queries, keys and values."""
+    """Mappings of a Gated DeltaNet mixer. sizes: numbers of channels of q, k and v."""
     names = {
         "in_proj_z": "g_proj",
         "in_proj_b": "b_proj",

@@ -1,7 +1,8 @@
 """Ouro (huggingface ByteDance/Ouro-1.4B): a transformer with sandwich norms whose whole stack is looped.
 
-Its loops are our passes: the last norm stands behind each of them. Here the first one predicts; there the last one,
-or one that a gate chooses, which is left out. So an import is of the first loop, and an export says that it has one.
+A loop of Ouro is a pass of sleeptrain, with the last norm after each. In Ouro the last loop predicts, or one that a
+gate chooses; in sleeptrain the first pass predicts, and there is no gate. An import behaves like Ouro's first loop, and
+an export writes `total_ut_steps=1`.
 """
 
 from __future__ import annotations
@@ -62,19 +63,19 @@ class Ouro(Family):
             "early_exit_threshold": 1.0,
         } | own_head_dim(config)
 
-    def from_config(self, found: Mapping[str, Any]) -> ModelConfig:
+    def from_config(self, config_dict: Mapping[str, Any]) -> ModelConfig:
         def get(key: str) -> Any:
-            return setting(self.model_type, found, key)
+            return setting(self.model_type, config_dict, key)
 
-        expect(self.model_type, found, {"hidden_act": "silu"})
-        types = set(found.get("layer_types") or ["full_attention"])
-        if types != {"full_attention"} or found.get("rope_scaling"):
+        expect(self.model_type, config_dict, {"hidden_act": "silu"})
+        types = set(config_dict.get("layer_types") or ["full_attention"])
+        if types != {"full_attention"} or config_dict.get("rope_scaling"):
             raise ConfigError(
-                f"config.json: layer_types {sorted(types)} and rope_scaling {found.get('rope_scaling')} are not "
+                f"config.json: layer_types {sorted(types)} and rope_scaling {config_dict.get('rope_scaling')} are not "
                 "supported for ouro, only full_attention and none"
             )
         return ModelConfig(
-            **common_settings(self.model_type, found),
+            **common_settings(self.model_type, config_dict),
             ffn_dim=get("intermediate_size"),
             layers=["attention"] * get("num_hidden_layers"),
             norm="plain",
@@ -83,7 +84,7 @@ class Ouro(Family):
             attention=AttentionConfig(
                 num_heads=get("num_attention_heads"),
                 num_kv_heads=get("num_key_value_heads"),
-                head_dim=head_dim(self.model_type, found),
+                head_dim=head_dim(self.model_type, config_dict),
                 rope_theta=float(get("rope_theta")),
                 partial_rotary_factor=1.0,
                 gate=False,
@@ -91,17 +92,17 @@ class Ouro(Family):
             ),
         )
 
-    def remarks(self, found: Mapping[str, Any]) -> list[str]:
-        loops = found.get(_LOOPS, 1)
+    def remarks(self, config_dict: Mapping[str, Any]) -> list[str]:
+        loops = config_dict.get(_LOOPS, 1)
         if loops == 1:
             return []
         return [
-            f"{_LOOPS}={loops}: there the last of {loops} loops predicts, here the first one (N=1); the model begins "
-            "with the loss of one loop",
+            f"{_LOOPS}={loops}: in Ouro the last of {loops} loops predicts, in sleeptrain the first pass; "
+            "the model begins with the loss of one loop (N=1)",
             "without a recurrent layer passes are lost: give it a memory with run.init_inserted",
         ]
 
-    def links(self, config: ModelConfig) -> list[TensorMapping]:
+    def mappings(self, config: ModelConfig) -> list[TensorMapping]:
         norm = norm_mapping(config.norm)
         begin, end = top_mappings(config, norm)
         for i, kind in enumerate(config.layers):
@@ -114,6 +115,6 @@ class Ouro(Family):
 
 
 def _gate(dim: int) -> TensorMapping:
-    """Nothing of ours. Of one loop theirs ends nothing."""
+    """Zeros for the gate, which has no parameter in sleeptrain. With one loop the gate has no effect."""
     names = ("model.early_exit_gate.weight", "model.early_exit_gate.bias")
     return TensorMapping((), names, lambda: (torch.zeros(1, dim), torch.zeros(1)), lambda *_: ())

@@ -1,4 +1,4 @@
-"""What Qwen3.5 and Qwen3-Next share: gated attention with q/k norms and partial RoPE, Gated DeltaNet, SwiGLU."""
+"""Shared by Qwen3.5 and Qwen3-Next: gated attention with q/k norms and partial RoPE, Gated DeltaNet, SwiGLU."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from sleeptrain.hf.families.family import (
 )
 
 LAYER_TYPES = {"attention": "full_attention", "gated_deltanet": "linear_attention"}
-# The links of a Gated DeltaNet mixer's input projections, given its prefix here and there.
+# Maps (our prefix, their prefix) of a Gated DeltaNet mixer to the mappings of its input projections.
 Projections = Callable[[str, str], list[TensorMapping]]
 
 
 def lacks(config: ModelConfig) -> dict[str, str]:
-    found = foreign_mixers(config, tuple(LAYER_TYPES))
+    lacking = foreign_mixers(config, tuple(LAYER_TYPES))
     wanted: dict[str, Any] = {"norm": "zero_centred"} | dict.fromkeys(MULTIPLIERS, 1.0)
     if "attention" in config.layers:
         wanted |= {"attention.gate": True, "attention.qk_norm": "head", "attention.scale": 0.0}
         wanted |= {"attention.post_norm": False}
     if "gated_deltanet" in config.layers:
         wanted |= {"gated_deltanet.allow_neg_eigval": False, "gated_deltanet.norm_eps": 0.0}
-    return found | other_values(config, wanted)
+    return lacking | other_values(config, wanted)
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:
@@ -59,17 +59,17 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def from_config(model_type: str, found: Mapping[str, Any]) -> ModelConfig:
+def from_config(model_type: str, config_dict: Mapping[str, Any]) -> ModelConfig:
     def get(key: str) -> Any:
-        return setting(model_type, found, key)
+        return setting(model_type, config_dict, key)
 
-    expect(model_type, found, {"hidden_act": "silu", "attention_bias": False})
+    expect(model_type, config_dict, {"hidden_act": "silu", "attention_bias": False})
     rope = get("rope_parameters") or {}
     check_rope(rope)
     return ModelConfig(
-        **common_settings(model_type, found),
+        **common_settings(model_type, config_dict),
         ffn_dim=get("intermediate_size"),
-        layers=layer_kinds(model_type, found, {theirs: ours for ours, theirs in LAYER_TYPES.items()}),
+        layers=layer_kinds(model_type, config_dict, {theirs: ours for ours, theirs in LAYER_TYPES.items()}),
         attention=AttentionConfig(
             num_heads=get("num_attention_heads"),
             num_kv_heads=get("num_key_value_heads"),
@@ -87,7 +87,7 @@ def from_config(model_type: str, found: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def links(config: ModelConfig, projections: Projections) -> list[TensorMapping]:
+def mappings(config: ModelConfig, projections: Projections) -> list[TensorMapping]:
     begin, end = top_mappings(config, rename)
     for i, kind in enumerate(config.layers):
         ours, theirs = f"blocks.{i}", f"model.layers.{i}"

@@ -1,4 +1,4 @@
-"""Dense Qwen3.5 text models (`qwen3_5_text`): the native architecture, whose tensors differ in nothing but names."""
+"""Dense Qwen3.5 text models (`qwen3_5_text`): the architecture of sleeptrain; only the names of tensors differ."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ class Qwen35Text(Family):
         return qwen.lacks(config)
 
     def _settings(self, config: ModelConfig) -> dict[str, Any]:
-        found = qwen.describe(config)
+        settings = qwen.describe(config)
         attention = config.attention
-        found["rope_parameters"] |= {
+        settings["rope_parameters"] |= {
             "mrope_section": _mrope_section(attention.head_dim, attention.partial_rotary_factor),
             "mrope_interleaved": True,
         }
-        return found
+        return settings
 
-    def from_config(self, found: Mapping[str, Any]) -> ModelConfig:
-        return qwen.from_config(self.model_type, found)
+    def from_config(self, config_dict: Mapping[str, Any]) -> ModelConfig:
+        return qwen.from_config(self.model_type, config_dict)
 
-    def links(self, config: ModelConfig) -> list[TensorMapping]:
-        return qwen.links(config, _projections)
+    def mappings(self, config: ModelConfig) -> list[TensorMapping]:
+        return qwen.mappings(config, _projections)
 
     def canonical(self, name: str) -> str | None:
-        """Files of models that also see images name the text model's tensors otherwise, and hold more."""
+        """Multimodal models use another prefix for the tensors of the text model, and hold other tensors, too."""
         if name.startswith(("model.visual.", "mtp.")):
             return None
         return name.replace("model.language_model.", "model.", 1)
@@ -46,7 +46,7 @@ def _projections(ours: str, theirs: str) -> list[TensorMapping]:
 
 
 def _mrope_section(head_dim: int, fraction: float) -> list[int]:
-    """Three parts of the rotated pairs; for text all positions are equal, so any split gives ordinary RoPE."""
+    """Sizes of the three sections of rotated pairs. Text has equal positions in all: any split is plain RoPE."""
     pairs = int(head_dim * fraction) // 2
     part = pairs // 3
     return [pairs - 2 * part, part, part]

@@ -1,4 +1,4 @@
-"""Dense Qwen3-Next models (`qwen3_next` without experts): Qwen3.5 with the projections of a key head side by side."""
+"""Dense Qwen3-Next models (`qwen3_next` without experts): Qwen3.5 with projections joined by key head."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ class Qwen3Next(Family):
         dense = {"num_experts": 0, "mlp_only_layers": list(range(len(config.layers))), "decoder_sparse_step": 1}
         return qwen.describe(config) | dense
 
-    def from_config(self, found: Mapping[str, Any]) -> ModelConfig:
-        config = qwen.from_config(self.model_type, found)
-        dense = set(setting(self.model_type, found, "mlp_only_layers") or ())
-        if setting(self.model_type, found, "num_experts") and not dense.issuperset(range(len(config.layers))):
+    def from_config(self, config_dict: Mapping[str, Any]) -> ModelConfig:
+        config = qwen.from_config(self.model_type, config_dict)
+        dense = set(setting(self.model_type, config_dict, "mlp_only_layers") or ())
+        if setting(self.model_type, config_dict, "num_experts") and not dense.issuperset(range(len(config.layers))):
             raise ConfigError(
                 "config.json: num_experts is not 0: sleeptrain has no mixture of experts, only dense models"
             )
         return config
 
-    def links(self, config: ModelConfig) -> list[TensorMapping]:
+    def mappings(self, config: ModelConfig) -> list[TensorMapping]:
         delta = config.gated_deltanet
-        return qwen.links(config, lambda ours, theirs: _projections(ours, theirs, delta))
+        return qwen.mappings(config, lambda ours, theirs: _projections(ours, theirs, delta))
 
 
 def _projections(ours: str, theirs: str, delta: GatedDeltaNetConfig) -> list[TensorMapping]:
-    """Rows by key head: [q | k | v of its value heads | z of its value heads], and [b | a] of its value heads."""
+    """Their rows for each key head: [q | k | v | z] and [b | a], where v, z, b and a are those of its value heads."""
     heads, K = delta.num_k_heads, delta.head_k_dim
     shared = delta.num_v_heads // heads
     values = shared * delta.head_v_dim
@@ -48,13 +48,13 @@ def _projections(ours: str, theirs: str, delta: GatedDeltaNetConfig) -> list[Ten
     def join(qkv: torch.Tensor, z: torch.Tensor) -> Tensors:
         return (_by_head(heads, *qkv.split([keys, keys, heads * values]), z),)
 
-    def part(qkvz: torch.Tensor) -> Tensors:
+    def split(qkvz: torch.Tensor) -> Tensors:
         q, k, v, z = _from_head(heads, qkvz, [K, K, values, values])
         return torch.cat([q, k, v]), z
 
     return [
         TensorMapping(
-            (f"{ours}.in_proj_qkv.weight", f"{ours}.in_proj_z.weight"), (f"{theirs}.in_proj_qkvz.weight",), join, part
+            (f"{ours}.in_proj_qkv.weight", f"{ours}.in_proj_z.weight"), (f"{theirs}.in_proj_qkvz.weight",), join, split
         ),
         TensorMapping(
             (f"{ours}.in_proj_b.weight", f"{ours}.in_proj_a.weight"),
@@ -66,10 +66,10 @@ def _projections(ours: str, theirs: str, delta: GatedDeltaNetConfig) -> list[Ten
 
 
 def _by_head(heads: int, *parts: torch.Tensor) -> torch.Tensor:
-    """Matrices whose rows are sorted by head -> one with the parts of each head side by side."""
+    """Join matrices whose rows are sorted by head: the result holds, head by head, the rows of all parts."""
     return torch.cat([part.unflatten(0, (heads, -1)) for part in parts], dim=1).flatten(0, 1)
 
 
 def _from_head(heads: int, joined: torch.Tensor, sizes: list[int]) -> Tensors:
-    """The inverse; sizes: rows of each part in a head."""
+    """The inverse of `_by_head`. sizes: number of rows of each part in a head."""
     return tuple(part.flatten(0, 1) for part in joined.unflatten(0, (heads, -1)).split(sizes, dim=1))

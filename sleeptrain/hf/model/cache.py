@@ -1,4 +1,4 @@
-"""What a sleeping model has read, as transformers hands it from one forward to the next."""
+"""The memory of a sleeping model, as a cache that transformers passes from one forward to the next."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ from sleeptrain.sleep.live import Live, begin
 from sleeptrain.small_files import parse_json
 
 FORMAT = "sleeptrain-memory-1"
-SAMPLED = 64  # numbers of each parameter that its model is known by
+SAMPLED = 64  # numbers of each parameter that enter the fingerprint
 CACHE_NAME = cache_name()
 _ROWS = {"filled": list_of(is_count), "predicted": list_of(is_bool), "boundaries": list_of(is_count)}
-_ARE_FACTS = has({"format": is_text, "fingerprint": is_text, "sleep": dict_of(lambda _: True), "rows": exactly(_ROWS)})
+_IS_HEADER = has({"format": is_text, "fingerprint": is_text, "sleep": dict_of(lambda _: True), "rows": exactly(_ROWS)})
 
 
 class SleepCache(Cache):
-    """S, the keys and values of the windows in progress and the features that will be slept on. It does not grow.
+    """S, keys and values of the windows in progress, and the features that sleep passes will read. It does not grow.
 
-    live: the value that the last forward has left. window: L; as long as the cache is in use, it cannot be changed, and
-    nor can the other settings of sleep but `passes`. columns: of what has been read, as many as `generate` will find in
-    front of the new tokens in the ids that it is given: none where new_text says that those ids never repeat what was
-    read (see `follow_with_new_text`).
+    model: the model that reads.
+    sleep: settings of sleep. While the cache is in use, only `passes` can change.
+    live: the state after the last forward.
+    columns: number of columns that were read and that `generate` expects again in front of its new ids.
+    new_text: True if the next ids never repeat the text that was read; `columns` is then 0 (`follow_with_new_text`).
     """
 
     is_compileable = False
@@ -57,7 +58,7 @@ class SleepCache(Cache):
 
     @property
     def boundaries(self) -> tuple[int, ...]:
-        """Windows that each row has behind it."""
+        """The number of windows that each row has finished."""
         return self.live.boundaries
 
     @property
@@ -69,7 +70,7 @@ class SleepCache(Cache):
         return self.live.fed_back_BLD is not None
 
     def check(self, sleep: SleepConfig, num_rows: int) -> None:
-        """Raises ConfigError unless the next forward can go on from here."""
+        """Raises ConfigError: a forward of so many rows, with these settings, cannot continue from the cache."""
         if num_rows != self.batch_size:
             raise ConfigError(
                 f"the cache holds {self.batch_size} rows, not {num_rows}: repeat them with "
@@ -79,21 +80,21 @@ class SleepCache(Cache):
         for name, value in now.items():
             if name != "passes" and value != before[name]:
                 raise ConfigError(
-                    f"sleep.{name}={value}: what the cache holds was read with {before[name]}; begin anew"
+                    f"sleep.{name}={value}: the cache was filled with {before[name]}; start with a new cache"
                 )
 
     def follow_with_new_text(self) -> SleepCache:
-        """What comes next, now and later, does not repeat what has been read: questions after a document.
+        """Declare that all later ids are new text, such as questions after a document. Returns the cache.
 
-        Returns itself. The last token that `generate` has given is read only where this was said before the call.
+        `generate` reads the last token of its answer only if this was called before.
         """
         self.columns, self.new_text = 0, True
         return self
 
     def begin_turn(self, num_columns: int | None = None) -> None:
-        """Before ids of so many columns are read, of which those at the front may have been read before (None: not).
+        """Check a call that reads ids. num_columns: columns of ids that begin with the text read so far; None: new ids.
 
-        Raises ConfigError where they cannot repeat what was read, or it is not known what that was.
+        Raises ConfigError: the ids cannot repeat that text, or the text is unknown after a beam search.
         """
         if self._holds_beams:
             raise ConfigError(
@@ -103,11 +104,11 @@ class SleepCache(Cache):
         if num_columns is not None and 0 < self.columns >= num_columns:
             raise ConfigError(
                 f"the cache has read {self.columns} columns, and the ids have {num_columns}: give the whole text again "
-                "with new tokens behind it, or only new text after cache.follow_with_new_text()"
+                "with new tokens after it, or only new text after cache.follow_with_new_text()"
             )
 
     def copy(self) -> SleepCache:
-        """One that goes on by itself: to answer many times from what was read once."""
+        """An independent copy: read a text once, and continue from it many times."""
         other = SleepCache(self.model, 0, self.sleep)
         other.live = self.live.rows(range(self.batch_size))
         other.columns, other.new_text, other._holds_beams = self.columns, self.new_text, self._holds_beams
@@ -115,7 +116,7 @@ class SleepCache(Cache):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SleepCache:
         other = self.copy()
-        other.model = memo.get(id(self.model), self.model)  # a copy of both goes together
+        other.model = memo.get(id(self.model), self.model)  # copied together with its model
         return other
 
     def __len__(self) -> int:
@@ -144,44 +145,44 @@ class SleepCache(Cache):
 
     def crop(self, tokens_to_remove: int) -> None:
         raise ConfigError(
-            "what a sleeping model has read cannot be taken back: keep cache.copy() of where to go back to"
+            "a sleeping model cannot forget tokens that it has read: keep a cache.copy() of the point to return to"
         )
 
     def save(self, path: str | Path) -> None:
-        """Writes the memory to a safetensors file, whole or not at all."""
+        """Write the memory to a safetensors file, atomically. Raises ConfigError: the cache has read nothing."""
         live = self.live
         if live.fed_back_BLD is None:
             raise ConfigError("the cache has read nothing: there is no memory to save")
         tensors = {f"state.{name}": t for name, t in live.state.to_state_dict().items()}
         tensors |= {f"at_start.{name}": t for name, t in live.at_start.to_state_dict().items()}
         tensors["fed_back"] = live.fed_back_BLD
-        facts = {
+        header = {
             "format": FORMAT,
             "fingerprint": fingerprint(self.model),
             "sleep": sleep_dict(self.sleep),
             "rows": {name: getattr(live, name) for name in ("filled", "predicted", "boundaries")},
         }
-        whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        facts["sha256"] = _checksum(facts, whole)
-        write_whole(Path(path), save(whole, {"memory": json.dumps(facts)}))
+        saved = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        header["sha256"] = _checksum(header, saved)
+        write_whole(Path(path), save(saved, {"memory": json.dumps(header)}))
 
     @classmethod
     def load(cls, path: str | Path, model: Any) -> SleepCache:
-        """The memory in a file that `save` wrote, for this `SleepForCausalLM`; new text is to follow.
+        """Read a file of `save` for this `SleepForCausalLM`. All later ids are new text (`follow_with_new_text`).
 
-        Raises DataError where the file cannot be read or was made by another model, ConfigError where the model's
-        settings of sleep, but for N and L, are others.
+        Raises DataError: the file cannot be read, or another model wrote it; ConfigError: the settings of sleep, except
+        N and L, differ from the model's.
         """
-        facts, tensors = _read(Path(path))
-        if facts["fingerprint"] != fingerprint(model.model):
+        header, tensors = _read(Path(path))
+        if header["fingerprint"] != fingerprint(model.model):
             raise DataError(
                 f"memory {path} was made by another model (other settings, weights or dtype): read the text again"
             )
-        saved = from_dict(SleepConfig, facts["sleep"], f"memory {path}: sleep")
+        saved = from_dict(SleepConfig, header["sleep"], f"memory {path}: sleep")
         cache = cls(model.model, 0, saved)
         cache.check(model.config.sleep_settings(window=saved.window), 0)
         tensors = {name: t.to(model.device) for name, t in tensors.items()}
-        rows = {name: tuple(values) for name, values in facts["rows"].items()}
+        rows = {name: tuple(values) for name, values in header["rows"].items()}
         try:
             parts = [_part(tensors, name, model.model.num_layers) for name in ("state", "at_start")]
             cache.live = Live(parts[0], parts[1], tensors["fed_back"], **rows)
@@ -191,13 +192,13 @@ class SleepCache(Cache):
 
 
 def one_cache(past_key_values: Any, cache: Any) -> Any:
-    """The cache under either of its names. Raises ConfigError where they name two, or no SleepCache."""
+    """The cache, from either argument. Raises ConfigError: they are two caches, or one is no SleepCache."""
     if past_key_values is not None and cache is not None and cache is not past_key_values:
         raise ConfigError("cache and past_key_values are two names of the same: give one of them")
-    found = past_key_values if cache is None else cache
-    if found is not None and not isinstance(found, SleepCache):
-        raise ConfigError(f"the cache is a {type(found).__name__}: this model keeps a SleepCache")
-    return found
+    chosen = past_key_values if cache is None else cache
+    if chosen is not None and not isinstance(chosen, SleepCache):
+        raise ConfigError(f"the cache is a {type(chosen).__name__}: this model keeps a SleepCache")
+    return chosen
 
 
 def _part(tensors: dict[str, torch.Tensor], part: str, num_layers: int) -> FastWeights:
@@ -208,20 +209,20 @@ def _part(tensors: dict[str, torch.Tensor], part: str, num_layers: int) -> FastW
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            facts = parse_json((file.metadata() or {}).get("memory", "{}"))
-            if not _ARE_FACTS(facts) or facts["format"] != FORMAT:
+            header = parse_json((file.metadata() or {}).get("memory", "{}"))
+            if not _IS_HEADER(header) or header["format"] != FORMAT:
                 raise DataError(f"{path} is no memory of this version of sleeptrain")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if facts.pop("sha256", None) not in (None, _checksum(facts, tensors)):
+        if header.pop("sha256", None) not in (None, _checksum(header, tensors)):
             raise DataError(f"memory {path} is damaged: its checksum is not that of its content; read the text again")
-        return facts, tensors
+        return header, tensors
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(f"memory {path} cannot be read: {error}") from error
 
 
-def _checksum(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
-    """Of all in a file but itself."""
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+def _checksum(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
+    """Hexadecimal sha256 of the header without its checksum, and of all tensors."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
@@ -229,7 +230,7 @@ def _checksum(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
 
 
 def fingerprint(model: Hybrid) -> str:
-    """Hexadecimal sha256 of the model's settings, and of names, shapes, dtypes and some numbers of its parameters."""
+    """Hexadecimal sha256 of the settings, and of names, shapes, dtypes and about SAMPLED numbers of each parameter."""
     digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
     for name, parameter in sorted(model.named_parameters()):
         flat = parameter.detach().flatten()

@@ -1,4 +1,4 @@
-"""The settings of a sleeping model as transformers keeps them in `config.json`."""
+"""`SleepPretrainedConfig`: the settings of a sleeping model in `config.json` of transformers."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from sleeptrain.hf.convert.native import text_config
 from sleeptrain.hf.families import FAMILIES, family_of
 
 MODEL_TYPE = "sleeptrain"
-# What of `sleep.*` decides what a model computes; the rest is about training it.
+# The settings `sleep.*` that change the model's output; the others concern training.
 SLEEP_SETTINGS = ("passes", "window", "when", "feedback", "eviction", "conv_state", "core")
 
 
-class SleepConfig(PreTrainedConfig):
-    """A model and how it sleeps.
+class SleepPretrainedConfig(PreTrainedConfig):
+    """The settings of a model and of its sleep.
 
-    model: the settings `model.*` (`sleeptrain.config.schema.ModelConfig`). sleep: those of `sleep.*` that are named in
-    SLEEP_SETTINGS; what is left out has its default. `from_pretrained` also reads the `config.json` of a family of
-    `sleeptrain.hf.families`, such as `qwen3_5_text`, with our settings under the extra key `sleep`; of a `model` or
-    `sleep` that it is given, what is left out has the value of the file. Raises ConfigError for an unknown setting or a
-    value that is none of the allowed ones.
+    model: the settings `model.*` (`sleeptrain.config.schema.ModelConfig`).
+    sleep: the settings `sleep.*` in SLEEP_SETTINGS; missing ones have their defaults.
+
+    `from_pretrained` also reads the `config.json` of a family of `sleeptrain.hf.families`, such as `qwen3_5_text`, with
+    the settings of sleep under the extra key `sleep`. Its arguments `model` and `sleep` replace single values of the
+    file. Raises ConfigError: an unknown setting, or a value that is not allowed.
     """
 
     model_type = MODEL_TYPE
@@ -39,7 +40,7 @@ class SleepConfig(PreTrainedConfig):
     sleep: dict[str, Any] | None = None
     vocab_size: int = 0
     use_cache: bool = True
-    # Tied embeddings are one parameter of our model: there is nothing for transformers to tie.
+    # Tied embeddings are one parameter in `Hybrid`: transformers has nothing to tie.
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -54,22 +55,22 @@ class SleepConfig(PreTrainedConfig):
         place = Path(str(args[0])) if args else Path()
         if (place / "config.json").is_file():
             read_config(place)
-        found, unused = super().get_config_dict(*args, **kwargs)
-        return from_family(found), unused
+        config_dict, unused = super().get_config_dict(*args, **kwargs)
+        return from_family(config_dict), unused
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         config_dict = dict(config_dict)
         for section in ("model", "sleep"):
-            if (given := kwargs.pop(section, None)) is not None:
-                config_dict[section] = _merged(config_dict.get(section), given, section)
+            if (overrides := kwargs.pop(section, None)) is not None:
+                config_dict[section] = _merged(config_dict.get(section), overrides, section)
         return super().from_dict(config_dict, **kwargs)
 
     def model_config(self) -> schema.ModelConfig:
         return _typed(schema.ModelConfig, self.model, "model")
 
     def sleep_settings(self, passes: int | None = None, window: int | None = None) -> schema.SleepConfig:
-        """The settings, with N and L replaced where they are given. Raises ConfigError."""
+        """The settings of sleep. passes, window: replace N and L. Raises ConfigError: a value is not allowed."""
         settings = _typed(schema.SleepConfig, self.sleep, "sleep", SLEEP_SETTINGS)
         changes = {"passes": passes, "window": window}
         settings = replace(settings, **{name: value for name, value in changes.items() if value is not None})
@@ -81,40 +82,43 @@ def sleep_dict(sleep: schema.SleepConfig) -> dict[str, Any]:
     return {name: getattr(sleep, name) for name in SLEEP_SETTINGS}
 
 
-def from_family(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The `config.json` of a family's model as one of ours; one of ours as it is."""
-    found = dict(found)
-    if found.get("model_type", MODEL_TYPE) == MODEL_TYPE:
-        return found
-    family = FAMILIES.get(found["model_type"])
-    if family is None or family.in_transformers:  # what its config.json leaves out has transformers' defaults
+def from_family(config_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert the `config.json` of a family to ours; ours is returned unchanged."""
+    config_dict = dict(config_dict)
+    if config_dict.get("model_type", MODEL_TYPE) == MODEL_TYPE:
+        return config_dict
+    family = FAMILIES.get(config_dict["model_type"])
+    if family is None or family.in_transformers:  # missing keys have transformers' defaults
         with understanding("config.json", "is not understood by transformers"):
-            found |= text_config(AutoConfig.for_model(**found), found).to_dict()
+            config_dict |= text_config(AutoConfig.for_model(**config_dict), config_dict).to_dict()
     with understanding("config.json"):
-        model = family_of(found["model_type"]).from_config(found)
-    kept = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype")
-    ours = {"model_type": MODEL_TYPE, "model": asdict(model), "sleep": found.get("sleep")}
-    return ours | {key: found[key] for key in kept if found.get(key) is not None}
+        model = family_of(config_dict["model_type"]).from_config(config_dict)
+    copied = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype")
+    ours = {"model_type": MODEL_TYPE, "model": asdict(model), "sleep": config_dict.get("sleep")}
+    return ours | {key: config_dict[key] for key in copied if config_dict.get(key) is not None}
 
 
-def _merged(written: Mapping[str, Any] | None, given: Any, section: str) -> dict[str, Any]:
-    """`written` with the values of `given`, down to its sections. Raises ConfigError where that is no mapping."""
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{section}={given!r}: give its settings, as {section}={{'name': value}}")
+def _merged(file_values: Mapping[str, Any] | None, overrides: Any, section: str) -> dict[str, Any]:
+    """`file_values` updated with `overrides`, nested mappings too. Raises ConfigError: `overrides` is no mapping."""
+    if not isinstance(overrides, Mapping):
+        raise ConfigError(f"{section}={overrides!r}: give its settings, as {section}={{'name': value}}")
     inner = {
-        name: {**written[name], **value}
-        for name, value in given.items()
-        if isinstance(value, Mapping) and written and isinstance(written.get(name), Mapping)
+        name: {**file_values[name], **value}
+        for name, value in overrides.items()
+        if isinstance(value, Mapping) and file_values and isinstance(file_values.get(name), Mapping)
     }
-    return {**(written or {}), **given, **inner}
+    return {**(file_values or {}), **overrides, **inner}
 
 
-def _typed(kind: type, given: Mapping[str, Any] | None, section: str, names: tuple[str, ...] = ()) -> Any:
-    """The dataclass with these settings. Raises ConfigError for one that it does not have or of a wrong type."""
-    for name in given or ():
+def _typed(kind: type, values: Mapping[str, Any] | None, section: str, names: tuple[str, ...] = ()) -> Any:
+    """The dataclass `kind` with these values. names: allowed settings; () allows all of `kind`.
+
+    Raises ConfigError: a setting is unknown, or its value has a wrong type.
+    """
+    for name in values or ():
         if names and name not in names:
             raise ConfigError(f"config.json: unknown setting {section}.{name}; {suggest(name, names)}")
-    return from_dict(kind, given or {}, f"config.json: {section}")
+    return from_dict(kind, values or {}, f"config.json: {section}")
 
 
-AutoConfig.register(MODEL_TYPE, SleepConfig)
+AutoConfig.register(MODEL_TYPE, SleepPretrainedConfig)

@@ -1,4 +1,4 @@
-"""One call of transformers' `generate()`: what it is asked for, and where its ids go on behind a cache."""
+"""The settings of one call of transformers' `generate()`, and the columns of its ids that a cache has already read."""
 
 from __future__ import annotations
 
@@ -16,30 +16,36 @@ from sleeptrain.hf.model.cache import SleepCache
 
 @dataclass(frozen=True)
 class Turn:
-    """num_columns: of the ids that `generate` was given. num_read: of them, those that its cache has read before."""
+    """The input of one call of `generate`.
+
+    num_columns: number of columns of its ids.
+    num_read: number of these columns that the cache has already read.
+    """
 
     num_columns: int
     num_read: int
 
 
-def settled(own: GenerationConfig, given: GenerationConfig | None, more: Mapping[str, Any]) -> GenerationConfig:
-    """The settings of one call: `more`, then those `given`, then the model's `own`."""
-    settings = GenerationConfig() if given is None else copy.deepcopy(given)
-    settings.update(defaults_only=True, **own.to_dict())
-    settings.update(**{name: value for name, value in more.items() if hasattr(settings, name)})
+def call_settings(
+    model_settings: GenerationConfig, generation_config: GenerationConfig | None, arguments: Mapping[str, Any]
+) -> GenerationConfig:
+    """The settings of one call: `arguments` override `generation_config`, which overrides `model_settings`."""
+    settings = GenerationConfig() if generation_config is None else copy.deepcopy(generation_config)
+    settings.update(defaults_only=True, **model_settings.to_dict())
+    settings.update(**{name: value for name, value in arguments.items() if hasattr(settings, name)})
     return settings
 
 
 def begin_turn(
     ids: torch.Tensor | None, mask: torch.Tensor | None, cache: SleepCache | None, use_cache: bool | None
 ) -> Turn:
-    """Before ids are read behind the cache, if there is one. ids None: BOS alone. Raises ConfigError."""
+    """Check the ids [B, T] and the mask [B, >= T] against the cache. ids None: one column, BOS. Raises ConfigError."""
     num_columns = 1 if ids is None else ids.shape[1]
     if cache is None:
         return Turn(num_columns, 0)
     if use_cache is False:
         raise ConfigError("use_cache=False goes with the whole text: leave the cache out")
-    # A mask of more columns says that the ids are new ones only.
+    # A mask with more columns than the ids means that all ids are new.
     repeated = mask is None or mask.shape[1] == num_columns
     cache.begin_turn(num_columns if repeated else None)
     return Turn(num_columns, cache.columns if repeated else 0)

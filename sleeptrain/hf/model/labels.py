@@ -1,4 +1,4 @@
-"""Labels as transformers gives them, one to each token of its own: what is to be predicted where."""
+"""Targets from labels of transformers, which stand at their own token, not shifted."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from sleeptrain.sleep.full_logits import compact
 
 
 def targets(labels: torch.Tensor, valid_BT: torch.Tensor) -> torch.Tensor:
-    """[B, T]: at each token the label of the next one of its row, IGNORE where there is none; pads are passed over."""
+    """int64 [B, T]: at each token the label of the row's next token, pads skipped; IGNORE at the last and at pads."""
     order_BT, counts_B = compact(valid_BT)
     following = F.pad(labels.gather(1, order_BT)[:, 1:], (0, 1), value=IGNORE)
-    at = torch.arange(labels.shape[1], device=labels.device)
-    following = following.masked_fill(at >= counts_B[:, None] - 1, IGNORE)
+    positions = torch.arange(labels.shape[1], device=labels.device)
+    following = following.masked_fill(positions >= counts_B[:, None] - 1, IGNORE)
     return torch.full_like(labels, IGNORE).scatter(1, order_BT, following)
 
 
 def with_label(labels: torch.Tensor, valid_BT: torch.Tensor, window: int) -> torch.Tensor:
-    """[B, T]: True for the tokens of windows that have a target."""
+    """bool [B, T]: True for tokens in windows with a target. window: L in tokens."""
     index_BT = (valid_BT.cumsum(1) - 1).clamp(min=0) // window
     has_BK = torch.zeros_like(index_BT).scatter_add(1, index_BT, (targets(labels, valid_BT) != IGNORE).long())
     return valid_BT & (has_BK.gather(1, index_BT) > 0)
 
 
 def mean_loss(logits: torch.Tensor, labels: torch.Tensor, valid_BT: torch.Tensor) -> torch.Tensor:
-    """In nats, over the tokens that have a target among the last columns, those of `logits` [B, columns, V]."""
-    wanted = targets(labels, valid_BT)[:, -logits.shape[1] :]
-    return F.cross_entropy(logits[wanted != IGNORE], wanted[wanted != IGNORE])
+    """The mean cross entropy in nats over the targets in the last columns, those of `logits` [B, columns, V]."""
+    last = targets(labels, valid_BT)[:, -logits.shape[1] :]
+    return F.cross_entropy(logits[last != IGNORE], last[last != IGNORE])

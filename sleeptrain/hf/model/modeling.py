@@ -1,4 +1,4 @@
-"""`SleepForCausalLM`: a sleeping model as transformers' users expect one, with `generate()`.
+"""`SleepForCausalLM`: a sleeping model with the interface of transformers, `generate()` included.
 
 Importing this module registers it with `AutoConfig`, `AutoModelForCausalLM` and `AutoModel`.
 """
@@ -18,7 +18,7 @@ from transformers.utils import can_return_tuple
 from sleeptrain.config import schema
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.model.cache import CACHE_NAME, SleepCache, one_cache
-from sleeptrain.hf.model.configuration import SleepConfig
+from sleeptrain.hf.model.configuration import SleepPretrainedConfig
 from sleeptrain.hf.model.generation_mixin import SleepGeneration
 from sleeptrain.hf.model.labels import mean_loss, with_label
 from sleeptrain.hf.model.load import check_saved, is_native, load_native, single_device
@@ -33,19 +33,19 @@ from sleeptrain.sleep.live import read
 class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMixin):
     """A `Hybrid` that reads window by window, sleeps at each boundary and predicts the next token.
 
-    `config.sleep` says how; N and L can also be given to `forward` and `generate` (`passes=4, window=512`).
+    `config.sleep` holds the settings; `forward` and `generate` also take N and L (`passes=4, window=512`).
     """
 
-    config_class = SleepConfig
+    config_class = SleepPretrainedConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    accepts_loss_kwargs = False  # the loss is the mean over the tokens that a call is given
-    _is_stateful = True  # what was read cannot be taken back, as assisted generation would
+    accepts_loss_kwargs = False  # the loss is the mean over the targets of one call
+    _is_stateful = True  # assisted generation would have to remove tokens from the memory
     _supports_sdpa = True
     _no_split_modules = ["Block"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = [*DECAY_PARAMETERS]  # noqa: RUF012
 
-    def __init__(self, config: SleepConfig):
+    def __init__(self, config: SleepPretrainedConfig):
         super().__init__(config)
         if config.vocab_size == 0:
             raise ConfigError("model.vocab_size must be set: how many ids the model knows")
@@ -56,7 +56,7 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Hybrid draws its own; a file without some of the weights is refused."""
+        """`Hybrid` draws its initial weights itself; `from_pretrained` refuses files without some of the weights."""
 
     def get_input_embeddings(self) -> nn.Module:
         assert self.model.embedding is not None
@@ -67,10 +67,10 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """A model that `save_pretrained` wrote, or of a family of `sleeptrain.hf.families`: the same weights.
+        """Load a folder of `save_pretrained`, or of a family of `sleeptrain.hf.families`, with the same weights.
 
-        See `sleeptrain.hf.model.load.load_native` for what may be given with a folder of a family. Raises ConfigError
-        for an argument that would not be followed, DataError where a weight is missing, of another shape, or left over.
+        A folder of a family takes the arguments of `sleeptrain.hf.model.load.load_native`. Raises ConfigError: an
+        argument is not supported; DataError: a weight is missing, unexpected or of another shape.
         """
         refuse(kwargs, REFUSED_LOADING)
         if is_native(pretrained_model_name_or_path):
@@ -79,7 +79,7 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
             check_saved(Path(pretrained_model_name_or_path))
         device = single_device(kwargs.pop("device_map", None))
         wants_info = kwargs.pop("output_loading_info", False)
-        kwargs["ignore_mismatched_sizes"] = True  # they are refused below, in one line
+        kwargs["ignore_mismatched_sizes"] = True  # the code below refuses them in one line
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -93,7 +93,7 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
         return (model, info) if wants_info else model
 
     def sleep_settings(self, passes: int | None = None, window: int | None = None) -> schema.SleepConfig:
-        """How the model sleeps now. Raises ConfigError."""
+        """The settings of sleep, cached. passes, window: replace N and L. Raises ConfigError."""
         key = (passes, window, repr(self.config.sleep))
         if key not in self._sleeps:
             self._sleeps = {key: self.config.sleep_settings(passes, window)}
@@ -113,17 +113,17 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
         cache: SleepCache | None = None,
         **others: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits [B, T, V] in fp32 or wider, of the last `logits_to_keep` columns only where it is not 0.
+        """Logits [B, T, V] in fp32 or wider; with `logits_to_keep` > 0 only those of the last columns.
 
-        input_ids: int64 [B, T]. attention_mask: [B, >= T], 0 at pads, wherever they are; its last T columns count. Pads
-        are inert and a row's windows begin at its own first token. Logits at pads are 0.
+        input_ids: int64 [B, T]. attention_mask: [B, >= T], 0 at pads, which may be anywhere; its last T columns count.
+        Pads have no effect, and the windows of a row begin at its first token. Logits at pads are 0.
 
-        With a cache (`cache` and `past_key_values` are two names of it) the ids go on after what it has read, without a
-        gradient. It is the default where no gradient is asked for, and `past_key_values` of the output. Without one the
-        ids are whole texts, computed as in training; labels (ids, IGNORE or -100 where there is no loss, not shifted)
-        give the mean cross entropy. Under `sleep.when=unlabelled` windows from which nothing is predicted (no label, or
-        no logits kept) sleep; logits there are NaN. Raises ConfigError, also for arguments of transformers' own models
-        that are not followed here.
+        With a cache (arguments `cache` or `past_key_values`) the ids continue the text that it has read, without a
+        gradient. A new cache is the default if gradients are disabled; `past_key_values` of the output is the cache.
+        Without a cache the ids are complete texts, computed as in training. labels: ids, not shifted, IGNORE (-100) for
+        no loss; they give the mean cross entropy. Under `sleep.when=unlabelled` windows that predict nothing (no label,
+        or no logits kept) sleep; their logits are NaN. Raises ConfigError, also for unsupported arguments of
+        transformers.
         """
         refuse_others(others, self.config)
         if input_ids is None:
@@ -132,17 +132,17 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
         keep = min(logits_to_keep or input_ids.shape[1], input_ids.shape[1])
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None and not torch.is_grad_enabled()
-        before = one_cache(past_key_values, cache)
-        if before is None and not use_cache:
-            logits = self._whole(input_ids, valid_BT, labels, keep, self.sleep_settings(passes, window))
+        previous = one_cache(past_key_values, cache)
+        if previous is None and not use_cache:
+            logits = self._full_logits(input_ids, valid_BT, labels, keep, self.sleep_settings(passes, window))
             loss = None if labels is None else mean_loss(logits, labels, valid_BT)
             return CausalLMOutputWithPast(loss=loss, logits=logits)
         if labels is not None:
             raise ConfigError("labels need the whole text in one forward: leave the cache and use_cache out")
-        memory, sleep = self._cache(before, len(input_ids), passes, window)
+        memory, sleep = self._cache(previous, len(input_ids), passes, window)
         logits = self._read(input_ids, valid_BT, memory, sleep, keep)
-        found: dict[str, Any] = {CACHE_NAME: memory}
-        return CausalLMOutputWithPast(logits=logits, **found)
+        output: dict[str, Any] = {CACHE_NAME: memory}
+        return CausalLMOutputWithPast(logits=logits, **output)
 
     @torch.no_grad()
     def read(
@@ -154,9 +154,9 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
         window: int | None = None,
         cache: SleepCache | None = None,
     ) -> SleepCache:
-        """Reads documents, or more behind a cache, and predicts nothing: for `generate` with new text, or to save.
+        """Read texts, or continue a cache, without predictions. Returns the cache, to save or for `generate`.
 
-        Raises ConfigError.
+        input_ids: int64 [B, T]. attention_mask: [B, >= T], 0 at pads. Raises ConfigError.
         """
         memory, sleep = self._cache(one_cache(past_key_values, cache), len(input_ids), passes, window)
         valid_BT = self._valid(input_ids, attention_mask)
@@ -165,19 +165,19 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
         return memory.follow_with_new_text()
 
     def _cache(
-        self, given: SleepCache | None, num_rows: int, passes: int | None, window: int | None
+        self, cache: SleepCache | None, num_rows: int, passes: int | None, window: int | None
     ) -> tuple[SleepCache, schema.SleepConfig]:
-        if given is None:
+        if cache is None:
             sleep = self.sleep_settings(passes, window)
             return SleepCache(self.model, num_rows, sleep), sleep
-        if given.model is not self.model:
+        if cache.model is not self.model:
             raise ConfigError(
                 "the cache was made by another model: to hand it on to an equal one, save() it and load it with "
                 "SleepCache.load(path, model), which compares the two"
             )
-        sleep = self.sleep_settings(passes, given.window if window is None else window)
-        given.check(sleep, num_rows)
-        return given, sleep
+        sleep = self.sleep_settings(passes, cache.window if window is None else window)
+        cache.check(sleep, num_rows)
+        return cache, sleep
 
     def _valid(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         if attention_mask is None:
@@ -191,7 +191,7 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
             )
         return attention_mask[:, shape[1] - num_columns :].bool()
 
-    def _whole(
+    def _full_logits(
         self,
         input_ids: torch.Tensor,
         valid_BT: torch.Tensor,
@@ -203,12 +203,12 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
         predicts_BT[:, : input_ids.shape[1] - keep] = False
         if labels is not None and sleep.when == "unlabelled":
             predicts_BT &= with_label(labels, valid_BT, sleep.window)
-        silent = torch.zeros_like(predicts_BT[:, -keep:], dtype=self._logits_dtype)
-        silent = silent.masked_fill((valid_BT & ~predicts_BT)[:, -keep:], float("nan")).unsqueeze(-1)
-        known = input_ids.masked_fill(~valid_BT, 0)  # at pads stands any id, also one that the model lacks
-        found_PV = whole_logits(self.model, known, valid_BT, predicts_BT, sleep)
-        logits = silent.expand(-1, -1, self.config.vocab_size)
-        return logits.masked_scatter(predicts_BT[:, -keep:].unsqueeze(-1), found_PV)
+        fill = torch.zeros_like(predicts_BT[:, -keep:], dtype=self._logits_dtype)
+        fill = fill.masked_fill((valid_BT & ~predicts_BT)[:, -keep:], float("nan")).unsqueeze(-1)
+        ids_BT = input_ids.masked_fill(~valid_BT, 0)  # pads may hold ids that the model does not have
+        predicted_PV = whole_logits(self.model, ids_BT, valid_BT, predicts_BT, sleep)
+        logits = fill.expand(-1, -1, self.config.vocab_size)
+        return logits.masked_scatter(predicts_BT[:, -keep:].unsqueeze(-1), predicted_PV)
 
     @property
     def _logits_dtype(self) -> torch.dtype:
@@ -218,28 +218,28 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
     def _read(
         self, input_ids: torch.Tensor, valid_BT: torch.Tensor, cache: SleepCache, sleep: schema.SleepConfig, keep: int
     ) -> torch.Tensor:
-        """Window by window; only the columns that are kept reach the head."""
+        """Read the ids window by window and update the cache. Returns logits [B, keep, V] of the last columns."""
         num_rows, num_columns = input_ids.shape
         logits = torch.zeros(num_rows, keep, self.config.vocab_size, dtype=self._logits_dtype, device=input_ids.device)
         order_BT, counts_B = None, valid_BT.sum(1)
-        if not bool(valid_BT.all()):  # nothing that is as long as a prompt without pads is made of it
+        if not bool(valid_BT.all()):  # saves memory of the prompt's size if there are no pads
             order_BT, counts_B = compact(valid_BT)
-            input_ids = input_ids.masked_fill(~valid_BT, 0)  # at pads stands any id, also one that the model lacks
-        left, done = counts_B.tolist(), [0] * num_rows
+            input_ids = input_ids.masked_fill(~valid_BT, 0)  # pads may hold ids that the model does not have
+        remaining, done = counts_B.tolist(), [0] * num_rows
         first_kept = num_columns - keep
-        while any(left):
-            counts = [min(n, sleep.window - f) for n, f in zip(left, cache.live.filled, strict=True)]
+        while any(remaining):
+            counts = [min(n, sleep.window - f) for n, f in zip(remaining, cache.live.filled, strict=True)]
             column_BM = _columns(order_BT, done, counts, input_ids)
             kept_BM = column_BM >= first_kept
             tokens_BM = input_ids.gather(1, column_BM.clamp(min=0))
             predicts = kept_BM.any(1).tolist()
             x_BMD, cache.live = read(self.model, cache.live, tokens_BM, counts, predicts, sleep)
-            row_N, at_N = kept_BM.nonzero(as_tuple=True)
+            row_N, index_N = kept_BM.nonzero(as_tuple=True)
             if len(row_N):
-                column_N = column_BM[row_N, at_N] - first_kept
-                logits[row_N, column_N] = at_least_fp32(self.model.logits(x_BMD[row_N, at_N]))
+                column_N = column_BM[row_N, index_N] - first_kept
+                logits[row_N, column_N] = at_least_fp32(self.model.logits(x_BMD[row_N, index_N]))
             done = [d + n for d, n in zip(done, counts, strict=True)]
-            left = [n - m for n, m in zip(left, counts, strict=True)]
+            remaining = [n - m for n, m in zip(remaining, counts, strict=True)]
         cache.sleep = sleep
         cache.columns += 0 if cache.new_text else num_columns
         return logits
@@ -248,17 +248,17 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
 def _columns(
     order_BT: torch.Tensor | None, done: Sequence[int], counts: Sequence[int], like: torch.Tensor
 ) -> torch.Tensor:
-    """[B, max(counts)]: the columns of the next counts[b] tokens of each row behind its first done[b], -1 behind them.
+    """int64 [B, max(counts)]: in row b the columns of tokens done[b] to done[b] + counts[b], then -1.
 
-    order_BT: as `compact` gives it; None where no column is a pad.
+    order_BT: columns of the tokens, from `compact`; None if there are no pads. like: gives the device.
     """
     start, number = (torch.tensor(list(values), device=like.device)[:, None] for values in (done, counts))
     token = torch.arange(max(counts), device=like.device)
-    at_BM = start + token
+    column_BM = start + token
     if order_BT is not None:
-        at_BM = order_BT.gather(1, at_BM.clamp(max=order_BT.shape[1] - 1))
-    return torch.where(token < number, at_BM, -1)
+        column_BM = order_BT.gather(1, column_BM.clamp(max=order_BT.shape[1] - 1))
+    return torch.where(token < number, column_BM, -1)
 
 
-AutoModel.register(SleepConfig, SleepForCausalLM)
-AutoModelForCausalLM.register(SleepConfig, SleepForCausalLM)
+AutoModel.register(SleepPretrainedConfig, SleepForCausalLM)
+AutoModelForCausalLM.register(SleepPretrainedConfig, SleepForCausalLM)

@@ -1,4 +1,4 @@
-"""What of transformers' offer a sleeping model serves and what it refuses; docs/generation.md lists all of it."""
+"""The options of transformers that a sleeping model supports or refuses; docs/generation.md lists all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 
 from sleeptrain.errors import ConfigError
 
-# Settings of GenerationConfig that do what they do for transformers' own classes.
+# Settings of GenerationConfig with the same effect as in transformers' classes.
 SERVED = frozenset((
     "max_length", "max_new_tokens", "min_length", "min_new_tokens", "early_stopping", "max_time",
     "stop_strings", "do_sample", "num_beams", "use_cache", "temperature", "top_k", "top_p", "min_p", "top_h",
@@ -21,12 +21,12 @@ SERVED = frozenset((
     "guidance_scale", "watermarking_config", "num_return_sequences", "output_scores", "output_logits",
     "return_dict_in_generate", "pad_token_id", "bos_token_id", "eos_token_id",
 ))  # fmt: skip
-# They change nothing for a model without an encoder that is never compiled; nor do they for transformers' own classes.
+# Without effect in any model without an encoder that is never compiled, transformers' classes included.
 WITHOUT_EFFECT = frozenset(("decoder_start_token_id", "disable_compile"))
 
-_DRAFTS = "drafted tokens would have to be unread, and a memory cannot unread; leave it out"
+_DRAFTS = "rejected draft tokens would have to be removed from the memory, which cannot forget them; leave it out"
 _ONE_CACHE = "the cache is always a memory that sleeps, of one size from the start; leave it out"
-_MOVED = "transformers has moved this search out into code of its hub, which goes back in a cache; take num_beams"
+_MOVED = "transformers runs this search with code from its hub, which goes back in the cache; use num_beams instead"
 _DRAFTED = (
     "use_mtp", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
     "assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size",
@@ -44,17 +44,17 @@ REFUSED = {
     **dict.fromkeys(_SEARCHES, _MOVED),
     **OUTPUTS,
     "prefill_chunk_size": "a prompt is read window by window; leave it out",
-    "compile_config": "rows fall asleep at steps of their own, which no compiled step can; leave it out",
-    "continuous_batching_config": "it pages keys and values, which are gone at a window's end; leave it out",
-    "token_healing": "it writes the prompt anew; cut off the prompt's last token instead",
+    "compile_config": "rows sleep at different steps, which a compiled step cannot do; leave it out",
+    "continuous_batching_config": "it pages keys and values, which are dropped at the end of a window; leave it out",
+    "token_healing": "it rewrites the prompt; cut off the prompt's last token instead",
 }
-# Of a newer transformers than the one that this list was made with.
+# Settings of a transformers newer than the lists above.
 UNKNOWN = frozenset(
     name
     for name in vars(GenerationConfig())
     if name not in SERVED | WITHOUT_EFFECT | set(REFUSED) | {"transformers_version"} and not name.startswith("_")
 )
-_NEW = "a setting of a newer transformers, of which nobody has said what it does to a sleeping model; leave it out"
+_NEW = "a setting of a newer transformers; its effect on a sleeping model is unknown; leave it out"
 # Arguments of `generate` and `forward` that are no settings.
 REFUSED_ARGUMENTS = {
     "assistant_model": _DRAFTS,
@@ -64,7 +64,7 @@ REFUSED_ARGUMENTS = {
     "position_ids": "positions are counted in each row's own windows; give attention_mask where there are pads",
     "token_type_ids": "there are no types of tokens; leave it out",
 }
-# Arguments of `from_pretrained` that transformers would take and this model would not follow.
+# Arguments of `from_pretrained` that transformers accepts and this model does not support.
 REFUSED_LOADING = {
     **dict.fromkeys(
         ("quantization_config", "load_in_4bit", "load_in_8bit", "gguf_file"),
@@ -82,36 +82,36 @@ REFUSED_LOADING = {
 }
 
 
-def refuse(given: Mapping[str, Any], refused: Mapping[str, str]) -> None:
-    """Raises ConfigError for the first of these that is given and not off."""
+def refuse(arguments: Mapping[str, Any], refused: Mapping[str, str]) -> None:
+    """Raises ConfigError for the first argument in `refused` that is on. refused: {name: reason and way out}."""
     for name, reason in refused.items():
-        if _is_on(name, given.get(name)):
+        if _is_on(name, arguments.get(name)):
             raise ConfigError(f"{name}: {reason}")
 
 
-def refuse_settings(settings: GenerationConfig, given: Mapping[str, Any]) -> None:
-    """For one call of `generate`. given: its other arguments. Raises ConfigError."""
+def refuse_settings(settings: GenerationConfig, arguments: Mapping[str, Any]) -> None:
+    """Check one call of `generate`. arguments: those that are no settings. Raises ConfigError."""
     refused = REFUSED | dict.fromkeys(UNKNOWN, _NEW)
     refuse({name: getattr(settings, name, None) for name in refused}, refused)
-    refuse(given, REFUSED_ARGUMENTS)
-    if isinstance(given.get("custom_generate"), str):
+    refuse(arguments, REFUSED_ARGUMENTS)
+    if isinstance(arguments.get("custom_generate"), str):
         raise ConfigError(
             "custom_generate names a folder or a hub's: give a function, which is called as in transformers"
         )
-    if given.get("negative_prompt_ids") is not None and settings.guidance_scale in (None, 1):
+    if arguments.get("negative_prompt_ids") is not None and settings.guidance_scale in (None, 1):
         raise ConfigError("negative_prompt_ids do nothing without guidance_scale; give it, too")
-    if settings.stop_strings and given.get("tokenizer") is None:
+    if settings.stop_strings and arguments.get("tokenizer") is None:
         raise ConfigError("stop_strings are found with the tokenizer; give it, as tokenizer=tokenizer")
 
 
-def refuse_others(given: Mapping[str, Any], config: PreTrainedConfig) -> None:
-    """Arguments that `forward` does not have. config: may ask for outputs, too.
+def refuse_others(arguments: Mapping[str, Any], config: PreTrainedConfig) -> None:
+    """Check the extra arguments of `forward`, and the outputs that `config` requests.
 
-    Raises ConfigError, or TypeError for an argument that transformers lacks, too.
+    Raises ConfigError, or TypeError for an argument that transformers does not have either.
     """
-    for asked in (given, {name: getattr(config, name) for name in OUTPUTS}):
-        refuse(asked, REFUSED_ARGUMENTS | OUTPUTS)
-    if unknown := [name for name in given if name not in REFUSED_ARGUMENTS | OUTPUTS]:
+    for options in (arguments, {name: getattr(config, name) for name in OUTPUTS}):
+        refuse(options, REFUSED_ARGUMENTS | OUTPUTS)
+    if unknown := [name for name in arguments if name not in REFUSED_ARGUMENTS | OUTPUTS]:
         raise TypeError(f"forward() got an unexpected keyword argument '{unknown[0]}'")
 
 

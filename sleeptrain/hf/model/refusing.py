@@ -1,4 +1,4 @@
-"""Methods of transformers' models that would do nothing or something wrong on a sleeping one: each says the way out."""
+"""Methods of transformers' models that would have no effect or a wrong one here. Each raises and names the way out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sleeptrain.errors import ConfigError
 
 _RECOMPUTE = "train with `sleeptrain train`, where sleep.recompute saves memory, or leave it out"
 _PARTS = "the model's parts are those of its config; make another model of another config"
-_PAGES = "it pages keys and values, which are gone at a window's end; generate() takes batches"
+_PAGES = "it pages keys and values, which are dropped at the end of a window; generate() takes batches"
 
 
 def _cannot(what: str, way_out: str) -> NoReturn:
@@ -16,7 +16,7 @@ def _cannot(what: str, way_out: str) -> NoReturn:
 
 
 class Refusing:
-    """Stands before `PreTrainedModel` and `GenerationMixin` among the bases."""
+    """A base class that must come before `PreTrainedModel` and `GenerationMixin`."""
 
     def activation_checkpointing_enable(self, *_: Any, **__: Any) -> NoReturn:
         _cannot("activation_checkpointing_enable", _RECOMPUTE)
@@ -37,7 +37,7 @@ class Refusing:
         _cannot("set_encoder", _PARTS)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *_: Any, **__: Any) -> Any:
-        """The embeddings, where as many ids are asked for as there are."""
+        """The embeddings, if the number of ids stays the same. Raises ConfigError otherwise."""
         model: Any = self
         if new_num_tokens not in (None, model.config.vocab_size):
             _cannot(
@@ -52,7 +52,7 @@ class Refusing:
         _cannot("get_position_embeddings", "there are none: positions are rotations inside a window")
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        """Transformers asks at the start and at each change."""
+        """transformers calls this at the start and at each change."""
         if requested_attention not in (None, "sdpa"):
             _cannot(
                 f"attn_implementation='{requested_attention}'", "attention is computed by torch's sdpa; leave it out"
@@ -60,9 +60,9 @@ class Refusing:
         return "sdpa"
 
     def set_attn_implementation(self, attn_implementation: str | dict[str, str], *_: Any, **__: Any) -> None:
-        asked = attn_implementation.values() if isinstance(attn_implementation, dict) else [attn_implementation]
-        for each in asked:
-            self.get_correct_attn_implementation(each)
+        names = attn_implementation.values() if isinstance(attn_implementation, dict) else [attn_implementation]
+        for name in names:
+            self.get_correct_attn_implementation(name)
 
     def set_use_kernels(self, use_kernels: bool, *_: Any, **__: Any) -> None:
         if use_kernels:
@@ -81,7 +81,7 @@ class Refusing:
         _cannot("continuous_batching_context_manager", _PAGES)
 
     def heal_tokens(self, *_: Any, **__: Any) -> NoReturn:
-        _cannot("heal_tokens", "it writes the prompt anew; cut off the prompt's last token instead")
+        _cannot("heal_tokens", "it rewrites the prompt; cut off the prompt's last token instead")
 
     def load_custom_generate(self, *_: Any, **__: Any) -> NoReturn:
         _cannot("load_custom_generate", "give generate() a function, as custom_generate=function")

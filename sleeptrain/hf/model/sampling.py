@@ -1,7 +1,7 @@
-"""The loop that draws token after token, greedily or by chance, for `generate()` of transformers.
+"""Greedy decoding and sampling, token by token, for `generate()` of transformers.
 
-It is handed to `generate()` as `custom_generate`, the public place for a loop of one's own, because a sleeping model
-must know which rows have ended: they are given pads, and a pad must not be read.
+`generate()` takes the loop as its public argument `custom_generate`. transformers' own loop does not mark the pads of
+rows that have ended, and a sleeping model must not read pads.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ def sample(
     streamer: BaseStreamer | None = None,
     **model_kwargs: Any,
 ) -> torch.Tensor | GenerateDecoderOnlyOutput:
-    """The ids [B, T] with the new ones behind them, and what else `generation_config` asks for.
+    """The ids [B, T] followed by the new ones, and the outputs that `generation_config` requests.
 
-    A row ends where a criterion says so. Where one of the criteria is an EOS, ended rows are given pads until the last
-    row ends; without an EOS they go on. A cache that takes new text only has read all of the answer in the end.
+    A row ends when a stopping criterion is met. If one of the criteria is an EOS, ended rows get pads until the last
+    row ends; without an EOS they continue. A cache for new text only has read the complete answer at the end.
     """
     record, pad = _Record(generation_config), _pad_id(generation_config, stopping_criteria)
     mask_BT = model_kwargs.pop("attention_mask", None)
     mask_BT = torch.ones_like(input_ids) if mask_BT is None else mask_BT
     going_B = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
-    step = None  # columns that the model reads next; None: whatever it has not read
+    step = None  # number of columns that the model reads next; None: all that it has not read
     while going_B.any():
         inputs = model.prepare_inputs_for_generation(
             input_ids, step, attention_mask=mask_BT, is_first_iteration=record.num_steps == 0, **model_kwargs
@@ -43,7 +43,7 @@ def sample(
         logits_BV = model(**inputs, return_dict=True).logits[:, -1].to(input_ids.device, torch.float32, copy=True)
         scores_BV = logits_processor(input_ids, logits_BV)
         record.add(scores_BV, logits_BV)
-        next_B = _drawn(scores_BV, bool(generation_config.do_sample))
+        next_B = _next_ids(scores_BV, bool(generation_config.do_sample))
         is_text_B = torch.ones_like(going_B) if pad is None else going_B
         next_B = next_B.where(is_text_B, torch.zeros_like(next_B) if pad is None else pad)
         input_ids = torch.cat([input_ids, next_B[:, None]], dim=1)
@@ -55,20 +55,20 @@ def sample(
     if streamer is not None:
         streamer.end()
     cache = model_kwargs.get(CACHE_NAME)
-    if cache is not None and cache.new_text:  # nobody will give the last token again
+    if cache is not None and cache.new_text:  # later calls do not repeat the last token
         sleep = {name: model_kwargs.get(name) for name in ("passes", "window")}
         model.read(input_ids[:, -1:], mask_BT[:, -1:], cache, **sleep)
     return record.output(input_ids, cache)
 
 
-def _drawn(scores_BV: torch.Tensor, by_chance: bool) -> torch.Tensor:
-    if by_chance:
+def _next_ids(scores_BV: torch.Tensor, do_sample: bool) -> torch.Tensor:
+    if do_sample:
         return torch.multinomial(scores_BV.softmax(-1), 1).squeeze(1)
     return scores_BV.argmax(-1)
 
 
 def _pad_id(settings: GenerationConfig, criteria: StoppingCriteriaList) -> torch.Tensor | None:
-    """What ended rows are given; None where no id ends a text."""
+    """The pad of rows that have ended, int64 []; None if no id ends a text."""
     ends = [criterion.eos_token_id for criterion in criteria if hasattr(criterion, "eos_token_id")]
     if not ends:
         return None
@@ -77,12 +77,12 @@ def _pad_id(settings: GenerationConfig, criteria: StoppingCriteriaList) -> torch
 
 
 class _Record:
-    """What `generate()` gives besides the ids, where it is asked for."""
+    """The outputs of `generate()` besides the ids, if the settings request them."""
 
     def __init__(self, settings: GenerationConfig) -> None:
-        self._wanted = bool(settings.return_dict_in_generate)
-        self.scores: tuple[torch.Tensor, ...] | None = () if self._wanted and settings.output_scores else None
-        self.logits: tuple[torch.Tensor, ...] | None = () if self._wanted and settings.output_logits else None
+        self._returns_dict = bool(settings.return_dict_in_generate)
+        self.scores: tuple[torch.Tensor, ...] | None = () if self._returns_dict and settings.output_scores else None
+        self.logits: tuple[torch.Tensor, ...] | None = () if self._returns_dict and settings.output_logits else None
         self.num_steps = 0
 
     def add(self, scores_BV: torch.Tensor, logits_BV: torch.Tensor) -> None:
@@ -93,7 +93,7 @@ class _Record:
             self.logits = (*self.logits, logits_BV)
 
     def output(self, ids: torch.Tensor, cache: Any) -> torch.Tensor | GenerateDecoderOnlyOutput:
-        if not self._wanted:
+        if not self._returns_dict:
             return ids
-        kept: dict[str, Any] = {"sequences": ids, "scores": self.scores, "logits": self.logits, CACHE_NAME: cache}
-        return GenerateDecoderOnlyOutput(**kept)
+        outputs: dict[str, Any] = {"sequences": ids, "scores": self.scores, "logits": self.logits, CACHE_NAME: cache}
+        return GenerateDecoderOnlyOutput(**outputs)

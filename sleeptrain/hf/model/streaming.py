@@ -1,4 +1,4 @@
-"""Text while it is generated."""
+"""Print text while it is generated."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from sleeptrain.terminal import printable
 
 
 class TextOut(BaseStreamer):
-    """Writes what each token adds to the text, whole characters only; the prompt is not repeated.
+    """Writes the text that each token adds, in complete characters, without the prompt.
 
-    before: as `ContinuedText` takes it. ends: ids that end a text and are no part of it.
+    before: see `ContinuedText`. ends: ids that end a text; they are not printed.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, out: TextIO, before: Sequence[int] | None, ends: Sequence[int] = ()
     ) -> None:
         self._text, self._out, self._ends = ContinuedText(tokenizer, before), out, ends
-        self._shown = printable if out.isatty() else str  # what goes to a file or a program is as the model writes it
+        self._shown = printable if out.isatty() else str  # files and programs get the text unchanged
         self._prompt_is_next = True
 
     def put(self, value: torch.Tensor) -> None:

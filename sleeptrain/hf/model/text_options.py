@@ -1,4 +1,4 @@
-"""What `generate()` is told of a tokenizer by those who make text of ids."""
+"""Arguments of `generate()` that follow from a tokenizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sleeptrain.data.tokenizer import Tokenizer
 
 
 def text_options(model: Any, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Arguments of `generate`: which ids end a text, what rows that have ended are given, which ids are never drawn."""
+    """Arguments of `generate`: ids that end a text, the pad of ended rows, and a filter of ids without text."""
     return {
         "eos_token_id": end_ids(model, tokenizer),
         "pad_token_id": tokenizer.eos_id,
@@ -20,19 +20,19 @@ def text_options(model: Any, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def end_ids(model: Any, tokenizer: Tokenizer) -> list[int]:
-    """The tokenizer's EOS, and all that `generation_config.json` (or else `config.json`) names besides."""
-    named = model.generation_config.eos_token_id
-    if named is None:
-        named = getattr(model.config, "eos_token_id", None)
-    return sorted({tokenizer.eos_id, *_listed(named)})
+    """The tokenizer's EOS, and the EOS ids of `generation_config.json`, or of `config.json` if it has none."""
+    eos = model.generation_config.eos_token_id
+    if eos is None:
+        eos = getattr(model.config, "eos_token_id", None)
+    return sorted({tokenizer.eos_id, *_as_list(eos)})
 
 
-def _listed(ids: Any) -> list[int]:
+def _as_list(ids: Any) -> list[int]:
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 
 class OnlyText(LogitsProcessor):
-    """Ids that the tokenizer does not have are never drawn: a model may have more, up to a round number."""
+    """Excludes ids that the tokenizer does not have: the vocabulary of a model may be rounded up."""
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size

@@ -1,8 +1,7 @@
-"""The models whose classes transformers lacks, written again and plainly, to compare ours with.
+"""Reference implementations of the models that transformers does not have. `check` compares ours with them.
 
-Code that comes beside weights is never run. What it computes stands here instead, with the names of its parameters, one
-token after the other and without a line shared with sleeptrain's own layers: slow, and easy to hold against the
-original.
+sleeptrain never runs code that comes beside weights. This package computes the same, with the same names of parameters,
+token by token, and without code of sleeptrain's layers: slow, and easy to compare with the original.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ PUBLISHED: dict[str, Callable[[Mapping[str, Any]], Published]] = {"jet_nemotron"
 
 
 def load_published(folder: Path, family: Family) -> Published:
-    """The model of a folder, in fp32 on the CPU. Raises UserError where files or settings are not as they should."""
+    """The model of a folder, in fp32 on the CPU. Raises UserError: a file or a setting is missing or wrong."""
     settings = read_config(folder)
     files = WeightFiles(folder, family.canonical)
     with torch.device("meta"), understanding(folder / "config.json"):
@@ -35,7 +34,7 @@ def load_published(folder: Path, family: Family) -> Published:
 
 @torch.no_grad()
 def published_logits(model: Published, tokens_BT: torch.Tensor, window: int, passes: int) -> torch.Tensor:
-    """The logits [B, T, V] of the wake passes; every window is put to sleep with `passes` passes in all."""
+    """The logits [B, T, V] of the wake passes. Every window sleeps: `passes` passes, the wake pass counted."""
     memory, logits = model.empty_memory(), []
     for part_BL in tokens_BT.split(window, dim=1):
         x_BLD = model.embed(part_BL)

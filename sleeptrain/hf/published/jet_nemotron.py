@@ -22,7 +22,7 @@ class KernelGenerator(nn.Module):
 
 
 class DynamicConvolution(nn.Module):
-    """A causal depthwise convolution whose kernel each token makes from x; it begins anew with each window."""
+    """A causal depthwise convolution. Each token computes its kernel from x. It restarts in each window."""
 
     def __init__(self, dim: int, channels: int, width: int, reduction: int):
         super().__init__()
@@ -38,17 +38,17 @@ class DynamicConvolution(nn.Module):
 class JetBlock(nn.Module):
     def __init__(self, settings: Mapping[str, Any]):
         super().__init__()
-        own, dim = settings["efficient_attention_config"]["jet"], settings["hidden_size"]
-        self.heads, self.K = own["num_heads"], own["head_dim"]
-        self.V = int(self.K * float(own["expand_v"]))
+        jet, dim = settings["efficient_attention_config"]["jet"], settings["hidden_size"]
+        self.heads, self.K = jet["num_heads"], jet["head_dim"]
+        self.V = int(self.K * float(jet["expand_v"]))
         keys, values = self.heads * self.K, self.heads * self.V
         self.q_proj, self.k_proj = nn.Linear(dim, keys, bias=False), nn.Linear(dim, keys, bias=False)
         self.v_proj, self.g_proj = nn.Linear(dim, values, bias=False), nn.Linear(dim, values, bias=False)
         self.a_proj, self.b_proj = nn.Linear(dim, self.heads, bias=False), nn.Linear(dim, self.heads, bias=False)
         self.o_proj = nn.Linear(values, dim, bias=False)
         self.A_log, self.dt_bias = nn.Parameter(torch.zeros(self.heads)), nn.Parameter(torch.zeros(self.heads))
-        self.o_norm = Norm(self.V, float(own["norm_eps"]))
-        self.dynamic_conv1d = DynamicConvolution(dim, values, own["conv_size"], own["dconv_generator_reduction"])
+        self.o_norm = Norm(self.V, float(jet["norm_eps"]))
+        self.dynamic_conv1d = DynamicConvolution(dim, values, jet["conv_size"], jet["dconv_generator_reduction"])
 
     def forward(self, x_BTD: torch.Tensor, S_BHKV: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         x = x_BTD

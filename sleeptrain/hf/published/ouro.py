@@ -25,7 +25,7 @@ class Layer(nn.Module):
 
 
 class Ouro(Published):
-    """The norm ends each loop, and each could predict. The gate, which may end the loops early, is not used."""
+    """The norm ends each loop, and each loop can predict. The gate, which can end the loops early, is not used."""
 
     def __init__(self, settings: Mapping[str, Any]):
         super().__init__(settings, [Layer(settings) for _ in range(settings["num_hidden_layers"])])

@@ -1,4 +1,4 @@
-"""What Jet-Nemotron and Ouro have of the Llama kind, with the names of their published code."""
+"""The Llama-like layers of Jet-Nemotron and Ouro, with the names of their published code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# The fast weights S [B, H, K, V] of each layer; None before the first token, and where a layer has none.
+# The fast weights S [B, H, K, V] of each layer; None before the first token, and for layers without S.
 Memory = list[torch.Tensor | None]
 
 
@@ -32,18 +32,18 @@ class Published(nn.Module):
 
     @abstractmethod
     def loop(self, x_BTD: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, Memory]:
-        """Once through all that a pass repeats: features and memory behind it."""
+        """One pass: (features [B, T, D], memory) after all layers."""
 
     @abstractmethod
     def predict(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """The logits [B, T, V] of features that `loop` gave."""
+        """The logits [B, T, V] of features of `loop`."""
 
     def head(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return F.linear(x_BTD, (self.lm_head or self.model.embed_tokens).weight)
 
 
 class Trunk(nn.Module):
-    """All but the head."""
+    """The model without its head."""
 
     def __init__(self, settings: Mapping[str, Any], layers: list[nn.Module]):
         super().__init__()
@@ -53,7 +53,7 @@ class Trunk(nn.Module):
 
 
 class Norm(nn.Module):
-    """RMSNorm whose weight multiplies as it is."""
+    """RMSNorm that multiplies by the plain weight."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -78,7 +78,7 @@ class MLP(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention with rotary positions. reach: how many tokens one sees, itself included; None: all before it."""
+    """Causal attention with rotary positions. reach: tokens that a token attends to, itself included; None: all."""
 
     def __init__(self, settings: Mapping[str, Any], bias: bool, reach: int | None = None):
         super().__init__()

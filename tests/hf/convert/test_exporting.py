@@ -314,11 +314,11 @@ def test_a_failed_check_leaves_nothing(way: str, tmp_path: Path, monkeypatch: py
     if way == "import":
         export(checkpoint, tmp_path / "hf", check_tokens=16)
     before = sorted(path.name for path in tmp_path.iterdir())
-    links = type(family_of("qwen3_5_text")).links
+    mappings = type(family_of("qwen3_5_text")).mappings
 
     def swapped(self: object, config: ModelConfig) -> list:
         """The map with gate and up of a feed-forward exchanged: every name and shape fits."""
-        found = links(self, config)
+        found = mappings(self, config)
         gate = next(i for i, link in enumerate(found) if link.ours == ("blocks.1.mlp.gate_proj.weight",))
         first, second = found[gate : gate + 2]
         found[gate : gate + 2] = [
@@ -326,7 +326,7 @@ def test_a_failed_check_leaves_nothing(way: str, tmp_path: Path, monkeypatch: py
         ]  # fmt: skip
         return found
 
-    monkeypatch.setattr(type(family_of("qwen3_5_text")), "links", swapped)
+    monkeypatch.setattr(type(family_of("qwen3_5_text")), "mappings", swapped)
     with pytest.raises(DataError, match="the check failed"):
         export(checkpoint, tmp_path / "out") if way == "export" else import_folder(tmp_path / "hf", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == before

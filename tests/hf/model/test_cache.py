@@ -73,7 +73,7 @@ def test_the_memory_of_another_model_is_refused(tmp_path):
     for other in (sleeping(["attention", "gated_deltanet"]), trained_on, sleeping().float()):
         with pytest.raises(DataError, match="made by another model"):
             SleepCache.load(path, other)
-    with pytest.raises(ConfigError, match=r"sleep.eviction=sliding: what the cache holds was read with hard"):
+    with pytest.raises(ConfigError, match=r"sleep.eviction=sliding: the cache was filled with hard"):
         SleepCache.load(path, sleeping(eviction="sliding"))
     SleepCache.load(path, sleeping(passes=1, window=9))  # N may change, and L is the file's
 
@@ -121,7 +121,7 @@ def test_what_a_cache_is_asked():
     assert (memory.batch_size, memory.window, len(memory), memory.is_initialized) == (2, 4, 3, True)
     memory.batch_select_indices(torch.tensor([1]))
     assert memory.boundaries == (1,)
-    with pytest.raises(ConfigError, match="cannot be taken back"):
+    with pytest.raises(ConfigError, match="cannot forget tokens"):
         memory.crop(1)
     memory.reset()
     assert memory.boundaries == (0,)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from sleeptrain.errors import ConfigError, DataError, UserError
 from sleeptrain.hf.convert.exporting import export
 from sleeptrain.hf.families import FAMILIES
-from sleeptrain.hf.model.configuration import SleepConfig
+from sleeptrain.hf.model.configuration import SleepPretrainedConfig
 from sleeptrain.hf.model.modeling import SleepForCausalLM
 from tests.hf.checkpoints import save_checkpoint
 from tests.hf.models import disturbed, granite, native
@@ -67,7 +67,7 @@ def test_a_sleep_that_is_given_goes_over_the_folders(folder: Path, tmp_path: Pat
 
 
 def test_a_config_that_is_given_is_used(folder: Path, tmp_path: Path):
-    config = SleepConfig.from_pretrained(folder, sleep={"passes": 2})
+    config = SleepPretrainedConfig.from_pretrained(folder, sleep={"passes": 2})
     model = SleepForCausalLM.from_pretrained(folder, config=config)
     assert model.config.sleep["passes"] == 2
     model.config.sleep["passes"] = 7
@@ -135,7 +135,7 @@ def test_the_text_model_of_one_that_sees_images(tied: bool, tmp_path: Path):
         ({"device_map": "meta"}, "device_map=meta: the model runs on cpu and cuda"),
         ({"device_map": {"": f"cuda:{torch.cuda.device_count()}"}}, "torch sees .* here; use cpu"),
         ({"config": {"passes": 2}}, "config is a dict"),
-        ({"config": SleepConfig(model={"vocab_size": 17}), "sleep": {"passes": 2}}, "does not know sleep"),
+        ({"config": SleepPretrainedConfig(model={"vocab_size": 17}), "sleep": {"passes": 2}}, "does not know sleep"),
     ],
 )
 def test_what_is_not_understood_is_refused(folder: Path, given: dict[str, Any], message: str):

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCac
 
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.families import FAMILIES
-from sleeptrain.hf.model.configuration import SleepConfig
+from sleeptrain.hf.model.configuration import SleepPretrainedConfig
 from sleeptrain.hf.model.modeling import SleepForCausalLM
 from tests.hf.models import MODELS, disturbed, native
 from tests.hf.sleeping import WINDOW, padded, settings_of, sleeping
@@ -185,7 +185,7 @@ def test_saved_and_loaded_by_the_auto_classes(auto, tmp_path):
     model.save_pretrained(tmp_path)
     again = auto.from_pretrained(tmp_path)
     assert type(again) is SleepForCausalLM
-    assert type(AutoConfig.from_pretrained(tmp_path)) is SleepConfig
+    assert type(AutoConfig.from_pretrained(tmp_path)) is SleepPretrainedConfig
     for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     with torch.no_grad():
@@ -226,7 +226,7 @@ def test_a_file_without_a_weight_is_refused(tmp_path):
 )
 def test_settings_are_checked(given, message):
     with pytest.raises(ConfigError, match=message):
-        SleepConfig(**given)
+        SleepPretrainedConfig(**given)
 
 
 def test_what_cannot_go_on_is_refused():
@@ -237,7 +237,7 @@ def test_what_cannot_go_on_is_refused():
     cache = model(ids, use_cache=True).past_key_values
     with pytest.raises(ConfigError, match="holds 1 rows, not 2"):
         model(ids.expand(2, -1), past_key_values=cache)
-    with pytest.raises(ConfigError, match=r"sleep.window=8: what the cache holds was read with 4"):
+    with pytest.raises(ConfigError, match=r"sleep.window=8: the cache was filled with 4"):
         model(ids, past_key_values=cache, window=8)
     with pytest.raises(ConfigError, match="labels need the whole text"):
         model(ids, past_key_values=cache, labels=ids)
@@ -257,4 +257,4 @@ def test_what_cannot_go_on_is_refused():
         with pytest.raises(ConfigError, match="the model gives logits only"):
             asking(ids)
     with pytest.raises(ConfigError, match=r"model.vocab_size must be set"):
-        SleepForCausalLM(SleepConfig())
+        SleepForCausalLM(SleepPretrainedConfig())
