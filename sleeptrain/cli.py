@@ -15,7 +15,7 @@ import sys
 from argparse import ArgumentError, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,7 +62,7 @@ def train(config: Config, options: Namespace) -> int:
         print(run_folder(config))  # noqa: T201  # scripts read the raw path
         return 0
     if options.max_time is not None:
-        config.train.max_time = options.max_time
+        config = replace(config, train=replace(config.train, max_time=options.max_time))
     from sleeptrain.train.spawn import num_workers, train_in_workers
     from sleeptrain.train.trainer import train as run_training
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,13 @@ if TYPE_CHECKING:
     from sleeptrain.config.schema import Config
     from sleeptrain.data.source import Source
     from sleeptrain.model.hybrid import Hybrid
-    from sleeptrain.sleep.curriculum import StepShape
     from sleeptrain.train.evaluate import Evaluation
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run `sleeptrain evaluate ARGUMENTS` and return the exit code. Raises UserError."""
     options = parser().parse_args(arguments)
-    report = evaluate_checkpoint(
+    opened = open_checkpoint(
         options.place,
         options.passes,
         options.window,
@@ -33,6 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         options.allow_source,
         options.allow_older,
     )
+    report = evaluate_opened(opened)
     if options.json:
         say_json(json.dumps(report))
     else:
@@ -55,30 +55,6 @@ def parser() -> ArgumentParser:
     return root
 
 
-def evaluate_checkpoint(
-    place: Path,
-    passes: Sequence[int] | None = None,
-    window: int | None = None,
-    batches: int | None = None,
-    device: str = "auto",
-    allow_sources: Sequence[str] = (),
-    allow_older: bool = False,
-) -> dict[str, Any]:
-    """Evaluate a checkpoint. The arguments are those of `open_checkpoint`.
-
-    Returns {"checkpoint", "step", "tokens", "window", "eval"}; `eval` has the form of a run's records
-    (docs/training.md). Raises UserError.
-    """
-    from sleeptrain.train.evaluate import evaluate, held_out
-
-    opened = open_checkpoint(place, passes, window, batches, device, allow_sources, allow_older)
-    config, source = opened.config, opened.source
-    sets = held_out(source, config)
-    evaluation = evaluate(opened.model, sets, config, config.sleep.window, opened.passes, source.task)
-    report = {"checkpoint": str(opened.checkpoint), "step": opened.state["step"], "tokens": opened.state["tokens"]}
-    return report | {"window": config.sleep.window, "eval": evaluation}
-
-
 @dataclass(frozen=True)
 class Opened:
     """The model of a checkpoint and the data to evaluate it on.
@@ -97,6 +73,20 @@ class Opened:
     model: Hybrid
     source: Source
     passes: Sequence[int]
+
+
+def evaluate_opened(opened: Opened) -> dict[str, Any]:
+    """{"checkpoint", "step", "tokens", "window", "eval"}; `eval` has the form of a run's records (docs/training.md).
+
+    Raises UserError.
+    """
+    from sleeptrain.train.evaluate import evaluate, held_out
+
+    config, source = opened.config, opened.source
+    sets = held_out(source, config)
+    evaluation = evaluate(opened.model, sets, config, config.sleep.window, opened.passes, source.task)
+    report = {"checkpoint": str(opened.checkpoint), "step": opened.state["step"], "tokens": opened.state["tokens"]}
+    return report | {"window": config.sleep.window, "eval": evaluation}
 
 
 def open_checkpoint(
@@ -133,8 +123,10 @@ def open_checkpoint(
 
     checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")), allow_older=allow_older)
     config, state, files = load_resolved(checkpoint / CONFIG), read_state(checkpoint), TensorFiles(checkpoint)
-    config.data = with_consent(config.data, allow_sources, str(place))
-    numbers = _apply_options(config, last_shape(config, state), passes, window, batches)
+    config = replace(config, data=with_consent(config.data, allow_sources, str(place)))
+    shape = last_shape(config, state)
+    numbers = _numbers_of_passes(passes or (1, shape.passes))
+    config = _with_options(config, numbers[-1], shape.window if window is None else window, batches)
     check_start(files.forms, config.model)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
@@ -150,7 +142,7 @@ def open_checkpoint(
 
 
 def lines(report: dict[str, Any]) -> list[str]:
-    """The report of `evaluate_checkpoint` for a human: a line for each N and number."""
+    """The report of `evaluate_opened` for a human: a line for each N and number."""
     evaluation: Evaluation = report["eval"]
     result = [f"{report['checkpoint']}: step {report['step']:,}, {report['tokens']:,} tokens, L={report['window']}"]
     for n, losses in evaluation["loss"].items():
@@ -168,24 +160,24 @@ def lines(report: dict[str, Any]) -> list[str]:
     return result
 
 
-def _apply_options(
-    config: Config, shape: StepShape, passes: Sequence[int] | None, window: int | None, batches: int | None
-) -> list[int]:
-    """The sorted numbers of passes. Sets the largest one, the window and the batches in `config`.
+def _numbers_of_passes(passes: Sequence[int]) -> list[int]:
+    numbers = sorted(set(passes))
+    if numbers[0] < 1:
+        raise ConfigError("--passes must be at least 1")
+    return numbers
 
-    shape: that of the checkpoint's last step, for options that are None. Raises ConfigError: the settings do not allow
-    the options.
-    """
+
+def _with_options(config: Config, passes: int, window: int, batches: int | None) -> Config:
+    """The settings with these N and L and no curriculum. Raises ConfigError if they do not allow that."""
     from sleeptrain.config.validate import validate
 
-    numbers = sorted(set(passes or (1, shape.passes)))
-    if numbers[0] < 1 or (batches is not None and batches < 1):
-        raise ConfigError("--passes and --batches must be at least 1")
-    config.sleep.curriculum, config.sleep.passes = [], numbers[-1]
-    config.sleep.window = shape.window if window is None else window
-    config.train.eval_batches = batches or config.train.eval_batches
+    if batches is not None and batches < 1:
+        raise ConfigError("--batches must be at least 1")
+    sleep = replace(config.sleep, curriculum=[], passes=passes, window=window)
+    train = replace(config.train, eval_batches=batches or config.train.eval_batches)
+    config = replace(config, sleep=sleep, train=train)
     validate(config)
-    return numbers
+    return config
 
 
 def _windows(losses: Sequence[float | None]) -> str:
