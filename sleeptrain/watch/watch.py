@@ -115,10 +115,8 @@ class Watch:
 
     def _beat(self) -> Heartbeat:
         self._count += 1
-        progress = self.progress
-        return Heartbeat(
-            self._count, progress.moves, progress.now, progress.long, self._consequence is not None, self._ended
-        )
+        p = self.progress
+        return Heartbeat(self._count, p.moves, p.now, p.long, self._consequence is not None, self._ended)
 
     def _run(self) -> None:
         looked, read = time.monotonic(), 0

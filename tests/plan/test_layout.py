@@ -73,7 +73,7 @@ def test_sampled_passes_count_as_the_most():
 
 def test_an_unknown_vocabulary_is_refused(tmp_path):
     config = compose(["experiment=stdlib", f"data.shards.sources.0.train={tmp_path / 'none'}"])
-    with pytest.raises(ConfigError, match=r"model\.vocab_size is 0, and the data cannot say it: .*none"):
+    with pytest.raises(ConfigError, match=r"model\.vocab_size is 0, and the data does not give it: .*none"):
         planned(config)
 
 
