@@ -105,7 +105,7 @@ def _head(plan: Plan) -> Iterable[str]:
     if plan.warning:
         yield f"warning   {plan.warning}"
     if lacks_tokenizer(config.data):
-        yield f"tokenizer {config.data.gsm_infinite.tokenizer} does not exist; the plan takes words for tokens"
+        yield f"tokenizer {config.data.gsm_infinite.tokenizer} does not exist; the plan uses words as tokens"
 
 
 def _kinds(layers: Sequence[str]) -> str:
