@@ -16,10 +16,10 @@ PATIENCE = 3.0
 class Reading(NamedTuple):
     """The content of the store.
 
-    count: number of readings so far. beats: newest heartbeat by rank, None for ranks that are not read.
+    number: of the reading, from 1; 0 before the first. beats: newest heartbeat by rank, None if not read.
     """
 
-    count: int
+    number: int
     beats: Sequence[Heartbeat | None]
     alarm: Alarm | None
 
@@ -79,6 +79,6 @@ class HeartbeatThread:
         read, alarm = self._store.read(self._ranks)
         for rank, beat in zip(self._ranks, read, strict=True):
             beats[rank] = beat
-        self.reading = Reading(self.reading.count + 1, beats, alarm)
+        self.reading = Reading(self.reading.number + 1, beats, alarm)
         if alarm is not None:
             self._alarmed.set()

@@ -125,7 +125,7 @@ class Watch:
             seconds, alarm, raised = now - looked, None, False
             if self._heartbeats is None:
                 alarm, looked = self._detector.look([self._beat()], seconds), now
-            elif self._heartbeats.reading.count != read:
+            elif self._heartbeats.reading.number != read:
                 read, beats, alarm = self._heartbeats.reading
                 alarm, raised = (alarm, False) if alarm else (self._detector.look(beats, seconds), True)
                 self._store_silent, looked = 0.0, now

@@ -246,6 +246,6 @@ def test_a_plan_needs_no_tokenizer_of_a_task(tmp_path: Path) -> None:
     settings += ["experiment=gsm_small", "model.vocab_size=300", f"data.gsm_infinite.tokenizer={tmp_path / 'none'}"]
     plan = planned(compose(settings))
     assert plan.steps[0].workload.tokens == pytest.approx(128 * 128, rel=0.1)
-    assert f"{tmp_path / 'none'} is not there" in to_text(plan)
+    assert f"{tmp_path / 'none'} does not exist" in to_text(plan)
     with pytest.raises(DataError, match="none: No such file"):
         planned(compose([*settings, "model.vocab_size=0"]))
