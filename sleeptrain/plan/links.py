@@ -53,7 +53,7 @@ def tensor_traffic(config: Config, workload: Workload, stages: PipelineStages, s
         if extent is Extent.BLOCKS:
             recompute += counts.blocks(r) - counts.ends_of_blocks(r)
         else:
-            recompute += counts.forward(r) - (counts.last(r) if extent is Extent.KEPT else Payload())
+            recompute += counts.forward(r) - (counts.last(r) if extent is Extent.NEEDED else Payload())
     trained = workload.trained(config.parallel.pipeline)
     for r in trained:
         backward += counts.backward(r)

@@ -65,10 +65,10 @@ def stage_memory(
         )
     else:
         peak = Peak(_boundary(counts, config, workload), 0)
-    kept = sum(carried[i] for i in layers) * workload.num_micros if workload.carried else 0
+    state_size = sum(carried[i] for i in layers) * workload.num_micros if workload.carried else 0
     return StageMemory(
         state.weights, state.master, state.gradients, state.optimizer,
-        state=kept,
+        state=state_size,
         boundary=peak.boundary,
         activations=_graphs(counts, config, workload, layers) + counts.casts(layers, ends) * trained,
         logits=counts.logits(max(workload.targets_of(r) for r in workload.rounds)) if ends else 0,

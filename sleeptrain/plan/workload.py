@@ -101,11 +101,11 @@ class Workload:
 class Extent(Enum):
     """The part of a round that runs again.
 
-    WHOLE: the whole round. KEPT: up to the last tensor that the backward needs. BLOCKS: each block up to that point.
+    WHOLE: the whole round. NEEDED: up to the last tensor that the backward needs. BLOCKS: each block up to that point.
     """
 
     WHOLE = "whole"
-    KEPT = "kept"
+    NEEDED = "needed"
     BLOCKS = "blocks"
 
 
@@ -117,7 +117,7 @@ def reruns(config: Config, workload: Workload) -> Iterator[tuple[Round, Extent]]
         if pipeline > 1:
             yield r, Extent.WHOLE
         elif mode in ("pass", "window"):
-            yield r, Extent.KEPT
+            yield r, Extent.NEEDED
         if mode == "block":
             yield r, Extent.BLOCKS
     if mode == "window":  # first the window up to the input of its last round, then each round
@@ -131,13 +131,13 @@ def workloads(config: Config, replicas: int) -> list[Workload]:
     `model.vocab_size` must be known.
     """
     config = replace(config, data=reachable(config.data))
-    mean, found = MeanRow(config), []
+    mean, result = MeanRow(config), []
     for start, shape, num_steps in mean.stages():
         replica_rows = shape.batch // replicas
         rows = config.train.micro_batch or replica_rows
         batch = typical_batch(config, rows)
         rounds = tuple(plan_batch(batch, shape.window, shape.passes, config.sleep))
-        found.append(
+        result.append(
             Workload(
                 start, shape, num_steps, rows, replica_rows // rows, replicas, mean.step_tokens(shape), rounds,
                 num_targets=int((batch.targets_BT != IGNORE).sum()),
@@ -146,7 +146,7 @@ def workloads(config: Config, replicas: int) -> list[Workload]:
                 settings=loop_settings(config.sleep, shape.window, len(config.model.layers)),
             )
         )  # fmt: skip
-    return found
+    return result
 
 
 def reachable(data: DataConfig) -> DataConfig:

@@ -168,11 +168,11 @@ def band(group: Group, quantity: Quantity, awake: bool = False) -> Band:
     )
 
 
-def behind(section: Section, group: Group, found: Band) -> bool:
+def ends_early(section: Section, group: Group, b: Band) -> bool:
     """True if the band ends at an earlier step than the last evaluation of its section and difficulty."""
     runs = [run for other in section.groups if other.difficulty == group.difficulty for run in other.runs]
     furthest = max((record["step"] for run in runs for record in run.evaluations), default=0)
-    return found.end is not None and found.end < furthest
+    return b.end is not None and b.end < furthest
 
 
 def counted(bands: Sequence[Band]) -> str:

@@ -14,10 +14,10 @@ from sleeptrain.report.curves import (
     Breakdown,
     Quantity,
     band,
-    behind,
     breakdowns,
     counted,
     curve,
+    ends_early,
     guessing,
     quantities,
     span,
@@ -177,13 +177,13 @@ def _panel(axes: Axes, section: Section, groups: list[Group], quantity: Quantity
         label = group.label
         index = section.colors[group.label]
         for one_pass in (False, True) if awake and _slept(group) else (False,):
-            found = band(group, quantity, one_pass)
-            if by_flops and found.flops is None:
+            b = band(group, quantity, one_pass)
+            if by_flops and b.flops is None:
                 unknown = next((run.flops for run in group.runs if isinstance(run.flops, str)), unknown)
                 continue
             text = label + (", kept awake (N=1)" if one_pass else "")
-            _seeds(axes, group, quantity, by_flops, one_pass, index, None if found.steps else f"{text}: {found.no_end}")
-            _mean(axes, found, by_flops, quantity.share, text, index, one_pass)
+            _seeds(axes, group, quantity, by_flops, one_pass, index, None if b.steps else f"{text}: {b.no_end}")
+            _mean(axes, b, by_flops, quantity.share, text, index, one_pass)
     values = guessing(groups, quantity)
     for index, (name, levels) in enumerate(values.items()):
         for level in levels:
@@ -210,15 +210,15 @@ def _seeds(
             axes.plot(x, y, linewidth=0.8, alpha=0.5, label=label, **line_style(index))  # type: ignore[arg-type]
 
 
-def _mean(axes: Axes, found: Band, by_flops: bool, share: bool, label: str, index: int, awake: bool) -> None:
-    x = (found.flops or []) if by_flops else found.steps
+def _mean(axes: Axes, b: Band, by_flops: bool, share: bool, label: str, index: int, awake: bool) -> None:
+    x = (b.flops or []) if by_flops else b.steps
     if not x:
         return
-    mean, low, high = ([_percent(v, share) for v in values] for values in (found.mean, found.low, found.high))
+    mean, low, high = ([_percent(v, share) for v in values] for values in (b.mean, b.low, b.high))
     style = line_style(index) | ({"linestyle": ":"} if awake else {})
     marker = "o" if len(x) <= 30 else None
-    axes.plot(x, mean, linewidth=2, marker=marker, markersize=3.5, label=label + _of_seeds([found]), **style)
-    if found.runs > 1:
+    axes.plot(x, mean, linewidth=2, marker=marker, markersize=3.5, label=label + _of_seeds([b]), **style)
+    if b.runs > 1:
         axes.fill_between(x, low, high, alpha=0.15, linewidth=0, color=style["color"])
 
 
@@ -238,10 +238,10 @@ def _ends(
 
 
 def _at_steps(section: Section, ends: Sequence[tuple[Group, Band]]) -> str:
-    """`, at step 500`, or `, at steps 500 to 900`, if one of the bands ends early (`behind`); else empty."""
-    if not any(behind(section, group, found) for group, found in ends):
+    """`, at step 500`, or `, at steps 500 to 900`, if one of the bands ends early (`ends_early`); else empty."""
+    if not any(ends_early(section, group, b) for group, b in ends):
         return ""
-    steps = [found.end for _, found in ends if found.end is not None]
+    steps = [b.end for _, b in ends if b.end is not None]
     return f", at step{'s' if len(set(steps)) > 1 else ''} {span(steps)}"
 
 

@@ -184,7 +184,7 @@ def _implied(named: Sequence[str], members: Sequence[tuple[str, ...]], difficult
     rows = [dict(zip(named, texts, strict=True)) for texts in members]
     number = len({row[difficulty] for row in rows})
     pairs = {name: {(row[difficulty], row[name]) for row in rows} for name in named if name not in SYMBOLS}
-    return [name for name, found in pairs.items() if len(found) == number]
+    return [name for name, values in pairs.items() if len(values) == number]
 
 
 def _only_label(run: ReadRun) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from sleeptrain.report.curves import Quantity, band, behind, counted, quantities
+from sleeptrain.report.curves import Quantity, band, counted, ends_early, quantities
 from sleeptrain.report.groups import Group, Section
 from sleeptrain.report.run_figure import gain
 from sleeptrain.report.runs import ReadRun
@@ -35,7 +35,7 @@ def _accuracy(section: Section, title: str, groups: list[Group], accuracy: Quant
     lines = [
         f"{group.name}: {end_text(b, accuracy)}"
         + (f", {counted([b])}" if b.steps and b.runs > 1 else "")
-        + (f", at step {b.end:,}" if behind(section, group, b) else "")
+        + (f", at step {b.end:,}" if ends_early(section, group, b) else "")
         for group, b in bands
     ]
     known = [(group, b) for group, b in bands if b.steps]

@@ -84,13 +84,13 @@ def every_run(section: Section) -> Table:
     return Table("Every run", header, rows, "The last values are those of each run's own last evaluation.")
 
 
-def end_text(found: Band, quantity: Quantity | Breakdown) -> str:
+def end_text(b: Band, quantity: Quantity | Breakdown) -> str:
     """`90.5 % (87.3 to 93.4 %)`."""
-    if not found.steps:
-        return found.no_end if found.runs else NONE
-    mean, low, high = (value_of(series[-1], quantity.share) for series in (found.mean, found.low, found.high))
+    if not b.steps:
+        return b.no_end if b.runs else NONE
+    mean, low, high = (value_of(series[-1], quantity.share) for series in (b.mean, b.low, b.high))
     unit = " %" if quantity.share else ""
-    return f"{mean}{unit} ({low} to {high}{unit})" if found.runs > 1 else f"{mean}{unit}"
+    return f"{mean}{unit} ({low} to {high}{unit})" if b.runs > 1 else f"{mean}{unit}"
 
 
 def value_of(value: float, share: bool) -> str:

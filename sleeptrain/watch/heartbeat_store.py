@@ -52,7 +52,7 @@ class HeartbeatStore:
 
 
 def open_store(world: World) -> HeartbeatStore | None:
-    """Open the heartbeat store of a run, over a connection of its own: a call that waits blocks others on a connection.
+    """Open the heartbeat store of a run, over a new connection, since a call that waits blocks its connection.
 
     Returns None for a run of one process, or if torch.distributed was not initialised for this run. All processes call
     it together.
