@@ -1,8 +1,7 @@
 """Run a benchmark: python tools/bench.py NAME [--json] [--quick].
 
-With --json the last line printed is one JSON object {"bench", "rows", "versions", "machine", "method"}; a row is
-{"name", "value", "unit", "goal", "better", "ok"}. The exit code is 0 whenever the benchmark ran: whether a goal is met
-is in the rows.
+With --json the last line of the output is a JSON object {"bench", "rows", "versions", "machine", "method"}; a row is
+{"name", "value", "unit", "goal", "better", "ok"}. The exit code is 0 if the benchmark ran, even if it missed a goal.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ def main() -> None:
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--quick", action="store_true", help="fewer repeats: a rougher number sooner")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     _quiet_packages()
-    benchmark = load(asked.name)
-    report = describe(asked.name, benchmark.run(asked.quick), benchmark.METHOD)
-    if asked.json:
+    benchmark = load(options.name)
+    report = describe(options.name, benchmark.run(options.quick), benchmark.METHOD)
+    if options.json:
         say_json(json.dumps(report))
     else:
         say(table(report), flush=True)
 
 
 def _quiet_packages() -> None:
-    """megatron-core tells every process that loads it of packages that it could use besides."""
+    """Silence megatron-core, which warns each process about optional packages that are not installed."""
     notice = "Transformer Engine and Apex are not installed"
     warnings.filterwarnings("ignore", notice)
-    os.environ["PYTHONWARNINGS"] = f"ignore:{notice}"  # of the processes that a benchmark starts
+    os.environ["PYTHONWARNINGS"] = f"ignore:{notice}"  # for the processes that a benchmark starts
 
 
 def describe(name: str, rows: list[Row], method: str) -> dict[str, Any]:
@@ -63,10 +62,10 @@ def _version(package: str) -> str | None:
 
 
 def processor() -> str:
-    """The processor's model where Linux tells it."""
-    described = Path("/proc/cpuinfo")
-    if described.exists():
-        for line in described.read_text().splitlines():
+    """The processor's model name on Linux; elsewhere what `platform` knows."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

@@ -1,14 +1,14 @@
-"""A real Slurm cluster of virtual nodes on this one machine, to try batch scripts on and to test them with.
+"""A real Slurm cluster of virtual nodes on one machine, to try and to test batch scripts.
 
-    eval "$(python tools/local_slurm.py start --nodes 2)"    # sets SLURM_CONF: sbatch, squeue, srun now talk to it
-    python tools/local_slurm.py crash 2                      # node2 loses its slurmd and all that runs there
-    python tools/local_slurm.py node 2                       # and comes back
+    eval "$(python tools/local_slurm.py start --nodes 2)"    # sets SLURM_CONF for sbatch, squeue and srun
+    python tools/local_slurm.py crash 2                      # kills node2: its slurmd and all its processes
+    python tools/local_slurm.py node 2                       # starts node2 again
     python tools/local_slurm.py stop
 
-Nodes are called node1, node2 and so on. Each is a slurmd with a hostname, an address and a list of hosts of its own, 64
-cores and 8 GPUs, which are empty files: Slurm hands them out, CUDA sees none. There are two partitions: `main`, and
-`urgent`, whose jobs take the nodes of others. It needs root on Linux and Debian's packages slurmctld, slurmd,
-slurm-client and munge.
+Nodes are called node1, node2 and so on. Each node is a slurmd with its own hostname, address and /etc/hosts. It has 64
+cores and 8 GPUs, which are empty files: Slurm allocates them, CUDA sees none. There are two partitions: `main` and
+`urgent`. Jobs of `urgent` preempt jobs of `main`. The cluster needs root on Linux and Debian's packages slurmctld,
+slurmd, slurm-client and munge.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 INSTALL = "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
-FOLDER = Path("/var/lib/sleeptrain-slurm")  # where nobody but root can put another one first
+FOLDER = Path("/var/lib/sleeptrain-slurm")  # only root can create it
 CORES, GPUS = 64, 8
-# Times are short, so that little is waited for. cred_expire is how long a job that is requeued is held back at least;
-# it must be longer than KillWait + 2 s, or what is left of an attempt ends the step of the next, which has its number.
+# Times are short, to keep waits short. A requeued job waits for at least cred_expire, which must be longer than
+# KillWait + 2 s: else the end of the last attempt kills a step of the next attempt, which has the same number.
 CONFIGURATION = """\
 ClusterName=local
 SlurmctldHost={host}(127.0.0.1)
@@ -86,22 +86,22 @@ NODE = (
 
 
 class ClusterError(Exception):
-    """The cluster cannot be started, or has not come to be what was asked for."""
+    """The cluster cannot be started, or does not reach the requested state."""
 
 
 def why_not() -> str | None:
-    """What keeps this machine from having a cluster; None where nothing does."""
+    """The reason why this machine cannot run a cluster; None if it can."""
     if not sys.platform.startswith("linux"):
         return "Slurm's daemons need Linux"
     if missing := [program for program in PROGRAMS if shutil.which(program, path=_path()) is None]:
         return f"{', '.join(missing)} not found: {INSTALL}"
-    return None if os.geteuid() == 0 else "nodes with hostnames of their own need root"
+    return None if os.geteuid() == 0 else "nodes need root to have their own hostnames"
 
 
 class Cluster:
-    """The cluster that lives in a folder, started or not. munge wants all folders above it open to others (o+x).
+    """The cluster of a folder, started or not. munge needs all parent folders to be open to others (o+x).
 
-    Raises ClusterError for a folder that somebody else may change: daemons of root are told by its files what to run.
+    Raises ClusterError if another user may change the folder, since its files tell daemons of root what to run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -115,13 +115,13 @@ class Cluster:
         return [line.split()[1] for line in (self.folder / "hosts").read_text().splitlines() if " node" in line]
 
     def start(self, num_nodes: int) -> None:
-        """A new cluster, with no jobs; one that was there is stopped. Raises ClusterError."""
+        """Start a new cluster without jobs. Stops an earlier one. Raises ClusterError."""
         if reason := why_not():
             raise ClusterError(reason)
         self.stop()
         for name in ("state", "spool", "run", "log", "munge", "gpus"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        _refuse_strangers(self.folder)  # it may have been put there a moment ago
+        _refuse_strangers(self.folder)  # another user may just have made it
         for folder in (self.folder, self.folder / "munge"):
             folder.chmod(0o755)
         self._configure(num_nodes)
@@ -132,14 +132,14 @@ class Cluster:
         self._wait("the nodes", self._idle)
 
     def ask(self, *command: str) -> list[str]:
-        """The lines that a client of Slurm prints; none where it fails. Without its controller it blocks for long."""
+        """The lines that a Slurm client prints; none if it fails, or blocks for 5 s because the controller is down."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=5, check=False)
-            return done.stdout.splitlines() if done.returncode == 0 else []
+            run = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=5, check=False)
+            return run.stdout.splitlines() if run.returncode == 0 else []
         return []
 
     def start_controller(self, clean: bool = False) -> None:
-        """clean: it forgets all jobs."""
+        """Start slurmctld. clean: without the jobs of the last one."""
         self._run("slurmctld", *(["-c"] if clean else []), "-f", str(self.configuration))
         self._wait("slurmctld", lambda: any("is UP" in line for line in self.ask("scontrol", "ping")))
 
@@ -147,7 +147,7 @@ class Cluster:
         _end([pid for pid in self._processes() if _name(pid) == "slurmctld"], signal.SIGKILL)
 
     def start_node(self, node: str) -> None:
-        """The node's slurmd, in namespaces in which the hostname and /etc/hosts are its own."""
+        """Start a node's slurmd, in namespaces with its own hostname and /etc/hosts."""
         (self.folder / "spool" / node).mkdir(exist_ok=True)
         inside = (
             f"mount --bind {self.folder}/hosts /etc/hosts && hostname {node} && exec slurmd -f {self.configuration}"
@@ -155,19 +155,19 @@ class Cluster:
         self._run("unshare", "--mount", "--uts", "--propagation", "slave", "bash", "-c", f"{inside} -N {node}")
 
     def crash(self, node: str) -> None:
-        """Kills all that runs on a node at once: slurmd, Slurm's other processes, the jobs'."""
+        """Kill all processes of a node: slurmd, Slurm's other processes and those of jobs."""
         _end(self.processes_of(node), signal.SIGKILL)
 
     def processes_of(self, node: str) -> list[str]:
-        """Raises ClusterError for a node that does not run."""
+        """The process ids of a node. Raises ClusterError if the node does not run."""
         file = self.folder / "run" / f"{node}.pid"
-        here = _namespace(file.read_text().strip()) if file.exists() else None
-        if here is None:
+        namespace = _namespace(file.read_text().strip()) if file.exists() else None
+        if namespace is None:
             raise ClusterError(f"{node} does not run")
-        return [pid for pid in self._processes() if _namespace(pid) == here]
+        return [pid for pid in self._processes() if _namespace(pid) == namespace]
 
     def mend(self) -> None:
-        """Ends all jobs and brings back what is not as it was after the start."""
+        """End all jobs, and restart the controller and the nodes that do not run."""
         if not any(_name(pid) == "slurmctld" for pid in self._processes()):
             self.start_controller()
         self.ask("scancel", "--user", "root")
@@ -178,13 +178,13 @@ class Cluster:
         self._wait("the nodes", self._idle)
 
     def stop(self) -> None:
-        """Ends all jobs and everything that the cluster has started. Its log files stay."""
+        """End all jobs and all processes of the cluster. Its log files stay."""
         if not self.configuration.exists():
             return
         if self.ask("squeue", "-h"):
             self.ask("scancel", "--user", "root")
             with contextlib.suppress(ClusterError):
-                self._wait("the jobs' end", lambda: not self.ask("squeue", "-h"), seconds=10)
+                self._wait("the end of all jobs", lambda: not self.ask("squeue", "-h"), seconds=10)
         for number in (signal.SIGTERM, signal.SIGKILL):
             _end(list(self._processes()), number)
         for name in ("state", "spool", "run"):
@@ -211,10 +211,10 @@ class Cluster:
         (self.folder / "gres.conf").write_text(gpus)
         port, *ports = _free_ports(num_nodes + 1)
         lines = [
-            NODE.format(name=name, host=host, address=addresses[name], port=its_port, cores=CORES, gpus=GPUS)
-            for name, its_port in zip(names, ports, strict=True)
+            NODE.format(name=name, host=host, address=addresses[name], port=node_port, cores=CORES, gpus=GPUS)
+            for name, node_port in zip(names, ports, strict=True)
         ]
-        # A job's number is in the port where its processes meet: two clusters on a machine must not share it.
+        # A job's number determines the port where its processes meet: clusters on one machine must not share numbers.
         text = CONFIGURATION.format(
             host=host, port=port, folder=self.folder, nodes="\n".join(lines), count=num_nodes,
             first_job=random.randrange(1_000, 60_000),
@@ -226,7 +226,7 @@ class Cluster:
         if not key.exists():
             key.touch(0o600)
             key.write_bytes(os.urandom(1024))
-        where = self.folder / "munge"
+        folder = self.folder / "munge"
         files = {
             "socket": "munge.sock",
             "key-file": key.name,
@@ -234,13 +234,13 @@ class Cluster:
             "log-file": "log",
             "seed-file": "seed",
         }
-        self._run("munged", *(f"--{option}={where / name}" for option, name in files.items()))
+        self._run("munged", *(f"--{option}={folder / name}" for option, name in files.items()))
 
     def _run(self, *command: str) -> None:
-        """A daemon's start, which returns once it is one."""
+        """Start a daemon. The command returns once the daemon is in the background."""
         with open(self.folder / "log" / "starts.log", "a") as log:
-            done = subprocess.run(command, env=self.environment, stdout=log, stderr=log, timeout=30, check=False)
-        if done.returncode:
+            run = subprocess.run(command, env=self.environment, stdout=log, stderr=log, timeout=30, check=False)
+        if run.returncode:
             raise ClusterError(f"{command[0]} does not start; see {self.folder / 'log'}")
 
     def _wait(self, what: str, ready: Callable[[], bool], seconds: float = 60) -> None:
@@ -251,7 +251,11 @@ class Cluster:
             time.sleep(0.05)
 
     def _processes(self) -> Iterator[str]:
-        """The cluster's own: its daemons name its folder, and what runs on a node has the node's namespace besides."""
+        """The process ids of the cluster.
+
+        They are the daemons whose command line names the cluster's folder, and processes in a node's namespace whose
+        command line or environment names it.
+        """
         mark, outside = os.fsencode(self.folder) + b"/", _namespace("self")
         for pid in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):
@@ -263,21 +267,21 @@ class Cluster:
 
 
 def _refuse_strangers(folder: Path) -> None:
-    """Raises ClusterError unless this user or root alone may change the folder and all that leads to it."""
-    named = Path(os.path.abspath(folder))
-    for place in dict.fromkeys([*reversed(named.parents), named, *reversed(named.resolve().parents), named.resolve()]):
+    """Raise ClusterError if others than this user and root may change the folder or one of its parents."""
+    path = Path(os.path.abspath(folder))
+    for place in dict.fromkeys([*reversed(path.parents), path, *reversed(path.resolve().parents), path.resolve()]):
         try:
-            found = place.lstat()
+            status = place.lstat()
         except FileNotFoundError:
             continue
-        is_link, sticky = stat.S_ISLNK(found.st_mode), found.st_mode & stat.S_ISVTX and place != named.resolve()
-        open_to_others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not is_link and not sticky
-        if found.st_uid not in (0, os.geteuid()) or open_to_others:
-            raise ClusterError(f"{place} may be changed by others: give --folder one of your own, all the way down")
+        is_link, sticky = stat.S_ISLNK(status.st_mode), status.st_mode & stat.S_ISVTX and place != path.resolve()
+        open_to_others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not is_link and not sticky
+        if status.st_uid not in (0, os.geteuid()) or open_to_others:
+            raise ClusterError(f"{place} may be changed by others: choose a --folder whose path only you can change")
 
 
 def _path() -> str:
-    """Debian keeps daemons where only root's shells look."""
+    """PATH with the folders of daemons, which Debian puts only on root's path."""
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
@@ -286,7 +290,7 @@ def _name(pid: str) -> str:
 
 
 def _namespace(pid: str) -> str | None:
-    """That of the hostname: each node has its own. None of a process that has gone."""
+    """The hostname (UTS) namespace of a process; each node has its own. None if the process has ended."""
     try:
         return os.readlink(f"/proc/{pid}/ns/uts")
     except OSError:
@@ -300,7 +304,7 @@ def _alive(pid: str) -> bool:
 
 
 def _end(pids: list[str], number: signal.Signals) -> None:
-    """Sends the signal, and waits up to 5 s for their end."""
+    """Send a signal to processes, and wait up to 5 s until they end."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(pid), number)
@@ -319,14 +323,14 @@ def _free_ports(count: int) -> list[int]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="the cluster's own files; default: %(default)s")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="the folder of the cluster; default: %(default)s")
     actions = parser.add_subparsers(dest="action", required=True)
-    actions.add_parser("start", help="a new cluster; prints what a shell needs to use it").add_argument(
+    actions.add_parser("start", help="start a new cluster; prints the settings of a shell that uses it").add_argument(
         "--nodes", type=int, default=2
     )
-    actions.add_parser("stop", help="end it and all its jobs")
-    actions.add_parser("crash", help="a node dies").add_argument("number", type=int)
-    actions.add_parser("node", help="a node comes back").add_argument("number", type=int)
+    actions.add_parser("stop", help="end the cluster and all its jobs")
+    actions.add_parser("crash", help="kill a node").add_argument("number", type=int)
+    actions.add_parser("node", help="start a node again").add_argument("number", type=int)
     options = parser.parse_args(argv)
     try:
         cluster = Cluster(options.folder)

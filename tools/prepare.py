@@ -1,9 +1,9 @@
 """Make token shards from text: `python tools/prepare.py --stdlib --out data/stdlib --vocab-size 2048`.
 
-Writes `<out>/tokenizer.model` (or the tokenizer that is given), `<out>/train/`, `<out>/validation/` and
-`<out>/prepared.json`: the settings and the report. The folder appears when all is done. Killed at any moment, the same
-call goes on and ends with the same bytes. When all is done it changes nothing; other settings are refused without
-`--force`. Exit code 2 and one line when the user can mend it.
+Writes `<out>/tokenizer.model` (or the files of `--tokenizer`), `<out>/train/`, `<out>/validation/` and
+`<out>/prepared.json`: the settings and the report. The folder appears only when it is complete. After a kill the same
+call continues and gives the same bytes. If the folder is complete, the same call changes nothing; other settings are
+refused without `--force`. Exit code 2 and one line if the user can mend the cause.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("prepare: interrupted; the same call goes on", sys.stderr)
         return 130
-    _tell(report, time.monotonic() - start)
+    _print_report(report, time.monotonic() - start)
     return 0
 
 
@@ -51,21 +51,21 @@ def _parser() -> argparse.ArgumentParser:
     add_input_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     tokenizer = parser.add_mutually_exclusive_group()
-    tokenizer.add_argument("--vocab-size", type=int, help=f"train a tokenizer of so many ids (default: {VOCAB_SIZE})")
+    tokenizer.add_argument("--vocab-size", type=int, help=f"ids of a tokenizer to train (default: {VOCAB_SIZE})")
     tokenizer.add_argument(
         "--tokenizer", type=Path, help="a SentencePiece model or a Hugging Face tokenizer.json (or its folder) to use"
     )
-    parser.add_argument("--bos-token", help="the BOS of a Hugging Face tokenizer; '' for none (default: as it says)")
-    parser.add_argument("--eos-token", help="the EOS of a Hugging Face tokenizer (default: as it says)")
-    parser.add_argument("--max-documents", type=int, help="use the first so many documents only")
+    parser.add_argument("--bos-token", help="the BOS of a Hugging Face tokenizer; '' for none (default: its own)")
+    parser.add_argument("--eos-token", help="the EOS of a Hugging Face tokenizer (default: its own)")
+    parser.add_argument("--max-documents", type=int, help="use only this many documents, from the first one on")
     parser.add_argument(
         "--on-bad-document",
         choices=("stop", "skip"),
-        help="not UTF-8, no JSON, no text field, too long: stop, or leave out and count (default: stop; skip with "
-        "--stdlib)",
+        help="if a document is not UTF-8, no JSON, without text field or too long: stop, or leave it out and count it "
+        "(default: stop; skip with --stdlib)",
     )
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="processes (default: one a CPU, here %(default)s)"
+        "--workers", type=int, default=os.cpu_count(), help="processes (default: one for each CPU, here %(default)s)"
     )
     parser.add_argument(
         "--shard-bytes", type=int, default=SHARD_BYTES, help="size at which a shard ends (default: %(default)s)"
@@ -74,9 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         "--unit-bytes",
         type=int,
         default=UNIT_BYTES,
-        help="text that a process takes at a time, where also a shard ends (default: %(default)s)",
+        help="bytes of text that a process takes at a time; a shard ends with them (default: %(default)s)",
     )
-    parser.add_argument("--force", action="store_true", help="make it anew where other settings or damage are found")
+    parser.add_argument("--force", action="store_true", help="replace a result that is damaged or has other settings")
     return parser
 
 
@@ -103,7 +103,7 @@ def _job(options: argparse.Namespace) -> Job:
     )
 
 
-def _tell(report: dict[str, Any], seconds: float) -> None:
+def _print_report(report: dict[str, Any], seconds: float) -> None:
     for side in SIDES:
         say(f"{side:10}  " + "  ".join(f"{name} {value:,}" for name, value in report[side].items()))
     say(f"{'left out':10}  empty {report['empty']:,}  bad {report['bad']:,}")

@@ -1,10 +1,10 @@
-"""Rule 110 with and without sleep: trains one small model with N=1 and N=4 over some seeds and reports on them.
+"""Rule 110 with and without sleep: train one small model with N=1 and N=4 over some seeds, and report on the runs.
 
     python tools/rule110.py [--passes 1 4] [--seeds 3] [--root runs/rule110] [--report] [setting=value ...]
 
-Each run is `sleeptrain train experiment=rule110` with its own seed, on one thread, as many side by side as there are
-cores. Runs that were stopped go on, finished ones are not run again. With --report nothing is trained: runs that
-others have made, such as slurm/rule110_sweep.sh, are reported on once all are finished. The page is that of
+Each run is `sleeptrain train experiment=rule110` with its own seed, on one thread. As many runs as there are cores
+train at a time. A stopped run continues; a finished run is not repeated. With --report nothing is trained: the runs,
+for example of slurm/rule110_sweep.sh, are reported on once all are finished. The page is that of
 `sleeptrain report ROOT`.
 """
 
@@ -43,6 +43,7 @@ class Trial:
         return status is not None and status["state"] == State.FINISHED
 
     def train(self, overrides: list[str]) -> Trial:
+        """Train the run in a process. Raises UserError if it fails."""
         command = [sys.executable, "-m", "sleeptrain", "train", "experiment=rule110"]
         command += [override("run.root", self.root), f"run.name={self.name}", f"sleep.passes={self.passes}"]
         command += [f"train.seed={self.seed}", f"data.seed={self.seed}", "train.threads=1", *overrides]
@@ -56,10 +57,10 @@ class Trial:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--passes", type=int, nargs="+", default=[1, 4], help="the numbers of passes to compare")
-    parser.add_argument("--seeds", type=int, default=3, help="runs for each of them")
+    parser.add_argument("--passes", type=int, nargs="+", default=[1, 4], help="the values of N to compare")
+    parser.add_argument("--seeds", type=int, default=3, help="runs for each N")
     parser.add_argument("--root", type=Path, default=Path("runs/rule110"), help="the folder of the runs and the report")
-    parser.add_argument("--report", action="store_true", help="train nothing; report if all runs are finished")
+    parser.add_argument("--report", action="store_true", help="train nothing; report once all runs are finished")
     arguments, overrides = parser.parse_known_args()
     if arguments.seeds < 1:
         parser.error("--seeds must be at least 1")
@@ -87,8 +88,8 @@ def _train_all(trials: list[Trial], overrides: list[str]) -> None:
     # The longest first, so that no core waits at the end.
     order = sorted(trials, key=lambda t: -t.passes)
     with ThreadPoolExecutor(workers) as pool:
-        for done in as_completed([pool.submit(t.train, overrides) for t in order]):
-            trial = done.result()
+        for future in as_completed([pool.submit(t.train, overrides) for t in order]):
+            trial = future.result()
             say(f"{trial.name} is finished", flush=True)
 
 

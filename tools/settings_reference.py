@@ -1,4 +1,4 @@
-"""Writes the tables of docs/configuration.md anew, from the declarations of the settings."""
+"""Update the tables of docs/configuration.md from the declarations of the settings."""
 
 from __future__ import annotations
 

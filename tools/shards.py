@@ -1,7 +1,8 @@
 """Check and index token shards: `python tools/shards.py verify data/stdlib/train`.
 
-`verify LOCATION` reads every shard, wherever it is, and compares all checksums. `index FOLDER --tokenizer PATH` makes
-shards of webdataset tar files that were written elsewhere, or were changed. Exit code 2 and one line for each problem.
+`verify LOCATION` reads every shard, also over a network, and compares all checksums. `index FOLDER --tokenizer PATH`
+makes shards from webdataset tar files of another program, or from changed ones. Exit code 2 and one line for each
+problem.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("verify", help="compare every checksum")
     check.add_argument("location", help="a folder, the URL of one, or a pattern: /data/shard-{000000..000127}.tar")
-    make = commands.add_parser("index", help="write the index of tar files made elsewhere, or changed")
+    make = commands.add_parser("index", help="write the index of tar files of another program, or changed ones")
     make.add_argument("folder", type=Path, help="the folder of the tar files")
-    make.add_argument("--tokenizer", type=Path, required=True, help="the tokenizer that the ids are of")
-    make.add_argument("--name", help="the data set's name (default: the earlier index's, or the folder's)")
+    make.add_argument("--tokenizer", type=Path, required=True, help="the tokenizer that made the ids")
+    make.add_argument("--name", help="the data set's name (default: as in the earlier index, else the folder's name)")
     return parser
 
 
 def verify(location: str) -> int:
-    """Print what is wrong, a line each; 2 if anything is."""
+    """Print a line for each damaged shard. Returns the exit code: 2 if there is one."""
     shards = TokenShards(location)
     num_damaged = 0
-    for number, (where, problem) in enumerate(shards.verify(), 1):
-        _progress(number, shards.num_shards, where)
+    for number, (place, problem) in enumerate(shards.verify(), 1):
+        _progress(number, shards.num_shards, place)
         if problem is not None:
             num_damaged += 1
             say(f"shards: {problem}", sys.stderr)

@@ -1,4 +1,4 @@
-"""Shows what a task asks: some rows as text, what guessing reaches, and how fast rows are drawn on this core.
+"""Show a task: some rows as text, the guessing lines, and how many rows a core draws in a second.
 
 python tools/task.py experiment=depo_small [--rows 2] [--held-out] [setting=value ...]
 """
@@ -17,13 +17,13 @@ from sleeptrain.data.tasks.task import Task
 from sleeptrain.errors import ConfigError, UserError
 from sleeptrain.terminal import say
 
-SECONDS = 1.0  # of CPU time that the rate is measured over
+SECONDS = 1.0  # CPU time over which the rate is measured
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2, help="rows to show")
-    parser.add_argument("--held-out", action="store_true", help="held-out rows instead of those of training")
+    parser.add_argument("--held-out", action="store_true", help="show held-out rows instead of training rows")
     arguments, overrides = parser.parse_known_args()
     if arguments.rows < 1:
         parser.error("--rows must be at least 1")
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def shown(task: Task, batch: Batch) -> str:
-    """Each row's inputs, without pads, and its targets."""
+    """Each row's inputs, without pads, and its targets, as text."""
     lines = []
     for tokens, targets, documents in zip(batch.tokens_BT, batch.targets_BT, batch.documents_BT, strict=True):
         lines.append(task.text(tokens[documents != PAD].tolist()))
@@ -55,12 +55,12 @@ def shown(task: Task, batch: Batch) -> str:
 
 
 def rate(task: Task, batch: int) -> float:
-    """Training rows drawn in a second of this process's CPU time."""
-    begin, drawn = time.process_time(), 0
-    while time.process_time() - begin < SECONDS:
-        task.rows(0, drawn, batch)
-        drawn += batch
-    return drawn / (time.process_time() - begin)
+    """Training rows per second of this process's CPU time. batch: rows per call."""
+    start, num_rows = time.process_time(), 0
+    while time.process_time() - start < SECONDS:
+        task.rows(0, num_rows, batch)
+        num_rows += batch
+    return num_rows / (time.process_time() - start)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Train a SentencePiece tokenizer on a sample: `python tools/tokenizer.py --input '*.jsonl' --out tokenizer.model`.
 
-The sample is of the training side, spread over the corpus; what the tokenizer does to held-out text is told at the end.
-Exit code 2 and one line when the user can mend it.
+The sample comes from the training side, spread over the corpus. At the end the tool prints measures on held-out text.
+Exit code 2 and one line if the user can mend the cause.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tokenizer", description="Train a SentencePiece tokenizer on text.")
     add_input_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="the model to write, such as tokenizer.model")
-    parser.add_argument("--vocab-size", type=int, required=True, help="ids, with control tokens and bytes")
+    parser.add_argument("--vocab-size", type=int, required=True, help="number of ids, with control tokens and bytes")
     parser.add_argument("--model-type", choices=MODEL_TYPES, default="bpe", help="default: %(default)s")
     parser.add_argument(
         "--normalization",
         choices=NORMALIZATIONS,
         default="identity",
-        help="only identity gives back any text exactly (default: %(default)s)",
+        help="only `identity` restores every text exactly (default: %(default)s)",
     )
-    parser.add_argument("--control-tokens", nargs="+", default=[], metavar="TOKEN", help="ids that no text yields")
-    parser.add_argument("--reserved", type=int, default=0, help="so many more of these: <|reserved_0|> and on")
+    parser.add_argument("--control-tokens", nargs="+", default=[], metavar="TOKEN", help="tokens that no text yields")
+    parser.add_argument("--reserved", type=int, default=0, help="number of control tokens <|reserved_0|>, ... to add")
     parser.add_argument(
-        "--characters", type=int, default=SAMPLE_CHARACTERS, help="of text to train on at most (default: %(default)s)"
+        "--characters", type=int, default=SAMPLE_CHARACTERS, help="most characters to train on (default: %(default)s)"
     )
     return parser
 
@@ -76,10 +76,10 @@ def _train(options: argparse.Namespace) -> None:
     )
     say(f"{options.out}: {tokenizer.vocab_size:,} ids, {options.model_type}, normalization {options.normalization}")
     say("control  " + "  ".join(f"{token} {id}" for token, id in tokenizer.control_tokens.items()))
-    say(_measured(tokenizer, held_out))
+    say(_measures(tokenizer, held_out))
 
 
-def _measured(tokenizer: SentencePieceTokenizer, texts: Iterable[str]) -> str:
+def _measures(tokenizer: SentencePieceTokenizer, texts: Iterable[str]) -> str:
     num_bytes = num_tokens = fallbacks = 0
     for text in texts:
         ids = tokenizer.encode(text)

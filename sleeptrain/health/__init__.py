@@ -1,1 +1,1 @@
-"""The health of a run: what it measures of itself, and what it does about steps and processes that go wrong."""
+"""The health of a run: norms, speeds and checksums, and the treatment of failed steps and processes."""

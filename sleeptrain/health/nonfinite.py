@@ -1,4 +1,4 @@
-"""When a number stops being finite: where it happened first."""
+"""Find where the first non-finite number of a step arises."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ from sleeptrain.sleep.step import forward_backward, step_context
 
 
 class Found(NamedTuple):
-    """A number that is not finite; the smallest of several is the first. what: where, in words."""
+    """A place where a number is not finite.
+
+    order: sort key; the smallest of several is the first. what: the place, in words.
+    """
 
     order: tuple[int, ...]
     what: str
 
 
 class Finder:
-    """Watches every block's output in the forward and its gradient in the backward, until it is closed.
+    """Checks every block's output in the forward and its gradient in the backward, until `close`.
 
-    Must be told of each round before it is run, also when it is run again in the backward.
+    `on_round` must be called before each round runs, also before one that runs again in the backward.
     """
 
     def __init__(self, model: Hybrid) -> None:
@@ -43,7 +46,7 @@ class Finder:
         self._round = r
 
     def settings(self, config: Config, shape: StepShape) -> LoopSettings:
-        """Of a loop that is watched: without recomputation, so that each round runs once."""
+        """Settings of the loop under watch: no recomputation, so that each round runs once."""
         settings = loop_settings(config.sleep, shape.window, self._model.num_layers, recompute="none")
         return replace(settings, on_round=self.on_round)
 
@@ -52,7 +55,7 @@ class Finder:
             handle.remove()
 
     def first(self) -> Found:
-        """What the forward shows counts before the backward, and that before the gradients on parameters."""
+        """The first place: in the forward, else in the backward, else in the gradients of parameters."""
         if self._found:
             return min(self._found)
         for name, p in self._model.named_parameters():
@@ -82,9 +85,9 @@ class Finder:
 
 
 def locate_nonfinite(model: Hybrid, batch: Batch, shape: StepShape, config: Config, carried: FastWeights | None) -> str:
-    """Runs a step again under watch and says where the first non-finite number arose.
+    """Run a step again under watch and return the place, in words, where the first non-finite number arises.
 
-    The gradients on the parameters are overwritten. A step is a function of its inputs, so it happens again.
+    A step is a function of its inputs, so the number arises again. Overwrites the gradients of the parameters.
     """
     finder = Finder(model)
     try:

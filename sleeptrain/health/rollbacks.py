@@ -1,4 +1,4 @@
-"""How often a run has been taken back to a checkpoint, and whether that helps."""
+"""Count a run's rollbacks to a checkpoint, and detect that they do not help."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from sleeptrain.config.schema import HealthConfig
 
 @dataclass
 class Rollbacks:
-    """What a run knows of its rollbacks, in its checkpoints too.
+    """The rollbacks of a run. Checkpoints hold these counts too.
 
-    total: of the run. undone: steps that were made and taken back. base: the step that was gone back to last. furthest:
-    the last step that went wrong. in_vain: rollbacks since a step behind `furthest` was made.
+    total: all rollbacks of the run.
+    undone: steps that were made and then undone by a rollback.
+    base: the step of the last rollback's checkpoint.
+    furthest: the latest step that went wrong.
+    in_vain: rollbacks since the last good step after `furthest`.
     """
 
     total: int = 0
@@ -22,19 +25,20 @@ class Rollbacks:
     in_vain: int = 0
 
     def made(self, step: int) -> None:
-        """A step has gone well."""
+        """Note that a step went well."""
         if step > self.furthest:
             self.in_vain = 0
 
     def good_until(self, bad_step: int, distance: int) -> int:
-        """The newest step whose checkpoint is taken for good when `bad_step` goes wrong.
+        """The newest step whose checkpoint counts as good when `bad_step` goes wrong.
 
-        It lies `distance` steps before: what was wrong may have begun before it showed. A step that was gone back to
-        stays good, since the steps behind it are others now.
+        It lies `distance` steps earlier, since a fault may begin before it shows. The step of the last rollback stays
+        good, since the steps after it were made anew.
         """
         return max(bad_step - distance, self.base)
 
     def taken_back(self, bad_step: int, to_step: int) -> None:
+        """Note a rollback from `bad_step` to the checkpoint of `to_step`."""
         self.total += 1
         self.in_vain += 1
         self.undone += bad_step - 1 - to_step
@@ -43,5 +47,5 @@ class Rollbacks:
 
 
 def reach(health: HealthConfig) -> int:
-    """How many steps behind the newest one a checkpoint must stay, for a rollback; 0: none need to."""
+    """How many steps back from the newest one checkpoints must be kept for a rollback; 0 if there are no rollbacks."""
     return health.spike_window if "rollback" in (health.on_nonfinite, health.on_spike) else 0

@@ -1,4 +1,4 @@
-"""Which processes are slow by themselves: each times the same small work, without a word to the others."""
+"""Find slow processes: each one times the same small work, without communication."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ import torch
 
 from sleeptrain.distributed.world import World
 
-# The shorter of two times counts: what disturbs a process once does not make it slow.
+# The shorter of two times counts: one disturbance does not make a process slow.
 REPEATS = 2
-# Square matrices, of which one product takes a millisecond or a few. Products and loop last longer than the slices of
-# time that an operating system deals out, so that a process that shares its core shows.
+# Size of square matrices; one product takes a few milliseconds. Products and loop last longer than a time slice of the
+# operating system, so that a process that shares its core is seen to be slow.
 SIZE = {"cpu": 384, "cuda": 4096}
 PRODUCTS = 8
 PYTHON_STEPS = 300_000
 
 
 class Probe(NamedTuple):
-    """What a process took, in seconds: device for matrix products, python for a loop of the interpreter."""
+    """Times of a process, in seconds.
+
+    host: its hostname. device: for matrix products. python: for a loop of the interpreter.
+    """
 
     host: str
     device: float
@@ -30,7 +33,7 @@ class Probe(NamedTuple):
 
 
 def probe(device: torch.device) -> Probe:
-    """Times this process alone."""
+    """Time this process alone."""
     size = SIZE[device.type]
     matrix = torch.ones(size, size, device=device)
     products, loops = [], []
@@ -47,16 +50,16 @@ def probe(device: torch.device) -> Probe:
     return Probe(socket.gethostname(), min(products), min(loops))
 
 
-def compare_speeds(found: Sequence[Probe], slow_factor: float) -> dict[str, object]:
-    """A record of the median times, and under "slow" of each rank that took more than `slow_factor` times as long.
+def compare_speeds(probes: Sequence[Probe], slow_factor: float) -> dict[str, object]:
+    """A record of the median times in seconds, with "slow": each rank that took more than `slow_factor` medians.
 
-    found: by rank. Of a slow rank the record has the host and both times in medians. Of two ranks the faster one is the
-    median.
+    probes: by rank. For a slow rank the record has its host, and both times as multiples of the median. The median of
+    two ranks is the faster one.
     """
-    medians = {kind: statistics.median_low(getattr(p, kind) for p in found) for kind in ("device", "python")}
+    medians = {kind: statistics.median_low(getattr(p, kind) for p in probes) for kind in ("device", "python")}
     record: dict[str, object] = {f"{kind}_seconds": median for kind, median in medians.items()}
     slow = {}
-    for rank, p in enumerate(found):
+    for rank, p in enumerate(probes):
         times = {kind: getattr(p, kind) / median for kind, median in medians.items()}
         if max(times.values()) > slow_factor:
             slow[f"rank{rank}"] = {"host": p.host, **times}
@@ -69,9 +72,9 @@ def gathered_speeds(world: World, slow_factor: float) -> tuple[dict[str, object]
     slow = record["slow"]
     assert isinstance(slow, dict)
     lines = [
-        f"{rank.replace('rank', 'rank ')} on {found['host']} is slow: {found['device']:.1f} times the median for "
-        f"matrix products, {found['python']:.1f} times for a loop of Python"
-        for rank, found in slow.items()
+        f"{rank.replace('rank', 'rank ')} on {entry['host']} is slow: {entry['device']:.1f} times the median for "
+        f"matrix products, {entry['python']:.1f} times for a loop of Python"
+        for rank, entry in slow.items()
     ]
     return record, lines
 

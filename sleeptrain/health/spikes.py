@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient norm lies far above those of the steps before."""
+"""Detect steps whose loss or gradient norm is far above those of the last steps."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Of a normal distribution the median absolute deviation, times this, is the standard deviation.
+# Standard deviation over median absolute deviation, of a normal distribution.
 DEVIATION = 1.4826
 
 
 class SpikeDetector:
-    """Losses and gradient norms of the last `window` steps of one stage of the curriculum.
+    """Losses and gradient norms of the last `window` steps of one curriculum stage.
 
-    factor: how many robust deviations above the median are a spike; 0: none is. A stage that has had fewer steps than
-    `window` shows no spike.
+    factor: a spike is so many robust deviations above the median; 0: there are no spikes. There is no spike either
+    before a stage has had `window` steps.
     """
 
     def __init__(self, factor: float, window: int) -> None:
@@ -28,19 +28,19 @@ class SpikeDetector:
         return self._factor > 0
 
     def begin(self, stage: Sequence[int]) -> None:
-        """A step in this stage follows: what was seen in another one says nothing about it."""
+        """Note the stage of the next step. A new stage clears the history."""
         if list(stage) != self._stage:
             self._stage, self._losses, self._norms = list(stage), [], []
 
     def spike(self, loss: float, norm: float) -> str | None:
-        """What in a step of the stage is a spike, in words."""
+        """A message about the loss or the gradient norm of a step if one is a spike; else None."""
         for name, value, history in (("loss", loss, self._losses), ("gradient norm", norm, self._norms)):
-            if self.watches and len(history) == self._window and (found := self._far_above(value, history)):
-                return f"{name} {value:.4g} is {found}"
+            if self.watches and len(history) == self._window and (distance := self._far_above(value, history)):
+                return f"{name} {value:.4g} is {distance}"
         return None
 
     def observe(self, loss: float, norm: float) -> None:
-        """A finite step has been made or skipped. Spikes count too: a level that stays is none after half a window."""
+        """Add a finite step, made or skipped. Spikes count too: a lasting new level is no spike after half a window."""
         if self.watches:
             self._losses = [*self._losses, loss][-self._window :]
             self._norms = [*self._norms, norm][-self._window :]

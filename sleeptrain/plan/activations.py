@@ -1,8 +1,8 @@
-"""What autograd keeps of a round until its backward, in bytes: counted by hand from the modules, tested against them.
+"""Bytes that autograd saves in a round for its backward: counted by hand from the modules, tested against them.
 
-Numbers are for one token of one row unless said otherwise. `narrow` is the size of an element that autocast makes
-narrow (2 bytes in bf16, else 4): products and attention; norms, gates, convolutions and the residual stream are wide.
-Under autocast each linear layer keeps a narrow copy of its input of its own, in fp32 all share one.
+Private functions count for one token of one row. `narrow` is the element size, in bytes, of matrix products and
+attention: 2 under bf16 autocast, else 4. Norms, gates, convolutions and the residual stream are wide (4 bytes). Under
+autocast each linear layer saves its own narrow copy of its input; in fp32 all linear layers share the input.
 """
 
 from __future__ import annotations
@@ -24,12 +24,18 @@ from sleeptrain.sleep.rounds import Round
 
 @dataclass(frozen=True)
 class Activations:
-    """Counts for one process. kernels: the recurrences are flash-linear-attention's, as on a GPU, else PyTorch's."""
+    """Counts for one process, in bytes.
 
-    model: ModelConfig  # of one tensor rank
+    model: as one tensor rank holds it.
+    narrow: bytes of an element of products and attention.
+    kernels: the recurrences are flash-linear-attention's, as on a GPU; else PyTorch's.
+    token_parts: number of parts into which `parallel.sequence` cuts the tokens between mixers.
+    """
+
+    model: ModelConfig
     narrow: int
     kernels: bool
-    token_parts: int  # in how many parts `parallel.sequence` cuts the tokens between mixers
+    token_parts: int
 
     @staticmethod
     def of(config: Config, kernels: bool) -> Activations:
@@ -40,7 +46,7 @@ class Activations:
         )
 
     def block(self, layer: int, r: Round, state_only: bool) -> int:
-        """Of a block in a round over all its rows, S that the recurrence begins with included."""
+        """Bytes for a block in a round, over all rows of the round, with the S that the recurrence starts from."""
         length, m = r.stop - r.start, self.model
         spec, has_mlp = block_spec(m, layer), layer not in m.mixer_only
         token = self._norm() + spec.saved_bytes(length, state_only, self._precision)
@@ -51,28 +57,28 @@ class Activations:
         return len(r.rows) * (length * token + state_bytes(m, m.layers[layer])) + mask
 
     def fed_back(self, r: Round) -> int:
-        """Of the norm of what is fed back; the head's norm keeps the same input."""
-        given = self.model.norm_between_passes and not r.loss and not r.state_only
-        return len(r.rows) * (r.stop - r.start) * WIDE * (self.model.dim + 1) if given else 0
+        """Bytes for the norm of the features that are fed back. In a round with a loss the head's norm counts them."""
+        normed = self.model.norm_between_passes and not r.loss and not r.state_only
+        return len(r.rows) * (r.stop - r.start) * WIDE * (self.model.dim + 1) if normed else 0
 
     def head(self, num_targets: int) -> int:
-        """Of the last norm, the head and the loss."""
+        """Bytes for the last norm, the head and the loss."""
         m = self.model
         return num_targets * (WIDE * m.dim + WIDE + self.narrow * m.dim + WIDE * m.vocab_size)
 
     def logits(self, num_targets: int) -> int:
-        """What the loss holds at its worst, in its backward: probabilities, and a gradient before and after softmax."""
+        """Peak bytes of the loss, in its backward: probabilities, and the gradients before and after the softmax."""
         return 3 * WIDE * self.model.vocab_size * num_targets
 
     def casts(self, layers: range, head: bool) -> int:
-        """The narrow copies of these layers' matrices, which autocast makes and the backward needs."""
+        """Bytes of the narrow copies of these layers' matrices, which autocast makes and keeps for the backward."""
         if self.narrow == WIDE:
             return 0
         m = self.model
         return self.narrow * (sum(_matrix_elements(m, i) for i in layers) + head * m.vocab_size * m.dim)
 
     def _norm(self) -> int:
-        """A norm in front of a region keeps its input, which is the residual stream."""
+        """Bytes for a norm ahead of a mixer or feed-forward: it saves its input, the residual stream."""
         return (WIDE * self.model.dim + WIDE) // self.token_parts
 
     @property
@@ -81,18 +87,18 @@ class Activations:
 
 
 def state_bytes(model: ModelConfig, kind: str) -> int:
-    """S of a layer for one row."""
+    """Bytes of a layer's S for one row."""
     return WIDE * prod(mixer_spec(model, kind).state_shape)
 
 
 def carried_bytes(config: Config, workload: Workload, model: ModelConfig, kind: str) -> int:
-    """All that a layer keeps of one row across a boundary: S, and on request the convolution's tail or a cache."""
+    """Bytes that a layer carries across a boundary for one row: S, and if set the convolution's tail or a window."""
     narrow, boundary = 2 if config.train.precision == "bf16" else WIDE, workload.settings.boundary
     return mixer_spec(model, kind).carried_bytes(narrow, workload.sliding_window or 0, boundary.carry_conv)
 
 
 def _matrix_elements(model: ModelConfig, layer: int) -> int:
-    """Of a block's linear layers."""
+    """Number of weights in a block's linear layers."""
     with torch.device("meta"):
         block = Block(layer, model)
     return sum(part.weight.numel() for part in block.modules() if isinstance(part, nn.Linear))

@@ -1,4 +1,4 @@
-"""What a run will cost, in one line, as it is said when it begins."""
+"""The expected cost of a run, in one line, which is printed when the run starts."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from sleeptrain.plan.report import short
 
 
 def expected_cost(config: Config) -> str:
-    """Steps, tokens and model FLOPs (passes counted, recomputed ones not) up to `train.tokens`.
+    """Parameters, steps, tokens and model FLOPs (passes counted, recomputation not) up to `train.tokens`.
 
-    `model.vocab_size` must be known. Sampled N counts as each of its numbers equally often.
+    `model.vocab_size` must be known. A sampled N counts as the mean over its values.
     """
     mean, steps, flops = MeanRow(config), 0, 0
     for _start, shape, num_steps in mean.stages():
-        drawn = range(1, shape.passes + 1) if config.sleep.sample_passes else (shape.passes,)
+        numbers = range(1, shape.passes + 1) if config.sleep.sample_passes else (shape.passes,)
         steps += num_steps
-        flops += num_steps * sum(mean.step_flops(replace(shape, passes=n)) for n in drawn) // len(drawn)
+        flops += num_steps * sum(mean.step_flops(replace(shape, passes=n)) for n in numbers) // len(numbers)
     return (
         f"{config.run.name}: {short(count_parameters(config)[0])} parameters, about {steps:,} "
         f"step{'s' if steps > 1 else ''}, {short(config.train.tokens)} tokens and {short(flops)} FLOPs"

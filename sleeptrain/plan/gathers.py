@@ -1,8 +1,8 @@
-"""How often ZeRO-3 gathers each weight in a step, found by going through a step's uses as DeepSpeed does.
+"""Count how often ZeRO-3 gathers each weight in a step, by a simulation of DeepSpeed over the step's module runs.
 
-DeepSpeed gathers a weight when its module runs, forward or backward, and drops it afterwards, unless the module runs
-again before so many other elements have been used (`limits.MAX_REUSE`). It looks ahead so where a step repeats the
-two before it; where the rounds of steps differ it drops every weight, and gathers more than is said here.
+DeepSpeed gathers a weight when its module runs, forward or backward. Afterwards it drops the weight, unless the module
+runs again before `limits.MAX_REUSE` other elements are used. It can look ahead only if a step repeats the last two
+steps. If their rounds differ, it drops every weight, and gathers more often than counted here.
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ from sleeptrain.sleep.rounds import Round, windows_of
 
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _EMBEDDING = "embedding.weight"
-# What `parallel.zero` keeps from the forward to the step: all that is no matrix of a linear layer, and the head.
-_KEPT = ""
+# Stands for the weights that `parallel.zero` keeps from the forward to the step: all except matrices of linear layers,
+# and the head.
+_RESIDENT = ""
 
 
 @dataclass(frozen=True)
 class _Use:
-    """A module runs. forward: or it is its backward. rerun: its forward has run again meanwhile, on the same weight."""
+    """One run of a module.
+
+    name: its weight. forward: a forward; else a backward. rerun: the forward has run again since, on the same weight.
+    """
 
     name: str
     forward: bool
@@ -34,7 +38,7 @@ class _Use:
 
 
 def gathered(config: Config, workload: Workload, held: Sequence[Held]) -> int:
-    """The elements that the replicas gather in a step like the one before, padding included.
+    """Elements that the replicas gather in a step that repeats the last steps, padding included.
 
     Parameters of at most `limits.PERSISTENT` elements are gathered once, after the update.
     """
@@ -42,12 +46,12 @@ def gathered(config: Config, workload: Workload, held: Sequence[Held]) -> int:
     padded = {name: -(-size // workload.replicas) * workload.replicas for name, size in sizes.items()}
     small = {name for name, size in sizes.items() if size <= limits.PERSISTENT}
     uses = list(_uses(config, workload))
-    kept = sizes.keys() - {use.name for use in uses}
-    for layer in range(len(config.model.layers)):  # what a block uses besides counts for the distance alone
-        sizes[f"blocks.{layer}"] = sum(sizes[name] for name in kept if name.startswith(f"blocks.{layer}."))
+    resident = sizes.keys() - {use.name for use in uses}
+    for layer in range(len(config.model.layers)):  # a block's other weights count only for the reuse distance
+        sizes[f"blocks.{layer}"] = sum(sizes[name] for name in resident if name.startswith(f"blocks.{layer}."))
         padded[f"blocks.{layer}"] = 0
-    sizes[_KEPT] = sum(sizes[name] for name in kept)
-    padded[_KEPT] = sum(padded[name] for name in kept - small)
+    sizes[_RESIDENT] = sum(sizes[name] for name in resident)
+    padded[_RESIDENT] = sum(padded[name] for name in resident - small)
     gathers = _count(uses, sizes)
     return sum(padded[name] for name in small) + sum(
         padded[n] * times for n, times in gathers.items() if n not in small
@@ -55,40 +59,40 @@ def gathered(config: Config, workload: Workload, held: Sequence[Held]) -> int:
 
 
 def _count(uses: Sequence[_Use], sizes: dict[str, int]) -> dict[str, int]:
-    """How often each weight is gathered. sizes: elements of all that is used."""
-    before = [0, *accumulate(sizes[use.name] for use in uses)]  # elements used before each use
+    """How often each weight is gathered. sizes: elements by name."""
+    offsets = [0, *accumulate(sizes[use.name] for use in uses)]  # elements used before each use
     following = _following(uses)
-    there, waiting, found = set[str](), dict[str, int](), dict.fromkeys((use.name for use in uses), 0)
+    present, waiting, counts = set[str](), dict[str, int](), dict.fromkeys((use.name for use in uses), 0)
     for i, use in enumerate(uses):
-        if use.name not in there:
-            found[use.name] += 1
-            there.add(use.name)
-        # DeepSpeed drops a weight after the backward of its last forward; after those of forwards before it does not.
+        if use.name not in present:
+            counts[use.name] += 1
+            present.add(use.name)
+        # DeepSpeed drops a weight after the backward of its last forward, not after the backward of an earlier one.
         waiting[use.name] = 1 if use.forward else 0 if use.rerun else waiting[use.name] - 1
-        again = following[i]
-        reused = again is not None and before[again] - before[i + 1] < limits.MAX_REUSE
-        drops = use.forward or (waiting[use.name] == 0 and use.name not in (_EMBEDDING, _KEPT))
+        next_use = following[i]
+        reused = next_use is not None and offsets[next_use] - offsets[i + 1] < limits.MAX_REUSE
+        drops = use.forward or (waiting[use.name] == 0 and use.name not in (_EMBEDDING, _RESIDENT))
         if drops and not reused:
-            there.discard(use.name)
-    return found
+            present.discard(use.name)
+    return counts
 
 
 def _following(uses: Sequence[_Use]) -> list[int | None]:
-    """For each use, the next one of the same module."""
-    found: list[int | None] = [None] * len(uses)
+    """For each use, the index of the next use of the same module."""
+    following: list[int | None] = [None] * len(uses)
     latest: dict[str, int] = {}
     for i in reversed(range(len(uses))):
-        found[i] = latest.get(uses[i].name)
+        following[i] = latest.get(uses[i].name)
         latest[uses[i].name] = i
-    return found
+    return following
 
 
 def _uses(config: Config, workload: Workload) -> Iterator[_Use]:
-    """Of a step: all forwards, then backwards with what runs again for them. ZeRO-3 takes one backward a step."""
+    """The uses of a step: all forwards, then backwards with the forwards that they rerun. ZeRO-3 has one backward."""
     for r in workload.rounds:
         yield from _forward(config, workload, r)
-    yield _Use(_KEPT, True)
-    yield _Use(_KEPT, False)
+    yield _Use(_RESIDENT, True)
+    yield _Use(_RESIDENT, False)
     mode, trained = config.sleep.recompute, workload.trained(1)
     for group in reversed(windows_of(trained)):
         if mode == "window":
@@ -107,36 +111,36 @@ def _forward(config: Config, workload: Workload, r: Round) -> Iterator[_Use]:
 
 
 def _backward(config: Config, workload: Workload, r: Round, mode: str) -> Iterator[_Use]:
-    """Of a round, with what runs again for it: all of it at once, or each block before its own backward.
+    """The uses of a round's backward, with the forwards that it reruns: the whole round first, or block by block.
 
-    The last linear layer finds its weight there: it was gathered for the backward that made the rest run again. Where
-    more comes after that layer, this is what made it run again.
+    The backward of the last linear layer gathers its weight and then starts the rerun, which finds this weight. If the
+    round has an operation after that layer, the operation starts the rerun instead.
     """
     needs_last = config.model.sandwich_norms
-    again = list(_forward(config, workload, r)) if mode in ("pass", "window") else []
-    finds = bool(again) and not (r.loss or r.state_only or needs_last or config.model.norm_between_passes)
-    yield from again[:-1] if finds else again
+    rerun = list(_forward(config, workload, r)) if mode in ("pass", "window") else []
+    weight_present = bool(rerun) and not (r.loss or r.state_only or needs_last or config.model.norm_between_passes)
+    yield from rerun[:-1] if weight_present else rerun
     for layer, state_only in reversed(list(_blocks(config, workload, r))):
         names = _calls(config, layer, state_only)
         yield _Use(f"blocks.{layer}", False)
         if mode == "block":
-            finds = not state_only and not needs_last
-            yield from (_Use(name, True) for name in (names[:-1] if finds else names))
-        yield _Use(names[-1], False, rerun=finds)
+            weight_present = not state_only and not needs_last
+            yield from (_Use(name, True) for name in (names[:-1] if weight_present else names))
+        yield _Use(names[-1], False, rerun=weight_present)
         yield from (_Use(name, False) for name in reversed(names[:-1]))
-        finds = False
+        weight_present = False
     if r.is_wake and not config.model.tie_embeddings:
         yield _Use(_EMBEDDING, False)
 
 
 def _blocks(config: Config, workload: Workload, r: Round) -> Iterator[tuple[int, bool]]:
-    """(number, whether only its state counts) of the blocks that a round runs."""
-    planned = workload.layers_of(r, config)
-    return ((i, r.state_only and i == planned.stop - 1) for i in planned)
+    """(layer, state_only) of each block that a round runs. state_only: the block only updates its state."""
+    layers = workload.layers_of(r, config)
+    return ((i, r.state_only and i == layers.stop - 1) for i in layers)
 
 
 def _calls(config: Config, layer: int, state_only: bool) -> list[str]:
-    """The weights of a block's linear layers, as they are called."""
+    """The weights of a block's linear layers, in the order in which the layers run."""
     spec = block_spec(config.model, layer)
     names = [f"mixer.{name}" for name in (*spec.state_layers, *(() if state_only else spec.feature_layers))]
     names += () if state_only or layer in config.model.mixer_only else _MLP

@@ -1,4 +1,4 @@
-"""A configuration laid over processes: everything that `sleeptrain plan` says, found without starting any of them."""
+"""The plan of a configuration on a number of processes: all numbers of `sleeptrain plan`. Starts no process."""
 
 from __future__ import annotations
 
@@ -25,10 +25,15 @@ from sleeptrain.plan.workload import Workload, workloads
 
 @dataclass(frozen=True)
 class StepPlan:
-    """A step of one stage of the curriculum. memory, tensor, data: of each pipeline stage.
+    """A step of one curriculum stage.
 
-    simulation: of a replica's schedule. flops, recompute_flops: in all processes. pipeline: bytes that each stage sends
-    each other one. tied: bytes of the embeddings' gradient that the first and the last stage add up.
+    workload: the rounds of the step.
+    simulation: of a replica's pipeline schedule.
+    memory, tensor, data: one entry for each pipeline stage.
+    flops, recompute_flops: FLOPs in all processes.
+    pipeline: bytes by (sending stage, receiving stage).
+    tied: bytes of the gradient of tied embeddings, which the first and the last stage add up.
+    speed: forecast; None without a GPU.
     """
 
     workload: Workload
@@ -52,7 +57,15 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """parameters: all, and those of embeddings and head. held: by a process of each pipeline stage."""
+    """All numbers of a plan.
+
+    bounds: first layer of each pipeline stage, then the number of layers.
+    parameters: of the model. embedding_parameters: of embeddings and head.
+    held: for each pipeline stage, the parameters that one of its processes holds.
+    steps: one for each curriculum stage.
+    gpu: (name, data sheet); None: no forecast.
+    efficiency: share of the GPU's peak, 0..1.
+    """
 
     config: Config
     processes: int
@@ -68,12 +81,15 @@ class Plan:
 
     @property
     def largest(self) -> StepPlan:
-        """The stage of the curriculum with the most work in a step."""
+        """The step of the curriculum stage with the most FLOPs."""
         return max(self.steps, key=lambda s: s.flops)
 
 
 def make_plan(config: Config, processes: int, gpu: tuple[str, Gpu] | None, efficiency: float) -> Plan:
-    """Raises ConfigError for a layout that does not fit, and for a vocabulary that neither model nor data tell."""
+    """Plan a run on `processes` processes.
+
+    Raises ConfigError if the layout does not fit, or if neither the model nor the data give the size of the vocabulary.
+    """
     replicas = check_layout(config, processes)
     config = with_vocabulary(config, config.model.vocab_size or vocabulary(config))
     stages = split_stages(config, config.parallel.pipeline)
@@ -81,9 +97,9 @@ def make_plan(config: Config, processes: int, gpu: tuple[str, Gpu] | None, effic
     costs = schedule_costs(config)
     steps = []
     for workload in workloads(config, replicas):
-        made = schedule(workload.plans, stages, costs)
-        simulation = simulate(made, costs, FEATURE_BYTES * config.model.dim)
-        steps.append(_step_plan(config, processes, workload, made, simulation, held, gpu, efficiency))
+        plan = schedule(workload.plans, stages, costs)
+        simulation = simulate(plan, costs, FEATURE_BYTES * config.model.dim)
+        steps.append(_step_plan(config, processes, workload, plan, simulation, held, gpu, efficiency))
     total, embedding = count_parameters(config)
     return Plan(
         config, processes, replicas, stages.bounds, total, embedding, tuple(map(tuple, held)), tuple(steps), gpu,
@@ -95,17 +111,17 @@ def _step_plan(
     config: Config,
     processes: int,
     workload: Workload,
-    made: Schedule,
+    plan: Schedule,
     simulation: Simulation,
     held: list[list[Held]],
     gpu: tuple[str, Gpu] | None,
     efficiency: float,
 ) -> StepPlan:
     ranks = range(config.parallel.pipeline)
-    memory = tuple(stage_memory(config, workload, held[s], made, s, gpu is not None) for s in ranks)
-    tensor = tuple(tensor_traffic(config, workload, made.stages, s) for s in ranks)
+    memory = tuple(stage_memory(config, workload, held[s], plan, s, gpu is not None) for s in ranks)
+    tensor = tuple(tensor_traffic(config, workload, plan.stages, s) for s in ranks)
     data = tuple(data_traffic(config, workload, held[s]) for s in ranks)
-    flops, again = workload.flops(config), workload.recompute_flops(config)
+    flops, recompute = workload.flops(config), workload.recompute_flops(config)
     tied = 0
     if config.model.tie_embeddings and len(ranks) > 1:
         tied = WIDE * next(h.numel for h in held[0] if h.name == "embedding.weight")
@@ -122,7 +138,7 @@ def _step_plan(
             tokens=workload.tokens,
         )
         speed = forecast(gpu[1], efficiency, processes, work, _traffic(config, workload, tensor, data, tied))
-    return StepPlan(workload, simulation, memory, flops, again, tensor, data, tied, speed)
+    return StepPlan(workload, simulation, memory, flops, recompute, tensor, data, tied, speed)
 
 
 def _traffic(
@@ -142,11 +158,11 @@ def _traffic(
 
 
 def vocabulary(config: Config) -> int:
-    """The size that the data tells. Raises ConfigError where it is not there."""
+    """The size of the data's vocabulary. Raises ConfigError if the data is not there."""
     if config.data.source != "shards":
         return build_task(config.data).vocab_size
     location = config.data.shards.sources[0].train
     try:
         return TokenShards(location).vocab_size
     except DataError as error:
-        raise ConfigError(f"model.vocab_size is 0, and the data cannot say it: {error}") from error
+        raise ConfigError(f"model.vocab_size is 0, and the data does not give it: {error}") from error

@@ -1,4 +1,4 @@
-"""What processes send each other in a step, by link: bytes for the process that sends most."""
+"""Bytes that processes send in a step, by link, for the process that sends most."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from sleeptrain.plan.update import muon_exchange
 from sleeptrain.plan.workload import Extent, Workload, reruns
 from sleeptrain.sleep.rounds import Round
 
-# What a collective of b bytes makes each of n processes send, in a ring: b times this many (n - 1) / n.
+# In a ring, a collective of b bytes makes each of n processes send this factor times b (n - 1) / n bytes.
 RING_PASSES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}
-Payload = Counter[str]  # bytes by collective: what is reduced, the whole that is gathered, the whole that is scattered
+Payload = Counter[str]  # bytes by collective, of the full tensor: reduced, gathered or scattered
 
 
 def sent_bytes(payload: Payload, size: int) -> float:
-    """What each of `size` processes sends."""
+    """Bytes that each of `size` processes sends."""
     return sum(RING_PASSES[kind] * b for kind, b in payload.items()) * (size - 1) / size
 
 
 @dataclass(frozen=True)
 class TensorTraffic:
-    """Of the tensor ranks of one stage in a step: forward, what is run again to save memory, backward."""
+    """Traffic between the tensor ranks of one pipeline stage in a step.
+
+    recompute: of rounds that run again to save memory.
+    """
 
     forward: Payload
     recompute: Payload
@@ -39,7 +42,7 @@ class TensorTraffic:
 
 
 def tensor_traffic(config: Config, workload: Workload, stages: PipelineStages, stage: int) -> TensorTraffic:
-    """Empty with one tensor rank."""
+    """The traffic of one pipeline stage; empty with one tensor rank."""
     forward, recompute, backward = Payload(), Payload(), Payload()
     if config.parallel.tensor == 1:
         return TensorTraffic(forward, recompute, backward)
@@ -50,20 +53,20 @@ def tensor_traffic(config: Config, workload: Workload, stages: PipelineStages, s
         if extent is Extent.BLOCKS:
             recompute += counts.blocks(r) - counts.ends_of_blocks(r)
         else:
-            recompute += counts.forward(r) - (counts.last(r) if extent is Extent.KEPT else Payload())
+            recompute += counts.forward(r) - (counts.last(r) if extent is Extent.NEEDED else Payload())
     trained = workload.trained(config.parallel.pipeline)
     for r in trained:
         backward += counts.backward(r)
-    # Where a stage runs rounds one by one each has a backward of its own, else one goes through all of a stretch.
-    together = [[r] for r in trained] if config.parallel.pipeline > 1 else workload.stretches
-    for rounds in together:
+    # In a pipeline each round has its own backward; else a stretch of rounds has one.
+    backwards = [[r] for r in trained] if config.parallel.pipeline > 1 else workload.stretches
+    for rounds in backwards:
         backward["all_reduce"] += counts.summed_gradients([r for r in rounds if r in trained])
     m = workload.num_micros
     return TensorTraffic(_times(forward, m), _times(recompute, m), _times(backward, m))
 
 
 class _TensorCounts:
-    """The payloads of one round on one stage."""
+    """The payloads of a round on one pipeline stage."""
 
     def __init__(self, config: Config, workload: Workload, stages: PipelineStages, stage: int):
         self.config, self.workload, self.stages, self.stage = config, workload, stages, stage
@@ -72,49 +75,50 @@ class _TensorCounts:
         self.narrow = 2 if config.train.precision == "bf16" else WIDE
 
     def forward(self, r: Round) -> Payload:
-        found, D = self.blocks(r), self.config.model.dim
+        payload, D = self.blocks(r), self.config.model.dim
         if r.is_wake and self.stage == 0:
-            found["all_reduce"] += self._tokens(r) * D * WIDE  # embeddings, of which each rank has a part
+            payload["all_reduce"] += self._tokens(r) * D * WIDE  # embeddings, of which each rank holds a part
         if self.sequence:
-            unread = any(only for _, only in self._own(r))  # features that nobody reads are not put together
-            found["all_gather"] += (self._sections(r) - unread) * self._tokens(r) * D * WIDE
+            # A block that only updates its state outputs no features to gather.
+            has_state_only = any(state_only for _, state_only in self._blocks_run(r))
+            payload["all_gather"] += (self._sections(r) - has_state_only) * self._tokens(r) * D * WIDE
         if r.loss and self.layers.stop == len(self.config.model.layers):
-            found["all_reduce"] += 3 * WIDE * self.workload.targets_of(r)  # maxima, own logits, sums
-        return found
+            payload["all_reduce"] += 3 * WIDE * self.workload.targets_of(r)  # maxima, target logits, sums
+        return payload
 
     def blocks(self, r: Round) -> Payload:
-        return sum((self._block(layer, r, only) for layer, only in self._own(r)), Payload())
+        return sum((self._block(layer, r, state_only) for layer, state_only in self._blocks_run(r)), Payload())
 
     def ends_of_blocks(self, r: Round) -> Payload:
-        """The sums that end blocks: nothing behind them is kept, so a checkpointed block is not run to there again."""
-        return _times(self._leave(r), sum(not only for _, only in self._own(r)))
+        """The reductions at the ends of blocks. The rerun of a checkpointed block stops ahead of them."""
+        return _times(self._leave(r), sum(not state_only for _, state_only in self._blocks_run(r)))
 
     def last(self, r: Round) -> Payload:
-        """The same of a checkpointed round; one with a loss is run to its end."""
-        if r.loss or not (own := list(self._own(r))) or own[-1][1]:
+        """The collectives at the end of a round. The rerun of a checkpointed round without loss stops ahead of them."""
+        if r.loss or not (blocks := list(self._blocks_run(r))) or blocks[-1][1]:
             return Payload()
         gathered = Payload(all_gather=self._tokens(r) * self.config.model.dim * WIDE) if self.sequence else Payload()
         return self._leave(r) + gathered
 
     def backward(self, r: Round) -> Payload:
-        found, D = Payload(), self.config.model.dim
-        for layer, only in self._own(r):
-            found += self._block_backward(layer, r, only)
-        if self.sequence:  # of the tokens that are split where a stretch of blocks begins
-            found["all_gather"] += self._sections(r) * self._tokens(r) * D * WIDE
+        payload, D = Payload(), self.config.model.dim
+        for layer, state_only in self._blocks_run(r):
+            payload += self._block_backward(layer, r, state_only)
+        if self.sequence:  # of the tokens that are split at the start of prelude, core or coda
+            payload["all_gather"] += self._sections(r) * self._tokens(r) * D * WIDE
         if r.loss and self.layers.stop == len(self.config.model.layers):
-            found["all_reduce"] += self.workload.targets_of(r) * D * WIDE
-        return found
+            payload["all_reduce"] += self.workload.targets_of(r) * D * WIDE
+        return payload
 
-    def _own(self, r: Round) -> Iterator[tuple[int, bool]]:
-        """(number, whether only its state counts) of each block that the round runs here."""
+    def _blocks_run(self, r: Round) -> Iterator[tuple[int, bool]]:
+        """(layer, state_only) of each block of this stage that the round runs."""
         planned = self.workload.layers_of(r, self.config)
         for i in self.layers:
             if i in planned:
                 yield i, r.state_only and i == planned.stop - 1
 
     def _sections(self, r: Round) -> int:
-        """Prelude, core and coda are entered and left one by one."""
+        """How many of prelude, core and coda the round runs on this stage."""
         planned, (first, last) = self.workload.layers_of(r, self.config), self.stages.core
         count = 0
         for begin, end in ((0, first), (first, last), (last, len(self.config.model.layers))):
@@ -123,22 +127,22 @@ class _TensorCounts:
         return count
 
     def _block(self, layer: int, r: Round, state_only: bool) -> Payload:
-        found = self._shared(layer, r)
+        payload = self._shared(layer, r)
         if squares := self._squares(layer, r, state_only):
-            found["all_reduce"] += squares
+            payload["all_reduce"] += squares
         for _ in range(self._regions(layer, state_only)):
             if self.sequence:
-                found["all_gather"] += self._tokens(r) * self.config.model.dim * WIDE
+                payload["all_gather"] += self._tokens(r) * self.config.model.dim * WIDE
         if not state_only:
-            found += _times(self._leave(r), self._regions(layer, state_only))
-        return found
+            payload += _times(self._leave(r), self._regions(layer, state_only))
+        return payload
 
     def _squares(self, layer: int, r: Round, state_only: bool) -> int:
-        """Bytes of the squares that the ranks sum for a mixer's norm."""
+        """Bytes of the sums of squares that the ranks reduce for a mixer's norm."""
         return 0 if state_only else WIDE * self._tokens(r) * block_spec(self.config.model, layer).summed_squares
 
     def _regions(self, layer: int, state_only: bool) -> int:
-        """Mixer and feed-forward, as far as they are there and run."""
+        """How many of mixer and feed-forward the block runs."""
         return 1 if state_only or layer in self.config.model.mixer_only else 2
 
     def _leave(self, r: Round) -> Payload:
@@ -146,34 +150,34 @@ class _TensorCounts:
         return Payload(reduce_scatter=size) if self.sequence else Payload(all_reduce=size)
 
     def _block_backward(self, layer: int, r: Round, state_only: bool) -> Payload:
-        whole, found = self._tokens(r) * self.config.model.dim, Payload()
+        elements, payload = self._tokens(r) * self.config.model.dim, Payload()
         for collective, size in self._shared(layer, r).items():
-            found["reduce_scatter" if collective == "all_gather" else collective] += size
+            payload["reduce_scatter" if collective == "all_gather" else collective] += size
         if squares := self._squares(layer, r, state_only):
-            found["all_reduce"] += squares
+            payload["all_reduce"] += squares
         regions = self._regions(layer, state_only)
-        found["reduce_scatter" if self.sequence else "all_reduce"] += regions * whole * WIDE
+        payload["reduce_scatter" if self.sequence else "all_reduce"] += regions * elements * WIDE
         if self.sequence and not state_only:
-            found["all_gather"] += regions * whole * self.narrow
-        return found
+            payload["all_gather"] += regions * elements * self.narrow
+        return payload
 
     def _shared(self, layer: int, r: Round) -> Payload:
-        """What the ranks exchange inside a mixer (`MixerSpec.exchanged`)."""
+        """The traffic inside a mixer (`MixerSpec.exchanged`)."""
         elements = self._tokens(r) * block_spec(self.config.model, layer).exchanged(self.size)
         return Payload(all_gather=elements * self.narrow) if elements else Payload()
 
     def summed_gradients(self, rounds: Sequence[Round]) -> int:
-        """Bytes of the gradients that are sums over the ranks (`sum_gradient`), in one backward of these rounds."""
+        """Bytes of the gradients that are summed over the ranks (`sum_gradient`) in one backward of these rounds."""
         m = self.config.model
         read, reached = set[int](), set[int]()
         for r in rounds:
             planned = self.workload.layers_of(r, self.config)
-            own = {i for i in self.layers if i in planned}
-            reached |= own
-            read |= own - {planned.stop - 1} if r.state_only else own
+            local = {i for i in self.layers if i in planned}
+            reached |= local
+            read |= local - {planned.stop - 1} if r.state_only else local
         elements = sum(block_spec(m, i).partial_gradients for i in read)
-        behind_mixer = sum(0 if i in m.mixer_only else 3 if m.sandwich_norms else 1 for i in read)
-        return WIDE * (elements + m.dim * (len(reached) + behind_mixer) * self.sequence)
+        norms = sum(0 if i in m.mixer_only else 3 if m.sandwich_norms else 1 for i in read)
+        return WIDE * (elements + m.dim * (len(reached) + norms) * self.sequence)
 
     def _tokens(self, r: Round) -> int:
         return len(r.rows) * (r.stop - r.start)
@@ -185,8 +189,11 @@ def _times(payload: Payload, factor: int) -> Payload:
 
 @dataclass(frozen=True)
 class DataTraffic:
-    """Of the replicas of one stage in a step. reduce: gradients. gather: weights. exchange: bytes that the process that
-    sends most sends for Muon, matrices to those who work on them and back, tensor ranks included."""
+    """Traffic between the replicas of one pipeline stage in a step.
+
+    reduce: gradients. gather: weights. exchange: bytes for Muon from the process that sends most: matrices to their
+    owners and back, tensor ranks included.
+    """
 
     reduce: Payload
     gather: Payload
@@ -194,6 +201,7 @@ class DataTraffic:
 
 
 def data_traffic(config: Config, workload: Workload, held: Sequence[Held]) -> DataTraffic:
+    """The traffic of one pipeline stage, whose processes hold the parameters `held`."""
     zero, replicas = config.parallel.zero, workload.replicas
     total = WIDE * sum(h.numel for h in held)
     exchange = 0 if replicas * config.parallel.tensor == 1 else WIDE * muon_exchange(config, held, replicas)

@@ -1,4 +1,4 @@
-"""What a training row costs on average: rows of a task differ in their windows and targets."""
+"""The mean cost of a training row. Rows of a task differ in their windows and targets."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SAMPLED_TOKENS = 2**21
 
 
 class MeanRow:
-    """Means over a sample of a task's rows, the same for every seed; exact where all rows have the same windows with
-    targets, as those of text and Rule 110. `model.vocab_size` must be known.
+    """Means over a sample of a task's rows, the same for every seed.
 
-    Raises ConfigError and DataError where the task cannot be built.
+    They are exact if all rows have targets in the same windows, as those of text and Rule 110. `model.vocab_size` must
+    be known. Raises ConfigError or DataError if the task cannot be built.
     """
 
     def __init__(self, config: Config) -> None:
@@ -32,21 +32,22 @@ class MeanRow:
 
     @cached_property
     def tokens(self) -> float:
-        """Tokens that are no pads."""
+        """Mean tokens of a row, pads excluded."""
         return int((self._sample.documents_BT != PAD).sum()) / len(self._sample.tokens_BT)
 
     def step_flops(self, shape: StepShape) -> int:
-        """Model FLOPs of a step of this shape: passes counted, recomputed ones not."""
+        """Model FLOPs of a step of this shape: all passes counted, recomputation not."""
         key = shape.window, shape.passes
         if key not in self._flops:
-            self._flops[key] = self._of_sample(*key)
+            self._flops[key] = self._sample_flops(*key)
         return round(self._flops[key] * shape.batch / len(self._sample.tokens_BT))
 
     def step_tokens(self, shape: StepShape) -> int:
+        """Tokens of a step of this shape, pads excluded."""
         return round(self.tokens * shape.batch)
 
     def stages(self) -> Iterator[tuple[int, StepShape, int]]:
-        """(first token, shape, steps) of every stage of the curriculum that the run reaches."""
+        """(first token, shape, number of steps) of each curriculum stage that the run reaches."""
         total, seen = self._config.train.tokens, 0
         for start, stop in pairwise([*(start for start in shape_starts(self._config) if start < total), total]):
             shape = stage_shape(self._config, start)
@@ -62,10 +63,10 @@ class MeanRow:
         task = build_task(data)
         return task.rows(0, 0, 1 if task.rows_alike else max(SAMPLED_TOKENS // task.sequence, 1))
 
-    def _of_sample(self, window: int, passes: int) -> int:
-        """Plans three passes at most, for from the third on each costs the same: any number takes as long as three."""
+    def _sample_flops(self, window: int, passes: int) -> int:
+        """Model FLOPs of the sample. Plans at most three passes: each further pass costs as much as the third."""
         if passes > 3:
-            two, three = (self._of_sample(window, n) for n in (2, 3))
+            two, three = (self._sample_flops(window, n) for n in (2, 3))
             return two + (passes - 2) * (three - two)
         config = self._config
         rounds = plan_batch(self._sample, window, passes, config.sleep)

@@ -17,10 +17,14 @@ from sleeptrain.sleep.rounds import Round, windows_of
 
 @dataclass(frozen=True)
 class StageMemory:
-    """weights, master, gradients, optimizer: see `TrainingState`. state: S that is carried from step to step.
+    """Bytes of the fullest process of a pipeline stage.
 
-    boundary: what rounds keep for their backward besides their activations. activations: of the graphs that are alive
-    at once, logits left out. logits: of one round. messages: between pipeline stages.
+    weights, master, gradients, optimizer: see `TrainingState`.
+    state: S that is carried from step to step.
+    boundary: inputs (features and S) that rounds save for their backward.
+    activations: of the graphs that are alive at once, without logits.
+    logits: of one round.
+    messages: between pipeline stages.
     """
 
     weights: int
@@ -41,7 +45,11 @@ class StageMemory:
 def stage_memory(
     config: Config, workload: Workload, held: Sequence[Held], plan: Schedule, stage: int, kernels: bool
 ) -> StageMemory:
-    """plan: of the replica's step; with one stage only its stages are read. kernels: as on a GPU."""
+    """The memory of pipeline stage `stage`.
+
+    held: the parameters that its process holds. plan: the schedule of a replica's step; with one stage only
+    `plan.stages` is read. kernels: the recurrences are flash-linear-attention's, as on a GPU.
+    """
     layers = range(*plan.stages.bounds[stage : stage + 2])
     trained = bool(workload.trained(config.parallel.pipeline))
     state = training_state(
@@ -57,10 +65,10 @@ def stage_memory(
         )
     else:
         peak = Peak(_boundary(counts, config, workload), 0)
-    kept = sum(carried[i] for i in layers) * workload.num_micros if workload.carried else 0
+    state_size = sum(carried[i] for i in layers) * workload.num_micros if workload.carried else 0
     return StageMemory(
         state.weights, state.master, state.gradients, state.optimizer,
-        state=kept,
+        state=state_size,
         boundary=peak.boundary,
         activations=_graphs(counts, config, workload, layers) + counts.casts(layers, ends) * trained,
         logits=counts.logits(max(workload.targets_of(r) for r in workload.rounds)) if ends else 0,
@@ -70,38 +78,41 @@ def stage_memory(
 
 @dataclass(frozen=True)
 class _Graph:
-    """kept: of a round's forward. again: what its backward makes besides, one block at a time."""
+    """Bytes of a round's autograd graph.
 
-    kept: int
-    again: int
+    forward: saved by its forward. backward: made again in its backward, for one block at a time.
+    """
+
+    forward: int
+    backward: int
 
 
 def _graph(counts: Activations, config: Config, workload: Workload, r: Round, layers: range) -> _Graph:
-    """Of one round on these layers; under `sleep.recompute=block` checkpointed blocks keep their features and S."""
+    """The graph of a round on these layers. Under `sleep.recompute=block` each block saves only its features and S."""
     planned = workload.layers_of(r, config)
-    own = [i for i in layers if i in planned]
+    local = [i for i in layers if i in planned]
     kinds = config.model.layers
-    blocks = [counts.block(i, r, r.state_only and i == planned.stop - 1) for i in own]
+    blocks = [counts.block(i, r, r.state_only and i == planned.stop - 1) for i in local]
     head = 0
     if layers.stop == len(kinds):
         head = counts.fed_back(r) + (counts.head(workload.targets_of(r)) if r.loss else 0)
     if config.sleep.recompute != "block":
         return _Graph(sum(blocks) + head, 0)
     features = len(r.rows) * (r.stop - r.start) * counts.model.dim * FEATURE_BYTES // counts.token_parts
-    inputs = sum(features + len(r.rows) * state_bytes(counts.model, kinds[i]) for i in own)
+    inputs = sum(features + len(r.rows) * state_bytes(counts.model, kinds[i]) for i in local)
     return _Graph(inputs + head, max(blocks, default=0))
 
 
 def _graphs(counts: Activations, config: Config, workload: Workload, layers: range) -> int:
-    """The graphs of a micro-batch that are alive at once: of one round where rounds are run again, else of all."""
-    one = config.parallel.pipeline > 1 or config.sleep.recompute in ("pass", "window")
-    groups = [[r] for r in workload.trained(config.parallel.pipeline)] if one else workload.stretches
+    """Bytes of the graphs of a micro-batch that are alive at once: of one round if rounds run again, else of all."""
+    one_round = config.parallel.pipeline > 1 or config.sleep.recompute in ("pass", "window")
+    groups = [[r] for r in workload.trained(config.parallel.pipeline)] if one_round else workload.stretches
     graphs = [[_graph(counts, config, workload, r, layers) for r in group] for group in groups]
-    return max((sum(g.kept for g in group) + max(g.again for g in group) for group in graphs if group), default=0)
+    return max((sum(g.forward for g in group) + max(g.backward for g in group) for group in graphs if group), default=0)
 
 
 def _boundary(counts: Activations, config: Config, workload: Workload) -> int:
-    """Without a pipeline, of `sleep.recompute=pass` or `window`: features and S at the borders of rounds or windows."""
+    """Bytes of features and S that `sleep.recompute=pass` and `window` save, without a pipeline."""
     if config.sleep.recompute not in ("pass", "window"):
         return 0
     S = sum(state_bytes(counts.model, kind) for kind in counts.model.layers)
@@ -117,7 +128,7 @@ def _boundary(counts: Activations, config: Config, workload: Workload) -> int:
 
 
 def _border(counts: Activations, r: Round, S: int, window: Sequence[Round]) -> int:
-    """What a round keeps: S, and the features it reads; a wake pass that sleep follows, the embedded tokens."""
+    """Bytes of a round's inputs: S, and the features that it reads, or in a window that sleeps the embedded tokens."""
     reads = not r.is_wake or any(not other.is_wake for other in window)
     features = len(r.rows) * (r.stop - r.start) * counts.model.dim * FEATURE_BYTES
     return len(r.rows) * S + features * reads

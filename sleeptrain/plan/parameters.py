@@ -1,4 +1,4 @@
-"""The parameters that each process holds, and how ZeRO cuts them over replicas: sizes alone, on torch's meta device."""
+"""The sizes of the parameters that each process holds, and of their ZeRO partitions. Uses torch's meta device."""
 
 from __future__ import annotations
 
@@ -17,42 +17,48 @@ from sleeptrain.optim.param_groups import parameter_roles
 from sleeptrain.parallel.tensor.sharding import ModelSharding
 
 WIDE = 4  # bytes of an element: weights, gradients and optimizer state are fp32 (`sleeptrain.parallel.zero.engine`)
-# What DeepSpeed rounds the flat tensor of a group up to, in elements for each replica (ZeRO-1 and 2).
+# DeepSpeed pads the flat tensor of a group to a multiple of this many elements for each replica (ZeRO-1 and 2).
 ALIGNMENT = 2
-# Parameters that ZeRO-3 leaves gathered between a forward and its backward, in elements (its `max_live_parameters`).
+# Elements that ZeRO-3 may keep gathered between a forward and its backward (its `max_live_parameters`).
 MAX_GATHERED = 1_000_000_000
 
 
 @dataclass(frozen=True)
 class Held:
-    """A parameter as a tensor rank of a stage holds it. whole: the elements of the parameter uncut. always_frozen: it
-    is never trained, and one process alone makes no gradient and no optimizer state for it; DeepSpeed lays out both."""
+    """A parameter as a tensor rank of a pipeline stage holds it.
+
+    name: of the parameter.
+    numel: elements that the rank holds.
+    shape: of the full parameter, not cut for tensor ranks.
+    role: see `ParameterRole`.
+    always_frozen: it is never trained. Without DeepSpeed it has no gradient and no optimizer state; with it, both.
+    """
 
     name: str
     numel: int
-    whole: tuple[int, ...]
+    shape: tuple[int, ...]
     role: ParameterRole
     always_frozen: bool = False
 
 
 def held_parameters(config: Config, bounds: Sequence[int]) -> list[list[Held]]:
-    """Of each pipeline stage; the stages are the layers between two neighbours in `bounds`."""
+    """The parameters of each pipeline stage. A stage has the layers between two neighbours in `bounds`."""
     sharding, size = ModelSharding(config.model, config.parallel.tensor), config.parallel.tensor
     with torch.device("meta"):
-        whole = Hybrid(config.model)
+        model = Hybrid(config.model)
         parts = [Hybrid(config.model, range(*ends)) for ends in pairwise(bounds)]
-    roles = with_rates(parameter_roles(whole), config.optim)
+    roles = with_rates(parameter_roles(model), config.optim)
 
     def held(name: str, p: torch.Tensor) -> Held:
-        own = p if size == 1 else sharding.take(name, p.detach(), 0)
+        local = p if size == 1 else sharding.take(name, p.detach(), 0)
         always_frozen = len(roles[name].frozen) == num_frozen_stages(config.optim)
-        return Held(name, own.numel(), tuple(p.shape), roles[name], always_frozen)
+        return Held(name, local.numel(), tuple(p.shape), roles[name], always_frozen)
 
     return [[held(name, p) for name, p in part.named_parameters()] for part in parts]
 
 
 def count_parameters(config: Config) -> tuple[int, int]:
-    """(all, those of embeddings and head) of the model."""
+    """(elements of all parameters, elements of embeddings and head) of the model."""
     with torch.device("meta"):
         named = [(name, p.numel()) for name, p in Hybrid(config.model).named_parameters()]
     return sum(n for _, n in named), sum(n for name, n in named if name.startswith(("embedding.", "head.")))
@@ -60,10 +66,12 @@ def count_parameters(config: Config) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Bytes that a process holds from step to step, gradients at the end of a backward included.
+    """Bytes that a process holds between steps.
 
-    weights: as the model computes with them; under ZeRO-3 with those gathered. master: ZeRO's own copy of the part that
-    this process updates. optimizer: Muon's momentum, AdamW's two averages.
+    weights: of the model; under ZeRO-3 with the gathered ones.
+    master: ZeRO's copy of the partition that this process updates.
+    gradients: at the end of a backward.
+    optimizer: Muon's momentum, AdamW's two averages.
     """
 
     weights: int
@@ -77,7 +85,10 @@ class TrainingState:
 
 
 def training_state(held: Sequence[Held], zero: int, mesh: tuple[int, int, int]) -> TrainingState:
-    """Of the fullest replica. mesh: tensor ranks, stages, replicas; one process alone trains without DeepSpeed."""
+    """The state of the fullest replica. One process alone trains without DeepSpeed.
+
+    held: the parameters of a process. zero: ZeRO stage. mesh: (tensor ranks, pipeline stages, replicas).
+    """
     _, pipeline, replicas = mesh
     numel = sum(h.numel for h in held)
     if prod(mesh) == 1:
@@ -89,20 +100,20 @@ def training_state(held: Sequence[Held], zero: int, mesh: tuple[int, int, int]) 
     groups = list(role_groups(held))
     if zero == 3:
         cut = [[-(-h.numel // replicas) for h in group] for group in groups]
-        own = sum(map(sum, cut))
+        local = sum(map(sum, cut))
         optimizer = sum(sum(part) * _averages(group[0].role) for part, group in zip(cut, groups, strict=True))
-        return TrainingState(WIDE * (own + min(numel, MAX_GATHERED)), WIDE * own, WIDE * own, WIDE * optimizer)
+        return TrainingState(WIDE * (local + min(numel, MAX_GATHERED)), WIDE * local, WIDE * local, WIDE * optimizer)
     parts = [partition_size(group, replicas) for group in groups]
     optimizer = sum(part * _averages(group[0].role) for part, group in zip(parts, groups, strict=True))
     gradients = numel
-    if zero == 2 and pipeline == 1:  # of each parameter of which it updates a part, whole
+    if zero == 2 and pipeline == 1:  # the full gradient of each parameter that lies in its partition
         reached = [[sum(h.numel for h, _ in reach) for reach in overlaps(group, replicas)] for group in groups]
         gradients = max(map(sum, zip(*reached, strict=True)))
     return TrainingState(WIDE * sum(parts) * replicas, WIDE * sum(parts), WIDE * gradients, WIDE * optimizer)
 
 
 def role_groups(held: Sequence[Held]) -> Iterator[list[Held]]:
-    """The optimizer's groups: parameters of one kind lie in one flat tensor."""
+    """The optimizer's groups: DeepSpeed puts the parameters of one kind into one flat tensor."""
     for kind in KINDS:
         if group := [h for h in held if h.role.kind == kind]:
             yield group
@@ -115,16 +126,16 @@ def partition_size(group: Sequence[Held], replicas: int) -> int:
 
 
 def overlaps(group: Sequence[Held], replicas: int) -> list[list[tuple[Held, int]]]:
-    """For each replica the parameters that lie in its partition (ZeRO-1 and 2), with the elements that do."""
-    size, found, at = partition_size(group, replicas), [list[tuple[Held, int]]() for _ in range(replicas)], 0
+    """For each replica, the (parameter, elements) that lie in its partition under ZeRO-1 and 2."""
+    size, parts, start = partition_size(group, replicas), [list[tuple[Held, int]]() for _ in range(replicas)], 0
     for h in group:
-        for replica in range(at // size, (at + h.numel - 1) // size + 1):
-            inside = min(at + h.numel, (replica + 1) * size) - max(at, replica * size)
-            found[replica].append((h, inside))
-        at += h.numel
-    return found
+        for replica in range(start // size, (start + h.numel - 1) // size + 1):
+            inside = min(start + h.numel, (replica + 1) * size) - max(start, replica * size)
+            parts[replica].append((h, inside))
+        start += h.numel
+    return parts
 
 
 def _averages(role: ParameterRole) -> int:
-    """The tensors of a parameter's size that its optimizer keeps."""
+    """How many tensors of the parameter's size its optimizer keeps."""
     return len(STATE[role.kind] - {"step"})

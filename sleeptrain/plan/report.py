@@ -1,4 +1,4 @@
-"""A plan as tables for people, and as one JSON object for programs (docs/plan.md lists its keys)."""
+"""A plan as text tables, and as one JSON object (docs/plan.md lists its keys)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sleeptrain.plan.workload import lacks_tokenizer
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """Sizes in bytes, work in FLOPs, times in seconds."""
+    """The plan as a JSON object. Sizes are in bytes, work in FLOPs, times in seconds."""
     config, gpu = plan.config, plan.gpu
     return {
         "run": f"{config.run.root}/{config.run.name}",
@@ -105,7 +105,7 @@ def _head(plan: Plan) -> Iterable[str]:
     if plan.warning:
         yield f"warning   {plan.warning}"
     if lacks_tokenizer(config.data):
-        yield f"tokenizer {config.data.gsm_infinite.tokenizer} is not there; problems as long in words stand in for it"
+        yield f"tokenizer {config.data.gsm_infinite.tokenizer} does not exist; the plan uses words as tokens"
 
 
 def _kinds(layers: Sequence[str]) -> str:
@@ -199,19 +199,19 @@ def _hours(plan: Plan) -> float:
 
 
 def worst_total(plan: Plan) -> int:
-    """Bytes of the fullest process of all."""
+    """Bytes of the fullest of all processes, in any step."""
     return max(m.total for s in plan.steps for m in s.memory)
 
 
 def table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """Columns as wide as they need; numbers at their right, the last column of words at its left."""
+    """Rows of text. All columns are aligned to the right, except a last column named `what`."""
     cells = [[str(name) for name in names], *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(names))]
-    words = names[-1] == "what"
+    last_is_text = names[-1] == "what"
 
     def line(row: Sequence[str]) -> str:
         parts = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        if words:
+        if last_is_text:
             parts[-1] = row[-1].ljust(widths[-1])
         return "  " + "  ".join(parts).rstrip()
 

@@ -1,4 +1,4 @@
-"""How fast a run may be on a named GPU: a forecast from data sheets, with what it assumes."""
+"""Forecast the speed of a run on a GPU from data sheets, with the assumptions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sleeptrain.distributed.gpus import Gpu
 
-# The share of the peak that one GPU's own work reaches, all kernels together (docs/plan.md says where it comes from).
+# The share of its peak that a GPU reaches, all kernels together. docs/plan.md names the source.
 EFFICIENCY = 0.4
 GPUS_A_MACHINE = 8
 
@@ -21,9 +21,9 @@ ASSUMPTIONS = (
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that the process that sends most sends in a step while nobody computes.
+    """Bytes that the busiest process sends in a step without overlap with compute.
 
-    tensor, data: in collectives. tied: for tied embeddings. machines: of each link, whether it leaves a machine.
+    tensor, data: in collectives. tied: for tied embeddings. machines: True for each link that leaves a machine.
     """
 
     tensor: float
@@ -34,8 +34,11 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Speed:
-    """Of a step. seconds: in all; compute, bubble, tensor, data, update: what they consist of. mfu: in 0..1, passes
-    counted, recomputation not."""
+    """The speed of a step.
+
+    seconds: of the step, the sum of compute, bubble, tensor, data and update, all in seconds.
+    mfu: model FLOPs utilisation, 0..1: all passes counted, recomputation not.
+    """
 
     seconds: float
     compute: float
@@ -48,18 +51,21 @@ class Speed:
 
 
 def leaves_machine(tensor: int, replicas: int, pipeline: int) -> dict[str, bool]:
-    """Ranks are numbered tensor first, then replicas, then stages, and fill one machine after the other."""
+    """For each link: True if it leaves a machine. Ranks count tensor first, then replicas, then pipeline stages."""
     group = {"tensor": tensor, "data": tensor * replicas, "pipeline": tensor * replicas * pipeline}
     return {link: size > GPUS_A_MACHINE for link, size in group.items()}
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of a step. flops: model FLOPs of all processes. executed: of the busiest stage's process, recomputation and pads
-    included.
+    """The work of a step.
 
-    bubble: idle time over work. orthogonalised: FLOPs of Newton-Schulz on the process that does most. state: bytes that
-    a process holds of weights, gradients and optimizer state, which the update reads and writes.
+    flops: model FLOPs of all processes.
+    executed: FLOPs of a process of the busiest stage, recomputation and pads included.
+    bubble: idle time over busy time.
+    orthogonalised: FLOPs of Newton-Schulz on the process with the most.
+    state: bytes of weights, gradients and optimizer state of a process, which the update reads and writes.
+    tokens: of all processes.
     """
 
     flops: float
@@ -71,6 +77,7 @@ class Work:
 
 
 def forecast(gpu: Gpu, efficiency: float, processes: int, work: Work, traffic: Traffic) -> Speed:
+    """The speed of a step. efficiency: share of the GPU's peak, 0..1."""
     rate = {link: gpu.inter if far else gpu.intra for link, far in traffic.machines.items()}
     compute = work.executed / (gpu.flops * efficiency)
     tensor = traffic.tensor / rate["tensor"]
@@ -83,5 +90,5 @@ def forecast(gpu: Gpu, efficiency: float, processes: int, work: Work, traffic: T
 
 
 def hours(speeds: Sequence[Speed], steps: Sequence[int]) -> float:
-    """Of a whole run, wall time."""
+    """Wall time of a run. steps: number of steps at each speed."""
     return sum(s.seconds * n for s, n in zip(speeds, steps, strict=True)) / 3600

@@ -1,4 +1,4 @@
-"""What the optimizer's step costs: Muon's matrices are spread over a stage's processes, each whole with one of them."""
+"""The cost of the optimizer's step. Each of Muon's matrices is updated by one owner among a stage's processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FLOPS_OF_A_MULTIPLICATION = 2
 
 
 def newton_schulz_flops(config: Config, held: Sequence[Held], replicas: int) -> float:
-    """Of the process that has most to orthogonalise."""
+    """FLOPs of Newton-Schulz on the process with the most work."""
     loads = [0.0] * (config.parallel.tensor * replicas)
     for group in _muon_groups(held):
         costs = _costs(group)
@@ -23,7 +23,7 @@ def newton_schulz_flops(config: Config, held: Sequence[Held], replicas: int) -> 
 
 
 def muon_exchange(config: Config, held: Sequence[Held], replicas: int) -> int:
-    """The elements that leave the busiest process: its fragments of others' matrices, and all but its own of its."""
+    """Elements that the busiest process sends: its fragments to the owners, and its own matrices back to the others."""
     tensor, zero = config.parallel.tensor, config.parallel.zero
     sent = [0] * (tensor * replicas)
     for group in _muon_groups(held):
@@ -32,9 +32,9 @@ def muon_exchange(config: Config, held: Sequence[Held], replicas: int) -> int:
             copies = replicas - 1 if zero == 0 else tensor
             sent[owners[h.name]] += h.numel * copies
         if zero == 0:
-            continue  # every process holds all: nothing travels to an owner
+            continue  # every process holds the full matrices: nothing is sent to an owner
         pieces = _equal_parts(group, replicas) if zero == 3 else overlaps(group, replicas)
-        for rank in range(len(sent)):  # tensor ranks are neighbours
+        for rank in range(len(sent)):  # neighbouring ranks are tensor ranks
             for h, inside in pieces[rank // tensor]:
                 sent[rank] += -inside if owners[h.name] == rank else inside
     return max(sent)
@@ -45,10 +45,10 @@ def _muon_groups(held: Sequence[Held]) -> list[list[Held]]:
 
 
 def _costs(group: Sequence[Held]) -> Mapping[str, float]:
-    return {h.name: newton_schulz_cost(h.whole, h.role.blocks) for h in group}
+    return {h.name: newton_schulz_cost(h.shape, h.role.blocks) for h in group}
 
 
 def _equal_parts(group: Sequence[Held], replicas: int) -> list[list[tuple[Held, int]]]:
-    """Under ZeRO-3 each parameter is cut by itself: for each replica, the elements that it holds."""
+    """As `overlaps`, for ZeRO-3, which cuts each parameter by itself."""
     parts = [(h, -(-h.numel // replicas)) for h in group]
     return [[(h, max(0, min(part, h.numel - i * part))) for h, part in parts] for i in range(replicas)]

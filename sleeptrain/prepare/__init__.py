@@ -1,4 +1,6 @@
-"""Text files to token shards: found (`inputs`), cut into units of work (`units`), read (`unpack`, `parquet`,
-`readers`), tokenised by several processes (`worker`, `worker_pool`), put together (`assembly`); `job` leads through it
-and can be killed at any moment.
+"""Text files to token shards.
+
+Steps: list the files (`inputs`), cut them into units of work (`units`), read them (`unpack`, `parquet`, `readers`),
+tokenise them in several processes (`worker`, `worker_pool`), put the shards together (`assembly`). `job` runs the steps
+in order and can be killed at any moment.
 """

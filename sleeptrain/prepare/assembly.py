@@ -1,4 +1,4 @@
-"""Whole units to the target: shards with consecutive numbers, an index for each side, the tokenizer, the record."""
+"""The result folder, made of complete units: numbered shards, an index for each side, the tokenizer, the record."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ RECORD = "prepared.json"
 
 
 def assemble(work: Work, units: Sequence[tuple[int, UnitReport]], tokenizer: Tokenizer, record: bytes) -> None:
-    """Build `work.result` of the units, given by number and report in order; every side has a document.
+    """Build `work.result` from units, each with its number and report, in order. Every side must have a document.
 
-    Shards are moved, not copied, and where each one goes follows from the reports alone: the same call after a kill
-    moves what is left. Raises DataError when a shard is in neither place.
+    Shards are moved, not copied. The reports alone decide where each shard goes, so that the same call after a kill
+    moves the remaining shards. Raises DataError when a shard is in neither place.
     """
     totals = total(report for _, report in units)
     for side in SIDES:
         folder = work.result / side
         folder.mkdir(parents=True, exist_ok=True)
-        shards = list(_moved(work, units, side, folder))
+        shards = list(_move_shards(work, units, side, folder))
         write_index(
             folder,
             shards,
@@ -44,8 +44,8 @@ def assemble(work: Work, units: Sequence[tuple[int, UnitReport]], tokenizer: Tok
     write_whole(work.result / RECORD, record)
 
 
-def _moved(work: Work, units: Iterable[tuple[int, UnitReport]], side: str, folder: Path) -> Iterable[Shard]:
-    """The shards of one side under the names they get in `folder`, where they are when this ends."""
+def _move_shards(work: Work, units: Iterable[tuple[int, UnitReport]], side: str, folder: Path) -> Iterable[Shard]:
+    """Move the shards of one side into `folder`, and yield each with its new name."""
     count = 0
     for number, report in units:
         for shard in report.sides[side].shards:
@@ -61,4 +61,4 @@ def _move(origin: Path, target: Path, work: Work) -> None:
     if origin.exists():
         os.rename(origin, target)
     elif not target.exists():
-        raise DataError(f"{origin} is gone; remove {work.path} and call again: all is made anew")
+        raise DataError(f"{origin} is gone; remove {work.path} and call again to start anew")

@@ -1,4 +1,4 @@
-"""The folder that is to be made, where it is there already: what an earlier call made, or somebody's own."""
+"""Check the output folder when it exists already: a result of an earlier call, or a folder of somebody else."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from sleeptrain.terminal import say
 
 
 def finished(out: Path, record: dict[str, Any], force: bool) -> dict[str, Any] | None:
-    """The report of a sound earlier result, None where there is to be made one. Raises DataError for anything else.
+    """Return the report of a sound earlier result, or None if a result must be made.
 
-    record: the settings that it must have been made with. force: make it anew whatever it was made with.
+    record: the settings of this call; the earlier result must have the same. force: make a new result whatever the
+    settings of the earlier one are. Raises DataError for a folder that is neither empty nor such a result.
     """
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file; name a folder")
     if not out.is_dir() or not any(out.iterdir()):
         return None
-    # Never replaced, not even by force: this may be a folder with somebody's own files.
+    # Never replaced, not even by force: the folder may hold files of somebody else.
     if not (out / RECORD).exists():
         raise DataError(f"{out} is not empty and not a prepared corpus; name another --out")
-    found = read_checked(out / RECORD, RECORD_CHECKS, "name another --out, or move the folder away")
+    earlier = read_checked(out / RECORD, RECORD_CHECKS, "name another --out, or move the folder away")
     if force:
         return None
-    if changed := changes(found["settings"], record):
+    if changed := changes(earlier["settings"], record):
         raise DataError(f"{out} was made with other settings ({'; '.join(changed)}); name another --out or use --force")
     try:
         tokenizer = load_tokenizer(out)
@@ -39,4 +40,4 @@ def finished(out: Path, record: dict[str, Any], force: bool) -> dict[str, Any] |
     except DataError as error:
         raise DataError(f"{error}; make it anew with --force") from error
     say(f"{out} is complete and was made with the same settings: nothing to do")
-    return found["report"]
+    return earlier["report"]

@@ -1,4 +1,4 @@
-"""The files a corpus consists of, in a fixed order, and what the name of each says of its format."""
+"""The files of a corpus, in a fixed order, each with the format that its name gives."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sleeptrain.plain_files import require_plain, same_file
 from sleeptrain.prepare.walk import each_once, names_below
 
 logger = logging.getLogger(__name__)
-SHOWN = 5
+MAX_NAMES = 5
 
 STDLIB_SUFFIXES = (".py", ".txt", ".rst")
-# Third-party code, tests (their data is often deliberately broken text) and what a build writes for its own machine.
+# Third-party code, tests (their data is often broken on purpose) and files that a build writes for its own machine.
 STDLIB_EXCLUDED = (
     "site-packages",
     "dist-packages",
@@ -39,9 +39,13 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 class Source:
     """One input file.
 
-    name: as the user knows it, unique in the corpus. kind: text (the whole file is a document), lines (one a line),
-    json (one object a line) or parquet (one a row). compression: gzip, zstd or empty. size: bytes. mtime_ns: time of
-    the last change; with the size it tells that a file is still the same.
+    path: where it lies.
+    name: as the user knows it, unique in the corpus.
+    kind: `text` (the file is one document), `lines` (a document a line), `json` (an object a line) or `parquet` (a
+        document a row).
+    compression: `gzip`, `zstd` or empty.
+    size: bytes.
+    mtime_ns: time of the last change, in nanoseconds. A file with another size or time has changed.
     """
 
     path: Path
@@ -52,49 +56,50 @@ class Source:
     mtime_ns: int
 
     def check_unchanged(self) -> None:
-        """Raises DataError when the file is gone or another one than when it was listed."""
+        """Raise DataError if the file is gone or has changed since it was listed."""
         stat = _stat(self.path, self.name)
         if (stat.st_size, stat.st_mtime_ns) != (self.size, self.mtime_ns):
             raise DataError(f"{self.name} changed while the corpus was read; when it rests, begin anew with --force")
 
 
 def stdlib_inputs() -> list[Source]:
-    """The source and text files of the running Python's standard library, without tests and IDLE."""
+    """Source and text files of the running Python's standard library, without tests and IDLE."""
     root = Path(sysconfig.get_path("stdlib"))
     return [_source(root / name, name, "text", "") for name in sorted(_stdlib_names(root))]
 
 
 def folder_inputs(folder: Path, pattern: str = "*.txt", document: str = "file") -> list[Source]:
-    """The files whose name matches `pattern` in `folder`, at any depth, in the order of their names.
+    """The files in `folder`, at any depth, whose names match `pattern`, sorted by name.
 
-    Links to files and folders are followed, and each file counts once. Raises DataError: no folder, no such file, a
-    folder that cannot be listed.
+    Links to files and folders are followed, and each file counts once. Raises DataError if there is no such folder, no
+    file matches, or a folder cannot be listed.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     if not pattern or os.path.isabs(pattern) or ".." in Path(pattern).parts:
         raise DataError(f"glob {pattern!r} is not a pattern relative to the folder")
     names, left_out = each_once(folder, names_below(folder, f"**/{pattern}"))
-    _tell(str(folder), left_out)
+    _warn_left_out(str(folder), left_out)
     if not names:
         raise DataError(f"{folder}: no file matches {pattern!r}; set another glob")
     return [_source(folder / name, name, *_format(name, document)) for name in names]
 
 
 def named_inputs(patterns: Sequence[str], document: str = "file") -> list[Source]:
-    """The files that `patterns` name (paths, or globs with `**` for any depth), pattern by pattern, sorted in each.
+    """The files that `patterns` name, in the order of the patterns; the files of one pattern are sorted.
 
-    A glob names each file once, whatever links lead to it. Raises DataError: a pattern that matches no file, a folder
-    or another thing that is no plain file, a file that two patterns name, in whatever way.
+    patterns: paths, or globs with `**` for any depth. A glob yields each file once, even if several links point to it.
+    Raises DataError if a pattern matches no file, names a folder or another path that is no plain file, or names a file
+    that another pattern names too.
     """
     sources: list[Source] = []
     seen: dict[tuple[int, int] | str, str] = {}
     for pattern in patterns:
         for name in _expanded(pattern):
-            this = same_file(Path(name))
-            if this in seen:
-                raise DataError(f"{name} is given twice (also as {seen[this]}): its documents would count double")
-            seen[this] = name
+            identity = same_file(Path(name))
+            if identity in seen:
+                raise DataError(f"{name} is given twice (also as {seen[identity]}): its documents would count double")
+            seen[identity] = name
             sources.append(_source(Path(name), name, *_format(name, document)))
     return sources
 
@@ -107,14 +112,14 @@ def _expanded(pattern: str) -> list[str]:
         require_plain(Path(pattern))
         return [pattern]
     names, left_out = each_once(Path(), _globbed(pattern))
-    _tell(pattern, left_out)
+    _warn_left_out(pattern, left_out)
     if not names:
         raise DataError(f"--input {pattern}: no such file")
     return names
 
 
 def _globbed(pattern: str) -> Iterator[str]:
-    """Not by `glob` alone, which goes round and round where a folder below `**` links to one above it."""
+    """The paths that match a glob. `glob` alone would never end where a folder below `**` links to one above it."""
     parts = pattern.split("/")
     if "**" not in parts:
         yield from glob.glob(pattern)
@@ -127,15 +132,15 @@ def _globbed(pattern: str) -> Iterator[str]:
             yield from (os.path.join(folder, name) for name in names_below(Path(folder), below, hidden=False))
 
 
-def _tell(where: str, left_out: Sequence[str]) -> None:
-    """What a user may miss: a link to a disk that is not there is no reason to stop, and none to say nothing."""
+def _warn_left_out(where: str, left_out: Sequence[str]) -> None:
+    """Warn about unreadable paths, such as a link to a disk that is not mounted. They are no reason to stop."""
     if left_out:
-        more = f" and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
-        logger.warning("%s: left out, as no file can be read there: %s%s", where, ", ".join(left_out[:SHOWN]), more)
+        more = f" and {len(left_out) - MAX_NAMES} more" if len(left_out) > MAX_NAMES else ""
+        logger.warning("%s: left out, because they cannot be read: %s%s", where, ", ".join(left_out[:MAX_NAMES]), more)
 
 
 def _format(name: str, document: str) -> tuple[str, str]:
-    """Kind and compression of a file by the ends of its name."""
+    """(kind, compression) of a file, from its suffixes."""
     stem, suffix = os.path.splitext(name.lower())
     compression = COMPRESSIONS.get(suffix, "")
     inner = os.path.splitext(stem)[1] if compression else suffix
@@ -162,7 +167,7 @@ def _stat(path: Path, name: str) -> os.stat_result:
 
 def _stdlib_names(root: Path) -> Iterator[str]:
     for folder, subfolders, files in os.walk(root):
-        # Pruned in place, so that site-packages is not walked through.
+        # In place, so that os.walk skips site-packages.
         subfolders[:] = _without_excluded(subfolders)
         for file in _without_excluded(files):
             if file.endswith(STDLIB_SUFFIXES):

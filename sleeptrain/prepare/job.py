@@ -1,4 +1,4 @@
-"""Preparation from end to end: plan, tokenizer, units, assembly. The same call after a kill goes on where it was."""
+"""Preparation from end to end: plan, tokenizer, units, assembly. The same call after a kill continues the work."""
 
 from __future__ import annotations
 
@@ -27,12 +27,20 @@ from sleeptrain.prepare.worker import REPORT, Recipe, Task, unit_folder
 from sleeptrain.prepare.worker_pool import tokenise
 from sleeptrain.terminal import say
 
-FORMAT = 2  # raise it when the same settings would give other files
+FORMAT = 2  # increase it when the same settings give other files
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to make of which files. tokenizer: None trains one of `vocab_size` ids. workers: processes."""
+    """The input files, the output folder and the settings of a preparation.
+
+    tokenizer: None: train one of `vocab_size` ids.
+    max_documents: only the first documents of the corpus; None: all.
+    shard_bytes, unit_bytes, max_document_bytes: see `--shard-bytes`, `--unit-bytes` and `--max-document-bytes`.
+    skip_bad: leave out bad documents instead of stopping.
+    workers: number of processes.
+    force: replace an earlier result, or work begun with other settings.
+    """
 
     sources: Sequence[Source]
     out: Path
@@ -58,9 +66,9 @@ class Job:
                 raise DataError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
 
     def settings(self) -> dict[str, Any]:
-        """What decides the bytes of the result, as far as the documents are good."""
-        inputs = json.dumps(_described(self.sources)).encode()
-        # Longer documents are bad, and so they decide nothing but what a tokenizer is trained on.
+        """The settings that determine the bytes of the result, if no document is bad."""
+        inputs = json.dumps(_input_entries(self.sources)).encode()
+        # Without bad documents the limit affects only the text that a tokenizer is trained on.
         sampled = {} if self.tokenizer else {"max_document_bytes": self.max_document_bytes}
         return sampled | {
             "format": FORMAT,
@@ -77,26 +85,27 @@ class Job:
         }
 
     def record(self) -> dict[str, Any]:
-        """The settings that a result which is whole keeps."""
+        """The settings that a complete result records."""
         bad = {"max_document_bytes": self.max_document_bytes, "on_bad_document": "skip" if self.skip_bad else "stop"}
         return self.settings() | bad
 
 
-def _described(sources: Sequence[Source]) -> list[list[Any]]:
+def _input_entries(sources: Sequence[Source]) -> list[list[Any]]:
     return [[s.name, s.kind, s.compression, s.size, s.mtime_ns] for s in sources]
 
 
 def prepare(job: Job) -> dict[str, Any]:
-    """The report of what was there already or has been made: a summary of each side, documents left out, units.
+    """Make the result, unless it exists already, and return its report.
 
-    Raises DataError, one line, for what the user can mend.
+    The report has a summary of each side and counts of empty documents, bad documents and units. Raises DataError, one
+    line, if the user can mend the cause.
     """
     work = Work(job.out)
     if not work.path.exists() and (report := finished(job.out, job.record(), job.force)) is not None:
         return report
     units = plan_units(job.sources, job.text_field, job.unit_bytes)
     slices = [[[part.source.name, part.start, part.stop] for part in unit.slices] for unit in units]
-    plan = {"settings": job.settings(), "inputs": _described(job.sources), "units": slices}
+    plan = {"settings": job.settings(), "inputs": _input_entries(job.sources), "units": slices}
     with work.locked():
         try:
             published = work.tidy(plan, job.force)
@@ -115,15 +124,15 @@ def prepare(job: Job) -> dict[str, Any]:
 def _make(job: Job, work: Work, units: Sequence[Unit]) -> dict[str, Any]:
     try:
         tokenizer = _tokenizer(job, work, units)
-        used = _tokenised(job, work, units)
+        used = _tokenise_units(job, work, units)
     except UserError:
-        if not any(work.units.iterdir()):  # nothing that another call could go on with
+        if not any(work.units.iterdir()):  # another call has nothing to continue from
             work.remove()
         raise
     report = _summary(report for _, report in used)
     if empty := [side for side in SIDES if not report[side]["documents"]]:
-        work.remove()  # these settings can never be met
-        raise DataError(_explained(empty[0], report, job))
+        work.remove()  # no call with these settings can succeed
+        raise DataError(_empty_side_message(empty[0], report, job))
     record = json.dumps({"settings": job.record(), "report": report}, indent=2) + "\n"
     assemble(work, used, tokenizer, record.encode())
     work.publish(replace=job.force)
@@ -131,7 +140,7 @@ def _make(job: Job, work: Work, units: Sequence[Unit]) -> dict[str, Any]:
 
 
 def _tokenizer(job: Job, work: Work, units: Sequence[Unit]) -> Tokenizer:
-    """The tokenizer, which from here on is in the work folder."""
+    """Put the tokenizer into the work folder, if it is not there yet, and load it."""
     files = job.tokenizer.files if job.tokenizer else {}
     main = next(iter(files), MODEL_NAME)
     if not (work.tokenizer / main).exists():
@@ -141,13 +150,13 @@ def _tokenizer(job: Job, work: Work, units: Sequence[Unit]) -> Tokenizer:
                 units, job.text_field, job.validation_share, job.max_documents, max_bytes=job.max_document_bytes
             )
             train_tokenizer(texts, job.vocab_size, work.tokenizer / main)
-        for name in reversed(files):  # the main one last: where it is, the others are
+        for name in reversed(files):  # the main file last: once it exists, so do the others
             write_whole(work.tokenizer / name, files[name])
     return load_tokenizer(work.tokenizer)
 
 
-def _tokenised(job: Job, work: Work, units: Sequence[Unit]) -> list[tuple[int, UnitReport]]:
-    """The units of the result with their reports, in order; those of an earlier call are kept."""
+def _tokenise_units(job: Job, work: Work, units: Sequence[Unit]) -> list[tuple[int, UnitReport]]:
+    """The units of the result with their reports, in order. Units of an earlier call are reused."""
     recipe = Recipe(
         work.units,
         work.tokenizer,
@@ -157,7 +166,7 @@ def _tokenised(job: Job, work: Work, units: Sequence[Unit]) -> list[tuple[int, U
         job.skip_bad,
         job.max_document_bytes,
     )
-    reports = _whole_units(job, work, units)
+    reports = _finished_units(job, work, units)
     missing = [unit for unit in units if unit.number not in reports]
     if reports:
         say(f"{len(reports)} of {len(units)} units are there from an earlier call")
@@ -166,11 +175,11 @@ def _tokenised(job: Job, work: Work, units: Sequence[Unit]) -> list[tuple[int, U
         for task, report in tokenise(_tasks(units, reports, job.max_documents), recipe, workers, progress.tick):
             reports[task.unit.number] = report
             progress.advance(task.unit.weight)
-        return list(_used(units, reports, job.max_documents, recipe, progress))
+        return list(_result_units(units, reports, job.max_documents, recipe, progress))
 
 
-def _whole_units(job: Job, work: Work, units: Sequence[Unit]) -> dict[int, UnitReport]:
-    found = {}
+def _finished_units(job: Job, work: Work, units: Sequence[Unit]) -> dict[int, UnitReport]:
+    reports = {}
     for unit in units:
         path = unit_folder(work.units, unit.number) / REPORT
         if path.exists():
@@ -180,66 +189,68 @@ def _whole_units(job: Job, work: Work, units: Sequence[Unit]) -> dict[int, UnitR
                 if not job.force:
                     raise
                 continue
-            if _is_what_is_made_now(report, job):
-                found[unit.number] = report
-    return found
+            if _is_reusable(report, job):
+                reports[unit.number] = report
+    return reports
 
 
-def _is_what_is_made_now(report: UnitReport, job: Job) -> bool:
-    """Of the settings only these two may be others than when the unit was made: what to do with a bad document, and
-    how long a good one may be."""
+def _is_reusable(report: UnitReport, job: Job) -> bool:
+    """True if `job` would make the same unit.
+
+    Only `skip_bad` and `max_document_bytes` can differ from the settings of the call that made it.
+    """
     if report.max_document_bytes == job.max_document_bytes:
         return job.skip_bad or not report.bad
     return not report.bad and report.max_document_bytes < job.max_document_bytes
 
 
 def _tasks(units: Sequence[Unit], reports: Mapping[int, UnitReport], max_documents: int | None) -> Iterator[Task]:
-    """The units that lack a report, until those in front of all gaps hold enough documents."""
-    front = documents = 0
+    """The units without a report. Ends once the units before the first missing report hold `max_documents`."""
+    first_missing = documents = 0
     for unit in units:
-        while front in reports:
-            documents += reports[front].documents
-            front += 1
+        while first_missing in reports:
+            documents += reports[first_missing].documents
+            first_missing += 1
         if max_documents is not None and documents >= max_documents:
             return
         if unit.number not in reports:
             yield Task(unit, max_documents)
 
 
-def _used(
+def _result_units(
     units: Sequence[Unit],
     reports: Mapping[int, UnitReport],
     max_documents: int | None,
     recipe: Recipe,
     progress: Progress,
 ) -> Iterator[tuple[int, UnitReport]]:
-    """The units of the first `max_documents` documents; the last of them is made anew where it has too many."""
-    left = max_documents
+    """The units that hold the first `max_documents` documents. The last one is made anew if it has too many."""
+    remaining = max_documents
     for unit in units:
         report = reports[unit.number]
-        if left is not None:
-            if report.documents > left:
-                ((_, report),) = tokenise(iter([Task(unit, left)]), recipe, 1, progress.tick)
-            left -= report.documents
+        if remaining is not None:
+            if report.documents > remaining:
+                ((_, report),) = tokenise(iter([Task(unit, remaining)]), recipe, 1, progress.tick)
+            remaining -= report.documents
         yield unit.number, report
-        if left == 0:
+        if remaining == 0:
             return
 
 
 def _summary(reports: Iterable[UnitReport]) -> dict[str, Any]:
-    counted = list(reports)
-    totals = total(counted)
+    unit_reports = list(reports)
+    totals = total(unit_reports)
     sides = {side: tally.summary() for side, tally in totals.sides.items()}
     left_out = {"empty": totals.empty, "bad": totals.bad, "first_bad": totals.first_bad}
-    return {**sides, **left_out, "units": len(counted)}
+    return {**sides, **left_out, "units": len(unit_reports)}
 
 
-def _explained(side: str, report: dict[str, Any], job: Job) -> str:
+def _empty_side_message(side: str, report: dict[str, Any], job: Job) -> str:
     documents = sum(report[name]["documents"] for name in SIDES)
     if not documents:
         return f"no document in {len(job.sources)} files: {report['empty']} are empty, {report['bad']} bad"
-    way = "larger" if side == "validation" else "smaller"
+    size = "larger" if side == "validation" else "smaller"
     return (
         f"none of {documents} documents is on the {side} side at --validation-share {job.validation_share}: "
-        f"set a {way} one, or give more documents"
+        f"set a {size} one, or give more documents"
     )

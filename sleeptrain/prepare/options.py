@@ -1,4 +1,4 @@
-"""The command line options that say which text a tool reads, and how."""
+"""The command-line options that select the text that a tool reads."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sleeptrain.prepare.readers import MAX_DOCUMENT_BYTES
 def add_input_options(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--stdlib", action="store_true", help="the running Python's standard library")
-    source.add_argument("--folder", type=Path, help="a folder, whose files --glob names")
+    source.add_argument("--folder", type=Path, help="a folder; --glob selects its files")
     source.add_argument(
         "--input",
         nargs="+",
         metavar="FILE",
-        help="files or globs: .jsonl .ndjson .json (an object a line), .parquet, any other is UTF-8 text; all but "
+        help="files or globs: .jsonl .ndjson .json (an object a line), .parquet; any other is UTF-8 text. All except "
         "parquet also as .gz or .zst",
     )
     parser.add_argument("--glob", default="*.txt", help="the files of --folder, at any depth (default: %(default)s)")
@@ -35,8 +35,8 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         "--max-document-bytes",
         type=int,
         default=MAX_DOCUMENT_BYTES,
-        help="a document with more is bad: more of text, or a longer line in a JSON file. A process takes 300 MiB and "
-        "80 times so much, with a Hugging Face tokenizer 500 times (default: %(default)s)",
+        help="a document with more bytes of text, or of a JSON line, is bad. A process takes 300 MiB plus 80 times "
+        "this limit, with a Hugging Face tokenizer 500 times (default: %(default)s)",
     )
     parser.add_argument(
         "--validation-share", type=float, default=0.05, help="share of the documents held out (default: %(default)s)"

@@ -1,4 +1,4 @@
-"""Text columns of parquet files, through pyarrow, which is needed for them only."""
+"""Text columns of parquet files. Only these files need pyarrow."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from sleeptrain.errors import DataError
 from sleeptrain.prepare.inputs import Source
 from sleeptrain.prepare.unpack import CHUNK_BYTES
 
-BATCH_ROWS = 16  # held at once, so few: each may be as long as a document may be
+BATCH_ROWS = 16  # held at once; few, since each may have max_document_bytes
 
 
 def row_group_bytes(source: Source, text_field: str) -> list[int]:
     """The unpacked size of the text column in each row group, in bytes.
 
-    Raises DataError: pyarrow is not installed, not a parquet file, or it has no such column of strings.
+    Raises DataError if pyarrow is not installed, the file is no parquet file, or it has no such column of strings.
     """
     with _opened(source) as file:
         column = _column(file, source, text_field)
@@ -25,9 +25,9 @@ def row_group_bytes(source: Source, text_field: str) -> list[int]:
 
 
 def rows(source: Source, text_field: str, start: int, stop: int) -> Iterator[tuple[int, Any]]:
-    """Row numbers of the file, from 1, and their texts, of the row groups [start, stop). Raises DataError.
+    """(row number in the file, from 1; text) of each row in the row groups [start, stop). Raises DataError.
 
-    A text is a pyarrow.Buffer of UTF-8, which knows its size and is a part of the batch, or None for null.
+    A text is a pyarrow.Buffer of UTF-8 (a view of the batch, with its size), or None for null.
     """
     with _opened(source) as file:
         number = sum(file.metadata.row_group(index).num_rows for index in range(start))
@@ -46,7 +46,7 @@ def _opened(source: Source) -> Iterator[Any]:
     except ImportError as error:
         raise DataError(f"{source.name}: pyarrow is not installed: pip install 'sleeptrain[data]'") from error
     try:
-        # Page by page: without these two it takes whole row groups into memory.
+        # These two make pyarrow read page by page; else it loads whole row groups.
         with pyarrow.parquet.ParquetFile(source.path, pre_buffer=False, buffer_size=CHUNK_BYTES) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as error:
@@ -54,14 +54,15 @@ def _opened(source: Source) -> Iterator[Any]:
 
 
 def _column(file: Any, source: Source, text_field: str) -> int:
-    """The place of the text column among the columns on the disk."""
+    """The index of the text column among the columns of the file."""
     import pyarrow
 
     schema = file.schema_arrow
-    found = schema.names.count(text_field)
-    if found != 1:
+    count = schema.names.count(text_field)
+    if count != 1:
         raise DataError(
-            f"{source.name} has {found or 'no'} column {text_field!r} (--text-field), but: {', '.join(schema.names)}"
+            f"{source.name} has {count or 'no'} column {text_field!r} (--text-field); its columns: "
+            f"{', '.join(schema.names)}"
         )
     kind = schema.field(text_field).type
     if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):

@@ -1,4 +1,4 @@
-"""How far preparation is: a bar on a terminal, a line a minute elsewhere."""
+"""Progress of a preparation: a bar on a terminal, else a line a minute."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ LINE_SECONDS = 60.0
 
 class Progress(Protocol):
     def tick(self, documents: int, num_bytes: int) -> None:
-        """So many more documents and bytes of text are tokenised."""
+        """Add documents and bytes of text that have been tokenised."""
 
     def advance(self, weight: int) -> None:
-        """A unit of this weight is whole."""
+        """A unit of this weight is complete."""
 
 
 @contextlib.contextmanager
 def shown(units: int, weight: int) -> Iterator[Progress]:
-    """The progress of `units` units that weigh `weight` in all, on standard error while the block runs."""
+    """Show progress on standard error while the block runs. weight: of all `units` units together."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _Lines(_Counts(units, weight))
@@ -38,7 +38,7 @@ def shown(units: int, weight: int) -> Iterator[Progress]:
 
 
 class _Counts:
-    """What is done in this call."""
+    """Counts of the work done by this call."""
 
     def __init__(self, units: int, weight: int) -> None:
         self.units, self.weight = units, weight

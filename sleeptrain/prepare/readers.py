@@ -1,4 +1,4 @@
-"""The documents of a slice, one after the other, in a memory that does not grow with the file."""
+"""Read the documents of a slice one by one. The memory this takes does not grow with the file."""
 
 from __future__ import annotations
 
@@ -21,23 +21,26 @@ MAX_DOCUMENT_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class Bad:
-    """What should be a document and is not: why, and which line of the slice or row of the file, counted from 1."""
+    """An entry of a file that is no valid document.
+
+    reason: why. place: its line in the slice, or its row in the parquet file, from 1; 0 if the file is one document.
+    """
 
     reason: str
     place: int = 0
 
 
 def documents(part: Slice, text_field: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> Iterator[str | Bad]:
-    """The texts of a slice in order, character for character (line ends inside a document are kept).
+    """The texts of a slice, in order and unchanged: line ends inside a document stay.
 
-    A document that has more than `max_bytes` (of its text; of its whole line where the file is JSON) is bad, and no
-    more than that of it is ever held. Raises DataError: the file is gone, unreadable, cut short or damaged as a whole.
+    A document with more than `max_bytes` (of its text, or of its line in a JSON file) is bad; at most `max_bytes` of it
+    are in memory. Raises DataError if the file is gone, unreadable, cut short or damaged.
     """
     source = part.source
     try:
         match source.kind:
             case "text":
-                yield _whole_file(source, max_bytes)
+                yield _file_text(source, max_bytes)
             case "lines":
                 for number, line in _lines(part, max_bytes):
                     yield line if isinstance(line, Bad) else decoded(line, number)
@@ -54,7 +57,7 @@ def documents(part: Slice, text_field: str, max_bytes: int = MAX_DOCUMENT_BYTES)
 
 
 def locate(part: Slice, bad: Bad) -> str:
-    """Where a bad document stands, for the user: reads the file up to there when the slice begins inside it."""
+    """The file and line or row of a bad document, for a message. Counts the lines before the slice by reading them."""
     if part.source.kind == "text":
         return part.source.name
     if part.source.kind == "parquet":
@@ -73,7 +76,7 @@ def _too_long(size: str, max_bytes: int, place: int = 0) -> Bad:
     return Bad(f"it has {size} bytes, more than --max-document-bytes {max_bytes}, which can be raised", place)
 
 
-def _whole_file(source: Source, max_bytes: int) -> str | Bad:
+def _file_text(source: Source, max_bytes: int) -> str | Bad:
     if not source.compression and source.size > max_bytes:
         return _too_long(f"{source.size:,}", max_bytes)
     with unpacked(source) as file:
@@ -111,20 +114,20 @@ def _json_text(line: bytes, number: int, text_field: str) -> str | Bad:
 
 
 def _lines(part: Slice, max_bytes: int) -> Iterator[tuple[int, bytes | Bad]]:
-    """The lines that begin inside the slice, from 1, without their ends (a newline, or a carriage return before it)."""
+    r"""(number from 1, line) of each line that begins inside the slice, without its line end (`\n` or `\r\n`)."""
     with unpacked(part.source) as file:
-        place = _first_line(file, part)
-        stop = sys.maxsize if part.source.compression else part.stop  # of a packed file the slice is all of it
+        position = _first_line(file, part)
+        stop = sys.maxsize if part.source.compression else part.stop  # a slice of a compressed file is the whole file
         for number in itertools.count(1):
-            if place >= stop or not (line := file.readline(max_bytes + 2)):
+            if position >= stop or not (line := file.readline(max_bytes + 2)):
                 return
-            place += len(line)
+            position += len(line)
             content = _without_end(line)
             if len(content) <= max_bytes:
                 yield number, content
             else:
                 rest, end = _skip_line(file, line)
-                place += rest
+                position += rest
                 yield number, _too_long(f"{len(line) + rest - end:,}", max_bytes, number)
 
 
@@ -133,19 +136,20 @@ def _without_end(line: bytes) -> bytes:
 
 
 def _first_line(file: BinaryIO, part: Slice) -> int:
-    """Go to the first line that begins inside the slice, or behind the slice where none does; the place in the file."""
+    """Seek to the first line that begins inside the slice, or after the slice if none does. Returns the position."""
     if not part.start:
         return 0
-    place = file.seek(part.start - 1)
-    while place < part.stop and (piece := file.readline(CHUNK_BYTES)):  # at once where a newline is before the slice
-        place += len(piece)
+    position = file.seek(part.start - 1)
+    # If a line begins at `part.start`, the first read gives only the newline of the line above.
+    while position < part.stop and (piece := file.readline(CHUNK_BYTES)):
+        position += len(piece)
         if piece.endswith(b"\n"):
             break
-    return place
+    return position
 
 
 def _skip_line(file: BinaryIO, begun: bytes) -> tuple[int, int]:
-    """Read on to the end of a line of which `begun` is read; the bytes read, and how many of the line are its end."""
+    """Skip the rest of a line that starts with `begun`. Returns (bytes read, bytes of the line end)."""
     count, last = 0, begun[-2:]
     while not last.endswith(b"\n") and (piece := file.readline(CHUNK_BYTES)):
         count += len(piece)
@@ -154,13 +158,13 @@ def _skip_line(file: BinaryIO, begun: bytes) -> tuple[int, int]:
 
 
 def _lines_before(part: Slice) -> int:
-    """The lines of the file that begin before the slice."""
+    """How many lines of the file begin before the slice."""
     if part.source.compression or not part.start:
         return 0
-    count, left, last = 0, part.start, b""
+    count, remaining, last = 0, part.start, b""
     with part.source.path.open("rb") as file:
-        while chunk := file.read(min(CHUNK_BYTES, left)):
+        while chunk := file.read(min(CHUNK_BYTES, remaining)):
             count += chunk.count(b"\n")
-            left -= len(chunk)
+            remaining -= len(chunk)
             last = chunk[-1:]
     return count + (last != b"\n")

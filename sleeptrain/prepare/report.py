@@ -1,4 +1,4 @@
-"""What was counted while text became tokens."""
+"""Counts of documents, bytes and tokens of a preparation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from sleeptrain.prepare.work_schema import UNIT_CHECKS, read_checked
 
 @dataclass
 class Tally:
-    """One side: documents, tokens (BOS and EOS counted), num_bytes of text, tokens of the longest document, shards."""
+    """Counts of one side.
+
+    tokens: with BOS and EOS. num_bytes: of text. longest: tokens of the longest document.
+    """
 
     documents: int = 0
     tokens: int = 0
@@ -30,7 +33,7 @@ class Tally:
         self.longest = max(self.longest, tokens)
 
     def summary(self) -> dict[str, Any]:
-        """As the user sees it."""
+        """The counts that the user sees."""
         return {
             "documents": self.documents,
             "tokens": self.tokens,
@@ -41,9 +44,12 @@ class Tally:
 
 @dataclass
 class UnitReport:
-    """One unit: each side, what was left out as empty or bad, and the first bad one in words.
+    """Counts of one unit.
 
-    max_document_bytes: above which a document was bad; 0 in the total of units, which may differ in it.
+    sides: counts by side.
+    empty, bad: number of documents left out because they are empty or bad.
+    first_bad: place and reason of the first bad document.
+    max_document_bytes: a document with more was bad. 0 in a total of units, which may have different limits.
     """
 
     sides: dict[str, Tally] = field(default_factory=lambda: {name: Tally() for name in SIDES})
@@ -65,16 +71,16 @@ class UnitReport:
 
     @classmethod
     def read(cls, path: Path) -> UnitReport:
-        """The report that `to_json` wrote. Raises DataError: damaged."""
-        found = read_checked(path, UNIT_CHECKS, "make it anew with --force")
-        for name, tally in found["sides"].items():
+        """The report that `to_json` wrote. Raises DataError if it is damaged."""
+        content = read_checked(path, UNIT_CHECKS, "make it anew with --force")
+        for name, tally in content["sides"].items():
             tally["shards"] = [Shard(**shard) for shard in tally["shards"]]
-            found["sides"][name] = Tally(**tally)
-        return cls(**{known.name: found[known.name] for known in fields(cls)})
+            content["sides"][name] = Tally(**tally)
+        return cls(**{entry.name: content[entry.name] for entry in fields(cls)})
 
 
 def total(reports: Iterable[UnitReport]) -> UnitReport:
-    """The sum of units in order; its shards are named as their own units name them."""
+    """The sum of the reports, with all shards in order under the names that they have in their units."""
     result = UnitReport()
     for report in reports:
         for name, tally in report.sides.items():

@@ -1,4 +1,4 @@
-"""The text a tokenizer is trained on: a sample of the training side."""
+"""The text that a tokenizer is trained on: a sample of the training side."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sleeptrain.prepare.split import side
 from sleeptrain.prepare.units import Unit
 
 SAMPLE_CHARACTERS = 32 * 2**20
-SAMPLE_UNITS = 256  # the most that are opened
+SAMPLE_UNITS = 256  # at most so many are opened
 
 
 def sample(
@@ -21,17 +21,17 @@ def sample(
     wanted: str = "train",
     max_bytes: int = MAX_DOCUMENT_BYTES,
 ) -> Iterator[str]:
-    """Documents of the side `wanted`, from units spread evenly over the corpus, of `characters` in all at most.
+    """Documents of the side `wanted`, at most `characters` in total, from units spread evenly over the corpus.
 
-    Every unit gives the same share from its beginning on; what a short one leaves goes to those behind it. With
-    `max_documents` only the first so many of the corpus are looked at, in order. What is no document, or has more than
-    `max_bytes`, is passed over. Raises DataError when a file cannot be read.
+    Every unit gives an equal share of the characters, from its beginning; later units share what a short unit does not
+    fill. With `max_documents` only that many documents are read, from the first one on. Bad documents and documents of
+    more than `max_bytes` are skipped. Raises DataError if a file cannot be read.
     """
     step = 1 if max_documents is not None else -(-len(units) // SAMPLE_UNITS) or 1
     chosen = units[::step]
     documents_left = max_documents
-    for place, unit in enumerate(chosen):
-        share = characters if max_documents is not None else -(-characters // (len(chosen) - place))
+    for index, unit in enumerate(chosen):
+        share = characters if max_documents is not None else -(-characters // (len(chosen) - index))
         for text in _texts(unit, text_field, max_bytes):
             if share <= 0 or documents_left == 0:
                 break

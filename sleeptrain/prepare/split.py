@@ -10,8 +10,8 @@ SIDES = ("train", "validation")
 def side(text: str, validation_share: float) -> str:
     """The side of `text`, one of SIDES: a hash of its words, compared with the share.
 
-    Every copy of a text is on the same side, under whatever name and in whatever format, also where only its runs of
-    whitespace differ; what else the corpus holds has no influence, so the sides stay as it grows.
+    All copies of a text are on one side, whatever their file, format and whitespace are. Other documents do not matter,
+    so that a document stays on its side when the corpus grows.
     """
     digest = hashlib.sha256(" ".join(text.split()).encode()).digest()
     return "validation" if int.from_bytes(digest[:6], "big") < validation_share * 2**48 else "train"

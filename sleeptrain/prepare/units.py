@@ -1,4 +1,4 @@
-"""Units of work: what one process tokenises at a time, a function of the inputs alone."""
+"""Units of work. A process tokenises one unit at a time; the inputs alone decide the units."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from sleeptrain.prepare.inputs import Source
 from sleeptrain.prepare.parquet import row_group_bytes
 
 UNIT_BYTES = 64 * 2**20  # of text, about
-PACKED = 4  # bytes of text that a byte of a compressed file holds, about
+PACKED = 4  # bytes of text per byte of a compressed file, about
 
 
 @dataclass(frozen=True)
 class Slice:
     """A part of a file.
 
-    Of a plain file of lines: the lines that begin in the bytes [start, stop). Of a parquet file: the row groups
-    [start, stop). Of any other: all of it. weight: its text in bytes, about.
+    start, stop: in an uncompressed file of lines, the slice has the lines that begin in the bytes [start, stop); in a
+        parquet file, the row groups [start, stop). Of any other file the slice is the whole file.
+    weight: bytes of text, about.
     """
 
     source: Source
@@ -28,7 +29,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Unit:
-    """Consecutive slices of the corpus; `number` is the unit's place in it."""
+    """Consecutive slices of the corpus. number: the index of the unit in the corpus."""
 
     number: int
     slices: tuple[Slice, ...]
@@ -39,15 +40,15 @@ class Unit:
 
     @property
     def label(self) -> str:
-        """The unit as a message names it."""
+        """The name of the unit in messages."""
         first, last = self.slices[0].source.name, self.slices[-1].source.name
         return f"unit {self.number} ({first})" if first == last else f"unit {self.number} ({first} to {last})"
 
 
 def plan_units(sources: Sequence[Source], text_field: str, unit_bytes: int = UNIT_BYTES) -> list[Unit]:
-    """Units of about `unit_bytes` of text: large files cut where their format allows it, small ones put together.
+    """Units of about `unit_bytes` of text. Small files share a unit; large files are cut if their format allows it.
 
-    Reads nothing but the footers of parquet files. Raises DataError when one of these cannot be read.
+    Reads only the footers of parquet files. Raises DataError if one cannot be read.
     """
     groups: list[list[Slice]] = []
     weight = 0

@@ -1,4 +1,4 @@
-"""Files to read that may be packed: as their content, of which a few pieces are held at a time."""
+"""The content of files that may be compressed. Only a few pieces of it are in memory at a time."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from sleeptrain.errors import DataError
 from sleeptrain.prepare.inputs import Source
 
 CHUNK_BYTES = 2**20
-# Given to zstd at a time, and small for what it may become: 128 KiB for each four bytes, so 8 MiB at most.
+# Bytes per call of zstd. Few, since four bytes may unpack to 128 KiB: a call yields at most 8 MiB.
 PACKED_BYTES = 2**8
-ZSTD_WINDOW = 2**31  # the largest that the command `zstd --long` makes, and takes to be unpacked
+ZSTD_WINDOW = 2**31  # the largest window of the command `zstd --long`
 
 
 def unpacked(source: Source) -> BinaryIO:
-    """The content of a file, which is read in pieces of CHUNK_BYTES. Raises DataError: a package is not installed."""
+    """The content of a file, read in pieces of CHUNK_BYTES. Raises DataError if a package is not installed."""
     if source.compression == "zstd":
         return io.BufferedReader(_ZstdFrames(source), CHUNK_BYTES)
     if source.compression:
@@ -25,9 +25,10 @@ def unpacked(source: Source) -> BinaryIO:
 
 
 class _ZstdFrames(io.RawIOBase):
-    """The content of a zstd file, frame by frame: the library's own reader takes a frame cut short for a whole one.
+    """The content of a zstd file, frame by frame.
 
-    Reading raises DataError where the file is damaged or cut short.
+    The library's own reader does not notice that a frame is cut short. Reading raises DataError if the file is damaged
+    or cut short.
     """
 
     def __init__(self, source: Source) -> None:
@@ -59,7 +60,7 @@ class _ZstdFrames(io.RawIOBase):
         self._begun = False
 
     def _unpack(self) -> bool:
-        """Unpack the next piece, which may be none; False at the end of the file."""
+        """Unpack the next piece, which may be empty. Returns False at the end of the file."""
         self._packed = self._packed or self._file.read(PACKED_BYTES)
         if not self._packed:
             if self._begun:

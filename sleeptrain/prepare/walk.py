@@ -1,4 +1,4 @@
-"""The files below a folder: links are followed, and each file counts once, however many names lead to it."""
+"""The files below a folder. Links are followed, and each file counts once, however many names it has."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from sleeptrain.plain_files import same_file
 def names_below(folder: Path, pattern: str, hidden: bool = True) -> Iterator[str]:
     """Names below `folder`, relative to it, that match `pattern` part by part (`**`: any number of folders).
 
-    Each real folder is looked through once: by the name without links where there is one, else by the first link that
-    leads to it; links that lead round in circles end there. Links that lead nowhere are among the names, whatever they
-    are called. hidden: whether `*` also stands for names that begin with a dot. Raises DataError where a folder cannot
-    be listed.
+    Each folder is listed once, under its name without links if it has one, else under the first link to it; this also
+    ends circles of links. Broken links are yielded whatever their names are.
+    hidden: `*` also matches names that begin with a dot. Raises DataError if a folder cannot be listed.
     """
     parts = PurePosixPath(pattern).parts
     seen: set[tuple[int, int] | str] = set()
     linked = deque([""])
     while linked:
-        inside = [linked.popleft()]
-        while inside:
-            place = inside.pop()
-            if (this := same_file(folder / place)) in seen:
+        pending = [linked.popleft()]
+        while pending:
+            place = pending.pop()
+            if (identity := same_file(folder / place)) in seen:
                 continue
-            seen.add(this)
+            seen.add(identity)
             for entry in _entries(folder / place):
                 name = f"{place}/{entry.name}" if place else entry.name
-                if os.path.isdir(entry.path):  # unlike the entry's own, it raises nothing for a link to itself
-                    (linked if entry.is_symlink() else inside).append(name)
+                if os.path.isdir(entry.path):  # DirEntry.is_dir() raises OSError for a link to itself
+                    (linked if entry.is_symlink() else pending).append(name)
                 elif matches(name.split("/"), parts, hidden) or not os.path.exists(entry.path):
                     yield name
 
 
 def each_once(folder: Path, names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """(names of plain files, sorted, each file once; what was left out, and why) of names relative to `folder`.
+    """Return (names of plain files, names left out with the reason). All names are relative to `folder`.
 
-    Of several names of one file the first counts, one that is no link before links.
+    The plain files are sorted, and each file is in the list once: under its first name that is no link, else under its
+    first link.
     """
     chosen: dict[tuple[int, int] | str, str] = {}
     left_out = []
@@ -60,7 +60,7 @@ def each_once(folder: Path, names: Iterable[str]) -> tuple[list[str], list[str]]
 
 
 def matches(names: Sequence[str], parts: Sequence[str], hidden: bool = True) -> bool:
-    """Whether the parts of a path match those of a pattern."""
+    """True if the parts of a path match the parts of a pattern."""
     if not parts:
         return not names
     if parts[0] == "**" and matches(names, parts[1:], hidden):

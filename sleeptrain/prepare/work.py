@@ -1,8 +1,8 @@
-"""The work folder: all that a killed preparation needs to go on, beside its target until the target is whole.
+"""The work folder: the state from which a killed preparation continues. It lies beside the target.
 
-`plan.json` says what is being made, `units/` holds the units that are whole, `tokenizer/` the tokenizer, `result/` the
-target while it is put together. When that is whole, the file `publishing` is made, then `result` takes the target's
-name, then the work folder goes.
+`plan.json` holds the settings and inputs, `units/` the complete units, `tokenizer/` the tokenizer and `result/` the
+target while it is put together. When `result/` is complete, the file `publishing` is made, then `result/` gets the name
+of the target, then the work folder is removed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DIFFERENCES_SHOWN = 5
 
 
 class Work:
-    """The work folder of the target `out`; none is made before `locked`."""
+    """The work folder of the target `out`. `locked` makes the folder."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -39,15 +39,16 @@ class Work:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folder and keep other calls away from it. Raises LeaseError where one is at work, anywhere."""
+        """Make the folder and lock it. Raises LeaseError if another call, on any machine, works in it."""
         with self._lease:
             self._lease.take(os.environ.get("SLURM_JOB_ID"))
             yield
 
     def tidy(self, plan: dict[str, Any], force: bool) -> bool:
-        """Clear what is of no use; whether this very call was killed before, when its target already had its name.
+        """Remove leftovers. Returns True if a killed call with the same plan had already published its target.
 
-        What was begun with another plan is refused (DataError, with the differences), or cleared with `force`.
+        Work that was begun with another plan is removed with `force`; else it raises DataError, which lists the
+        differences.
         """
         published = self._publishing.exists() and not self.result.exists()
         begun = self._begun_plan(force)
@@ -56,8 +57,8 @@ class Work:
         elif begun != plan:
             if not force:
                 raise DataError(
-                    f"{self.path} holds a preparation that was begun otherwise ({_differences(begun, plan)}); "
-                    f"repeat that call, name another --out, or drop it with --force"
+                    f"{self.path} holds a preparation that was begun with other settings or inputs "
+                    f"({_differences(begun, plan)}); repeat that call, name another --out, or drop it with --force"
                 )
             self._clear()
         else:
@@ -70,24 +71,27 @@ class Work:
             write_whole(self._plan, json.dumps(plan).encode())
 
     def publish(self, replace: bool) -> None:
-        """Give `result` the name of the target; an earlier target goes with the work folder."""
+        """Give `result` the name of the target. An earlier target moves into the work folder, to be removed with it."""
         self._lease.check()
         self._publishing.touch()
         sync(self.path)
         if self.out.exists():
             if any(self.out.iterdir()) and not replace:
-                raise DataError(f"{self.out} came to be meanwhile and is not empty; move it away and call again")
+                raise DataError(f"{self.out} has appeared meanwhile and is not empty; move it away and call again")
             os.rename(self.out, self.path / "replaced")
         os.rename(self.result, self.out)
         sync(self.out.parent)
 
     def remove(self) -> None:
-        """What is left after a kill in here has no plan, and is cleared at the next call."""
+        """Remove the work folder. If a kill interrupts this, no plan is left, and the next call clears the rest."""
         self._clear()
         shutil.rmtree(self.path)
 
     def _begun_plan(self, force: bool) -> dict[str, Any] | None:
-        """None where there is none, or a damaged one that `force` drops. Raises DataError for a damaged one."""
+        """The plan of the work so far; None if there is none.
+
+        Raises DataError if the plan is damaged; with `force` it returns None instead.
+        """
         if not self._plan.exists():
             return None
         try:
@@ -98,36 +102,36 @@ class Work:
             return None
 
     def _clear_partial(self) -> None:
-        """Remove what killed processes were writing: its names begin with a dot."""
+        """Remove the partial files of killed processes: their names begin with a dot."""
         folders = (self.path, self.units, self.tokenizer, self.result, *(self.result / side for side in SIDES))
-        for left in [path for folder in folders if folder.is_dir() for path in folder.glob(".*")]:
-            if left.is_dir():
-                shutil.rmtree(left)
+        for path in [path for folder in folders if folder.is_dir() for path in folder.glob(".*")]:
+            if path.is_dir():
+                shutil.rmtree(path)
             else:
-                left.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
     def _clear(self) -> None:
-        """Empty the folder, but for the lease: first the plan, so that no half cleared folder is taken for a whole."""
+        """Remove all except the lease. The plan goes first: without it nobody continues from a half cleared folder."""
         self._plan.unlink(missing_ok=True)
         for path in self.path.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path != self._lease.path:
-                path.unlink(missing_ok=True)  # another call that asks for the lease has a file for a moment
+                path.unlink(missing_ok=True)  # a temporary file of a call that requests the lease may be gone
 
 
 def changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The settings that differ, in words."""
+    """The settings that differ, each with its old and new value."""
     return [f"{name} {earlier.get(name)}, now {now[name]}" for name in now if earlier.get(name) != now[name]]
 
 
 def _differences(begun: dict[str, Any], plan: dict[str, Any]) -> str:
-    found = changes(begun["settings"], plan["settings"])
+    differences = changes(begun["settings"], plan["settings"])
     before = {name: entry for name, *entry in begun["inputs"]}
     after = {name: entry for name, *entry in plan["inputs"]}
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) != after.get(name):
             how = "changed" if name in before and name in after else "gone" if name in before else "new"
-            found.append(f"{name} {how}")
-    more = len(found) - DIFFERENCES_SHOWN
-    return "; ".join(found[:DIFFERENCES_SHOWN]) + (f"; {more} more" if more > 0 else "")
+            differences.append(f"{name} {how}")
+    num_more = len(differences) - DIFFERENCES_SHOWN
+    return "; ".join(differences[:DIFFERENCES_SHOWN]) + (f"; {num_more} more" if num_more > 0 else "")

@@ -1,4 +1,4 @@
-"""What the JSON files of a work folder and of a result may hold: what is read of them is there and of its kind."""
+"""Checks of the JSON files of a work folder and of a result: each field that is read exists and has the right type."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ SHOWN = 60
 
 
 def read_checked(path: Path, checks: Mapping[str, Check], way_out: str) -> dict[str, Any]:
-    """The object in a file. Raises DataError, which ends in `way_out`, where a field that is checked is not there or
-    not of its kind; others do not matter."""
-    found = read_json(path, way_out)
+    """The object in a JSON file. Fields without a check are ignored.
+
+    Raises DataError, which ends in `way_out`, if a field with a check is missing or fails it.
+    """
+    content = read_json(path, way_out)
     for name, check in checks.items():
-        if name not in found:
+        if name not in content:
             raise DataError(f"{path} is not what it should be: it has no {name}; {way_out}")
-        if not check(found[name]):
-            text = repr(found[name])
+        if not check(content[name]):
+            text = repr(content[name])
             shown = text if len(text) <= SHOWN else text[:SHOWN] + "…"
             raise DataError(f"{path} is not what it should be: its {name} is {shown}; {way_out}")
-    return found
+    return content
 
 
 def _is_settings(value: Any) -> bool:
@@ -44,7 +46,7 @@ _SUMMARY = dict.fromkeys(("documents", "tokens", "bytes_per_token", "longest"), 
 PLAN_CHECKS: Mapping[str, Check] = {
     "settings": _is_settings,
     "inputs": list_of(_is_input),
-    "units": lambda value: isinstance(value, list),  # compared as a whole
+    "units": lambda value: isinstance(value, list),  # only compared, never read
 }
 UNIT_CHECKS: Mapping[str, Check] = {
     "sides": exactly(dict.fromkeys(SIDES, exactly(_TALLY))),

@@ -1,4 +1,4 @@
-"""One unit of text to shards, and the process that does so for unit after unit."""
+"""Tokenise a unit of text to shards, and the worker process that does this for one unit after another."""
 
 from __future__ import annotations
 
@@ -28,12 +28,15 @@ from sleeptrain.prepare.units import Slice, Unit
 REPORT = "report.json"
 TICK_SECONDS = 0.5
 
-Tick = Callable[[int, int], None]  # documents and bytes of text that have been tokenised since the last call
+Tick = Callable[[int, int], None]  # documents and bytes of text tokenised since the last call
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is the same for all units: where they go, the tokenizer's file or folder, how text is read and shared."""
+    """Settings common to all units.
+
+    folder: of the units. tokenizer: file or folder. The others: see `Job`.
+    """
 
     folder: Path
     tokenizer: Path
@@ -46,7 +49,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Task:
-    """A unit to tokenise, of which the first `limit` documents count (None: all)."""
+    """A unit to tokenise. limit: only its first documents; None: all."""
 
     unit: Unit
     limit: int | None = None
@@ -57,10 +60,10 @@ def unit_folder(folder: Path, number: int) -> Path:
 
 
 def tokenise_unit(task: Task, recipe: Recipe, tokenizer: Tokenizer, tick: Tick) -> UnitReport:
-    """Write the unit's folder, whole or not at all: shards of each side, and the report.
+    """Write the folder of a unit (shards of each side, report), complete or not at all, and return the report.
 
-    The same unit gives the same bytes, also where the folder is replaced. Raises DataError: a file cannot be read or
-    has changed, or holds a bad document and these are not skipped.
+    The same unit gives the same bytes; an existing folder is replaced. Raises DataError if a file cannot be read, has
+    changed, or has a bad document and `recipe.skip_bad` is False.
     """
     report = UnitReport(max_document_bytes=recipe.max_document_bytes)
     ticker = _Ticker(tick)
@@ -88,7 +91,7 @@ def _writer(folder: Path, tokenizer: Tokenizer, shard_bytes: int) -> ShardWriter
 
 
 def _texts(task: Task, recipe: Recipe, report: UnitReport) -> Iterator[str]:
-    """The documents of a unit; counts in `report` what is left out."""
+    """The documents of a unit. Counts empty and bad documents in `report`."""
     for part in task.unit.slices:
         part.source.check_unchanged()
         for text in documents(part, recipe.text_field, recipe.max_document_bytes):
@@ -103,15 +106,15 @@ def _texts(task: Task, recipe: Recipe, report: UnitReport) -> Iterator[str]:
 
 def _leave_out(bad: Bad, part: Slice, recipe: Recipe, report: UnitReport) -> None:
     if not recipe.skip_bad or report.first_bad is None:
-        described = f"{locate(part, bad)}: {bad.reason}"
+        message = f"{locate(part, bad)}: {bad.reason}"
         if not recipe.skip_bad:
-            raise DataError(f"{described}; mend it or leave such documents out with --on-bad-document skip")
-        report.first_bad = described
+            raise DataError(f"{message}; mend it or leave such documents out with --on-bad-document skip")
+        report.first_bad = message
     report.bad += 1
 
 
 class _Ticker:
-    """Gathers counts, so that progress is told now and then and not at every document."""
+    """Collects counts and reports them every TICK_SECONDS, not at every document."""
 
     def __init__(self, tick: Tick) -> None:
         self._tick = tick
@@ -131,9 +134,9 @@ class _Ticker:
 
 
 def serve(connection: Connection, recipe: Recipe) -> None:
-    """The life of a worker process: tasks come in, ("tick" | "done" | "failed", content) goes out, None ends it."""
+    """Run a worker process. It receives tasks, and None to end, and sends ("tick" | "done" | "failed", content)."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # they go to the whole group; the parent decides and ends its workers
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole process group; the parent ends its workers
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         tokenizer = load_tokenizer(recipe.tokenizer)

@@ -1,4 +1,4 @@
-"""Several processes that tokenise units, each one at a time."""
+"""A pool of processes that tokenise units, each process one unit at a time."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ END_SECONDS = 5.0
 
 
 def tokenise(tasks: Iterator[Task], recipe: Recipe, workers: int, tick: Tick) -> Iterator[tuple[Task, UnitReport]]:
-    """Each task with its report, in the order in which they are done.
+    """Yield each task with its report, in the order of completion.
 
-    A task is taken when a worker is free for it, so `tasks` may depend on the reports so far. One worker means this
-    process. None is left when the iteration ends, is given up, or fails. Raises DataError for what a worker could not
-    do, and, naming the unit, when one dies.
+    A task is taken from `tasks` when a worker is free, so `tasks` may depend on the reports so far. With one worker,
+    this process does the work. All worker processes are ended when the iteration ends, is abandoned or fails. Raises
+    DataError if a worker reports an error, or dies: then the message names the unit.
     """
     if workers == 1:
         tokenizer = load_tokenizer(recipe.tokenizer)
         for task in tasks:
             yield task, tokenise_unit(task, recipe, tokenizer, tick)
         return
-    crew: list[_Worker] = []
+    pool: list[_Worker] = []
     try:
         for task in islice(tasks, workers):
-            crew.append(_Worker(recipe))
-            crew[-1].give(task)
-        yield from _gather({worker.connection: worker for worker in crew}, tasks, tick)
+            pool.append(_Worker(recipe))
+            pool[-1].give(task)
+        yield from _gather({worker.connection: worker for worker in pool}, tasks, tick)
     finally:
-        for worker in crew:
+        for worker in pool:
             worker.end()
 
 
 class _Worker:
-    """A process and the task it has."""
+    """A process and its current task."""
 
     def __init__(self, recipe: Recipe) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, recipe), daemon=True)
         self._process.start()
-        theirs.close()  # so that reading fails when the process, which then has the only other end, is gone
+        theirs.close()  # now only the process has the other end: reading fails once it is gone
 
     def give(self, task: Task) -> None:
         self.task = task

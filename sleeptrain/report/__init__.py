@@ -1,1 +1,1 @@
-"""Runs turned into one page of curves and tables, from what their folders hold."""
+"""A report: one page of curves and tables, made from the folders of runs."""

@@ -1,4 +1,4 @@
-"""Training FLOPs of a run until its records, from its configuration: a curriculum changes what a step costs."""
+"""Training FLOPs of a run up to its records, from its configuration. A curriculum changes the cost of a step."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from sleeptrain.plan.mean_row import MeanRow
 from sleeptrain.report.records import Records
 from sleeptrain.sleep.curriculum import StepShape, shape_starts, stage_shape, step_shape
 
-# So many steps of one shape.
+# (shape, number of steps of this shape).
 Steps = tuple[StepShape, int]
 
 
 class Mark(NamedTuple):
-    """A record that FLOPs are counted until. logged: the shape of its step, of a training record. ends: the steps until
-    here are of that shape, or of an attempt that has ended."""
+    """A record up to which FLOPs are counted.
+
+    step, tokens: of the record.
+    logged: the shape of its step, if it is a training record.
+    ends: it ends a stretch: a training record gives the shape of the steps up to here, or an attempt has ended.
+    """
 
     step: int
     tokens: int
@@ -30,19 +34,20 @@ class Mark(NamedTuple):
 
 
 def training_flops(config: Config, records: Records) -> dict[int, int]:
-    """Model FLOPs of all steps up to the step of each evaluation, each beginning of an attempt, the last record, and
-    each training record before which or after which steps cost something else; passes counted, recomputation and
-    evaluation not.
+    """{step: model FLOPs of all steps up to it}; all passes counted, recomputation and evaluation not.
 
-    A step costs what the mean of a task's rows does (`plan.mean_row`). Its shape is the curriculum's, where N is
-    sampled the N that was drawn, or what the next training record of the attempt says where that is another (settings
-    that were changed on the way), after the last one what that one says. Raises ConfigError and DataError where the
-    task cannot be built.
+    Keys: the step of each evaluation, of each start of an attempt, of the last record, and of each training record at
+    which the cost of a step changes.
+
+    A step costs the mean over a task's rows (`plan.mean_row`). Its shape is the curriculum's; if N is sampled, with the
+    drawn N. If the next training record of the attempt has another shape (settings were changed during the run), that
+    shape counts; after the last record, the shape of the last record. Raises ConfigError or DataError if the task
+    cannot be built.
     """
     mean = MeanRow(config)
     flops, step, tokens = 0, 0, 0
-    found = {0: 0}
-    other: StepShape | None = None  # of the steps, where it is not the curriculum's
+    flops_at_step = {0: 0}
+    other: StepShape | None = None  # the shape of the steps, if it is not the curriculum's
     for stretch in _stretches(_marks(config, records)):
         planned: list[list[Steps]] = []
         for mark in stretch:
@@ -54,41 +59,46 @@ def training_flops(config: Config, records: Records) -> dict[int, int]:
             other = None if shapes[-1] == logged else logged
         for mark, steps in zip(stretch, planned, strict=True):
             flops += sum(number * mean.step_flops(other or shape) for shape, number in steps)
-            found[mark.step] = flops
-    return found
+            flops_at_step[mark.step] = flops
+    return flops_at_step
 
 
 def _marks(config: Config, records: Records) -> Iterator[Mark]:
-    """By step; of equal steps a training record comes first, for all else tells of what was after it."""
+    """The marks, sorted by step. Among equal steps a training record comes first: others describe the time after it."""
     step, tokens = records.column("step"), records.column("tokens")
-    told = [Mark(r["step"], r["tokens"]) for r in records.evaluations]
-    told += [Mark(r["step"], r["tokens"], ends=True) for r in records.attempts]
-    told = sorted([*told, Mark(*records.furthest)], key=lambda mark: mark.step)
-    kept = np.flatnonzero(_needed(config, records, np.array([mark.step for mark in told])))
-    kept = kept[np.argsort(step[kept], kind="stable")]
-    trained = (Mark(int(step[at]), int(tokens[at]), records.shape(int(at)), ends=True) for at in kept)
-    return merge(trained, told, key=lambda mark: mark.step)
+    others = [Mark(r["step"], r["tokens"]) for r in records.evaluations]
+    others += [Mark(r["step"], r["tokens"], ends=True) for r in records.attempts]
+    others = sorted([*others, Mark(*records.furthest)], key=lambda mark: mark.step)
+    needed = np.flatnonzero(_needed(config, records, np.array([mark.step for mark in others])))
+    needed = needed[np.argsort(step[needed], kind="stable")]
+    trained = (Mark(int(step[index]), int(tokens[index]), records.shape(int(index)), ends=True) for index in needed)
+    return merge(trained, others, key=lambda mark: mark.step)
 
 
 def _needed(config: Config, records: Records, other_steps: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """The training records that are marks. Between records of one shape, in one stage of the curriculum and with no
-    other mark between them, every step costs the same, so that the last one is enough."""
+    """True for each training record that must be a mark.
+
+    Steps between records of one shape, in one curriculum stage and without another mark between them, cost the same, so
+    the first and the last of these records are enough.
+
+    other_steps: steps of the other marks, sorted.
+    """
     step = records.column("step")
     if config.sleep.sample_passes or len(step) == 0 or bool((np.diff(step) < 0).any()):
         return np.ones(len(step), bool)
     stage = np.searchsorted(shape_starts(config), records.column("tokens"), side="right")
-    passed = np.searchsorted(other_steps, step, side="left")  # other marks before each record
+    num_before = np.searchsorted(other_steps, step, side="left")  # number of other marks below the step of each record
     same = np.ones(len(step) - 1, bool)
-    for values in (stage, passed, *(records.column(name) for name in ("passes", "window", "batch"))):
+    for values in (stage, num_before, *(records.column(name) for name in ("passes", "window", "batch"))):
         same &= values[1:] == values[:-1]
     needed = np.ones(len(step), bool)
-    # A record is not needed where the one before it and the one after it are of its kind.
+    # A record between two records of its kind is not needed.
     needed[1:-1] = ~(same[:-1] & same[1:])
     return needed
 
 
 def _stretches(marks: Iterable[Mark]) -> Iterator[list[Mark]]:
-    """The marks cut after each that ends one."""
+    """The marks, cut into stretches after each mark that ends one."""
     stretch: list[Mark] = []
     for mark in marks:
         stretch.append(mark)
@@ -100,17 +110,17 @@ def _stretches(marks: Iterable[Mark]) -> Iterator[list[Mark]]:
 
 
 def _curriculum(config: Config, mean: MeanRow, steps: range, tokens: int) -> list[Steps]:
-    """The shapes of these steps by the settings. tokens: that were seen before the first of them."""
-    found: list[Steps] = []
-    starts, at = shape_starts(config), steps.start
-    while at < steps.stop:
+    """The shapes of these steps according to the settings. tokens: seen before the first step."""
+    shapes: list[Steps] = []
+    starts, first = shape_starts(config), steps.start
+    while first < steps.stop:
         if config.sleep.sample_passes:
-            shape, number = step_shape(config, tokens, at), 1
+            shape, number = step_shape(config, tokens, first), 1
         else:
-            shape, number = stage_shape(config, tokens), steps.stop - at
-            later = starts[bisect_right(starts, tokens) :]
-            if later:
-                number = min(number, -(-(later[0] - tokens) // mean.step_tokens(shape)))
-        found.append((shape, number))
-        at, tokens = at + number, tokens + number * mean.step_tokens(shape)
-    return found
+            shape, number = stage_shape(config, tokens), steps.stop - first
+            later_starts = starts[bisect_right(starts, tokens) :]
+            if later_starts:
+                number = min(number, -(-(later_starts[0] - tokens) // mean.step_tokens(shape)))
+        shapes.append((shape, number))
+        first, tokens = first + number, tokens + number * mean.step_tokens(shape)
+    return shapes

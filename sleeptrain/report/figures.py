@@ -1,4 +1,4 @@
-"""The pictures that compare runs: a curve for each group, its seeds thin, their mean thick, their spread shaded."""
+"""The figures that compare runs: for each group a thick mean curve, thin curves of its seeds, and a shaded spread."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sleeptrain.report.curves import (
     Breakdown,
     Quantity,
     band,
-    behind,
     breakdowns,
     counted,
     curve,
+    ends_early,
     guessing,
     quantities,
     span,
@@ -43,7 +43,7 @@ X_AXES = ("steps", "training FLOPs")
 
 @dataclass(frozen=True)
 class Drawn:
-    """name: of the file, without its end."""
+    """A figure of a page. name: of its file, without the suffix."""
 
     name: str
     title: str
@@ -51,7 +51,7 @@ class Drawn:
 
 
 def draw_section(section: Section) -> list[Drawn]:
-    """All pictures of a task's runs; those that would be empty are left out."""
+    """All figures of a task's runs, without empty ones."""
     drawn = []
     if any(run.evaluations for run in section.runs):
         for quantity in quantities(section):
@@ -76,30 +76,30 @@ def draw_section(section: Section) -> list[Drawn]:
 
 
 def draw_quantity(section: Section, quantity: Quantity) -> Figure:
-    """A row of panels for each difficulty; left against steps, right against training FLOPs."""
+    """A row of panels for each difficulty: left over steps, right over training FLOPs."""
     awake = quantity.name == "loss" and section.source == "shards"
     rows = [(title, groups, quantity) for title, groups in section.facets]
     return _draw_rows(section, rows, awake)
 
 
 def draw_breakdown(section: Section, breakdown: Breakdown) -> Figure:
-    """As `draw_quantity`, a row of panels for each key."""
+    """As `draw_quantity`, with a row of panels for each key."""
     return _draw_rows(section, [(key, section.groups, breakdown.of(key)) for key in breakdown.keys], awake=False)
 
 
 def draw_facet_ends(section: Section, quantity: Quantity) -> Figure:
-    """The last value against difficulty, a curve for each other setting, and what guessing reaches at each."""
+    """The last value over difficulty: a curve for each label, and the guessing lines."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.add_subplot()
         for label in section.labels:
             groups = sorted((g for g in section.groups if g.label == label), key=lambda g: g.difficulty)
-            ends = [(g, found) for g in groups if (found := band(g, quantity)).steps]
-            told, index = label + _at(section, ends), section.colors[label]
-            _ends(axes, [g.difficulty for g, _ in ends], [b for _, b in ends], quantity.share, told, index)
+            ends = [(g, b) for g in groups if (b := band(g, quantity)).steps]
+            text, index = label + _at_steps(section, ends), section.colors[label]
+            _ends(axes, [g.difficulty for g, _ in ends], [b for _, b in ends], quantity.share, text, index)
         by_difficulty = [(groups[0].difficulty, guessing(groups, quantity)) for _, groups in section.facets]
-        for index, name in enumerate(dict.fromkeys(name for _, found in by_difficulty for name in found)):
-            points = [(x, _percent(found[name][0], quantity.share)) for x, found in by_difficulty if name in found]
+        for index, name in enumerate(dict.fromkeys(name for _, lines in by_difficulty for name in lines)):
+            points = [(x, _percent(lines[name][0], quantity.share)) for x, lines in by_difficulty if name in lines]
             dashes = GUESS_DASHES[index % len(GUESS_DASHES)]
             axes.plot(*zip(*points, strict=True), color="black", linewidth=1, linestyle=dashes, label=_guess(name))
         axes.set(xlabel=section.difficulty, ylabel=_y_label(quantity))
@@ -109,18 +109,18 @@ def draw_facet_ends(section: Section, quantity: Quantity) -> Figure:
 
 
 def draw_breakdown_ends(section: Section, breakdown: Breakdown) -> Figure:
-    """The last value of each group against the keys of a breakdown; of text each group's loss with one pass too."""
+    """The last value of each group over the keys of a breakdown. For text also each group's loss with one pass."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.add_subplot()
         for group in section.groups:
             index = section.colors[group.label]
             for awake in (False, True) if breakdown.by == "window" and _slept(group) else (False,):
-                found = [(key, band(group, breakdown.of(key), awake)) for key in breakdown.keys]
-                known = [(breakdown.keys.index(key), one) for key, one in found if one.steps]
+                bands = [(key, band(group, breakdown.of(key), awake)) for key in breakdown.keys]
+                known = [(breakdown.keys.index(key), b) for key, b in bands if b.steps]
                 label = group.name + (", kept awake (N=1)" if awake else "")
-                label += _at(section, [(group, one) for _, one in known])
-                _ends(axes, [x for x, _ in known], [one for _, one in known], breakdown.share, label, index, awake)
+                label += _at_steps(section, [(group, b) for _, b in known])
+                _ends(axes, [x for x, _ in known], [b for _, b in known], breakdown.share, label, index, awake)
         many = max(1, len(breakdown.keys) // 16)
         axes.set_xticks(range(0, len(breakdown.keys), many), [printable(key) for key in breakdown.keys[::many]])
         axes.set(xlabel=breakdown.by, ylabel=_y_label(breakdown))
@@ -129,7 +129,7 @@ def draw_breakdown_ends(section: Section, breakdown: Breakdown) -> Figure:
 
 
 def draw_training(section: Section) -> Figure:
-    """The training loss of every run over steps, smoothed, in the color of its group; a panel for each difficulty."""
+    """The smoothed training loss of every run over steps, in its group's color. A panel for each difficulty."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 1 + 3.4 * len(section.facets)), layout="constrained")
         panels = figure.subplots(len(section.facets), squeeze=False)[:, 0]
@@ -177,13 +177,13 @@ def _panel(axes: Axes, section: Section, groups: list[Group], quantity: Quantity
         label = group.label
         index = section.colors[group.label]
         for one_pass in (False, True) if awake and _slept(group) else (False,):
-            found = band(group, quantity, one_pass)
-            if by_flops and found.flops is None:
+            b = band(group, quantity, one_pass)
+            if by_flops and b.flops is None:
                 unknown = next((run.flops for run in group.runs if isinstance(run.flops, str)), unknown)
                 continue
-            told = label + (", kept awake (N=1)" if one_pass else "")
-            _seeds(axes, group, quantity, by_flops, one_pass, index, None if found.steps else f"{told}: {found.no_end}")
-            _mean(axes, found, by_flops, quantity.share, told, index, one_pass)
+            text = label + (", kept awake (N=1)" if one_pass else "")
+            _seeds(axes, group, quantity, by_flops, one_pass, index, None if b.steps else f"{text}: {b.no_end}")
+            _mean(axes, b, by_flops, quantity.share, text, index, one_pass)
     values = guessing(groups, quantity)
     for index, (name, levels) in enumerate(values.items()):
         for level in levels:
@@ -201,52 +201,52 @@ def _panel(axes: Axes, section: Section, groups: list[Group], quantity: Quantity
 def _seeds(
     axes: Axes, group: Group, quantity: Quantity, by_flops: bool, awake: bool, index: int, label: str | None
 ) -> None:
-    """Every run as far as it is, thin, where there are several. label: where there is no mean that could have it."""
+    """A thin curve for every run of a group of several. label: for the legend, if the group has no mean curve."""
     for run in group.runs if len(group.runs) > 1 else ():
-        found = curve(run, quantity, awake)
-        x = [run.flops_until(step) if by_flops else step for step in found]
+        points = curve(run, quantity, awake)
+        x = [run.flops_until(step) if by_flops else step for step in points]
         if x and None not in x:
-            y = [_percent(value, quantity.share) for value in found.values()]
+            y = [_percent(value, quantity.share) for value in points.values()]
             axes.plot(x, y, linewidth=0.8, alpha=0.5, label=label, **line_style(index))  # type: ignore[arg-type]
 
 
-def _mean(axes: Axes, found: Band, by_flops: bool, share: bool, label: str, index: int, awake: bool) -> None:
-    x = (found.flops or []) if by_flops else found.steps
+def _mean(axes: Axes, b: Band, by_flops: bool, share: bool, label: str, index: int, awake: bool) -> None:
+    x = (b.flops or []) if by_flops else b.steps
     if not x:
         return
-    mean, low, high = ([_percent(v, share) for v in values] for values in (found.mean, found.low, found.high))
+    mean, low, high = ([_percent(v, share) for v in values] for values in (b.mean, b.low, b.high))
     style = line_style(index) | ({"linestyle": ":"} if awake else {})
     marker = "o" if len(x) <= 30 else None
-    axes.plot(x, mean, linewidth=2, marker=marker, markersize=3.5, label=label + _of_seeds([found]), **style)
-    if found.runs > 1:
+    axes.plot(x, mean, linewidth=2, marker=marker, markersize=3.5, label=label + _of_seeds([b]), **style)
+    if b.runs > 1:
         axes.fill_between(x, low, high, alpha=0.15, linewidth=0, color=style["color"])
 
 
 def _ends(
-    axes: Axes, x: Sequence[float], found: Sequence[Band], share: bool, label: str, index: int, awake: bool = False
+    axes: Axes, x: Sequence[float], bands: Sequence[Band], share: bool, label: str, index: int, awake: bool = False
 ) -> None:
-    """The last values of some bands, with bars from the least to the most."""
-    if not found:
+    """The last values of bands, with bars from minimum to maximum."""
+    if not bands:
         return
     mean, low, high = (
         [_percent(values[-1], share) for values in series]
-        for series in ([b.mean for b in found], [b.low for b in found], [b.high for b in found])
+        for series in ([b.mean for b in bands], [b.low for b in bands], [b.high for b in bands])
     )
     reach = [[m - v for m, v in zip(mean, low, strict=True)], [v - m for m, v in zip(mean, high, strict=True)]]
     style = line_style(index) | ({"linestyle": ":"} if awake else {})
-    axes.errorbar(x, mean, yerr=reach, marker="o", markersize=4, capsize=3, label=label + _of_seeds(found), **style)
+    axes.errorbar(x, mean, yerr=reach, marker="o", markersize=4, capsize=3, label=label + _of_seeds(bands), **style)
 
 
-def _at(section: Section, ends: Sequence[tuple[Group, Band]]) -> str:
-    """`, at step 500`, or the first to the last step, where some of these last values are of no group's last step."""
-    if not any(behind(section, group, found) for group, found in ends):
+def _at_steps(section: Section, ends: Sequence[tuple[Group, Band]]) -> str:
+    """`, at step 500`, or `, at steps 500 to 900`, if one of the bands ends early (`ends_early`); else empty."""
+    if not any(ends_early(section, group, b) for group, b in ends):
         return ""
-    steps = [found.end for _, found in ends if found.end is not None]
+    steps = [b.end for _, b in ends if b.end is not None]
     return f", at step{'s' if len(set(steps)) > 1 else ''} {span(steps)}"
 
 
 def _slept(group: Group) -> bool:
-    """Whether some run of the group was evaluated with more passes than one."""
+    """True if a run of the group was evaluated with more than one pass."""
     return any(len(record["eval"]["loss"]) > 1 for run in group.runs for record in run.evaluations)
 
 
@@ -254,13 +254,13 @@ def _guess(name: str) -> str:
     return GUESSES.get(name, name)
 
 
-def _of_seeds(found: Sequence[Band]) -> str:
-    return f", mean of {told}" if (told := counted(found)) else ""
+def _of_seeds(bands: Sequence[Band]) -> str:
+    return f", mean of {text}" if (text := counted(bands)) else ""
 
 
 def _percent(value: float, share: bool) -> float:
     return 100 * value if share else value
 
 
-def _y_label(what: Quantity | Breakdown) -> str:
-    return "%" if what.share else what.unit
+def _y_label(quantity: Quantity | Breakdown) -> str:
+    return "%" if quantity.share else quantity.unit

@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs no other, its pictures inside."""
+"""The page of a report: one HTML file that contains its figures and needs no other file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sleeptrain.report.repeat import repeat_command
 from sleeptrain.report.tables import Table, common_settings, tables
 from sleeptrain.terminal import printable, shown
 
-MARK = '<meta name="generator" content="sleeptrain report"/>'  # by which a page is known as one of ours
+MARK = '<meta name="generator" content="sleeptrain report"/>'  # marks a page as a report
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #2b2b33; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
 h1, h2, h3 { line-height: 1.2; } h2 { border-bottom: 1px solid #cfcfd6; margin-top: 3rem; }
@@ -20,19 +20,19 @@ table { border-collapse: collapse; font-size: 13px; } td, th { padding: .25rem .
 text-align: left; vertical-align: top; } .open { color: #b3261e; font-weight: bold; } .note { color: #6a6a75; }
 """
 NOTE = (
-    "Training FLOPs: forward and backward of every pass, recomputation and evaluation left out, by the plan of a "
+    "Training FLOPs: forward and backward of every pass, recomputation and evaluation left out, from the plan of a "
     "typical batch of each run's settings. Curves: the mean over runs that differ in seeds alone, shaded from the "
-    "least to the most, each run thin."
+    "minimum to the maximum, each run thin."
 )
 
 
 def page(title: str, parts: Sequence[tuple[Section, Sequence[tuple[str, bytes]]]], unreadable: Sequence[str]) -> str:
-    """parts: each section with its pictures, (title, PNG). unreadable: runs that are left out, and why.
+    """The page as HTML, which is well-formed XML and loads no other file.
 
-    Well-formed XML, without anything to load.
+    parts: each section with its figures, as (title, PNG file). unreadable: runs that are left out, and the reasons.
     """
     body = "\n".join(_section(section, pictures) for section, pictures in parts)
-    left_out = _open(f"Left out, for they cannot be read ({len(unreadable)}):", unreadable)
+    left_out = _open(f"Left out, because they cannot be read ({len(unreadable)}):", unreadable)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>{MARK}<title>{escape(title)}</title>'
         f"<style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n{left_out}<p class='note'>{escape(NOTE)}</p>\n"
@@ -41,7 +41,7 @@ def page(title: str, parts: Sequence[tuple[Section, Sequence[tuple[str, bytes]]]
 
 
 def escape(text: str) -> str:
-    """Text for the page, which stays well-formed whatever characters are in names and settings."""
+    """Escape text, so that the page is well-formed whatever characters names and settings have."""
     return escape_html(shown(text))
 
 
@@ -58,12 +58,12 @@ def _section(section: Section, pictures: Sequence[tuple[str, bytes]]) -> str:
 
 
 def _unfinished(section: Section) -> str:
-    found = [f"{run.folder}: {run.state}" for run in section.runs if not run.finished]
-    return _open(f"{len(found)} of {len(section.runs)} runs are not finished:", found)
+    lines = [f"{run.folder}: {run.state}" for run in section.runs if not run.finished]
+    return _open(f"{len(lines)} of {len(section.runs)} runs are not finished:", lines)
 
 
 def _open(head: str, lines: Sequence[str]) -> str:
-    """What is missing, as a list; nothing where nothing is."""
+    """A heading with a list of warnings; empty if there are no lines."""
     items = "".join(f"<li class='open'>{escape(line)}</li>" for line in lines)
     return f"<p>{escape(head)}</p><ul>{items}</ul>" if lines else ""
 
@@ -87,11 +87,11 @@ def _commands(section: Section) -> str:
     lines = []
     for run in section.runs:
         command = repeat_command(run.config)
-        line = command or f"# no experiment of configs/ leads to {run.folder / 'config.yaml'}"
+        line = command or f"# no experiment of configs/ gives {run.folder / 'config.yaml'}"
         lines.append(printable(line, keep=""))
-    told = "Each goes on with its run where that lies; another run.root makes it anew."
+    note = "Each command continues its run if the run's folder exists; with another run.root it starts a new run."
     return (
-        f"<h3>Commands</h3><p class='note'>{escape(told)}</p><pre>"
+        f"<h3>Commands</h3><p class='note'>{escape(note)}</p><pre>"
         + "\n".join(escape(line) for line in lines)
         + "</pre>"
     )

@@ -1,6 +1,6 @@
-"""The records of a run as a report keeps them: the numbers of training in columns, the few other records as they are.
+"""The records of a run in memory: training records as columns of numbers, the few other records unchanged.
 
-A long run has a million training records. Kept as objects they would take gigabytes.
+A long run has a million training records, which as objects would take gigabytes.
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ import numpy.typing as npt
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.train.logging.metrics import Record
 
-# What a report reads of each training record, and how an array holds it: 64-bit integers and floats.
+# Fields of a training record that a report reads, with their array type: 64-bit integers and floats.
 COLUMNS = {"step": "q", "tokens": "q", "loss": "d", "passes": "q", "window": "q", "batch": "q"}
-# What a report reads of the other records.
+# Fields of other records that a report reads.
 READ = ("step", "tokens", "time", "eval", "norms", "attempt", "rollback")
 
 
 @dataclass
 class Records:
-    """What metrics.jsonl tells, in the order of the file.
+    """The content of metrics.jsonl, in the order of the file.
 
-    columns: of the training records, by the names of COLUMNS. evaluations, norms, attempts: the records that have an
-    `eval`, `norms` and `attempt`. furthest: (step, tokens) of the record with the highest step; (0, 0) where there is
-    none. seconds: wall time between the records of each attempt, without the time after its last one; None where no
-    two records tell it. skipped, rollbacks: steps passed over and returns to a checkpoint until the last training
-    record. rolled_back: the last record is such a return. cut_short: the last line is not whole.
+    columns: {field: values of the training records}, for the fields in COLUMNS.
+    evaluations, norms, attempts: the records with a field `eval`, `norms` or `attempt`.
+    furthest: (step, tokens) of the record with the highest step; (0, 0) without records.
+    seconds: wall time of all attempts, each from its first to its last record; None if no attempt has two records.
+    skipped: skipped steps up to the last training record.
+    rollbacks: rollbacks to a checkpoint up to the last training record.
+    rolled_back: the last record is of a rollback.
+    cut_short: the last line is incomplete.
     """
 
     columns: dict[str, array[int] | array[float]] = field(
@@ -48,7 +51,7 @@ class Records:
 
     @property
     def num_steps(self) -> int:
-        """How many training records there are."""
+        """The number of training records."""
         return len(self.columns["step"])
 
     def column(self, name: str) -> npt.NDArray[np.int64] | npt.NDArray[np.float64]:
@@ -57,37 +60,37 @@ class Records:
 
     @cached_property
     def finite(self) -> npt.NDArray[np.bool_]:
-        """Whether the loss of each training record is a finite number."""
+        """True for each training record whose loss is finite."""
         return np.isfinite(self.column("loss"))
 
-    def shape(self, at: int) -> StepShape:
-        """That of the training record number `at`."""
-        return StepShape(*(int(self.columns[name][at]) for name in ("passes", "window", "batch")))
+    def shape(self, index: int) -> StepShape:
+        """The shape of the step of training record `index`."""
+        return StepShape(*(int(self.columns[name][index]) for name in ("passes", "window", "batch")))
 
 
 def collect(records: Iterable[Record]) -> Records:
-    """Reads records, which are as `record_schema.faults` wants them, one at a time."""
-    found = Records()
-    columns = [(name, column.append) for name, column in found.columns.items()]
-    for record in _timed(records, found):
-        if record["step"] > found.furthest[0]:
-            found.furthest = record["step"], record["tokens"]
-        found.rolled_back = "rollback" in record
+    """Read records one at a time. Each must be free of `record_schema.faults`."""
+    result = Records()
+    columns = [(name, column.append) for name, column in result.columns.items()]
+    for record in _timed(records, result):
+        if record["step"] > result.furthest[0]:
+            result.furthest = record["step"], record["tokens"]
+        result.rolled_back = "rollback" in record
         if "loss" in record:
             for name, append in columns:
                 append(record[name])
-            found.skipped, found.rollbacks = record.get("skipped", 0), record.get("rollbacks", 0)
-        for name, kept in (("eval", found.evaluations), ("norms", found.norms), ("attempt", found.attempts)):
+            result.skipped, result.rollbacks = record.get("skipped", 0), record.get("rollbacks", 0)
+        for name, selected in (("eval", result.evaluations), ("norms", result.norms), ("attempt", result.attempts)):
             if name in record:
-                kept.append({name: record[name] for name in READ if name in record})
-    return found
+                selected.append({name: record[name] for name in READ if name in record})
+    return result
 
 
-def _timed(records: Iterable[Record], found: Records) -> Iterator[Record]:
-    """The same records; sums up their times."""
-    before = None
+def _timed(records: Iterable[Record], result: Records) -> Iterator[Record]:
+    """Yield the records, and sum up their times in `result.seconds`."""
+    previous = None
     for record in records:
-        if before is not None and "attempt" not in record:
-            found.seconds = (found.seconds or 0.0) + record["time"] - before
-        before = record["time"]
+        if previous is not None and "attempt" not in record:
+            result.seconds = (result.seconds or 0.0) + record["time"] - previous
+        previous = record["time"]
         yield record

@@ -1,4 +1,4 @@
-"""The command that repeats a run: the experiment that is nearest to its configuration, and what differs from it."""
+"""The command that repeats a run: the experiment nearest to its configuration, and the settings that differ."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sleeptrain.config.ranges import settings
 from sleeptrain.config.resolved import config_diff
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import ConfigError
-from sleeptrain.report.groups import told
+from sleeptrain.report.groups import non_defaults
 
 
 def repeat_command(config: Config) -> str | None:
-    """`sleeptrain train experiment=... setting=value ...`, which composes to `config`; None where none does.
+    """The command `sleeptrain train experiment=... setting=value ...` that composes to `config`; None if there is none.
 
-    Of experiments that are equally near, the first by name.
+    It has the experiment that needs the fewest overrides; of several, the first by name.
     """
     overrides = min((_overrides(name, config) for name in _candidates(config)), key=len, default=None)
     if overrides is None:
@@ -33,20 +33,20 @@ def repeat_command(config: Config) -> str | None:
 
 
 def _candidates(config: Config) -> list[str]:
-    """The experiment that the run's name tells, else all of the same kind of data."""
+    """The experiment in the run's name; without one, all experiments with the same data source."""
     names = experiment_names()
     named = [part for part in PurePath(config.run.name).parts if part in names]
     return named[:1] or [name for name in names if experiment_config(name).data.source == config.data.source]
 
 
 def _overrides(name: str, config: Config) -> list[str]:
-    before = dict(settings(experiment_config(name)))
-    changed = [(key, value) for key, value in settings(config) if before[key] != value]
-    return [f"experiment={name}", *(override(key, _plain(value)) for key, value in changed)]
+    defaults = dict(settings(experiment_config(name)))
+    differing = [(key, value) for key, value in settings(config) if defaults[key] != value]
+    return [f"experiment={name}", *(override(key, _plain(value)) for key, value in differing)]
 
 
 def _plain(value: Any) -> Any:
-    """The value with only those fields of dataclasses that differ from their defaults."""
+    """The value, with dataclasses as dictionaries of their fields without defaults."""
     if isinstance(value, list):
         return list(map(_plain, value))
-    return {key: _plain(v) for key, v in told(value).items()} if is_dataclass(value) else value
+    return {key: _plain(v) for key, v in non_defaults(value).items()} if is_dataclass(value) else value

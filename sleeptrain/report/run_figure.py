@@ -1,7 +1,8 @@
-"""One run in a picture, from its records.
+"""The figure of one run, from its records.
 
-Top: training loss over tokens. Middle: passes N and window L. Bottom: what sleep is worth, the held-out loss of windows
-2..K with sleep and without, beside the loss of each window in the last evaluation (the accuracy, where there is one).
+Top: training loss over tokens. Middle: passes N and window L. Bottom left: the gain of sleep, as the held-out loss of
+windows 2..K with and without sleep. Bottom right: the accuracy, or without one the loss of each window in the last
+evaluation.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sleeptrain.train.logging.metrics import Record, mean_later_windows
 
 
 def gain(evaluation: Record) -> tuple[int, float | None, float | None]:
-    """The most passes evaluated, and the mean loss of windows 2..K with them and with one (None: not evaluated)."""
+    """(largest N evaluated, mean loss of windows 2..K with it, the same with N=1). None: not evaluated."""
     losses = evaluation["eval"]["loss"]
     most = max(map(int, losses))
     awake = mean_later_windows(losses["1"]) if "1" in losses else None
@@ -28,7 +29,7 @@ def gain(evaluation: Record) -> tuple[int, float | None, float | None]:
 
 
 def draw_run(name: str, records: Records) -> Figure:
-    """records: at least one of training; perhaps none of an evaluation."""
+    """Draw a run with at least one training record. It may have no evaluation."""
     evaluations = records.evaluations
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 10), layout="constrained")
@@ -54,8 +55,8 @@ def draw_run(name: str, records: Records) -> Figure:
 def draw_loss(axes: Axes, records: Records) -> None:
     finite = records.finite
     tokens, losses = records.column("tokens")[finite], records.column("loss")[finite]
-    shown, marker = thin(tokens, losses), "." if len(losses) <= 30 else "-"
-    axes.plot(*shown, marker, color=TRAIN, alpha=0.4, linewidth=0.8, label="training, each record")
+    thinned, marker = thin(tokens, losses), "." if len(losses) <= 30 else "-"
+    axes.plot(*thinned, marker, color=TRAIN, alpha=0.4, linewidth=0.8, label="training, each record")
     axes.plot(*smooth(tokens, losses), color=TRAIN, linewidth=1.9, label="training, smoothed")
     points = [(r["tokens"], _mean(r["eval"]["loss"][str(gain(r)[0])])) for r in records.evaluations]
     known = [(x, y) for x, y in points if y is not None and math.isfinite(y)]
@@ -63,7 +64,7 @@ def draw_loss(axes: Axes, records: Records) -> None:
         axes.plot(*zip(*known, strict=True), "o", color=INK, markersize=4, label="held out, all windows")
     if skipped := records.num_steps - len(losses):
         axes.plot([], [], " ", label=f"{skipped} not finite, not drawn")
-    x, y = (np.concatenate([own, [point[at] for point in known]]) for at, own in enumerate(shown))
+    x, y = (np.concatenate([drawn, [point[axis] for point in known]]) for axis, drawn in enumerate(thinned))
     _fit_height(axes, x, y, since=0.01)
     axes.set(title="Loss", ylabel="nats per token")
     over(axes)
@@ -71,9 +72,9 @@ def draw_loss(axes: Axes, records: Records) -> None:
 
 
 def draw_curriculum(axes: Axes, records: Records) -> None:
-    """A record tells of the step that ends at its tokens, hence steps that reach back."""
+    """Draw N and L over tokens. A record holds those of the step that ends at its tokens (`where="pre"`)."""
     tokens = np.concatenate([[0], records.column("tokens")])
-    passes, windows = (np.concatenate([found[:1], found]) for found in map(records.column, ("passes", "window")))
+    passes, windows = (np.concatenate([values[:1], values]) for values in map(records.column, ("passes", "window")))
     axes.step(*thin(tokens, passes), where="pre", color=SLEEP, linewidth=1.8)
     axes.set(title="Curriculum", ylim=(0, max(passes) * 1.25))
     axes.set_ylabel("passes N", color=SLEEP)
@@ -101,7 +102,7 @@ def draw_gain(axes: Axes, evaluations: list[Record]) -> None:
     if both:
         axes.fill_between(*zip(*both, strict=True), color=SLEEP, alpha=0.12, linewidth=0)  # type: ignore[arg-type]
         _, many, one = both[-1]
-        # In words, for the two curves may lie on each other.
+        # As text, since the two curves may overlap.
         axes.text(0.02, 0.05, f"at the end {many - one:+.4f} nats with sleep", transform=axes.transAxes, color=INK)
     if awake:
         axes.plot(*zip(*awake, strict=True), "o-", color=AWAKE, markersize=3.5, label="without sleep (N=1)")
@@ -158,7 +159,7 @@ def _tokens(number: float) -> str:
 
 
 def _fit_height(axes: Axes, x: Numbers, y: Numbers, since: float) -> None:
-    """Fits the height to the points after the share `since` of the run: the first fall would flatten all the rest."""
+    """Fit the y axis to the points after the share `since` of the run, since the first fall would flatten the rest."""
     later = y[(x >= since * x.max(initial=0)) & np.isfinite(y)]
     if len(later):
         margin = 0.08 * (later.max() - later.min()) or 0.1
@@ -166,7 +167,7 @@ def _fit_height(axes: Axes, x: Numbers, y: Numbers, since: float) -> None:
 
 
 def _few_ticks(axes: Axes, values: Numbers) -> None:
-    """Ticks at the very values where they are few."""
+    """Set ticks at the values themselves if they are few."""
     distinct = np.unique(values)
     if len(distinct) <= 4:
         axes.set_yticks(distinct)

@@ -1,4 +1,4 @@
-"""Runs as they lie on the disk: which folders hold one, and what each of them says about itself."""
+"""Find the folders of runs on the disk, and read them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from sleeptrain.train.status import FILE as STATUS
 from sleeptrain.train.status import State, read_status
 
 METRICS, CONFIG = "metrics.jsonl", "config.yaml"
-# What a run keeps in its folder, where no other run is.
-KEPT = ("checkpoints", "wandb", "report", "earlier")
+# Folders inside a run's folder that hold no other run.
+INNER_FOLDERS = ("checkpoints", "wandb", "report", "earlier")
 
 
 @dataclass
 class ReadRun:
-    """A run as its files tell it. status: `status.json`, if any."""
+    """A run, read from its files. status: the content of `status.json`; None if there is none."""
 
     folder: Path
     config: Config
@@ -46,49 +46,49 @@ class ReadRun:
 
     @property
     def state(self) -> str:
-        """How the run stands, in words; what is not finished says how far it is, and why where that is known."""
+        """The state of the run, in words. If it is not finished: how far it is, and the reason if known."""
         if self.finished:
             return "finished"
         step, tokens = self.records.furthest
-        far = f"at step {step:,}, {tokens / self.config.train.tokens:.0%} of its tokens"
+        how_far = f"at step {step:,}, {tokens / self.config.train.tokens:.0%} of its tokens"
         if self.status is None:
             why = f"{STATUS} cannot be read" if (self.folder / STATUS).exists() else f"no {STATUS}"
-            return f"NOT KNOWN ({why}), {far}"
+            return f"NOT KNOWN ({why}), {how_far}"
         state, reason = self.status["state"], self.status.get("reason")
         if state == State.RUNNING:
             noted = self.status.get("progress_at")
             when = "" if noted is None else f"; last noted {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(noted))}"
-            return f"NOT FINISHED: running, or killed, {far}{when}"
-        return f"{str(state).upper()} {far}" + (f": {reason}" if reason else "")
+            return f"NOT FINISHED: running, or killed, {how_far}{when}"
+        return f"{str(state).upper()} {how_far}" + (f": {reason}" if reason else "")
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the curves must know."""
-        records, found = self.records, []
+        """Remarks for a reader of the curves."""
+        records, notes = self.records, []
         if records.cut_short:
-            found.append(f"the last line of {METRICS} is cut short and left out")
+            notes.append(f"the last line of {METRICS} is cut short and left out")
         if not self.evaluations:
-            found.append("no evaluation yet: not in the curves")
+            notes.append("no evaluation yet: not in the curves")
         if records.skipped:
-            found.append(f"{records.skipped} steps passed over")
+            notes.append(f"{records.skipped} steps skipped")
         if records.rollbacks or records.rolled_back:
-            found.append("went back to a checkpoint; what was taken back is not counted")
+            notes.append("rolled back to a checkpoint; steps undone by it are not counted")
         if self.config.sleep.sample_passes:
-            found.append("N is drawn anew at each step: an evaluation has the N of its step")
+            notes.append("N is drawn anew at each step: an evaluation has the N of its step")
         if self.newest is not None and (damage := self.newest[1]) is not None:
-            found.append(f"its newest checkpoint, {self.newest[0].name}, is damaged: {damage}")
+            notes.append(f"its newest checkpoint, {self.newest[0].name}, is damaged: {damage}")
         if (self.folder / "changes.jsonl").exists():
-            found.append("settings were changed on the way (changes.jsonl); the last ones are shown")
-        return found
+            notes.append("settings were changed during the run (changes.jsonl); the last ones are shown")
+        return notes
 
     @property
     def code(self) -> list[str]:
-        """What the code of each attempt was, each once."""
+        """The distinct code versions of the attempts."""
         return list(dict.fromkeys(record["attempt"]["code"] for record in self.records.attempts))
 
     @cached_property
     def newest(self) -> tuple[Path, str | None] | None:
-        """The newest checkpoint, if any, and what is wrong with it, as far as is seen without reading its tensors."""
+        """(newest checkpoint, its damage or None); None without a checkpoint. Tensors are not read."""
         saved = checkpoints(self.folder / "checkpoints")
         try:
             return (saved[-1], find_damage(saved[-1], tensors=False)) if saved else None
@@ -97,42 +97,43 @@ class ReadRun:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of torch and Python, as the newest checkpoint says; nothing where there is none that is whole."""
+        """Versions of torch and Python in the newest checkpoint. Empty if there is none, or it is damaged."""
         if self.newest is None or self.newest[1] is not None:
             return {}
         return read_state(self.newest[0]).get("versions", {})
 
     @cached_property
     def flops(self) -> dict[int, int] | str:
-        """As `training_flops`; in words why they are not known, where the task's files are gone."""
+        """The result of `training_flops`; if that fails, such as for lost files of a task, the error message."""
         try:
             return training_flops(self.config, self.records)
         except UserError as error:
             return str(error)
 
     def flops_until(self, step: int) -> int | None:
+        """Training FLOPs up to a step; None if not known."""
         return None if isinstance(self.flops, str) else self.flops.get(step)
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[ReadRun], list[str]]:
-    """The runs in `paths`, each a run folder or a folder of runs at any depth; each run once, by name.
+    """Return (runs in `paths`, a message for each folder and run that cannot be read).
 
-    Behind them, in a line each, the folders and runs that cannot be read, and why. Raises DataError where a path holds
-    no run, or none can be read.
+    paths: run folders, or folders that hold runs at any depth. Runs are sorted by folder, each is in the list once.
+    Raises DataError if a path holds no run, or if no run can be read.
     """
-    found: dict[Path, Path] = {}
+    by_path: dict[Path, Path] = {}
     unreadable: list[str] = []
     for path in paths:
-        if not os.path.isdir(path):  # which never raises
+        if not os.path.isdir(path):  # unlike Path.is_dir, it never raises
             raise DataError(f"{path} is no folder; give the folder of a run or of several")
         closed: list[str] = []
         folders = list(_folders(path, set(), closed))
         if not folders and not closed:
             raise DataError(f"{path} holds no run: no folder in it has a {METRICS}")
-        found |= {folder.resolve(): folder for folder in folders}
+        by_path |= {folder.resolve(): folder for folder in folders}
         unreadable += [reason for reason in closed if reason not in unreadable]
     runs = []
-    for folder in sorted(found.values()):
+    for folder in sorted(by_path.values()):
         try:
             runs.append(_read(folder))
         except UserError as error:
@@ -143,9 +144,10 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[ReadRun], list[str]]:
 
 
 def _folders(path: Path, seen: set[Path], closed: list[str]) -> Iterator[Path]:
-    """The folders of runs in `path`, also those inside of others.
+    """The run folders in `path`, with those inside other run folders.
 
-    seen: folders, resolved, that links shall not lead back to. closed: takes what cannot be read. Both are added to.
+    seen: resolved folders already visited, so that links cannot lead back. closed: messages about unreadable folders.
+    Both are extended.
     """
     if path.resolve() in seen:
         return
@@ -159,7 +161,7 @@ def _folders(path: Path, seen: set[Path], closed: list[str]) -> Iterator[Path]:
     if is_run:
         yield path
     for inside in below:
-        if not (is_run and inside.name in KEPT):
+        if not (is_run and inside.name in INNER_FOLDERS):
             yield from _folders(inside, seen, closed)
 
 
@@ -181,7 +183,7 @@ def _read(folder: Path) -> ReadRun:
 
 
 def _checked(stream: MetricsStream) -> Iterator[Record]:
-    """Its records. Raises DataError for one that is not as this version writes it."""
+    """The records of the stream. Raises DataError for a record that this version would not write."""
     for record in stream:
         if missing := faults(record):
             raise DataError(

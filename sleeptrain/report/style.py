@@ -1,4 +1,4 @@
-"""How all pictures of runs look."""
+"""The style that all figures of runs share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Numbers = npt.NDArray[Any]
 
 INK, GRID = "#2b2b33", "#e4e4ea"
 TRAIN, SLEEP, AWAKE, WINDOW = "#5b5f97", "#1b6ca8", "#d1603d", "#6a994e"
-# Of curves to compare, in order; with more curves colors repeat and lines are dashed.
+# Colors of curves, in order. With more curves the colors repeat and the lines are dashed.
 COLORS = ("#d1603d", "#e0a030", "#6a994e", "#1b6ca8", "#5b5f97", "#a23b72", "#7f7f7f", "#3aa6a0")
 DASHES = ("-", "--", "-.", ":")
 
@@ -44,19 +44,19 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK,
     "legend.frameon": False,
     "legend.fontsize": 9,
-    "text.parse_math": False,  # names of runs and settings are what they are, with a $ too
+    "text.parse_math": False,  # names of runs and settings may have a $
 }
-# Of a legend: inches of a line of text, of the space behind an entry, and around all; characters to an inch of width.
+# Of a legend: inches of a text line, of the gap after an entry, and of the margin; characters per inch of width.
 LINE, GAP, AROUND, CHARACTERS = 0.155, 0.065, 0.3, 13
-# Of a curve, several to a pixel of the width.
+# Points of a curve: several per pixel of the width.
 MOST_POINTS = 4000
-SAMPLE = 8  # characters that the piece of line before an entry takes
+SAMPLE = 8  # width of the line sample of an entry, in characters
 
 
 def png(figure: Figure) -> bytes:
-    """The picture as a PNG file. What its words hold that a terminal would obey is escaped, as on the page."""
-    for words in figure.findobj(Text):
-        words.set_text(printable(words.get_text()))
+    """The figure as a PNG file. Control characters in its texts are escaped, as on the page."""
+    for text in figure.findobj(Text):
+        text.set_text(printable(text.get_text()))
     file = BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(file, format="png", dpi=110)
@@ -69,17 +69,17 @@ def line_style(index: int) -> dict[str, Any]:
 
 
 def number(value: float) -> str:
-    """1.2M, 3B: as numbers of tokens, steps and FLOPs are written beside an axis."""
+    """A number of tokens, steps or FLOPs as an axis shows it: 1.2M, 3B."""
     return EngFormatter(sep="")(value).replace("G", "B")
 
 
 def over(axes: Axes) -> None:
-    """The axis of x counts in thousands, millions and so on."""
+    """Label the x axis in thousands, millions and so on."""
     axes.xaxis.set_major_formatter(lambda x, _position: number(x))
 
 
 def legend(figure: Figure, *panels: Axes) -> None:
-    """One legend below all panels, each curve once, the lines of guessing behind them. It adds to the height."""
+    """Add a legend below all panels: each curve once, then the guessing lines. The figure grows by its height."""
     handles: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -91,9 +91,9 @@ def legend(figure: Figure, *panels: Axes) -> None:
     labels = [wrapped(label, width - SAMPLE) for label in order]
     widest = max(len(line) for label in labels for line in label.splitlines())
     columns = max(1, width // (widest + SAMPLE))
-    most = ceil(len(labels) / columns)
-    lines = max(sum(label.count("\n") + 1 for label in labels[at : at + most]) for at in range(len(labels)))
-    figure.set_figheight(figure.get_figheight() + LINE * lines + GAP * most + AROUND)
+    length = ceil(len(labels) / columns)
+    lines = max(sum(label.count("\n") + 1 for label in labels[start : start + length]) for start in range(len(labels)))
+    figure.set_figheight(figure.get_figheight() + LINE * lines + GAP * length + AROUND)
     figure.legend([handles[label] for label in order], labels, loc="outside lower left", ncols=columns)
 
 
@@ -107,27 +107,31 @@ def wrapped(text: str, width: int) -> str:
 
 
 def say(axes: Axes, text: str) -> None:
-    """Words in the place of curves."""
+    """Show a text instead of curves."""
     axes.text(0.5, 0.5, text, color="#8a8a95", ha="center", va="center", wrap=True, transform=axes.transAxes)
 
 
 def thin(x: Numbers, y: Numbers) -> tuple[Numbers, Numbers]:
-    """The points of a curve that a picture can show: of each of many stretches the lowest and the highest, so that no
-    leap is lost; all where they are few."""
+    """The points of a curve that a figure can show: the lowest and the highest of each of many intervals.
+
+    So no leap is lost. Short curves keep all points. x, y: [n].
+    """
     if len(y) <= MOST_POINTS:
         return x, y
     edges = np.linspace(0, len(y), MOST_POINTS // 2 + 1).astype(int)
-    spans = list(pairwise(edges))
-    kept = [first + int(find(y[first:end])) for first, end in spans for find in (np.argmin, np.argmax)]
-    at = np.unique(kept)
-    return x[at], y[at]
+    intervals = list(pairwise(edges))
+    indices = [first + int(find(y[first:end])) for first, end in intervals for find in (np.argmin, np.argmax)]
+    index = np.unique(indices)
+    return x[index], y[index]
 
 
 def smooth(x: Numbers, y: Numbers) -> tuple[Numbers, Numbers]:
-    """A curve of centred means over about a fortieth of the values, over fewer at the ends, so that it never lags
-    behind; at evenly spaced values where there are more than a picture can show."""
+    """A curve of centred means over about a fortieth of the values. x, y: [n].
+
+    Means near the ends are over fewer values, so that the curve never lags. Long curves keep evenly spaced points.
+    """
     count = len(y)
-    at = np.arange(count) if count <= MOST_POINTS else np.linspace(0, count - 1, MOST_POINTS).astype(int)
-    reach = np.minimum(np.minimum(at, count - 1 - at), count // 80)
+    index = np.arange(count) if count <= MOST_POINTS else np.linspace(0, count - 1, MOST_POINTS).astype(int)
+    reach = np.minimum(np.minimum(index, count - 1 - index), count // 80)
     sums = np.concatenate([[0.0], np.cumsum(y, dtype=np.longdouble)])
-    return x[at], ((sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)).astype(np.float64)
+    return x[index], ((sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)).astype(np.float64)

@@ -1,4 +1,4 @@
-"""The tables of a page, as rows of text: last values by group, by difficulty, and every run."""
+"""The tables of a page, as rows of text: last values by group and by difficulty, and all runs."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ class Table:
 
 
 def tables(section: Section) -> list[Table]:
-    """Those of the last evaluations (where there are any), then that of all runs."""
-    found = []
+    """The tables of the last evaluations, if there are any, then the table of all runs."""
+    result = []
     if any(run.evaluations for run in section.runs):
-        found.append(ends(section, quantities(section)))
-        found += [by_difficulty(section, breakdown) for breakdown in breakdowns(section)]
-    return [*found, every_run(section)]
+        result.append(ends(section, quantities(section)))
+        result += [by_difficulty(section, breakdown) for breakdown in breakdowns(section)]
+    return [*result, every_run(section)]
 
 
-def ends(section: Section, told: Sequence[Quantity]) -> Table:
-    """A row for each group: mean over its seeds at the last step that all have evaluated (least to most)."""
+def ends(section: Section, columns: Sequence[Quantity]) -> Table:
+    """A row for each group: mean over its runs (minimum to maximum) at the last step at which all were evaluated."""
     slept = any(len(record["eval"]["loss"]) > 1 for run in section.runs for record in run.evaluations)
-    header = ["runs", "seeds", "step", *(q.title for q in told)]
-    header += [f"{q.title}, kept awake (N=1)" for q in told[:2] if slept]
+    header = ["runs", "seeds", "step", *(q.title for q in columns)]
+    header += [f"{q.title}, kept awake (N=1)" for q in columns[:2] if slept]
     rows = []
     for group in section.groups:
-        bands = [band(group, q) for q in told]
-        awake = [band(group, q, awake=True) for q in told[:2] if slept]
+        bands = [band(group, q) for q in columns]
+        awake = [band(group, q, awake=True) for q in columns[:2] if slept]
         first = next((b for b in bands if b.steps), bands[0])
         step = NONE if first.end is None else f"{first.end:,}"
-        values = [end_text(b, q) for b, q in zip([*bands, *awake], [*told, *told[:2]], strict=False)]
+        values = [end_text(b, q) for b, q in zip([*bands, *awake], [*columns, *columns[:2]], strict=False)]
         rows.append([group.name, str(len({seeds(run) for run in group.runs})), step, *values])
     for title, groups in section.facets:
-        rows += _guesses(section, title, groups, told, len(header))
-    note = "Mean over the runs at the last step that all of them have evaluated; behind it the least and the most."
+        rows += _guesses(section, title, groups, columns, len(header))
+    note = "Mean over the runs (minimum to maximum) at the last step at which all of them were evaluated."
     return Table("Last values", header, rows, note)
 
 
@@ -66,31 +66,31 @@ def by_difficulty(section: Section, breakdown: Breakdown) -> Table:
 
 
 def every_run(section: Section) -> Table:
-    """A row for each run, with its own last values."""
-    told = quantities(section)
-    header = ["folder", "state", *map(symbol, section.told), "steps", "tokens", "training FLOPs", "wall time"]
-    header += [*(q.title for q in told), "code", "torch, Python", "notes"]
+    """A row for each run, with the values of its last evaluation."""
+    columns = quantities(section)
+    header = ["folder", "state", *map(symbol, section.differing), "steps", "tokens", "training FLOPs", "wall time"]
+    header += [*(q.title for q in columns), "code", "torch, Python", "notes"]
     rows = []
     for run in section.runs:
         values = compared(run.config)
         step, tokens = run.records.furthest
         flops = run.flops_until(step)
         rows.append([
-            str(run.folder), run.state, *(value_text(values[name]) for name in section.told),
+            str(run.folder), run.state, *(value_text(values[name]) for name in section.differing),
             f"{step:,}", f"{tokens:,}", NONE if flops is None else f"{flops:.3e}", _duration(run.records.seconds),
-            *(_last(run, q) for q in told),
+            *(_last(run, q) for q in columns),
             ", ".join(run.code) or NONE, ", ".join(run.versions.values()) or NONE, "; ".join(_notes(run)),
         ])  # fmt: skip
     return Table("Every run", header, rows, "The last values are those of each run's own last evaluation.")
 
 
-def end_text(found: Band, quantity: Quantity | Breakdown) -> str:
+def end_text(b: Band, quantity: Quantity | Breakdown) -> str:
     """`90.5 % (87.3 to 93.4 %)`."""
-    if not found.steps:
-        return found.no_end if found.runs else NONE
-    mean, low, high = (value_of(series[-1], quantity.share) for series in (found.mean, found.low, found.high))
+    if not b.steps:
+        return b.no_end if b.runs else NONE
+    mean, low, high = (value_of(series[-1], quantity.share) for series in (b.mean, b.low, b.high))
     unit = " %" if quantity.share else ""
-    return f"{mean}{unit} ({low} to {high}{unit})" if found.runs > 1 else f"{mean}{unit}"
+    return f"{mean}{unit} ({low} to {high}{unit})" if b.runs > 1 else f"{mean}{unit}"
 
 
 def value_of(value: float, share: bool) -> str:
@@ -100,26 +100,26 @@ def value_of(value: float, share: bool) -> str:
 
 
 def _guesses(
-    section: Section, title: str, groups: list[Group], told: Sequence[Quantity], width: int
+    section: Section, title: str, groups: list[Group], columns: Sequence[Quantity], width: int
 ) -> list[list[str]]:
-    """A row for each line of guessing, under the quantity that it is to be held against."""
+    """A row for each guessing line, with its values in the column of the quantity that it applies to."""
     rows = []
-    for at, quantity in enumerate(told):
+    for index, quantity in enumerate(columns):
         for name, levels in guessing(groups, quantity).items():
             row = [f"guessing: {name}" + (f", {title}" if title else ""), *[""] * (width - 1)]
             unit = " %" if quantity.share else ""
-            row[3 + at] = ", ".join(f"{value_of(level, quantity.share)}{unit}" for level in levels)
+            row[3 + index] = ", ".join(f"{value_of(level, quantity.share)}{unit}" for level in levels)
             rows.append(row)
     return rows
 
 
 def _last(run: ReadRun, quantity: Quantity) -> str:
-    found = curve(run, quantity)
-    if not found:
+    points = curve(run, quantity)
+    if not points:
         return NONE
-    step = max(found)
-    behind = "" if step == run.records.furthest[0] else f" (step {step:,})"
-    return value_of(found[step], quantity.share) + (" %" if quantity.share else "") + behind
+    step = max(points)
+    earlier = "" if step == run.records.furthest[0] else f" (step {step:,})"
+    return value_of(points[step], quantity.share) + (" %" if quantity.share else "") + earlier
 
 
 def _notes(run: ReadRun) -> list[str]:
@@ -135,7 +135,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def common_settings(section: Section) -> list[tuple[str, str]]:
-    """(name, value) of what a reader wants to know first, as far as all runs of a section share it."""
+    """(name, value) of the most important settings in which all runs of a section agree."""
     values = dict(settings(section.runs[0].config))
-    known = {name: value_text(values[key]) for key, name in FIRST.items() if key not in section.told}
+    known = {name: value_text(values[key]) for key, name in FIRST.items() if key not in section.differing}
     return list(known.items())

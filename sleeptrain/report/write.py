@@ -1,4 +1,4 @@
-"""A report on the disk: a folder with `index.html` and its pictures."""
+"""Write a report: a folder with `index.html` and its figures as files."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from sleeptrain.report.style import png
 INDEX = "index.html"
 
 
-def write_report(found: Sequence[Section], unreadable: Sequence[str], out: Path, title: str) -> Path:
-    """Writes the page of these sections into the folder `out`, over an older report; returns the page.
+def write_report(sections: Sequence[Section], unreadable: Sequence[str], out: Path, title: str) -> Path:
+    """Write the page of these sections into the folder `out`, over an older report. Returns the page's path.
 
-    unreadable: runs that are left out, and why. Every file appears whole; two processes may do it at once. Pictures of
-    the older page that have no successor are removed, and nothing else. Raises DataError where `out` is no folder for a
-    report or cannot be written.
+    unreadable: runs that are left out, and the reasons. Each file is written atomically, so two processes may write at
+    once. Only figures of the older page that the new one does not have are removed. Raises DataError if `out` is no
+    folder for a report, or cannot be written.
     """
     check_out(out)
-    drawn = [(section, [(one, png(one.figure)) for one in draw_section(section)]) for section in found]
-    contents = {_file_name(section.source, one.name): content for section, own in drawn for one, content in own}
-    parts = [(section, [(one.title, content) for one, content in own]) for section, own in drawn]
-    whole = page(title, parts, unreadable).encode()
+    drawn = [(section, [(d, png(d.figure)) for d in draw_section(section)]) for section in sections]
+    contents = {_file_name(section.source, d.name): content for section, figures in drawn for d, content in figures}
+    parts = [(section, [(d.title, content) for d, content in figures]) for section, figures in drawn]
+    html = page(title, parts, unreadable).encode()
     try:
         _remove_old(out, contents)
-        # The page first, for by it a folder is known as that of a report, also where the rest is not reached.
-        for name, content in [(INDEX, whole), *contents.items()]:
+        # The page first: it marks the folder as a report, even if writing stops here.
+        for name, content in [(INDEX, html), *contents.items()]:
             write_whole(out / name, content)
     except OSError as error:
         raise _not_writable(out, error) from error
@@ -40,14 +40,14 @@ def write_report(found: Sequence[Section], unreadable: Sequence[str], out: Path,
 
 
 def check_out(out: Path) -> None:
-    """Raises DataError where `out` is a file, cannot be read, or is a folder that holds anything but a report."""
+    """Raise DataError if `out` is a file, cannot be read, or is a folder with other files than those of a report."""
     try:
         if out.exists() and not out.is_dir():
             raise DataError(f"{out} is a file; name a folder for the report (sleeptrain report --out)")
-        held = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.is_dir() else []
-        foreign = [name for name in held if name != INDEX and not name.endswith(".png")]
-        if held and MARK.encode() not in _old_page(out):
-            foreign = held
+        names = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.is_dir() else []
+        foreign = [name for name in names if name != INDEX and not name.endswith(".png")]
+        if names and MARK.encode() not in _old_page(out):
+            foreign = names
     except OSError as error:
         raise _not_writable(out, error) from error
     if foreign:
@@ -57,7 +57,7 @@ def check_out(out: Path) -> None:
 
 
 def _remove_old(out: Path, contents: Mapping[str, bytes]) -> None:
-    """The pictures that the old page shows and the new one does not."""
+    """Remove the figures of the old page that the new page does not have."""
     old = _old_page(out)
     for path in out.glob("*.png"):
         if path.name not in contents and b64encode(path.read_bytes()) in old:
@@ -69,7 +69,7 @@ def _old_page(out: Path) -> bytes:
 
 
 def _file_name(source: str, name: str) -> str:
-    """One for each picture, whatever is in the names of held-out sets."""
+    """A distinct file name for each figure, whatever characters the names of held-out sets have."""
     return f"{source}-{quote(name, safe='', errors='surrogatepass')}.png"
 
 

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other about themselves: beats, and the alarm that ends them all."""
+"""Messages between the processes of a run: heartbeats, and the alarm that ends all processes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from dataclasses import asdict, dataclass
 
 from sleeptrain.watch.progress import Location, Phase
 
-# Seconds between the beats of a process.
+# Seconds between the heartbeats of a process.
 INTERVAL = 1.0
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """A sign of life.
+    """A sign of life of a process.
 
-    count: of the process's beats. moves: of its changes of place. long: it may stay there long. failing: an operation
-    with another process has failed in it. ended: it is done, and no further beat follows.
+    count: heartbeats of the process so far.
+    moves: changes of its location so far.
+    location: where it is now.
+    long: it may stay there for long.
+    failing: an operation with another process has failed in it.
+    ended: it is done; no further heartbeat follows.
     """
 
     count: int
@@ -38,9 +42,12 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class Alarm:
-    """Why a run ends before its time; the first one raised counts.
+    """The reason why a run ends early. Only the first alarm of a run counts.
 
-    kind: lost | stalled | failed. ranks: of whom it tells. code: the exit code of all.
+    kind: `lost`, `stalled` or `failed`.
+    ranks: the ranks that are lost, stand still or failed.
+    text: a message for the user.
+    code: the exit code of all processes.
     """
 
     kind: str

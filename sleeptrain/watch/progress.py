@@ -1,4 +1,4 @@
-"""Where a process is in its run: step, window, pass and phase, kept current as it works."""
+"""The progress of a process: its current step, window, pass and phase."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Phase(StrEnum):
     ROLLBACK = "rollback"
 
 
-# They may take long without any sign of progress.
+# Phases that may take long without any sign of progress.
 LONG_PHASES = (Phase.STARTING, Phase.LOCATING, Phase.SAVING, Phase.ROLLBACK)
 
 
 class WindowPass(Protocol):
-    """A round as it is named in messages: window from 0, pass from 1."""
+    """The window (from 0) and pass (from 1) of a round."""
 
     @property
     def window(self) -> int: ...
@@ -36,7 +36,10 @@ class WindowPass(Protocol):
 
 
 class Location(NamedTuple):
-    """step: counted from 1, None before the first. window, pass_index: of the round, counted from 1, None outside."""
+    """A place in a run.
+
+    step: from 1; None before the first step. window, pass_index: of the round, from 1; None outside of rounds.
+    """
 
     step: int | None
     phase: Phase
@@ -53,10 +56,10 @@ class Location(NamedTuple):
 
 
 class Progress:
-    """Where this process is. Its main thread says so, at the cost of an assignment; others read `now` at any time.
+    """The location of this process. The main thread sets it, by a cheap assignment; other threads may read it any time.
 
-    moves: how often it has been somewhere else. long: the phase may take long, or the process is in its first step,
-    in which kernels are compiled.
+    now: the location. moves: how often the location was set. long: the phase may take long, or it is the first step,
+    which compiles kernels.
     """
 
     def __init__(self) -> None:
@@ -73,17 +76,17 @@ class Progress:
         return self._now.phase in LONG_PHASES or self._now.step == self._first_step
 
     def begin_step(self, step: int) -> None:
-        """The process reads the batch of a step, counted from 1."""
+        """Note that the process reads the batch of a step. step: from 1."""
         if self._first_step is None:
             self._first_step = step
         self._move(Location(step, Phase.READING))
 
     def begin(self, phase: Phase) -> None:
-        """A phase of the step begins, outside of all rounds."""
+        """Note that a phase of the step begins, outside of rounds."""
         self._move(Location(self._now.step, phase))
 
     def at(self, r: WindowPass, phase: Phase | None = None) -> None:
-        """A round is run, in this phase or in the one that has begun."""
+        """Note that a round runs. phase: None: the current one."""
         self._move(Location(self._now.step, phase or self._now.phase, r.window + 1, r.pass_index))
 
     def _move(self, location: Location) -> None:

@@ -1,4 +1,4 @@
-"""What every thread of this process is doing."""
+"""Stack traces of all threads of this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sleeptrain.watch.progress import Location
 
 
 def python_stacks() -> str:
-    """The Python stacks of all threads, the newest call first; needs nothing of a thread that does not answer."""
+    """The Python stacks of all threads, the newest call first. Works even if a thread hangs."""
     with tempfile.TemporaryFile("w+") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)

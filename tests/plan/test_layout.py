@@ -75,7 +75,7 @@ def test_sampled_passes_count_as_the_most():
 
 def test_an_unknown_vocabulary_is_refused(tmp_path):
     config = compose(["experiment=stdlib", f"data.shards.sources.0.train={tmp_path / 'none'}"])
-    with pytest.raises(ConfigError, match=r"model\.vocab_size is 0, and the data cannot say it: .*none"):
+    with pytest.raises(ConfigError, match=r"model\.vocab_size is 0, and the data does not give it: .*none"):
         planned(config)
 
 
@@ -248,6 +248,6 @@ def test_a_plan_needs_no_tokenizer_of_a_task(tmp_path: Path) -> None:
     settings += ["experiment=gsm_small", "model.vocab_size=300", f"data.gsm_infinite.tokenizer={tmp_path / 'none'}"]
     plan = planned(compose(settings))
     assert plan.steps[0].workload.tokens == pytest.approx(128 * 128, rel=0.1)
-    assert f"{tmp_path / 'none'} is not there" in to_text(plan)
+    assert f"{tmp_path / 'none'} does not exist" in to_text(plan)
     with pytest.raises(DataError, match="none: No such file"):
         planned(compose([*settings, "model.vocab_size=0"]))

@@ -301,7 +301,9 @@ def test_whole_units_are_kept(job: Job) -> None:
 def test_begun_otherwise_is_refused_with_the_differences_or_forced(job: Job) -> None:
     begun(job)
     other = replace(job, validation_share=0.4)
-    with pytest.raises(DataError, match=r"begun otherwise \(validation_share 0.3, now 0.4\).*--force"):
+    with pytest.raises(
+        DataError, match=r"begun with other settings or inputs \(validation_share 0.3, now 0.4\).*--force"
+    ):
         prepare(other)
     path = job.sources[0].path
     path.write_bytes(path.read_bytes() + b'{"text": "one more"}\n')

@@ -243,5 +243,5 @@ def test_what_another_limit_left_out_or_took_is_made_anew(job: Job, before: int,
 def test_a_trained_tokenizer_depends_on_it(job: Job) -> None:
     trained = replace(job, tokenizer=None, vocab_size=320, skip_bad=True)
     assert killed(trained, 60)
-    with pytest.raises(DataError, match=r"begun otherwise \(max_document_bytes 10000, now 20000\)"):
+    with pytest.raises(DataError, match=r"begun with other settings or inputs \(max_document_bytes 10000, now 20000\)"):
         prepare(replace(trained, max_document_bytes=20_000))

@@ -149,7 +149,7 @@ def test_junk_and_vanished_files_are_named(tmp_path: Path, name: str) -> None:
 
 def test_parquet_columns_that_do_not_fit(tmp_path: Path) -> None:
     parquet(["a"], tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"has no column 'body'.*but: id, text"):
+    with pytest.raises(DataError, match=r"has no column 'body'.*its columns: id, text"):
         slices(tmp_path / "a.parquet", text_field="body")
     with pytest.raises(DataError, match="'id' holds int64, no strings"):
         slices(tmp_path / "a.parquet", text_field="id")

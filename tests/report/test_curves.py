@@ -49,7 +49,7 @@ def legend(figure: Figure) -> list[str]:
 def test_seeds_are_one_group_and_passes_are_told_apart(tmp_path: Path) -> None:
     found = only_section(grid(tmp_path))
     assert [(g.name, g.label, len(g.runs)) for g in found.groups] == [("N=1", "N=1", 2), ("N=2", "N=2", 2)]
-    assert found.told == ["sleep.passes", "data.seed", "train.seed"] and found.difficulty is None
+    assert found.differing == ["sleep.passes", "data.seed", "train.seed"] and found.difficulty is None
     assert [q.name for q in quantities(found)] == ["accuracy", "loss", "bits", "sampled"]
 
 
@@ -59,7 +59,7 @@ def test_settings_that_do_not_touch_the_numbers_make_no_curve(tmp_path: Path) ->
     make_run(tmp_path / "c", ["optim.muon_lr=0.5"], [accuracy(5, 0.9)])
     found = only_section(tmp_path)
     assert [(g.name, len(g.runs)) for g in found.groups] == [("optim.muon_lr=0.002", 2), ("optim.muon_lr=0.5", 1)]
-    assert {"train.threads", "wandb.project", "optim.muon_lr"} == set(found.told)
+    assert {"train.threads", "wandb.project", "optim.muon_lr"} == set(found.differing)
     [every] = [table for table in tables(found) if table.title == "Every run"]
     assert {"train.threads", "wandb.project", "optim.muon_lr"} < set(every.header)
 

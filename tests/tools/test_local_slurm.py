@@ -61,7 +61,7 @@ def test_every_action_refuses_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
     for action in (["start"], ["stop"], ["crash", "1"], ["node", "1"]):
         assert local_slurm.main(["--folder", str(tmp_path), *action]) == 1
         assert capsys.readouterr().err == (
-            f"local_slurm: {tmp_path} may be changed by others: give --folder one of your own, all the way down\n"
+            f"local_slurm: {tmp_path} may be changed by others: choose a --folder whose path only you can change\n"
         )
 
 

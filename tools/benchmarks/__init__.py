@@ -1,4 +1,4 @@
-"""The project's benchmarks: one module a benchmark, with `run(quick) -> list[Row]` and `METHOD`, how it measures."""
+"""The project's benchmarks. Each is a module with `run(quick) -> list[Row]` and `METHOD`, the method of measuring."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ NAMES = ("checkpoint", "decode", "loader", "memory", "ops", "pipeline", "prepare
 
 @dataclass(frozen=True)
 class Row:
-    """One measured number beside its goal; `better` says on which side of the goal it should lie."""
+    """A measured number and its goal.
+
+    goal: None: it has none. better: `higher` or `lower`, the good side of the goal.
+    """
 
     name: str
     value: float
     unit: str
     goal: float | None = None
-    better: str = "higher"  # higher | lower
+    better: str = "higher"
 
     @property
     def ok(self) -> bool:
@@ -33,5 +36,5 @@ class Benchmark(Protocol):
 
 
 def load(name: str) -> Benchmark:
-    """The benchmark's module; its imports are made only now."""
+    """Import the module of a benchmark, with the packages that it needs."""
     return cast(Benchmark, importlib.import_module(f"benchmarks.{name}"))

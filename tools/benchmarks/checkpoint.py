@@ -1,9 +1,9 @@
-"""What a checkpoint costs the training loop, against a plain torch.save of the same state, and what a resume costs.
+"""The cost of a checkpoint for the training loop, against a plain torch.save of the same state; the cost of a resume.
 
-A run of 8 blocks (width 256) is trained in one process and in two pipeline stages, six steps at a time, with a
-checkpoint at their beginning and without. The stall is the difference: the call to save, the slower steps while the
-files are written, and the wait for what is not written by the sixth. torch.save writes the same tensors, already in
-host memory, each process its own, and all wait for it.
+A run of 8 blocks (width 256) is trained in one process and in two pipeline stages. Six steps are timed with a
+checkpoint at their start, and without one. The stall is the difference: the call to save, the slower steps while the
+files are written, and the wait for the rest of the files after the sixth step. With torch.save each process writes its
+own tensors of the same state, which are already in host memory, and all processes wait for the end.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from sleeptrain.train.stopping import Stopping
 from sleeptrain.train.try_step import try_step
 from sleeptrain.watch.progress import Progress
 
-PLACES = {"one process": 1, "two stages": 2}
-GOAL = 0.5  # of the stall of torch.save
+LAYOUTS = {"one process": 1, "two stages": 2}
+GOAL = 0.5  # stall, as a share of the stall of torch.save
 STEPS = 6  # from one checkpoint to the next
 
 
 def disk(path: Path) -> str:
-    """The file system that holds a path, where Linux tells it."""
+    """The file system of a path, on Linux."""
     mounts = Path("/proc/mounts")
     if not mounts.exists():
         return "an unknown disk"
-    found = [line.split()[:3] for line in mounts.read_text().splitlines()]
-    device, _, kind = max((m for m in found if path.is_relative_to(m[1])), key=lambda m: len(m[1]))
+    lines = [line.split()[:3] for line in mounts.read_text().splitlines()]
+    device, _, kind = max((m for m in lines if path.is_relative_to(m[1])), key=lambda m: len(m[1]))
     return f"{kind} on {device}"
 
 
@@ -60,29 +60,29 @@ METHOD = (
 def run(quick: bool) -> list[Row]:
     rounds = 2 if quick else 6
     torch.set_num_threads(1)
-    return [row for place, size in PLACES.items() for row in _rows(place, _measured(size, rounds))]
+    return [row for layout, size in LAYOUTS.items() for row in _rows(layout, _measure_layout(size, rounds))]
 
 
-def _rows(place: str, found: dict[str, float]) -> list[Row]:
-    """Seconds and bytes as measured, in rows."""
-    step, stall = found["without"] / STEPS, max(found["with"] - found["without"], found["call"])
+def _rows(layout: str, measured: dict[str, float]) -> list[Row]:
+    """The rows of a layout. measured: seconds and bytes by name."""
+    step, stall = measured["without"] / STEPS, max(measured["with"] - measured["without"], measured["call"])
     milliseconds = {
         "a step": step,
         "stall": stall,
-        "stall, the call alone": found["call"],
-        "stall of torch.save": found["torch.save"],
-        "resume, checksums": found["verify"],
-        "resume, reading": found["read"],
+        "stall, the call alone": measured["call"],
+        "stall of torch.save": measured["torch.save"],
+        "resume, checksums": measured["verify"],
+        "resume, reading": measured["read"],
     }
     return [
-        Row(f"{place}: state", found["bytes"] / 2**20, "MiB", better="lower"),
-        Row(f"{place}: stall against torch.save", stall / found["torch.save"], "x", GOAL, "lower"),
-        Row(f"{place}: stall of a step", 100 * stall / step, "%", better="lower"),
-        *(Row(f"{place}: {name}", 1e3 * seconds, "ms", better="lower") for name, seconds in milliseconds.items()),
+        Row(f"{layout}: state", measured["bytes"] / 2**20, "MiB", better="lower"),
+        Row(f"{layout}: stall against torch.save", stall / measured["torch.save"], "x", GOAL, "lower"),
+        Row(f"{layout}: stall of a step", 100 * stall / step, "%", better="lower"),
+        *(Row(f"{layout}: {name}", 1e3 * seconds, "ms", better="lower") for name, seconds in milliseconds.items()),
     ]
 
 
-def _measured(size: int, rounds: int) -> dict[str, float]:
+def _measure_layout(size: int, rounds: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         if size == 1:
@@ -98,9 +98,9 @@ def _rank(rank: int, place: Path, size: int, rounds: int, port: int) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    found = _measure(place, size, rounds)
+    measured = _measure(place, size, rounds)
     if rank == 0:
-        (place / "measured.json").write_text(json.dumps(found))
+        (place / "measured.json").write_text(json.dumps(measured))
 
 
 def _config(place: Path, stages: int) -> Config:
@@ -126,43 +126,43 @@ def _config(place: Path, stages: int) -> Config:
 def _measure(place: Path, size: int, rounds: int) -> dict[str, float]:
     world = join(config := _config(place, size))
     stopping, status = Stopping(None, StopRequest(), world), Status(place / "r", world.is_main)
-    made = open_run(config, world, Progress(), stopping, status)
-    assert made is not None
-    _steps(made, 1)
+    run = open_run(config, world, Progress(), stopping, status)
+    assert run is not None
+    _steps(run, 1)
     least: dict[str, float] = {}
     for _ in range(rounds):
-        for name, seconds in _round(made, place).items():
+        for name, seconds in _round(run, place).items():
             least[name] = min(least.get(name, seconds), seconds)
-    own = made.engine.local_tensors(made.carried)
-    size_of_all = world.sum(sum(tensor.nbytes for tensor in own.values()))[0]
-    made.close()
+    tensors = run.engine.local_tensors(run.carried)
+    num_bytes = world.sum(sum(tensor.nbytes for tensor in tensors.values()))[0]
+    run.close()
     status.lease.release()
     world.close()
-    return least | {"bytes": size_of_all}
+    return least | {"bytes": num_bytes}
 
 
-def _round(made: Run, place: Path) -> dict[str, float]:
-    """Seconds."""
-    world, found = made.world, dict[str, float]()
+def _round(run: Run, place: Path) -> dict[str, float]:
+    """Seconds of each part, by name."""
+    world, seconds = run.world, dict[str, float]()
 
     def steps_beside_save() -> None:
-        found["call"] = _seconds(world, made.save)
-        _steps(made, STEPS)
-        made.saver.wait()
+        seconds["call"] = _seconds(world, run.save)
+        _steps(run, STEPS)
+        run.saver.wait()
 
-    found["without"] = _seconds(world, lambda: _steps(made, STEPS))
-    found["with"] = _seconds(world, steps_beside_save)
-    own = made.engine.local_tensors(made.carried)
-    found["torch.save"] = _seconds(world, lambda: _torch_save(own, place / f"plain-{world.rank}"))
-    found["verify"] = _seconds(world, lambda: newest_whole(made.saver.folder, world))
-    newest = newest_whole(made.saver.folder, world).whole
+    seconds["without"] = _seconds(world, lambda: _steps(run, STEPS))
+    seconds["with"] = _seconds(world, steps_beside_save)
+    tensors = run.engine.local_tensors(run.carried)
+    seconds["torch.save"] = _seconds(world, lambda: _torch_save(tensors, place / f"plain-{world.rank}"))
+    seconds["verify"] = _seconds(world, lambda: newest_whole(run.saver.folder, world))
+    newest = newest_whole(run.saver.folder, world).whole
     assert newest is not None
-    found["read"] = _seconds(world, lambda: made.engine.load(TensorFiles(newest)))
-    return found
+    seconds["read"] = _seconds(world, lambda: run.engine.load(TensorFiles(newest)))
+    return seconds
 
 
 def _seconds(world: World, action: Callable[[], object]) -> float:
-    """Until all processes have done it."""
+    """Seconds until all processes have run `action`."""
     world.any(False)
     start = time.perf_counter()
     action()
@@ -170,13 +170,13 @@ def _seconds(world: World, action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _steps(made: Run, count: int) -> None:
+def _steps(run: Run, count: int) -> None:
     for _ in range(count):
-        shape = step_shape(made.config, made.tokens, made.step)
-        read = made.next_batch(shape.batch)
-        assert read is not None, "nobody asks it to stop"
-        batch, num_tokens = read
-        made.advance(batch, num_tokens, try_step(made, batch, shape, 1.0, None).result.state)
+        shape = step_shape(run.config, run.tokens, run.step)
+        loaded = run.next_batch(shape.batch)
+        assert loaded is not None, "there is no stop request"
+        batch, num_tokens = loaded
+        run.advance(batch, num_tokens, try_step(run, batch, shape, 1.0, None).result.state)
 
 
 def _torch_save(tensors: dict[str, torch.Tensor], path: Path) -> None:

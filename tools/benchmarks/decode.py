@@ -1,4 +1,4 @@
-"""Decoding with sleep: what a token costs whatever N is, what a sleep costs, and that memory does not grow."""
+"""Decoding with sleep: the cost of a token, which does not depend on N; the cost of a sleep; and constant memory."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from sleeptrain.hf.model.modeling import SleepForCausalLM
 
 METHOD = (
     f"{timing.METHOD}; a token: one forward with the cache, over 32 tokens inside a window; a sleep: the "
-    "token that fills the window at N=4 less the same at N=1; memory: the most bytes in tensors that reading a "
-    "prompt made and held at once, weights and the prompt's ids excepted"
+    "token that fills the window at N=4 less the same at N=1; memory: the peak bytes of tensors that reading a "
+    "prompt made, without the weights and the prompt's ids"
 )
 WINDOW, SHORT, LONG = 256, 2048, 65_536
 MODEL = ModelConfig(
@@ -35,12 +35,12 @@ def run(quick: bool) -> list[Row]:
     torch.set_num_threads(1)
     model = SleepForCausalLM(SleepPretrainedConfig(model=asdict(MODEL), sleep={"passes": 4, "window": WINDOW})).eval()
     rounds = 7 if quick else 31
-    token, full = _tokens(model, rounds), _last_token(model, rounds)
+    token, last_token = _tokens(model, rounds), _last_token(model, rounds)
     lengths = (SHORT, LONG // (8 if quick else 1))
     kept, peak = zip(*(_memory(model, length) for length in lengths), strict=True)
     rows = [Row(f"a token, N={n}", 1e3 * seconds, "ms", better="lower") for n, seconds in token.items()]
     rows.append(Row("a token, N=4 against N=1", token["4"] / token["1"], "x", 1.02, "lower"))
-    rows.append(Row("one sleep, N=4", 1e3 * (full["4"] - full["1"]), "ms", better="lower"))
+    rows.append(Row("one sleep, N=4", 1e3 * (last_token["4"] - last_token["1"]), "ms", better="lower"))
     for name, mib in (("kept", kept), ("reading", peak)):
         rows += [
             Row(f"{name}, {length} tokens", value / 2**20, "MiB", better="lower")
@@ -52,9 +52,9 @@ def run(quick: bool) -> list[Row]:
 
 def _tokens(model: SleepForCausalLM, rounds: int) -> dict[str, float]:
     """Seconds of one token in the middle of a window, by N."""
-    count = WINDOW // 8  # short, so that some round is left alone
+    count = WINDOW // 8  # short, so that other processes leave at least one round undisturbed
     seconds = timing.round_robin(_candidates(model, WINDOW // 4, count), rounds)
-    return {n: taken / count for n, taken in seconds.items()}
+    return {n: total / count for n, total in seconds.items()}
 
 
 def _last_token(model: SleepForCausalLM, rounds: int) -> dict[str, float]:
@@ -77,7 +77,7 @@ def _decode(model: SleepForCausalLM, start: SleepCache, count: int, passes: int)
 
 
 def _memory(model: SleepForCausalLM, length: int) -> tuple[int, int]:
-    """Bytes kept behind a prompt, and the most that reading it took."""
+    """(bytes kept after reading a prompt, peak bytes while reading it)."""
     ids = _prompt(length)
     with LiveBytes() as memory, torch.no_grad():
         known = [p.view_as(p) for p in model.parameters()]

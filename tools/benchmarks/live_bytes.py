@@ -1,4 +1,4 @@
-"""How much memory tensors take, counted exactly: what the allocator and other libraries keep besides is left out."""
+"""Count the memory of tensors exactly, without the reserves of the allocator and of other libraries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_iter
 
 
 class LiveBytes(TorchDispatchMode):
-    """While it is active: the bytes of storages that operations have made and that are alive, and the most so far."""
+    """Counts the bytes of storages that operations make while it is active. live: now. peak: the most so far."""
 
     def __init__(self) -> None:
         super().__init__()

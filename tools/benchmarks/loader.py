@@ -1,16 +1,15 @@
 """The stream of token shards against slices of one flat file and against webdataset's own pipeline, same tokens.
 
-Everything that training needs is in our number: two mixed sources, shuffling, lanes, document ids, targets, checksums.
-The flat file is read by random slices of T + 1 tokens. webdataset decodes and shuffles; its documents are laid end to
-end into rows of T + 1 tokens. Both give batches of inputs and targets, int64, and know nothing of documents. Files are
+Our number includes everything that training needs: two mixed sources, shuffling, lanes, document ids, targets and
+checksums. The flat file is read in random slices of T + 1 tokens. webdataset decodes and shuffles documents; they are
+concatenated into rows of T + 1 tokens. Both yield batches of inputs and targets (int64) without document ids. Files are
 in the page cache.
 
-Documents have T tokens in the mean, so that all three handle pieces of about one size. A last case has short documents
-in long rows, where a slice of the flat file holds many documents, of which it knows nothing; it has no goal.
+Documents have T tokens on average, so that all three read pieces of similar size. The last case has short documents in
+long rows, where a slice of the flat file holds many documents; it has no goal.
 
-The comparison with a GPU: a 2B model costs at least 6 FLOPs a parameter and token (N=1; sleep and attention only add),
-and eight H200 do at most 8 x 989 TFLOP/s in dense bf16, so they cannot eat more than 8 * 989e12 / (6 * 2e9) tokens a
-second.
+The comparison with a GPU: a 2B model costs at least 6 FLOPs per parameter and token (N=1; sleep and attention add to
+it). Eight H200 reach at most 8 x 989 TFLOP/s in dense bf16, so they use at most 8 * 989e12 / (6 * 2e9) tokens a second.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ from sleeptrain.data.stream import ShardStream
 
 VOCAB_SIZE = 50_000
 SHARD_BYTES = 16 * 2**20
-SPREAD = 1.0  # of the lengths of documents, which are lognormal
+SPREAD = 1.0  # sigma of the lognormal lengths of documents
 ROWS = 8
 CASES = ((2048, 2048), (8192, 8192), (8192, 1200))  # T, mean tokens of a document
 SHARES = {"most": Fraction(7, 10), "rest": Fraction(3, 10)}
-TOKENS_EATEN = 8 * 989e12 / (6 * 2e9)
-GOALS = {"memmap": 0.2, "webdataset": 4.0, "eaten": 10.0}
+GPU_TOKENS_PER_SECOND = 8 * 989e12 / (6 * 2e9)
+GOALS = {"memmap": 0.2, "webdataset": 4.0, "gpu": 10.0}
 
 
 def run(quick: bool) -> list[Row]:
@@ -48,7 +47,7 @@ def run(quick: bool) -> list[Row]:
 
 
 def _compare(sequence: int, mean_tokens: int, num_tokens: int, rounds: int) -> list[Row]:
-    steps = 2**24 // (ROWS * sequence)  # several stretches of the plan: its cost is in every round
+    steps = 2**24 // (ROWS * sequence)  # several parts of the plan, so that every round pays for it
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder)
         _write(corpus, num_tokens, mean_tokens)
@@ -64,12 +63,12 @@ def _compare(sequence: int, mean_tokens: int, num_tokens: int, rounds: int) -> l
     rows = [Row(f"{case}: {name}", rate[name] / 1e6, "M tokens/s") for name in candidates]
     for name in ("memmap", "webdataset"):
         rows.append(Row(f"{case}: stream against {name}", rate["stream"] / rate[name], "x", goals.get(name)))
-    eaten = rate["stream"] / TOKENS_EATEN
-    return [*rows, Row(f"{case}: stream against a 2B model on 8 H200", eaten, "x", goals.get("eaten"))]
+    ratio = rate["stream"] / GPU_TOKENS_PER_SECOND
+    return [*rows, Row(f"{case}: stream against a 2B model on 8 H200", ratio, "x", goals.get("gpu"))]
 
 
 def _write(corpus: Path, num_tokens: int, mean_tokens: int) -> None:
-    """Documents of random tokens, seven in ten of them `most`, and all of them once more in one flat file."""
+    """Write documents of random tokens, 70 % of them to `most`, and a copy of all to one flat file."""
     rng = np.random.default_rng(0)
     with open(corpus / "flat.bin", "wb") as flat:
         for name, share in SHARES.items():
@@ -130,7 +129,7 @@ def _webdataset(corpus: Path, sequence: int, steps: int) -> Callable[[], None]:
 
 
 def _rows_of(samples: Iterable[dict[str, Any]], length: int) -> Iterator[torch.Tensor]:
-    """Documents laid end to end and cut every `length` tokens."""
+    """Documents, concatenated and cut into rows of `length` tokens."""
     row, filled = torch.empty(length, dtype=torch.int64), 0
     for sample in samples:
         tokens = torch.from_numpy(sample["npy"].astype(np.int64))

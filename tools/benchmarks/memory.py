@@ -1,7 +1,7 @@
-"""What passes cost in memory: the peak of a step at N=8 against N=1, over eight windows, in every recompute mode.
+"""The memory of passes: the peak of a step at N=8 against N=1, over eight windows, in every recompute mode.
 
-A deep and narrow model: 24 blocks in the 3:1 pattern, where the fast weights of all layers are about as large as the
-features at a round's border, as in a 2B model with windows of 2,048 tokens.
+The model is deep and narrow: 24 blocks in the 3:1 pattern. The fast weights of all its layers are about as large as the
+features of a round, as in a 2B model with windows of 2,048 tokens.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.recompute import MODES
 from sleeptrain.sleep.step import forward_backward, step_context
 
-METHOD = "the most bytes in tensors that forward and backward of a step made and held at once, gradients included"
+METHOD = "the peak bytes of tensors that forward and backward of a step made, gradients included"
 WINDOWS, WINDOW = 8, 256
-GOALS = {"pass": 1.15, "window": 1.15}  # the modes that run a round again as a whole
+GOALS = {"pass": 1.15, "window": 1.15}  # the modes that run whole rounds again
 MODEL = ModelConfig(
     vocab_size=2048,
     dim=128,
@@ -44,7 +44,7 @@ def run(quick: bool) -> list[Row]:
 
 
 def _peak(mode: str, passes: int) -> int:
-    """Bytes."""
+    """Peak bytes of a step."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = Hybrid(MODEL)
     model.init_weights(0)
@@ -63,7 +63,7 @@ def _peak(mode: str, passes: int) -> int:
 
 
 def _batch() -> Batch:
-    """One row of a long document that goes on: every window sleeps."""
+    """One row of a long document that continues after it, so that every window sleeps."""
     tokens = torch.randint(MODEL.vocab_size, (1, WINDOWS * WINDOW), generator=torch.Generator().manual_seed(0))
     one = torch.ones(1, dtype=torch.bool)
     return Batch(tokens, tokens, torch.zeros_like(tokens), ~one, one)

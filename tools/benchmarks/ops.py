@@ -1,7 +1,7 @@
-"""Our chunked recurrences against transformers' own PyTorch paths, forward and backward, on one thread.
+"""Our chunked recurrences against the PyTorch paths of transformers, forward and backward, on one thread.
 
-Both sides get the same inputs, an initial state that needs a gradient, and cotangents on the output and the last state.
-transformers runs with its own defaults: chunks of 64 for the delta rule, of 256 (Mamba2Config) for Mamba-2.
+Both sides get the same inputs, an initial state that needs a gradient, and cotangents of the output and the last state.
+transformers runs with its defaults: chunks of 64 for the delta rule, of 256 (Mamba2Config) for Mamba-2.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run(quick: bool) -> list[Row]:
 
 
 def _torch_path(function: Callable[..., Pair]) -> Callable[..., Pair]:
-    """transformers swaps in hub kernels by what can be imported; this is the function underneath."""
+    """The PyTorch function that transformers may have replaced by an installed kernel."""
     return getattr(function, "__wrapped__", function)
 
 

@@ -1,8 +1,9 @@
 """A step on two processes of one core each against one process on one core: pipeline, replicas, tensor shards.
 
-One model, one batch, forward and backward of all windows and passes, rounds recomputed in the backward on both sides
-(the pipeline always does). Wall time of the whole step, with gradients summed at its end; the least of several steps.
-The pipeline's idle share is compared with what the schedule's simulation says for stages of equal cost.
+All have one model and one batch, and run forward and backward of all windows and passes. Rounds are recomputed in the
+backward on both sides, as a pipeline always does. The number is the wall time of the whole step, with the sum of
+gradients at its end; the least of several steps. The pipeline's idle share is compared with the simulation of the
+schedule for stages of equal cost.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from sleeptrain.sleep.rounds import Round, plan_rounds, window_facts
 METHOD = "one thread a process; wall time of a step; the least of several"
 LAYERS = ["gated_deltanet", "attention"] * 4
 WINDOW, WINDOWS, PASSES = 128, 4, 2
-SEQUENCES, ROWS = 4, 2  # m micro-batches of so many rows
+MICRO_BATCHES, ROWS = 4, 2  # micro-batches, rows of each
 PROCESSES = 2
 GOALS = {"pipeline": 1.7, "data": 1.8, "tensor": None}
 MODEL = ModelConfig(
@@ -54,19 +55,19 @@ def run(quick: bool) -> list[Row]:
     alone = _least(_one_process(), steps)
     rows = [Row("one process", _tokens() / alone, "tokens/s")]
     for layout, goal in GOALS.items():
-        taken = _spread(layout, steps)
-        rows.append(Row(f"{layout}: two processes against one", alone / taken, "x", goal))
+        seconds = _spread(layout, steps)
+        rows.append(Row(f"{layout}: two processes against one", alone / seconds, "x", goal))
         if layout == "pipeline":
-            # Both cores' time against the work of one process, which has no one to wait for.
+            # Time of both cores against the time of one process, which never waits.
             rows.append(
-                Row("pipeline: idle share, messages included", 100 * (2 * taken / alone - 1), "%", better="lower")
+                Row("pipeline: idle share, messages included", 100 * (2 * seconds / alone - 1), "%", better="lower")
             )
             rows.append(Row("pipeline: idle share, simulated", 100 * simulate(_schedule()).bubble, "%", better="lower"))
     return rows
 
 
 def _tokens() -> int:
-    return SEQUENCES * ROWS * WINDOWS * WINDOW
+    return MICRO_BATCHES * ROWS * WINDOWS * WINDOW
 
 
 def _batch(seed: int) -> Batch:
@@ -88,11 +89,11 @@ def _settings(recompute: str) -> LoopSettings:
 def _schedule() -> Schedule:
     half = len(LAYERS) // PROCESSES
     stages = PipelineStages((0, half, len(LAYERS)), tuple(LAYERS), (0, len(LAYERS)))
-    return schedule([_plan(_batch(seed)) for seed in range(SEQUENCES)], stages)
+    return schedule([_plan(_batch(seed)) for seed in range(MICRO_BATCHES)], stages)
 
 
 def _sequential(model: Hybrid, batches: list[Batch]) -> Callable[[], None]:
-    """Forward and backward of the batches, one after the other, as one process does."""
+    """A step of one process: forward and backward of one batch after another."""
     settings = _settings("pass")
 
     def step() -> None:
@@ -107,12 +108,12 @@ def _sequential(model: Hybrid, batches: list[Batch]) -> Callable[[], None]:
 def _one_process() -> Callable[[], None]:
     model = Hybrid(MODEL)
     model.init_weights(0)
-    return _sequential(model, [_batch(seed) for seed in range(SEQUENCES)])
+    return _sequential(model, [_batch(seed) for seed in range(MICRO_BATCHES)])
 
 
 def _least(step: Callable[[], None], steps: int) -> float:
-    """Seconds of wall time of the fastest step, after one that is not counted."""
-    taken = []
+    """Wall time of the fastest step, in seconds, after one step of warm-up."""
+    seconds = []
     for _ in range(steps + 1):
         if dist.is_initialized():
             dist.barrier()
@@ -120,12 +121,12 @@ def _least(step: Callable[[], None], steps: int) -> float:
         step()
         if dist.is_initialized():
             dist.barrier()
-        taken.append(time.perf_counter() - start)
-    return min(taken[1:])
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
 
 
 def _spread(layout: str, steps: int) -> float:
-    """Seconds of a step on two processes."""
+    """Wall time of a step on two processes, in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_rank, (layout, steps, folder), nprocs=PROCESSES)
         return float((Path(folder) / "seconds").read_text())
@@ -148,15 +149,15 @@ def _staged() -> Callable[[], None]:
     model = build_model(MODEL, mesh, range(*plan.stages.bounds[rank : rank + 2]))
     model.init_weights(0)
     mailbox = Mailbox(mesh.pipeline.group, torch.float32, torch.device("cpu"))
-    batches = [_batch(seed) for seed in range(SEQUENCES)]
+    batches = [_batch(seed) for seed in range(MICRO_BATCHES)]
 
     def step() -> None:
         model.zero_grad()
-        sequences = [
+        micro_batches = [
             StageMicroBatch(model, batch, rounds, model.empty_state(), _settings("none"), _tokens())
             for batch, rounds in zip(batches, plan.plans, strict=True)
         ]
-        StageStep(plan, rank, sequences, mailbox, MODEL.dim).run(lambda surrogate: surrogate.backward())
+        StageStep(plan, rank, micro_batches, mailbox, MODEL.dim).run(lambda surrogate: surrogate.backward())
 
     return step
 
@@ -165,8 +166,8 @@ def _replicated() -> Callable[[], None]:
     mesh = Mesh.build(1, 1)
     model = build_model(MODEL, mesh)
     model.init_weights(0)
-    own = range(mesh.data.rank, SEQUENCES, PROCESSES)
-    train = _sequential(model, [_batch(seed) for seed in own])
+    seeds = range(mesh.data.rank, MICRO_BATCHES, PROCESSES)
+    train = _sequential(model, [_batch(seed) for seed in seeds])
 
     def step() -> None:
         train()
@@ -179,4 +180,4 @@ def _replicated() -> Callable[[], None]:
 def _sharded() -> Callable[[], None]:
     model = build_model(MODEL, Mesh.build(PROCESSES, 1))
     model.init_weights(0)
-    return _sequential(model, [_batch(seed) for seed in range(SEQUENCES)])
+    return _sequential(model, [_batch(seed) for seed in range(MICRO_BATCHES)])

@@ -1,8 +1,8 @@
-"""What `tools/prepare.py` costs for the shortest and for the longest document.
+"""The cost of `tools/prepare.py` for the shortest and for the longest document.
 
-Speed: documents of one word, for which all that is done once a document counts and the tokenizer hardly does. Memory:
-one document of the greatest length, of characters that no merge joins, so that there are as many ids as bytes; a
-character beyond 16 bits makes Python hold four bytes for each. What a process takes for short documents is subtracted.
+Speed: documents of one word, where the cost per document counts and the tokenizer hardly matters. Memory: one document
+of the greatest length. No merge joins its characters, so that there are as many ids as bytes, and one character beyond
+16 bits makes Python use four bytes for each character. The memory of a process for short documents is subtracted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ VOCAB_SIZE = 2048
 MIB = 2**20
 SHARE = 0.5  # held out
 GOAL_SPEED = 20_000
-# MiB of a process, and bytes for a byte of the longest document: what the documentation promises.
+# MiB of a process, and bytes per byte of the longest document, as the documentation promises.
 GOAL_BASE, GOALS = 300, {"SentencePiece BPE": 80, "SentencePiece unigram": 80, "Hugging Face": 500}
 
 
@@ -58,11 +58,11 @@ def _speed(folder: Path, quick: bool) -> list[Row]:
     sources = named_inputs([str(_write(folder / "words.jsonl", _words(DOCUMENTS)))])
     numbers = itertools.count()
 
-    def once() -> None:
+    def action() -> None:
         prepare(Job(sources, folder / f"words-{next(numbers)}", model, validation_share=SHARE))
 
-    taken = round_robin({"prepare": once}, 2 if quick else ROUNDS)["prepare"]
-    return [Row("documents of a word", DOCUMENTS / taken, "documents/s", GOAL_SPEED)]
+    seconds = round_robin({"prepare": action}, 2 if quick else ROUNDS)["prepare"]
+    return [Row("documents of a word", DOCUMENTS / seconds, "documents/s", GOAL_SPEED)]
 
 
 def _memory(folder: Path, quick: bool) -> Iterator[Row]:
@@ -81,7 +81,7 @@ def _memory(folder: Path, quick: bool) -> Iterator[Row]:
 
 
 def _tokenizers(folder: Path) -> dict[str, Path]:
-    """Those whose vocabulary has a merge for nearly no pair of random characters."""
+    """Tokenizers that have no merge for nearly all pairs of random characters."""
     for kind in ("bpe", "unigram"):
         train_tokenizer(_words(20_000), VOCAB_SIZE, folder / f"{kind}.model", model_type=kind)
     library = tokenizers.Tokenizer(models.BPE())
@@ -99,7 +99,7 @@ def _tokenizers(folder: Path) -> dict[str, Path]:
 
 
 def _peak(folder: Path, text: Path, tokenizer: Path, longest: int) -> int:
-    """The most bytes that a process of `tools/prepare.py` held in memory."""
+    """The peak resident size of a process of `tools/prepare.py`, in bytes."""
     with tempfile.TemporaryDirectory(dir=folder) as out:
         arguments = {
             "--input": text,

@@ -1,4 +1,4 @@
-"""What a command costs in a process of its own."""
+"""Measure the cost of a command in a separate process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# The kernel's own record of the peak, since the one that the parent gets starts from the parent's.
+# Reads the peak from the kernel, since the peak that a parent gets of its child starts from the parent's size.
 PROGRAM = """
 import importlib, re, sys, time
 
@@ -22,12 +22,12 @@ sys.exit(code)
 
 
 def measure(module: str, arguments: Sequence[object]) -> tuple[float, int]:
-    """(seconds of CPU time, the start included, and the greatest resident size in bytes) of `module.main(arguments)`.
+    """Run `module.main(arguments)`. Returns (CPU time in seconds, start included; peak resident size in bytes).
 
-    Raises CalledProcessError where it fails.
+    Raises CalledProcessError if it fails.
     """
     command = [sys.executable, "-c", PROGRAM, module, *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
-    found = re.search(r"^measured (\S+) (\d+)$", done.stdout, re.M)
-    assert found is not None, done.stdout
-    return float(found[1]), int(found[2]) * 1024
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+    match = re.search(r"^measured (\S+) (\d+)$", result.stdout, re.M)
+    assert match is not None, result.stdout
+    return float(match[1]), int(match[2]) * 1024

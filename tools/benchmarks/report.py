@@ -1,7 +1,7 @@
-"""What `sleeptrain report` costs: for a run of a few minutes, and for one with a million training records.
+"""The cost of `sleeptrain report` for a run of a few minutes, and for one with a million training records.
 
-Both are runs on text with a curriculum, evaluations and sizes of features. Their records are drawn, with a loss that
-falls and now and then leaps, since only their number and their kinds matter here.
+Both are runs on text with a curriculum, evaluations and sizes of features. Their records are random, with a falling
+loss that sometimes leaps, since only the number and the kinds of records matter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sleeptrain.config.compose import compose
 METHOD = "a process for each report, start included; CPU time; the greatest resident size; the least of several"
 EXPERIMENT = "stdlib"
 VOCAB_SIZE = 2048
-# Records of training, and after how many of them the run is evaluated.
+# {name: (training records, training records from one evaluation to the next, goal in seconds)}
 RUNS = {"a run of 200 records": (200, 40, 3.0), "a million records": (1_000_000, 10_000, 20.0)}
 GOAL_MIB = 500
 MIB = 2**20
@@ -31,13 +31,13 @@ def run(quick: bool) -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, (count, evaluate_every, goal) in RUNS.items():
-            place = _make_run(
+            run_folder = _make_run(
                 Path(folder) / str(count), count // 10 if quick and count > 1000 else count, evaluate_every
             )
-            once = range(1 if quick or count > 1000 else 3)
-            taken = [measure("sleeptrain.cli", ["report", place]) for _ in once]
-            rows.append(Row(name, min(seconds for seconds, _ in taken), "s", goal, "lower"))
-            rows.append(Row(f"{name}: memory", min(most for _, most in taken) / MIB, "MiB", GOAL_MIB, "lower"))
+            repeats = range(1 if quick or count > 1000 else 3)
+            measured = [measure("sleeptrain.cli", ["report", run_folder]) for _ in repeats]
+            rows.append(Row(name, min(seconds for seconds, _ in measured), "s", goal, "lower"))
+            rows.append(Row(f"{name}: memory", min(peak for _, peak in measured) / MIB, "MiB", GOAL_MIB, "lower"))
     return rows
 
 

@@ -1,8 +1,8 @@
-"""A whole training step against transformers' `qwen3_5_text` of the same shape at N=1, and what passes add to a step.
+"""A training step against transformers' `qwen3_5_text` of the same shape at N=1, and the cost of further passes.
 
-Both models hold the same weights and get the same tokens and the same fused AdamW; their losses must agree. The shapes:
-the architecture's own pattern (three Gated DeltaNet blocks, one attention), the models of `experiment=stdlib` and
-`experiment=rule110`, and a wide one, whose step is little but matrix products, which both sides leave to one library.
+Both models have the same weights, tokens and fused AdamW; their losses must agree. The shapes are the architecture's
+own pattern (three Gated DeltaNet blocks, one attention), the models of `experiment=stdlib` and `experiment=rule110`,
+and a wide one, whose step is nearly all matrix products, which both sides leave to one library.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def run(quick: bool) -> list[Row]:
 
 
 def _batch(num_rows: int, num_tokens: int, goes_on: bool) -> Batch:
-    """One document a row; its last token has no target inside the row."""
+    """One document per row. The last token of a row has no target."""
     torch.manual_seed(0)
     tokens = torch.randint(2048, (num_rows, num_tokens))
     targets = tokens.roll(-1, dims=1)

@@ -1,4 +1,4 @@
-"""Times that can be compared: all candidates in turn, in one process, on one thread."""
+"""Comparable times: all candidates run in turn, in one process, on one thread."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ METHOD = "one thread; candidates in turn in one process; CPU time of the process
 
 
 def round_robin(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds of CPU time of each candidate: its least over the rounds, after a round that is not counted.
+    """CPU time of each candidate, in seconds: the least over the rounds, after a round of warm-up.
 
-    Interference from other processes only ever adds time, and alternating spreads what is left of it over all.
+    Other processes can only add time. The alternation spreads the rest of their effect over all candidates.
     """
     least = dict.fromkeys(candidates, float("inf"))
     for counted in (False, *[True] * rounds):
         for name, candidate in candidates.items():
             start = time.process_time()
             candidate()
-            taken = time.process_time() - start
+            seconds = time.process_time() - start
             if counted:
-                least[name] = min(least[name], taken)
+                least[name] = min(least[name], seconds)
     return least
