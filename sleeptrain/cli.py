@@ -1,10 +1,9 @@
-"""The console command: `sleeptrain train` and `sleeptrain plan`, with hydra's command line behind each, and
-those of OTHER_COMMANDS, with their own.
+"""The console command. `train` and `plan` use hydra's command line; each of OTHER_COMMANDS has its own.
 
-Exit codes: 0 done, 75 a run that was stopped before its end and is saved (start it again), 2 a mistake that the user
-can mend (one line on stderr), 1 what a doctor has found, and anything else (one line where a run ends itself because of
-its numbers, its processes have not met or the last checkpoint was not written, else a traceback), 130 Ctrl-C in what is
-no run, 141 a closed pipe; a job's own code is passed on.
+Exit codes: 0: success. 75: a run was stopped before its end and is saved (start it again). 2: a mistake that the user
+can mend (one line on stderr). 1: `doctor` found a problem, or any other failure: one line if a run ended itself because
+of its numbers, its processes did not meet or the last checkpoint was not written, else a traceback. 130: Ctrl-C outside
+of training. 141: a closed pipe. The exit code of a job is passed on.
 """
 
 from __future__ import annotations
@@ -29,13 +28,17 @@ if TYPE_CHECKING:
 
     from sleeptrain.config.schema import Config
 
-# All packages are imported inside the functions that need them: help and errors answer at once, and `doctor` where some
-# are missing.
+# Packages are imported inside the functions that need them, so that help and errors appear at once and `doctor` works
+# where packages are missing.
 
 
 @dataclass(frozen=True)
 class Command:
-    """add_flags: declares the flags that are the command's own; `run` is given what they were set to."""
+    """A command on hydra's command line.
+
+    summary: one line of the help. run: called with the configuration and the values of the command's flags.
+    add_flags: declares these flags.
+    """
 
     summary: str
     run: Callable[[Config, Namespace], int]
@@ -43,7 +46,7 @@ class Command:
 
 
 class JobFailed(Exception):
-    """A job ended with this exit code and has already said why."""
+    """A job ended with this exit code and has already printed the reason."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -77,7 +80,7 @@ def train_flags(parser: ArgumentParser) -> None:
 
 
 def max_time(text: str) -> str:
-    """A flag's length of time, as it was written. Raises ArgumentTypeError."""
+    """Check the duration of `--max-time` and return it unchanged. Raises ArgumentTypeError."""
     from sleeptrain.config.duration import parse_duration
 
     try:
@@ -101,7 +104,7 @@ def plan_flags(parser: ArgumentParser) -> None:
     add_flags(parser)
 
 
-# With a command line of their own: (module with `main(arguments)`, summary).
+# Commands with their own command line: (module with `main(arguments)`, summary).
 OTHER_COMMANDS = {
     "data": (
         "sleeptrain.commands.data",
@@ -117,7 +120,7 @@ OTHER_COMMANDS = {
     "generate": ("sleeptrain.commands.generate", "go on with a text, sleeping whenever a window is full"),
     "lm_eval": ("sleeptrain.hf.harness", "the lm-evaluation-harness, to which --model sleeptrain is known"),
 }
-# The extra of the installation that brings a command's packages.
+# The extra of `pip install sleeptrain[...]` that a command needs.
 EXTRAS = {"convert": "hf", "generate": "hf", "lm_eval": "eval"}
 COMMANDS = {
     "train": Command("train a model; an existing run folder is resumed", train, train_flags),
@@ -129,8 +132,8 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments` (default: the process's own) and return its exit code."""
-    # How long torch's CPU threads spin while they wait for each other, read when torch is loaded. As built they spin so
-    # long that another busy process slows a run down many times over; a hundredth of it costs an idle machine nothing.
+    # How long torch's CPU threads spin while they wait for each other; torch reads it at import. The default is so long
+    # that another busy process slows a run down many times; a hundredth of the default costs an idle machine nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -152,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        return _reader_has_gone()
+        return _handle_closed_pipe()
     except OSError as error:
         if (mendable := path_error(error)) is None:
             raise
@@ -170,7 +173,7 @@ def _run_other(name: str, arguments: list[str]) -> int:
         raise ConfigError(
             f"sleeptrain {name} needs {missing}; install it with pip install 'sleeptrain[{EXTRAS[name]}]'"
         ) from error
-    except SystemExit as end:  # argparse: `--help`, or a usage error that it has printed
+    except SystemExit as end:  # argparse raises it after `--help` and after a usage error, which it has printed
         return int(end.code or 0)
 
 
@@ -182,8 +185,11 @@ def _help() -> str:
     return "\n".join(lines)
 
 
-def _reader_has_gone() -> int:
-    """Of what is printed, such as `head`: no failure of ours. Else the interpreter complains at its end."""
+def _handle_closed_pipe() -> int:
+    """The exit code after the reader of stdout, such as `head`, has closed the pipe.
+
+    stdout goes to /dev/null, else the interpreter prints an error when it flushes at exit.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 128 + signal.SIGPIPE
 
@@ -201,12 +207,12 @@ def _run_with_hydra(name: str, arguments: list[str]) -> int:
     from sleeptrain.config.reference import help_lines
     from sleeptrain.config.strings import quote_override
 
-    options, arguments = _own_flags(name, arguments)
+    options, arguments = _parse_command_flags(name, arguments)
 
     def job(composed: DictConfig) -> None:
         code = _run_job(COMMANDS[name], composed, options)
         if code and compose.in_sweep():
-            raise JobFailed(code)  # hydra goes on with the other jobs and raises it in the end
+            raise JobFailed(code)  # hydra runs the other jobs and raises this error after the last
         if code:
             sys.exit(code)
 
@@ -219,13 +225,13 @@ def _run_with_hydra(name: str, arguments: list[str]) -> int:
             if sweeps:
                 roots = compose.validate_sweep(overrides)
                 if name == "train":
-                    stack.callback(_tell_report, roots)
+                    stack.callback(_print_report_command, roots)
                 overrides = [*compose.name_by_sweep(overrides), *overrides]
-                # Hydra keeps a copy of the sweep's settings in this folder; each run folder has its own already.
+                # Hydra writes the sweep's settings to this folder; each run folder has its settings already.
                 overrides.insert(0, f"hydra.sweep.dir={stack.enter_context(TemporaryDirectory())}")
-            stack.enter_context(_process_of_hydra(name, [*flags, *overrides]))
+            stack.enter_context(_hydra_process(name, [*flags, *overrides]))
             application()
-    except SystemExit as end:  # a job's code, or hydra's way to end after `--help`
+    except SystemExit as end:  # the exit code of a job, or hydra's exit after `--help`
         if end.code is not None and not isinstance(end.code, int):
             raise
         if not end.code and {"-h", "--help"} & set(flags):
@@ -236,15 +242,15 @@ def _run_with_hydra(name: str, arguments: list[str]) -> int:
     return 0
 
 
-def _tell_report(roots: Sequence[Path]) -> None:
-    """How a sweep's runs become one page, whatever has become of each."""
+def _print_report_command(roots: Sequence[Path]) -> None:
+    """Print the command that makes one page of a sweep's runs. It is printed even if jobs failed."""
     from sleeptrain.config.overrides import shell_command
 
     say(f"all in one page: {shell_command('sleeptrain', 'report', *roots)}", sys.stderr)
 
 
-def _own_flags(name: str, arguments: list[str]) -> tuple[Namespace, list[str]]:
-    """(what the command's own flags are set to, the other arguments). Before hydra's help come the command's flags."""
+def _parse_command_flags(name: str, arguments: list[str]) -> tuple[Namespace, list[str]]:
+    """(values of the command's flags, the other arguments). With `--help`, print the flags before hydra's help."""
     parser = ArgumentParser(
         f"sleeptrain {name}", usage=f"sleeptrain {name} [flags] [setting=value ...] [-m]",
         add_help=False, allow_abbrev=False, exit_on_error=False,
@@ -260,7 +266,7 @@ def _own_flags(name: str, arguments: list[str]) -> tuple[Namespace, list[str]]:
 
 
 def _split_arguments(arguments: list[str]) -> tuple[list[str], list[str], bool]:
-    """(hydra's flags, overrides, whether this is a sweep), so that flags may stand anywhere between the overrides."""
+    """(hydra's flags, overrides, True for a sweep). Flags may stand anywhere between the overrides."""
     from hydra._internal.utils import get_args_parser
 
     from sleeptrain.config.overrides import shell_command
@@ -284,13 +290,16 @@ def _split_arguments(arguments: list[str]) -> tuple[list[str], list[str], bool]:
             "add a folder of groups with hydra.searchpath=[file:///its/absolute/path]"
         )
     flags = [argument for argument in arguments if argument not in parsed.overrides]
-    asks_only = parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion
+    prints_only = parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion
     sweeps = parsed.multirun or "hydra.mode=MULTIRUN" in parsed.overrides
-    return flags, parsed.overrides, sweeps and not asks_only
+    return flags, parsed.overrides, sweeps and not prints_only
 
 
 def _run_job(command: Command, composed: DictConfig, options: Namespace) -> int:
-    """The job's exit code. Why it failed is said here: hydra shows only the first failure of a sweep, at its end."""
+    """Run a job and return its exit code.
+
+    The reason of a failure is printed here, because hydra shows only the first failure of a sweep, after all jobs.
+    """
     from sleeptrain.config import compose
 
     try:
@@ -298,15 +307,15 @@ def _run_job(command: Command, composed: DictConfig, options: Namespace) -> int:
     except TOLD_IN_A_LINE as error:
         return _fail(error)
     except BrokenPipeError:
-        return _reader_has_gone()
+        return _handle_closed_pipe()
     except Exception as error:
         show_traceback(type(error), error, error.__traceback__)
         return 1
 
 
 @contextmanager
-def _process_of_hydra(name: str, arguments: list[str]) -> Iterator[None]:
-    """What hydra reads of the process: the command line, and the switch that lets exceptions reach the caller."""
+def _hydra_process(name: str, arguments: list[str]) -> Iterator[None]:
+    """Set the command line that hydra reads, and HYDRA_FULL_ERROR, which lets exceptions reach the caller."""
     old_arguments, old_switch = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [f"sleeptrain {name}", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"
