@@ -1,4 +1,4 @@
-"""What is read."""
+"""Settings of the data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sleeptrain.config.setting import setting
 
 @dataclass
 class ShardSource:
-    """Token shards of one kind of text, and how much of it is read; `validation` may be left out."""
+    """Token shards of one kind of text, and their share of the tokens; `validation` may be empty."""
 
     name: str = setting(
         "text", "in logs, in stages, and in the random numbers of its order", allowed="a name of its own"
@@ -58,8 +58,8 @@ class ShardsConfig:
     cache_gib: int = setting(64, "GiB of remote shards, at most", at_least=1, on_resume="free")
 
 
-# Far more than a row of any published experiment has, so that a damaged setting is refused before rows are made of it:
-# of what stands in a row (cells, nodes, words), and of what is done for each (updates, operations, symbols of a name).
+# Far above any published experiment, so that a damaged setting is refused before rows are made from it. MOST_ITEMS:
+# cells, nodes or words of a row. MOST_OPERATIONS: updates, operations of a problem, or symbols of a name.
 MOST_ITEMS, MOST_OPERATIONS = 2**16, 2**10
 
 
@@ -79,7 +79,7 @@ class Rule110Config:
 
 @dataclass
 class DepoConfig:
-    """Depo: a shuffled directed cycle of named nodes, then questions which node is k edges on."""
+    """Depo: a shuffled directed cycle of named nodes, then questions about the node k edges further on."""
 
     nodes: int = setting(
         75, "of the largest cycle, and of all held-out ones", at_least=2, at_most=MOST_ITEMS, on_resume="fixed"

@@ -1,4 +1,4 @@
-"""What the model is made of."""
+"""Settings of the model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class AttentionConfig:
 
 @dataclass
 class GatedDeltaNetConfig:
-    """Gated DeltaNet mixer: state S is [num_v_heads, head_k_dim, head_v_dim] a sequence."""
+    """Gated DeltaNet mixer: state S is [num_v_heads, head_k_dim, head_v_dim] for each sequence."""
 
     num_k_heads: int = setting(4, "key heads", at_least=1, on_resume="fixed")
     num_v_heads: int = setting(4, "value heads, a multiple of `num_k_heads`", at_least=1, on_resume="fixed")
@@ -55,7 +55,7 @@ class GatedDeltaNetConfig:
 
 @dataclass
 class JetConfig:
-    """JetBlock mixer: S is [num_heads, head_k_dim, head_v_dim] a sequence; values pass a dynamic convolution."""
+    """JetBlock mixer: S is [num_heads, head_k_dim, head_v_dim] for each sequence; values pass a dynamic convolution."""
 
     num_heads: int = setting(4, "heads", at_least=1, on_resume="fixed")
     head_k_dim: int = setting(
@@ -71,7 +71,7 @@ class JetConfig:
 
 @dataclass
 class Mamba2Config:
-    """Mamba-2 (SSD) mixer: S is [num_heads, state_dim, head_dim] a sequence; a group's heads share B and C."""
+    """Mamba-2 (SSD) mixer: S is [num_heads, state_dim, head_dim] for each sequence; a group's heads share B and C."""
 
     num_heads: int = setting(8, "heads, a multiple of `num_groups`", at_least=1, on_resume="fixed")
     head_dim: int = setting(32, "width of a head", at_least=1, on_resume="fixed")
@@ -109,7 +109,7 @@ class ModelConfig:
     )
     norm_eps: float = setting(1e-6, "epsilon of the norms", above=0)
     sandwich_norms: bool = setting(
-        False, "a norm behind mixer and feed-forward too, before they are added", on_resume="fixed"
+        False, "a norm after mixer and feed-forward too, before they are added", on_resume="fixed"
     )
     norm_between_passes: bool = setting(
         False, "sleep passes read what the last norm makes of the features; `sleep.core` must end at the last block"

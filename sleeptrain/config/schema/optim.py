@@ -1,4 +1,4 @@
-"""How the weights are updated."""
+"""Settings of the optimizers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sleeptrain.config.setting import setting
 
 @dataclass
 class FrozenStage:
-    """What is not trained from `tokens` seen on."""
+    """The parameters that are not trained from `tokens` seen on."""
 
     tokens: int = setting(0, "in force from so many tokens seen on", allowed=">= 1")
     frozen: list[str] = setting(
@@ -19,7 +19,7 @@ class FrozenStage:
 
 @dataclass
 class Rate:
-    """Parameters whose rate is `factor` times that of the others of their optimizer."""
+    """Parameters whose learning rate is `factor` times the rate of their optimizer."""
 
     parameters: str = setting("", "as `blocks.4.*`", allowed="a pattern of names")
     factor: float = setting(1.0, "of the rate of the optimizer that they have", allowed="> 0")

@@ -47,10 +47,10 @@ class CheckpointConfig:
 
 @dataclass
 class ParallelConfig:
-    """How a run is spread over its processes; what tensor and pipeline leave over are data-parallel replicas.
+    """How a run is spread over its processes: tensor ranks x pipeline stages x data-parallel replicas.
 
-    ZeRO-1 is the default because it is right in every layout and costs nothing: the optimizer's state is cut over the
-    replicas, with one replica over nobody. 2 also cuts the gradients, 3 the weights.
+    ZeRO-1 is the default because it is right in every layout and costs nothing. It shards the optimizer's state over
+    the replicas; with one replica it shards nothing. ZeRO-2 also shards the gradients, ZeRO-3 the weights too.
     """
 
     tensor: int = setting(
@@ -80,7 +80,7 @@ class ParallelConfig:
 
 @dataclass
 class HealthConfig:
-    """When a run takes one of its processes for lost or stuck, and what it measures of itself."""
+    """When a process counts as lost or stuck, and the measurements that a run takes of itself."""
 
     lost_after: int = setting(
         30, "a process without a sign of life for so many seconds is lost", at_least=3, on_resume="free"

@@ -11,7 +11,7 @@ from sleeptrain.config.setting import setting
 class CurriculumStage:
     """One stage of the curriculum, in force from `tokens` seen on. An empty field keeps the last stage's value.
 
-    ramp: whether N jumps to `passes` or has grown to it by then, from the stage before on.
+    ramp: whether N jumps to `passes` at `tokens`, or grows from the start of the stage before and reaches it there.
     """
 
     tokens: int = setting(0, "in force from so many tokens seen on", allowed=">= 0")
