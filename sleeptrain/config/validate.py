@@ -118,7 +118,7 @@ def _check_model(model: ModelConfig) -> None:
 
 
 def _check_size(model: ModelConfig) -> None:
-    """Limit the number of blocks, so that later checks stay fast, and the widths, so that tensor sizes do not overflow."""
+    """Limit the number of blocks, so that later checks stay fast, and the widths, so that no size overflows."""
     if len(model.layers) > MOST_LAYERS:
         raise ConfigError(f"model.layers lists {len(model.layers):,} blocks: {MOST_LAYERS:,} are the most")
     for name, value in settings(model, "model."):
