@@ -119,7 +119,7 @@ def test_the_solver_refuses_what_it_cannot_solve() -> None:
 @pytest.mark.parametrize("wording", [FARM, LIBRARY, HARBOUR])
 def test_every_sentence_reads_back(wording) -> None:
     assert len(set(wording.items)) == len(set(wording.places)) == 24
-    for kind in wording.turns:
+    for kind in wording.templates:
         equation = wording.example(kind, (3, 5))
         assert wording.read(wording.say(equation)) == equation
     assert wording.asked(wording.ask((23, 23))) == (23, 23)

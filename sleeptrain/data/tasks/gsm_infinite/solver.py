@@ -1,4 +1,4 @@
-"""Solves a problem from its words alone, by what its sentences say: the check of everything that is generated."""
+"""Solves a problem from its text alone. Every generated problem is checked by it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sleeptrain.errors import DataError
 
 
 def solve(wording: Wording, question: str, context: str) -> tuple[int, int]:
-    """The answer, and the operations that it takes.
+    """(the answer, the number of operations that it takes).
 
-    Raises DataError for a sentence that is not of the wording, a quantity that is said twice, one that is needed and
-    never said, and quantities that need each other.
+    Raises DataError for a sentence that is not of the wording, a quantity that is defined twice or needed and never
+    defined, and quantities that need each other.
     """
     equations: dict[Quantity, Equation] = {}
     for sentence in re.findall(r"[^.]+\.", context):
