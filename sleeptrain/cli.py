@@ -75,7 +75,7 @@ def train_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--print-run-folder",
         action="store_true",
-        help="print where the run of these settings is kept, and train nothing",
+        help="print the run folder of these settings, and train nothing",
     )
 
 
@@ -117,8 +117,8 @@ OTHER_COMMANDS = {
     ),
     "doctor": ("sleeptrain.commands.doctor", "say whether this machine can train, and what to do where it cannot"),
     "convert": ("sleeptrain.commands.convert", "checkpoints to Hugging Face folders (export) and back (import)"),
-    "generate": ("sleeptrain.commands.generate", "go on with a text, sleeping whenever a window is full"),
-    "lm_eval": ("sleeptrain.hf.harness", "the lm-evaluation-harness, to which --model sleeptrain is known"),
+    "generate": ("sleeptrain.commands.generate", "continue a text, sleeping whenever a window is full"),
+    "lm_eval": ("sleeptrain.hf.harness", "run the lm-evaluation-harness with --model sleeptrain added to it"),
 }
 # The extra of `pip install sleeptrain[...]` that a command needs.
 EXTRAS = {"convert": "hf", "generate": "hf", "lm_eval": "eval"}

@@ -65,17 +65,17 @@ class Lease:
         self,
         job: str | None = None,
         facts: Callable[[], Mapping[str, Any]] = dict,
-        asked: Callable[[], bool] = lambda: False,
+        stop_requested: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Take the lease; wait for it while its holder may be dead or about to end. False if `asked` returns True.
+        """Take the lease; wait while its holder may be dead or about to end. False if a stop was requested.
 
         job: Slurm job id, if any. facts: returns further values for messages to other processes; called when the lease
-        is free. asked: True once this process has been asked to stop. Raises LeaseError if another process holds the
-        lease, OSError if the folder cannot be made or written.
+        is free. stop_requested: returns True once this process has been asked to stop. Raises LeaseError if another
+        process holds the lease, OSError if the folder cannot be made or written.
         """
         try:
             self._make_folder()
-            if not self._wait(job, facts, asked):
+            if not self._wait(job, facts, stop_requested):
                 return False
         finally:
             if not self.is_taken:
@@ -83,10 +83,12 @@ class Lease:
         threading.Thread(target=self._beat, name="lease", daemon=True).start()
         return True
 
-    def _wait(self, job: str | None, facts: Callable[[], Mapping[str, Any]], asked: Callable[[], bool]) -> bool:
+    def _wait(
+        self, job: str | None, facts: Callable[[], Mapping[str, Any]], stop_requested: Callable[[], bool]
+    ) -> bool:
         watch, has_warned = _Watch(self.path), False
         while not self._publish(job, facts):
-            if asked():
+            if stop_requested():
                 return False
             holder = watch.look()
             if holder is None:
@@ -135,7 +137,9 @@ class Lease:
     def __enter__(self) -> Lease:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.release()
 
     def _make_folder(self) -> None:

@@ -23,8 +23,8 @@ def add_consent(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="LOCATION",
-        help="a command or URL of the run's data.shards.sources that may be used, as the refusal of it shows it; of "
-        "URLs also what all begin with, up to a /",
+        help="a command or URL of the run's data.shards.sources that may be used, as the refusal shows it; or the "
+        "beginning of URLs, up to a /",
     )
 
 
@@ -41,8 +41,8 @@ def with_consent(data: DataConfig, allowed: Sequence[str], origin: str) -> DataC
     if refused:
         ways_out = [shell_command(FLAG, _as_shown(place)) for place in dict.fromkeys(refused)]
         raise ConfigError(
-            f"the settings of {origin}, which may be somebody else's, run commands, ask other machines or read "
-            "environment variables; look at each, and add for those that may:",
+            f"the settings of {origin}, which may come from somebody else, run commands, ask other machines or read "
+            "environment variables; check each location, and add the flag for those that you allow:",
             ways_out,
         )
     return replace(data, shards=replace(data.shards, cache=""))

@@ -91,7 +91,7 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise DataError(f"tokenizer {path}: {error.strerror}") from error
     except ValueError as error:
-        raise DataError(f"tokenizer {path} is none: {error}") from error
+        raise DataError(f"tokenizer {path} cannot be read: {error}") from error
 
 
 def _parse_object(path: Path, content: bytes) -> dict[str, Any]:

@@ -301,8 +301,8 @@ def _select(shards: Sequence[Shard], names: Sequence[str], location: str) -> tup
     missing = sorted(set(names) - {shard.url for shard in shards})
     if missing:
         raise DataError(f"{location}: {missing[0]} is not in {INDEX_NAME}, which has {len(shards)} shards")
-    wanted = set(names)
-    return tuple(shard for shard in shards if shard.url in wanted)
+    selected = set(names)
+    return tuple(shard for shard in shards if shard.url in selected)
 
 
 def _fingerprint(index: ShardIndex, shards: Sequence[Shard]) -> str:

@@ -175,7 +175,7 @@ class SentencePieceTokenizer:
         except OSError as error:
             raise DataError(f"tokenizer {path}: {error.strerror}; make it with tools/prepare.py") from error
         except ValueError as error:
-            raise DataError(f"tokenizer {path} is none: {error}") from error
+            raise DataError(f"tokenizer {path} cannot be read: {error}") from error
         self._model = _load(path, model)
         self.vocab_size: int = self._model.vocab_size()
         self.bos_id: int | None = None if self._model.bos_id() < 0 else self._model.bos_id()

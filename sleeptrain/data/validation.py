@@ -15,7 +15,7 @@ from sleeptrain.data.shards import TokenShards
 
 
 def validation_batches(shards: TokenShards, sequence: int, rows: int, count: int | None) -> Iterator[Batch]:
-    """At most `count` batches of `rows` rows; the same at each call, whatever the run's seed.
+    """At most `count` batches of `rows` rows; the same at each call and for every seed of the run.
 
     First come the documents of at least `sequence` tokens, one in each row, cut at T. Then the shorter documents come,
     several packed into each row, the last of them cut. Only the last row is padded. No document is used twice. The last

@@ -115,10 +115,10 @@ class Graph:
         return equation.quantity
 
 
-def num_operations(equations: Sequence[Equation], asked: Quantity) -> int:
-    """The number of operations that computing `asked` takes, each counted once."""
+def num_operations(equations: Sequence[Equation], query: Quantity) -> int:
+    """The number of operations that computing `query` takes, each counted once."""
     by_quantity = {equation.quantity: equation for equation in equations}
-    needed, stack = set[Quantity](), [asked]
+    needed, stack = set[Quantity](), [query]
     while stack:
         quantity = stack.pop()
         if quantity not in needed:

@@ -60,7 +60,7 @@ class Generated:
 
     def answer(self, draws: Draws) -> int:
         core = draw_core(draws, self._ops(draws), held_out=False)
-        return core.graph.values[core.asked]
+        return core.graph.values[core.query]
 
     def report(self) -> dict[str, Any]:
         return {}

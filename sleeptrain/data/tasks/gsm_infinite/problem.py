@@ -79,15 +79,15 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Core:
-    """A problem without distractors: its wording, its graph so far, and the quantity that it asks for."""
+    """A problem without distractors. graph: its equations so far. query: the quantity that it asks for."""
 
     wording: Wording
     graph: Graph
-    asked: Quantity
+    query: Quantity
 
     def content(self) -> bytes:
         """The identity of the core, independent of the order in which its equations were drawn."""
-        return repr((self.wording.name, self.asked, sorted(map(repr, self.graph.equations)))).encode()
+        return repr((self.wording.name, self.query, sorted(map(repr, self.graph.equations)))).encode()
 
 
 def draw_core(draws: Draws, ops: int, held_out: bool) -> Core:
@@ -107,25 +107,25 @@ def make_problem(draws: Draws, core: Core, lengths: Lengths) -> Problem:
     Raises AssertionError if the solver finds another answer in the text.
     """
     wording, graph, count = core.wording, core.graph, lengths.count
-    question = wording.ask(core.asked)
+    question = wording.ask(core.query)
     sentences = [wording.say(equation) for equation in graph.equations]
 
     def prompt_tokens() -> int:
         return count(Problem(question, " ".join(sentences), 0, 0, wording.name).prompt)
 
-    wanted = draws.between(lengths.least, lengths.most_of_prompt)
+    target = draws.between(lengths.least, lengths.most_of_prompt)
     tokens = prompt_tokens()
-    while tokens < wanted:
+    while tokens < target:
         graph.add_distractor()
         sentence = wording.say(graph.equations[-1])
         more = count(" " + sentence)
-        if tokens + more > wanted and (tokens := prompt_tokens()) + more > wanted and tokens >= lengths.least:
+        if tokens + more > target and (tokens := prompt_tokens()) + more > target and tokens >= lengths.least:
             break
         sentences.append(sentence)
         tokens += more
-        if tokens >= wanted:  # the prompt may have fewer tokens than its sentences together
+        if tokens >= target:  # the prompt may have fewer tokens than its sentences together
             tokens = prompt_tokens()
-    answer, ops = graph.values[core.asked], num_operations(graph.equations, core.asked)
+    answer, ops = graph.values[core.query], num_operations(graph.equations, core.query)
     while True:
         problem = Problem(question, " ".join(draws.shuffled(sentences)), answer, ops, wording.name)
         if count(problem.prompt) <= lengths.most_of_prompt:

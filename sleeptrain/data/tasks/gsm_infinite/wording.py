@@ -55,7 +55,7 @@ class Wording:
                 return Equation(self._quantity(groups, "q"), kind, int(groups.get("n", 0)), operands)
         raise DataError(f"this is no sentence of the wording {self.name!r}: {sentence!r}")
 
-    def asked(self, question: str) -> Quantity:
+    def read_question(self, question: str) -> Quantity:
         """The quantity that a question asks for. Raises DataError if the question is not of this wording."""
         if match := self._question_pattern.fullmatch(question):
             return self._quantity(match.groupdict(), "q")
