@@ -1,4 +1,4 @@
-"""Errors with a message for the user, who is shown no traceback."""
+"""Errors with a message for the user, shown without a traceback."""
 
 from __future__ import annotations
 
