@@ -1,4 +1,4 @@
-"""The console command, also as `python -m sleeptrain`. A run listens to signals before anything is loaded."""
+"""The console command, also as `python -m sleeptrain`. `train` handles signals before it imports torch."""
 
 import signal
 import sys
@@ -7,7 +7,7 @@ from sleeptrain.stop import SIGNALS, StopRequest, is_main, listen
 
 
 def main() -> int:
-    """`sleeptrain.cli.main`, in a process that is all its own."""
+    """Run `sleeptrain.cli.main` with this process's signal handlers and exception hook."""
     trains = sys.argv[1:2] == ["train"]
     if trains:
         listen(StopRequest(says=is_main()))
@@ -17,7 +17,7 @@ def main() -> int:
 
     code = cli.main()
     if trains:
-        for number in SIGNALS:  # the exit code is known: the interpreter must not be killed on its way out
+        for number in SIGNALS:  # the exit code is known: no signal may kill the interpreter while it shuts down
             signal.signal(number, signal.SIG_IGN)
     return code
 

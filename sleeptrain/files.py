@@ -13,11 +13,11 @@ from typing import BinaryIO
 
 from sleeptrain.errors import DataError, naming
 
-_LEFT = re.compile(r"\..+\.(partial|old)-[0-9a-f]{8}")
+_LEFTOVER = re.compile(r"\..+\.(partial|old)-[0-9a-f]{8}")
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has a file, or the names in a folder: makes renames last through a loss of power."""
+    """Wait until a file, or the list of names in a folder, is on the disk. Renames then survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -26,14 +26,14 @@ def sync(path: Path) -> None:
 
 
 def beside(target: Path, what: str) -> Path:
-    """A name that no other process uses, on another machine of a shared file system neither."""
+    """A name beside `target` that no other process uses, on this machine or on others that share the file system."""
     return target.with_name(f".{target.name}.{what}-{secrets.token_hex(4)}")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """What killed processes were building or removing in a folder under the names of `beside`."""
+    """Remove the files and folders with names of `beside` that killed processes have left in a folder."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if not _LEFT.fullmatch(path.name):
+        if not _LEFTOVER.fullmatch(path.name):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -43,7 +43,8 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(target: Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes the place of `target` when the block ends, on the disk; nothing when it fails."""
+    """A file to write to. When the block ends, it is on the disk and replaces `target`; if the block fails, it is
+    removed."""
     partial = beside(target, "partial")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -58,17 +59,17 @@ def whole_file(target: Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(target: Path, content: bytes) -> None:
-    """Write a file that other processes see either whole or not at all; replaces an existing one."""
+    """Write a file that other processes see either whole or not at all; it replaces an existing file."""
     with whole_file(target) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
 def staged_folder(target: Path, replace: bool = False) -> Iterator[Path]:
-    """An empty folder beside `target` that takes its name when the block ends, and vanishes when the block fails.
+    """An empty folder beside `target`. It is renamed to `target` when the block ends and removed if the block fails.
 
-    `replace` puts the new folder in the place of an existing one, which stays untouched until then. Raises DataError
-    where `target` exists otherwise (an empty folder does not count), or its place cannot be written.
+    replace: the new folder replaces an existing one, which stays unchanged until the block ends. Raises DataError if
+    `target` exists without `replace` (an empty folder does not count), or if the new folder cannot be made.
     """
     with naming(f"{target} cannot be written"):
         _refuse_existing(target, replace)
@@ -94,7 +95,7 @@ def _refuse_existing(target: Path, replace: bool) -> None:
 
 
 def set_in_place(partial: Path, target: Path) -> None:
-    """Rename `partial` to `target`; a rename cannot replace a full folder, so an old one is set aside first."""
+    """Rename `partial` to `target`. A rename cannot replace a full folder, so an old `target` is renamed first."""
     old = beside(target, "old")
     if not target.exists():
         os.rename(partial, target)

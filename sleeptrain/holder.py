@@ -1,4 +1,4 @@
-"""Who holds a lease on a folder, and whether that process is alive, as far as this machine can tell."""
+"""The process that holds a lease on a folder, and whether it is alive, if this machine can see that."""
 
 from __future__ import annotations
 
@@ -26,10 +26,16 @@ _IS_HOLDER = exactly(
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease.
+    """The process that holds a lease.
 
-    machine: see the function. began: of the process, as the function of that name says it there. job: Slurm's, if any.
-    facts: what else it says of itself.
+    token: random name of this lease.
+    host: host name.
+    pid: process id on its machine.
+    machine: result of `machine()` on its machine.
+    began: result of `began(pid)` on its machine.
+    since: when it took the lease, in seconds since 1970.
+    job: Slurm job id, if any.
+    facts: further values for messages, by name.
     """
 
     token: str
@@ -43,7 +49,7 @@ class Holder:
 
     @property
     def is_local(self) -> bool:
-        """Whether this process can see if the holder lives."""
+        """True if this process can see whether the holder is alive."""
         return self.machine == machine() != ""
 
     @property
@@ -58,22 +64,22 @@ class Holder:
 
 
 def read_holder(path: Path) -> Holder | None:
-    """Who a lease file names; None where there is no file. Raises OSError where it cannot be read."""
+    """The holder that a lease file names; None if there is no file. Raises OSError if it cannot be read."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return None
     try:
-        found = parse_json(content)
-        if not _IS_HOLDER(found):
+        values = parse_json(content)
+        if not _IS_HOLDER(values):
             raise ValueError(f"{path} names no holder")
-        return Holder(**found)
-    except ValueError:  # of somebody who was killed while writing it, or of another program
+        return Holder(**values)
+    except ValueError:  # its writer was killed while writing it, or it comes from another program
         return Holder(content.hex(), "an unknown host", 0, "", 0, time.time(), None, {})
 
 
 def machine() -> str:
-    """This boot of this machine and the PID namespace, where a number names one process; "" where that is unknown."""
+    """The boot id and the PID namespace, inside which a PID names one process; "" if they are unknown."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -81,26 +87,29 @@ def machine() -> str:
 
 
 def began(pid: int) -> int:
-    """When a process of this machine began, in ticks since the boot; 0 where /proc does not say."""
+    """Start time of a process of this machine, in clock ticks since the boot; 0 if /proc does not have it."""
     try:
         return int(_stat(pid)[19])
     except OSError:
         return 0
 
 
-def _is_alive(pid: int, its_beginning: int) -> bool:
-    """Whether a process of this machine that began then still runs: a zombie does not, nor another of its number."""
+def _is_alive(pid: int, start_ticks: int) -> bool:
+    """True if the process of this machine with this PID and start time still runs.
+
+    False for a zombie and for a later process with the same PID.
+    """
     try:
         fields = _stat(pid)
         if fields[0] in (b"Z", b"X") and len(os.listdir(f"/proc/{pid}/task")) <= 1:
             return False
-        return int(fields[19]) == its_beginning
+        return int(fields[19]) == start_ticks
     except OSError:
         return _is_hidden(pid)
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether a process that /proc does not show is there, of another user."""
+    """True if the process exists, belongs to another user, and is hidden in /proc."""
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -111,11 +120,11 @@ def _is_hidden(pid: int) -> bool:
 
 
 def _stat(pid: int) -> list[bytes]:
-    """The fields behind the name, which may hold anything."""
+    """The fields of /proc/PID/stat after the process name, which may hold any character."""
     return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
 
 
 def last_sign(path: Path) -> int:
-    """When a lease was last touched. The file is opened, since a network file system asks its server then."""
+    """When a lease was last touched, in ns. Opening the file makes a network file system ask its server."""
     with open(path, "rb") as file:
         return os.fstat(file.fileno()).st_mtime_ns

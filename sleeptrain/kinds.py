@@ -1,4 +1,4 @@
-"""Of what kind a value is that was read from a file: what is checked here can be counted with."""
+"""Checks of the type and range of values read from a file, so that code can calculate with them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 Check = Callable[[Any], bool]
 
-# No count of a run comes near, and it is exact in whatever counts on with it.
+# Far above any count of a run, and sums with it stay exact.
 LARGEST = 2**62
-# Seconds since 1970, until the year 5138: what calendars can tell.
+# Seconds since 1970, until the year 5138: calendar functions accept these.
 LATEST = 1e11
 
 
@@ -22,7 +22,7 @@ def is_positive(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Also NaN and the infinities, which a loss may be."""
+    """True also for NaN and the infinities, because a loss may have these values."""
     return type(value) is float or (type(value) is int and abs(value) <= LARGEST)
 
 
@@ -51,10 +51,10 @@ def dict_of(check: Check) -> Check:
 
 
 def has(checks: Mapping[str, Check]) -> Check:
-    """It is an object that has these fields; others do not matter."""
+    """True for an object that has these fields, and possibly others."""
     return lambda value: isinstance(value, dict) and all(n in value and check(value[n]) for n, check in checks.items())
 
 
 def exactly(checks: Mapping[str, Check]) -> Check:
-    """It is an object of these fields."""
+    """True for an object that has these fields and no others."""
     return lambda value: has(checks)(value) and len(value) == len(checks)

@@ -1,10 +1,10 @@
 """A lease on a folder: one process at a time writes into it, also where several machines share the file system.
 
-The file `lease.json` says who holds it. It appears by a hard link, which one process alone can make. Its holder touches
-it every BEAT seconds; whoever else wants the folder watches whether it changes, by a clock of its own, so that the
-clocks of two machines are never compared. A lease without a sign of life for STALE seconds is taken over; one of this
-machine is, at once, where its process is gone. A holder that was only held up finds that out by `check`, before it
-changes what another one relies on.
+The file `lease.json` names the holder. It is created by a hard link, which only one process can make. The holder
+touches the file every BEAT seconds. Another process that wants the folder watches the file for changes and measures the
+time by its own clock, so the clocks of two machines are never compared. It takes over a lease without a sign of life
+for STALE seconds, or at once if the holder was a process of the same machine and has ended. A holder that was only
+delayed calls `check` before it changes files in the folder, and so notices that it has lost the lease.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ from sleeptrain.holder import Holder, began, last_sign, machine, read_holder
 from sleeptrain.terminal import say
 
 FILE = "lease.json"
-# Seconds between two signs of life, and without one until a lease is taken over.
+# Seconds between two signs of life; seconds without one until a lease is taken over.
 BEAT, STALE = 5.0, 60.0
-# Seconds until a second process is refused where the holder lives: it may be on its way out, or an earlier attempt of
-# the same job, which the scheduler is ending.
+# Seconds until a second process is refused while the holder lives. The holder may be about to end. The longer time is
+# for an earlier attempt of the same job, which the scheduler is ending.
 GRACE, GRACE_OF_JOB = 5.0, 300.0
-# Seconds between two looks at somebody else's lease, and in which one that was moved by mistake is put back.
+# Seconds between two looks at another process's lease; seconds until a lease that was moved by mistake is back.
 LOOK, BACK_AFTER = 0.5, 2.0
-# What file systems without hard links answer.
+# Error codes of file systems without hard links.
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 
 
 class Lease:
-    """The lease on `folder` as one process sees it; left as a context it is given back.
+    """The lease on `folder` in one process. As a context manager it is released at the end of the block.
 
-    busy: what others are told that the holder does, as in `runs/a is being trained`. way_out: what they can do else.
+    busy: the holder's activity, in messages to other processes, such as `runs/a is being trained`.
+    way_out: what the user of another process can do instead.
     """
 
     def __init__(self, folder: Path, busy: str, way_out: str) -> None:
@@ -52,28 +53,29 @@ class Lease:
         self._token = ""
         self.is_taken = False
         self._lost: LeaseError | None = None
-        self._made: Path | None = None  # the outermost folder that did not exist before
+        self._made: Path | None = None  # the outermost folder that this lease created
         self._ended = threading.Event()
 
     @property
     def made_folder(self) -> bool:
-        """Whether the folder was not there before the lease was taken."""
+        """True if the lease created the folder."""
         return self._made is not None
 
     def take(
         self,
         job: str | None = None,
         facts: Callable[[], Mapping[str, Any]] = dict,
-        asked: Callable[[], bool] = lambda: False,
+        stop_requested: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Waits until the lease can be had, for so long as that is likely; False where `asked` to stop meanwhile.
+        """Take the lease; wait while its holder may be dead or about to end. False if a stop was requested.
 
-        job: Slurm's, if any. facts: what others are told besides; looked up when nobody has the lease. Raises
-        LeaseError where another process holds it, OSError where the folder cannot be made or written.
+        job: Slurm job id, if any. facts: returns further values for messages to other processes; called when the lease
+        is free. stop_requested: returns True once this process has been asked to stop. Raises LeaseError if another
+        process holds the lease, OSError if the folder cannot be made or written.
         """
         try:
             self._make_folder()
-            if not self._wait(job, facts, asked):
+            if not self._wait(job, facts, stop_requested):
                 return False
         finally:
             if not self.is_taken:
@@ -81,10 +83,12 @@ class Lease:
         threading.Thread(target=self._beat, name="lease", daemon=True).start()
         return True
 
-    def _wait(self, job: str | None, facts: Callable[[], Mapping[str, Any]], asked: Callable[[], bool]) -> bool:
-        watch, told = _Watch(self.path), False
+    def _wait(
+        self, job: str | None, facts: Callable[[], Mapping[str, Any]], stop_requested: Callable[[], bool]
+    ) -> bool:
+        watch, has_warned = _Watch(self.path), False
         while not self._publish(job, facts):
-            if asked():
+            if stop_requested():
                 return False
             holder = watch.look()
             if holder is None:
@@ -94,15 +98,15 @@ class Lease:
             elif watch.has_waited(holder, job):
                 raise LeaseError(f"{self._busy} by {holder}; {_end_it(holder)}, or {self._way_out}")
             else:
-                if not (holder.is_local or told):
+                if not (holder.is_local or has_warned):
                     line = f"{self._busy} by {holder}, unless that has died: watching it for up to {STALE:.0f} s"
                     say(f"sleeptrain: {line}", sys.stderr, flush=True)
-                    told = True
+                    has_warned = True
                 time.sleep(LOOK)
         return True
 
     def check(self) -> None:
-        """Raises LeaseError unless this process still holds the lease, OSError where the storage does not say."""
+        """Raises LeaseError unless this process still holds the lease, OSError if the file cannot be read."""
         if not self.is_taken:
             raise LeaseError(f"{self.folder} is not held by this process any longer")
         if self._lost is None and not self._is_ours():
@@ -110,17 +114,17 @@ class Lease:
         self.check_known()
 
     def check_known(self) -> None:
-        """The same as far as it is known without a look at the file."""
+        """Raises LeaseError if this process already knows that it lost the lease. Does not read the file."""
         if self._lost is not None:
             raise self._lost
 
     def is_free(self) -> bool:
-        """Whether nobody holds it who may be alive."""
+        """True if nobody holds the lease, or its holder has ended."""
         holder = read_holder(self.path)
         return holder is None or holder.has_ended
 
     def release(self) -> None:
-        """Gives the lease back, and removes the folder where it was made for nothing. May be called again."""
+        """Release the lease, and remove the folder if the lease created it and it is empty. May be called again."""
         self._ended.set()
         if not self.is_taken:
             return
@@ -133,7 +137,9 @@ class Lease:
     def __enter__(self) -> Lease:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.release()
 
     def _make_folder(self) -> None:
@@ -142,7 +148,7 @@ class Lease:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def _remove_made(self) -> None:
-        """The folders that were made for the lease, as far as nothing has come into them."""
+        """Remove the empty folders among those that were made for the lease."""
         folder = self.folder
         with contextlib.suppress(OSError):
             while self._made is not None and folder.is_relative_to(self._made):
@@ -151,30 +157,30 @@ class Lease:
                 folder = folder.parent
 
     def _publish(self, job: str | None, facts: Callable[[], Mapping[str, Any]]) -> bool:
-        """Whether the file is now this process's."""
+        """Try to create the lease file; True if this process now holds the lease."""
         if self.path.exists():
             return False
-        token, own = secrets.token_hex(8), beside(self.path, "partial")
+        token, partial = secrets.token_hex(8), beside(self.path, "partial")
         who = {"host": socket.gethostname(), "pid": os.getpid(), "machine": machine(), "began": began(os.getpid())}
         content = {"token": token, **who, "since": time.time(), "job": job, "facts": dict(facts())}
         try:
-            with open(own, "xb") as file:
+            with open(partial, "xb") as file:
                 file.write(json.dumps(content, indent=1).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-            if not _link(own, self.path):
+            if not _link(partial, self.path):
                 return False
-        except FileNotFoundError:  # whoever holds the folder has cleaned it up, or has removed it at its end
+        except FileNotFoundError:  # another holder has cleaned the folder up, or has removed it on release
             self.folder.mkdir(parents=True, exist_ok=True)
             return False
         finally:
-            own.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
         sync(self.folder)
         self._token, self.is_taken = token, True
         return True
 
     def _take_away(self, token: str) -> None:
-        """Removes the lease of this token; that of another one, which has come meanwhile, is put back."""
+        """Remove the lease with this token. If another process has taken the lease meanwhile, put its file back."""
         aside = beside(self.path, "old")
         try:
             os.rename(self.path, aside)
@@ -185,7 +191,7 @@ class Lease:
         aside.unlink()
 
     def _beat(self) -> None:
-        """Signs of life. Where the storage takes none they are missed, and it is `check` that counts."""
+        """Give signs of life. A failed write is ignored, because only `check` decides if the lease is lost."""
         while not self._ended.wait(BEAT):
             with contextlib.suppress(OSError):
                 if not self._is_ours():
@@ -209,7 +215,7 @@ class Lease:
 
 
 class _Watch:
-    """Looks at somebody else's lease, and counts by the clock of this process."""
+    """Watches the lease of another process, and measures time by the clock of this process."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -233,29 +239,29 @@ class _Watch:
 
     @property
     def is_stale(self) -> bool:
-        """Without a sign of life for so long that it is taken for dead."""
+        """True if there was no sign of life for so long that the holder counts as dead."""
         return time.monotonic() - self._since >= STALE
 
     def has_waited(self, holder: Holder, job: str | None) -> bool:
-        """Whether the holder lives, and has been given time to end."""
+        """True if the holder is alive and has had its time to end."""
         if not (holder.is_local or self._lives):
             return False
         grace = GRACE_OF_JOB if job is not None and holder.job == job else GRACE
         return time.monotonic() - self._met >= grace
 
 
-def _link(whole: Path, target: Path) -> bool:
-    """Gives a file a second name unless that is taken; whether it now has it."""
+def _link(source: Path, target: Path) -> bool:
+    """Give a file the second name `target` unless that exists; True if the file has it now."""
     try:
-        os.link(whole, target)
+        os.link(source, target)
     except FileExistsError:
-        return os.stat(whole).st_nlink > 1  # a network file system may answer so to a request that it has repeated
+        return os.stat(source).st_nlink > 1  # a network file system may repeat a request that succeeded
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
         try:
             with open(target, "xb") as file:
-                file.write(whole.read_bytes())
+                file.write(source.read_bytes())
         except FileExistsError:
             return False
     return True

@@ -1,4 +1,4 @@
-"""Files that other files name, such as the weights that an index lists: only plain files inside the same folder."""
+"""Checks of files that other files name, such as the weights in an index: plain files inside the same folder only."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sleeptrain.errors import DataError
 
 
 def named_file(folder: Path, name: Any, named_by: Path, follow: bool = False) -> Path:
-    """The file `name` of a folder, as `named_by` calls it; it may be missing.
+    """The path of the file `name`, which the file `named_by` names, in a folder; it may be missing.
 
-    Raises DataError for an absolute name, one that leads out of the folder, and what is no plain file (a folder, a
-    pipe, a device), which could block the reader. A link may lead out of the folder only with `follow`, for files whose
-    content a checksum guards; where the folder is a snapshot in the cache of the Hugging Face hub, it may lead to the
-    files of the same model.
+    follow: a link may point out of the folder. Set it only if a checksum guards the content. In a snapshot of the
+    Hugging Face hub's cache, links to the files of the same model are always allowed. Raises DataError for an absolute
+    name, a name outside of the folder, and anything but a plain file (a folder, a pipe, a device), because reading it
+    could block.
     """
     try:
         path = folder / name
@@ -36,7 +36,7 @@ def named_file(folder: Path, name: Any, named_by: Path, follow: bool = False) ->
 
 
 def require_plain(path: Path) -> None:
-    """Raises DataError for what is there and is no plain file: to open a pipe would wait for whoever writes to it."""
+    """Raises DataError if the path exists and is no plain file: opening a pipe would wait for its writer."""
     try:
         kind = path.stat().st_mode
     except OSError:
@@ -46,12 +46,14 @@ def require_plain(path: Path) -> None:
 
 
 def same_file(path: Path) -> tuple[int, int] | str:
-    """What is equal for all names of one file or folder, hard links included. Raises DataError: it cannot be read."""
+    """A key that is equal for all names of one file or folder, hard links included. Raises DataError if it cannot be
+    read."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    return (found.st_dev, found.st_ino) if found.st_ino else os.path.realpath(path)  # some file systems number nothing
+    # Some file systems have no inode numbers.
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
 
 
 def _remedy(named_by: Path) -> str:
@@ -59,6 +61,6 @@ def _remedy(named_by: Path) -> str:
 
 
 def _places(folder: Path) -> list[Path]:
-    """Where the files of a folder may really be."""
+    """The folders in which the files of a folder may be stored, after links are resolved."""
     real = Path(os.path.realpath(folder))
     return [real, real.parent.parent / "blobs"] if real.parent.name == "snapshots" else [real]

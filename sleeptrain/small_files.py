@@ -1,7 +1,7 @@
-"""JSON and YAML in small files, which may be somebody else's: how large, how deep and how repetitive they may be.
+"""Readers for small JSON and YAML files that need not be trusted: limits on size, depth and repeated aliases.
 
-Python's own readers follow brackets until the stack is full, and hand out a tree of YAML aliases that takes no room
-until somebody walks it.
+Python's readers recurse into brackets until the stack is full. They also return a small tree of YAML aliases that
+expands to a huge one when code walks it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from sleeptrain.plain_files import require_plain
 
 # The largest vocabularies take 35 MB; the index of a corpus 300 bytes a shard.
 JSON_BYTES = 256 * 2**20
-# Of what describes a model or a checkpoint: the longest list of tensors takes 10 MB.
+# A file that describes a model or a checkpoint. The longest list of tensors takes 10 MB.
 SETTINGS_BYTES = 32 * 2**20
 # A resolved configuration takes 10 kB. Reading takes a second for 50 kB.
 YAML_BYTES = 2**18
 DEPTH = 64
-# The values in a file of YAML, those of an alias counted wherever it stands.
+# Values in a YAML file; the values of an alias count each time it is used.
 YAML_VALUES = 100_000
 
 
 def parse_json(content: bytes | str) -> Any:
-    """The value that JSON text tells. Raises ValueError, in words, for any other, a larger or a deeper one."""
+    """The value of a JSON text. Raises ValueError, with a readable message: not JSON, too large or too deep."""
     if len(content) > JSON_BYTES:
         raise ValueError(f"it has {len(content):,} bytes, more than the {JSON_BYTES:,} that are read")
     try:
@@ -41,8 +41,11 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """The content of a file. Raises DataError for what is no plain file, ValueError, in words, for more bytes than
-    `most`, of which none is read, and OSError."""
+    """The content of a file.
+
+    Raises DataError if it is no plain file, ValueError, with a readable message and before reading, if it has more than
+    `most` bytes, and OSError.
+    """
     require_plain(path)
     size = path.stat().st_size
     if size > most:
@@ -51,21 +54,21 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def read_json(path: Path, way_out: str) -> dict[str, Any]:
-    """The object in a file of settings. Raises DataError, which ends in `way_out`, where there is none."""
+    """The JSON object in a file of settings. Raises DataError, which ends in `way_out`, if it cannot be read."""
     try:
-        found = parse_json(read_bounded(path, SETTINGS_BYTES))
-        if not isinstance(found, dict):
+        value = parse_json(read_bounded(path, SETTINGS_BYTES))
+        if not isinstance(value, dict):
             raise ValueError("it is no object")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; {way_out}") from error
     except ValueError as error:
         raise DataError(f"{path} is not the JSON that it should be: {error}; {way_out}") from error
-    return found
+    return value
 
 
 def parse_yaml(content: bytes | str, loader: Any = yaml.SafeLoader) -> Any:
-    """The value that a file of YAML tells. Raises YAMLError for any other, a larger or a deeper one."""
-    reader = loader(_of_allowed_size(content))
+    """The value of a YAML text. Raises YAMLError if it is not YAML, too large or too deep."""
+    reader = loader(_check_size(content))
     try:
         node = compose_checked(reader)
         return None if node is None else reader.construct_document(node)
@@ -76,8 +79,8 @@ def parse_yaml(content: bytes | str, loader: Any = yaml.SafeLoader) -> Any:
 
 
 def compose_yaml(text: str) -> yaml.Node | None:
-    """The tree of a file of YAML, of which aliases are parts more than once. Raises as `parse_yaml`."""
-    reader = yaml.SafeLoader(_of_allowed_size(text))
+    """The node tree of a YAML text; the node of an alias appears in it several times. Raises as `parse_yaml`."""
+    reader = yaml.SafeLoader(_check_size(text))
     try:
         return compose_checked(reader)
     finally:
@@ -85,7 +88,7 @@ def compose_yaml(text: str) -> yaml.Node | None:
 
 
 def compose_checked(reader: Any) -> yaml.Node | None:
-    """The tree that a loader of YAML composes. Raises YAMLError where it is too large or too deep."""
+    """The node tree that a YAML loader composes. Raises YAMLError if it is too large or too deep."""
     try:
         node = reader.get_single_node()
         if node is not None:
@@ -95,7 +98,7 @@ def compose_checked(reader: Any) -> yaml.Node | None:
     return node
 
 
-def _of_allowed_size(content: bytes | str) -> bytes | str:
+def _check_size(content: bytes | str) -> bytes | str:
     if len(content) > YAML_BYTES:
         raise yaml.YAMLError(f"it has {len(content):,} bytes, more than the {YAML_BYTES:,} that are read")
     return content
@@ -106,14 +109,14 @@ def _too_deep() -> str:
 
 
 def _brackets(content: bytes | str) -> int:
-    """As many levels there are at most."""
+    """The number of opening brackets, an upper bound of the depth."""
     if isinstance(content, bytes):
         return content.count(b"[") + content.count(b"{")
     return content.count("[") + content.count("{")
 
 
 def _check_depth(value: Any) -> None:
-    """Level by level, without recursion."""
+    """Raises ValueError if the value is too deep. Goes level by level, without recursion."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(DEPTH):
         level = [item for outer in level for item in _items(outer) if isinstance(item, dict | list)]
@@ -127,25 +130,27 @@ def _items(outer: dict[str, Any] | list[Any]) -> Any:
 
 
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None], depth: int) -> tuple[int, int]:
-    """The values in a tree, and its levels. known: of the nodes that were measured, None for those that are being
-    measured. depth: the levels above."""
+    """(number of values, number of levels) of a tree. Raises ValueError if it is too large or too deep.
+
+    known: the results by node id; None for a node whose measurement is in progress. depth: levels above `node`.
+    """
     if depth > DEPTH:
         raise ValueError(_too_deep())
     if id(node) not in known:
         known[id(node)] = None
-        inside = [_measure(inner, known, depth + 1) for inner in _inside(node)]
-        known[id(node)] = 1 + sum(n for n, _ in inside), 1 + max((height for _, height in inside), default=0)
-    found = known[id(node)]
-    if found is None:
-        raise ValueError("an alias in it refers to what it is a part of")
-    if depth + found[1] - 1 > DEPTH:
+        sizes = [_measure(child, known, depth + 1) for child in _children(node)]
+        known[id(node)] = 1 + sum(n for n, _ in sizes), 1 + max((height for _, height in sizes), default=0)
+    size = known[id(node)]
+    if size is None:
+        raise ValueError("an alias in it refers to a part of the file that contains it")
+    if depth + size[1] - 1 > DEPTH:
         raise ValueError(_too_deep())
-    if found[0] > YAML_VALUES:
+    if size[0] > YAML_VALUES:
         raise ValueError(f"its aliases expand it to more than {YAML_VALUES:,} values")
-    return found
+    return size
 
 
-def _inside(node: yaml.Node) -> Sequence[yaml.Node]:
+def _children(node: yaml.Node) -> Sequence[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
-        return [inner for pair in node.value for inner in pair]
+        return [child for pair in node.value for child in pair]
     return node.value if isinstance(node, yaml.SequenceNode) else ()

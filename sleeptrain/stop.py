@@ -1,6 +1,6 @@
-"""Being asked to stop: a signal sets a flag, which a run looks at between its steps.
+"""Stop requests: a signal sets a flag, and a run reads the flag between its steps.
 
-Imports nothing heavy: the command listens before it loads anything else.
+This module imports nothing slow, because the command installs its handlers before any other import.
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-# The exit code of a run that was stopped before its end and is saved: start it again (EX_TEMPFAIL of sysexits.h).
+# The exit code of a run that was stopped before its end and is saved; start it again. EX_TEMPFAIL of sysexits.h.
 EXIT_STOPPED = 75
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(SystemExit):
-    """A run ended early because it was asked to, and is saved. Ends the process with its code, a whole sweep too."""
+    """A run was asked to stop, and is saved. Ends the process, and with it a whole sweep, with exit code 75."""
 
     def __init__(self) -> None:
         super().__init__(EXIT_STOPPED)
 
 
 class StopRequest:
-    """Whether a signal has asked this process to stop: SIGTERM, SIGUSR1 (a scheduler's notice) or SIGINT (Ctrl-C).
+    """The signal that asks this process to stop: SIGTERM, SIGUSR1 (from a scheduler) or SIGINT (Ctrl-C).
 
-    The first one counts. Later ones change nothing: only SIGKILL ends a run before it is saved. began: when the run's
-    processes began (time.monotonic(), which the processes of a machine share). says: whether each signal is answered by
-    a line on stderr.
+    The first signal counts, later ones change nothing. Only SIGKILL ends a run before it is saved.
+
+    began: when the run's processes began, in seconds of time.monotonic(), which all processes of a machine share.
+    says: if true, each signal prints a line on stderr.
     """
 
     def __init__(self, began: float | None = None, says: bool = True) -> None:
@@ -43,7 +44,7 @@ class StopRequest:
         return self.signal_name is not None
 
     def receive(self, number: int, frame: FrameType | None = None) -> None:
-        """The handler. It writes to the descriptor: it may have interrupted a write to sys.stderr."""
+        """The signal handler. It writes to the descriptor 2, because it may interrupt a write to sys.stderr."""
         name = signal.Signals(number).name
         if self.signal_name is None:
             self.signal_name = name
@@ -59,7 +60,7 @@ _current: StopRequest | None = None
 
 
 def listen(request: StopRequest) -> StopRequest:
-    """From now on signals to this process are `request`'s, to its end. In the main thread."""
+    """Send the signals of this process to `request` from now on. Must be called in the main thread."""
     global _current
     _current = request
     for number in SIGNALS:
@@ -69,7 +70,7 @@ def listen(request: StopRequest) -> StopRequest:
 
 @contextlib.contextmanager
 def listening() -> Iterator[StopRequest]:
-    """The request of a process that listens already; else a new one for the length of the block."""
+    """The current request of this process; if there is none, a new one that is current during the block."""
     global _current
     if _current is not None or threading.current_thread() is not threading.main_thread():
         yield _current or StopRequest()
@@ -84,5 +85,5 @@ def listening() -> Iterator[StopRequest]:
 
 
 def is_main() -> bool:
-    """Whether a launcher made this process the first of its run, or there is no launcher."""
+    """True if this process has rank 0 of its launcher, or there is no launcher."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0

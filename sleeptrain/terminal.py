@@ -1,8 +1,8 @@
-"""Text that comes from elsewhere, on its way to a terminal, a log or a page.
+"""Safe output of untrusted text to a terminal, a log or a page.
 
-Names of files, texts of documents, settings and errors may hold what a terminal obeys: escape sequences, the bell,
-marks that turn the direction of writing. They are shown as Python writes them in a string (`\\x1b`). All that
-is printed for people goes through `say` or `printable`; JSON does not, for its own escapes make it harmless.
+File names, documents, settings and errors may hold characters that a terminal acts on: escape sequences, the bell,
+marks that change the direction of writing. These are shown as Python escapes (`\\x1b`). All text for people goes
+through `say` or `printable`. JSON does not need that, because JSON escapes such characters.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import traceback
 from types import TracebackType
 from typing import NoReturn, TextIO
 
-# Control characters, separators of lines and paragraphs, characters without width (but the two joiners that scripts and
-# emoji need), marks of direction, tags, lone surrogates, and code points that are no characters.
+# Control characters, separators of lines and paragraphs, characters without width (except the two joiners, which
+# scripts and emoji need), direction marks, tags, lone surrogates, and code points that are no characters.
 _HOSTILE = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff\U000e0000-\U000e0fff"
@@ -30,11 +30,11 @@ _SIGNATURE = re.compile(
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    """The text with everything escaped that a terminal or an XML reader does not take for a character to show.
+    """The text with an escape for each character that a terminal acts on or an XML reader refuses.
 
-    keep: control characters that stay; of one line none should.
+    keep: control characters that stay; pass "" for a text of one line.
     """
-    return _HOSTILE.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
+    return _HOSTILE.sub(lambda match: match[0] if match[0] in keep else _escape(match[0]), text)
 
 
 def _escape(character: str) -> str:
@@ -47,27 +47,27 @@ def hide_credentials(text: str) -> str:
 
 
 def shown(text: str, keep: str = "\n\t") -> str:
-    """A message, printable and without credentials. keep: as of `printable`."""
+    """A message, printable and without credentials. keep: as in `printable`."""
     return hide_credentials(printable(text, keep))
 
 
 def say(text: str, file: TextIO | None = None, end: str = "\n", flush: bool = False) -> None:
-    """`print` of a message for people. file: standard output by default."""
+    """Print a message for people. file: standard output by default."""
     print(shown(text), file=file or sys.stdout, end=end, flush=flush)
 
 
 def say_document(text: str) -> None:
-    """`print` of a text that is not ours to change beyond what a terminal would obey."""
+    """Print a text with nothing changed except the characters that a terminal acts on."""
     print(printable(text))  # noqa: T201
 
 
 def say_json(text: str) -> None:
-    """`print` of JSON for programs, as it is."""
+    """Print JSON for programs, unchanged."""
     print(text, flush=True)  # noqa: T201
 
 
 def log_printable(name: str) -> logging.Logger:
-    """The logger of a module, whose messages are printable and show no credentials."""
+    """The logger of a module. Its messages are printable and show no credentials."""
     logger = logging.getLogger(name)
     logger.addFilter(_make_printable)
     return logger
@@ -79,12 +79,12 @@ def _make_printable(record: logging.LogRecord) -> bool:
 
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """For `sys.excepthook`."""
+    """Print a traceback, printable and without credentials. Fits `sys.excepthook`."""
     say("".join(traceback.format_exception(kind, error, trace)), sys.stderr, end="")
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Of a command line whose words may be names of other people's files."""
+    """A parser whose error messages are printable, because arguments may be untrusted file names."""
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message, keep=""))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sleeptrain.cli import COMMANDS, OTHER_COMMANDS, _own_flags
+from sleeptrain.cli import COMMANDS, OTHER_COMMANDS, _parse_command_flags
 from sleeptrain.commands.convert import parser as convert_parser
 from sleeptrain.commands.data import parser as data_parser
 from sleeptrain.commands.doctor import parser as doctor_parser
@@ -89,7 +89,7 @@ def test_every_command_line_composes() -> None:
     found = [(name, words) for name, words in all_commands("sleeptrain") if words[0] not in OTHER_COMMANDS]
     assert {words[0] for _, words in found} == set(COMMANDS)
     for name, (command, *words) in found:
-        overrides, sweeps = job(_own_flags(command, words)[1])
+        overrides, sweeps = job(_parse_command_flags(command, words)[1])
         if not overrides and "--help" in words:
             continue
         try:

@@ -185,7 +185,7 @@ def test_an_earlier_attempt_of_the_same_job_is_waited_for(
         return False
 
     own = lease(folder)
-    assert own.take("7", asked=asked) and len(looks) >= 20
+    assert own.take("7", stop_requested=asked) and len(looks) >= 20
     own.release()
     beating.append(left_by(folder, machine=GONE, job="7"))
     with pytest.raises(LeaseError, match="Slurm job 7"):
@@ -199,7 +199,7 @@ def test_who_is_asked_to_stop_waits_no_longer(folder: Path, monkeypatch: pytest.
     left_by(folder)
     monkeypatch.setattr(module, "GRACE", 60.0)
     own = lease(folder)
-    assert not own.take(asked=lambda: True) and not own.is_taken
+    assert not own.take(stop_requested=lambda: True) and not own.is_taken
     assert read_holder(own.path) is not None
 
 

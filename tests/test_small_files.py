@@ -83,8 +83,8 @@ def chain(levels: int) -> str:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("a: &a [*a]", "an alias in it refers to what it is a part of"),
-        ("&a {b: {c: *a}}", "an alias in it refers to what it is a part of"),
+        ("a: &a [*a]", "an alias in it refers to a part of the file that contains it"),
+        ("&a {b: {c: *a}}", "an alias in it refers to a part of the file that contains it"),
         (laughs(12), "its aliases expand it to more than 100,000 values"),
         ("a0: &a0 {x: 1}\n" + "\n".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 12)),
          "its aliases expand it"),

@@ -1,4 +1,4 @@
-"""Typed settings: `Config`, the checks a run must pass, and the file that says what a run was."""
+"""Typed settings: `Config`, its validation, and the file that records the settings of a run."""
 
 from sleeptrain.config.resolved import config_diff, load_resolved, resolved_yaml, run_folder, save_resolved
 from sleeptrain.config.schema import Config

@@ -1,4 +1,4 @@
-"""What may change when a run goes on: some settings freely, others where they are named, some never."""
+"""Which settings may change when a run resumes: some freely, others if `run.allow_changes` names them, some never."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sleeptrain.errors import ConfigError
 
 
 def on_resume(name: str) -> OnResume:
-    """Whether a setting, or an item of one (`model.layers[1]`), may change when a run goes on."""
+    """Whether a setting, or an item of one (`model.layers[1]`), may change when a run resumes."""
     return _ON_RESUME.get(name.partition("[")[0], "named")
 
 
@@ -22,25 +22,25 @@ _ON_RESUME: dict[str, OnResume] = {name: declared.on_resume for name, _, declare
 
 
 def check_allowed(names: Iterable[str], config: Config) -> None:
-    """Raises ConfigError for a name of `run.allow_changes` that is no setting, or one that cannot change."""
+    """Raises ConfigError for a name in `run.allow_changes` that is no setting, or a setting that can never change."""
     known = [name for name, _ in settings(config)]
     for name in names:
         if name not in known:
-            inside = [other for other in known if other.startswith(f"{name}.")]
-            way_out = f"it has {', '.join(inside)}: name them" if inside else suggest_setting(name, Config)
+            members = [other for other in known if other.startswith(f"{name}.")]
+            way_out = f"it has {', '.join(members)}: name them" if members else suggest_setting(name, Config)
             raise ConfigError(f"run.allow_changes: '{name}' is no setting; {way_out}")
         if on_resume(name) == "fixed":
             raise ConfigError(
-                f"run.allow_changes: {name} cannot change in a run, for what a checkpoint holds depends on it; "
-                "choose another run.name"
+                f"run.allow_changes: {name} cannot change in a run, because the content of a checkpoint depends on "
+                "it; choose another run.name"
             )
 
 
 def check_changes(old: Config, new: Config, folder: str) -> list[str]:
-    """The changes (`optim.muon_lr: 0.002 -> 0.01`) of a run that goes on, `run.*` left out.
+    """The changed settings of a run that resumes, as lines (`optim.muon_lr: 0.002 -> 0.01`), without `run.*`.
 
-    folder: of the run, for the message. Raises ConfigError, with the changes as its details, where one is neither free
-    nor named in `run.allow_changes`.
+    folder: the run folder, for the message. Raises ConfigError, with the refused changes as its details, if a change is
+    neither free nor named in `run.allow_changes`.
     """
     lines = [line for line in config_diff(without_places(old), without_places(new)) if not line.startswith("run.")]
     allowed = tuple(f"{name}:" for name in new.run.allow_changes)
@@ -51,7 +51,7 @@ def check_changes(old: Config, new: Config, folder: str) -> list[str]:
 
 
 def check_same_run(saved: Config, new: Config, checkpoint: str) -> None:
-    """Raises ConfigError where a checkpoint's own settings differ in what never changes in a run."""
+    """Raises ConfigError if the settings saved in a checkpoint differ in a setting that never changes in a run."""
     lines = config_diff(without_places(saved), without_places(new))
     lines = [line for line in lines if on_resume(_name(line)) == "fixed"]
     if lines:
@@ -64,22 +64,22 @@ def check_same_run(saved: Config, new: Config, checkpoint: str) -> None:
 
 def _way_out(refused: Sequence[str]) -> str:
     again, added = "choose another run.name, or the same settings to go on", consent(refused)
-    return f"{again}; if they shall change from here on, add {added}" if added else again
+    return f"{again}; to change them from here on, add {added}" if added else again
 
 
 def consent(refused: Sequence[str]) -> str | None:
-    """What to write so that the settings at the head of these lines may change; None where one of them never can."""
+    """The override that allows the changes in these lines of `config_diff`; None if one of the settings is fixed."""
     names = [_name(line) for line in refused]
     return None if any(on_resume(name) == "fixed" for name in names) else f"'run.allow_changes=[{','.join(names)}]'"
 
 
 def _name(line: str) -> str:
-    """Of the setting in a line of `config_diff`."""
+    """The setting's name in a line of `config_diff`."""
     return line.partition(":")[0]
 
 
 def without_places(config: Config) -> Config:
-    """Data may move from one folder to another: what it is, the saved position knows."""
+    """A copy of the settings without the data's folders. Data may move; the saved position identifies its content."""
     config = deepcopy(config)
     for source in config.data.shards.sources:
         source.train = source.validation = ""

@@ -1,7 +1,7 @@
-"""Composition: hydra puts the groups of `configs/` and the overrides together over the typed schema.
+"""Composition: hydra merges the groups of `configs/` and the overrides into the typed schema.
 
-`compose([...])` gives one run's configuration. The console command lets hydra compose (`resolve_job`) and asks
-`validate_sweep` before a sweep starts, so that its last job is as good as its first.
+`compose([...])` returns the configuration of one run. In the console command hydra composes, and `resolve_job` finishes
+its work. `validate_sweep` checks all jobs of a sweep before the first one starts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HYDRA_VERSION = "1.3"
 
 
 def config_dir() -> Path:
-    """The folder of the configuration groups: inside an installed package, beside it in a checkout."""
+    """The folder of the configuration groups: inside an installed package, or beside the package in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
@@ -61,9 +61,9 @@ def compose(overrides: Sequence[str] = ()) -> Config:
 
 
 def validate_sweep(overrides: Sequence[str]) -> list[Path]:
-    """Compose and validate every job of a sweep (`sleep.passes=1,2,4`); the folders that will hold the runs, each once.
+    """Compose and validate every job of a sweep (`sleep.passes=1,2,4`). Returns the folders of its runs, each once.
 
-    Raises ConfigError, also where two jobs would share a run folder.
+    Raises ConfigError, also if two jobs would share a run folder.
     """
     overrides = [quote_override(override) for override in overrides]
     owners: dict[tuple[str, str], str] = {}
@@ -83,7 +83,7 @@ def validate_sweep(overrides: Sequence[str]) -> list[Path]:
 
 
 def name_by_sweep(overrides: Sequence[str]) -> list[str]:
-    """Overrides for hydra by which a sweep's jobs are named after what differs between them, and nothing else."""
+    """Overrides for hydra that name the jobs of a sweep after the settings that differ between them."""
     with _hydra(overrides):
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     same = [o.key_or_group for o in parsed if not o.is_sweep_override() and not o.is_hydra_override()]
@@ -99,7 +99,7 @@ def _sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
 
 
 def _compose_sweep_job(job: Sequence[str]) -> tuple[Config, Path]:
-    """The job's configuration, and the folder of it and all others that differ by the sweep alone."""
+    """(the job's configuration, the folder that holds the runs of this job and of the jobs with the same run.name)."""
     with _hydra(job):
         composed = hydra_compose("config", overrides=list(job), return_hydra_config=True)
     sweep_job = composed.hydra.job.override_dirname
@@ -111,7 +111,7 @@ def _compose_sweep_job(job: Sequence[str]) -> tuple[Config, Path]:
 
 @contextmanager
 def _hydra(overrides: Sequence[str]) -> Iterator[None]:
-    """Hydra set up for `configs/`, with what it says against `overrides` turned into ConfigErrors."""
+    """Hydra set up for `configs/`. Its errors about `overrides` become ConfigErrors."""
     register_schema()
     try:
         with initialize_config_dir(str(config_dir()), version_base=HYDRA_VERSION):
@@ -121,7 +121,7 @@ def _hydra(overrides: Sequence[str]) -> Iterator[None]:
 
 
 def in_sweep() -> bool:
-    """Whether the job that hydra is running is one of a sweep."""
+    """True if the job that hydra is running belongs to a sweep."""
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
@@ -131,13 +131,13 @@ def resolve_job(composed: DictConfig) -> Config:
 
 
 def resolve(composed: DictConfig, sweep_job: str | None = None) -> Config:
-    """From hydra's composition (without its `hydra` section) to a validated `Config`. Raises ConfigError.
+    """Turn hydra's composition (without its `hydra` section) into a validated `Config`. Raises ConfigError.
 
-    sweep_job: the overrides that make this job of a sweep, in one string; it becomes part of the run's name.
+    sweep_job: the overrides of this job in a sweep, as one string; it becomes part of the run's name.
     """
     try:
         refuse_missing(OmegaConf.missing_keys(composed))
-        # By way of plain values: hydra lets `+key=value` add settings unknown to the schema, the merge refuses them.
+        # Plain values, because hydra lets `+key=value` add settings unknown to the schema; the merge refuses them.
         written = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=False))
         keep_variables(written)
         values = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(written), resolve=True))
@@ -152,7 +152,7 @@ def resolve(composed: DictConfig, sweep_job: str | None = None) -> Config:
 
 
 def sweep_run_name(name: str, overrides: str) -> str:
-    """multirun/<name>/<overrides>, the last part fit to be the name of one folder."""
+    """multirun/<name>/<overrides>, where the last part is a valid name of one folder."""
     folder = re.sub(r"'([\w.+-]+)'", r"\1", overrides.replace("/", "-"))  # quotes that keep 1e3 a string
     if len(folder) > 160:
         folder = f"{folder[:150]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"

@@ -12,7 +12,7 @@ _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d)")
 def parse_duration(text: str) -> float:
     """Seconds, from `3:55:00`, `1-12:00:00` (a day and twelve hours), `90m`, `2.5h`, `45s` or `2d`.
 
-    Raises ValueError for anything else, and for nothing at all (0).
+    Raises ValueError for any other text, and for a duration of 0.
     """
     if match := _CLOCK.fullmatch(text):
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())

@@ -1,7 +1,7 @@
-"""The experiments of `configs/`, read without hydra: to find the one nearest to a run, all of them are read.
+"""A reader of the experiments of `configs/` without hydra. The search for the experiment nearest to a run reads all.
 
-Hydra takes a third of a second to compose one, this reader a hundredth. It knows what the files of `configs/` use (a
-defaults list of overridden groups and of files in the same group), and refuses all else, for which hydra is there.
+Hydra takes 0.3 s to compose an experiment, this reader 0.01 s. It supports the features that the files of `configs/`
+use (a defaults list of overridden groups and of files in the same group). Hydra reads a file with any other feature.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from sleeptrain.config.strings import quote_yaml
 
 GROUP, PACKAGE = "experiment", "# @package"
 OVERRIDE = "override /"
-# Entries of the base's defaults list that are no groups of settings.
+# Entries of the defaults list in `config.yaml` that are no groups of settings.
 NO_GROUPS = ("schema", "_self_")
 
 
 class _NeedsHydra(Exception):
-    """A file uses more than this reader knows."""
+    """A file uses a feature that this reader does not support."""
 
 
 def experiment_names() -> list[str]:
@@ -40,9 +40,9 @@ def experiment_names() -> list[str]:
 
 @cache
 def experiment_config(name: str) -> Config:
-    """What `compose(["experiment=<name>"])` gives. The values are not validated where hydra is not needed.
+    """The result of `compose(["experiment=<name>"])`, but validated only if hydra is needed.
 
-    Raises ConfigError where hydra is needed and refuses the experiment.
+    Raises ConfigError if hydra is needed and refuses the experiment.
     """
     try:
         return _read_experiment(name)
@@ -53,22 +53,22 @@ def experiment_config(name: str) -> Config:
 def _read_experiment(name: str) -> Config:
     base = _file(config_dir() / "config.yaml", "")
     chosen: dict[str, str] = {}
-    own = _chain(GROUP, name, chosen)
-    written = asdict(Config())
+    experiment = _chain(GROUP, name, chosen)
+    settings = asdict(Config())
     for group, option in _base_groups(base):
-        _merge(written, {group: _chain(group, chosen.pop(group, option))})
+        _merge(settings, {group: _chain(group, chosen.pop(group, option))})
     if chosen:
         raise _NeedsHydra
-    _merge(written, {key: value for key, value in base.items() if key not in ("defaults", "hydra")})
-    _merge(written, own)
-    if _interpolates(written):
-        keep_variables(written)
-        written = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(written), resolve=True))
-    return cast(Config, _typed(Config, written))
+    _merge(settings, {key: value for key, value in base.items() if key not in ("defaults", "hydra")})
+    _merge(settings, experiment)
+    if _interpolates(settings):
+        keep_variables(settings)
+        settings = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(settings), resolve=True))
+    return cast(Config, _typed(Config, settings))
 
 
 def _interpolates(value: Any) -> bool:
-    """Whether a value holds `${...}`. OmegaConf reads it, in a fortieth of a second; few experiments have any."""
+    """True if a value holds `${...}`. Few experiments have any; OmegaConf takes 25 ms to resolve them."""
     if isinstance(value, Mapping):
         return any(map(_interpolates, value.values()))
     if isinstance(value, list):
@@ -79,16 +79,17 @@ def _interpolates(value: Any) -> bool:
 def _base_groups(base: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The groups that every run has, in order, and the option of each."""
     entries = [entry for entry in base["defaults"] if entry not in NO_GROUPS]
-    found = [pair for entry in entries for pair in entry.items() if not pair[0].startswith("override hydra/")]
-    if (GROUP, None) not in found or any(option is None for group, option in found if group != GROUP):
+    options = [pair for entry in entries for pair in entry.items() if not pair[0].startswith("override hydra/")]
+    if (GROUP, None) not in options or any(option is None for group, option in options if group != GROUP):
         raise _NeedsHydra
-    return [(group, option) for group, option in found if group != GROUP]
+    return [(group, option) for group, option in options if group != GROUP]
 
 
 def _chain(group: str, option: str, chosen: dict[str, str] | None = None) -> dict[str, Any]:
-    """The settings of a file and of those that its defaults list names, in its order, one over the other.
+    """The settings of a file, merged with those of the files in its defaults list, in the order of that list.
 
-    chosen: takes the options of other groups, of which the outermost file decides; None: the files may choose none.
+    chosen: receives the options that the files choose for other groups; the outermost file wins. None: the files may
+    not choose any.
     """
     content = dict(_file(config_dir() / group / f"{option}.yaml", "" if group == GROUP else group))
     defaults = content.pop("defaults", [])
@@ -108,10 +109,10 @@ def _chain(group: str, option: str, chosen: dict[str, str] | None = None) -> dic
 
 @cache
 def _file(path: Path, package: str) -> Mapping[str, Any]:
-    """The content of a file whose settings go to this section of the configuration."""
+    """The content of a file. package: the section of the configuration that receives its settings."""
     text = path.read_text(encoding="utf-8")
     headers = [line.removeprefix(PACKAGE).strip() for line in text.splitlines() if line.startswith(PACKAGE)]
-    # Of experiments hydra needs it; of a group it says what goes without saying.
+    # Hydra needs the header of an experiment; in a group the header can only repeat the default.
     if headers != ["_global_"] if path.parent.name == GROUP else headers not in ([], [package]):
         raise _NeedsHydra
     content = read_yaml(quote_yaml(text, package).encode())
@@ -121,7 +122,7 @@ def _file(path: Path, package: str) -> Mapping[str, Any]:
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """As OmegaConf does: mappings entry by entry, all else as a whole."""
+    """Merge as OmegaConf does: mappings entry by entry, any other value replaces the old one."""
     for key, value in values.items():
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
             _merge(into[key], value)
@@ -130,11 +131,11 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
 
 
 def _typed(kind: Any, value: Any) -> Any:
-    """A plain value as the type of its setting has it. Raises TypeError for an unknown setting."""
-    kind = next((one for one in get_args(kind) if one is not NoneType), kind) if NoneType in get_args(kind) else kind
+    """Convert a plain value to the type of its setting. Raises TypeError for an unknown setting."""
+    kind = next((arg for arg in get_args(kind) if arg is not NoneType), kind) if NoneType in get_args(kind) else kind
     if is_dataclass(kind) and isinstance(value, dict):
         kinds = _field_types(cast(type, kind))
-        return cast(Any, kind)(**{name: _typed(kinds.get(name), own) for name, own in value.items()})
+        return cast(Any, kind)(**{name: _typed(kinds.get(name), item) for name, item in value.items()})
     if get_origin(kind) is list and isinstance(value, list):
         return [_typed(get_args(kind)[0], item) for item in value]
     if get_origin(kind) is dict and isinstance(value, dict):

@@ -11,19 +11,17 @@ from sleeptrain.config.schema import Config
 from sleeptrain.config.suggest import suggest, suggest_setting
 from sleeptrain.errors import ConfigError
 
-# What composing raises for a user's mistake (hydra answers `group=null` and some flags with a bare ValueError).
+# Exceptions that a user's mistake causes (hydra raises a bare ValueError for `group=null` and some flags).
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 
-# Hydra's groups that are no section of the schema.
+# Groups of hydra that are no section of the schema.
 OTHER_GROUPS = ("experiment",)
-
-
-# Settings of mixers from other packages, which no schema lists.
+# Section of the settings of mixers from other packages, which no schema lists.
 BROUGHT = "model.mixers."
 
 
 def explain(error: Exception, overrides: Sequence[str] = ()) -> ConfigError:
-    """The ConfigError that says what `error`, raised by hydra or omegaconf while composing `overrides`, means."""
+    """A ConfigError that explains `error`, which hydra or omegaconf raised while composing `overrides`."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         return _unknown_option(error.missing_cfg_file, error.options)
     if isinstance(error, OverrideParseException):
@@ -57,14 +55,14 @@ def _reason(error: OverrideParseException) -> str:
 
 
 def _refused_setting(error: OmegaConfBaseException, context: str) -> ConfigError:
-    """`context` is hydra's line about the override or the file in which omegaconf met the setting."""
+    """context: hydra's line about the override or the file that holds the setting."""
     name = str(error.full_key or error.key or "")
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
         if name.startswith(BROUGHT):
             return ConfigError(f"{name}: settings of a mixer from another package are added: write +{name}=...")
         section = error.object_type
         if isinstance(section, type) and section is not Config and name == error.key:
-            # An item of a list (a stage of the curriculum): only its own fields can be meant.
+            # An item of a list (a stage of the curriculum): the user can only mean one of its fields.
             return ConfigError(f"unknown setting '{name}' in {_override(context)}; {suggest_setting(name, section)}")
         return ConfigError(f"unknown setting '{name}'; {suggest_setting(name, Config, OTHER_GROUPS)}")
     reason = str(error).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Settings that come from a file of somebody else's, as the dataclass that has them."""
+"""Settings from a file that need not be trusted, as their dataclass."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sleeptrain.errors import ConfigError
 Section = TypeVar("Section")
 
 
-def from_dict(kind: type[Section], given: Mapping[str, Any], source: str) -> Section:
-    """The section with these values, its defaults for what is left out. source: what the message begins with.
+def from_dict(kind: type[Section], values: Mapping[str, Any], source: str) -> Section:
+    """The section with these values, and its defaults for missing ones. source: where they come from, for the message.
 
     Raises ConfigError for a setting that the section lacks, and for a value of a wrong type.
     """
     try:
-        return literal(kind, given)
+        return literal(kind, values)
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{source}: {' '.join(str(error).split())}") from error

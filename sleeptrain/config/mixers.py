@@ -1,7 +1,8 @@
-"""The kinds of mixer that `model.layers` may name: a line for each, and those that other packages bring.
+"""The kinds of mixer that `model.layers` may name: the built-in ones, one line each, and those of other packages.
 
-A package brings a mixer by an entry point of the group `sleeptrain.mixers`: its name is the mixer's, its object a
-`sleeptrain.model.mixers.spec.MixerSpec`. Its settings stand in `model.mixers.<name>`.
+Another package adds a mixer by an entry point of the group `sleeptrain.mixers`. The name of the entry point is the
+mixer's name, its object is a `sleeptrain.model.mixers.spec.MixerSpec`. The mixer's settings are in
+`model.mixers.<name>`.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Mixer:
-    """section: of `model`, with the mixer's settings. unread: settings of the section that it does not read.
+    """A built-in mixer.
 
-    recurrent: it keeps a state S from window to window. spec: where its `MixerSpec` is, as an entry point names it.
+    section: section of `model` with the mixer's settings.
+    recurrent: True if it keeps a state S from window to window.
+    spec: its `MixerSpec`, in the notation of entry points (module:object).
+    unread: settings of the section that it does not read.
     """
 
     section: str
@@ -45,12 +49,12 @@ BUILT_IN = {
 
 @cache
 def _brought() -> dict[str, EntryPoint]:
-    """The mixers of other packages, by name. Raises ConfigError for a name that is taken."""
-    found = {entry.name: entry for entry in entry_points(group=GROUP)}
-    for name, entry in found.items():
+    """The mixers of other packages, by name. Raises ConfigError for the name of a built-in mixer."""
+    entries = {entry.name: entry for entry in entry_points(group=GROUP)}
+    for name, entry in entries.items():
         if name in BUILT_IN:
             raise ConfigError(f"the mixer {name} of {entry.value} has the name of one of sleeptrain's; rename it")
-    return found
+    return entries
 
 
 def mixer_names() -> list[str]:
@@ -60,7 +64,7 @@ def mixer_names() -> list[str]:
 
 @cache
 def brought_spec(kind: str) -> Any:
-    """The `MixerSpec` of a mixer from another package. Raises ConfigError where it cannot be imported."""
+    """The `MixerSpec` of a mixer from another package. Raises ConfigError if it cannot be imported."""
     entry = _brought()[kind]
     try:
         return entry.load()
@@ -69,13 +73,13 @@ def brought_spec(kind: str) -> Any:
 
 
 def check_mixer(kind: str, setting: str = "model.layers") -> None:
-    """Raises ConfigError for an unknown kind. setting: that names it."""
+    """Raises ConfigError for an unknown kind. setting: the setting that names it, for the message."""
     if kind not in mixer_names():
         raise ConfigError(f"{setting}: unknown mixer '{kind}'; {suggest(kind, mixer_names())}")
 
 
 def is_recurrent(kind: str) -> bool:
-    """Whether a mixer keeps a state S from window to window. Raises ConfigError for an unknown kind."""
+    """True if a mixer keeps a state S from window to window. Raises ConfigError for an unknown kind."""
     check_mixer(kind)
     return BUILT_IN[kind].recurrent if kind in BUILT_IN else brought_spec(kind).recurrent
 
@@ -85,7 +89,7 @@ def recurrent_names() -> list[str]:
 
 
 def mixer_settings(model: ModelConfig, kind: str) -> Any:
-    """The settings of a mixer, as its dataclass. Raises ConfigError."""
+    """The settings of a mixer, as its dataclass. Raises ConfigError for an unknown kind or wrong settings."""
     check_mixer(kind)
     if kind in BUILT_IN:
         return getattr(model, BUILT_IN[kind].section)
@@ -93,7 +97,7 @@ def mixer_settings(model: ModelConfig, kind: str) -> Any:
 
 
 def with_mixer_settings(model: ModelConfig, kind: str, settings: Any) -> ModelConfig:
-    """The model with other settings of a mixer. Raises ConfigError."""
+    """The model with new settings of a mixer. Raises ConfigError for an unknown kind."""
     check_mixer(kind)
     if kind in BUILT_IN:
         return replace(model, **{BUILT_IN[kind].section: settings})
@@ -101,7 +105,7 @@ def with_mixer_settings(model: ModelConfig, kind: str, settings: Any) -> ModelCo
 
 
 def reads_setting(kind: str, name: str) -> bool:
-    """Whether a mixer reads a setting of `model` (`jet.num_heads`); settings of no mixer are read by all."""
+    """True if a mixer reads a setting of `model` (`jet.num_heads`). All read the settings that belong to no mixer."""
     section, _, rest = name.partition(".")
     if section == "mixers":
         return kind not in BUILT_IN
@@ -111,12 +115,12 @@ def reads_setting(kind: str, name: str) -> bool:
 
 
 def have_same_parameters(kind: str, other: str) -> bool:
-    """Whether the weights of one mixer fit another, by names and shapes: kinds that share a section of settings."""
+    """True if two mixers have weights of the same names and shapes: both share a section of settings."""
     return kind == other or ({kind, other} <= set(BUILT_IN) and BUILT_IN[kind].section == BUILT_IN[other].section)
 
 
 def of_mixer(table: Mapping[str, T], kind: str, what: str) -> T:
-    """The entry of a mixer in a table that need not have all. what: the table holds, in words. Raises ConfigError."""
+    """The entry of a mixer in a table. what: the table's content, for the message. Raises ConfigError if missing."""
     if kind not in table:
         raise ConfigError(f"model.layers: {what} of the mixer '{kind}' is not known, only that of {', '.join(table)}")
     return table[kind]

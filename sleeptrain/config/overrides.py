@@ -1,7 +1,7 @@
-"""Settings as words of a command line: quoted for hydra's grammar of overrides, and then for the shell.
+"""Settings as words of a command line, quoted for hydra's grammar of overrides and then for the shell.
 
-Every command that sleeptrain prints or starts is put together here, so that any name of a folder or run can stand in
-it: with spaces, commas, quotes, `=`, or letters beyond ASCII.
+Every command that sleeptrain prints or starts is built here, so that names of folders and runs may hold spaces, commas,
+quotes, `=` and letters beyond ASCII.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import Any
 
 from sleeptrain.config.literal import escaped
 
-# What hydra reads as a string without quotes. Its names have ASCII letters only.
+# Text that hydra reads as a string without quotes. Hydra's grammar allows ASCII letters only.
 PLAIN = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)
 OTHER_TYPES = ("null", "true", "false", "nan", "inf")
 
 
 def override(name: str, value: Any) -> str:
-    """`name=value`, one word of the arguments of `sleeptrain train`; not yet quoted for a shell."""
+    """`name=value`, one argument of `sleeptrain train`, not yet quoted for a shell."""
     return f"{name}={written(value)}"
 
 
 def shell_command(*words: Any) -> str:
-    """The words as a line that a shell takes apart into the same words."""
+    """The words as one line that a shell splits into the same words."""
     return shlex.join(map(str, words))
 
 
 def written(value: Any) -> str:
     """A value (None, bool, number, string, or a list or dict of them) in the grammar of hydra's overrides.
 
-    No `${...}` in it is looked up when it is composed.
+    `${...}` in it is escaped, so that composition does not resolve it.
     """
     if value is None:
         return "null"
@@ -47,6 +47,7 @@ def written(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    from hydra.core.override_parser.types import Quote, QuotedString  # not above: commands without settings start fast
+    # Imported here, so that commands without settings start fast.
+    from hydra.core.override_parser.types import Quote, QuotedString
 
     return QuotedString(escaped(text), Quote.double).with_quotes()

@@ -1,4 +1,4 @@
-"""Paths that settings name, and what the system says against them."""
+"""Errors of paths that settings name."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from sleeptrain.errors import DataError, path_error
 
 @contextmanager
 def naming_settings(config: Config) -> Iterator[None]:
-    """An OSError about a path becomes a DataError, which names the setting that the path is of, if one is."""
+    """Turn an OSError about a path into a DataError, which names the setting that holds the path, if there is one."""
     try:
         yield
     except OSError as error:
-        if (told := path_error(error)) is None:
+        if (message := path_error(error)) is None:
             raise
-        inside = f"{error.filename}/"
-        places = [(len(text), name) for name, text in strings(asdict(config)) if text and inside.startswith(f"{text}/")]
-        raise DataError(f"{max(places)[1]}: {told}" if places else str(told)) from error
+        path = f"{error.filename}/"
+        matches = [(len(text), name) for name, text in strings(asdict(config)) if text and path.startswith(f"{text}/")]
+        raise DataError(f"{max(matches)[1]}: {message}" if matches else str(message)) from error
 
 
 def strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -29,8 +29,8 @@ def strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
         yield name, value
     elif isinstance(value, dict):
-        for key, inside in value.items():
-            yield from strings(inside, f"{name}.{key}" if name else str(key))
+        for key, item in value.items():
+            yield from strings(item, f"{name}.{key}" if name else str(key))
     elif isinstance(value, list):
-        for index, inside in enumerate(value):
-            yield from strings(inside, f"{name}[{index}]")
+        for index, item in enumerate(value):
+            yield from strings(item, f"{name}[{index}]")

@@ -1,4 +1,4 @@
-"""Which values each setting may have by itself, as its declaration says, and which settings divide others."""
+"""Range checks: the values that each setting's declaration allows, and the settings that must divide others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def settings(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_ranges(config: Config) -> None:
-    """Raises ConfigError."""
+    """Raises ConfigError if a setting is out of its range or does not divide another."""
     check_section(config)
     values = dict(settings(config))
     for divisor, dividend in DIVIDES:
@@ -40,9 +40,9 @@ def check_ranges(config: Config) -> None:
 
 
 def check_section(section: Any, prefix: str = "") -> None:
-    """Raises ConfigError unless each setting of a configuration dataclass has a value that it may have.
+    """Raises ConfigError if a setting of a configuration dataclass has a value that its declaration does not allow.
 
-    prefix: of its settings' names, with a dot at its end.
+    prefix: prefix of the settings' names in messages, with a dot at its end.
     """
     values = dict(settings(section, prefix))
     for name, value in values.items():

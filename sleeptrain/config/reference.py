@@ -1,4 +1,4 @@
-"""The settings as tables of docs/configuration.md and as lines of `--help`, from their declarations."""
+"""The tables of docs/configuration.md and the lines of `--help`, made from the declarations of the settings."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from sleeptrain.config.schema import Config
 from sleeptrain.config.setting import Setting, declared_settings
 
 HEAD = "| setting | default | allowed | meaning |\n|---|---|---|---|\n"
-# A marker in the page, and the table after it, which is generated.
+# A marker in the page, and the generated table after it.
 TABLE = re.compile(r"(<!-- settings: (\S+) -->\n)(?:\|.*\n)*")
 
 
 def with_tables(page: str) -> str:
-    """A page whose tables after markers (`<!-- settings: sleep -->`) are those of the declarations.
+    """The page with a new table after each marker (`<!-- settings: sleep -->`), made from the declarations.
 
-    A marker names a section of the settings, or the items of a list (`sleep.curriculum[]`). Raises KeyError for
-    another.
+    A marker names a section of the settings, or the items of a list (`sleep.curriculum[]`). Raises KeyError for any
+    other name.
     """
     return TABLE.sub(lambda match: match[1] + _table(match[2]), page)
 
 
 def help_lines() -> Iterator[str]:
-    """Every setting with its default, what it may be and its meaning."""
+    """Every setting with its default, its meaning and its allowed values."""
     for name, field, declared in declared_settings(Config):
         allowed = _allowed(field, declared).replace("`", "")
         meaning = _plain(declared.help) + (f" ({allowed})" if allowed else "")
@@ -45,10 +45,10 @@ def _table(section: str) -> str:
 def _settings_of(section: str) -> list[tuple[str, dataclasses.Field[Any], Setting]]:
     if section.endswith("[]"):
         return list(declared_settings(_item_class(section.removesuffix("[]")), f"{section}."))
-    found = [row for row in declared_settings(Config) if row[0].startswith(f"{section}.")]
-    if not found:
+    rows = [row for row in declared_settings(Config) if row[0].startswith(f"{section}.")]
+    if not rows:
         raise KeyError(f"no section '{section}' of settings")
-    return found
+    return rows
 
 
 def _item_class(name: str) -> type:
@@ -92,5 +92,5 @@ def _allowed(field: dataclasses.Field[Any], declared: Setting) -> str:
 
 
 def _plain(markdown: str) -> str:
-    """Without the marks of Markdown: links as their text."""
+    """The text without Markdown: links become their text, backticks are removed."""
     return re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", markdown).replace("`", "")

@@ -1,4 +1,4 @@
-"""What a run was: its resolved configuration as a file, and how two of them differ."""
+"""The resolved configuration of a run as a file, and the differences between two configurations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sleeptrain.terminal import hide_credentials
 
 
 def run_folder(config: Config) -> Path:
-    """Where everything of a run is kept."""
+    """The folder that holds all files of a run."""
     return Path(config.run.root) / config.run.name
 
 
@@ -31,20 +31,20 @@ def save_resolved(config: Config, path: str | Path) -> None:
 
 
 def resolved_yaml(config: Config) -> bytes:
-    """The file that `save_resolved` writes."""
+    """The content of the file that `save_resolved` writes."""
     return write_yaml(asdict(config))
 
 
 def load_resolved(path: str | Path) -> Config:
-    """Read what `save_resolved` wrote, as data: a `${...}` in it is text, for the file may be somebody else's.
+    """Read a file of `save_resolved`. A `${...}` in it is text, because the file need not be trusted.
 
-    ConfigError: not YAML, an unknown setting, a value of a wrong type.
+    Raises ConfigError: not YAML, an unknown setting, a value of a wrong type.
     """
     try:
-        written = read_yaml(quote_yaml(read_bounded(Path(path), YAML_BYTES).decode()).encode())
-        if not isinstance(written, dict):
+        values = read_yaml(quote_yaml(read_bounded(Path(path), YAML_BYTES).decode()).encode())
+        if not isinstance(values, dict):
             raise ValueError("it holds no settings by name")
-        return literal(Config, written)
+        return literal(Config, values)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
@@ -59,7 +59,7 @@ def config_diff(old: Config, new: Config) -> list[str]:
 
 
 def shareable(config: Config) -> dict[str, Any]:
-    """The settings as plain values for whoever watches a run: no URL of a source has a user or a password in it."""
+    """The settings as plain values that may be shown to others: without users and passwords in the sources' URLs."""
     values = asdict(config)
     for source in values["data"]["shards"]["sources"]:
         source |= {name: hide_credentials(source[name]) for name in SECRET}

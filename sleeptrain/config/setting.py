@@ -1,7 +1,7 @@
-"""One declaration for each setting: its default, what it may be, what it means, and whether it may change on resume.
+"""One declaration for each setting: its default, allowed values, meaning, and whether it may change on resume.
 
-A setting is a field of a dataclass in `schema.py`, made by `setting`. Range checks, suggestions, the comparison of a
-run that goes on, `--help` and docs/configuration.md read it there.
+A setting is a field of a dataclass in `schema/`, made by `setting`. Range checks, suggestions, the comparison of
+settings on resume, `--help` and docs/configuration.md read the declaration.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ from typing import Any, Literal
 
 KEY = "setting"
 
-# free: it may change whenever a run goes on. named: where `run.allow_changes` names it. fixed: never, since what a
-# checkpoint holds has its shape, or is a position in what it describes.
+# free: it may change whenever a run resumes. named: only if `run.allow_changes` names it. fixed: never, because tensors
+# of a checkpoint have a shape that depends on it, or it describes the data of the saved position.
 OnResume = Literal["free", "named", "fixed"]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is declared of a setting besides its name, type and default.
+    """The declaration of a setting besides its name, type and default.
 
-    help: its meaning, in one line of Markdown. choices: all values that it may have. at_least, above, at_most: bounds
-    of a number. allowed: what it may be, in words, where choices and bounds do not say it.
+    help: its meaning, one line of Markdown.
+    choices: all allowed values; empty for any.
+    at_least, above, at_most: bounds of a number; `above` is exclusive.
+    allowed: the allowed values in words, if choices and bounds do not state them.
+    on_resume: whether it may change when a run resumes.
     """
 
     help: str
@@ -37,7 +40,7 @@ class Setting:
     on_resume: OnResume = "named"
 
     def fault(self, value: Any) -> str | None:
-        """What is wrong with a value of the right type: the end of a sentence that begins with the setting's name."""
+        """The error in a value of the right type, as the end of a sentence that begins with the setting's name."""
         if value is None:
             return None
         if self.at_least is not None and self.at_most is not None:
@@ -51,7 +54,7 @@ class Setting:
 
 
 def setting(default: Any, help: str, **facts: Any) -> Any:
-    """A field of a configuration dataclass. default: its value, also of a list or dict. facts: fields of `Setting`."""
+    """A field of a configuration dataclass. default: may be a list or dict. facts: further fields of `Setting`."""
     declared = {KEY: Setting(help, **facts)}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=partial(deepcopy, default), metadata=declared)
@@ -59,7 +62,7 @@ def setting(default: Any, help: str, **facts: Any) -> Any:
 
 
 def declared_settings(schema: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Setting]]:
-    """(dotted name, field, what is declared of it) of each setting of a configuration dataclass, sections included."""
+    """(dotted name, field, declaration) of each setting of a configuration dataclass, those of sections included."""
     for item in dataclasses.fields(schema):
         section = item.default_factory
         if isinstance(section, type) and dataclasses.is_dataclass(section):

@@ -1,4 +1,4 @@
-"""Whether sources of shards and their mixture can be read together."""
+"""Checks of the sources of shards and of their mixture."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from sleeptrain.errors import ConfigError
 
 
 def check_sources(sources: list[ShardSource]) -> None:
+    """Raises ConfigError unless each source has a name of its own and training shards, and one has held-out shards."""
     if not sources:
         raise ConfigError(
             "data.shards.sources must list at least one source for data.source=shards: write data=stdlib, or "
@@ -30,6 +31,7 @@ def check_sources(sources: list[ShardSource]) -> None:
 
 
 def check_mixture(shards: ShardsConfig) -> None:
+    """Raises ConfigError for weights that are no shares, unsorted stages, or a stage with an unknown source."""
     names = [source.name for source in shards.sources]
     weights = [(f"data.shards.sources[{index}].weight", source.weight) for index, source in enumerate(shards.sources)]
     _check_weights("data.shards.sources", weights)

@@ -1,8 +1,8 @@
-"""String settings are what was written, also where hydra or YAML would read a number, a boolean or nothing.
+"""String settings keep the text that the user wrote, even if hydra or YAML would read a number, a boolean or null.
 
-`run.name=2026_07_20` is a name and not 20260720, `data.shards.cache=1e3` is a folder. What is written is known only
-where it is read, so before hydra reads an override or a file, such values get quotes. Values that have some, and `null`
-where a setting may be empty, stay.
+`run.name=2026_07_20` is a name and not 20260720; `data.shards.cache=1e3` is a folder. The parsers lose the text, so
+such values get quotes before hydra reads an override or a file. Values with quotes stay as they are, and so does `null`
+if a setting may be empty.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sleeptrain.config.schema import Config
 from sleeptrain.errors import ConfigError
 from sleeptrain.small_files import YAML_BYTES, compose_yaml, read_bounded
 
-# What hydra reads as something else than a string.
+# Tokens that hydra does not read as a string.
 NOT_TEXT = (OverrideLexer.INT, OverrideLexer.FLOAT, OverrideLexer.BOOL, OverrideLexer.NULL)
 # The functions of hydra's grammar whose arguments are values of the setting.
 OF_VALUES = ("choice", "shuffle", "sort")
@@ -39,35 +39,36 @@ GROUPS = ("experiment", *(field.name for field in fields(Config)))
 TEXT_TAG = "tag:yaml.org,2002:str"
 NULL_TAG = "tag:yaml.org,2002:null"
 
-Edits = dict[int, tuple[int, str]]  # by where it begins: (where it ends, what takes its place)
+Edits = dict[int, tuple[int, str]]  # start index: (end index, replacement)
 
 
 def quote_override(override: str) -> str:
-    """An override as on the command line, with quotes around what its setting takes as text."""
+    """An override as on the command line, with quotes around the values of string settings."""
     try:
         tree = _parse(override)
-    except HydraException:  # hydra says why when it reads it
+    except HydraException:  # hydra raises the same error when it reads the override
         return override
     key, value = tree.key(), tree.value()
     if value is None:
         return override
     name = key.getText()
-    kind = str if name in GROUPS else _kind_at(name)
+    kind = str if name in GROUPS else _setting_type(name)
     elements = value.simpleChoiceSweep().element() if value.simpleChoiceSweep() else [value.element()]
-    return _edited(override, {at: edit for element in elements for at, edit in _in_element(element, kind)})
+    edits = {start: edit for element in elements for start, edit in _element_edits(element, kind)}
+    return _apply_edits(override, edits)
 
 
 def quote_yaml(text: str, package: str = "") -> str:
-    """A file's text with quotes around what its settings take as text. package: where in the configuration it goes."""
+    """The text of a YAML file with quotes around the values of string settings. package: the section it belongs to."""
     try:
         root = compose_yaml(text)
-    except yaml.YAMLError:  # whoever loads it says why
+    except yaml.YAMLError:  # the loader raises the same error
         return text
-    return _edited(text, dict(_in_node(root, _kind_at(package), text))) if root else text
+    return _apply_edits(text, dict(_node_edits(root, _setting_type(package), text))) if root else text
 
 
 class TextKeepingSource(FileConfigSource):
-    """Hydra's source of configuration files, which reads string settings as they are written."""
+    """Hydra's source of configuration files, changed to keep the text of string settings."""
 
     def load_config(self, config_path: str) -> ConfigResult:
         path = Path(self.path) / self._normalize_file_name(config_path)
@@ -77,25 +78,25 @@ class TextKeepingSource(FileConfigSource):
             raise ConfigError(f"{path} is not the YAML that it should be: {' '.join(str(error).split())}") from error
 
     def _load_checked(self, config_path: str, path: Path) -> ConfigResult:
-        """Hydra's own reader follows aliases and brackets as far as they go, so the file is looked at first."""
+        """Check the size and depth of the file, because hydra's reader has no limits, then load it."""
         text = read_bounded(path, YAML_BYTES).decode() if path.exists() else ""
         compose_yaml(text)
         result = super().load_config(config_path)
         header, group = result.header["package"], config_path.replace("\\", "/").rpartition("/")[0]
         package = group.replace("/", ".") if header in (None, "_group_") else header.replace("_global_", "").strip(".")
-        if (kept := quote_yaml(text, package)) == text:
+        if (quoted := quote_yaml(text, package)) == text:
             return result
-        return replace(result, config=OmegaConf.load(io.StringIO(kept)))
+        return replace(result, config=OmegaConf.load(io.StringIO(quoted)))
 
 
 def register_source() -> None:
-    """Files are read by it from now on."""
-    Plugins.instance()  # which registers hydra's own
+    """Let hydra read files by `TextKeepingSource` from now on."""
+    Plugins.instance()  # registers hydra's default source, which the next line replaces
     SourcesRegistry.instance().types[TextKeepingSource.scheme()] = TextKeepingSource
 
 
 def _parse(override: str) -> Any:
-    """The tree of hydra's grammar. Raises HydraException."""
+    """The parse tree of an override in hydra's grammar. Raises HydraException."""
     listener = HydraErrorListener()
     lexer = OverrideLexer(InputStream(override))
     parser = OverrideParser(CommonTokenStream(lexer))
@@ -105,29 +106,29 @@ def _parse(override: str) -> Any:
     return parser.override()
 
 
-def _in_element(element: Any, kind: Any) -> Iterator[tuple[int, tuple[int, str]]]:
+def _element_edits(element: Any, kind: Any) -> Iterator[tuple[int, tuple[int, str]]]:
     if (primitive := element.primitive()) is not None:
         tokens = [child.symbol for child in primitive.getChildren() if child.symbol.type != OverrideLexer.WS]
         if len(tokens) == 1 and tokens[0].type in NOT_TEXT and _is_text(kind, tokens[0].type == OverrideLexer.NULL):
             yield tokens[0].start, (tokens[0].stop + 1, f"'{tokens[0].text}'")
     elif (items := element.listContainer()) is not None:
         for item in items.element():
-            yield from _in_element(item, _inside(kind, "0"))
+            yield from _element_edits(item, _member_type(kind, "0"))
     elif (pairs := element.dictContainer()) is not None:
         for pair in pairs.dictKeyValuePair():
-            yield from _in_element(pair.element(), _inside(kind, pair.dictKey().getText().strip()))
+            yield from _element_edits(pair.element(), _member_type(kind, pair.dictKey().getText().strip()))
     elif (function := element.function()) is not None and function.ID().getText() in OF_VALUES:
         for argument in function.element():
-            yield from _in_element(argument, kind)
+            yield from _element_edits(argument, kind)
 
 
-def _in_node(node: yaml.Node, kind: Any, text: str) -> Iterator[tuple[int, tuple[int, str]]]:
+def _node_edits(node: yaml.Node, kind: Any, text: str) -> Iterator[tuple[int, tuple[int, str]]]:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            yield from _in_node(value, _inside(kind, str(key.value)), text)
+            yield from _node_edits(value, _member_type(kind, str(key.value)), text)
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
-            yield from _in_node(value, _inside(kind, "0"), text)
+            yield from _node_edits(value, _member_type(kind, "0"), text)
     elif node.style is None and _is_text(kind) and not _stays_text(node):
         start, end = node.start_mark.index, node.end_mark.index
         if text[start] not in "&!":  # an anchor or a tag
@@ -135,7 +136,7 @@ def _in_node(node: yaml.Node, kind: Any, text: str) -> Iterator[tuple[int, tuple
 
 
 def _stays_text(node: yaml.ScalarNode) -> bool:
-    """Whether a value without quotes is text, or null, also where it is loaded: omegaconf knows more floats."""
+    """True if a value without quotes is loaded as text or null. OmegaConf reads more texts as floats than YAML does."""
     try:
         float(node.value)
     except ValueError:
@@ -143,34 +144,34 @@ def _stays_text(node: yaml.ScalarNode) -> bool:
     return False
 
 
-def _edited(text: str, edits: Edits) -> str:
+def _apply_edits(text: str, edits: Edits) -> str:
     for start in sorted(edits, reverse=True):
         end, new = edits[start]
         text = text[:start] + new + text[end:]
     return text
 
 
-def _kind_at(name: str) -> Any:
-    """The type of a dotted setting, of all of them where there is no name; None where there is no such setting."""
+def _setting_type(name: str) -> Any:
+    """The type of a dotted setting; `Config` for an empty name, None for an unknown setting."""
     kind: Any = Config
     for part in name.split(".") if name else ():
-        kind = _inside(kind, part)
+        kind = _member_type(kind, part)
     return kind
 
 
-def _inside(kind: Any, name: str) -> Any:
-    """The type of one field, item or entry of what has a type."""
-    kind = _some(kind)
+def _member_type(kind: Any, name: str) -> Any:
+    """The type of a field of a dataclass, an item of a list or a value of a dict; None if there is none."""
+    kind = _without_none(kind)
     if is_dataclass(kind):
         return get_type_hints(kind).get(name)
     return get_args(kind)[-1] if get_origin(kind) in (list, dict) else None
 
 
 def _is_text(kind: Any, is_null: bool = False) -> bool:
-    return _some(kind) is str and not (is_null and kind is not str)
+    return _without_none(kind) is str and not (is_null and kind is not str)
 
 
-def _some(kind: Any) -> Any:
-    """Without None, where that is allowed."""
-    others = [one for one in get_args(kind) if one is not NoneType]
+def _without_none(kind: Any) -> Any:
+    """The type T of `T | None`; any other type unchanged."""
+    others = [member for member in get_args(kind) if member is not NoneType]
     return others[0] if NoneType in get_args(kind) else kind

@@ -1,4 +1,4 @@
-"""Words for a name that is not one of those allowed: the nearest of them, or all."""
+"""The hint in an error message about an unknown name: the nearest allowed name, or all allowed names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 
 def suggest(name: str, allowed: Iterable[str]) -> str:
-    """The second half of an error message: the allowed names, the nearest first where one is near."""
+    """The second half of an error message: the nearest allowed name, if one is near, and all allowed names."""
     names = list(allowed)
     listed = f"allowed: {', '.join(names)}"
     near = get_close_matches(name, names, n=1)
@@ -16,9 +16,10 @@ def suggest(name: str, allowed: Iterable[str]) -> str:
 
 
 def suggest_setting(name: str, schema: type, groups: Iterable[str] = ()) -> str:
-    """The same for a dotted setting of `schema`: those of that name elsewhere, else the nearest, else its section's.
+    """The hint for an unknown dotted setting of `schema`.
 
-    groups: further names that can stand before the `=`.
+    It lists the settings of that name in other sections, else the nearest name, else all names of its section. groups:
+    further names that may stand to the left of `=`.
     """
     names = [*setting_names(schema), *groups]
     section, _, leaf = name.rpartition(".")
@@ -35,11 +36,11 @@ def suggest_setting(name: str, schema: type, groups: Iterable[str] = ()) -> str:
 
 
 def setting_names(schema: type) -> list[str]:
-    """Every dotted setting of a configuration dataclass, sections included, in its order."""
+    """The dotted names of all sections and settings of a configuration dataclass, in order."""
     names = []
     for item in dataclasses.fields(schema):
         names.append(item.name)
-        # The default of a section is built by its own dataclass; other fields hold values or lists.
+        # The default factory of a section is its dataclass; other fields hold values or lists.
         section = item.default_factory
         if isinstance(section, type) and dataclasses.is_dataclass(section):
             names += [f"{item.name}.{below}" for below in setting_names(section)]

@@ -1,4 +1,4 @@
-"""The rows of the tasks as their settings say them, and which settings go together."""
+"""The layout of the tasks' rows, computed from their settings, and checks of these settings."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from sleeptrain.errors import ConfigError
 
 @dataclass(frozen=True)
 class TaskRows:
-    """context: tokens that are read first and have no target. answers: tokens behind them. targets: of a row, at most.
+    """The layout of a task's row: the context, then the answers.
 
-    named: the settings that make up the context, with their values, for messages.
+    context: tokens of the context, which have no target.
+    answers: tokens after the context.
+    targets: targets of a row, at most.
+    named: the settings that determine the context, with their values, for messages.
     """
 
     context: int
@@ -32,7 +35,7 @@ def rule110_rows(config: Rule110Config) -> TaskRows:
 
 
 def depo_rows(config: DepoConfig) -> TaskRows:
-    """Two words an edge; a question is a hop count, a word, the answer's marker and a word."""
+    """An edge has two words; a question has a hop count, a word, the marker of the answer and a word."""
     named = f"2 x data.depo.nodes ({config.nodes}) x data.depo.max_word ({config.max_word})"
     context, word = 2 * config.nodes * config.max_word, config.max_word
     return TaskRows(context, config.queries * (2 + 2 * word), config.queries * (1 + word), named)
@@ -48,7 +51,7 @@ def row_length(data: DataConfig) -> int:
 
 
 def targets_share(data: DataConfig) -> float:
-    """The share of a row's tokens that have a target: about so many for a task, all for text."""
+    """The share of a row's tokens that have a target: approximate for a task, 1 for text."""
     if data.source == "rule110":
         rows = rule110_rows(data.rule110)
         return rows.targets / rows.sequence
@@ -56,12 +59,15 @@ def targets_share(data: DataConfig) -> float:
         rows = depo_rows(data.depo)
         return rows.targets / rows.sequence
     if data.source == "gsm_infinite":
-        return 4 / data.gsm_infinite.max_tokens  # three digits and an end
+        return 4 / data.gsm_infinite.max_tokens  # three digits and an end token
     return 1.0
 
 
 def check_task(data: DataConfig, windows: Sequence[tuple[str, int]]) -> None:
-    """Raises ConfigError. windows: each window that will be in force, with the setting that says so."""
+    """Raises ConfigError if the task's settings contradict each other or a window.
+
+    windows: (setting, L) of each window length that the run uses.
+    """
     if data.source == "rule110":
         _check_rule110(data.rule110)
         _check_windows(rule110_rows(data.rule110), windows)
@@ -73,8 +79,8 @@ def check_task(data: DataConfig, windows: Sequence[tuple[str, int]]) -> None:
 
 
 def _check_windows(rows: TaskRows, windows: Sequence[tuple[str, int]]) -> None:
-    """The answers need a window of their own, else a window of context would have a target and not sleep; or all of
-    the row is one window, which forgets nothing."""
+    """The answers need a window of their own, else a window of context would have a target and not sleep. The other
+    choice is one window for the whole row, which forgets nothing."""
     for name, window in windows:
         if window != rows.sequence and (rows.context % window or rows.answers > window):
             raise ConfigError(

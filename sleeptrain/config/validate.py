@@ -1,4 +1,4 @@
-"""Whether a composed configuration can be run: every refusal names the setting and the way out."""
+"""Validation of a composed configuration. Every error names the setting and the way out."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from sleeptrain.config.shard_rules import check_mixture, check_sources
 from sleeptrain.config.task_rows import check_task
 from sleeptrain.errors import ConfigError
 
-# No model comes near; three widths and the bytes of a number stay below 2^63.
+# Far above any model; the product of three widths and the bytes of a number stays below 2^63.
 MOST_LAYERS, MOST_WIDTH, MOST_IDS = 1024, 2**19, 2**31
 
 
 def validate(config: Config) -> None:
-    """Raise ConfigError at the first setting that is missing, out of range, or does not go with another."""
+    """Raises ConfigError at the first setting that is missing, out of range, or contradicts another."""
     refuse_missing(name for name, value in settings(config) if value == MISSING)
     check_ranges(config)
     _check_strings(config)
@@ -47,7 +47,7 @@ def validate(config: Config) -> None:
 
 
 def validate_model(model: ModelConfig, sleep: SleepConfig) -> None:
-    """The same for a model and its sleep alone, where nothing is trained."""
+    """As `validate`, for the model and sleep settings only, if nothing is trained."""
     config = Config(model=model, sleep=sleep, train=TrainConfig(tokens=1))
     check_ranges(config)
     _check_model(model)
@@ -55,7 +55,7 @@ def validate_model(model: ModelConfig, sleep: SleepConfig) -> None:
 
 
 def refuse_missing(names: Iterable[str]) -> None:
-    """Raise ConfigError if there is a name in `names`: the mandatory settings without a value."""
+    """Raises ConfigError if `names` is not empty. names: the mandatory settings without a value."""
     missing = sorted(names)
     if missing:
         raise ConfigError(
@@ -118,7 +118,7 @@ def _check_model(model: ModelConfig) -> None:
 
 
 def _check_size(model: ModelConfig) -> None:
-    """Nothing below goes through more blocks than there may be, and no tensor has more bytes than can be counted."""
+    """Limit the number of blocks, so that later checks stay fast, and the widths, so that no size overflows."""
     if len(model.layers) > MOST_LAYERS:
         raise ConfigError(f"model.layers lists {len(model.layers):,} blocks: {MOST_LAYERS:,} are the most")
     for name, value in settings(model, "model."):
@@ -183,10 +183,10 @@ def _check_curriculum(sleep: SleepConfig) -> None:
 
 
 def values_in_force(config: Config, key: str, base: int, base_name: str) -> list[tuple[str, int]]:
-    """(setting, value) for the base value and each stage's own."""
+    """(setting, value) of the base value and of each curriculum stage that sets `key`."""
     stages = enumerate(config.sleep.curriculum)
-    own = [(f"sleep.curriculum[{index}].{key}", getattr(stage, key)) for index, stage in stages]
-    return [(base_name, base), *((name, value) for name, value in own if value is not None)]
+    values = [(f"sleep.curriculum[{index}].{key}", getattr(stage, key)) for index, stage in stages]
+    return [(base_name, base), *((name, value) for name, value in values if value is not None)]
 
 
 def _check_core(config: Config) -> None:
@@ -208,7 +208,7 @@ def _check_core(config: Config) -> None:
         if passes > 1:
             where = "model.layers" if sleep.core is None else f"blocks {sleep.core} of model.layers (sleep.core)"
             raise ConfigError(
-                f"{name}={passes}: a plain transformer cannot sleep, for {where} hold no recurrent layer "
+                f"{name}={passes}: a plain transformer cannot sleep: {where} hold no recurrent layer "
                 f"({' or '.join(recurrent_names())}) to keep a window in; add one, or take one pass (sleep=wake)"
             )
 

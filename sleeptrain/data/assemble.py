@@ -1,4 +1,4 @@
-"""From pieces of documents to the tensors of a batch."""
+"""Builds the tensors of a batch from pieces of documents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from sleeptrain.data.shards import DamagedDocument, TokenShards
 
 
 class _Run(NamedTuple):
-    """Tokens of one document in a row: how many, the document's id, and the target of the last one."""
+    """Consecutive tokens of one document in a row.
+
+    length: number of tokens. id: id of the document. target: target of the last token.
+    """
 
     length: int
     id: int
@@ -24,12 +27,12 @@ class _Run(NamedTuple):
 class Assembler:
     """Reads the documents of `sources` into batches.
 
-    skip_damaged: the tokens of a document that cannot be read become pads, and the document is put into `damaged` as
-    (source, shard, number in the shard); otherwise DamagedDocument is raised.
+    skip_damaged: if true, the tokens of a document that cannot be read become pads, and `damaged` receives the document
+    as (source, shard, number in the shard); otherwise DamagedDocument is raised.
 
-    The id of a document in `documents_BT` is the position of its first token (of the first one that the row's lane
-    holds) on the line of its source, times the number of sources, plus the number of the source. It is the same from
-    step to step, and never the same for two in one row.
+    The id of a document in `documents_BT` is line position * number of sources + number of the source. The line
+    position is that of the first token of the document that the row's lane holds. The id stays the same from step to
+    step, and no two documents of a row have the same id.
     """
 
     def __init__(self, sources: Sequence[TokenShards], settings: StreamSettings, skip_damaged: bool = False) -> None:
@@ -41,7 +44,7 @@ class Assembler:
         self._unfinished: dict[int, tuple[tuple[int, int, int], np.ndarray]] = {}  # by row
 
     def batch(self, assignment: Assignment, rows: range, step: int) -> Batch:
-        """Step `step` of `rows`, the numbers of rows of the assignment."""
+        """The batch of step `step` for `rows`, which are numbers of rows of the assignment."""
         shape = (len(rows), self._sequence)
         tokens_BT = np.empty(shape, np.int64)
         carried_B, continues_B = np.zeros((2, len(rows)), bool)
@@ -64,47 +67,49 @@ class Assembler:
     def _read(
         self, row: int, pieces: np.ndarray, start: int, tokens_T: np.ndarray, runs: list[_Run]
     ) -> tuple[int, int]:
-        """Fill the tokens of a row that begins at position `start`, and append what they are to `runs`.
+        """Fill the tokens of a row that begins at row position `start`, and append their runs to `runs`.
 
-        Returns the row positions at which the first of its documents begins and the last one ends.
+        Returns the row positions at which the row's first document begins and its last document ends.
         """
         stop = start + self._sequence
-        at, end = 0, start
+        filled, end = 0, start
         for begin, _, line, offset, length, source, shard, index in pieces.tolist():
             end = begin + length
             to = min(end, stop) - start
             document = self._document(row, (source, shard, index), keep=end > stop)
             if document is None:
-                tokens_T[at:to] = PAD_TOKEN
-                runs.append(_Run(to - at, PAD, IGNORE))
+                tokens_T[filled:to] = PAD_TOKEN
+                runs.append(_Run(to - filled, PAD, IGNORE))
             else:
-                first = offset + start + at - begin
-                last = first + to - at
-                tokens_T[at:to] = document[first:last]
-                # The target of a document's last token is none: what comes after it was written by somebody else.
+                first = offset + start + filled - begin
+                last = first + to - filled
+                tokens_T[filled:to] = document[first:last]
+                # The last token of a document has no target, because the next token belongs to another document.
                 target = int(document[last]) if last < len(document) else IGNORE
-                runs.append(_Run(to - at, line * len(self._sources) + source, target))
-            at = to
-        if at < self._sequence:
-            tokens_T[at:] = PAD_TOKEN
-            runs.append(_Run(self._sequence - at, PAD, IGNORE))
+                runs.append(_Run(to - filled, line * len(self._sources) + source, target))
+            filled = to
+        if filled < self._sequence:
+            tokens_T[filled:] = PAD_TOKEN
+            runs.append(_Run(self._sequence - filled, PAD, IGNORE))
         return int(pieces["begin"][0]), end
 
     def _document(self, row: int, which: tuple[int, int, int], keep: bool) -> np.ndarray | None:
-        """All tokens of a document, or None where it is damaged and skipped.
+        """All tokens of a document, or None if it is damaged and skipped.
 
-        A document that the row goes on with at the next step is kept until then, so that it is read and checked once.
+        which: (source, shard, number in the shard). keep: the row continues the document in the next step; the tokens
+        are kept until then, so that the document is read and checked once.
         """
-        kept = self._unfinished.get(row)
-        if kept is not None and kept[0] == which:
-            document = kept[1]
+        unfinished = self._unfinished.get(row)
+        if unfinished is not None and unfinished[0] == which:
+            document = unfinished[1]
         else:
             source, shard, index = which
             try:
                 document = self._sources[source].document(shard, index)
             except DamagedDocument as error:
                 if not self._skip_damaged:
-                    way_out = "or set data.shards.on_damage=skip to go on without it"  # here: held-out data has none
+                    # Not in the error itself, because held-out data cannot skip damage.
+                    way_out = "or set data.shards.on_damage=skip to go on without it"
                     raise DamagedDocument(f"{error}, {way_out}", shard, index) from error
                 self.damaged.add(which)
                 return None

@@ -1,4 +1,4 @@
-"""Which pieces of which documents each row of the batch reads, while the batch keeps its number of rows."""
+"""The pieces of documents that each row of the batch reads, while the number of rows stays the same."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sleeptrain.errors import DataError
 
 @dataclass(frozen=True)
 class MixtureShares:
-    """The sources' shares, which sum to 1, from a number of `tokens` seen on."""
+    """The sources' shares, which sum to 1, from `tokens` seen on."""
 
     tokens: int
     shares: Mapping[str, Fraction]
@@ -26,13 +26,14 @@ class MixtureShares:
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """What, besides the data, decides what a step reads.
+    """The settings that, together with the data, determine the batches of the stream.
 
     sequence: T, tokens of a row in a step.
-    stages: of the mixture, the first from 0 tokens on.
-    layout: `lanes`: a row goes on with its document at the next step; `packed`: the same rows, each standing alone;
-    `one_document`: lanes, where a document begins at a row's first token and pads follow its last one.
-    shuffle_shards: shards whose documents are shuffled together.
+    stages: stages of the mixture; the first begins at 0 tokens.
+    layout: `lanes`: a row continues its document in the next step; `packed`: the same tokens, but nothing is carried
+    from step to step; `one_document`: lanes, where each document begins at a row's first token and pads follow it.
+    seed: seed of the order of documents.
+    shuffle_shards: number of shards whose documents are shuffled together.
     """
 
     sequence: int
@@ -43,12 +44,12 @@ class StreamSettings:
 
     @property
     def unit(self) -> int:
-        """Positions that a document takes a multiple of."""
+        """A document takes a multiple of this number of positions."""
         return self.sequence if self.layout == "one_document" else 1
 
 
 class Source:
-    """One source of a mixture: its documents in order, and the mean number of positions that one takes."""
+    """One source of a mixture: its line of documents, and the mean number of positions of a document."""
 
     def __init__(self, shards: ShardedDocuments, name: str, settings: StreamSettings) -> None:
         self.name = name
@@ -58,10 +59,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Start:
-    """What had happened before an assignment.
+    """The position at which an assignment begins.
 
-    seen: tokens that all rows together had read. owed: those that were due from each source. unread: for each source
-    the spans of its line that earlier rows left, and the first epoch behind them.
+    seen: tokens that all rows together have read before.
+    owed: tokens of each source that were due before.
+    unread: for each source (unread spans of its line, number of the first epoch after them).
     """
 
     seen: int
@@ -70,9 +72,10 @@ class Start:
 
 
 class Assignment:
-    """The rows of a batch from the moment on at which it got this number of rows.
+    """The rows of a batch, from the step at which the batch got this number of rows.
 
-    Raises DataError for a source with fewer tokens than there are rows.
+    start: the position of the data at that step; None: the beginning. Raises DataError for a source with fewer tokens
+    than there are rows.
     """
 
     def __init__(
@@ -94,12 +97,15 @@ class Assignment:
         self._rows: dict[int, Row] = {}
 
     def pieces(self, step: int, row: int) -> np.ndarray:
-        """The pieces that row `row` reads of in step `step`, each whole: ROW_PIECE, from row position step * T on."""
+        """The pieces that row `row` reads in step `step`, which begins at row position step * T: ROW_PIECE [P].
+
+        The first and the last piece are not cut to the step.
+        """
         begin = step * self._settings.sequence
         return self._row(row).pieces(begin, begin + self._settings.sequence)
 
     def following(self, steps: int, rows: int) -> Assignment:
-        """The assignment to `rows` rows after `steps` steps of this one: what is unread of the epochs begun goes on."""
+        """The assignment to `rows` rows after `steps` steps of this one. It first reads the rest of begun epochs."""
         position = steps * self._settings.sequence
         read_BK = [self._row(row).read(position) for row in range(self.num_rows)]
         unread = [cut.unread(read_B) for cut, read_B in zip(self._cuts, zip(*read_BK, strict=True), strict=True)]
@@ -107,7 +113,7 @@ class Assignment:
         return Assignment(self._sources, self._settings, rows, start)
 
     def owed(self, steps: int) -> list[int]:
-        """The positions of each source that were due from the first step of all to the end of `steps` steps."""
+        """The positions of each source that are due from the start of training to the end of `steps` steps of this."""
         clock = steps * self._settings.sequence
         return [
             before + self.num_rows * self._quota(source).owed(clock)
@@ -121,14 +127,17 @@ class Assignment:
         return self._rows[row]
 
     def _lead(self, source: Source, row: int) -> int:
-        """Up to a document's mean size: the rows' clocks are out of phase, so that they mix at any moment."""
+        """A random delay of a row's first document, below the mean document size.
+
+        It puts the rows out of phase, so that each step mixes the sources.
+        """
         if len(self._sources) == 1:
             return 0
         word = random_words(1, self._settings.seed, named_stream("lead", source.name), row)[0]
         return int(word) % source.mean_size
 
     def _quota(self, source: Source, lead: int = 0) -> Quota:
-        """What a row is owed of the source, the stages' tokens turned into the clock of this assignment's rows."""
+        """The quota of a source in a row, with the stages' tokens converted to the clock of this assignment's rows."""
         starts, shares = [0], [self._settings.stages[0].shares[source.name]]
         for stage in self._settings.stages[1:]:
             start = -(-(stage.tokens - self._start.seen) // self.num_rows)

@@ -1,4 +1,4 @@
-"""What a training step reads: a batch of rows with targets and documents."""
+"""The input of a training step: a batch of rows with targets and documents."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import torch
 
 IGNORE = -100  # a target without loss (the value torch's cross entropy ignores)
 PAD = -1  # the document id of a pad token
-PAD_TOKEN = 0  # what stands in `tokens_BT` at a pad; any id will do, nothing reads it
+PAD_TOKEN = 0  # the id in `tokens_BT` at a pad; any id would do, because nothing reads it
 
 
 @dataclass(frozen=True)
 class Batch:
     """B rows of T tokens that train together.
 
-    tokens_BT: int64 inputs. targets_BT: int64, the token to predict at each position, IGNORE where there is no loss.
+    tokens_BT: int64, the inputs.
+    targets_BT: int64, the token to predict at each position, IGNORE at positions without loss.
     documents_BT: int64, equal for the tokens of one document and different for its neighbours in the row, PAD for pads.
-    carried_B: bool, the row begins inside the document that the same row of the step before ended in: S is carried in.
-    continues_B: bool, the row's last document goes on in the same row of the next step: somebody will read its S.
+    carried_B: bool, the row begins inside the last document of the same row in the step before: S is carried in.
+    continues_B: bool, the row's last document continues in the same row of the next step, which reads its S.
     """
 
     tokens_BT: torch.Tensor
@@ -34,7 +35,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of a batch that one of several data-parallel processes reads: an equal share, in order."""
+    """The rows of a batch that one data-parallel rank reads: an equal share, in the order of ranks."""
 
     rank: int = 0
     ranks: int = 1

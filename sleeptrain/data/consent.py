@@ -1,4 +1,4 @@
-"""What the settings of a run that may be somebody else's read: nothing but local files without the caller's consent."""
+"""Consent to the data locations of an untrusted run: without the caller's consent only local files are read."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ FLAG = "--allow-source"
 
 
 def add_consent(parser: ArgumentParser) -> None:
-    """The flag by which a caller names the sources that may be used."""
+    """Add the flag by which a caller names the sources that may be used."""
     parser.add_argument(
         FLAG,
         action="append",
         default=[],
         metavar="LOCATION",
-        help="a command or URL of the run's data.shards.sources that may be used, as the refusal of it shows it; of "
-        "URLs also what all begin with, up to a /",
+        help="a command or URL of the run's data.shards.sources that may be used, as the refusal shows it; or the "
+        "beginning of URLs, up to a /",
     )
 
 
 def with_consent(data: DataConfig, allowed: Sequence[str], origin: str) -> DataConfig:
-    """The settings of the data, if the caller has allowed all that is more than a local file; copies of remote shards
-    are kept in the caller's own cache.
+    """The data settings, with the caller's cache for remote shards. Needs consent to each location that is not local.
 
-    origin: where the settings come from, for the message. Raises ConfigError, with what to add for each location.
+    allowed: the locations that the caller allows. origin: where the settings come from, for the message. Raises
+    ConfigError, with the flag to add for each refused location.
     """
     if data.source != "shards":
         return data
@@ -41,15 +41,15 @@ def with_consent(data: DataConfig, allowed: Sequence[str], origin: str) -> DataC
     if refused:
         ways_out = [shell_command(FLAG, _as_shown(place)) for place in dict.fromkeys(refused)]
         raise ConfigError(
-            f"the settings of {origin}, which may be somebody else's, run commands, ask other machines or read "
-            "environment variables; look at each, and add for those that may:",
+            f"the settings of {origin}, which may come from somebody else, run commands, ask other machines or read "
+            "environment variables; check each location, and add the flag for those that you allow:",
             ways_out,
         )
     return replace(data, shards=replace(data.shards, cache=""))
 
 
 def needs_consent(location: str) -> bool:
-    """Whether to read there runs a command, asks another machine or reads a variable of the environment."""
+    """True if reading the location runs a command, asks another machine or reads an environment variable."""
     return location.startswith(PIPE) or "://" in location or has_variables(location)
 
 
@@ -60,7 +60,7 @@ def _as_shown(location: str) -> str:
 def _is_allowed(location: str, allowed: Sequence[str]) -> bool:
     if location in allowed or _as_shown(location) in allowed:
         return True
-    # A variable's value goes where the location says: such a one is allowed as a whole, or not at all.
+    # The location decides where a variable's value is sent, so a prefix is not enough: it must be allowed in full.
     if has_variables(location) or ".." in location or "::" in location:
         return False
     return any("://" in start and start.endswith("/") and location.startswith(start) for start in allowed)

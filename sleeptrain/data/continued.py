@@ -1,7 +1,7 @@
-"""The text of ids that go on after others.
+"""Decodes ids that continue other ids.
 
-Many tokenizers put a space before every text and drop it again when they decode one (SentencePiece by default), so ids
-from the middle of a text lose their first space where they are decoded alone.
+Many tokenizers (SentencePiece by default) add a space in front of every text and remove it when they decode. So ids
+from the middle of a text lose their first space if they are decoded alone.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 from sleeptrain.data.tokenizer import Tokenizer
 
-UNFINISHED = "\ufffd"  # how a character is decoded whose last byte has not come yet
+UNFINISHED = "\ufffd"  # the decoded text of a character whose last byte is still missing
 _ANY_TEXT = "a"
 
 
 class ContinuedText:
-    """What ids add to the text before them, in whole characters.
+    """A decoder that returns the text that new ids add to earlier ids, in whole characters.
 
-    before: the ids before them; None where only their text is known to be not empty.
+    before: the earlier ids; None if they are unknown but their text is not empty.
     """
 
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] | None) -> None:
@@ -27,9 +27,9 @@ class ContinuedText:
         self._before = list(before) if self._begins and before is not None else tokenizer.encode(_ANY_TEXT)
 
     def add(self, ids: Sequence[int]) -> str:
-        """The characters that are whole now and were not before."""
-        text = self._decoded([*self._pending, *ids])
-        if len(ids) > 1 and UNFINISHED in text:  # some decoders give up a whole character beside a broken one
+        """The characters that `ids` complete."""
+        text = self._decode([*self._pending, *ids])
+        if len(ids) > 1 and UNFINISHED in text:  # some decoders drop a whole character next to an unfinished one
             return "".join(self.add([id]) for id in ids)
         self._pending += ids
         if not text or text.endswith(UNFINISHED):
@@ -40,16 +40,16 @@ class ContinuedText:
         return text
 
     def end(self) -> str:
-        """What is left when no more ids come: of a character that is cut off one U+FFFD or several."""
-        text, self._pending = self._decoded(self._pending), []
+        """The text of the pending ids after the last `add`: one or more U+FFFD for an unfinished character."""
+        text, self._pending = self._decode(self._pending), []
         return text
 
-    def _decoded(self, ids: list[int]) -> str:
-        start, whole = self._tokenizer.decode(self._before), self._tokenizer.decode([*self._before, *ids])
-        return whole[len(start) :] if whole.startswith(start) else self._tokenizer.decode(ids)
+    def _decode(self, ids: list[int]) -> str:
+        prefix, text = self._tokenizer.decode(self._before), self._tokenizer.decode([*self._before, *ids])
+        return text[len(prefix) :] if text.startswith(prefix) else self._tokenizer.decode(ids)
 
 
 def continued_text(tokenizer: Tokenizer, before: Sequence[int] | None, ids: Sequence[int]) -> str:
-    """The text that `ids` add to that of `before` (None: some text)."""
+    """The text that `ids` add to the text of `before` (None: an unknown text that is not empty)."""
     text = ContinuedText(tokenizer, before)
     return text.add(ids) + text.end()

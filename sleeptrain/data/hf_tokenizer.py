@@ -1,4 +1,4 @@
-"""Hugging Face tokenizers (`tokenizer.json`), for going on with the pretraining of open checkpoints."""
+"""Hugging Face tokenizers (`tokenizer.json`), for continued pretraining of open checkpoints."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ ID_FILES = ("config.json", "generation_config.json")
 
 
 class HuggingFaceTokenizer:
-    """A `tokenizer.json`, with BOS and EOS as the files beside it name them; a `Tokenizer`.
+    """A `Tokenizer` from a `tokenizer.json`, with the BOS and EOS that the files beside it name.
 
-    EOS is that of `tokenizer_config.json`, else of `special_tokens_map.json`, else the token of `eos_token_id` in
-    `config.json` or `generation_config.json`, the first where these list several. BOS is that of the first two alone:
-    many models name an id of a BOS that no text of theirs begins with. There is none where neither names one, or with
-    `add_bos_token: false`. `bos_token` (empty: none) and `eos_token` take the place of the files'.
+    EOS comes from `tokenizer_config.json`, else from `special_tokens_map.json`, else from `eos_token_id` in
+    `config.json` or `generation_config.json` (the first id of a list). BOS comes from the first two files only, because
+    many models name a `bos_token_id` with which none of their texts begins. There is no BOS if neither file names one,
+    or with `add_bos_token: false`. `bos_token` (empty: none) and `eos_token` override the files.
 
-    What `tokenizer.json` says of truncation, padding and tokens added around a text is not applied. Whether text comes
-    back exactly depends on the file's own normaliser. Raises DataError: no such file, not a tokenizer, no EOS, or a BOS
+    Truncation, padding and tokens around a text are not applied, even if `tokenizer.json` asks for them. The normaliser
+    of the file decides if text is restored exactly. Raises DataError: no such file, not a tokenizer, no EOS, or a BOS
     or EOS that is none of its tokens.
     """
 
     def __init__(self, path: Path, bos_token: str | None = None, eos_token: str | None = None) -> None:
         self._path = path = Path(path)
         content = _read(path)
-        description = _parsed(path, content)
-        config = _beside(path, CONFIG_JSON)
-        special = _beside(path, SPECIAL_JSON)
+        description = _parse_object(path, content)
+        config = _read_sibling(path, CONFIG_JSON)
+        special = _read_sibling(path, SPECIAL_JSON)
         bos = named(config if "bos_token" in config else special, "bos_token")
         eos = named(config, "eos_token") or named(special, "eos_token") or _eos_by_id(path, description)
         if config.get("add_bos_token") is False:
@@ -91,38 +91,38 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise DataError(f"tokenizer {path}: {error.strerror}") from error
     except ValueError as error:
-        raise DataError(f"tokenizer {path} is none: {error}") from error
+        raise DataError(f"tokenizer {path} cannot be read: {error}") from error
 
 
-def _parsed(path: Path, content: bytes) -> dict[str, Any]:
+def _parse_object(path: Path, content: bytes) -> dict[str, Any]:
     try:
-        found = parse_json(content)
+        value = parse_json(content)
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise DataError(f"{path} is not a JSON object")
-    return found
+    return value
 
 
-def _beside(path: Path, name: str) -> dict[str, Any]:
-    """The content of another file of the tokenizer's folder, nothing where it is not there."""
+def _read_sibling(path: Path, name: str) -> dict[str, Any]:
+    """The JSON object in another file of the tokenizer's folder; empty if there is no such file."""
     other = path.with_name(name)
-    return _parsed(other, _read(other)) if other.exists() else {}
+    return _parse_object(other, _read(other)) if other.exists() else {}
 
 
 def named(config: dict[str, Any], name: str) -> str | None:
-    """The text of a token, which a configuration writes as a string or as an object with its content."""
+    """The text of a token in a configuration, where it is a string or an object with `content`; None if missing."""
     token = config.get(name)
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) and token else None
 
 
 def _eos_by_id(path: Path, description: dict[str, Any]) -> str | None:
-    """The token of `eos_token_id` in the files of a model, which may hold the settings of its text model apart."""
+    """The token of `eos_token_id` in the files of a model, or in their `text_config`; None if there is none."""
     for name in ID_FILES:
-        found = _beside(path, name)
-        inner = found.get("text_config")
-        for settings in (found, inner if isinstance(inner, dict) else {}):
+        config = _read_sibling(path, name)
+        text_config = config.get("text_config")
+        for settings in (config, text_config if isinstance(text_config, dict) else {}):
             ids = settings.get("eos_token_id")
             first = ids[0] if isinstance(ids, list) and ids else ids
             if type(first) is int:
@@ -139,15 +139,18 @@ def _from_description(path: Path, description: dict[str, Any]) -> tokenizers.Tok
 
 
 def of_library(error: BaseException, what: str) -> BaseException:
-    """What to raise in the place of an error in the library, which has no type of its own: some are panics of its Rust
-    code, which no `except Exception` finds."""
+    """The exception to raise instead of an error of the tokenizers library.
+
+    The library has no error type of its own. Some errors are panics of its Rust code, which `except Exception` does not
+    catch.
+    """
     if isinstance(error, Exception) or type(error).__name__ == "PanicException":
         return DataError(f"{what}: {' '.join(str(error).split())}; take its files from where they come from again")
     return error
 
 
 def added_tokens(description: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those of a `tokenizer.json`. Raises DataError where they are none."""
+    """The `added_tokens` of a `tokenizer.json`. Raises DataError if they are no list of tokens."""
     tokens = description.get("added_tokens") or []
     if not isinstance(tokens, list) or not all(isinstance(t, dict) and is_text(t.get("content")) for t in tokens):
         raise DataError(f"added_tokens of {TOKENIZER_JSON} are no list of tokens, each an object with its content")
@@ -155,14 +158,14 @@ def added_tokens(description: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def all_text_is_ordinary(description: dict[str, Any], ends: Collection[str | None]) -> dict[str, Any]:
-    """The description with `ends` marked as special: only such a token can be kept from being found in text."""
+    """The description with the tokens `ends` marked as special, because only special tokens can be ignored in text."""
     tokens = added_tokens(description)
     marked = [token | {"special": token.get("special", False) or token["content"] in ends} for token in tokens]
     return description | {"added_tokens": marked}
 
 
 def _load(path: Path, description: dict[str, Any], ends: Collection[str | None]) -> tokenizers.Tokenizer:
-    """The tokenizer, set up so that all text is ordinary text, that of `ends` and other special tokens too."""
+    """The tokenizer, set up so that text which spells `ends` or another special token is encoded as ordinary text."""
     tokenizer = _from_description(path, all_text_is_ordinary(description, ends))
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -1,10 +1,10 @@
-"""Lanes: how the rows of a batch share the line of a source, so that each row reads on where it stopped.
+"""Lanes: they divide the line of a source among the rows of a batch, so that each row continues where it stopped.
 
 Every epoch is cut into as many contiguous lanes as a batch has rows. A row reads its lane of one epoch, then its lane
-of the next. When the number of rows changes, what is unread is laid end to end and cut anew; it is read first.
+of the next. When the number of rows changes, the unread spans are laid end to end and cut again; they are read first.
 
-Two coordinates are used: a *line* position, which the source counts, and a *lane* position, which counts what one row
-has read of the source since the last cut.
+There are two coordinates. A *line* position counts the positions of the source. A *lane* position counts the positions
+of the source that one row has read since the last cut.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import numpy as np
 
 from sleeptrain.data.order import DOCUMENT, Line
 
-# A document, or the part of it that one lane holds. begin: lane position. line: the line position of its first token.
-# size: positions taken. offset: tokens of the document before it. length: tokens.
+# A document, or the part of it in one lane. begin: lane position. line: line position of its first token. size: number
+# of positions. offset: tokens of the document in front of this part. length: tokens of this part.
 PIECE = np.dtype(
     [(name, "i8") for name in ("begin", "line", "size", "offset", "length")] + [("shard", "i4"), ("index", "i4")]
 )
 
 
 class Span(NamedTuple):
-    """The line positions [begin, end); `lane` is the lane position of the first one."""
+    """The line positions [begin, end); `lane` is the lane position of `begin`."""
 
     lane: int
     begin: int
@@ -34,10 +34,10 @@ class Span(NamedTuple):
 
 
 class Cut:
-    """The line of a source in `rows` lanes: the unread `spans` first, then whole epochs from `first_epoch` on.
+    """The line of a source, cut into `rows` lanes: the unread `spans` first, then whole epochs from `first_epoch` on.
 
-    spans: (begin, end) line positions, none empty. All lengths are multiples of `unit`. The lanes of an epoch differ by
-    one unit at most.
+    spans: (begin, end) line positions, none empty. All lengths are multiples of `unit`. The lengths of an epoch's lanes
+    differ by one unit at most.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Cut:
         self._leftover_bounds = _equal_parts(self._ends[-1], rows, unit)
 
     def lane(self, row: int, begin: int, end: int) -> Iterator[Span]:
-        """The spans of row `row` in which the lane positions [begin, end) lie, each whole, in order."""
+        """The spans of row `row` that overlap the lane positions [begin, end), uncut, in order."""
         for span in self._leftovers(row):
             if span.lane < end and begin < span.lane + span.end - span.begin:
                 yield span
@@ -70,23 +70,23 @@ class Cut:
             epoch += 1
 
     def unread(self, read_B: Sequence[int]) -> tuple[list[tuple[int, int]], int]:
-        """What rows that have read `read_B` lane positions leave of the epochs they have begun, and the epoch behind.
+        """(unread spans of the begun epochs, number of the first epoch after them), if row b has read `read_B[b]`.
 
-        The spans are in the order of the epochs, then of the rows.
+        read_B: lane positions. The spans are in the order of the epochs, then of the rows.
         """
         begun = max(self._epochs_begun(row, read) for row, read in enumerate(read_B))
-        left: list[tuple[int, int]] = []
+        spans: list[tuple[int, int]] = []
         for row, read in enumerate(read_B):
             end = self._leftover(row) + begun * self.length(row)
-            left += [(span.begin + max(0, read - span.lane), span.end) for span in self.lane(row, read, end)]
-        return sorted(left, key=lambda span: span[0] // self._epoch_size), self._first_epoch + begun
+            spans += [(span.begin + max(0, read - span.lane), span.end) for span in self.lane(row, read, end)]
+        return sorted(spans, key=lambda span: span[0] // self._epoch_size), self._first_epoch + begun
 
     def length(self, row: int) -> int:
         """Positions of the row's lane in a whole epoch."""
         return self._bounds[row + 1] - self._bounds[row]
 
     def _leftover(self, row: int) -> int:
-        """Positions of the row's lane before the first whole epoch."""
+        """Positions of the row's lane in the unread spans, before the first whole epoch."""
         return self._leftover_bounds[row + 1] - self._leftover_bounds[row]
 
     def _epochs_begun(self, row: int, read: int) -> int:
@@ -109,7 +109,7 @@ class Lane:
         self._line = line
         self._cut = cut
         self._row = row
-        self._prefetched = range(0)  # the lane positions for which all has been asked
+        self._prefetched = range(0)  # lane positions whose shards have been requested
 
     @property
     def epoch_size(self) -> int:
@@ -123,9 +123,9 @@ class Lane:
             first, last = max(span.begin, span.begin + begin - span.lane), min(span.end, span.begin + end - span.lane)
             documents = self._line.documents(first, last)
             if begin <= span.lane and (not len(documents) or documents["begin"][0] > span.begin):
-                opening = np.array([self._line.document_at(span.begin)], DOCUMENT)
-                documents = np.concatenate([opening, documents])
-            parts.append(_cut_to(documents, span))
+                first_document = np.array([self._line.document_at(span.begin)], DOCUMENT)
+                documents = np.concatenate([first_document, documents])
+            parts.append(_clip(documents, span))
         return np.concatenate(parts)
 
     def next_begin(self, position: int) -> int:
@@ -137,21 +137,21 @@ class Lane:
         return span.lane + min(following, span.end) - span.begin
 
     def prefetch(self, position: int) -> None:
-        """Asks for the shards that this lane needs at `position` and after those, once."""
+        """Request, once, the shards of the group at lane position `position` and of the next group in this lane."""
         if position in self._prefetched:
             return
         span = next(self._cut.lane(self._row, position, position + 1))
-        here = span.begin + position - span.lane
-        behind = min(self._line.group_end(here), span.end)
-        self._prefetched = range(position, span.lane + behind - span.begin)
-        if behind == span.end:
-            behind = next(self._cut.lane(self._row, self._prefetched.stop, self._prefetched.stop + 1)).begin
-        self._line.prefetch(here)
-        self._line.prefetch(behind)
+        current = span.begin + position - span.lane
+        following = min(self._line.group_end(current), span.end)
+        self._prefetched = range(position, span.lane + following - span.begin)
+        if following == span.end:
+            following = next(self._cut.lane(self._row, self._prefetched.stop, self._prefetched.stop + 1)).begin
+        self._line.prefetch(current)
+        self._line.prefetch(following)
 
 
-def _cut_to(documents: np.ndarray, span: Span) -> np.ndarray:
-    """The parts of `documents` that lie in `span`."""
+def _clip(documents: np.ndarray, span: Span) -> np.ndarray:
+    """The parts of `documents` that lie in `span`: DOCUMENT [P] -> PIECE [P]."""
     pieces = np.empty(len(documents), PIECE)
     pieces["line"] = np.maximum(documents["begin"], span.begin)
     pieces["begin"] = pieces["line"] - span.begin + span.lane

@@ -1,10 +1,13 @@
-"""How much of each source is due: weighted fair queueing on whole documents, in exact integers.
+"""Quotas of the sources in a mixture: weighted fair queueing on whole documents, in exact integers.
 
-A row of the batch has a clock that counts tokens. By clock time t source k is owed Q_k(t) tokens: its weight times t,
-stage by stage where weights change. A document that begins at position x of the source's lane is due at the first time
-at which more than x tokens are owed, and a row reads documents in the order in which they are due. So the share of a
-source never strays from what it is owed by more than one document a row, however long the run is; no document is
-interrupted; and what a row has read by any time follows from the time alone.
+A row of the batch has a clock that counts tokens. At clock time t source k is owed Q_k(t) tokens: its share times t,
+summed over the stages if weights change. A document that begins at position x of the source's lane is due at the first
+time at which more than x tokens are owed. A row reads documents in the order in which they are due. It follows that
+
+- the tokens read of a source differ from Q_k by at most one document a row, however long the run is;
+- no document is interrupted;
+- the documents that a row has read depend on the time only.
+
 A. Demers, S. Keshav and S. Shenker, "Analysis and simulation of a fair queueing algorithm", SIGCOMM 1989.
 """
 
@@ -19,14 +22,14 @@ import numpy as np
 from sleeptrain.errors import ConfigError
 
 NEVER = np.iinfo(np.int64).max
-# time * numerator must fit 63 bits: a row of 10**12 tokens and weights of six digits do.
+# time * numerator must fit into 63 bits: 10**12 tokens of a row and weights of six digits do.
 LARGEST_DENOMINATOR = 10**6
 
 
 def shares(weights: Mapping[str, float]) -> dict[str, Fraction]:
-    """Each weight's share of their sum, exactly as the decimals were written.
+    """Each weight divided by the sum of all, as exact fractions of the decimal numbers.
 
-    Raises ConfigError where none is above zero, or their common denominator is larger than a million.
+    Raises ConfigError if a weight is negative, no weight is above zero, or the common denominator is above a million.
     """
     exact = {name: Fraction(repr(float(weight))) for name, weight in weights.items()}
     total = sum(exact.values())
@@ -39,9 +42,11 @@ def shares(weights: Mapping[str, float]) -> dict[str, Fraction]:
 
 
 class Quota:
-    """Q_k of one source. starts: clock times at which stages begin, the first 0; shares: of the source in each stage.
+    """Q_k of one source.
 
-    lead: tokens by which the source's first document is late, so that rows do not all turn to a source at once.
+    starts: clock times at which stages begin, the first 0.
+    shares: the source's share in each stage.
+    lead: delay of the source's first document, in tokens of the source, so that not all rows read a source at once.
     """
 
     def __init__(self, starts: Sequence[int], shares: Sequence[Fraction], lead: int = 0) -> None:
@@ -59,9 +64,9 @@ class Quota:
         return max(0, int(self._owed[stage]) + gain)
 
     def due(self, positions: np.ndarray) -> np.ndarray:
-        """The last time t with Q_k(t) <= position, of each position: int64, NEVER where it is not due at any time."""
+        """The last time t with Q_k(t) <= position, for each position: int64, NEVER if a position is never due."""
         stages = np.searchsorted(self._owed, positions, side="right") - 1
-        # A stage in which nothing is owed ends with what it began with, so that the search steps over it.
+        # A stage with share 0 has the same owed tokens at its start and end, so the search skips it.
         stages = np.maximum(stages, 0)
         numerators, denominators = self._numerators[stages], self._denominators[stages]
         missing = positions - self._owed[stages] + 1

@@ -1,9 +1,8 @@
-"""The order of one source's documents, epoch after epoch, as positions on a line without end.
+"""The order of one source's documents, epoch after epoch, as positions on an endless line.
 
-Epoch e takes the positions [e*E, (e+1)*E). Its shards are shuffled, put into groups of a few shards each, and the
-documents of a group are shuffled among themselves. So every epoch has an order of its own, in which a document's
-place depends on (seed, name of the source, epoch) only, and to find what lies at a position takes the indexes of one
-group of shards, wherever it is.
+Epoch e takes the positions [e*E, (e+1)*E). Its shards are shuffled and put into groups of a few shards each, and the
+documents of each group are shuffled. So every epoch has its own order, which depends on (seed, name of the source,
+epoch) only. Finding the document at any position needs the sidecars of only one group of shards.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ import numpy as np
 
 from sleeptrain.data.philox import named_stream, random_order
 
-# Documents of a line: the first of the positions [begin, begin + size) they take, and which ones they are.
+# A document of a line takes the positions [begin, begin + size). length: tokens. shard, index: its number.
 DOCUMENT = np.dtype([("begin", "i8"), ("size", "i8"), ("length", "i8"), ("shard", "i4"), ("index", "i4")])
 GROUPS_HELD = 64  # a group of eight shards of 64 MiB with documents of 1,000 tokens takes about 10 MB
 EPOCHS_HELD = 4
 
 
 class ShardedDocuments(Protocol):
-    """What is read of a source: the tokens of documents, numbered shard by shard. See `data.shards.TokenShards`."""
+    """A source's documents, numbered shard by shard. See `data.shards.TokenShards`."""
 
     @property
     def num_shards(self) -> int: ...
@@ -43,9 +42,10 @@ class ShardedDocuments(Protocol):
 class Line:
     """The documents of `shards` in order.
 
-    shuffle_shards: shards in a group; a document moves within its group, and a group's shards come from anywhere.
-    unit: a document takes a multiple of so many positions, one for each token and as many more as are needed.
-    epoch_size: E, the positions of an epoch.
+    name: name of the source, part of the random streams.
+    shuffle_shards: number of shards in a group. Any shards may form a group; documents are shuffled inside a group.
+    unit: the number of positions of a document is its number of tokens, rounded up to a multiple of this.
+    epoch_size: E, the number of positions of an epoch.
     """
 
     def __init__(self, shards: ShardedDocuments, name: str, seed: int, shuffle_shards: int = 8, unit: int = 1) -> None:
@@ -86,7 +86,7 @@ class Line:
         return self._group_at(position)[1]
 
     def prefetch(self, position: int) -> None:
-        """Asks for the shards of the group at `position`, so that nobody has to wait for them later."""
+        """Request the shards of the group at `position`, so that later reads do not wait."""
         epoch, group = self._locate(position)
         for shard in self._shards_of(epoch, group):
             self._shards.prefetch(int(shard))
@@ -100,7 +100,7 @@ class Line:
         return epoch, int(np.searchsorted(self._epoch(epoch)[1], rest, side="right")) - 1
 
     def _sizes(self) -> np.ndarray:
-        """Positions that each shard takes, int64 [S]. Only a unit above one needs every document's length for it."""
+        """Number of positions of each shard, int64 [S]. Reads the document lengths only if the unit is above one."""
         if self._unit == 1:
             return self._shards.shard_tokens_S
         counts = range(self._shards.num_shards)
@@ -110,10 +110,10 @@ class Line:
         return -(-lengths_D // self._unit) * self._unit
 
     def _order_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards in the order of the epoch [S], and where in the epoch its groups begin, its end included."""
+        """(shards in the order of the epoch, int64 [S]; begins of its groups and its end, relative to its begin)."""
         order = random_order(self._shards.num_shards, self._seed, named_stream("shards", self._name, epoch))
         ends = np.cumsum(self._shard_sizes_S[order])
-        # The last group may have fewer shards, so it ends where the last shard does.
+        # The last group may have fewer shards; it ends with the last shard.
         group_ends = ends[self._group_shards - 1 :: self._group_shards]
         bounds = np.concatenate([[0], group_ends, ends[-1:]])
         return order, np.unique(bounds)

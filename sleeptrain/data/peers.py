@@ -1,4 +1,4 @@
-"""Batches for processes that train on the same rows: one of them reads, the others are told."""
+"""Batches for processes that train on the same rows: one process reads a batch and broadcasts it to the others."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from sleeptrain.data.batch import Batch
 from sleeptrain.data.source import Source
 from sleeptrain.errors import PeerError
 
-READ, FAILED, GIVEN_UP = 0, 1, 2
+READ, FAILED, CANCELLED = 0, 1, 2
 
 
 class SharedReading:
-    """The training batches of `source` for all processes of `group`, whose first one reads them.
+    """The training batches of `source` for all processes of `group`. The first process of the group reads them.
 
-    Every process holds the source and knows its position; only the first opens data for a batch. device: where the
-    group's backend wants its tensors (the CPU for gloo). All processes must call `batch` together. What the first one
-    raises, it raises; the others raise PeerError then, or Cancelled as it does.
+    Every process holds the source and knows its position; only the first process opens data for a batch. All processes
+    must call `batch` together. If the first process fails, it raises its error and the others raise PeerError; if it is
+    cancelled, all raise Cancelled.
+
+    device: device of the tensors that the group's backend sends (the CPU for gloo).
     """
 
     def __init__(self, source: Source, group: dist.ProcessGroup, device: torch.device) -> None:
@@ -29,12 +31,12 @@ class SharedReading:
         self._reads = dist.get_rank() == self._reader
 
     def batch(self, rows: int) -> Batch:
-        """The next batch, on the CPU: the rows of this process's part, as `source.batch` gives them."""
+        """The next batch, on the CPU: the rows of this process's part, as in `source.batch`."""
         size = (len(self._source.part.rows(rows)), self._source.sequence)
         if not self._reads:
             self._source.skip(rows)
             message = self._broadcast(_message(*size))
-            if message[0] == GIVEN_UP:
+            if message[0] == CANCELLED:
                 raise Cancelled
             if message[0] == FAILED:
                 raise PeerError(f"rank {self._reader} could not read the batch of this rank; its message says why")
@@ -42,7 +44,7 @@ class SharedReading:
         try:
             batch = self._source.batch(rows)
         except Exception as error:
-            self._broadcast(_message(*size).fill_(GIVEN_UP if isinstance(error, Cancelled) else FAILED))
+            self._broadcast(_message(*size).fill_(CANCELLED if isinstance(error, Cancelled) else FAILED))
             raise
         self._broadcast(_pack(batch))
         return batch
@@ -54,7 +56,7 @@ class SharedReading:
 
 
 def _message(num_rows: int, sequence: int) -> torch.Tensor:
-    """Room for what became of the reading and for a batch in one piece, int64."""
+    """An empty message, int64: one status (READ, FAILED or CANCELLED), then the values of a batch."""
     return torch.full((1 + num_rows * (3 * sequence + 2),), READ)
 
 

@@ -1,4 +1,4 @@
-"""Files that a shell command writes to its output."""
+"""Files that a shell command writes to its standard output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import IO, BinaryIO, cast
 
 PIPE = "pipe:"
-STDERR_SHOWN = 500  # characters at the end of what a failing command says
+STDERR_SHOWN = 500  # characters at the end of a failing command's stderr
 
 _running: set[subprocess.Popen[bytes]] = set()
 _closing = threading.Event()
@@ -21,10 +21,11 @@ _closing = threading.Event()
 
 @contextlib.contextmanager
 def open_pipe(url: str) -> Iterator[BinaryIO]:
-    """The output of the command behind `pipe:`. Raises OSError with what the command says when it fails.
+    """The output of the command in a `pipe:` URL. Raises OSError with the command's stderr if the command fails.
 
-    The command runs in a session of its own: signals to this process's group, which the trainer answers by finishing
-    its step, do not end a download on which that step waits. It ends when the block is left, or with this process.
+    The command runs in its own session, so that signals to this process's group do not end it: the trainer finishes its
+    step after such a signal, and the step may wait for the download. The command is killed at the end of the block or
+    of this process.
     """
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -54,7 +55,7 @@ def _last_words(errors: IO[bytes]) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the command and what it started, unless it has ended."""
+    """Kill the command and its child processes, unless it has ended."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -63,14 +64,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _stay_if_closing() -> None:
-    """Keep a thread, whose command was ended by the closing interpreter, from trying again and from complaining."""
+    """Block a thread whose command was killed at interpreter exit, so that it neither retries nor logs an error."""
     if _closing.is_set() and threading.current_thread() is not threading.main_thread():
         threading.Event().wait()
 
 
 @atexit.register
 def _end_all() -> None:
-    """Downloads ahead of need run in threads that the interpreter does not wait for."""
+    """Kill all running commands at interpreter exit, which does not wait for the threads of the prefetcher."""
     _closing.set()
     for process in list(_running):
         _end(process)

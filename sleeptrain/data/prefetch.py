@@ -1,4 +1,4 @@
-"""Fetches ahead of need, in the background."""
+"""Fetches numbered things in the background, before they are needed."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ THREADS = 2
 
 
 class Prefetcher:
-    """Calls `fetch` with what it is asked for, in up to THREADS threads, which end when there is nothing to do.
+    """Calls `fetch` with each requested number, in up to THREADS threads, which end when there is nothing to do.
 
-    A failure is logged only: who needs the thing asks for it again and meets the error there.
+    A failure is only logged; the code that needs the thing fetches it again and raises the error there.
     """
 
     def __init__(self, fetch: Callable[[int], None]) -> None:
         self._fetch = fetch
         self._lock = threading.Lock()
-        self._waiting: deque[int] = deque()
-        self._asked: set[int] = set()
+        self._queue: deque[int] = deque()
+        self._requested: set[int] = set()  # in the queue or in progress
         self._threads = 0
 
     def ask(self, number: int) -> None:
-        """Returns at once. What is waiting or under way already is not fetched twice."""
+        """Request a number; returns at once. A number in the queue or in progress is not fetched twice."""
         with self._lock:
-            if number in self._asked:
+            if number in self._requested:
                 return
-            self._asked.add(number)
-            self._waiting.append(number)
+            self._requested.add(number)
+            self._queue.append(number)
             if self._threads == THREADS:
                 return
             self._threads += 1
@@ -41,14 +41,14 @@ class Prefetcher:
     def _work(self) -> None:
         while True:
             with self._lock:
-                if not self._waiting:
+                if not self._queue:
                     self._threads -= 1
                     return
-                number = self._waiting.popleft()
+                number = self._queue.popleft()
             try:
                 self._fetch(number)
             except Exception as error:
                 logger.warning("prefetch: %s", error)
             finally:
                 with self._lock:
-                    self._asked.discard(number)
+                    self._requested.discard(number)

@@ -1,7 +1,7 @@
-"""What one row of the batch reads, step after step: pieces of documents from all sources, in the order they are due.
+"""The pieces of documents that one row of the batch reads, from all sources, in the order in which they are due.
 
-Nothing is carried from one call to the next but a cache. Where a row stands after any number of tokens is found by
-arithmetic on the sources' shares and a look at the documents around that place.
+A call depends on no earlier call; only a cache is kept. The state of a row after any number of tokens is computed from
+the sources' shares and the documents near that position.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ import numpy as np
 from sleeptrain.data.lanes import Lane
 from sleeptrain.data.mixture import NEVER, Quota
 
-# A piece as a row reads it. begin: row position; size: positions taken; source: number of the source; line: the line
-# position of its first token; offset: tokens of the document before it; length: tokens.
+# A piece in a row. begin: row position; size: number of positions; source: number of the source; line: line position of
+# its first token; offset: tokens of the document in front of this piece; length: tokens.
 ROW_PIECE = np.dtype(
     [(name, "i8") for name in ("begin", "size", "line", "offset", "length")]
     + [(name, "i4") for name in ("source", "shard", "index")]
 )
-STRETCH = 2**20  # clock time that is planned at once, at most
-EPOCHS = 64  # and of the source with the shortest lane, epochs
+STRETCH = 2**20  # clock time of a stretch, at most
+EPOCHS = 64  # epochs of the source with the shortest lane in a stretch, at most
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """The pieces that are due in one stretch of the clock: row positions [begin, end), ROW_PIECE [P].
+    """The pieces that are due in one stretch of the clock.
 
-    begins, ends: their own row positions, int64 [P].
+    number: number of the stretch. begin, end: row positions of the stretch, [begin, end).
+    pieces: ROW_PIECE [P]. begins, ends: row positions of each piece, int64 [P].
     """
 
     number: int
@@ -49,7 +50,7 @@ class Row:
         self._latest: Stretch | None = None
 
     def pieces(self, begin: int, end: int) -> np.ndarray:
-        """The pieces in which the row positions [begin, end) lie, each whole, in order: ROW_PIECE [P]."""
+        """The pieces that overlap the row positions [begin, end), uncut, in order: ROW_PIECE [P]."""
         stretch = self._stretch_at(begin)
         parts = []
         while True:
@@ -60,7 +61,7 @@ class Row:
             stretch = self._plan(stretch.number + 1)
 
     def read(self, position: int) -> list[int]:
-        """The lane positions of each source that the row has read at a row position."""
+        """The number of lane positions of each source that the row has read at a row position."""
         stretch = self._stretch_at(position)
         before = stretch.pieces[stretch.pieces["begin"] < position]
         sizes = np.minimum(before["size"], position - before["begin"])
@@ -71,7 +72,7 @@ class Row:
         stretch = self._latest
         if stretch is not None and stretch.begin <= position < stretch.end:
             return stretch
-        # The clock runs no faster than the row but for what documents took in advance, so this is near, mostly there.
+        # The row is ahead of the clock by parts of documents at most, so this guess is near and mostly right.
         number = position // self._stretch if stretch is None or position < stretch.begin else stretch.number + 1
         while number and self._begin(number) > position:
             number = max(0, number - max(1, (self._begin(number) - position) // self._stretch))
@@ -92,21 +93,21 @@ class Row:
         starts, ends = self._starts(number), self._starts(number + 1)
         parts, dues = [], []
         for source, (lane, quota) in enumerate(zip(self._lanes, self._quotas, strict=True)):
-            if starts[source] < ends[source]:  # nothing is fetched of a source whose weight is zero
+            if starts[source] < ends[source]:  # fetch nothing of a source with weight zero
                 lane.prefetch(starts[source])
-            found = lane.pieces(starts[source], ends[source])
-            part = np.empty(len(found), ROW_PIECE)
+            lane_pieces = lane.pieces(starts[source], ends[source])
+            part = np.empty(len(lane_pieces), ROW_PIECE)
             for name in ("size", "line", "offset", "length", "shard", "index"):
-                part[name] = found[name]
+                part[name] = lane_pieces[name]
             part["source"] = source
             parts.append(part)
-            dues.append(quota.due(found["begin"]))
+            dues.append(quota.due(lane_pieces["begin"]))
         pieces, due = np.concatenate(parts), np.concatenate(dues)
         assert not (due == NEVER).any()
-        pieces = pieces[np.argsort(due, kind="stable")]  # of two that are due together the first source's goes first
+        pieces = pieces[np.argsort(due, kind="stable")]  # equal times: in the order of the sources
         row_ends = sum(starts) + np.cumsum(pieces["size"])
         begins = row_ends - pieces["size"]
         pieces["begin"] = begins
         stretch = Stretch(number, sum(starts), sum(ends), pieces, begins, row_ends)
-        self._latest = stretch  # for the next call, of whatever thread
+        self._latest = stretch  # a cache for the next call, by any thread
         return stretch

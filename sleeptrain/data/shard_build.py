@@ -1,4 +1,4 @@
-"""Makes token shards of tar files that were written elsewhere: sidecars and `index.json` from what the files hold."""
+"""Makes token shards from existing tar files: writes their sidecars and `index.json`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOKEN_TYPES = ("<u2", "<u4")
 
 
 class Vocabulary(Protocol):
-    """What is asked of a tokenizer here."""
+    """The part of a tokenizer that indexing needs."""
 
     vocab_size: int
     hash: str
@@ -40,9 +40,9 @@ def index_folder(
 ) -> list[Shard]:
     """Write the sidecar of each tar file in `folder`, then index.json; every file is read once, in full.
 
-    A tar file holds one-dimensional `.npy` arrays of uint16 or uint32, the same in all files, with ids of `tokenizer`
-    and ascending keys. `name` is by default that of an index that is there already, or the folder's. `done` is called
-    after each file. Raises DataError, which names file and byte, for anything else.
+    A tar file holds one-dimensional `.npy` arrays of uint16 or uint32 (the same type in all files) with ids of
+    `tokenizer`, in ascending order of keys. name: name of the corpus, by default the name in an existing index, else
+    the folder's name. done: called after each file. Raises DataError, which names file and byte, for any other content.
     """
     paths = sorted(folder.glob("*.tar"))
     if not paths:
@@ -52,15 +52,17 @@ def index_folder(
     seen: dict[Any, Path] = {}
     for path in paths:
         require_plain(path)
-        if (this := same_file(path)) in seen:
-            raise DataError(f"{path} is the file {seen[this].name}: its documents would count double; remove one name")
-        seen[this] = path
+        if (file_key := same_file(path)) in seen:
+            raise DataError(
+                f"{path} is the file {seen[file_key].name}: its documents would count double; remove one name"
+            )
+        seen[file_key] = path
         if not SHARD_NAME.fullmatch(path.name):
             raise DataError(f"{path}: a shard's name has letters, digits and .,_@%+=- only; rename the file")
         shard, dtype = _index_shard(path, tokenizer.vocab_size, dtype)
         shards.append(shard)
         done(shard)
-    name, num_bytes = _kept(folder, shards, tokenizer.hash, name)
+    name, num_bytes = _from_old_index(folder, shards, tokenizer.hash, name)
     write_index(
         folder,
         shards,
@@ -74,7 +76,7 @@ def index_folder(
 
 
 def _index_shard(path: Path, vocab_size: int, dtype: np.dtype[Any] | None) -> tuple[Shard, np.dtype[Any]]:
-    """Write the sidecar of one tar file; `dtype` is that of the files before."""
+    """Write the sidecar of one tar file. dtype: token type of the earlier files, None for the first."""
     records: list[tuple[int, int, int]] = []
     last_key = ""
     try:
@@ -115,8 +117,8 @@ def _check(member: Member, last_key: str, vocab_size: int, dtype: np.dtype[Any])
         raise ValueError(f"{where} holds id {tokens.max()}, but the tokenizer has {vocab_size} ids")
 
 
-def _kept(folder: Path, shards: list[Shard], tokenizer_hash: str, name: str | None) -> tuple[str, int]:
-    """The name, and the bytes of text, which only an earlier index of the same documents can tell."""
+def _from_old_index(folder: Path, shards: list[Shard], tokenizer_hash: str, name: str | None) -> tuple[str, int]:
+    """(name, bytes of text). Only an old index of the same documents knows the bytes; 0 if there is none."""
     try:
         earlier = parse_index((folder / INDEX_NAME).read_bytes(), str(folder / INDEX_NAME))
     except (OSError, DataError):

@@ -1,4 +1,4 @@
-"""Compares shards with what their index and sidecars say of them."""
+"""Compares shards with their index and sidecars."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ logger = log_printable(__name__)
 
 
 def check_files(folder: Path, shards: Sequence[Shard]) -> None:
-    """Compare the shards in a local folder with their index, as far as that goes without reading them.
+    """Compare the shards in a local folder with their index: size and time of each file.
 
-    A shard that was written after the index is read and its sha256 compared. Raises DataError, which names the shard.
+    A shard that is newer than the index is read and its sha256 compared. Raises DataError, which names the shard.
     """
     indexed = (folder / INDEX_NAME).stat().st_mtime_ns
     newer = []
@@ -59,7 +59,7 @@ def _reindex(folder: Path) -> str:
 
 
 def compare(file: BinaryIO, shard: Shard, records_D: np.ndarray, dtype: np.dtype[Any]) -> str | None:
-    """What is wrong with a shard, read from `file`, if anything; `records_D` are those of its sidecar."""
+    """The first error of a shard, read from `file`; None if it is right. records_D: records of its sidecar."""
     members = TarArrays(file)
     number = -1
     try:

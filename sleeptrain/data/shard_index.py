@@ -1,8 +1,8 @@
-"""What describes a folder of token shards: `index.json` for all of them, a sidecar for the documents of each.
+"""The description of a folder of token shards: `index.json` for all shards, a sidecar for the documents of each.
 
-`index.json` has the form of wids and adds sha256 and token count of each shard, the sha256 of its sidecar, the
-tokenizer's sha256 and the totals. The sidecar of `shard-000000.tar` is `shard-000000.index.npy`: one record a document,
-16 bytes.
+`index.json` has the format of wids, plus the sha256 and token count of each shard, the sha256 of its sidecar, the
+tokenizer's sha256 and the totals. The sidecar of `shard-000000.tar` is `shard-000000.index.npy`, with one record of 16
+bytes for each document.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ INDEX_NAME = "index.json"
 INDEX_KIND = "wids-shard-index-v1"
 SHARD_SUFFIX = ".tar"
 SIDECAR_SUFFIX = ".index.npy"
-# offset: of the document's first token in the tar, in bytes. length: tokens. crc32: zlib's, of the tokens' bytes.
+# offset: byte position of the document's first token in the tar. length: tokens. crc32: zlib's, of the tokens' bytes.
 RECORD = np.dtype([("offset", "<u8"), ("length", "<u4"), ("crc32", "<u4")])
-NPY_1_0 = b"\x93NUMPY\x01\x00"  # how a .npy file begins
+NPY_1_0 = b"\x93NUMPY\x01\x00"  # first bytes of a .npy file
 
 
 INDEX_REMEDY = "make it anew with tools/prepare.py, or index the tar files with tools/shards.py index"
@@ -40,8 +40,15 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One tar file: its name beside the index, documents, bytes, checksum, tokens (BOS and EOS counted) and the
-    checksum of its sidecar."""
+    """One tar file.
+
+    url: its name in the folder of the index.
+    nsamples: documents.
+    filesize: bytes.
+    sha256: of the file.
+    tokens: with BOS and EOS.
+    index_sha256: sha256 of its sidecar.
+    """
 
     url: str
     nsamples: int
@@ -53,7 +60,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What index.json says. tokens: BOS and EOS counted. bytes: of the text, 0 where nobody counted them."""
+    """The content of index.json. tokens: with BOS and EOS. bytes: bytes of the text, 0 if unknown."""
 
     name: str
     shards: tuple[Shard, ...]
@@ -71,7 +78,7 @@ def index_name(url: str) -> str:
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The little-endian integer type of tokens in a shard."""
+    """The little-endian integer type of tokens in a shard: uint16, or uint32 for 65,536 ids and more."""
     return np.dtype("<u2") if vocab_size < 2**16 else np.dtype("<u4")
 
 
@@ -83,10 +90,10 @@ def sidecar_bytes(records_D: np.ndarray) -> bytes:
 
 
 def parse_sidecar(content: bytes, shard: Shard) -> bytes:
-    """The records of a sidecar file, 16 bytes a document. Raises ValueError: damaged, or not of this shard."""
+    """The records of a sidecar file, 16 bytes for each document. Raises ValueError: damaged, or not of this shard."""
     if hashlib.sha256(content).hexdigest() != shard.index_sha256:
         raise ValueError("does not match its sha256: damaged or changed")
-    # Not by numpy's reader, which compiles the header: CPython 3.11 fails there where two threads do so at once.
+    # Not numpy's reader: it compiles the header, and CPython 3.11 fails if two threads do so at once.
     start = 10 + int.from_bytes(content[8:10], "little")
     if content[:8] != NPY_1_0 or repr(RECORD.descr).encode() not in content[10:start]:
         raise ValueError("is no sidecar of a shard")
@@ -110,8 +117,7 @@ def write_index(
 ) -> None:
     """Write `folder`/index.json, whole or not at all, with the shards in the order of their names.
 
-    num_bytes: of the text that the shards hold, 0 where nobody counted them. dtype: of the tokens, by default
-    `token_dtype(vocab_size)`.
+    num_bytes: bytes of the shards' text, 0 if unknown. dtype: type of the tokens, by default `token_dtype(vocab_size)`.
     """
     ordered = sorted(shards, key=lambda shard: shard.url)
     index = {
@@ -132,20 +138,20 @@ def write_index(
 def parse_index(content: bytes, where: str) -> ShardIndex:
     """The index in `content`. Raises DataError, which names `where`: not an index, or one that contradicts itself."""
     try:
-        found = parse_json(content)
-        if not isinstance(found, dict):
+        raw = parse_json(content)
+        if not isinstance(raw, dict):
             raise ValueError("it is no object")
-        if found["__kind__"] != INDEX_KIND:
-            raise ValueError(f"kind {found['__kind__']!r} is not {INDEX_KIND}")
+        if raw["__kind__"] != INDEX_KIND:
+            raise ValueError(f"kind {raw['__kind__']!r} is not {INDEX_KIND}")
         index = ShardIndex(
-            name=str(found["name"]),
-            shards=tuple(_parse_shard(entry) for entry in found["shardlist"]),
-            dtype=np.dtype(found["dtype"]),
-            vocab_size=_count(found, "vocab_size"),
-            tokenizer_hash=str(found["tokenizer_sha256"]),
-            documents=_count(found, "documents"),
-            tokens=_count(found, "tokens"),
-            bytes=_count(found, "bytes", least=0),
+            name=str(raw["name"]),
+            shards=tuple(_parse_shard(entry) for entry in raw["shardlist"]),
+            dtype=np.dtype(raw["dtype"]),
+            vocab_size=_count(raw, "vocab_size"),
+            tokenizer_hash=str(raw["tokenizer_sha256"]),
+            documents=_count(raw, "documents"),
+            tokens=_count(raw, "tokens"),
+            bytes=_count(raw, "bytes", least=0),
         )
         _check(index)
     except KeyError as error:
@@ -163,7 +169,7 @@ def _count(entry: dict[str, Any], key: str, least: int = 1) -> int:
 
 
 def is_shard(entry: Any) -> bool:
-    """Whether it tells of a `Shard`, and of nothing else."""
+    """True if a JSON value has the fields of a valid `Shard` and no others."""
     try:
         return asdict(_parse_shard(entry)) == entry
     except (KeyError, ValueError, TypeError, AttributeError):
@@ -186,7 +192,7 @@ def _check(index: ShardIndex) -> None:
         raise ValueError("no shards")
     for before, after in pairwise(shard.url for shard in index.shards):
         if before >= after:
-            raise ValueError(f"{after} stands behind {before}: the shards are not sorted by name, or doubled")
+            raise ValueError(f"{after} comes after {before}: the shards are not sorted by name, or doubled")
     if index.dtype.str not in ("<u2", "<u4") or index.vocab_size > 2 ** (8 * index.dtype.itemsize):
         raise ValueError(f"tokens of type {index.dtype.str} do not go with vocab_size {index.vocab_size}")
     for total, field in (("documents", "nsamples"), ("tokens", "tokens")):

@@ -1,4 +1,4 @@
-"""The shards whose records and files are held ready: those used last, so that memory does not grow with the data."""
+"""A cache of the most recently used shards with their records, so that memory does not grow with the data."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 import threading
 from collections import OrderedDict
 
-# A process may have 1,024 open files nearly everywhere, and a batch of 64 rows that each read eight shards at a time
-# takes half of them. Sidecars are bounded by size as well, as the documents of a shard may be few or millions: this
-# holds those of 512 shards of 64 MiB with documents of 1,000 tokens.
+# Most systems allow 1,024 open files to a process; a batch of 64 rows that each read eight shards at a time takes half
+# of them. Sidecars also have a size limit, because a shard may have few or millions of documents: this limit holds the
+# sidecars of 512 shards of 64 MiB with documents of 1,000 tokens.
 OPEN_SHARDS = 512
 SIDECAR_BYTES = 256 * 2**20
 
 
 class OpenShard:
-    """The records of a shard's documents and, once a document was asked for, a descriptor of its tar file."""
+    """The records of a shard's documents and, after the first read of a document, a descriptor of its tar file."""
 
     __slots__ = ("descriptor", "records")
 
@@ -23,30 +23,30 @@ class OpenShard:
         self.descriptor: int | None = None
 
     def __del__(self) -> None:
-        # Here and nowhere else: a thread may still read from a shard that another one has just put out.
+        # Closed only here, because a thread may still read from a shard that another thread has just evicted.
         if self.descriptor is not None:
             os.close(self.descriptor)
 
 
 class OpenShards:
-    """At most `limit` shards with at most `limit_bytes` of records, or one; any thread may call."""
+    """At most `limit` shards with at most `limit_bytes` bytes of records, or one larger shard. Thread-safe."""
 
     def __init__(self, limit: int, limit_bytes: int = SIDECAR_BYTES) -> None:
         self._limit = limit
         self._limit_bytes = limit_bytes
         self._bytes = 0
-        self._shards: OrderedDict[int, OpenShard] = OrderedDict()  # the one used last at the end
+        self._shards: OrderedDict[int, OpenShard] = OrderedDict()  # the most recently used at the end
         self._lock = threading.Lock()
 
     def get(self, number: int) -> OpenShard | None:
         with self._lock:
-            found = self._shards.get(number)
-            if found is not None:
+            shard = self._shards.get(number)
+            if shard is not None:
                 self._shards.move_to_end(number)
-            return found
+            return shard
 
     def put(self, number: int, opened: OpenShard) -> OpenShard:
-        """Hold `opened`; where another thread was first, theirs is the one held and returned."""
+        """Add `opened` and return it. If another thread has added the shard already, return that one instead."""
         with self._lock:
             held = self._shards.setdefault(number, opened)
             if held is opened:
@@ -56,7 +56,7 @@ class OpenShards:
             return held
 
     def set_descriptor(self, opened: OpenShard, descriptor: int) -> int:
-        """Give a shard its descriptor; where another thread was first, theirs stays and `descriptor` is closed."""
+        """Set a shard's descriptor and return it. If another thread has set one, close `descriptor` and return that."""
         with self._lock:
             if opened.descriptor is None:
                 opened.descriptor = descriptor

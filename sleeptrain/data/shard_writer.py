@@ -1,4 +1,4 @@
-"""Writes documents into webdataset tar files of a wanted size, with a sidecar each."""
+"""Writes documents into webdataset tar files of a given size, each with a sidecar."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from sleeptrain.data.tar_stream import TarStream
 
 SHARD_BYTES = 64 * 2**20
 WRITE_BYTES = 2**20
-# webdataset takes what follows the first dot of a file's name for the sample's field.
+# In webdataset the field of a sample is the part of the file name after its first dot.
 KEY = re.compile(r"(?:[^\0]*/)?[^./\0]+")
-_PACK_RECORD = struct.Struct("<QII").pack  # as numpy lays out RECORD
+_PACK_RECORD = struct.Struct("<QII").pack  # the memory layout of RECORD
 
 
 class ShardWriter:
-    """Appends documents to `folder`/shard-000000.tar and opens the next shard when one holds `shard_bytes`.
+    """Appends documents to `folder`/shard-000000.tar and opens the next shard when one has `shard_bytes` bytes.
 
-    `dtype` is that of the tokens (`token_dtype`). The same documents give the same bytes. Files are written in place:
-    use a folder that nobody reads yet.
+    dtype: type of the tokens (`token_dtype`). The same documents give the same bytes. Files are written in place, so
+    use a folder that no process reads yet.
     """
 
     def __init__(self, folder: Path, dtype: np.dtype[Any], shard_bytes: int = SHARD_BYTES) -> None:
@@ -42,25 +42,25 @@ class ShardWriter:
         self._records = bytearray()  # of RECORD
 
     def add(self, key: str, tokens: np.ndarray) -> None:
-        """Append a document, [D] of the writer's dtype.
+        """Append a document: `tokens` [D] of the writer's dtype.
 
-        `key` is any webdataset key (no dot behind the last slash). Raises ValueError where it is none or not behind the
-        key before in the order of strings, and for tokens of another type or shape or none at all.
+        key: any webdataset key (no dot after the last slash). Raises ValueError if it is no key or not greater than the
+        last key in string order, and for no tokens or tokens of another type or shape.
         """
         if not KEY.fullmatch(key):
             raise ValueError(f"{key!r} is no webdataset key")
         if key <= self._last_key:
             raise ValueError(f"key {key!r} does not ascend: the one before is {self._last_key!r}")
         if tokens.ndim != 1 or tokens.dtype != self._dtype or not tokens.size:
-            found = f"{tokens.dtype.str}{list(tokens.shape)}"
-            raise ValueError(f"document {key!r} is {found}, not {self._dtype.str}[D] with D > 0")
+            actual = f"{tokens.dtype.str}{list(tokens.shape)}"
+            raise ValueError(f"document {key!r} is {actual}, not {self._dtype.str}[D] with D > 0")
         self._last_key = key
         self._append(key, len(tokens), tokens.tobytes())
         if self._tar.tarstream.offset >= self._shard_bytes:
             self._close_shard()
 
     def close(self) -> list[Shard]:
-        """Finish the last shard; all shards in order, none where no document was added."""
+        """Finish the last shard. Returns all shards in order; empty if no document was added."""
         if self._records:
             self._close_shard()
         return self._shards
@@ -69,18 +69,18 @@ class ShardWriter:
         if self._file is None:
             self._open_shard()
         size = self._tar.write({"__key__": key, "npy": _npy_header(self._dtype.str, length) + content})
-        # Where the next member begins: behind this one's array, which is filled up to whole blocks.
+        # The stream ends with the padding of this member to whole blocks.
         end = self._tar.tarstream.offset - padding(size, tarfile.BLOCKSIZE)
         self._records += _PACK_RECORD(end - len(content), length, zlib.crc32(content))
 
     def _open_shard(self) -> None:
-        # Here, since webdataset brings torch, which a process that only reads text need not load.
+        # Imported here, because webdataset imports torch, which a process that only reads text does not need.
         import webdataset
 
         self._path = self._folder / f"shard-{len(self._shards):06d}.tar"
         self._file = _Hashed(self._path)
-        # An integer time, zero: the bytes depend on the documents only, and no member needs an extended header.
-        # No encoder and a tar stream of ours: for a short document theirs take longer than all else together.
+        # Time zero, as an integer: the bytes depend on the documents only, and no member needs an extended header.
+        # Without webdataset's encoder and tar stream, which for short documents take more than half of the time.
         self._tar = webdataset.TarWriter(self._file, mtime=0, encoder=False)
         self._buffer = io.BufferedWriter(self._file, WRITE_BYTES)
         self._tar.tarstream = TarStream(fileobj=self._buffer, mode="w")
@@ -108,14 +108,14 @@ class ShardWriter:
 
 @lru_cache(2**14)  # documents of equal length have equal headers
 def _npy_header(dtype: str, length: int) -> bytes:
-    """What comes before the elements in the `.npy` file of an array [length]."""
+    """The header of the `.npy` file of an array [length]."""
     content = io.BytesIO()
     np.lib.format.write_array_header_1_0(content, {"descr": dtype, "fortran_order": False, "shape": (length,)})
     return content.getvalue()
 
 
 class _Hashed(io.RawIOBase):
-    """A file to write that knows its size and sha256."""
+    """A file opened for writing that counts its bytes and computes their sha256."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb", 0)

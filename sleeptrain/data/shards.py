@@ -1,9 +1,9 @@
 """Token shards: tokenised documents as webdataset tar files with an index.
 
-A folder holds `shard-000000.tar`, `shard-000001.tar`, ... with a sidecar each and `index.json`. A tar member is one
+A folder holds `shard-000000.tar`, `shard-000001.tar`, ..., each with a sidecar, and `index.json`. A tar member is one
 document: a `.npy` array of [BOS] + tokens + [EOS], uint16 (uint32 for 65,536 ids and more), named by its key.
-webdataset and wids read the shards as they are. The sidecar says where each document lies and its crc32; the index adds
-what makes a mix-up or damage visible: sha256 and token count of each shard, the tokenizer's sha256, and the totals.
+webdataset and wids can read the shards. The sidecar holds the byte position and crc32 of each document. The index holds
+the sha256 and token count of each shard, the tokenizer's sha256 and the totals, which reveal damage and mix-ups.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from sleeptrain.errors import DataError
 from sleeptrain.files import staged_folder
 from sleeptrain.terminal import hide_credentials
 
-FAILED_FOR = 60.0  # seconds in which a shard that could not be read is not tried again for its next document
-RECORD_FIELDS = struct.Struct("<QII")  # of one RECORD, quicker than through numpy
+FAILED_FOR = 60.0  # seconds during which a shard that could not be read is not tried again for other documents
+RECORD_FIELDS = struct.Struct("<QII")  # the fields of one RECORD; faster than numpy
 
 __all__ = [
     "INDEX_NAME",
@@ -61,10 +61,10 @@ __all__ = [
 def write_shards(
     folder: Path, texts: Iterable[str], tokenizer: Tokenizer, name: str, shard_bytes: int = SHARD_BYTES
 ) -> TokenShards:
-    """Tokenise `texts`, one document each, into shards of about `shard_bytes`; `folder` appears when all is written.
+    """Tokenise `texts`, one document each, into shards of about `shard_bytes` bytes. `folder` appears at the end.
 
-    A document is [BOS] tokens [EOS], without BOS where the tokenizer has none; its key is its zero-padded number. The
-    same texts and tokenizer give the same bytes. Raises DataError: `folder` exists and is not empty, or no text.
+    A document is [BOS] tokens [EOS], without BOS if the tokenizer has none; its key is its zero-padded number. The same
+    texts and tokenizer give the same bytes. Raises DataError: `folder` exists and is not empty, or no text.
     """
     folder = Path(folder)
     dtype = token_dtype(tokenizer.vocab_size)
@@ -90,7 +90,7 @@ def write_shards(
 
 
 class DamagedDocument(DataError):
-    """A document cannot be read, or is not what it was when it was written. shard, index: which one."""
+    """A document cannot be read, or its content has changed. shard, index: number of the document."""
 
     def __init__(self, message: str, shard: int, index: int) -> None:
         super().__init__(message)
@@ -99,17 +99,18 @@ class DamagedDocument(DataError):
 
 
 class TokenShards:
-    """Random access to the documents of token shards, wherever they are; any thread may ask for anything.
+    """Random access to the documents of local or remote token shards. Thread-safe.
 
-    location: see `storage.locate`. With a pattern only the shards it names are read.
-    shards: what index.json says of each shard that is read; num_shards, num_documents, num_tokens (BOS and EOS
-    counted): of these. num_bytes: of their text, 0 where nobody counted them; with a pattern, a share in proportion to
-    the tokens. shard_tokens_S, shard_documents_S: int64 [num_shards]. vocab_size, tokenizer_hash: of the tokenizer that
-    made the shards.
-    fingerprint: sha256 of what identifies the content, the same wherever it is.
+    location: see `storage.locate`. A pattern selects some of the shards.
+    shards: the selected shards, as index.json lists them.
+    num_shards, num_documents, num_tokens: totals of the selected shards; tokens with BOS and EOS.
+    num_bytes: bytes of the text, 0 if unknown; with a pattern, a share in proportion to the tokens.
+    shard_tokens_S, shard_documents_S: tokens and documents of each shard, int64 [num_shards].
+    vocab_size, tokenizer_hash: of the tokenizer that made the shards.
+    fingerprint: sha256 that identifies the content and does not depend on the location.
 
-    Opening reads index.json, and the size and time of local files. Sidecars and descriptors are kept for at most
-    `open_shards` shards, those used last, so that memory does not grow with the data.
+    Opening reads index.json, and the size and time of local files. Sidecars and descriptors are kept for the
+    `open_shards` most recently used shards, so that memory does not grow with the data.
     Raises DataError, naming the file: folder, index or shard missing, damaged, or made with another tokenizer than
     `expect_tokenizer`. ConfigError: a pattern that cannot be read.
     """
@@ -146,7 +147,7 @@ class TokenShards:
         self.fingerprint = _fingerprint(index, self.shards)
         self._open = OpenShards(open_shards)
         self._failed: dict[int, tuple[float, str]] = {}
-        # Not a method: a circle of references would keep descriptors open until the collector comes by.
+        # Not a method: a reference cycle would keep descriptors open until the garbage collector runs.
         self._prefetcher = Prefetcher(partial(_fetch, self._storage, self.shards))
 
     def lengths(self, shard: int) -> np.ndarray:
@@ -155,9 +156,9 @@ class TokenShards:
         return records_D["length"].astype(np.int64)
 
     def document(self, shard: int, index: int) -> np.ndarray:
-        """All tokens of a document, as they are stored: [D], read-only.
+        """All tokens of a document in their stored dtype: [D], read-only.
 
-        Raises DamagedDocument when they cannot be read, or are, also at a second look, not those that were written.
+        Raises DamagedDocument if they cannot be read, or if their checksum is wrong also after a second read.
         IndexError: no such document.
         """
         try:
@@ -166,17 +167,17 @@ class TokenShards:
                 return tokens
             self._storage.discard(self.shards[shard].url, self.shards[shard].sha256)
         except OSError:
-            pass  # of a disk or a network: looked at again, with waits
+            pass  # an error of a disk or a network: read again below, with waits
         except DataError as error:
             raise self._unreadable(shard, index, error) from error
         return self._read_anew(shard, index)
 
     def prefetch(self, shard: int) -> None:
-        """Ask for a shard that will be read soon; returns at once."""
+        """Request a shard that will be read soon; returns at once."""
         self._prefetcher.ask(shard)
 
     def verify(self) -> Iterator[tuple[str, str | None]]:
-        """Each shard's place and what is wrong with it, None if nothing: reads all of it, and all of its sidecar."""
+        """(location, error or None) of each shard. Reads the whole shard and its sidecar."""
         for shard in self.shards:
             where = self._storage.where(shard.url)
             try:
@@ -196,7 +197,7 @@ class TokenShards:
         return parse_index(content, where)
 
     def _read(self, shard: int, index: int) -> np.ndarray | None:
-        """The document's tokens, None where their checksum is wrong. Raises OSError, and DataError: no use to retry."""
+        """The document's tokens; None: wrong checksum. Raises OSError, or DataError if a retry is useless."""
         opened = self._open.get(shard) or self._opened(shard)
         if not 0 <= index < len(opened.records) // RECORD_FIELDS.size:
             raise IndexError(f"document {index} of shard {shard}")
@@ -205,14 +206,14 @@ class TokenShards:
         descriptor = opened.descriptor
         if descriptor is None:
             descriptor = self._open_tar(shard, opened)
-        # Read rather than mapped: a disk that fails is then an error to be answered, not a signal that kills.
+        # Not memory-mapped: a failing disk then raises an error and sends no signal that kills the process.
         content = os.pread(descriptor, size, offset)
         if len(content) != size or zlib.crc32(content) != crc32:
             return None
         return np.frombuffer(content, self._dtype)
 
     def _read_anew(self, shard: int, index: int) -> np.ndarray:
-        """What `_read` gives with another descriptor, after waits if need be. Raises DamagedDocument."""
+        """Read a document again with a new descriptor, with retries. Raises DamagedDocument."""
 
         def read() -> np.ndarray | None:
             self._open.forget(shard)
@@ -234,20 +235,20 @@ class TokenShards:
         return tokens
 
     def _unreadable(self, shard: int, index: int, error: Exception) -> DamagedDocument:
-        """The error to raise; a shard that fails as a whole is not tried for other documents for a while."""
+        """The error to raise. If the whole shard fails, remember that, so that other documents of it fail at once."""
         if isinstance(error, DataError):
             self._failed.setdefault(shard, (time.monotonic() + FAILED_FOR, str(error)))
         where = self._storage.where(self.shards[shard].url)
         opened = self._open.get(shard)
-        at = ""
+        offset = ""
         if opened is not None:
-            at = f", at byte {RECORD_FIELDS.unpack_from(opened.records, index * RECORD_FIELDS.size)[0]},"
+            offset = f", at byte {RECORD_FIELDS.unpack_from(opened.records, index * RECORD_FIELDS.size)[0]},"
         return DamagedDocument(
-            f"{where}: document {index}{at} cannot be read ({error}); restore the file", shard, index
+            f"{where}: document {index}{offset} cannot be read ({error}); restore the file", shard, index
         )
 
     def _opened(self, shard: int) -> OpenShard:
-        """The shard's records, held or read. Raises DataError, and IndexError: no such shard."""
+        """The open shard, from the cache or read now. Raises DataError, and IndexError: no such shard."""
         opened = self._open.get(shard)
         if opened is None:
             if not 0 <= shard < self.num_shards:
@@ -268,7 +269,7 @@ class TokenShards:
         self._failed.pop(shard, None)
 
     def _read_sidecar(self, shard: Shard) -> bytes:
-        """The records of a shard's documents; a damaged copy is looked at twice. Raises DataError."""
+        """The records of a shard's documents; a damaged copy is fetched again once. Raises DataError."""
         name, sha256 = index_name(shard.url), shard.index_sha256
 
         def read() -> bytes:
@@ -300,8 +301,8 @@ def _select(shards: Sequence[Shard], names: Sequence[str], location: str) -> tup
     missing = sorted(set(names) - {shard.url for shard in shards})
     if missing:
         raise DataError(f"{location}: {missing[0]} is not in {INDEX_NAME}, which has {len(shards)} shards")
-    wanted = set(names)
-    return tuple(shard for shard in shards if shard.url in wanted)
+    selected = set(names)
+    return tuple(shard for shard in shards if shard.url in selected)
 
 
 def _fingerprint(index: ShardIndex, shards: Sequence[Shard]) -> str:

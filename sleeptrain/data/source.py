@@ -1,4 +1,4 @@
-"""Where batches come from: the interface that training sees, and the choice by `data.source`."""
+"""Sources of batches: the interface for training, and the choice by `data.source`."""
 
 from __future__ import annotations
 
@@ -26,9 +26,12 @@ from sleeptrain.errors import DataError
 class Source(Protocol):
     """An endless, resumable stream of training batches, and held-out batches that stay the same.
 
-    sequence: T, tokens of a row. vocab_size: ids are below it. tokenizer_hash: of what makes ids of text, None for a
-    task whose ids are no text. part: the rows that this process reads. held_out: the names of the held-out sets.
-    task: that the rows are of, which says what answers are worth; None for text.
+    task: the task of the rows, which scores answers; None for text.
+    sequence: T, tokens of a row.
+    vocab_size: ids are below it.
+    tokenizer_hash: hash of the tokenizer, None for a task whose ids are no text.
+    part: the rows that this process reads.
+    held_out: names of the held-out sets.
     """
 
     @property
@@ -50,29 +53,29 @@ class Source(Protocol):
     def held_out(self) -> Sequence[str]: ...
 
     def batch(self, rows: int) -> Batch:
-        """The next training batch, `rows` rows of `sequence` tokens; of these the rows of this process's part.
+        """This process's rows of the next training batch, which has `rows` rows in all.
 
-        Raises Cancelled where the run has been asked to stop while it waited; the position may have moved then.
+        Raises Cancelled if the run was asked to stop during the wait; the position may have moved then.
         """
 
     def skip(self, rows: int) -> None:
-        """Go on as after `batch(rows)`, without reading."""
+        """Move the position as `batch(rows)` does, without reading."""
 
     def validation_batches(self, name: str, rows: int, count: int | None = None) -> Iterator[Batch]:
-        """At most `count` batches (all without it) of a held-out set, anew at each call; the last may be smaller."""
+        """The first `count` batches (None: all) of a held-out set, the same at each call; the last may be smaller."""
 
     def report(self) -> dict[str, Any]:
-        """What is worth logging of the position: numbers under names."""
+        """Values of the position for the log, by name."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the training stream: integers, and what they are a position in."""
+        """The position in the training stream, as integers, with the identity of the data and settings."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position; the batches from there on are the same bit for bit. Raises DataError: other data."""
+        """Go to a saved position; later batches are bitwise equal. Raises DataError: other data or settings."""
 
 
 class ShardsSource:
-    """Token shards, of one source or a mixture; a held-out set for each source that has one.
+    """Token shards of one source or a mixture, with the held-out sets of the sources that have one.
 
     Raises DataError for missing, damaged or mismatched shards and tokenizers, ConfigError for impossible weights.
     """
@@ -106,7 +109,7 @@ class ShardsSource:
         return validation_batches(self._validation[name], self.sequence, rows, count)
 
     def report(self) -> dict[str, Any]:
-        """epochs: how often each source has been read. damaged: documents skipped, where there are any."""
+        """epochs: how often each source has been read. damaged: number of skipped documents, if any."""
         damaged = len(self.stream.assembler.damaged)
         return {"epochs": self.stream.epochs()} | ({"damaged": damaged} if damaged else {})
 
@@ -118,12 +121,12 @@ class ShardsSource:
         self.stream.load_state_dict(state)
 
     def _held_out_data(self) -> dict[str, Any]:
-        """What the evaluations of one run must have in common."""
+        """The identity of the held-out data, which must stay the same in a run."""
         return {"held-out data": {name: shards.fingerprint for name, shards in self._validation.items()}}
 
 
 def mixture_stages(config: ShardsConfig) -> list[MixtureShares]:
-    """The sources' shares, stage by stage. Raises ConfigError for weights that cannot be kept exactly."""
+    """The sources' shares in each stage. Raises ConfigError for weights that `shares` refuses."""
     base = {source.name: source.weight for source in config.sources}
     none = dict.fromkeys(base, 0.0)
     stages: list[tuple[int, Mapping[str, float]]] = [(0, base)]
@@ -143,11 +146,11 @@ def _refuse_other_tokenizers(all_shards: Sequence[TokenShards]) -> None:
 
 
 def build_source(config: DataConfig, part: Part | None = None, stop: Callable[[], bool] = never) -> Source:
-    """The source that `data.source` names; `part`: the rows that this data-parallel process reads (all without it).
+    """The source that `data.source` names.
 
-    stop: whether to give up waiting for data.
+    part: the rows that this data-parallel rank reads; None: all. stop: true if waiting for data must end.
 
-    Raises ConfigError for an unknown one, and what the source itself raises.
+    Raises ConfigError for an unknown source, and the errors of the source.
     """
     if config.source == "shards":
         return ShardsSource(config, part, stop)

@@ -1,7 +1,7 @@
-"""Where files of a data set lie: a local folder, an object store, or behind a shell command.
+"""Storage of a data set's files: a local folder, an object store, or the output of a shell command.
 
-What is remote is fetched whole into a folder on this machine, where a file is named by the sha256 of its content. All
-processes of the machine share that folder: one fetches, the others wait.
+Remote files are fetched whole into a folder on this machine, under the sha256 of their content as name. All processes
+of the machine share that folder: one process fetches a file, the others wait.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ Result = TypeVar("Result")
 
 CHUNK = 2**20
 NUM_LOCKS = 256
-ABANDONED = 3600  # seconds after which nobody writes a partial file any more
+ABANDONED = 3600  # seconds after which a partial file counts as abandoned
 OWN_FILE = re.compile(r"\.?[0-9a-f]{64}(\.partial-[0-9a-f]{8})?")
-# A file name with a list or a range in braces: characters that no shell and no URL reads in another way.
+# A file name with a list or a range in braces. Its characters have no special meaning in a shell or a URL.
 NAME_CHARACTERS = r"[\w.,@%+={}-]*"
 SLOT = re.compile(NAME_CHARACTERS + r"\{[\w-]*(?:\.\.|,)[\w.,-]*\}" + NAME_CHARACTERS)
 
 
 @dataclass(frozen=True)
 class Retries:
-    """How often a failing read is tried, and the seconds between: `first_wait`, then twice as long each time."""
+    """Retries of a failing read. attempts: number of tries. first_wait: first pause in seconds, doubled each time."""
 
     attempts: int = 6
     first_wait: float = 0.5
 
     def run(self, action: Callable[[], Result], what: str, errors: type[Exception]) -> Result:
-        """The result of `action`; the last error of type `errors` when all attempts fail."""
+        """The result of `action`, which is retried after errors of type `errors`. Raises the last error."""
         for attempt in range(self.attempts - 1):
             try:
                 return action()
@@ -60,9 +60,9 @@ class Retries:
 
 @dataclass(frozen=True)
 class Cache:
-    """The local copies of remote files: at most `gib` GiB in `folder`, those used least recently go first.
+    """The local copies of remote files: at most `gib` GiB in `folder`; the least recently used are removed first.
 
-    folder: empty for $SLEEPTRAIN_CACHE or, where that is not set, ~/.cache/sleeptrain/shards.
+    folder: empty for $SLEEPTRAIN_CACHE or, if that is not set, ~/.cache/sleeptrain/shards.
     """
 
     folder: str | Path = ""
@@ -79,26 +79,26 @@ DEFAULT_CACHE = Cache()
 
 
 class Storage(Protocol):
-    """Files of one folder by their names. Files of known content are asked for with its sha256."""
+    """The files of one folder, by name. sha256: that of the file's content, if it is known."""
 
     def where(self, name: str) -> str:
         """The file's path, URL or command, for a message."""
 
     def read(self, name: str) -> bytes:
-        """All of a file of unknown content. Raises OSError, and DataError: no use to try again."""
+        """The content of a file whose sha256 is unknown. Raises OSError, or DataError if a retry is useless."""
 
     def open(self, name: str, sha256: str) -> int:
-        """A descriptor to read from, the caller's to close. Raises OSError, and DataError: no use to try again."""
+        """A descriptor for reading; the caller closes it. Raises OSError, or DataError if a retry is useless."""
 
     def discard(self, name: str, sha256: str) -> None:
-        """Forget a copy that proved damaged: the next `open` gets the file from where it comes from."""
+        """Remove a damaged local copy, so that the next `open` fetches the file again."""
 
     def prefetch(self, name: str, sha256: str) -> None:
-        """Bring the file near, so that `open` and reading do not wait. Raises what `open` raises."""
+        """Fetch the file, so that `open` and reading do not wait. Raises the errors of `open`."""
 
 
 class LocalFolder:
-    """Files where they are."""
+    """Files of a local folder, without copies."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -118,7 +118,7 @@ class LocalFolder:
             raise DataError(f"{self.where(name)}: {error.strerror}") from error
 
     def discard(self, name: str, sha256: str) -> None:
-        """Nothing to do: the file is the original."""
+        """Do nothing, because the file is the original."""
 
     def prefetch(self, name: str, sha256: str) -> None:
         if hasattr(os, "posix_fadvise"):
@@ -130,10 +130,10 @@ class LocalFolder:
 
 
 class RemoteFolder:
-    """Files at `prefix` + name + `suffix`, a URL that fsspec opens or `pipe:` and a shell command that writes the file.
+    """Files at `prefix` + name + `suffix`: a URL for fsspec, or `pipe:` and a shell command that writes the file.
 
-    A file arrives whole and with the right sha256 or not at all, whatever fails in between. hide: of messages what is
-    secret in the location. Raises DataError: no such protocol, or the cache folder cannot be made.
+    A local copy appears only if it is whole and has the right sha256. hide: removes the secrets of the location from a
+    message. Raises DataError: no such protocol, or the cache folder cannot be made.
     """
 
     def __init__(
@@ -167,10 +167,10 @@ class RemoteFolder:
 
     def open(self, name: str, sha256: str) -> int:
         path = self._folder / sha256
-        for _ in range(self._retries.attempts):  # another process may remove it again between the two steps
+        for _ in range(self._retries.attempts):  # another process may remove the copy between `prefetch` and `os.open`
             with contextlib.suppress(FileNotFoundError):
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                with contextlib.suppress(OSError):  # the time of use; a copy that vanished meanwhile needs none
+                with contextlib.suppress(OSError):  # the time of use; a copy that was removed meanwhile needs none
                     os.utime(path)
                 return descriptor
             self.prefetch(name, sha256)
@@ -198,7 +198,7 @@ class RemoteFolder:
         def hidden() -> Result:
             try:
                 return action()
-            except Exception as error:  # each protocol fails in its own ways, and may tell the whole URL
+            except Exception as error:  # each protocol has its own error types, and their messages may hold the URL
                 raise OSError(self._hide(str(error) or type(error).__name__)) from error
 
         try:
@@ -221,31 +221,32 @@ class RemoteFolder:
 
     @contextlib.contextmanager
     def _locked(self, sha256: str) -> Iterator[None]:
-        """One process and thread at a time; lock files are few and stay, as removing one in use would free it."""
+        """Allow one process and thread at a time. Lock files are never removed: removing one in use would free it."""
         with open(self._folder / "locks" / f"{int(sha256[:8], 16) % NUM_LOCKS:02x}", "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def _make_room(self, keep: Path) -> None:
-        """Remove the copies used least recently until the limit is kept. An open file stays readable when removed.
+        """Remove the least recently used copies until the cache is within its limit. Open files stay readable.
 
-        Nothing else in the folder is touched: a wrong `data.shards.cache` must not cost anybody's files. keep: a copy
-        that has just been written. Its date is the file system's now, which a clock of this machine that is off is not.
+        Other files in the folder are never removed, because `data.shards.cache` may name a wrong folder. keep: a copy
+        that has just been written. Its time is the current time of the file system, even if this machine's clock is
+        wrong.
         """
         try:
             now = keep.stat().st_mtime
         except FileNotFoundError:  # another process makes room at the same time
             return
-        found: list[tuple[float, int, str]] = []
+        copies: list[tuple[float, int, str]] = []  # (time of use, bytes, name)
         with os.scandir(self._folder) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
                     stat = entry.stat()
                     partial = entry.name.startswith(".") and now - stat.st_mtime < ABANDONED
                     if OWN_FILE.fullmatch(entry.name) and entry.is_file() and not partial:
-                        found.append((stat.st_mtime, stat.st_size, entry.name))
-        excess = sum(size for _, size, _ in found) - self._limit
-        for _, size, name in sorted(found):
+                        copies.append((stat.st_mtime, stat.st_size, entry.name))
+        excess = sum(size for _, size, _ in copies) - self._limit
+        for _, size, name in sorted(copies):
             if excess <= 0:
                 return
             if name != keep.name:
@@ -254,14 +255,13 @@ class RemoteFolder:
 
 
 def locate(location: str | Path, cache: Cache, retries: Retries) -> tuple[Storage, list[str] | None]:
-    """The storage at `location` and, where it is a pattern with braces, the names that the pattern stands for.
+    """(the storage at `location`, the names that a pattern with braces stands for; None without braces).
 
-    `location` is a folder, the fsspec URL of one (`s3://bucket/train`), or a pattern as webdataset users write it:
+    location: a folder, the fsspec URL of a folder (`s3://bucket/train`), or a pattern in the style of webdataset:
     `/data/train/shard-{000000..000127}.tar`, `s3://bucket/train/shard-{000000..000127}.tar`,
-    `pipe:aws s3 cp s3://bucket/train/shard-{000000..000127}.tar -`. Any file of the folder is reached by putting its
-    name in the place of the file name that holds the braces. `${oc.env:NAME}` in it stands for the value of a variable,
-    which no message tells.
-    Raises ConfigError: no pattern that can be read so. DataError: no such folder or protocol.
+    `pipe:aws s3 cp s3://bucket/train/shard-{000000..000127}.tar -`. The name of any file in the folder can replace the
+    file name with the braces. `${oc.env:NAME}` stands for the value of an environment variable, which no message shows.
+    Raises ConfigError: a pattern that cannot be read. DataError: no such folder or protocol.
     """
     expanded = expand(str(location))
     text, hide = expanded.value, expanded.hide

@@ -1,7 +1,7 @@
 """The stream of training batches from token shards.
 
-What a step reads is a function of the data, the settings and the step alone. So the position is a few integers, equal
-on all processes whatever their number, and any step can be assembled at once, or ahead of time in the background.
+The batch of a step is a function of the data, the settings and the step. So the position is a few integers, which are
+equal on all processes for any number of processes, and a step can be assembled at any time, also in the background.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from sleeptrain.data.shards import TokenShards
 
 
 class ShardStream:
-    """Batches of `sources`, each a name and its token shards.
+    """Batches of `sources`, a mapping of names to token shards.
 
-    part: which of the rows are read here. workers: steps that are made ahead, each by a thread. skip_damaged: see
-    `Assembler`. stop: see `Ahead`. Raises DataError for a source with fewer tokens than a batch has rows.
+    part: the rows that this process reads. workers: number of steps that are prepared ahead, each by a thread.
+    skip_damaged: see `Assembler`. stop: see `Ahead`. Raises DataError for a source with fewer tokens than a batch has
+    rows.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class ShardStream:
         self.assembler = Assembler(list(sources.values()), settings, skip_damaged)
         self.settings = settings
         self._sources = [Source(shards, name, settings) for name, shards in sources.items()]
-        # In order: which source goes first where two are due together, and the ids, depend on it.
+        # The order of sources matters: it decides which of two due documents comes first, and the document ids.
         self._fingerprints = [[name, shards.fingerprint] for name, shards in sources.items()]
         self._part = part or Part()
         self._ahead: Ahead[Batch] = Ahead(workers, stop)
@@ -49,7 +50,7 @@ class ShardStream:
         return self._ahead.take(self.assembler.batch, (assignment, self._part.rows(rows)), step)
 
     def next_step(self, rows: int) -> tuple[Assignment, int]:
-        """What the rows of the next step read, as an assignment and its step, without reading it."""
+        """(assignment, step in it) of the next step. Moves the position, without reading."""
         if self._assignment is None:
             self._assignment = Assignment(self._sources, self.settings, rows)
             self._cuts.append([rows, 0])
@@ -60,21 +61,21 @@ class ShardStream:
         return self._assignment, self._cuts[-1][1] - 1
 
     def epochs(self) -> dict[str, float]:
-        """How often each source has been read; exact but for the documents that rows are in the midst of."""
+        """How often each source has been read; exact except for the documents that rows have begun."""
         owed = [0] * len(self._sources) if self._assignment is None else self._assignment.owed(self._cuts[-1][1])
         return {source.name: n / source.line.epoch_size for source, n in zip(self._sources, owed, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, [rows, steps] for each number of rows in turn, and what it is a position in."""
+        """The position, as [rows, steps] for each number of rows in turn, and the identity of data and settings."""
         return {"cuts": [list(cut) for cut in self._cuts], **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to the position of `state`. Raises DataError when it belongs to other data or settings."""
+        """Go to the position of `state`. Raises DataError if it belongs to other data or settings."""
         check_position(state, self._identity())
         self.seek(state["cuts"])
 
     def seek(self, cuts: Sequence[tuple[int, int]]) -> None:
-        """Go to where one is after so many (rows, steps), one pair after the other."""
+        """Go to the position after these (rows, steps): for each pair, `steps` steps with `rows` rows."""
         self._assignment = None
         self._cuts = []
         for rows, steps in cuts:

@@ -21,13 +21,14 @@ CHECKSUM = slice(148, 156)
 
 
 def padding(size: int, block: int = BLOCK) -> int:
-    """The bytes missing to a multiple of `block`."""
+    """The number of bytes from `size` to the next multiple of `block`."""
     return -size % block
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One `.npy` member: its name without the suffix, its array (one dimension), and where in the file that begins."""
+    """One `.npy` member. key: its name without the suffix. offset: byte in the tar file at which the elements begin.
+    array: one-dimensional."""
 
     key: str
     offset: int
@@ -37,8 +38,9 @@ class Member:
 class TarArrays:
     """The members of a tar file of one-dimensional `.npy` arrays, in file order.
 
-    `file` is read in sequence and held a member at a time. Iterating raises ValueError, which names the byte, where the
-    file is anything else, is damaged, or ends early. When it is done, `size` and `sha256` are those of the whole file.
+    `file` is read in sequence, with one member in memory at a time. Iterating raises ValueError, which names the byte,
+    if the file has other content, is damaged, or ends early. At the end, `size` and `sha256` are those of the whole
+    file.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -86,7 +88,7 @@ class TarArrays:
 
 
 def _parse_header(header: bytes) -> tuple[bytes, int]:
-    """Kind and size of a member."""
+    """(kind, size in bytes) of a member."""
     if header[257:262] != b"ustar":
         raise ValueError("no USTAR header")
     if sum(header) - sum(header[CHECKSUM]) + 8 * ord(" ") != int(header[CHECKSUM].strip(b"\0 "), 8):
@@ -103,11 +105,11 @@ def _short_name(header: bytes) -> str:
 
 
 def _long_name(kind: bytes, content: bytes) -> str:
-    """The name in an extended header; empty where it holds other things only."""
+    """The name in an extended header; empty if it holds no name."""
     if kind == LONG_NAME:
         return content.rstrip(b"\0").decode()
-    found = re.search(rb"(?:^|\n)\d+ path=([^\n]*)\n", content)
-    return found[1].decode() if found else ""
+    match = re.search(rb"(?:^|\n)\d+ path=([^\n]*)\n", content)
+    return match[1].decode() if match else ""
 
 
 def _key(name: str) -> str:
@@ -119,7 +121,7 @@ def _key(name: str) -> str:
 
 
 def _parse_npy(content: bytes) -> tuple[int, np.ndarray]:
-    """The array of a `.npy` file, and the byte in the file at which its elements begin."""
+    """(byte in a `.npy` file at which the elements begin, the array)."""
     if content[: len(NPY_MAGIC)] != NPY_MAGIC:
         raise ValueError("no .npy array of version 1.0")
     offset = NPY_PREFIX + int.from_bytes(content[NPY_PREFIX - 2 : NPY_PREFIX], "little")

@@ -1,4 +1,4 @@
-"""A tar file to write to that has the bytes of the standard library's and takes a tenth of its time for a member."""
+"""A tar writer with the same output as the standard library's, in a tenth of the time for each member."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ NAME = tarfile.LENGTH_NAME
 
 
 class TarStream(tarfile.TarFile):
-    """As `TarFile`, whose headers it writes; it keeps no list of members, which nobody asks for while it is written."""
+    """A `TarFile` that writes the same headers faster, and keeps no list of members, which a writer does not need."""
 
     def addfile(self, tarinfo: tarfile.TarInfo, fileobj: Any = None) -> None:
-        """Append a plain file, whose content `fileobj` gives whole.
+        """Append a plain file. fileobj: its content, read at once.
 
-        The standard library makes each header anew, with a copy of `tarinfo`; here it is a template for all members of
-        one size, in which the name and the checksum are filled in. Members that need an extended header go its way.
+        The standard library builds each header from a copy of `tarinfo`. Here the header is a template for all members
+        of one size, and only the name and the checksum are filled in. The standard library still writes the members
+        that need an extended header.
         """
         assert fileobj is not None and self.fileobj is not None
         content = fileobj.read()
@@ -26,7 +27,7 @@ class TarStream(tarfile.TarFile):
         template = _template(tarinfo.size, tarinfo.mode, tarinfo.mtime, tarinfo.uname, tarinfo.gname)
         if template is not None and len(name) <= NAME and name.isascii():
             before, after, checksum = template
-            # The checksum is the sum of all bytes, so that of the name is added.
+            # The checksum of a header is the sum of its bytes.
             header = name.ljust(NAME, b"\0") + before + b"%06o\0 " % (checksum + sum(name)) + after
         else:
             header = tarinfo.tobuf(self.format, self.encoding or "utf-8", self.errors or "strict")
@@ -37,9 +38,9 @@ class TarStream(tarfile.TarFile):
 
 @lru_cache(2**14)
 def _template(size: int, mode: int, mtime: int, user: str, group: str) -> tuple[bytes, bytes, int] | None:
-    """The header of a member without a name: what is before the checksum, what is after it, and the checksum.
+    """The header of a member without a name: (bytes between name and checksum, bytes after the checksum, checksum).
 
-    None where the rest needs an extended header.
+    None if the member needs an extended header.
     """
     member = tarfile.TarInfo("")
     member.size, member.mode, member.mtime, member.uname, member.gname = size, mode, mtime, user, group

@@ -1,4 +1,4 @@
-"""Tokenizers: text to ids and back. SentencePiece, trained here or elsewhere; Hugging Face's in `hf_tokenizer`.
+"""Tokenizers: text to ids and back. SentencePiece models, and Hugging Face tokenizers by `hf_tokenizer`.
 
 T. Kudo and J. Richardson, "SentencePiece: A simple and language independent subword tokenizer and detokenizer for
 Neural Text Processing", 2018 (arXiv 1808.06226). Unigram: T. Kudo, "Subword Regularization", 2018 (arXiv 1804.10959).
@@ -24,18 +24,20 @@ MODEL_NAME = "tokenizer.model"
 MODEL_TYPES = ("bpe", "unigram")
 NORMALIZATIONS = ("identity", "nfkc", "nmt_nfkc")
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = range(4)
-# SentencePiece writes a space as U+2581 inside its pieces, so a U+2581 of the text itself would come back as a space.
+# SentencePiece writes a space as U+2581 inside its pieces, so a U+2581 in the text would be decoded as a space.
 SPACE_SYMBOL = "\u2581"
-# The trainer skips sentences longer than its limit, so documents are handed over in parts.
+# The trainer skips sentences longer than its limit, so it gets documents in parts.
 SENTENCE_CHARACTERS = 4096
 
 
 class Tokenizer(Protocol):
-    """What preparation and training ask of a tokenizer.
+    """The interface of tokenizers for preparation and training.
 
-    vocab_size: one more than the largest id. bos_id, eos_id: the ids around a document, bos_id None where there is
-    none. hash: hexadecimal sha256 of all that decides which ids a text gets. files: name to content of what, written
-    into one folder, `load_tokenizer` makes the same tokenizer of; the first is the one to name.
+    vocab_size: one more than the largest id.
+    bos_id, eos_id: the ids around a document; bos_id is None if there is no BOS.
+    hash: hexadecimal sha256 of everything that determines the ids of a text.
+    files: the tokenizer's files, name to content. After they are written into one folder, `load_tokenizer` with the
+    path of the first one makes the same tokenizer.
     """
 
     vocab_size: int
@@ -45,20 +47,21 @@ class Tokenizer(Protocol):
     files: dict[str, bytes]
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text` without BOS and EOS; text that spells a control token gives ordinary ids.
+        """The ids of `text` without BOS and EOS. Text that spells a control token gets ordinary ids.
 
         Raises DataError for a lone surrogate, which is no Unicode text.
         """
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; control ids (pad, BOS, EOS) give nothing."""
+        """The text of `ids`; control ids (pad, BOS, EOS) have no text."""
 
 
 def load_tokenizer(path: Path, bos_token: str | None = None, eos_token: str | None = None) -> Tokenizer:
     """A SentencePiece model (`.model`), a Hugging Face `tokenizer.json`, or a folder that holds one of them.
 
-    `bos_token` (empty: none) and `eos_token` replace what a Hugging Face tokenizer says of itself. Raises DataError: no
-    such file, not a tokenizer, unfit for documents, or tokens given for a SentencePiece model, which has its own.
+    `bos_token` (empty: none) and `eos_token` override those of a Hugging Face tokenizer. Raises DataError: no such
+    file, not a tokenizer, unfit for documents, or `bos_token` or `eos_token` for a SentencePiece model, which has its
+    own.
     """
     path = Path(path)
     if path.is_dir():
@@ -80,10 +83,12 @@ def train_tokenizer(
 ) -> SentencePieceTokenizer:
     """Train on `documents` and write the model to `out`; the same documents and settings give the same bytes.
 
-    model_type: one of MODEL_TYPES. normalization: one of NORMALIZATIONS, a rule of SentencePiece that the model holds
-    and applies to all text; only with `identity` does any text come back exactly. control_tokens take the ids from 4
-    on, in order, and no text ever yields them. Raises DataError when a setting is none of these, `vocab_size` is too
-    small or too large for the documents, these hold no text, or a control token is empty or taken.
+    model_type: one of MODEL_TYPES.
+    normalization: one of NORMALIZATIONS, a rule of SentencePiece that the model stores and applies to all text. Only
+    `identity` restores any text exactly.
+    control_tokens: tokens with the ids from 4 on, in order. No text is encoded to them.
+    Raises DataError if a setting is none of these, `vocab_size` is too small or too large for the documents, the
+    documents hold no text, or a control token is empty or taken.
     """
     _check(model_type, MODEL_TYPES, "model_type")
     _check(normalization, NORMALIZATIONS, "normalization")
@@ -96,7 +101,7 @@ def train_tokenizer(
             vocab_size=vocab_size,
             byte_fallback=True,
             normalization_rule_name=normalization,
-            control_symbols=_distinct(control_tokens),
+            control_symbols=_check_control_tokens(control_tokens),
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
@@ -109,7 +114,7 @@ def train_tokenizer(
             eos_id=EOS_ID,
         )
     except RuntimeError as error:
-        raise _explained(error, vocab_size) from error
+        raise _explain(error, vocab_size) from error
     write_whole(out, model.getvalue())
     return SentencePieceTokenizer(out)
 
@@ -119,8 +124,8 @@ def _check(value: str, allowed: Sequence[str], name: str) -> None:
         raise DataError(f"{name} {value!r} is none of {', '.join(allowed)}")
 
 
-def _distinct(control_tokens: Sequence[str]) -> list[str]:
-    """The control tokens, none empty, doubled or a name that every model of ours has."""
+def _check_control_tokens(control_tokens: Sequence[str]) -> list[str]:
+    """The control tokens. Raises DataError if one is empty, doubled or a token that every trained model has."""
     taken = {"<pad>", "<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))}
     for token in control_tokens:
         if not token or token in taken:
@@ -135,7 +140,7 @@ def _sentences(documents: Iterable[str]) -> Iterator[str]:
             yield text[start : start + SENTENCE_CHARACTERS]
 
 
-def _explained(error: RuntimeError, vocab_size: int) -> DataError:
+def _explain(error: RuntimeError, vocab_size: int) -> DataError:
     message = str(error)
     if small := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return DataError(f"vocab_size {vocab_size} is too small for these documents: set at least {small[1]}")
@@ -149,7 +154,7 @@ def _explained(error: RuntimeError, vocab_size: int) -> DataError:
 
 
 def _load(path: Path, model: bytes) -> sentencepiece.SentencePieceProcessor:
-    if not model:  # SentencePiece takes it for a model and complains at every use
+    if not model:  # SentencePiece accepts an empty model and fails at every use
         raise DataError(f"tokenizer {path} is empty; make it anew with tools/prepare.py")
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -160,8 +165,8 @@ def _load(path: Path, model: bytes) -> sentencepiece.SentencePieceProcessor:
 class SentencePieceTokenizer:
     """A SentencePiece model with EOS and byte fallback; see `Tokenizer`.
 
-    control_tokens: name to id of every control token. Any text comes back exactly from a model of `train_tokenizer`
-    with identity normalisation. Raises DataError: no such file, not a SentencePiece model, no EOS or no byte fallback.
+    control_tokens: name to id of every control token. A model of `train_tokenizer` with identity normalisation restores
+    any text exactly. Raises DataError: no such file, not a SentencePiece model, no EOS or no byte fallback.
     """
 
     def __init__(self, path: Path) -> None:
@@ -170,7 +175,7 @@ class SentencePieceTokenizer:
         except OSError as error:
             raise DataError(f"tokenizer {path}: {error.strerror}; make it with tools/prepare.py") from error
         except ValueError as error:
-            raise DataError(f"tokenizer {path} is none: {error}") from error
+            raise DataError(f"tokenizer {path} cannot be read: {error}") from error
         self._model = _load(path, model)
         self.vocab_size: int = self._model.vocab_size()
         self.bos_id: int | None = None if self._model.bos_id() < 0 else self._model.bos_id()
@@ -185,7 +190,7 @@ class SentencePieceTokenizer:
         try:
             for id in range(self.vocab_size):
                 self._model.id_to_piece(id)
-            # Such a model puts a space before every text it is given, so a text must not be given in parts.
+            # A model with this prefix adds a space to every input, so a text must be encoded in one part.
             self._prefixes = "".join(self._model.encode("a", out_type=str)).startswith(SPACE_SYMBOL)
         except (RuntimeError, UnicodeDecodeError) as error:
             raise DataError(f"tokenizer {path} is damaged: its pieces are no text; make it anew") from error
@@ -196,7 +201,7 @@ class SentencePieceTokenizer:
         return {self._model.id_to_piece(id): id for id in ids}
 
     def is_byte(self, id: int) -> bool:
-        """Whether `id` stands for one byte of a character that the vocabulary lacks."""
+        """True if `id` stands for one byte of a character that the vocabulary lacks."""
         return self._model.is_byte(id)
 
     def encode(self, text: str) -> list[int]:

@@ -1,4 +1,5 @@
-"""Validation batches: rows that begin where a document begins, so that late windows have all the context they can."""
+"""Validation batches: rows begin with the first token of a document, so that late windows have as much context as
+possible."""
 
 from __future__ import annotations
 
@@ -14,11 +15,11 @@ from sleeptrain.data.shards import TokenShards
 
 
 def validation_batches(shards: TokenShards, sequence: int, rows: int, count: int | None) -> Iterator[Batch]:
-    """At most `count` batches of `rows` rows; the same at each call, whatever the run's seed.
+    """At most `count` batches of `rows` rows; the same at each call and for every seed of the run.
 
-    First come the documents of `sequence` tokens and more, one a row, cut off at T; then the shorter ones, packed
-    several to a row, of which the last is cut off; the very last row is padded. No document is used twice. The last
-    batch has fewer rows where the documents run out. No row carries anything in or leaves anything behind.
+    First come the documents of at least `sequence` tokens, one in each row, cut at T. Then the shorter documents come,
+    several packed into each row, the last of them cut. Only the last row is padded. No document is used twice. The last
+    batch may have fewer rows. No state is carried between rows or batches.
     """
     lengths = [shards.lengths(shard) for shard in range(shards.num_shards)]
     firsts = np.cumsum([0, *map(len, lengths)])  # the number, over all shards, of each shard's first document
@@ -29,7 +30,7 @@ def validation_batches(shards: TokenShards, sequence: int, rows: int, count: int
 
 
 def _rows(lengths_D: np.ndarray, sequence: int) -> Iterator[list[int]]:
-    """The documents of each row, in a fixed order that has nothing to do with their names."""
+    """The documents of each row, in a fixed random order."""
     order = random_order(len(lengths_D), seed=0, stream=0).tolist()
     for document in order:
         if lengths_D[document] >= sequence:

@@ -1,4 +1,4 @@
-"""The recurrences and the short convolutions, one function each whatever the device."""
+"""The recurrences and the short convolutions, one function each for all devices."""
 
 from sleeptrain.ops.conv import causal_conv
 from sleeptrain.ops.dispatch import gated_delta_rule, ssd

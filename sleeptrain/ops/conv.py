@@ -1,4 +1,4 @@
-"""The short causal convolution in front of a recurrence: depthwise, then SiLU, with a carried tail."""
+"""The short causal convolution of a mixer's inputs: depthwise, then SiLU, with a carried tail."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-SLAB_ELEMENTS = 1 << 20  # of one tensor, so that the backward's passes over some rows meet them in the cache
+SLAB_ELEMENTS = 1 << 20  # elements of one tensor for some rows, so that they stay in the cache during the backward
 ALL = slice(None)
 
 
 class Documents(NamedTuple):
-    """What resets and pads change in a convolution; None where nothing does."""
+    """The effect of resets and pads on a convolution. A field is None if it has no effect."""
 
-    joined_WBT1: torch.Tensor | None  # per lag: the token that far back is of the same document
-    slot_BW: torch.Tensor | None  # the tail's entries in the history (tail, then x)
-    found_BW1: torch.Tensor | None  # False: there is no such entry, the tail is zero
+    joined_WBT1: torch.Tensor | None  # bool, for each lag: the token `lag` positions back is of the same document
+    slot_BW: torch.Tensor | None  # int64: positions of the tail's entries in the history (tail, then x)
+    present_BW1: torch.Tensor | None  # bool; False: the entry does not exist, so the tail is zero there
 
 
 def causal_conv(
@@ -28,13 +28,13 @@ def causal_conv(
     reset_BT: torch.Tensor | None = None,
     valid_BT: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y_t = silu(bias + sum_w weight[:, w] x_{t - W + 1 + w}), and the tail to begin the next window with.
+    """y_t = silu(bias + sum_w weight[:, w] x_{t - W + 1 + w}): returns (y_BTD, the tail for the next window).
 
-    initial_state: [B, W-1, D], the inputs before this window; None: zeros. reset_BT: a document starts at the token and
-    no tap reaches back across it. valid_BT: tokens where it is False count as zeros and do not enter the tail. The tail
-    [B, W-1, D] holds each row's last W-1 valid inputs of the document open at its end, zeros where there are fewer: a
-    window of pads returns the tail it was given. y has x's dtype, the tail the wider one of x's and the weight's.
-    Differentiable, once, in x, weight, bias and initial_state, through y and the tail.
+    initial_state: [B, W-1, D], the tail of the window before; None: zeros. reset_BT: bool, a document starts at the
+    token, and no tap reaches across that start. valid_BT: bool, tokens with False count as zeros and do not enter the
+    tail. The tail [B, W-1, D] holds, for each row, the last W-1 valid inputs of the document that is open at the end,
+    zeros if there are fewer. So a window of pads returns its initial tail. y has x's dtype, the tail the wider dtype of
+    x and weight. Differentiable, once, in x, weight, bias and initial_state, through y and the tail.
     """
     tensors = (x_BTD, weight_DW, bias_D, initial_state)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
@@ -51,7 +51,7 @@ def _history(
     reset_BT: torch.Tensor | None,
     valid_BT: torch.Tensor | None,
 ) -> tuple[torch.Tensor, Documents]:
-    """The W-1 inputs before the window and the window's own, pads as zeros: [B, W-1+T, D]."""
+    """(the W-1 inputs before the window, then the inputs of the window, pads as zeros: [B, W-1+T, D]; documents)."""
     batch, num_tokens, dim = x_BTD.shape
     reach = weight_DW.shape[1] - 1
     history = x_BTD.new_empty(batch, reach + num_tokens, dim, dtype=torch.promote_types(x_BTD.dtype, weight_DW.dtype))
@@ -65,27 +65,28 @@ def _history(
 def document_facts(
     num_tokens: int, reach: int, reset_BT: torch.Tensor | None, valid_BT: torch.Tensor | None
 ) -> Documents:
-    """For taps that reach so many tokens back."""
-    given = reset_BT if reset_BT is not None else valid_BT
-    if given is None:
+    """The `Documents` of a convolution whose taps reach `reach` tokens back."""
+    mask_BT = reset_BT if reset_BT is not None else valid_BT
+    if mask_BT is None:
         return Documents(None, None, None)
-    places = torch.arange(1, reach + num_tokens + 1, device=given.device).expand(len(given), -1)
+    # Position in the history plus 1; 0 for entries that may not enter the tail.
+    positions = torch.arange(1, reach + num_tokens + 1, device=mask_BT.device).expand(len(mask_BT), -1)
     joined = None
     if reset_BT is not None:
         document = F.pad(reset_BT.long().cumsum(1), (reach, 0))
         earlier = [document[:, reach - lag : reach - lag + num_tokens] for lag in range(reach + 1)]
         joined = torch.stack([document[:, reach:] == number for number in earlier]).unsqueeze(-1)
-        places = places * (document == document[:, -1:])
+        positions = positions * (document == document[:, -1:])
     if valid_BT is not None:
-        places = places * F.pad(valid_BT, (reach, 0), value=True)
-    last = places.topk(reach, dim=1).values.flip(1)
+        positions = positions * F.pad(valid_BT, (reach, 0), value=True)
+    last = positions.topk(reach, dim=1).values.flip(1)
     return Documents(joined, (last - 1).clamp_min(0), (last > 0).unsqueeze(-1))
 
 
 def _convolve(
     history: torch.Tensor, weight_DW: torch.Tensor, bias_D: torch.Tensor | None, documents: Documents
 ) -> torch.Tensor:
-    """Shifted multiply-adds: several times faster on a CPU than conv1d, which wants the channels first."""
+    """Shifted multiply-adds: several times faster on a CPU than conv1d, which needs the channels first."""
     reach = weight_DW.shape[1] - 1
     num_tokens = history.shape[1] - reach
     weight_WD = weight_DW.t().to(history.dtype).contiguous()
@@ -99,25 +100,25 @@ def _convolve(
 
 
 def joined(x_BTD: torch.Tensor, documents: Documents, lag: int, rows: slice = ALL) -> torch.Tensor:
-    """Zero where the tap of this lag would cross a reset; x holds these rows of the batch."""
+    """x with zeros where the tap of this lag would cross a reset. rows: the rows of the batch that x holds."""
     return x_BTD if documents.joined_WBT1 is None or lag == 0 else x_BTD * documents.joined_WBT1[lag, rows]
 
 
 def read_tail(history: torch.Tensor, documents: Documents, reach: int) -> torch.Tensor:
-    """The last `reach` valid inputs of the document that is open at the window's end."""
-    if documents.slot_BW is None or documents.found_BW1 is None:
+    """The tail [B, reach, D]: the last `reach` valid inputs of the document that is open at the window's end."""
+    if documents.slot_BW is None or documents.present_BW1 is None:
         return history[:, history.shape[1] - reach :].clone()
     slots = documents.slot_BW.unsqueeze(-1).expand(-1, -1, history.shape[2])
-    return history.gather(1, slots) * documents.found_BW1
+    return history.gather(1, slots) * documents.present_BW1
 
 
 def put_tail_gradient(dhistory: torch.Tensor, dtail: torch.Tensor, documents: Documents) -> None:
-    """Adds the gradient in the tail to that in the history that it was read from."""
-    if documents.slot_BW is None or documents.found_BW1 is None:
+    """Add the gradient of the tail to the gradient of the history, in place. The backward of `read_tail`."""
+    if documents.slot_BW is None or documents.present_BW1 is None:
         dhistory[:, dhistory.shape[1] - dtail.shape[1] :] += dtail
         return
     slots = documents.slot_BW.unsqueeze(-1).expand(-1, -1, dhistory.shape[2])
-    dhistory.scatter_add_(1, slots, dtail * documents.found_BW1)
+    dhistory.scatter_add_(1, slots, dtail * documents.present_BW1)
 
 
 class _CausalConv(torch.autograd.Function):
@@ -148,8 +149,8 @@ class _CausalConv(torch.autograd.Function):
         num_rows = max(1, SLAB_ELEMENTS // history[0].numel())
         for first in range(0, len(history), num_rows):
             rows = slice(first, first + num_rows)
-            given = (dy, before_silu, history, weight_WD)
-            _differentiate(rows, given, documents, (dhistory, dweight_WD, dbias_D))
+            inputs = (dy, before_silu, history, weight_WD)
+            _differentiate(rows, inputs, documents, (dhistory, dweight_WD, dbias_D))
         put_tail_gradient(dhistory, dtail, documents)
         reach = len(weight_WD) - 1
         dx = dhistory[:, reach:]
@@ -162,19 +163,19 @@ class _CausalConv(torch.autograd.Function):
 
 def _differentiate(
     rows: slice,
-    given: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
     documents: Documents,
     grads: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
 ) -> None:
-    """Add what some rows of the batch give to the gradients of the history, the weight and the bias."""
-    dy, before_silu, history, weight_WD = given
+    """Add the parts of some rows of the batch to the gradients of history, weight and bias, in place."""
+    dy, before_silu, history, weight_WD = inputs
     dhistory, dweight_WD, dbias_D = grads
     reach, num_tokens = len(weight_WD) - 1, dy.shape[1]
     d = torch.ops.aten.silu_backward(dy[rows].to(history.dtype), before_silu[rows])
     if dbias_D is not None:
         dbias_D += d.sum((0, 1))
     for lag in range(reach + 1):
-        reached = slice(reach - lag, reach - lag + num_tokens)
+        shifted = slice(reach - lag, reach - lag + num_tokens)
         d_lag = joined(d, documents, lag, rows)
-        dhistory[rows, reached].addcmul_(d_lag, weight_WD[reach - lag])
-        dweight_WD[reach - lag] += (d_lag * history[rows, reached]).sum((0, 1))
+        dhistory[rows, shifted].addcmul_(d_lag, weight_WD[reach - lag])
+        dweight_WD[reach - lag] += (d_lag * history[rows, shifted]).sum((0, 1))

@@ -1,11 +1,12 @@
-"""The recurrences as models call them.
+"""The recurrences that models call, and the choice of their implementation.
 
-`implementation`: "auto" takes the Triton kernels of flash-linear-attention for CUDA tensors (but fp64, which they lack)
-and the chunked PyTorch form for all others: the tensors decide, never what can be imported. For one token without a
-gradient, as in decoding, it takes the plain step of `step.py`. "chunked", "fla" and "reference" (a token loop with
-plain autograd) ask for one. `memory`: the chunked form keeps its intermediates for the backward ("save"), or keeps the
-inputs and a few states and computes the rest again ("recompute"); the other implementations have one way each and
-ignore it.
+`implementation`: "auto" uses the Triton kernels of flash-linear-attention for CUDA tensors (except fp64, which the
+kernels do not support) and the chunked PyTorch form for all others. The choice depends on the tensors, never on the
+installed packages. For one token without gradient, as in decoding, "auto" uses the plain step of `step.py`. "chunked",
+"fla" and "reference" (a token loop with plain autograd) choose one implementation.
+
+`memory`, for the chunked form only: "save" keeps the intermediates for the backward, "recompute" keeps the inputs and a
+few states and computes the intermediates again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ MEMORIES = ("save", "recompute")
 
 
 def choose(implementation: str, memory: str, like: torch.Tensor) -> str:
-    """The implementation to run for a tensor on its device; raises ConfigError where there is none."""
+    """The implementation for tensors like `like`. Raises ConfigError for an unknown or impossible one."""
     if implementation not in IMPLEMENTATIONS:
         raise ConfigError(f"implementation={implementation!r} is none of {', '.join(IMPLEMENTATIONS)}")
     if memory not in MEMORIES:
@@ -55,10 +56,10 @@ def gated_delta_rule(
 
     Gated DeltaNet, arXiv 2412.06464, equation 10. Key head i of H serves the value heads i*G/H .. (i+1)*G/H - 1.
     g is the log decay, at most 0. qk_l2norm: q and k are divided by sqrt(sum of squares + 1e-6) first.
-    initial_state: [B, G, K, V], None for zeros. reset_BT: bool, S is zeroed before the token is read; nothing, no value
-    and no gradient, crosses a reset. A token with g = 0 and beta = 0 leaves S exactly as it was. Returns o_BTGV in v's
-    dtype and the last state in fp32, computed in fp32 (fp64 where an input is); both are differentiable, once. Raises
-    ConfigError for an unknown or impossible implementation, ValueError for shapes that do not go together.
+    initial_state: [B, G, K, V], None for zeros. reset_BT: bool, S is zeroed before the token is read; no value and no
+    gradient crosses a reset. A token with g = 0 and beta = 0 leaves S exactly unchanged. Returns (o_BTGV in v's dtype,
+    the last state S_BGKV in fp32). Computed in fp32, in fp64 if an input is fp64. Both are differentiable, once. Raises
+    ConfigError for an unknown or impossible implementation, ValueError for shapes that do not match.
     """
     batch, num_tokens, num_heads, key_dim = k_BTHK.shape
     value_heads, value_dim = v_BTGV.shape[2:]
@@ -72,7 +73,7 @@ def gated_delta_rule(
     _check(reset_BT, "reset_BT", (batch, num_tokens))
     tensors = (q_BTHK, k_BTHK, v_BTGV, g_BTG, beta_BTG)
     chosen = choose(implementation, memory, v_BTGV)
-    with _own_precision(v_BTGV):
+    with _without_autocast(v_BTGV):
         if implementation == "auto" and _is_step(num_tokens, reset_BT):
             return step.gated_delta_rule(*tensors, initial_state=initial_state, qk_l2norm=qk_l2norm)
         if chosen == "chunked":
@@ -97,9 +98,9 @@ def ssd(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """S_t = exp(dt_t A) S_{t-1} + B_t (dt_t x_t)^T, y_t = S_t^T C_t (Mamba-2, arXiv 2405.21060, section 2).
 
-    The heads of group i of N are i*H/N .. (i+1)*H/N - 1 and share B and C. dt is at least 0, A at most 0; a token with
-    dt = 0 leaves S exactly as it was. initial_state: [B, H, K, V], None for zeros. reset_BT, the returned dtypes and
-    the errors are as in `gated_delta_rule`. Returns y_BTHV, S_BHKV.
+    The heads i*H/N .. (i+1)*H/N - 1 form group i of N and share B and C. dt is at least 0, A at most 0. A token with
+    dt = 0 leaves S exactly unchanged. initial_state: [B, H, K, V], None for zeros. reset_BT, the returned dtypes and
+    the errors are as in `gated_delta_rule`. Returns (y_BTHV, S_BHKV).
     """
     batch, num_tokens, num_groups, key_dim = B_BTNK.shape
     num_heads, value_dim = x_BTHV.shape[2:]
@@ -113,7 +114,7 @@ def ssd(
     _check(reset_BT, "reset_BT", (batch, num_tokens))
     tensors = (C_BTNK, B_BTNK, x_BTHV, dt_BTH, A_H)
     chosen = choose(implementation, memory, x_BTHV)
-    with _own_precision(x_BTHV):
+    with _without_autocast(x_BTHV):
         if implementation == "auto" and _is_step(num_tokens, reset_BT):
             return step.ssd(*tensors, initial_state=initial_state)
         if chosen == "chunked":
@@ -126,8 +127,8 @@ def _is_step(num_tokens: int, reset_BT: torch.Tensor | None) -> bool:
     return num_tokens == 1 and reset_BT is None and not torch.is_grad_enabled()
 
 
-def _own_precision(like: torch.Tensor) -> torch.autocast:
-    """The recurrences choose their own dtypes; autocast would round the products with the state to bf16."""
+def _without_autocast(like: torch.Tensor) -> torch.autocast:
+    """Disable autocast, which would round the products with the state to bf16."""
     return torch.autocast(like.device.type, enabled=False)
 
 

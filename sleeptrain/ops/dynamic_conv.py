@@ -1,4 +1,4 @@
-"""The short causal convolution whose kernel is another one at every token, then SiLU, with a carried tail."""
+"""The short causal convolution with a separate kernel for every token, then SiLU, with a carried tail."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def dynamic_causal_conv(
     reset_BT: torch.Tensor | None = None,
     valid_BT: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y_t = silu(sum_w kernel[t, w] * x_{t - W + 1 + w}), and the tail to begin the next window with.
+    """y_t = silu(sum_w kernel[t, w] * x_{t - W + 1 + w}): returns (y_BTD, the tail for the next window).
 
-    initial_state: [B, W-1, D]; it, reset_BT, valid_BT and the tail are as in `causal_conv`. Computed in fp32 (fp64 for
-    fp64 inputs); y has x's dtype, the tail is wide. Differentiable, once, in x, kernel and initial_state, through y and
-    the tail. The dynamic convolution of Jet-Nemotron (arXiv 2508.15884, section 2.3).
+    initial_state [B, W-1, D], reset_BT, valid_BT and the tail are as in `causal_conv`. Computed in fp32 (fp64 for fp64
+    inputs); y has x's dtype, the tail has fp32 (fp64). Differentiable, once, in x, kernel and initial_state, through y
+    and the tail. The dynamic convolution of Jet-Nemotron (arXiv 2508.15884, section 2.3).
     """
     return _DynamicConv.apply(x_BTD, kernel_BTWD, initial_state, reset_BT, valid_BT)
 
@@ -61,10 +61,10 @@ class _DynamicConv(torch.autograd.Function):
         d = torch.ops.aten.silu_backward(dy.to(history.dtype), before_silu)
         dhistory, dkernel = torch.zeros_like(history), torch.empty_like(kernel)
         for lag in range(reach + 1):
-            reached = slice(reach - lag, reach - lag + num_tokens)
+            shifted = slice(reach - lag, reach - lag + num_tokens)
             d_lag = joined(d, documents, lag)
-            dhistory[:, reached].addcmul_(d_lag, kernel[:, :, reach - lag].to(d.dtype))
-            dkernel[:, :, reach - lag] = d_lag * history[:, reached]
+            dhistory[:, shifted].addcmul_(d_lag, kernel[:, :, reach - lag].to(d.dtype))
+            dkernel[:, :, reach - lag] = d_lag * history[:, shifted]
         put_tail_gradient(dhistory, dtail, documents)
         dx = dhistory[:, reach:]
         if valid_BT is not None:

@@ -1,8 +1,8 @@
 """The recurrences by flash-linear-attention's Triton kernels, for CUDA tensors.
 
-The kernels know documents as sequences of one long row (`cu_seqlens`) with one state each. Rows that are cut by resets
-are laid end to end; the first segment of a row begins with the row's state unless the row begins with a reset, all
-others with zeros; the row's last segment leaves the row's state.
+The kernels read documents as sequences of one long row (`cu_seqlens`), with one state for each sequence. So resets cut
+rows into segments, which are laid end to end. The first segment of a row begins with the row's state, unless the row
+begins with a reset; all other segments begin with zeros. The final state of a row's last segment is the row's.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ GATED_LINEAR_ATTENTION = ("fla.ops.simple_gla", "chunk_simple_gla")
 
 
 class Segments(NamedTuple):
-    """The pieces that resets cut B rows of T tokens into, in the order in which the flattened rows hold them."""
+    """The segments of B rows of T tokens, cut at resets, in the order of the flattened rows."""
 
     cu_seqlens: torch.Tensor  # int64 [segments + 1], boundaries in the flattened [B * T]
-    row: torch.Tensor  # int64 [segments]
-    continues: torch.Tensor  # bool [segments]: begins with the row's initial state
-    last_of_row: torch.Tensor  # int64 [B]: the segment that leaves the row's final state
+    row: torch.Tensor  # int64 [segments], the row of each segment
+    continues: torch.Tensor  # bool [segments], the segment begins with the row's initial state
+    last_of_row: torch.Tensor  # int64 [B], the last segment of each row
 
 
 def segments(reset_BT: torch.Tensor) -> Segments:
-    """Cut rows at their resets; a row's start is a boundary too."""
+    """Cut rows at their resets; the start of a row is a boundary too."""
     batch, num_tokens = reset_BT.shape
     begins = reset_BT.bool().clone()
     begins[:, 0] = True
@@ -40,7 +40,7 @@ def segments(reset_BT: torch.Tensor) -> Segments:
 
 
 def segment_states(initial_state: torch.Tensor | None, cut: Segments) -> torch.Tensor | None:
-    """[B, ...] -> [segments, ...]: the row's state where a segment continues it, zeros elsewhere."""
+    """[B, ...] -> [segments, ...]: the row's state for segments that continue it, zeros for the others."""
     if initial_state is None:
         return None
     continues = cut.continues.view(-1, *[1] * (initial_state.dim() - 1))
@@ -54,7 +54,7 @@ def run_kernel(
     reset_BT: torch.Tensor | None,
     **options: object,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Call a kernel on [B, T, ...] tensors, with rows cut at resets where there are any."""
+    """Call a kernel on [B, T, ...] tensors, with rows cut at their resets, if any."""
     state = None if initial_state is None else initial_state.float()
     if reset_BT is None:
         return kernel(*tensors, initial_state=state, output_final_state=True, **options)
@@ -77,7 +77,7 @@ def gated_delta_rule(
     reset_BT: torch.Tensor | None,
     qk_l2norm: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`sleeptrain.ops.gated_delta_rule` on a GPU; raises ConfigError where flash-linear-attention is missing."""
+    """`sleeptrain.ops.gated_delta_rule` on a GPU. Raises ConfigError if flash-linear-attention is missing."""
     tensors = (q_BTHK.to(v_BTGV.dtype), k_BTHK.to(v_BTGV.dtype), v_BTGV, g_BTG.float(), beta_BTG)
     kernel = _kernel(*GATED_DELTA_RULE)
     return run_kernel(kernel, tensors, initial_state, reset_BT, use_qk_l2norm_in_kernel=qk_l2norm)
@@ -93,7 +93,7 @@ def ssd(
     initial_state: torch.Tensor | None,
     reset_BT: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`sleeptrain.ops.ssd` on a GPU, as gated linear attention without a scale; raises ConfigError as above."""
+    """`sleeptrain.ops.ssd` on a GPU, as gated linear attention without a scale. Raises ConfigError as above."""
     shared = x_BTHV.shape[2] // B_BTNK.shape[2]
     C_BTHK, B_BTHK = (x.to(x_BTHV.dtype).repeat_interleave(shared, dim=2) for x in (C_BTNK, B_BTNK))
     written = (x_BTHV * dt_BTH.unsqueeze(-1)).to(x_BTHV.dtype)
@@ -103,9 +103,9 @@ def ssd(
 
 
 def load_kernels() -> None:
-    """Raises ConfigError where flash-linear-attention cannot be loaded."""
-    for place in (GATED_DELTA_RULE, GATED_LINEAR_ATTENTION):
-        _kernel(*place)
+    """Raises ConfigError if flash-linear-attention cannot be loaded."""
+    for kernel in (GATED_DELTA_RULE, GATED_LINEAR_ATTENTION):
+        _kernel(*kernel)
 
 
 def _kernel(module: str, name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:

@@ -1,15 +1,16 @@
-"""The gated delta rule (arXiv 2412.06464) in chunks, forward and backward written out in PyTorch.
+"""The gated delta rule (arXiv 2412.06464) in chunks, with an explicit forward and backward in PyTorch.
 
 With the summed log decay c_i of a chunk, D_ij = exp(c_i - c_j) for i >= j, and S the state before the chunk:
 
-    (I + diag(b) tril(D * K K^T, -1)) U = diag(b) (V - exp(c) K S)     U: what each token writes
+    (I + diag(b) tril(D * K K^T, -1)) U = diag(b) (V - exp(c) K S)     U: the value that each token writes
     O  = scale (exp(c) Q S + tril(D * Q K^T) U)
     S' = exp(c_C) S + (exp(c_C - c) K)^T U
 
-The backward uses R = (I + ...)^-T dU, with which dV = b R, the gradient of the triangular matrix is -R U^T and that of
-its product with S is -R S^T: nothing is differentiated through the inverse itself. The gradient of c_i is a sum over
-the pairs of which i is one end, minus those of which it is the other. A token's pair with itself does not depend on c
-and is left out: with strong decays it is nearly all there is, and the rest would drown in its rounding.
+The backward uses R = (I + ...)^-T dU. Then dV = b R, the gradient of the triangular matrix is -R U^T, and the gradient
+of its product with S is -R S^T, so the inverse itself is not differentiated. The gradient of c_i is the sum over the
+pairs in which i is one end, minus the sum over the pairs in which it is the other. The pair of a token with itself does
+not depend on c and is left out: with strong decays it is much larger than the rest, which would be lost in its
+rounding.
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ L2_EPS = 1e-6
 
 
 def chunk_size(key_dim: int) -> int:
-    """Measured on one core: the [C, C] work must stay small beside the [C, K] work."""
+    """C, measured on one core: the [C, C] products must stay small compared to the [C, K] products."""
     return 32 if key_dim <= 128 else 64
 
 
 class _Slab(NamedTuple):
-    """The chunks of a slab, ready to be read and differentiated; M = n*B*G, N = B*G."""
+    """The intermediates of a slab that its outputs and gradients need; M = n*B*G, N = B*G."""
 
     qk_M2CK: torch.Tensor  # scaled (and normalised) queries, (normalised) keys
-    norm_M2C: torch.Tensor | None  # the factors that gave them unit length
-    between_MCC: torch.Tensor
+    norm_M2C: torch.Tensor | None  # the factors that normalise them
+    between_MCC: torch.Tensor  # D
     attention_MCC: torch.Tensor  # D * Q K^T, lower
     recall_MCC: torch.Tensor  # D * K K^T, strictly lower
-    T_MCC: torch.Tensor
-    W_MCK: torch.Tensor
-    U_MCV: torch.Tensor
-    states_nNKV: torch.Tensor  # n + 1 of them: before each chunk, and after the last
+    T_MCC: torch.Tensor  # (I + diag(b) tril(D * K K^T, -1))^-1
+    W_MCK: torch.Tensor  # T diag(b exp(c)) K
+    U_MCV: torch.Tensor  # U
+    states_nNKV: torch.Tensor  # n + 1 states: before each chunk, and after the last
 
 
 class _Problem:
@@ -67,16 +68,16 @@ class _Problem:
         self.decays = Decays(self.cut.split(g.to(self.dtype)), reset)
 
     def factors(self, slab: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """beta, into, out of a slab, [M, C]."""
-        of = (self.beta_nBGC, self.decays.into_nBHC, self.decays.out_nBHC)
-        beta, into, out = (x[slab].reshape(-1, self.cut.size) for x in of)
+        """(beta, into, out) of a slab, each [M, C]."""
+        factors = (self.beta_nBGC, self.decays.into_nBHC, self.decays.out_nBHC)
+        beta, into, out = (x[slab].reshape(-1, self.cut.size) for x in factors)
         return beta, into, out
 
     def values(self, x_nBCGV: torch.Tensor, slab: slice) -> torch.Tensor:
         return x_nBCGV[slab].transpose(2, 3).to(self.dtype).reshape(-1, self.cut.size, self.value_dim)
 
     def queries_and_keys(self, slab: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Scaled, normalised and repeated to the value heads: [M, 2, C, K] and the normalising factors [M, 2, C]."""
+        """(queries and keys, scaled, normalised and repeated to the value heads, [M, 2, C, K]; factors [M, 2, C])."""
         num = slab.stop - slab.start
         shared = self.value_heads // self.num_heads
         shape = (num, self.batch, self.num_heads, shared, 2, self.cut.size)
@@ -94,7 +95,7 @@ class _Problem:
 
 
 def _absorb(problem: _Problem, slab: slice, S_NKV: torch.Tensor) -> _Slab:
-    """Run the state through a slab."""
+    """Compute the intermediates of a slab. S_NKV: the state before it."""
     num, rows = slab.stop - slab.start, problem.rows
     beta, into, out = problem.factors(slab)
     qk, norm = problem.queries_and_keys(slab)
@@ -106,13 +107,13 @@ def _absorb(problem: _Problem, slab: slice, S_NKV: torch.Tensor) -> _Slab:
     U = torch.bmm(T * beta.unsqueeze(1), problem.values(problem.v, slab))
     W = torch.bmm(T * (beta * into).unsqueeze(1), k)
     k_out = k * out.unsqueeze(-1)
-    whole = problem.decays.whole_nBH[slab].reshape(num, rows, 1, 1)
+    total = problem.decays.total_nBH[slab].reshape(num, rows, 1, 1)
     states = S_NKV.new_empty(num + 1, *S_NKV.shape)
     states[0] = S_NKV
     for c in range(num):
-        at = slice(c * rows, (c + 1) * rows)
-        U_c = U[at].baddbmm_(W[at], states[c], alpha=-1)
-        torch.mul(states[c], whole[c], out=states[c + 1]).baddbmm_(k_out[at].mT, U_c)
+        chunk = slice(c * rows, (c + 1) * rows)
+        U_c = U[chunk].baddbmm_(W[chunk], states[c], alpha=-1)
+        torch.mul(states[c], total[c], out=states[c + 1]).baddbmm_(k_out[chunk].mT, U_c)
     attention = torch.bmm(q, k.mT).mul_(between)
     return _Slab(qk, norm, between, attention, recall, T, W, U, states)
 
@@ -133,35 +134,42 @@ def _tokens(problem: _Problem, x_MCD: torch.Tensor) -> torch.Tensor:
 def _forward(
     problem: _Problem, initial_state: torch.Tensor | None, like_v: torch.Tensor, keep: str | None
 ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor | None]]:
-    """o_BTGV, S_BGKV and what the backward is to keep: all slabs' tensors ("save"), or the state before each slab."""
+    """(o_BTGV, S_BGKV, saved tensors).
+
+    keep: "save" saves the intermediates of all slabs for the backward, "recompute" the state before each slab, None
+    nothing.
+    """
     shape = (problem.rows, problem.key_dim, problem.value_dim)
     S = problem.beta_nBGC.new_zeros(shape) if initial_state is None else initial_state.to(problem.dtype).reshape(shape)
     o, o_chunks = problem.cut.empty(like_v)
-    kept: list[torch.Tensor | None] = []
+    saved: list[torch.Tensor | None] = []
     for slab in problem.cut.slabs():
         if keep == "recompute":
-            kept.append(S)
+            saved.append(S)
         s = _absorb(problem, slab, S)
         o_chunks[slab] = _read(problem, slab, s)
         S = s.states_nNKV[-1].clone()
         if keep == "save":
-            kept.extend(s)
-    return o, S.view(problem.batch, problem.value_heads, *shape[1:]), kept
+            saved.extend(s)
+    return o, S.view(problem.batch, problem.value_heads, *shape[1:]), saved
 
 
 class _Gradients:
-    """The gradients of the inputs, filled slab by slab."""
+    """The gradients of the inputs, filled slab by slab.
+
+    qkv: dq_BTHK, dk_BTHK, dv_BTGV. chunks: their views [n, B, C, ...].
+    """
 
     def __init__(self, problem: _Problem, tensors: Sequence[torch.Tensor]):
-        whole, self.chunks = zip(*(problem.cut.empty(x) for x in tensors[:3]), strict=True)
-        self.whole: tuple[torch.Tensor, ...] = whole
+        qkv, self.chunks = zip(*(problem.cut.empty(x) for x in tensors[:3]), strict=True)
+        self.qkv: tuple[torch.Tensor, ...] = qkv
         self.dlog_nBGC, self.dbeta_nBGC = (torch.empty_like(problem.beta_nBGC) for _ in range(2))
 
 
 def _rewind(
     problem: _Problem, slab: slice, s: _Slab, do_MCV: torch.Tensor, dS_NKV: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run the state's gradient back through a slab: dU_MCV and the states' gradients, n + 1 of them."""
+    """Run the gradient of the state back through a slab: (dU_MCV, gradients of the n + 1 states)."""
     num, rows = slab.stop - slab.start, problem.rows
     _, into, out = problem.factors(slab)
     q, k = s.qk_M2CK.unbind(1)
@@ -170,58 +178,60 @@ def _rewind(
     dstates[num] = dS_NKV
     torch.bmm((q * into.unsqueeze(-1)).mT, do_MCV, out=dstates[:num].view(-1, *dS_NKV.shape[1:]))
     k_out = k * out.unsqueeze(-1)
-    whole = problem.decays.whole_nBH[slab].reshape(num, rows, 1, 1)
+    total = problem.decays.total_nBH[slab].reshape(num, rows, 1, 1)
     for c in reversed(range(num)):
-        at = slice(c * rows, (c + 1) * rows)
-        dU_c = dU[at].baddbmm_(k_out[at], dstates[c + 1])
-        dstates[c].addcmul_(dstates[c + 1], whole[c]).baddbmm_(s.W_MCK[at].mT, dU_c, alpha=-1)
+        chunk = slice(c * rows, (c + 1) * rows)
+        dU_c = dU[chunk].baddbmm_(k_out[chunk], dstates[c + 1])
+        dstates[c].addcmul_(dstates[c + 1], total[c]).baddbmm_(s.W_MCK[chunk].mT, dU_c, alpha=-1)
     return dU, dstates
 
 
 def _differentiate(
     problem: _Problem, slab: slice, s: _Slab, do_nBCGV: torch.Tensor, dS_NKV: torch.Tensor, grads: _Gradients
 ) -> torch.Tensor:
-    """Fill in the gradients of a slab; returns the gradient of the state before it."""
+    """Fill in the gradients of a slab. Returns the gradient of the state before it."""
     beta, into, out = problem.factors(slab)
     q, k = s.qk_M2CK.unbind(1)
     do = problem.values(do_nBCGV, slab)
     dU, dstates = _rewind(problem, slab, s, do, dS_NKV)
     R = torch.bmm(s.T_MCC.mT, dU)
-    read = torch.stack((do, R.neg()), dim=1).flatten(1, 2)  # what read the state and the writes: queries, keys
-    # Gradients of (q, k as a reader / b): through the state before the chunk, then through the pairs inside it.
+    read = torch.stack((do, R.neg()), dim=1).flatten(1, 2)  # gradients of the reads by q and by k
+    # Gradients of q and of k as a reader (without the factor b): through the state before the chunk, then through the
+    # pairs inside the chunk.
     dread = torch.bmm(read, s.states_nNKV[:-1].flatten(0, 1).mT).unflatten(1, (2, -1)).mul_(into[:, None, :, None])
     by_state = (s.qk_M2CK * dread).sum(-1)
     dpairs = torch.bmm(read, s.U_MCV.mT).unflatten(1, (2, -1))
     by_pair = dpairs * torch.stack((s.attention_MCC, s.recall_MCC), dim=1)
     dpairs.mul_(s.between_MCC.unsqueeze(1))
-    dpairs[:, 1].diagonal(dim1=1, dim2=2).zero_()  # a token does not recall what it writes itself
+    dpairs[:, 1].diagonal(dim1=1, dim2=2).zero_()  # a token does not recall its own write
     dread.flatten(1, 2).baddbmm_(dpairs.flatten(1, 2), k)
-    # Gradient of k as what is written: through the state after the chunk, then through the pairs.
+    # Gradient of k as the key of a write: through the state after the chunk, then through the pairs.
     dk = torch.bmm(s.U_MCV, dstates[1:].flatten(0, 1).mT).mul_(out.unsqueeze(-1))
     by_end = (k * dk).sum(-1)
     dpairs[:, 1].mul_(beta.unsqueeze(-1))
     dk.baddbmm_(dpairs.flatten(1, 2).mT, s.qk_M2CK.flatten(1, 2))
 
-    with_itself = by_pair[:, 0].diagonal(dim1=1, dim2=2).clone()
+    self_pair = by_pair[:, 0].diagonal(dim1=1, dim2=2).clone()
     by_pair[:, 0].diagonal(dim1=1, dim2=2).zero_()
     q_dq, k_dread = (by_state + by_pair.sum(-1)).unbind(1)
     as_written = (by_pair[:, 0] + beta.unsqueeze(-1) * by_pair[:, 1]).sum(-2)
-    whole = problem.decays.whole_nBH[slab].flatten() * (s.states_nNKV[:-1] * dstates[1:]).sum((-2, -1)).flatten()
-    dlog = decay_gradient(q_dq + beta * k_dread - as_written, by_end, whole)
+    total = problem.decays.total_nBH[slab].flatten() * (s.states_nNKV[:-1] * dstates[1:]).sum((-2, -1)).flatten()
+    dlog = decay_gradient(q_dq + beta * k_dread - as_written, by_end, total)
     grads.dlog_nBGC[slab] = dlog.view_as(grads.dlog_nBGC[slab])
     dbeta = k_dread + (R * problem.values(problem.v, slab)).sum(-1)
     grads.dbeta_nBGC[slab] = dbeta.view_as(grads.dbeta_nBGC[slab])
     dq, dk = dread[:, 0].mul_(problem.scale), dk.addcmul_(dread[:, 1], beta.unsqueeze(-1))
     if s.norm_M2C is not None:
-        along_q, along_k = (q_dq + with_itself) / problem.scale, beta * k_dread + as_written + with_itself + by_end
+        along_q, along_k = (q_dq + self_pair) / problem.scale, beta * k_dread + as_written + self_pair + by_end
         dq.addcmul_(q, along_q.unsqueeze(-1), value=-1).mul_(s.norm_M2C[:, 0].unsqueeze(-1))
         dk.addcmul_(k, along_k.unsqueeze(-1), value=-1).mul_(s.norm_M2C[:, 1].unsqueeze(-1))
     _store(problem, slab, grads, (dq, dk, R.mul_(beta.unsqueeze(-1))))
     return dstates[0]
 
 
-def _store(problem: _Problem, slab: slice, grads: _Gradients, found: tuple[torch.Tensor, ...]) -> None:
-    for chunks, dx_MCD in zip(grads.chunks, found, strict=True):
+def _store(problem: _Problem, slab: slice, grads: _Gradients, qkv_grads: tuple[torch.Tensor, ...]) -> None:
+    """Write the gradients of q, k and v of a slab, [M, C, D] each, summed over the value heads of a key head."""
+    for chunks, dx_MCD in zip(grads.chunks, qkv_grads, strict=True):
         dx_nBCGD = _tokens(problem, dx_MCD)
         shared = dx_nBCGD.shape[3] // chunks.shape[3]
         chunks[slab] = dx_nBCGD if shared == 1 else dx_nBCGD.unflatten(3, (-1, shared)).sum(4)
@@ -242,8 +252,8 @@ class _GatedDeltaRule(torch.autograd.Function):
         memory: str,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         problem = _Problem((q, k, v, g, beta), reset_BT, qk_l2norm)
-        o, S, kept = _forward(problem, initial_state, v, keep=memory)
-        ctx.save_for_backward(q, k, v, g, beta, reset_BT, *kept)
+        o, S, saved = _forward(problem, initial_state, v, keep=memory)
+        ctx.save_for_backward(q, k, v, g, beta, reset_BT, *saved)
         ctx.qk_l2norm, ctx.memory = qk_l2norm, memory
         ctx.state_dtype = None if initial_state is None else initial_state.dtype
         return o, S
@@ -251,7 +261,7 @@ class _GatedDeltaRule(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, do_BTGV: torch.Tensor, dS_BGKV: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, g, beta, reset_BT, *kept = ctx.saved_tensors
+        q, k, v, g, beta, reset_BT, *saved = ctx.saved_tensors
         tensors = (q, k, v, g, beta)
         problem = _Problem(tensors, reset_BT, ctx.qk_l2norm)
         grads = _Gradients(problem, tensors)
@@ -259,13 +269,13 @@ class _GatedDeltaRule(torch.autograd.Function):
         dS = dS_BGKV.flatten(0, 1)
         width = len(_Slab._fields)
         for i, slab in reversed(list(enumerate(problem.cut.slabs()))):
-            saved = kept[i * width : (i + 1) * width]
-            s = _Slab(*saved) if ctx.memory == "save" else _absorb(problem, slab, kept[i])
+            slab_tensors = saved[i * width : (i + 1) * width]
+            s = _Slab(*slab_tensors) if ctx.memory == "save" else _absorb(problem, slab, saved[i])
             dS = _differentiate(problem, slab, s, do_chunks, dS, grads)
         dg, dbeta = problem.decays.backward(grads.dlog_nBGC), grads.dbeta_nBGC.transpose(2, 3)
         dg, dbeta = (problem.cut.join(dx).to(x.dtype) for dx, x in ((dg, g), (dbeta, beta)))
         dS_first = None if ctx.state_dtype is None else dS.view(dS_BGKV.shape).to(ctx.state_dtype)
-        return *grads.whole, dg, dbeta, dS_first, None, None, None
+        return *grads.qkv, dg, dbeta, dS_first, None, None, None
 
 
 def gated_delta_rule(

@@ -1,4 +1,4 @@
-"""The recurrences one token at a time, in the dtype given: the oracle of the other implementations, meant for fp64."""
+"""The recurrences one token at a time, in the inputs' dtype: the oracle for the other implementations, best in fp64."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def gated_delta_rule(
     reset_BT: torch.Tensor | None = None,
     qk_l2norm: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The recurrence of arXiv 2412.06464, equation 10: (o_BTGV, S_BGKV), all in v's dtype."""
+    """The recurrence of arXiv 2412.06464, equation 10. Returns (o_BTGV, S_BGKV), both in v's dtype."""
     if qk_l2norm:
         q_BTHK, k_BTHK = (x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6) for x in (q_BTHK, k_BTHK))
     batch, num_tokens, num_heads, key_dim = k_BTHK.shape
@@ -43,7 +43,10 @@ def ssd(
     initial_state: torch.Tensor | None = None,
     reset_BT: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The recurrence of arXiv 2405.21060, section 2, with a scalar decay a head: (y_BTHV, S_BHKV), all in x's dtype."""
+    """The recurrence of arXiv 2405.21060, section 2, with a scalar decay for each head.
+
+    Returns (y_BTHV, S_BHKV), both in x's dtype.
+    """
     batch, num_tokens, num_heads, value_dim = x_BTHV.shape
     num_groups, key_dim = B_BTNK.shape[2:]
     C_BTHK, B_BTHK = (x.repeat_interleave(num_heads // num_groups, dim=2) for x in (C_BTNK, B_BTNK))
@@ -61,5 +64,5 @@ def _first_state(initial_state: torch.Tensor | None, like: torch.Tensor, shape: 
 
 
 def _drop(S_BHKV: torch.Tensor, reset_BT: torch.Tensor | None, t: int) -> torch.Tensor:
-    """Zero where a document starts; the decay of that token must not reach what was before, nor a NaN of it."""
+    """S with zeros for rows in which a document starts at token t. Masked, because a product would keep a NaN of S."""
     return S_BHKV if reset_BT is None else S_BHKV.masked_fill(reset_BT[:, t, None, None, None], 0.0)

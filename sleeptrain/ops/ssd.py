@@ -1,14 +1,14 @@
-"""Mamba-2's state-space duality (arXiv 2405.21060) in chunks, forward and backward written out in PyTorch.
+"""Mamba-2's state-space duality (arXiv 2405.21060) in chunks, with an explicit forward and backward in PyTorch.
 
 With the summed log decay c_i of a chunk, D_ij = exp(c_i - c_j) for i >= j, X = dt x, and S the state before the chunk:
 
     Y  = exp(c) C S + (D * C B^T) X
     S' = exp(c_C) S + B^T (exp(c_C - c) X)
 
-The heads of a group share B and C, so whatever meets the state is one product of width R*V for the R heads of a group,
-and C B^T is formed once a group. The gradient of c_i is a sum over the pairs of which i is the later token, minus those
-of which it is the earlier one; its pair with itself, which does not depend on c, is left out, for its rounding would
-drown the rest where decays are strong.
+The R heads of a group share B and C. So each product with the state has width R*V, and C B^T is computed once for each
+group. The gradient of c_i is the sum over the pairs in which i is the later token, minus the sum over the pairs in
+which it is the earlier one. The pair of a token with itself does not depend on c and is left out: with strong decays
+the rest would be lost in its rounding.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ CHUNK = 64
 
 
 class _Slab(NamedTuple):
-    """The chunks of a slab, ready to be read and differentiated; M = n*B*N groups, R heads each."""
+    """The intermediates of a slab that its outputs and gradients need; M = n*B*groups, R heads in each group."""
 
     C_MCK: torch.Tensor
     B_MCK: torch.Tensor
-    between_MRCC: torch.Tensor
-    attention_MRCC: torch.Tensor
+    between_MRCC: torch.Tensor  # D
+    attention_MRCC: torch.Tensor  # D * C B^T
     X_MRCV: torch.Tensor
-    out_X_MCW: torch.Tensor  # exp(c_C - c) X, the heads side by side: W = R*V
-    states_nNKW: torch.Tensor  # n + 1 of them: before each chunk, and after the last; N = B*groups
+    out_X_MCW: torch.Tensor  # exp(c_C - c) X, with the heads of a group side by side: W = R*V
+    states_nNKW: torch.Tensor  # n + 1 states: before each chunk, and after the last; N = B*groups
 
 
 class _Problem:
@@ -57,7 +57,7 @@ class _Problem:
         return x_nBCNK[slab].transpose(2, 3).to(self.dtype).reshape(-1, self.cut.size, self.key_dim)
 
     def head(self, x_nBCHV: torch.Tensor, slab: slice, factor_nBCH: torch.Tensor | None = None) -> torch.Tensor:
-        """[n, B, C, H, V] times the factor -> [M, R, C, V]."""
+        """[n, B, C, H, V] (times the factor [n, B, C, H]) -> [M, R, C, V]."""
         x_nBHCV = x_nBCHV[slab].transpose(2, 3)
         out = self.A_H.new_empty(x_nBHCV.shape)
         if factor_nBCH is None:
@@ -67,16 +67,16 @@ class _Problem:
         return out.view(-1, self.shared, self.cut.size, self.value_dim)
 
     def wide(self, x_MRCV: torch.Tensor, factor_nBHC: torch.Tensor) -> torch.Tensor:
-        """Times a decay factor, the heads side by side: [M, C, R*V]."""
+        """[M, R, C, V] times a decay factor [n, B, H, C] -> [M, C, R*V], the heads side by side."""
         out = torch.empty_like(x_MRCV).view(-1, self.cut.size, self.shared, self.value_dim)
         factor_MRC1 = factor_nBHC.reshape(-1, self.shared, self.cut.size, 1)
         torch.mul(x_MRCV.transpose(1, 2), factor_MRC1.transpose(1, 2), out=out)
         return out.flatten(2)
 
-    def whole(self, slab: slice) -> torch.Tensor:
-        """What a chunk leaves of each state column, [n, N, 1, W]."""
-        whole = self.decays.whole_nBH[slab].reshape(-1, self.rows, 1, self.shared, 1)
-        return whole.expand(-1, -1, -1, -1, self.value_dim).flatten(3)
+    def total_decay(self, slab: slice) -> torch.Tensor:
+        """The decay of each state column over a chunk, [n, N, 1, W]."""
+        total = self.decays.total_nBH[slab].reshape(-1, self.rows, 1, self.shared, 1)
+        return total.expand(-1, -1, -1, -1, self.value_dim).flatten(3)
 
     def heads(self, x_MCW: torch.Tensor) -> torch.Tensor:
         """[M, C, R*V] -> [M, R, C, V], a view."""
@@ -98,7 +98,10 @@ class _Problem:
 
 
 def _absorb(problem: _Problem, slab: slice, S_NKW: torch.Tensor) -> _Slab:
-    """Run the state through a slab: the chunks' own contributions at once, then a scan."""
+    """Compute the intermediates of a slab: the writes of all chunks at once, then a scan over the states.
+
+    S_NKW: the state before the slab.
+    """
     num = slab.stop - slab.start
     C, B = problem.group(problem.C, slab), problem.group(problem.B, slab)
     between = problem.decays.between(slab).view(-1, problem.shared, problem.cut.size, problem.cut.size)
@@ -108,9 +111,9 @@ def _absorb(problem: _Problem, slab: slice, S_NKW: torch.Tensor) -> _Slab:
     states = S_NKW.new_empty(num + 1, *S_NKW.shape)
     states[0] = S_NKW
     torch.bmm(B.mT, out_X, out=states[1:].view(-1, *S_NKW.shape[1:]))
-    whole = problem.whole(slab)
+    decay = problem.total_decay(slab)
     for c in range(num):
-        states[c + 1].addcmul_(states[c], whole[c])
+        states[c + 1].addcmul_(states[c], decay[c])
     return _Slab(C, B, between, attention, X, out_X, states)
 
 
@@ -125,49 +128,56 @@ def _read(problem: _Problem, slab: slice, s: _Slab) -> torch.Tensor:
 def _forward(
     problem: _Problem, initial_state: torch.Tensor | None, like_x: torch.Tensor, keep: str | None
 ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """y_BTHV, S_BHKV and what the backward is to keep: all slabs' tensors ("save"), or the state before each slab."""
+    """(y_BTHV, S_BHKV, saved tensors).
+
+    keep: "save" saves the intermediates of all slabs for the backward, "recompute" the state before each slab, None
+    nothing.
+    """
     if initial_state is None:
         S = problem.A_H.new_zeros(problem.rows, problem.key_dim, problem.width)
     else:
         S = problem.columns(initial_state)
     y, y_chunks = problem.cut.empty(like_x)
-    kept: list[torch.Tensor] = []
+    saved: list[torch.Tensor] = []
     for slab in problem.cut.slabs():
         if keep == "recompute":
-            kept.append(S)
+            saved.append(S)
         s = _absorb(problem, slab, S)
         y_chunks[slab] = _read(problem, slab, s)
         S = s.states_nNKW[-1].clone()
         if keep == "save":
-            kept.extend(s)
-    return y, problem.states(S), kept
+            saved.extend(s)
+    return y, problem.states(S), saved
 
 
 class _Gradients:
-    """The gradients of the inputs, filled slab by slab."""
+    """The gradients of the inputs, filled slab by slab.
+
+    CBx: dC_BTNK, dB_BTNK, dx_BTHV. chunks: their views [n, B, C, ...]. x_dX_nBCH: sum of x * dX over V.
+    """
 
     def __init__(self, problem: _Problem, tensors: Sequence[torch.Tensor]):
-        whole, self.chunks = zip(*(problem.cut.empty(x) for x in tensors[:3]), strict=True)
-        self.whole: tuple[torch.Tensor, ...] = whole
+        CBx, self.chunks = zip(*(problem.cut.empty(x) for x in tensors[:3]), strict=True)
+        self.CBx: tuple[torch.Tensor, ...] = CBx
         self.dlog_nBHC = torch.empty_like(problem.decays.into_nBHC)
         self.x_dX_nBCH = torch.empty_like(problem.dt_nBCH)
 
 
 def _rewind(problem: _Problem, slab: slice, s: _Slab, into_dy: torch.Tensor, dS_NKW: torch.Tensor) -> torch.Tensor:
-    """The gradients of the states of a slab, n + 1 of them."""
+    """The gradients of the n + 1 states of a slab."""
     dstates = torch.empty_like(s.states_nNKW)
     dstates[-1] = dS_NKW
     torch.bmm(s.C_MCK.mT, into_dy, out=dstates[:-1].view(-1, *dS_NKW.shape[1:]))
-    whole = problem.whole(slab)
+    decay = problem.total_decay(slab)
     for c in reversed(range(slab.stop - slab.start)):
-        dstates[c].addcmul_(dstates[c + 1], whole[c])
+        dstates[c].addcmul_(dstates[c + 1], decay[c])
     return dstates
 
 
 def _differentiate(
     problem: _Problem, slab: slice, s: _Slab, dy_nBCHV: torch.Tensor, dS_NKW: torch.Tensor, grads: _Gradients
 ) -> torch.Tensor:
-    """Fill in the gradients of a slab; returns the gradient of the state before it."""
+    """Fill in the gradients of a slab. Returns the gradient of the state before it."""
     dy = problem.head(dy_nBCHV, slab)
     into_dy = problem.wide(dy, problem.decays.into_nBHC[slab])
     dstates = _rewind(problem, slab, s, into_dy, dS_NKW)
@@ -186,8 +196,8 @@ def _differentiate(
     by_state = (problem.heads(into_dy) * problem.heads(torch.bmm(s.C_MCK, before))).sum(-1)
     by_end = (problem.heads(s.out_X_MCW) * dX_by_end).sum(-1)
     carried = (s.states_nNKW[:-1] * dstates[1:]).sum(2).unflatten(2, (problem.shared, -1)).sum(-1)
-    whole = problem.decays.whole_nBH[slab].reshape(carried.shape) * carried
-    dlog = decay_gradient(by_state + by_pair.sum(-1) - by_pair.sum(-2), by_end, whole.flatten(0, 1))
+    total = problem.decays.total_nBH[slab].reshape(carried.shape) * carried
+    dlog = decay_gradient(by_state + by_pair.sum(-1) - by_pair.sum(-2), by_end, total.flatten(0, 1))
     grads.dlog_nBHC[slab] = dlog.view_as(grads.dlog_nBHC[slab])
     dX_nBCHV = problem.tokens(dX)
     grads.x_dX_nBCH[slab] = (problem.x[slab] * dX_nBCHV).sum(-1)
@@ -211,8 +221,8 @@ class _SSD(torch.autograd.Function):
         memory: str,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         problem = _Problem((C, B, x, dt, A), reset_BT)
-        y, S, kept = _forward(problem, initial_state, x, keep=memory)
-        ctx.save_for_backward(C, B, x, dt, A, reset_BT, *kept)
+        y, S, saved = _forward(problem, initial_state, x, keep=memory)
+        ctx.save_for_backward(C, B, x, dt, A, reset_BT, *saved)
         ctx.memory = memory
         ctx.state_dtype = None if initial_state is None else initial_state.dtype
         return y, S
@@ -220,20 +230,20 @@ class _SSD(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy_BTHV: torch.Tensor, dS_BHKV: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        C, B, x, dt, A, reset_BT, *kept = ctx.saved_tensors
+        C, B, x, dt, A, reset_BT, *saved = ctx.saved_tensors
         problem = _Problem((C, B, x, dt, A), reset_BT)
         grads = _Gradients(problem, (C, B, x))
         dy_chunks, dS = problem.cut.split(dy_BTHV), problem.columns(dS_BHKV)
         width = len(_Slab._fields)
         for i, slab in reversed(list(enumerate(problem.cut.slabs()))):
-            saved = kept[i * width : (i + 1) * width]
-            s = _Slab(*saved) if ctx.memory == "save" else _absorb(problem, slab, kept[i])
+            slab_tensors = saved[i * width : (i + 1) * width]
+            s = _Slab(*slab_tensors) if ctx.memory == "save" else _absorb(problem, slab, saved[i])
             dS = _differentiate(problem, slab, s, dy_chunks, dS, grads)
         dg_nBCH = problem.decays.backward(grads.dlog_nBHC)
         ddt = problem.cut.join(grads.x_dX_nBCH + dg_nBCH * problem.A_H).to(dt.dtype)
         dA = (dg_nBCH * problem.dt_nBCH).sum((0, 1, 2)).to(A.dtype)
         dS_first = None if ctx.state_dtype is None else problem.states(dS).to(ctx.state_dtype)
-        return *grads.whole, ddt, dA, dS_first, None, None
+        return *grads.CBx, ddt, dA, dS_first, None, None
 
 
 def ssd(

@@ -1,4 +1,4 @@
-"""The recurrences for one token without a gradient: what decoding needs, with none of the machinery of chunks."""
+"""The recurrences for one token without a gradient, for decoding; no chunks."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
 
 
 def _spread(x_BTHK: torch.Tensor, times: int) -> torch.Tensor:
-    """One row for each value head, [B * G, 1, K]; a key head serves `times` of them."""
+    """[B, 1, H, K] -> [B * G, 1, K], one row for each value head. times: value heads of a key head, G / H."""
     x = x_BTHK if times == 1 else x_BTHK.repeat_interleave(times, dim=2)
     return x.reshape(-1, 1, x.shape[-1])
 

@@ -78,7 +78,7 @@ def test_expansion(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.hide(f"a {SECRET} b") == "a ${oc.env:SLEEPTRAIN_TEST_KEY} b"
     with pytest.raises(ConfigError, match="the environment variable SLEEPTRAIN_TEST_NONE is not set"):
         expand("${oc.env:SLEEPTRAIN_TEST_NONE}")
-    with pytest.raises(ConfigError, match="none in another"):
+    with pytest.raises(ConfigError, match="not nested"):
         expand("${oc.env:SLEEPTRAIN_TEST_NONE,${oc.env:SLEEPTRAIN_TEST_NONE}}")
 
 

@@ -67,7 +67,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         ("a: [", "config"),
         ("[1, 2]", "config"),
         ("run: " + "[" * 600, "nested deeper than 64 levels"),
-        ("run: &r {name: a, more: *r}", "an alias in it refers to what it is a part of"),
+        ("run: &r {name: a, more: *r}", "an alias in it refers to a part of the file that contains it"),
         ("\n".join(["a0: &a0 x", *(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]" for n in range(1, 12))]), "aliases expand it"),
         ("run: {name: " + "a" * 2**18 + "}", "more than the 262,144 that are read"),
         ("train: {seed: " + "9" * 5000 + "}", "config"),

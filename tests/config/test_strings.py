@@ -128,7 +128,7 @@ def test_null_is_no_value_where_a_setting_may_be_empty() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("run: &r {name: a, more: *r}", "an alias in it refers to what it is a part of"),
+        ("run: &r {name: a, more: *r}", "an alias in it refers to a part of the file that contains it"),
         ("\n".join(["a0: &a0 x", *(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]" for n in range(1, 12))]), "aliases expand it"),
         ("run: " + "[" * 600, "nested deeper than 64 levels"),
         ("run: {name: " + "a" * 2**18 + "}", "more than the 262,144 that are read"),

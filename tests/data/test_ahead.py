@@ -79,7 +79,7 @@ def test_other_arguments_give_up_what_was_made_ahead() -> None:
     ahead.take(make, ("a",), 0)
     assert ahead.take(make, ("b",), 1) == "b 1"
     assert ahead.take(make, ("b",), 7) == "b 7"
-    assert set(ahead._waiting) == {("b", 8), ("b", 9)}
+    assert set(ahead._pending) == {("b", 8), ("b", 9)}
     assert ahead.take(make, ("a",), 1) == "a 1"
     make.until(lambda: make.made.count(("a", 1)) == 2)
 

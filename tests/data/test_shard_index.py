@@ -55,7 +55,7 @@ def first(**change: Any) -> Callable[[dict], object]:
         (lambda index: index.update(tokens=31), "tokens is not the total"),
         (lambda index: index.update(documents=8), "documents is not the total"),
         (lambda index: index["shardlist"].pop(), "documents is not the total"),
-        (lambda index: index["shardlist"].reverse(), "shard-000001.tar stands behind shard-000002.tar"),
+        (lambda index: index["shardlist"].reverse(), "shard-000001.tar comes after shard-000002.tar"),
         (lambda index: index["shardlist"].insert(0, index["shardlist"][0]), "or doubled"),
         (first(nsamples=0), "nsamples is 0 in an empty shard"),
         (first(filesize=0), "filesize is 0 in an empty shard"),

@@ -1,7 +1,7 @@
 """The typed configuration: a dataclass for each concept, composed by hydra from `configs/`, checked by `validate`.
 
 Every field is a setting that a user may override on the command line by its dotted path (`sleep.passes=4`), and is
-declared once, by `sleeptrain.config.setting.setting`. What a run was is `Config`, in `<run folder>/config.yaml`.
+declared once, by `sleeptrain.config.setting.setting`. A run saves its `Config` in `<run folder>/config.yaml`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is read."""
+"""Settings of the data."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from sleeptrain.config.setting import setting
 
 @dataclass
 class ShardSource:
-    """Token shards of one kind of text, and how much of it is read; `validation` may be left out."""
+    """Token shards of one kind of text, and their share of the tokens; `validation` may be empty."""
 
-    name: str = setting(
-        "text", "in logs, in stages, and in the random numbers of its order", allowed="a name of its own"
-    )
+    name: str = setting("text", "its name in logs and stages; its random order depends on it", allowed="a unique name")
     train: str = setting(
         "",
         "shards to train on; a `${oc.env:NAME}` in it is [kept as a name](trust.md#your-own-secrets)",
@@ -27,7 +25,7 @@ class ShardSource:
 class MixtureStage:
     """The sources' weights from `tokens` seen on; a source that is not named has weight 0."""
 
-    tokens: int = setting(0, "in force from so many tokens seen on", allowed=">= 1")
+    tokens: int = setting(0, "in force from this many tokens seen on", allowed=">= 1")
     weights: dict[str, float] = setting({}, "a source that is not named has weight 0", allowed="name: weight")
 
 
@@ -58,8 +56,8 @@ class ShardsConfig:
     cache_gib: int = setting(64, "GiB of remote shards, at most", at_least=1, on_resume="free")
 
 
-# Far more than a row of any published experiment has, so that a damaged setting is refused before rows are made of it:
-# of what stands in a row (cells, nodes, words), and of what is done for each (updates, operations, symbols of a name).
+# Far above any published experiment, so that a damaged setting is refused before rows are made from it. MOST_ITEMS:
+# cells, nodes or words of a row. MOST_OPERATIONS: updates, operations of a problem, or symbols of a name.
 MOST_ITEMS, MOST_OPERATIONS = 2**16, 2**10
 
 
@@ -79,14 +77,14 @@ class Rule110Config:
 
 @dataclass
 class DepoConfig:
-    """Depo: a shuffled directed cycle of named nodes, then questions which node is k edges on."""
+    """Depo: a shuffled directed cycle of named nodes, then questions about the node k edges further on."""
 
     nodes: int = setting(
-        75, "of the largest cycle, and of all held-out ones", at_least=2, at_most=MOST_ITEMS, on_resume="fixed"
+        75, "nodes of the largest cycle, and of all held-out cycles", at_least=2, at_most=MOST_ITEMS, on_resume="fixed"
     )
-    min_nodes: int = setting(3, "of the smallest cycle", at_least=2, at_most=MOST_ITEMS, on_resume="fixed")
+    min_nodes: int = setting(3, "nodes of the smallest cycle", at_least=2, at_most=MOST_ITEMS, on_resume="fixed")
     hops: int = setting(16, "the largest k", at_least=1, at_most=MOST_ITEMS, on_resume="fixed")
-    symbols: int = setting(50, "that words are made of", at_least=1, at_most=MOST_ITEMS, on_resume="fixed")
+    symbols: int = setting(50, "symbols of which words are made", at_least=1, at_most=MOST_ITEMS, on_resume="fixed")
     max_word: int = setting(
         2, "symbols of a node's name, at most", at_least=1, at_most=MOST_OPERATIONS, on_resume="fixed"
     )
@@ -102,23 +100,29 @@ class GsmInfiniteConfig:
 
     min_ops: int = setting(
         1,
-        "operations of a problem, at least; with 0 a number that is said may be asked for",
+        "operations of a problem, at least; with 0 a question may ask for a number of the text",
         at_least=0,
         on_resume="fixed",
     )
-    max_ops: int = setting(8, "and at most; uniform between", at_least=1, at_most=MOST_OPERATIONS, on_resume="fixed")
-    min_tokens: int = setting(2000, "of a row's inputs, at least", at_least=1, on_resume="fixed")
-    max_tokens: int = setting(3300, "and at most; T", at_least=1, on_resume="fixed")
+    max_ops: int = setting(
+        8,
+        "operations of a problem, at most; uniform between the two",
+        at_least=1,
+        at_most=MOST_OPERATIONS,
+        on_resume="fixed",
+    )
+    min_tokens: int = setting(2000, "tokens of a row's inputs, at least", at_least=1, on_resume="fixed")
+    max_tokens: int = setting(3300, "tokens of a row's inputs, at most; T", at_least=1, on_resume="fixed")
     tokenizer: str = setting(
         "", "the model's own tokenizer; empty is the task's own words", allowed="a file or folder", on_resume="fixed"
     )
     train: str = setting(
         "",
-        "problems in the public generator's format; empty is generated ones",
+        "problems in the public generator's format; empty: problems are generated",
         allowed="a `.jsonl` file",
         on_resume="fixed",
     )
-    validation: str = setting("", "held-out ones; both files or none", allowed="a `.jsonl` file")
+    validation: str = setting("", "held-out problems; set both files or none", allowed="a `.jsonl` file")
     validation_samples: int = setting(1600, "held-out rows, at most", at_least=1)
 
 

@@ -1,4 +1,4 @@
-"""What the model is made of."""
+"""Settings of the model."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ class AttentionConfig:
         on_resume="fixed",
     )
     qkv_bias: bool = setting(False, "biases of queries, keys and values", on_resume="fixed")
-    scale: float = setting(0.0, "what scores are multiplied by; 0 is 1 / sqrt(`head_dim`)", at_least=0)
+    scale: float = setting(0.0, "factor of the scores; 0 is 1 / sqrt(`head_dim`)", at_least=0)
     post_norm: bool = setting(
         False,
-        "attention blocks norm what mixer and feed-forward give, not what they read (not with `parallel.tensor`)",
+        "attention blocks norm the outputs of mixer and feed-forward, not the inputs (not with `parallel.tensor`)",
         on_resume="fixed",
     )
     sliding_window: int = setting(
-        1024, "tokens that one of a `sliding_attention` block attends to, itself included", at_least=1
+        1024, "tokens to which a token attends in a `sliding_attention` block, itself included", at_least=1
     )
 
 
 @dataclass
 class GatedDeltaNetConfig:
-    """Gated DeltaNet mixer: state S is [num_v_heads, head_k_dim, head_v_dim] a sequence."""
+    """Gated DeltaNet mixer: state S is [num_v_heads, head_k_dim, head_v_dim] for each sequence."""
 
     num_k_heads: int = setting(4, "key heads", at_least=1, on_resume="fixed")
     num_v_heads: int = setting(4, "value heads, a multiple of `num_k_heads`", at_least=1, on_resume="fixed")
@@ -55,7 +55,7 @@ class GatedDeltaNetConfig:
 
 @dataclass
 class JetConfig:
-    """JetBlock mixer: S is [num_heads, head_k_dim, head_v_dim] a sequence; values pass a dynamic convolution."""
+    """JetBlock mixer: S is [num_heads, head_k_dim, head_v_dim] for each sequence; values pass a dynamic convolution."""
 
     num_heads: int = setting(4, "heads", at_least=1, on_resume="fixed")
     head_k_dim: int = setting(
@@ -64,14 +64,14 @@ class JetConfig:
     head_v_dim: int = setting(64, "width of values", at_least=1, on_resume="fixed")
     conv_size: int = setting(4, "taps of the values' dynamic convolution", at_least=1, on_resume="fixed")
     kernel_dim: int = setting(
-        32, "width between the features and the kernels that are made of them", at_least=1, on_resume="fixed"
+        32, "hidden width of the network that computes kernels from features", at_least=1, on_resume="fixed"
     )
     norm_eps: float = setting(1e-5, "epsilon of the gated norm", above=0, on_resume="fixed")
 
 
 @dataclass
 class Mamba2Config:
-    """Mamba-2 (SSD) mixer: S is [num_heads, state_dim, head_dim] a sequence; a group's heads share B and C."""
+    """Mamba-2 (SSD) mixer: S is [num_heads, state_dim, head_dim] for each sequence; a group's heads share B and C."""
 
     num_heads: int = setting(8, "heads, a multiple of `num_groups`", at_least=1, on_resume="fixed")
     head_dim: int = setting(32, "width of a head", at_least=1, on_resume="fixed")
@@ -103,20 +103,20 @@ class ModelConfig:
     )
     norm: str = setting(
         "zero_centred",
-        "what a norm scales by: 1 + its weight, or its weight",
+        "the factor of a norm: 1 + its weight, or its weight",
         choices=("zero_centred", "plain"),
         on_resume="fixed",
     )
     norm_eps: float = setting(1e-6, "epsilon of the norms", above=0)
     sandwich_norms: bool = setting(
-        False, "a norm behind mixer and feed-forward too, before they are added", on_resume="fixed"
+        False, "a norm after mixer and feed-forward too, before they are added", on_resume="fixed"
     )
     norm_between_passes: bool = setting(
-        False, "sleep passes read what the last norm makes of the features; `sleep.core` must end at the last block"
+        False, "sleep passes read the features after the last norm; `sleep.core` must end at the last block"
     )
     embedding_multiplier: float = setting(1.0, "factor of the embeddings", above=0)
-    residual_multiplier: float = setting(1.0, "factor of what mixers and feed-forwards add", above=0)
-    logits_divisor: float = setting(1.0, "what the logits are divided by", above=0)
+    residual_multiplier: float = setting(1.0, "factor of the outputs of mixers and feed-forwards", above=0)
+    logits_divisor: float = setting(1.0, "divisor of the logits", above=0)
     tie_embeddings: bool = setting(True, "the head is the embedding's matrix", on_resume="fixed")
     init_std: float = setting(0.02, "standard deviation of weights at the start", above=0)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
@@ -125,7 +125,7 @@ class ModelConfig:
     mamba2: Mamba2Config = field(default_factory=Mamba2Config)
     mixers: dict[str, Any] = setting(
         {},
-        "settings of mixers that other packages bring, by the names of these",
+        "settings of mixers from other packages, by the name of the mixer",
         allowed="`+model.mixers.NAME.SETTING=`",
         on_resume="fixed",
     )

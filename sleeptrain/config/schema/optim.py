@@ -1,4 +1,4 @@
-"""How the weights are updated."""
+"""Settings of the optimizers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from sleeptrain.config.setting import setting
 
 @dataclass
 class FrozenStage:
-    """What is not trained from `tokens` seen on."""
+    """The parameters that are not trained from `tokens` seen on."""
 
-    tokens: int = setting(0, "in force from so many tokens seen on", allowed=">= 1")
+    tokens: int = setting(0, "in force from this many tokens seen on", allowed=">= 1")
     frozen: list[str] = setting(
         [], "in place of `optim.frozen`; empty: everything is trained", allowed="a list of patterns"
     )
@@ -19,10 +19,10 @@ class FrozenStage:
 
 @dataclass
 class Rate:
-    """Parameters whose rate is `factor` times that of the others of their optimizer."""
+    """Parameters whose learning rate is `factor` times the rate of their optimizer."""
 
-    parameters: str = setting("", "as `blocks.4.*`", allowed="a pattern of names")
-    factor: float = setting(1.0, "of the rate of the optimizer that they have", allowed="> 0")
+    parameters: str = setting("", "such as `blocks.4.*`", allowed="a pattern of names")
+    factor: float = setting(1.0, "factor on the rate of their optimizer", allowed="> 0")
 
 
 @dataclass
@@ -49,11 +49,11 @@ class OptimConfig:
     )
     min_lr_ratio: float = setting(0.0, "where the rate ends, as a share of its peak", at_least=0, at_most=1)
     rates: list[Rate] = setting(
-        [], "of groups of parameters, see below; the last that matches a name counts", allowed="a list of rates"
+        [], "rates of groups of parameters, see below; the last match of a name counts", allowed="a list of rates"
     )
     frozen: list[str] = setting(
         [],
-        "parameters that are not trained; `!pattern` excepts from those before "
+        "parameters that are not trained; `!pattern` is an exception to the patterns before it "
         "([training](training.md#frozen-parts-and-rates-of-groups))",
         allowed="a list of patterns",
     )

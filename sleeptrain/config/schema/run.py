@@ -41,16 +41,16 @@ class CheckpointConfig:
     )
     keep: int = setting(2, "how many of the newest stay", at_least=1, on_resume="free")
     keep_every: int = setting(
-        0, "those whose step is a multiple of it stay besides; 0 is none", at_least=0, on_resume="free"
+        0, "checkpoints whose step is a multiple of it stay too; 0 is none", at_least=0, on_resume="free"
     )
 
 
 @dataclass
 class ParallelConfig:
-    """How a run is spread over its processes; what tensor and pipeline leave over are data-parallel replicas.
+    """How a run is spread over its processes: tensor ranks x pipeline stages x data-parallel replicas.
 
-    ZeRO-1 is the default because it is right in every layout and costs nothing: the optimizer's state is cut over the
-    replicas, with one replica over nobody. 2 also cuts the gradients, 3 the weights.
+    ZeRO-1 is the default because it is right in every layout and costs nothing. It shards the optimizer's state over
+    the replicas; with one replica it shards nothing. ZeRO-2 also shards the gradients, ZeRO-3 the weights too.
     """
 
     tensor: int = setting(
@@ -63,7 +63,7 @@ class ParallelConfig:
     pipeline: int = setting(1, "stages of consecutive blocks, at most one a block", at_least=1, on_resume="free")
     zero: int = setting(
         1,
-        "what DeepSpeed cuts over the replicas: the optimizer's state (1), gradients too (2), weights too "
+        "DeepSpeed shards over the replicas: the optimizer's state (1), gradients too (2), weights too "
         "(3). 3 needs one stage, 0 needs one stage and one tensor rank "
         "([parallel](parallel.md#what-is-refused))",
         at_least=0,
@@ -80,14 +80,14 @@ class ParallelConfig:
 
 @dataclass
 class HealthConfig:
-    """When a run takes one of its processes for lost or stuck, and what it measures of itself."""
+    """When a process counts as lost or stuck, and the measurements that a run takes of itself."""
 
     lost_after: int = setting(
-        30, "a process without a sign of life for so many seconds is lost", at_least=3, on_resume="free"
+        30, "seconds without a sign of life after which a process is lost", at_least=3, on_resume="free"
     )
     stall_after: int = setting(
         600,
-        "a run in which nothing has moved for so many seconds has stalled; 0 is never",
+        "seconds without progress after which a run has stalled; 0 is never",
         at_least=0,
         on_resume="free",
     )
@@ -111,7 +111,7 @@ class HealthConfig:
         100, "steps between comparisons of the processes' speed; 0 is never", at_least=0, on_resume="free"
     )
     slow_factor: float = setting(
-        1.5, "a process that takes more than so many times the median is named", at_least=1, on_resume="free"
+        1.5, "a process that takes more than this many times the median is named", at_least=1, on_resume="free"
     )
     on_nonfinite: str = setting(
         "stop",
@@ -126,11 +126,11 @@ class HealthConfig:
         on_resume="free",
     )
     spike_factor: float = setting(
-        0.0, "so many robust deviations above the median are a spike; 0: nothing is", at_least=0
+        0.0, "a value this many robust deviations above the median is a spike; 0 is never", at_least=0
     )
-    spike_window: int = setting(64, "steps that the median is of, and that a rollback goes back at least", at_least=8)
+    spike_window: int = setting(64, "steps of the median; a rollback goes back at least as many", at_least=8)
     max_rollbacks: int = setting(
-        3, "rollbacks in a row that do not come past the step that went wrong", at_least=1, on_resume="free"
+        3, "rollbacks in a row without getting past the failed step", at_least=1, on_resume="free"
     )
 
 
@@ -138,7 +138,7 @@ class HealthConfig:
 class RunConfig:
     name: str = setting(
         MISSING,
-        "the run folder is `<run.root>/<run.name>`; an existing one is gone on with",
+        "the run folder is `<run.root>/<run.name>`; an existing run is resumed",
         allowed="a relative path",
         on_resume="free",
     )
@@ -164,7 +164,7 @@ class RunConfig:
     )
     allow_older: bool = setting(
         False,
-        "where the newest checkpoint of the run `run.init_from` is damaged, begin with the newest whole one, "
+        "if the newest checkpoint of the run `run.init_from` is damaged, begin with the newest undamaged one "
         "instead of refusing",
         on_resume="free",
     )

@@ -11,10 +11,10 @@ from sleeptrain.config.setting import setting
 class CurriculumStage:
     """One stage of the curriculum, in force from `tokens` seen on. An empty field keeps the last stage's value.
 
-    ramp: whether N jumps to `passes` or has grown to it by then, from the stage before on.
+    ramp: whether N jumps to `passes` at `tokens`, or grows from the start of the stage before and reaches it there.
     """
 
-    tokens: int = setting(0, "in force from so many tokens seen on", allowed=">= 0")
+    tokens: int = setting(0, "in force from this many tokens seen on", allowed=">= 0")
     passes: int | None = setting(None, "N; null keeps the value before", at_least=1)
     window: int | None = setting(None, "L", at_least=1)
     batch: int | None = setting(None, "rows of a step", at_least=1)
@@ -45,6 +45,6 @@ class SleepConfig:
         "none", "what is computed again in the backward", choices=("none", "block", "pass", "window"), on_resume="free"
     )
     bptt_windows: int | None = setting(
-        None, "gradients flow through at most so many windows; null is all of a step", at_least=1
+        None, "gradients flow through at most this many windows; null is all of a step", at_least=1
     )
     curriculum: list[CurriculumStage] = setting([], "see below; sorted by `tokens`", allowed="a list of stages")

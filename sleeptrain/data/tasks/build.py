@@ -11,7 +11,7 @@ from sleeptrain.errors import ConfigError
 
 
 def build_task(config: DataConfig) -> Task:
-    """Raises ConfigError for a source that is no task, and what the task itself raises."""
+    """Build the task. Raises ConfigError for a source that is no task, and the errors of the task."""
     if config.source == "rule110":
         return Rule110(config.rule110)
     if config.source == "depo":

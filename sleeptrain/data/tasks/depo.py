@@ -1,10 +1,10 @@
-"""Depo: which node is k edges on? A directed cycle is read edge by edge, in random order, and then asked about.
+"""Depo: which node comes k edges later? The model reads the edges of a directed cycle in random order, then questions.
 
-A row is the edges of a cycle, each the words of its two nodes, padded on the left to a fixed length, and then the
-questions: [hop k] [word] [ANSWER] [word]. The loss is on ANSWER and the word behind it. A word is 1 to `max_word`
-symbols, of which the last is a token of its own kind, so that words need no separator.
+A row has the edges of a cycle, each as the words of its two nodes, padded on the left to a fixed length, and then the
+questions: [hop k] [word] [ANSWER] [word]. The loss is on ANSWER and the word after it. A word has 1 to `max_word`
+symbols. The last symbol of a word has its own token ids, so words need no separator.
 Z. Allen-Zhu, "Physics of Language Models: Part 4.1", 2025, task Depo; sizes of the sleep paper (arXiv 2605.26099),
-section 6.2. The pads' place is the paper's, that they leave no trace in the memory is ours.
+section 6.2. The paper places the pads on the left; that pads write nothing into the memory is our choice.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ PRIOR_SAMPLES = 256
 
 
 class Depo:
-    """A `Task`. Ids: 0 pad, then `symbols` symbols within a word, `symbols` that end one, `hops` hop counts, ANSWER.
+    """A `Task`. Ids: 0 pad, `symbols` symbols inside a word, `symbols` symbols that end one, `hops` hop counts, ANSWER.
 
-    Raises ConfigError where the names make too few cycles to hold some out.
+    Raises ConfigError if the names make too few cycles to hold some out.
     """
 
     name = "depo"
@@ -47,10 +47,10 @@ class Depo:
         self.vocab_size = self.answer_marker + 1
         self.sequence = self._shape.sequence
         self.num_held_out = config.validation_samples
-        # Small cycles are likelier than large ones, as in the published generator.
+        # Small cycles are more likely than large ones, as in the published generator.
         self._sizes = range(config.min_nodes, config.nodes + 1)
         self._weights = [1 / (n + math.sqrt(config.nodes)) for n in self._sizes]
-        # Now, not at the first evaluation.
+        # Draw both kinds of cycle now, so that a ConfigError comes here and not at the first evaluation.
         self.cycle(Draws(0, PRIOR, 0), config.nodes, held_out=True)
         self.cycle(Draws(0, PRIOR, 0), config.min_nodes, held_out=False)
 
@@ -58,11 +58,11 @@ class Depo:
         return self._batch(seed, TRAIN, first, count)
 
     def held_out(self, first: int, count: int) -> Batch:
-        """Cycles of full size, asked about hops that are powers of two."""
+        """Held-out rows: cycles of full size, and questions whose hops are powers of two."""
         return self._batch(0, VALIDATION, first, count)
 
     def cycle(self, draws: Draws, num_nodes: int, held_out: bool) -> list[Word]:
-        """The names of the nodes, each followed by the next; of a cycle on the wanted side of the split."""
+        """The names of the nodes of a random cycle, in its order. held_out: the side of the split."""
         for _ in range(ATTEMPTS):
             names: dict[Word, None] = {}
             while len(names) < num_nodes:
@@ -76,39 +76,42 @@ class Depo:
         )
 
     def metrics(self, answered: Sequence[Answered]) -> dict[str, Any]:
-        """accuracy: answers whose word is right. accuracy_by_hops; loss_by_hops: nats a target, the marker included."""
+        """accuracy: share of answers whose word is right. accuracy_by_hops: the same for each k. loss_by_hops: nats per
+        target, the marker included, for each k."""
         right, total, loss, targets = (np.zeros(self._config.hops + 1) for _ in range(4))
         for a in answered:
-            for hops, at, words in self.questions(a.batch):
+            for hops, answer, word in self.questions(a.batch):
                 total[hops] += 1
-                right[hops] += bool(a.right_BT[words].all())
-                loss[hops] += float(a.loss_BT[at].double().sum())
-                targets[hops] += a.loss_BT[at].numel()
-        asked = np.flatnonzero(total)
+                right[hops] += bool(a.right_BT[word].all())
+                loss[hops] += float(a.loss_BT[answer].double().sum())
+                targets[hops] += a.loss_BT[answer].numel()
+        measured_hops = np.flatnonzero(total)
         return {
             "accuracy": float(right.sum() / total.sum()),
-            "accuracy_by_hops": {f"k={k}": float(right[k] / total[k]) for k in asked},
-            "loss_by_hops": {f"k={k}": float(loss[k] / targets[k]) for k in asked},
+            "accuracy_by_hops": {f"k={k}": float(right[k] / total[k]) for k in measured_hops},
+            "loss_by_hops": {f"k={k}": float(loss[k] / targets[k]) for k in measured_hops},
         }
 
     def questions(self, batch: Batch) -> list[tuple[int, tuple[int, slice], tuple[int, slice]]]:
-        """(hops, where the targets of its answer are, where those of the answer's word are) of every question."""
-        found, targets_BT = [], batch.targets_BT.numpy()
+        """(hops, index of the answer's targets, index of the targets of the answer's word) of every question."""
+        questions, targets_BT = [], batch.targets_BT.numpy()
         for row, tokens in enumerate(batch.tokens_BT.tolist()):
             hops = 0
-            for at in range(self._shape.context, self.sequence):
-                if self._first_hop <= tokens[at] < self.answer_marker:
-                    hops = tokens[at] - self._first_hop + 1
-                elif tokens[at] == self.answer_marker:
-                    end = at
-                    while targets_BT[row, end] <= self._config.symbols:  # the last symbol of a word is one behind these
+            for t in range(self._shape.context, self.sequence):
+                if self._first_hop <= tokens[t] < self.answer_marker:
+                    hops = tokens[t] - self._first_hop + 1
+                elif tokens[t] == self.answer_marker:
+                    end = t
+                    while targets_BT[row, end] <= self._config.symbols:  # the last symbol of a word has a larger id
                         end += 1
-                    found.append((hops, (row, slice(at - 1, end + 1)), (row, slice(at, end + 1))))
-        return found
+                    questions.append((hops, (row, slice(t - 1, end + 1)), (row, slice(t, end + 1))))
+        return questions
 
     def guessing(self) -> dict[str, float]:
-        """Of a model that knows the held-out cycles' nodes and none of their edges: its accuracy, and its loss in nats
-        a target (it knows where an answer begins, and that k steps lead elsewhere unless the cycle divides k)."""
+        """Accuracy and loss (nats per target) of a model that knows the nodes of held-out cycles but not their edges.
+
+        It knows where an answer begins, and that k steps lead to another node unless the cycle's size divides k.
+        """
         others, word = self._config.nodes - 1, self._mean_word
         leads_back = sum(k % self._config.nodes == 0 for k in self._held_out_hops) / len(self._held_out_hops)
         return {
@@ -144,7 +147,7 @@ class Depo:
 
     @cached_property
     def _mean_word(self) -> float:
-        """Tokens of a node's name, in cycles of full size: names differ, so short ones are rarer than drawn."""
+        """Mean tokens of a node's name in cycles of full size. Names differ, so short names are rarer than drawn."""
         drawn = [self.cycle(Draws(0, PRIOR, i), self._config.nodes, False) for i in range(PRIOR_SAMPLES)]
         return sum(len(word) for cycle in drawn for word in cycle) / (PRIOR_SAMPLES * self._config.nodes)
 
@@ -164,7 +167,7 @@ class Depo:
         return Batch(*map(torch.from_numpy, (tokens_BT, targets_BT, documents_BT, apart_B, apart_B)))
 
     def _row(self, draws: Draws, held_out: bool) -> tuple[list[int], list[int], list[bool]]:
-        """The edges, the questions with their answers, and which tokens of these have a loss."""
+        """(tokens of the edges, tokens of the questions and answers, which of the latter have a loss)."""
         size = self._config.nodes if held_out else self._sizes[draws.weighted(self._weights)]
         cycle = self.cycle(draws, size, held_out)
         edges = draws.shuffled(range(size))
@@ -172,13 +175,13 @@ class Depo:
         questions, is_answer = list[int](), list[bool]()
         for start in draws.shuffled(range(size))[: self._config.queries]:
             hops = draws.choice(self._held_out_hops) if held_out else draws.between(1, self._config.hops)
-            asked, answer = cycle[start], cycle[(start + hops) % size]
-            questions += [self._first_hop + hops - 1, *asked, self.answer_marker, *answer]
-            is_answer += [False] * (1 + len(asked)) + [True] * (1 + len(answer))
+            query, answer = cycle[start], cycle[(start + hops) % size]
+            questions += [self._first_hop + hops - 1, *query, self.answer_marker, *answer]
+            is_answer += [False] * (1 + len(query)) + [True] * (1 + len(answer))
         return context, questions, is_answer
 
 
 def _content(cycle: Sequence[Word]) -> bytes:
-    """What a cycle is, whichever of its nodes is named first."""
+    """The identity of a cycle, independent of its first node."""
     first = cycle.index(min(cycle))
     return str([*cycle[first:], *cycle[:first]]).encode()

@@ -1,4 +1,4 @@
-"""Random integers for one row of a task: a stream that belongs to (seed, stream, number) and never ends."""
+"""Random integers for one row of a task: an endless sequence for each (seed, stream, number)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ WORDS_AT_ONCE = 128
 
 
 class Draws:
-    """The draws of row `number` of (seed, stream); every row owns 2^64 values of the counter.
+    """The draws of row `number` of (seed, stream). Every row has its own 2^64 values of the counter.
 
-    A draw below n is a 64-bit word scaled down: its bias is less than n / 2^64.
+    A draw below n is a scaled 64-bit word; its bias is less than n / 2^64.
     """
 
     def __init__(self, seed: int, stream: int, number: int) -> None:
@@ -24,14 +24,14 @@ class Draws:
         self._words: list[int] = []
 
     def below(self, bound: int) -> int:
-        """An integer of [0, bound)."""
+        """A random integer of [0, bound)."""
         if not self._words:
             self._words = random_words(WORDS_AT_ONCE, *self._key, self._counter).tolist()
             self._counter += WORDS_AT_ONCE
         return self._words.pop() * bound >> 64
 
     def between(self, first: int, last: int) -> int:
-        """An integer of [first, last]."""
+        """A random integer of [first, last]."""
         return first + self.below(last - first + 1)
 
     def choice(self, items: Sequence[T]) -> T:
@@ -46,7 +46,7 @@ class Draws:
         return order
 
     def weighted(self, weights: Sequence[float]) -> int:
-        """The index of a weight, drawn in proportion to it."""
+        """A random index, with probabilities in proportion to `weights`."""
         sums = list(accumulate(weights))
-        at = sums[-1] * self.below(2**53) / 2**53
-        return next(index for index, total in enumerate(sums) if at < total)
+        point = sums[-1] * self.below(2**53) / 2**53
+        return next(index for index, total in enumerate(sums) if point < total)

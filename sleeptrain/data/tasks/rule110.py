@@ -1,9 +1,10 @@
-"""Rule 110: what is a cell of each string after `steps` updates? Reasoning over context that is gone.
+"""Rule 110: what is a cell of each string after `steps` updates? Reasoning over evicted context.
 
-A row is `strings` random binary strings of `width` cells and then the answers: cell number `label` of each string after
-`steps` updates of the elementary cellular automaton 110. Only the answers have a loss: their inputs are
+A row has `strings` random binary strings of `width` cells and then the answers: cell number `label` of each string
+after `steps` updates of the elementary cellular automaton 110. Only the answers have a loss: their inputs are
 [SEP, l0, l1, ...] and their targets [l0, l1, l2, ...], so that no window of cells has a target.
-The sleep paper (arXiv 2605.26099), section 6.1; the boundary and the answers' format, which it leaves open, are ours.
+The sleep paper (arXiv 2605.26099), section 6.1. The paper does not define the boundary and the answers' format; these
+are our choice.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from sleeptrain.errors import ConfigError
 SEP = 2
 VOCAB_SIZE = 3
 PRIOR_SAMPLES = 2**16
-# What the cells beyond the edge are, where eight strings share a byte; None: those of the other edge.
+# The cells beyond the edge, with eight strings in a byte; None: the cells of the other edge.
 OUTSIDE = {"periodic": None, "zeros": 0x00, "ones": 0xFF}
 
 
 def evolve(cells: np.ndarray, steps: int, outside: int | None = None) -> np.ndarray:
     """`steps` updates of Rule 110 along the first axis; cells [width, ...], any integer type.
 
-    outside: the value of the cells beyond the edge; None: the axis is a ring. Bitwise, so that each bit of a cell is an
-    automaton of its own. A cell becomes 1 unless it and its right neighbour are 0, or it and both neighbours are 1: the
-    bits of 110 = 0b01101110.
+    outside: the value of the cells beyond the edge; None: the axis is a ring. The update is bitwise, so each bit
+    position is a separate automaton. A cell becomes 1 unless it and its right neighbour are 0, or it and both
+    neighbours are 1: the bits of 110 = 0b01101110.
     """
     for _ in range(steps):
         left, right = np.roll(cells, 1, axis=0), np.roll(cells, -1, axis=0)
@@ -45,7 +46,7 @@ def evolve(cells: np.ndarray, steps: int, outside: int | None = None) -> np.ndar
 
 
 def labels(cells: np.ndarray, config: Rule110Config) -> np.ndarray:
-    """The label of each string. cells uint8 [..., width] of 0 and 1 -> uint8 [...]."""
+    """The label of each string: uint8 [..., width] of 0 and 1 -> uint8 [...]."""
     shape = cells.shape[:-1]
     flat = cells.reshape(-1, cells.shape[-1])
     packed = np.ascontiguousarray(np.packbits(flat, axis=0).T)  # eight strings to a byte, [width, ceil(strings / 8)]
@@ -58,9 +59,9 @@ def draw_strings(
 ) -> np.ndarray:
     """The samples [first, first + count) of (seed, stream): uint8 [count, strings, width] of random cells.
 
-    A sample is a function of (seed, stream, its number) alone: it owns a range of the counter. held_out: on which side
-    of the split it shall be, either if None; one that is on the other side is drawn again. Raises ConfigError where
-    there is none to draw.
+    A sample is a function of (seed, stream, its number), because it has its own range of the counter. held_out: the
+    side of the split; None: any. A sample on the wrong side is drawn again. Raises ConfigError if the right side has
+    too few samples.
     """
     words_BW = _draw_words(config, seed, stream, first, count)
     for attempt in range(1, ATTEMPTS):
@@ -80,7 +81,7 @@ def draw_strings(
 
 
 def _draw_words(config: Rule110Config, seed: int, stream: int, first: int, count: int) -> np.ndarray:
-    """The cells of samples as bits of little-endian words, uint64 [count, W]; the bits behind the last cell are 0."""
+    """The cells of samples as bits of little-endian words, uint64 [count, W]; the bits after the last cell are 0."""
     bits = config.strings * config.width
     width = -(-bits // 64)
     counts = -(-width // WORDS_PER_COUNT)
@@ -89,14 +90,14 @@ def _draw_words(config: Rule110Config, seed: int, stream: int, first: int, count
     bytes_BX = words_BW.view(np.uint8)
     bytes_BX[:, -(-bits // 8) :] = 0
     if bits % 8:
-        bytes_BX[:, bits // 8] &= 0xFF00 >> bits % 8 & 0xFF  # unpackbits reads a byte from its highest bit on
+        bytes_BX[:, bits // 8] &= 0xFF00 >> bits % 8 & 0xFF  # unpackbits reads the highest bit of a byte first
     return words_BW
 
 
 class Rule110:
-    """A `Task`. sequence: strings * width cells and an answer a string.
+    """A `Task`. sequence: strings * width cells and one answer for each string.
 
-    Raises ConfigError where there are too few strings to hold some out.
+    Raises ConfigError if there are too few different strings to hold some out.
     """
 
     name = "rule110"
@@ -108,7 +109,7 @@ class Rule110:
         self._config = config
         self.sequence = config.strings * config.width + config.strings
         self.num_held_out = config.validation_samples
-        for held_out in (True, False):  # now, not at the first evaluation
+        for held_out in (True, False):  # so that a ConfigError comes here and not at the first evaluation
             draw_strings(config, 0, PRIOR, 0, 1, held_out)
 
     def rows(self, seed: int, first: int, count: int) -> Batch:
@@ -118,8 +119,8 @@ class Rule110:
         return self._batch(draw_strings(self._config, 0, VALIDATION, first, count, held_out=True), first)
 
     def metrics(self, answered: Sequence[Answered]) -> dict[str, float]:
-        """accuracy: rows whose labels are all right. bits: labels that are right. sampled: the accuracy to expect of
-        labels drawn from the model's probabilities."""
+        """accuracy: share of rows with all labels right. bits: share of right labels. sampled: expected accuracy if
+        labels are drawn from the model's probabilities."""
         last = slice(-self._config.strings, None)
         right_BS = torch.cat([a.right_BT[:, last] for a in answered])
         loss_BS = torch.cat([a.loss_BT[:, last] for a in answered]).double()
@@ -130,8 +131,11 @@ class Rule110:
         }
 
     def guessing(self) -> dict[str, float]:
-        """chance: all answers equally likely. majority: always the likelier label, exactly and by bits. sampled: labels
-        drawn with their true frequency. Strings are independent: a row is a label to the power of their number."""
+        """Accuracies without the context. chance: all answers equally likely. majority: always the more frequent label.
+        majority_bits: the same, as share of labels. sampled: labels drawn with their true frequency.
+
+        Strings are independent, so the accuracy of a row is that of a label to the power of `strings`.
+        """
         likelier, strings = self._likelier, self._config.strings
         return {
             "chance": 0.5**strings,
@@ -152,7 +156,7 @@ class Rule110:
 
     @cached_property
     def _likelier(self) -> float:
-        """The share of the likelier label, estimated on 65,536 held-out samples."""
+        """The share of the more frequent label, estimated on 65,536 held-out samples."""
         drawn = draw_strings(self._config, 0, PRIOR, 0, PRIOR_SAMPLES, held_out=True)
         ones = float(labels(drawn, self._config).mean())
         return max(ones, 1 - ones)

@@ -1,4 +1,4 @@
-"""A task as a source of batches: fresh rows for ever, of which any process draws its own."""
+"""A task as a source of batches: an endless sequence of new rows; each process draws its part."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sleeptrain.data.tasks.task import Task
 class TaskSource:
     """The rows of a task, numbered through the run. See `data.source.Source`.
 
-    A row is a function of (settings, seed, its number), so a step's batch is one of (settings, seed, rows before it),
-    whatever the number of processes.
+    A row is a function of (settings, seed, its number). So the batch of a step is a function of (settings, seed, number
+    of rows before it), for any number of processes.
     """
 
     def __init__(self, task: Task, seed: int, part: Part | None = None) -> None:
@@ -27,8 +27,8 @@ class TaskSource:
         self._position = 0
 
     def batch(self, rows: int) -> Batch:
-        mine = self.part.rows(rows)
-        batch = self.task.rows(self._seed, self._position + mine.start, len(mine))
+        local_rows = self.part.rows(rows)
+        batch = self.task.rows(self._seed, self._position + local_rows.start, len(local_rows))
         self.skip(rows)
         return batch
 
@@ -36,7 +36,7 @@ class TaskSource:
         self._position += rows
 
     def validation_batches(self, name: str, rows: int, count: int | None = None) -> Iterator[Batch]:
-        """The held-out rows, the same for every seed; `count` keeps the first batches."""
+        """The held-out rows, the same for every seed. count: only the first batches."""
         total = self.task.num_held_out
         stop = total if count is None else min(total, count * rows)
         for first in range(0, stop, rows):
@@ -46,11 +46,11 @@ class TaskSource:
         return self.task.report()
 
     def state_dict(self) -> dict[str, Any]:
-        """position: rows drawn so far."""
+        """position: number of rows drawn so far."""
         return {"position": self._position, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises DataError when the state was saved with another seed or setting of the task."""
+        """Raises DataError if the state was saved with another seed or other settings of the task."""
         check_position(state, self._identity())
         self._position = state["position"]
 

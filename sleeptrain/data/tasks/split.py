@@ -1,4 +1,4 @@
-"""Which contents are held out: an eighth of all, by a hash, so that training never meets them whatever the seed."""
+"""The split into training and held-out contents: a hash holds out an eighth, so no seed trains on held-out content."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import hashlib
 
 import numpy as np
 
-SHARE = 8  # one of so many contents is held out
-# Draws for one row, of which one must be on the wanted side. They run out only where there are few different contents.
+SHARE = 8  # one in 8 contents is held out
+# Draws for one row until one is on the right side. All fail only if there are few different contents.
 ATTEMPTS = 1000
 
 
@@ -16,7 +16,7 @@ def is_held_out(content: bytes) -> bool:
 
 
 def are_held_out(words_BW: np.ndarray) -> np.ndarray:
-    """bool [B] for contents of W 64-bit words each (uint64), all at once. The mixing is that of splitmix64.
+    """True for held-out contents: uint64 [B, W], W 64-bit words each -> bool [B]. The mixing is that of splitmix64.
 
     G. Steele, D. Lea, C. Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
     """

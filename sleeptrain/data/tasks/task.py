@@ -1,4 +1,4 @@
-"""What a task is: rows that are a function of a seed and a number, held-out rows, and what its answers are worth."""
+"""The interface of a task: rows as a function of a seed and a number, held-out rows, and the scores of answers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 
 from sleeptrain.data.batch import IGNORE, Batch
 
-# Random streams: training draws from (seed, TRAIN), all else from seed 0, so that no seed changes what is compared.
+# Random streams. Training draws from (seed, TRAIN), all else from seed 0, so that all seeds are scored on equal rows.
 TRAIN, VALIDATION, PRIOR = range(3)
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A held-out batch with what the model made of its targets.
+    """A held-out batch with the model's predictions.
 
-    predicted_BT: int64, the likeliest token at each target, IGNORE elsewhere. loss_BT: fp32, nats of each target, 0
-    elsewhere.
+    predicted_BT: int64, the most likely token at each target, IGNORE elsewhere.
+    loss_BT: fp32, nats of each target, 0 elsewhere.
     """
 
     batch: Batch
@@ -28,21 +28,24 @@ class Answered:
 
     @property
     def wanted_BT(self) -> torch.Tensor:
-        """Where there is a target."""
+        """bool: positions with a target."""
         return self.batch.targets_BT != IGNORE
 
     @property
     def right_BT(self) -> torch.Tensor:
-        """Where the likeliest token is the target."""
+        """bool: positions at which the most likely token is the target."""
         return self.wanted_BT & (self.predicted_BT == self.batch.targets_BT)
 
 
 class Task(Protocol):
-    """Rows to train and to be judged on. A row's document id is its number.
+    """Rows for training and evaluation. A row's document id is its number.
 
-    name: of the held-out set. vocab_size: ids are below it. tokenizer_hash: of what makes ids of text, None where the
-    ids are no text. sequence: T, tokens of a row. num_held_out: held-out rows. rows_alike: all rows have their targets
-    and pads at the same places, so that each costs the same.
+    name: name of the held-out set.
+    vocab_size: ids are below it.
+    tokenizer_hash: hash of the tokenizer, None if the ids are no text.
+    sequence: T, tokens of a row.
+    num_held_out: number of held-out rows.
+    rows_alike: True if all rows have targets and pads at the same positions, and so the same cost.
     """
 
     name: str
@@ -53,22 +56,22 @@ class Task(Protocol):
     rows_alike: bool
 
     def rows(self, seed: int, first: int, count: int) -> Batch:
-        """The training rows [first, first + count) of a seed; none of them is held out."""
+        """The training rows [first, first + count) of a seed; none has held-out content."""
 
     def held_out(self, first: int, count: int) -> Batch:
         """The held-out rows [first, first + count), the same for every seed."""
 
     def metrics(self, answered: Sequence[Answered]) -> dict[str, Any]:
-        """`accuracy`, the share of answers that are right by argmax, and what else the task is judged by."""
+        """`accuracy`, the share of answers that are right by argmax, and the other scores of the task."""
 
     def guessing(self) -> dict[str, float]:
-        """What is reached without memory of the context, computed for the setting: the lines to compare with."""
+        """Baselines: the scores of models without memory of the context, computed from the settings."""
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Tokens as a human reads them."""
+        """Tokens as readable text."""
 
     def report(self) -> dict[str, Any]:
-        """What is worth logging of where the rows come from: numbers under names."""
+        """Values about the origin of the rows for the log, by name."""
 
     def identity(self) -> dict[str, Any]:
-        """The settings and data that a position in the training rows belongs to."""
+        """The settings and data that determine the rows; a saved position holds them."""

@@ -119,16 +119,16 @@ def test_the_solver_refuses_what_it_cannot_solve() -> None:
 @pytest.mark.parametrize("wording", [FARM, LIBRARY, HARBOUR])
 def test_every_sentence_reads_back(wording) -> None:
     assert len(set(wording.items)) == len(set(wording.places)) == 24
-    for kind in wording.turns:
+    for kind in wording.templates:
         equation = wording.example(kind, (3, 5))
         assert wording.read(wording.say(equation)) == equation
-    assert wording.asked(wording.ask((23, 23))) == (23, 23)
+    assert wording.read_question(wording.ask((23, 23))) == (23, 23)
 
 
 def test_no_core_of_training_is_held_out() -> None:
     kept = [draw_core(Draws(0, side, n), 1, bool(side)) for side in (0, 1) for n in range(4000)]
     train, held_out = (
-        {(core.wording.name, core.asked, frozenset(core.graph.equations)) for core in part}
+        {(core.wording.name, core.query, frozenset(core.graph.equations)) for core in part}
         for part in (kept[:4000], kept[4000:])
     )
     assert len(held_out) > 3000 and not train & held_out

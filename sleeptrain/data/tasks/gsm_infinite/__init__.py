@@ -1,1 +1,1 @@
-"""GSM-Infinite: word problems of a given number of operations, at any length."""
+"""GSM-Infinite: word problems with a given number of operations and any length."""

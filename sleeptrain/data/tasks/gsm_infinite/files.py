@@ -1,7 +1,7 @@
 """Problems from files in the format of the public generator: JSON lines with problem, question, solution, op, template.
 
 github.com/Infini-AI-Lab/gsm_infinite writes it: the solution ends in "Answer: <number>.", `op` is the number of its
-operations. What the sentences say is not checked, for they are not ours.
+operations. The meaning of the sentences is not checked, because our solver does not know their wording.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TEXTS = ("problem", "question", "solution", "template")
 
 
 def read_problems(path: Path) -> list[Problem]:
-    """Raises DataError, which names the line, for a file that cannot be read, has no problems or holds other things."""
+    """The problems of a file. Raises DataError, which names the line: unreadable, no problems, or another format."""
     require_plain(path)
     try:
         lines = path.read_bytes().split(b"\n")
@@ -49,8 +49,8 @@ def _problem(where: str, line: bytes) -> Problem:
 
 
 def _answer(where: str, record: Mapping[str, Any]) -> int:
-    if found := FINAL.search(record["solution"]):
-        return int(found[1])
+    if match := FINAL.search(record["solution"]):
+        return int(match[1])
     raise DataError(f"{where}: the solution must end in 'Answer: <number>.', not {record['solution'][-40:]!r}")
 
 

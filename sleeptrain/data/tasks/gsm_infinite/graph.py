@@ -1,4 +1,4 @@
-"""The arithmetic of a problem: quantities, each a number or one operation on others, of which the answer needs some."""
+"""The arithmetic of a problem: each quantity is a number or one operation on others. The answer needs some of them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from enum import StrEnum
 
 from sleeptrain.data.tasks.draws import Draws
 
-MAX_NUMBER = 5  # numbers that are said are 1 to this
-MAX_VALUE = 999  # of any quantity, so that an answer has at most three digits
+MAX_NUMBER = 5  # numbers in sentences are 1 to MAX_NUMBER
+MAX_VALUE = 999  # largest value of any quantity, so that an answer has at most three digits
 
-# What is counted, and where: indices into the names of a wording.
+# (item, place): indices into the names of a wording.
 Quantity = tuple[int, int]
 
 
@@ -29,7 +29,7 @@ OF_ONE, OF_TWO = (Kind.MORE, Kind.FEWER, Kind.TIMES), (Kind.SUM, Kind.DIFFERENCE
 
 @dataclass(frozen=True)
 class Equation:
-    """What is said of a quantity. number: for the kinds that have one. operands: quantities of other equations."""
+    """The definition of a quantity. number: 0 for kinds without one. operands: quantities of other equations."""
 
     quantity: Quantity
     kind: Kind
@@ -41,7 +41,7 @@ class Equation:
         return self.kind is not Kind.NUMBER
 
     def value(self, operands: Sequence[int]) -> int:
-        """What the quantity is, given what its operands are."""
+        """The value of the quantity. operands: the values of its operands."""
         match self.kind:
             case Kind.NUMBER:
                 return self.number
@@ -58,9 +58,9 @@ class Equation:
 
 
 class Graph:
-    """Equations that are added one by one, with the values they give.
+    """Equations that are added one by one, and the values of their quantities.
 
-    draws: decides. names: of quantities; there must be more of them than equations.
+    draws: the source of random choices. names: possible quantities; there must be more of them than equations.
     """
 
     def __init__(self, draws: Draws, names: Sequence[Quantity]) -> None:
@@ -70,17 +70,17 @@ class Graph:
         self.values: dict[Quantity, int] = {}
 
     def add_needed(self, ops: int) -> Quantity:
-        """Adds a quantity that takes exactly `ops` operations to find, and all that it needs."""
+        """Add a quantity that takes exactly `ops` operations to compute, and all quantities that it needs."""
         if ops == 0:
             return self._add(Kind.NUMBER, self._draws.between(1, MAX_NUMBER), ())
         if self._draws.below(2):
             return self._operate(OF_ONE, (self.add_needed(ops - 1),))
-        of_left = self._draws.below(ops)
-        left = self.add_needed(of_left)
-        return self._operate(OF_TWO, (left, self.add_needed(ops - 1 - of_left)))
+        left_ops = self._draws.below(ops)
+        left = self.add_needed(left_ops)
+        return self._operate(OF_TWO, (left, self.add_needed(ops - 1 - left_ops)))
 
     def add_distractor(self) -> None:
-        """Adds a quantity that nobody asks for: a number, or an operation on any that are there."""
+        """Add a quantity that the answer does not need: a number, or an operation on existing quantities."""
         kind = self._draws.below(3)
         if kind == 0 or len(self.equations) < 2:
             self._add(Kind.NUMBER, self._draws.between(1, MAX_NUMBER), ())
@@ -90,7 +90,7 @@ class Graph:
         self._operate(OF_ONE if kind == 1 else OF_TWO, tuple(operands[:kind]))
 
     def _operate(self, kinds: Sequence[Kind], operands: tuple[Quantity, ...]) -> Quantity:
-        """One operation on these operands, of a kind that keeps the value within [0, MAX_VALUE]."""
+        """Add one operation on these operands, of a kind that keeps the value within [0, MAX_VALUE]."""
         kind, number = self._draws.choice(kinds), self._draws.between(1, MAX_NUMBER)
         values = [self.values[q] for q in operands]
         if kind is Kind.TIMES:
@@ -115,13 +115,13 @@ class Graph:
         return equation.quantity
 
 
-def num_operations(equations: Sequence[Equation], asked: Quantity) -> int:
-    """The operations that it takes to find `asked`, each counted once."""
+def num_operations(equations: Sequence[Equation], query: Quantity) -> int:
+    """The number of operations that computing `query` takes, each counted once."""
     by_quantity = {equation.quantity: equation for equation in equations}
-    needed, waiting = set[Quantity](), [asked]
-    while waiting:
-        quantity = waiting.pop()
+    needed, stack = set[Quantity](), [query]
+    while stack:
+        quantity = stack.pop()
         if quantity not in needed:
             needed.add(quantity)
-            waiting += by_quantity[quantity].operands
+            stack += by_quantity[quantity].operands
     return sum(by_quantity[quantity].is_operation for quantity in needed)

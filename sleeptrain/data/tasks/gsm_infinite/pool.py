@@ -1,4 +1,4 @@
-"""Where problems come from: made to measure for ever, or read from files and shuffled anew in each epoch."""
+"""Sources of problems: generated without end, or read from files and shuffled in each epoch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sleeptrain.errors import DataError
 
 
 class Pool(Protocol):
-    """Problems by number. num_held_out: of those that training never sees."""
+    """Problems by number. num_held_out: number of held-out problems, which training never sees."""
 
     num_held_out: int
 
@@ -28,7 +28,7 @@ class Pool(Protocol):
     def held_out(self, number: int) -> Problem: ...
 
     def held_out_ops(self, number: int) -> int:
-        """The operations of a held-out problem."""
+        """The number of operations of a held-out problem."""
 
     def answer(self, draws: Draws) -> int:
         """The answer of a random problem."""
@@ -39,7 +39,7 @@ class Pool(Protocol):
 
 
 class Generated:
-    """Each problem is drawn from its seed and number; operations are uniform on [min_ops, max_ops].
+    """Problems that are generated from a seed and a number. The operations are uniform on [min_ops, max_ops].
 
     Raises ConfigError for lengths that problems cannot have.
     """
@@ -50,17 +50,17 @@ class Generated:
         self.num_held_out = config.validation_samples
 
     def training(self, seed: int, number: int) -> Problem:
-        return self._made(Draws(seed, TRAIN, number), held_out=False)
+        return self._make(Draws(seed, TRAIN, number), held_out=False)
 
     def held_out(self, number: int) -> Problem:
-        return self._made(Draws(0, VALIDATION, number), held_out=True)
+        return self._make(Draws(0, VALIDATION, number), held_out=True)
 
     def held_out_ops(self, number: int) -> int:
         return self._ops(Draws(0, VALIDATION, number))
 
     def answer(self, draws: Draws) -> int:
         core = draw_core(draws, self._ops(draws), held_out=False)
-        return core.graph.values[core.asked]
+        return core.graph.values[core.query]
 
     def report(self) -> dict[str, Any]:
         return {}
@@ -69,17 +69,17 @@ class Generated:
         return {}
 
     def _ops(self, draws: Draws) -> int:
-        """The first thing that is drawn."""
+        """The number of operations, always the first draw of a problem."""
         return draws.between(self._config.min_ops, self._config.max_ops)
 
-    def _made(self, draws: Draws, held_out: bool) -> Problem:
+    def _make(self, draws: Draws, held_out: bool) -> Problem:
         return make_problem(draws, draw_core(draws, self._ops(draws), held_out), self._lengths)
 
 
 class Stored:
-    """The problems of two files that have the wanted operations and lengths; every epoch has an order of its own.
+    """The problems of two files whose operations and lengths fit the settings; every epoch has its own order.
 
-    length: the tokens of a problem's row. Raises DataError where none is left, or one is in both files.
+    length: returns the tokens of a problem's row. Raises DataError if no problem fits, or one is in both files.
     """
 
     def __init__(self, config: GsmInfiniteConfig, length: Callable[[Problem], int]) -> None:
@@ -93,13 +93,13 @@ class Stored:
                 "trained on; take them out of one file"
             )
         self.num_held_out = min(len(self._held_out), config.validation_samples)
-        # A file may be sorted by operations, and only the first are judged.
+        # A file may be sorted by operations, and evaluation uses only the first problems.
         self._held_out_order = random_order(len(self._held_out), 0, VALIDATION).tolist()
         self._order = lru_cache(maxsize=2)(self._order_of_epoch)
 
     def training(self, seed: int, number: int) -> Problem:
-        epoch, at = divmod(number, len(self._train))
-        return self._train[self._order(seed, epoch)[at]]
+        epoch, index = divmod(number, len(self._train))
+        return self._train[self._order(seed, epoch)[index]]
 
     def held_out(self, number: int) -> Problem:
         return self._held_out[self._held_out_order[number]]
@@ -111,7 +111,7 @@ class Stored:
         return draws.choice(self._train).answer
 
     def report(self) -> dict[str, Any]:
-        """problems: to train on. left_out: problems of both files that have other lengths or operations."""
+        """problems: number of training problems. left_out: problems of both files with other lengths or operations."""
         return {"problems": len(self._train), "left_out": self._left_out}
 
     def identity(self) -> dict[str, Any]:
@@ -122,21 +122,21 @@ class Stored:
 
 
 def _fitting(config: GsmInfiniteConfig, path: str, length: Callable[[Problem], int]) -> tuple[list[Problem], int]:
-    """The problems of a file that fit the settings, and how many do not."""
-    found = read_problems(Path(path))
-    with_ops = [p for p in found if config.min_ops <= p.ops <= config.max_ops]
+    """(problems of a file that fit the settings, number of the others)."""
+    problems = read_problems(Path(path))
+    with_ops = [p for p in problems if config.min_ops <= p.ops <= config.max_ops]
     fitting = [p for p in with_ops if config.min_tokens <= length(p) <= config.max_tokens]
     if not fitting:
         raise DataError(
-            f"problems {path}: of {len(found)}, {len(with_ops)} have {config.min_ops} to {config.max_ops} operations "
-            f"and none of these {config.min_tokens} to {config.max_tokens} tokens; change data.gsm_infinite.min_ops, "
-            "max_ops, min_tokens or max_tokens"
+            f"problems {path}: of {len(problems)}, {len(with_ops)} have {config.min_ops} to {config.max_ops} "
+            f"operations and none of these {config.min_tokens} to {config.max_tokens} tokens; change "
+            "data.gsm_infinite.min_ops, max_ops, min_tokens or max_tokens"
         )
-    return fitting, len(found) - len(fitting)
+    return fitting, len(problems) - len(fitting)
 
 
 def _content(problem: Problem) -> tuple[str, ...]:
-    """What a problem is, however its sentences are ordered and its letters and spaces written."""
+    """The identity of a problem, independent of the order of its sentences, of spaces and of Unicode forms."""
     question, context = (" ".join(normalize("NFKC", text).split()) for text in (problem.question, problem.context))
     return (question, *sorted(sentence.strip() for sentence in context.split(".")))
 

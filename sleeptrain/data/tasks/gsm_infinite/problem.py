@@ -1,4 +1,4 @@
-"""Generates problems: a graph of so many operations, distractors up to a length in tokens, words, and the check."""
+"""Generates problems: a graph with a number of operations, distractors up to a length in tokens, the text, a check."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sleeptrain.errors import ConfigError
 
 @dataclass(frozen=True)
 class Problem:
-    """question and context: texts. answer: a natural number. ops: operations that it takes. wording: its name."""
+    """question, context: texts. answer: an integer, at least 0. ops: operations of the answer. wording: its name."""
 
     question: str
     context: str
@@ -25,14 +25,17 @@ class Problem:
 
     @property
     def prompt(self) -> str:
-        """The question, then the context: a memory of the context must be made for the question."""
+        """The question, then the context, so that the model knows the question while it memorises the context."""
         return f"{self.question} {self.context} {ANSWER}"
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long prompts shall be, in tokens, of which `count` gives those of a text: at least `least`, and with room
-    for an answer of `answer` tokens at most `most`."""
+    """Bounds of the length of prompts, in tokens.
+
+    least: of a prompt, at least. most: of a prompt and its answer, at most. answer: tokens reserved for the answer.
+    count: returns the number of tokens of a text.
+    """
 
     least: int
     most: int
@@ -44,8 +47,8 @@ class Lengths:
         return self.most - self.answer
 
     def check(self, max_ops: int) -> None:
-        """Raises ConfigError where a problem of `max_ops` operations may be too long, the names give too few sentences,
-        or lengths lie so close that no sentence might fit."""
+        """Raises ConfigError if a problem of `max_ops` operations may be too long, the names give too few sentences, or
+        `least` and `most` are so close that possibly no sentence fits."""
         longest = max(self._most_tokens(kind) for kind in Kind)
         core = max(self.count(f"{w.ask((0, 0))} {ANSWER}") for w in WORDINGS) + 2 + self.answer
         core += max_ops * longest + (max_ops + 1) * self._most_tokens(Kind.NUMBER)
@@ -65,7 +68,7 @@ class Lengths:
             )
 
     def _most_tokens(self, kind: Kind) -> int:
-        """Of a sentence of this kind, with the names that take the most."""
+        """The most tokens that a sentence of this kind takes with any names."""
         most = 0
         for wording in WORDINGS:
             item = max(range(len(wording.items)), key=lambda i: self.count(" " + wording.items[i]))
@@ -76,19 +79,19 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Core:
-    """A problem without distractors: the graph so far, what is asked, and how it is put."""
+    """A problem without distractors. graph: its equations so far. query: the quantity that it asks for."""
 
     wording: Wording
     graph: Graph
-    asked: Quantity
+    query: Quantity
 
     def content(self) -> bytes:
-        """What it is, whatever is said around it and in which order it was thought of."""
-        return repr((self.wording.name, self.asked, sorted(map(repr, self.graph.equations)))).encode()
+        """The identity of the core, independent of the order in which its equations were drawn."""
+        return repr((self.wording.name, self.query, sorted(map(repr, self.graph.equations)))).encode()
 
 
 def draw_core(draws: Draws, ops: int, held_out: bool) -> Core:
-    """What is asked and what it takes, on the wanted side of the split: a held-out core is in no training problem."""
+    """A random core with `ops` operations. held_out: the side of the split; no training problem has a held-out core."""
     wording = draws.choice(WORDINGS)
     for _ in range(ATTEMPTS):
         graph = Graph(draws, wording.quantities)
@@ -99,35 +102,35 @@ def draw_core(draws: Draws, ops: int, held_out: bool) -> Core:
 
 
 def make_problem(draws: Draws, core: Core, lengths: Lengths) -> Problem:
-    """Adds distractors until the prompt has a length drawn from `lengths`, or as many tokens less as a sentence has.
+    """Add distractors until the prompt has a length drawn from `lengths`, or is shorter by less than one sentence.
 
-    Raises AssertionError where the solver does not find the same answer in the words.
+    Raises AssertionError if the solver finds another answer in the text.
     """
     wording, graph, count = core.wording, core.graph, lengths.count
-    question = wording.ask(core.asked)
+    question = wording.ask(core.query)
     sentences = [wording.say(equation) for equation in graph.equations]
 
     def prompt_tokens() -> int:
         return count(Problem(question, " ".join(sentences), 0, 0, wording.name).prompt)
 
-    wanted = draws.between(lengths.least, lengths.most_of_prompt)
+    target = draws.between(lengths.least, lengths.most_of_prompt)
     tokens = prompt_tokens()
-    while tokens < wanted:
+    while tokens < target:
         graph.add_distractor()
         sentence = wording.say(graph.equations[-1])
         more = count(" " + sentence)
-        if tokens + more > wanted and (tokens := prompt_tokens()) + more > wanted and tokens >= lengths.least:
+        if tokens + more > target and (tokens := prompt_tokens()) + more > target and tokens >= lengths.least:
             break
         sentences.append(sentence)
         tokens += more
-        if tokens >= wanted:  # a tokenizer may take fewer for the whole than for its sentences
+        if tokens >= target:  # the prompt may have fewer tokens than its sentences together
             tokens = prompt_tokens()
-    answer, ops = graph.values[core.asked], num_operations(graph.equations, core.asked)
+    answer, ops = graph.values[core.query], num_operations(graph.equations, core.query)
     while True:
         problem = Problem(question, " ".join(draws.shuffled(sentences)), answer, ops, wording.name)
         if count(problem.prompt) <= lengths.most_of_prompt:
             break
-        sentences.pop()  # a tokenizer may also take more for the whole
+        sentences.pop()  # the prompt may also have more tokens than its sentences together
     if solve(wording, problem.question, problem.context) != (answer, ops):
         raise AssertionError(f"the solver finds another answer: {problem}")
     return problem

@@ -1,4 +1,4 @@
-"""Solves a problem from its words alone, by what its sentences say: the check of everything that is generated."""
+"""Solves a problem from its text alone. Every generated problem is checked by it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sleeptrain.errors import DataError
 
 
 def solve(wording: Wording, question: str, context: str) -> tuple[int, int]:
-    """The answer, and the operations that it takes.
+    """(the answer, the number of operations that it takes).
 
-    Raises DataError for a sentence that is not of the wording, a quantity that is said twice, one that is needed and
-    never said, and quantities that need each other.
+    Raises DataError for a sentence that is not of the wording, a quantity that is defined twice or needed and never
+    defined, and quantities that need each other.
     """
     equations: dict[Quantity, Equation] = {}
     for sentence in re.findall(r"[^.]+\.", context):
@@ -21,14 +21,14 @@ def solve(wording: Wording, question: str, context: str) -> tuple[int, int]:
         if equation.quantity in equations:
             raise DataError(f"{wording.named(equation.quantity)} is said twice")
         equations[equation.quantity] = equation
-    asked = wording.asked(question)
-    value = _value(wording, equations, asked)
-    return value, num_operations(list(equations.values()), asked)
+    query = wording.read_question(question)
+    value = _value(wording, equations, query)
+    return value, num_operations(list(equations.values()), query)
 
 
-def _value(wording: Wording, equations: dict[Quantity, Equation], asked: Quantity) -> int:
+def _value(wording: Wording, equations: dict[Quantity, Equation], query: Quantity) -> int:
     values: dict[Quantity, int] = {}
-    path = [asked]
+    path = [query]
     while path:
         quantity = path[-1]
         if quantity not in equations:
@@ -42,4 +42,4 @@ def _value(wording: Wording, equations: dict[Quantity, Equation], asked: Quantit
             raise DataError(f"{wording.named(missing[0])} is needed to find itself")
         else:
             path.append(missing[0])
-    return values[asked]
+    return values[query]

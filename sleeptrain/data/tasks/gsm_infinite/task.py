@@ -1,9 +1,10 @@
-"""GSM-Infinite as a task: the question, a long context, and only the final answer to say.
+"""GSM-Infinite as a task: the question, a long context, and then only the final answer to predict.
 
-A row's inputs are the question, the context, "Answer:" and all of the answer but its end; its targets are the answer's
-tokens and the end. It begins at the row's start, so that windows are cut from the question on, and pads fill the rest.
-Zhou et al., "GSM-Infinite" (arXiv 2502.05252); the sleep paper (arXiv 2605.26099), section 6.3. The problems are of
-our own generator, or from files of the public one.
+A row's inputs are the question, the context, "Answer:" and the answer without its end token. Its targets are the
+answer's tokens and the end token. The question begins at the row's start, where the windows begin too, and pads fill
+the rest of the row.
+Zhou et al., "GSM-Infinite" (arXiv 2502.05252); the sleep paper (arXiv 2605.26099), section 6.3. The problems come from
+our own generator, or from files of the public generator.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ PRIOR_SAMPLES = 2000
 
 
 class GsmInfinite:
-    """A `Task`. sequence: `max_tokens`, and rows are no longer than that.
+    """A `Task`. sequence: `max_tokens`; no row is longer.
 
-    Raises ConfigError for lengths that problems cannot have, DataError for a tokenizer or files that are none, or that
-    hold the same problem on both sides.
+    Raises ConfigError for lengths that problems cannot have, DataError for an invalid tokenizer or file, or a problem
+    that is in both files.
     """
 
     name = "gsm_infinite"
@@ -48,7 +49,7 @@ class GsmInfinite:
         self.vocab_size = self._tokenizer.vocab_size
         self.tokenizer_hash: str | None = self._tokenizer.hash
         self.sequence = config.max_tokens
-        answer = max(len(self._answer(number)) for number in range(MAX_VALUE + 1)) - 1  # its end is no input
+        answer = max(len(self._answer(number)) for number in range(MAX_VALUE + 1)) - 1  # the end token is no input
         lengths = Lengths(config.min_tokens, config.max_tokens, answer, self._count)
         self._pool: Pool = Stored(config, self._row_length) if config.train else Generated(config, lengths)
         self.num_held_out = self._pool.num_held_out
@@ -60,8 +61,8 @@ class GsmInfinite:
         return self._batch([self._pool.held_out(number) for number in range(first, first + count)], first)
 
     def metrics(self, answered: Sequence[Answered]) -> dict[str, Any]:
-        """accuracy: rows whose answer, its end included, is right token by token, as greedy decoding gives it:
-        up to the first wrong token both read the same. accuracy_by_ops: by the operations that it takes."""
+        """accuracy: share of rows whose answer, with its end, is right at every token. Greedy decoding has the same
+        accuracy, because both read the same inputs up to the first wrong token. accuracy_by_ops: for each `ops`."""
         right, total = Counter[int](), Counter[int]()
         for a in answered:
             rows_right = (a.right_BT == a.wanted_BT).all(-1).tolist()
@@ -76,7 +77,7 @@ class GsmInfinite:
         }
 
     def guessing(self) -> dict[str, float]:
-        """commonest: the accuracy of always giving the commonest answer, estimated on 2,000 problems."""
+        """commonest: the accuracy of always giving the most frequent answer, estimated on 2,000 problems."""
         return {"commonest": self._commonest}
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -99,7 +100,7 @@ class GsmInfinite:
         return len(self._tokenizer.encode(text))
 
     def _answer(self, answer: int) -> list[int]:
-        """The tokens of an answer and its end."""
+        """The tokens of an answer and the end token."""
         return [*self._tokenizer.encode(f" {answer}"), self._tokenizer.eos_id]
 
     def _row_length(self, problem: Problem) -> int:

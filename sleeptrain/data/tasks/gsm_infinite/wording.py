@@ -1,4 +1,4 @@
-"""Three ways to put a problem's arithmetic in words, each with its own names and turns; and the way back."""
+"""Three wordings that turn a problem's arithmetic into text and back, each with its own names and sentences."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ ANSWER = "Answer:"
 
 @dataclass(frozen=True)
 class Wording:
-    """items, places: the names that a quantity's numbers stand for; each is one word.
+    """One wording. Its texts are format strings.
 
-    quantity: how one is named, with {item} and {place}. question: with {q}. turns: a sentence for each kind, with the
-    quantity {q}, its operands {a} and {b}, and the number {n}.
+    items, places: the names for the two indices of a quantity; each is one word.
+    quantity: the name of a quantity, with {item} and {place}.
+    question: the question for the quantity {q}.
+    templates: a sentence for each kind, with the quantity {q}, its operands {a} and {b}, and the number {n}.
     """
 
     name: str
@@ -26,7 +28,7 @@ class Wording:
     places: tuple[str, ...]
     quantity: str
     question: str
-    turns: dict[Kind, str]
+    templates: dict[Kind, str]
 
     @cached_property
     def quantities(self) -> list[Quantity]:
@@ -40,40 +42,40 @@ class Wording:
 
     def say(self, equation: Equation) -> str:
         names = dict(zip("ab", map(self.named, equation.operands), strict=False))
-        sentence = self.turns[equation.kind].format(q=self.named(equation.quantity), n=equation.number, **names)
+        sentence = self.templates[equation.kind].format(q=self.named(equation.quantity), n=equation.number, **names)
         return sentence[0].upper() + sentence[1:]
 
     def read(self, sentence: str) -> Equation:
-        """The equation that a sentence says. Raises DataError for one that is not of this wording."""
+        """The equation of a sentence. Raises DataError if the sentence is not of this wording."""
         text = sentence[0].lower() + sentence[1:]
         for kind, pattern in self._patterns.items():
-            if found := pattern.fullmatch(text):
-                groups = found.groupdict()
+            if match := pattern.fullmatch(text):
+                groups = match.groupdict()
                 operands = tuple(self._quantity(groups, letter) for letter in "ab" if f"{letter}_item" in groups)
                 return Equation(self._quantity(groups, "q"), kind, int(groups.get("n", 0)), operands)
         raise DataError(f"this is no sentence of the wording {self.name!r}: {sentence!r}")
 
-    def asked(self, question: str) -> Quantity:
-        """The quantity that a question asks for. Raises DataError."""
-        if found := self._asks.fullmatch(question):
-            return self._quantity(found.groupdict(), "q")
+    def read_question(self, question: str) -> Quantity:
+        """The quantity that a question asks for. Raises DataError if the question is not of this wording."""
+        if match := self._question_pattern.fullmatch(question):
+            return self._quantity(match.groupdict(), "q")
         raise DataError(f"this is no question of the wording {self.name!r}: {question!r}")
 
     def texts(self) -> Iterator[str]:
-        """Texts that hold every word of the wording."""
+        """Texts that together contain every word of the wording."""
         yield from (*self.items, *self.places, self.ask((0, 0)))
-        for kind in self.turns:
+        for kind in self.templates:
             yield self.say(self.example(kind))
 
     def example(self, kind: Kind, quantity: Quantity = (0, 0)) -> Equation:
-        """An equation of this kind that is about one quantity only."""
+        """An equation of this kind with only one quantity in it."""
         operands = {Kind.NUMBER: 0, Kind.SUM: 2, Kind.DIFFERENCE: 2}.get(kind, 1)
         return Equation(quantity, kind, 0 if operands == 2 else 1, (quantity,) * operands)
 
     def _quantity(self, groups: dict[str, str], letter: str) -> Quantity:
         return self.items.index(groups[f"{letter}_item"]), self.places.index(groups[f"{letter}_place"])
 
-    def _pattern(self, turn: str) -> re.Pattern[str]:
+    def _pattern(self, template: str) -> re.Pattern[str]:
         item, place = "|".join(self.items), "|".join(self.places)
         groups = {
             letter: re.escape(self.quantity)
@@ -81,17 +83,17 @@ class Wording:
             .replace(r"\{place\}", f"(?P<{letter}_place>{place})")
             for letter in "qab"
         }
-        pattern = re.escape(turn).replace(r"\{n\}", r"(?P<n>\d+)")
+        pattern = re.escape(template).replace(r"\{n\}", r"(?P<n>\d+)")
         for letter, group in groups.items():
             pattern = pattern.replace(rf"\{{{letter}\}}", group)
         return re.compile(pattern)
 
     @cached_property
     def _patterns(self) -> dict[Kind, re.Pattern[str]]:
-        return {kind: self._pattern(turn) for kind, turn in self.turns.items()}
+        return {kind: self._pattern(template) for kind, template in self.templates.items()}
 
     @cached_property
-    def _asks(self) -> re.Pattern[str]:
+    def _question_pattern(self) -> re.Pattern[str]:
         return self._pattern(self.question)
 
 

@@ -1,4 +1,4 @@
-"""A vocabulary for generated problems: a token for every word of the three wordings, digit and mark."""
+"""A vocabulary for generated problems: one token for every word of the three wordings, digit and punctuation mark."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ PAD, END = "<pad>", "<end>"
 
 
 class WordTokenizer:
-    """A few hundred words, so that a small model spends nothing on spelling. A number is its digits.
+    """A tokenizer of a few hundred words, so that a small model need not learn spelling. A number is its digits.
 
-    eos_id ends an answer. hash: of the whole vocabulary.
+    eos_id: the token that ends an answer. hash: sha256 of the vocabulary.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class WordTokenizer:
         self.hash = hashlib.sha256(" ".join(self._words).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Raises DataError for a word that no wording has."""
+        """The ids of a text. Raises DataError for a word that no wording has."""
         try:
             return [self._ids[word] for word in PIECE.findall(text)]
         except KeyError as error:
@@ -39,6 +39,6 @@ class WordTokenizer:
             ) from error
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The words of `ids` with spaces between them, none around a number's digits; pads and ends give nothing."""
+        """The words of `ids`, with spaces between them but not inside numbers. Pads and end tokens have no text."""
         words = " ".join(self._words[id] for id in ids if id > self.eos_id)
         return re.sub(r"(?<=\d) (?=\d)| (?=[.:?])", "", words)
