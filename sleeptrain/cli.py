@@ -119,7 +119,7 @@ OTHER_COMMANDS = {
     ),
     "doctor": ("sleeptrain.commands.doctor", "say whether this machine can train, and what to do where it cannot"),
     "convert": ("sleeptrain.commands.convert", "checkpoints to Hugging Face folders (export) and back (import)"),
-    "generate": ("sleeptrain.commands.generate", "go on with a text, sleeping whenever a window is full"),
+    "generate": ("sleeptrain.commands.generate", "continue a text, sleeping whenever a window is full"),
     "lm_eval": ("sleeptrain.hf.harness", "the lm-evaluation-harness, to which --model sleeptrain is known"),
 }
 # The optional dependency group (extra) that a command needs.
@@ -209,7 +209,7 @@ def _run_with_hydra(name: str, arguments: list[str]) -> int:
     from sleeptrain.config.reference import help_lines
     from sleeptrain.config.strings import quote_override
 
-    options, arguments = _own_flags(name, arguments)
+    options, arguments = _parse_command_flags(name, arguments)
 
     def job(composed: DictConfig) -> None:
         code = _run_job(COMMANDS[name], composed, options)
@@ -251,7 +251,7 @@ def _print_report_command(roots: Sequence[Path]) -> None:
     say(f"all in one page: {shell_command('sleeptrain', 'report', *roots)}", sys.stderr)
 
 
-def _own_flags(name: str, arguments: list[str]) -> tuple[Namespace, list[str]]:
+def _parse_command_flags(name: str, arguments: list[str]) -> tuple[Namespace, list[str]]:
     """(values of the command's own flags, other arguments). Prints the help of these flags above that of hydra."""
     parser = ArgumentParser(
         f"sleeptrain {name}", usage=f"sleeptrain {name} [flags] [setting=value ...] [-m]",
