@@ -1,0 +1,85 @@
+"""The code speaks the words of the glossary: names that it has retired do not come back."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sleeptrain
+
+PACKAGE = Path(sleeptrain.__file__).parent
+# A name and the one that took its place.
+RETIRED = {
+    "Beat": "Heartbeat",
+    "Board": "HeartbeatStore",
+    "GivenUp": "Cancelled",
+    "Judge": "FailureDetector",
+    "Left": "RoundOutputs",
+    "Link": "TensorMapping",
+    "PartOfModel": "DistributedEngine",
+    "StageSequence": "StageMicroBatch",
+    "Treatment": "UpdateRule",
+    "Trouble": "StepFailure",
+    "Whereabouts": "Progress",
+    "WholeModel": "LocalEngine",
+    "_Kept": "SavedInputs",
+    "asked": "requested, options",
+    "behind": "after",
+    "crew": "workers, a pool",
+    "given": "inputs, arguments, values",
+    "leads": "is_main",
+    "left": "outputs, remaining",
+    "own_tensors": "local_tensors",
+    "replica": "model_parallel_size",
+    "settle": "handle_failure",
+    "together": "all_or_raise",
+    "told": "lines, fields, text",
+}
+MODULES = {
+    "asked": "request_options",
+    "costs": "task_costs",
+    "crew": "worker_pool",
+    "described": "read_config",
+    "evaluating": "commands/evaluate",
+    "exchange": "matrix_exchange, heartbeat_thread",
+    "held_out": "evaluation",
+    "meaning": "compatibility",
+    "opening": "load_for_inference",
+    "order": "scheduler",
+    "run": "run_state",
+    "turns": "conversation",
+    "typed": "from_dict",
+    "whole": "full_logits",
+}
+# Of data/: the order of documents in an epoch.
+KEPT = {"data/order.py"}
+
+
+def names(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every name that a module gives or uses, and its line."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.Attribute(attr=name) | ast.keyword(arg=str(name)):
+                yield name, node.lineno
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name, node.lineno
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in PACKAGE.iterdir() if path.is_dir()) + ["."])
+def test_no_name_is_one_that_was_retired(folder: str) -> None:
+    paths = (PACKAGE / folder).rglob("*.py") if folder != "." else PACKAGE.glob("*.py")
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line}: {name}, now {RETIRED[name]}"
+        for path in paths
+        for name, line in names(ast.parse(path.read_text(encoding="utf-8")))
+        if name in RETIRED
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_no_module_is_one_that_was_retired() -> None:
+    paths = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py")} - KEPT
+    assert not {path for path in paths if Path(path).stem in MODULES}
