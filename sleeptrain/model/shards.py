@@ -46,7 +46,7 @@ class Sharding:
         """The whole tensor, from the shards of all ranks in order. Raises ValueError if replicas or shapes differ."""
         if self.dim is None:
             if not all(torch.equal(shards[0], other) for other in shards[1:]):
-                raise ValueError("the ranks hold different values of what should be the same on all")
+                raise ValueError("the ranks hold different values of a replicated parameter")
             return shards[0]
         sizes = [piece // len(shards) for piece in self._pieces(len(shards))]
         if any(shard.shape[self.dim] != sum(sizes) for shard in shards):

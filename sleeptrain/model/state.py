@@ -56,7 +56,7 @@ KINDS = (Recurrent, Retained, WindowKV)
 
 @dataclass(frozen=True)
 class Boundary:
-    """What crosses an eviction boundary besides S.
+    """The settings of an eviction boundary: the values that cross it besides S.
 
     sliding_window: how many last tokens each token attends to, in any window; None: hard eviction clears the cache.
     carry_conv: in a wake pass the short convolutions continue from the end of the previous window.

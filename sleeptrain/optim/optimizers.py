@@ -122,7 +122,7 @@ class Optimizers:
         return state
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Mapping[str, torch.Tensor]]]) -> None:
-        """Loads the tensors of a `state_dict()`; copies only those that are not on their parameter's device.
+        """Loads the tensors of a `state_dict()`; copies a tensor only if it is not on its parameter's device.
 
         Raises DataError, and changes nothing, if kinds, names, shapes or dtypes are not those of this model.
         """
