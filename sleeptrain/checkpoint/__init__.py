@@ -1,1 +1,1 @@
-"""Checkpoints that know no layout: whole tensors under canonical names, written in the background, read by any run."""
+"""Checkpoints independent of the layout: whole tensors by canonical names, written in the background."""

@@ -1,4 +1,4 @@
-"""Whether weights mean in a model what they were trained to mean: what their names and shapes do not show."""
+"""Compatibility of weights with a model's settings, beyond the names and shapes of parameters."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from sleeptrain.config.ranges import settings
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError
 
-# Another value gives parameters other names or shapes, or is of initial values alone.
-SHOWN = (
+# Settings that are not compared: another value changes names or shapes of parameters, or only initial values.
+NOT_COMPARED = (
     "vocab_size",
     "dim",
     "ffn_dim",
-    "layers",  # but for blocks of two kinds with the same parameters
+    "layers",  # except kinds of blocks with the same parameters
     "mixer_only",
     "sandwich_norms",
     "tie_embeddings",
@@ -28,20 +28,20 @@ SHOWN = (
 def check_compatible(
     saved: ModelConfig, model: ModelConfig, inserted: Collection[int] = (), allowed: Sequence[str] = ()
 ) -> None:
-    """Raises ConfigError, with the differences as its details, unless the weights of `saved` may begin `model`.
+    """Raises ConfigError, with the differences as its details, if `model` may not start from the weights of `saved`.
 
-    Compared are all settings that names and shapes of parameters do not show, of mixers those that blocks of both
-    models read. inserted: blocks of `model` that `saved` lacks. allowed: `run.allow_changes`.
+    It compares all settings that change no names or shapes of parameters; of the mixers' settings only those that
+    blocks of both models read. inserted: blocks of `model` that `saved` lacks. allowed: `run.allow_changes`.
     """
-    kept = [block for block in range(len(model.layers)) if block not in inserted]
-    pairs = list(zip(kept, saved.layers, strict=False))
-    lines = _differences(saved, model, {kind for _, kind in pairs})
-    lines += [
+    blocks = [block for block in range(len(model.layers)) if block not in inserted]
+    pairs = list(zip(blocks, saved.layers, strict=False))
+    differences = _differences(saved, model, {kind for _, kind in pairs})
+    differences += [
         f"model.layers[{block}]: {before} -> {model.layers[block]}"
         for block, before in pairs
         if before != model.layers[block] and have_same_parameters(before, model.layers[block])
     ]
-    refused = [line for line in lines if line.partition(":")[0] not in allowed]
+    refused = [difference for difference in differences if difference.partition(":")[0] not in allowed]
     if refused:
         raise ConfigError(
             f"the weights of run.init_from mean something else with these settings; {_way_out(refused)}", refused
@@ -53,7 +53,7 @@ def _differences(saved: ModelConfig, model: ModelConfig, kinds: Collection[str])
     return [
         f"model.{name}: {before[name]} -> {value}"
         for name, value in settings(model)
-        if name not in SHOWN and before[name] != value and any(reads_setting(kind, name) for kind in kinds)
+        if name not in NOT_COMPARED and before[name] != value and any(reads_setting(kind, name) for kind in kinds)
     ]
 
 

@@ -1,4 +1,4 @@
-"""The newest checkpoint that is whole, the same in all processes."""
+"""Finds the newest whole checkpoint, the same in all processes."""
 
 from __future__ import annotations
 
@@ -14,22 +14,26 @@ from sleeptrain.terminal import say
 
 
 class NoneWhole(DataError):
-    """There are checkpoints, and all are damaged."""
+    """All checkpoints of a folder are damaged."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """whole: the checkpoint; None where there is none at all. damaged: newer ones, and what is wrong with each."""
+    """The result of a search for a checkpoint.
+
+    whole: the newest whole checkpoint; None without checkpoints.
+    damaged: newer, damaged checkpoints, each with its damage.
+    """
 
     whole: Path | None
     damaged: dict[Path, str]
 
 
 def newest_whole(folder: Path, world: World, last: int | None = None) -> Found:
-    """Looks through the checkpoints in a folder, newest first; each is read as a whole, by all processes together.
+    """Searches a folder for the newest whole checkpoint. All processes together read each candidate, newest first.
 
-    last: those of later steps are passed over (None: none is).
-    Raises NoneWhole where there are some and all are damaged, DataError where the processes see different ones.
+    last: checkpoints of later steps are skipped; None: none is.
+    Raises NoneWhole if all checkpoints are damaged, DataError if the processes see different checkpoints.
     """
     candidates = [path for path in checkpoints(folder) if last is None or step_of(path) <= last]
     if not world.agree([path.name for path in candidates]):
@@ -50,10 +54,11 @@ def newest_whole(folder: Path, world: World, last: int | None = None) -> Found:
 
 
 def named_checkpoint(place: Path, world: World, setting: str = "", allow_older: bool = False) -> Path:
-    """The checkpoint that a path means: itself, or the newest one of a run.
+    """The checkpoint at a path: the path itself, or the newest checkpoint of the run in it.
 
-    setting: that names the place, if one does. allow_older: where the newest is damaged the newest whole one is taken,
-    which the main process says. Raises DataError where there is none, and for a damaged one.
+    setting: the setting that names the path, if any.
+    allow_older: if the newest checkpoint is damaged, take the newest whole one; the main process reports it.
+    Raises DataError without a checkpoint, and for a damaged one.
     """
     if world.all_or_raise(lambda: (place / MANIFEST).is_file())[0]:
         if damage := _damage(place, world):
@@ -74,10 +79,10 @@ def named_checkpoint(place: Path, world: World, setting: str = "", allow_older: 
 
 
 def _listed(damaged: Mapping[Path, str]) -> str:
-    """`step-00000012 is damaged (the checksum of ...)`, for each."""
+    """The damaged checkpoints in words: `step-00000012 is damaged (the checksum of ...)`, joined by commas."""
     return ", ".join(f"{path.name} is damaged ({damage})" for path, damage in damaged.items())
 
 
 def _damage(path: Path, world: World) -> str | None:
-    found = world.all_or_raise(lambda: find_damage(path, world.rank, world.size))
-    return next((damage for damage in found if damage is not None), None)
+    by_rank = world.all_or_raise(lambda: find_damage(path, world.rank, world.size))
+    return next((damage for damage in by_rank if damage is not None), None)

@@ -1,4 +1,4 @@
-"""Whether a checkpoint's tensors are those of a model: strict, and loose only where a setting says so."""
+"""Checks that a checkpoint's tensors are those of a model. Settings may name parameters that may differ."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ SHOWN = 3
 
 
 def check_resume(forms: Mapping[str, Form], config: ModelConfig) -> None:
-    """Raises DataError unless the checkpoint holds every weight of the model, what its optimizers keep, and no other.
+    """Raises DataError unless the checkpoint holds exactly the model's weights and the state of its optimizers.
 
-    A parameter that has not been stepped may have no optimizer state.
+    A parameter that has not been stepped may lack optimizer state.
     """
     weights, kinds = _parameters(config)
     _check_names(forms, weights, "a run goes on with the model settings that it was started with")
     optimizer = {name for name in forms if name.startswith(OPTIMIZER)}
     for name, kind in kinds.items():
         keys = {f"{OPTIMIZER}{kind}/{name}/{key}" for key in STATE[kind]}
-        found = keys & optimizer
-        if found not in (set(), keys):
-            raise DataError(f"the checkpoint has only {_some(found)} of what {kind} keeps of {name}")
+        present = keys & optimizer
+        if present not in (set(), keys):
+            raise DataError(f"the checkpoint has only {_some(present)} of the state of {name} in {kind}")
         optimizer -= keys
-        for key in found:
+        for key in present:
             _check_form(key, forms[key], () if key.endswith("/step") else weights[name])
     if optimizer:
         raise DataError(
@@ -46,22 +46,22 @@ def check_start(
 ) -> None:
     """Raises DataError unless the checkpoint's weights can begin a new run of the model.
 
-    new, dropped: patterns of parameters that only the model or only the checkpoint may have. One that matches no such
-    parameter is refused, too: it would hide a spelling mistake.
+    new: patterns of parameters that only the model may have. dropped: patterns of parameters that only the checkpoint
+    may have. A pattern that matches no such parameter raises, too: it would hide a spelling mistake.
     """
     weights, _ = _parameters(config)
     saved = _saved_weights(forms)
     _check_patterns("run.init_new", new, weights.keys() - saved, "in the model but not in the checkpoint")
     _check_patterns("run.init_dropped", dropped, saved - weights.keys(), "in the checkpoint but not in the model")
-    wanted = {name: shape for name, shape in weights.items() if name in saved or not _matches(name, new)}
-    kept = {WEIGHTS + n: forms[WEIGHTS + n] for n in saved if n in weights or not _matches(n, dropped)}
+    required = {name: shape for name, shape in weights.items() if name in saved or not _matches(name, new)}
+    used = {WEIGHTS + n: forms[WEIGHTS + n] for n in saved if n in weights or not _matches(n, dropped)}
     _check_names(
-        kept, wanted, "name them in run.init_new (only in the model) or run.init_dropped (only in the checkpoint)"
+        used, required, "name them in run.init_new (only in the model) or run.init_dropped (only in the checkpoint)"
     )
 
 
 def _parameters(config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """(shape, kind of optimizer) by name of every parameter of the whole model."""
+    """({name: shape}, {name: kind of optimizer}) of all parameters of the whole model."""
     with torch.device("meta"):
         model = Hybrid(config)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -72,14 +72,14 @@ def _saved_weights(forms: Iterable[str]) -> set[str]:
     return {name.removeprefix(WEIGHTS) for name in forms if name.startswith(WEIGHTS)}
 
 
-def _check_names(forms: Mapping[str, Form], wanted: Mapping[str, tuple[int, ...]], way_out: str) -> None:
+def _check_names(forms: Mapping[str, Form], expected: Mapping[str, tuple[int, ...]], way_out: str) -> None:
     saved = _saved_weights(forms)
-    missing, unexpected = wanted.keys() - saved, saved - wanted.keys()
+    missing, unexpected = expected.keys() - saved, saved - expected.keys()
     if missing or unexpected:
-        lists = [f"{len(missing)} of the model's parameters are missing ({_some(missing)})"] if missing else []
-        lists += [f"{len(unexpected)} are not in the model ({_some(unexpected)})"] if unexpected else []
-        raise DataError(f"the checkpoint does not fit the model: {' and '.join(lists)}; {way_out}")
-    for name, shape in wanted.items():
+        problems = [f"{len(missing)} of the model's parameters are missing ({_some(missing)})"] if missing else []
+        problems += [f"{len(unexpected)} are not in the model ({_some(unexpected)})"] if unexpected else []
+        raise DataError(f"the checkpoint does not fit the model: {' and '.join(problems)}; {way_out}")
+    for name, shape in expected.items():
         _check_form(WEIGHTS + name, forms[WEIGHTS + name], shape)
 
 
@@ -102,5 +102,5 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _some(names: Iterable[str]) -> str:
-    first = sorted(names)
-    return ", ".join(first[:SHOWN]) + (", ..." if len(first) > SHOWN else "")
+    ordered = sorted(names)
+    return ", ".join(ordered[:SHOWN]) + (", ..." if len(ordered) > SHOWN else "")

@@ -1,7 +1,7 @@
-"""A checkpoint on disk: a folder that appears whole, and a manifest by which damage is found.
+"""A checkpoint on disk: a folder that appears whole, and a manifest that reveals damage.
 
 `step-00000012/` holds safetensors files, `state.json`, `config.yaml` and, written last, `manifest.json` with the size
-and the sha256 of every other file. It is built under a hidden name beside its place and renamed.
+and the sha256 of every other file. It is built under a hidden name in the same folder, then renamed.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def entries(paths: Sequence[Path]) -> Entries:
-    """What the manifest says of these files: {name: {"bytes", "sha256"}}."""
+    """The manifest's entries of these files: {name: {"bytes", "sha256"}}."""
     return {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
 
 
 def commit(partial: Path, target: Path, tensors: Mapping[str, Any], documents: Mapping[str, bytes]) -> None:
-    """Completes a folder of synced tensor files, of which `tensors` are the entries, and puts it in its place.
+    """Completes a folder of synced tensor files and renames it to `target`.
 
-    A damaged checkpoint of the same step gives way. The pointer `latest` beside it follows last. Raises DataError where
-    a file that another process has written is not there.
+    tensors: the entries of the tensor files. A damaged checkpoint of the same step is replaced. The pointer `latest` is
+    updated last. Raises DataError if a file of another process is missing.
     """
     if missing := [name for name in tensors if not (partial / name).is_file()]:
         raise DataError(f"{missing[0]} was written where this process does not see it: put run.root where all can")
@@ -69,20 +69,21 @@ def commit(partial: Path, target: Path, tensors: Mapping[str, Any], documents: M
 
 
 def write_manifest(folder: Path, files: Mapping[str, Any]) -> None:
-    """Makes a checkpoint of a folder; files: the entries of all others in it."""
+    """Writes the manifest, which makes a folder a checkpoint. files: the entries of all other files in it."""
     write_whole(folder / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1).encode())
 
 
 def point_to(checkpoint: Path) -> None:
-    """The pointer `latest` names the checkpoint."""
+    """Lets the pointer `latest` name the checkpoint."""
     write_whole(checkpoint.parent / LATEST, f"{checkpoint.name}\n".encode())
 
 
 def find_damage(checkpoint: Path, rank: int = 0, size: int = 1, tensors: bool = True) -> str | None:
-    """What is wrong with a checkpoint, None where nothing is; of `size` processes each checks its share of the files.
+    """The damage of a checkpoint, in words; None if it has none.
 
-    tensors: whether those are read, too; where not, only their sizes are compared, which takes no time. Raises
-    DataError for a checkpoint of another format: it is not damaged, only not for this version.
+    rank, size: the process checks its share of the files, one of `size` shares.
+    tensors: read the tensor files, too; False: compare only their sizes, which is fast.
+    Raises DataError for a checkpoint of another format, which is not damaged.
     """
     if foreign := _no_plain_file(checkpoint, [MANIFEST]):
         return foreign
@@ -98,9 +99,9 @@ def find_damage(checkpoint: Path, rank: int = 0, size: int = 1, tensors: bool = 
         if unknown := sorted({path.name for path in checkpoint.glob(TENSORS)} - set(files)):
             return f"{unknown[0]} is not in {MANIFEST}"
         for name in sorted(files)[rank::size]:
-            found, wanted = (checkpoint / name).stat().st_size, files[name]["bytes"]
-            if found != wanted:
-                return f"{name} has {found} bytes, not {wanted}"
+            actual, expected = (checkpoint / name).stat().st_size, files[name]["bytes"]
+            if actual != expected:
+                return f"{name} has {actual} bytes, not {expected}"
         read = [name for name in sorted(files)[rank::size] if tensors or not fnmatch(name, TENSORS)]
         for name in read:
             if _sha256(checkpoint / name) != files[name]["sha256"]:
@@ -113,7 +114,7 @@ def find_damage(checkpoint: Path, rank: int = 0, size: int = 1, tensors: bool = 
 
 
 def _no_plain_file(checkpoint: Path, names: Sequence[str]) -> str | None:
-    """What is wrong with these names of files, before any of them is opened."""
+    """The fault of these file names, found before any file is opened; None if they all name plain files."""
     try:
         for name in names:
             named_file(checkpoint, name, checkpoint / MANIFEST, follow=True)
@@ -123,16 +124,18 @@ def _no_plain_file(checkpoint: Path, names: Sequence[str]) -> str | None:
 
 
 def read_state(checkpoint: Path, required: Sequence[str] = ()) -> dict[str, Any]:
-    """What a checkpoint knows besides tensors. required: as of `state_schema.fault`. Raises DataError for anything
-    else, also behind a manifest that vouches for it: whoever writes one can write the other."""
-    found = read_json(checkpoint / STATE, WAY_OUT)
-    if wrong := fault(found, required):
-        raise DataError(f"{checkpoint / STATE} is none of this version of sleeptrain: {wrong}; {WAY_OUT}")
-    return found
+    """The content of `state.json`. required: as in `state_schema.fault`.
+
+    Raises DataError for invalid content, even if the manifest matches: the same writer may have made both.
+    """
+    state = read_json(checkpoint / STATE, WAY_OUT)
+    if error := fault(state, required):
+        raise DataError(f"{checkpoint / STATE} does not fit this version of sleeptrain: {error}; {WAY_OUT}")
+    return state
 
 
 def set_aside(checkpoint: Path) -> Path:
-    """Takes a damaged checkpoint out of the way, for whoever wants to look at it. Returns where it is now."""
+    """Renames a damaged checkpoint to `damaged-<name>`, for inspection. Returns its new path."""
     aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
     shutil.rmtree(aside, ignore_errors=True)
     os.rename(checkpoint, aside)

@@ -1,4 +1,4 @@
-"""The flag of commands that take the newest checkpoint of a run, and may be told to take one before it."""
+"""The option `--allow-older` of commands that read the newest checkpoint of a run."""
 
 from __future__ import annotations
 

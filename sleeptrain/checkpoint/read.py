@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 from sleeptrain.checkpoint.write import first_failure
 from sleeptrain.errors import DataError
 
-# Is given a whole tensor on the CPU, which it may keep.
+# Receives a whole tensor on the CPU, and may keep it.
 Take = Callable[[torch.Tensor], object]
 
 
@@ -27,44 +27,44 @@ class Form(NamedTuple):
 
 
 class SavedTensors(Protocol):
-    """The tensors of a checkpoint. forms: of all of them, by name."""
+    """The tensors of a checkpoint. forms: {tensor name: shape and dtype}."""
 
     @property
     def forms(self) -> Mapping[str, Form]: ...
 
     def read(self, takes: Mapping[str, Take]) -> None:
-        """Hands over the named tensors, one by one. Each process reads for itself."""
+        """Calls takes[name] with each named tensor, one at a time. Each process reads independently."""
 
 
 class TensorFiles:
-    """The tensors in a checkpoint's folder. Raises DataError where they cannot be read."""
+    """The tensors in a checkpoint's folder. Raises DataError if they cannot be read."""
 
     def __init__(self, path: Path):
         self._path = path
         self._reader = _Reader(str(path))
         try:
-            found = self._reader.read_metadata().state_dict_metadata
-        except Exception as error:  # safetensors raises its own kind
+            metadata = self._reader.read_metadata().state_dict_metadata
+        except Exception as error:  # safetensors raises its own exception class
             raise DataError(f"checkpoint {path} cannot be read: {error}") from error
         self.forms = {
             name: Form(tuple(tensor.size), tensor.properties.dtype)
-            for name, tensor in found.items()
+            for name, tensor in metadata.items()
             if isinstance(tensor, TensorStorageMetadata)
         }
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, on the CPU."""
-        found: list[torch.Tensor] = []
-        self.read({name: found.append})
-        return found[0]
+        tensors: list[torch.Tensor] = []
+        self.read({name: tensors.append})
+        return tensors[0]
 
     def read(self, takes: Mapping[str, Take]) -> None:
-        wanted = {
+        meta_tensors = {
             name: torch.empty(f.shape, dtype=f.dtype, device="meta") for name, f in self.forms.items() if name in takes
         }
         try:
-            # Alone: what one process reads depends on no other, and none waits where another cannot read.
-            dcp.load(wanted, storage_reader=self._reader, planner=_OneByOne(takes), no_dist=True)
+            # no_dist: each process reads independently, and none waits if another cannot read.
+            dcp.load(meta_tensors, storage_reader=self._reader, planner=_OneByOne(takes), no_dist=True)
         except CheckpointException as error:
             raise DataError(f"checkpoint {self._path} cannot be read: {first_failure(error)}") from error
 
@@ -80,7 +80,7 @@ class _Reader(HuggingFaceStorageReader):
 
 
 class _OneByOne(DefaultLoadPlanner):
-    """Memory for a tensor is there from its reading until it has been taken."""
+    """Allocates memory for one tensor at a time: from its read until it has been taken."""
 
     def __init__(self, takes: Mapping[str, Take]):
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -89,7 +89,7 @@ class _OneByOne(DefaultLoadPlanner):
     def set_up_planner(
         self, state_dict: dict[str, torch.Tensor], metadata: Metadata | None = None, is_coordinator: bool = False
     ) -> None:
-        # Not the parent's, which would make memory for everything at once.
+        # Not super(), which would allocate memory for all tensors at once.
         self.state_dict, self.metadata, self.is_coordinator = state_dict, metadata, is_coordinator
 
     def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:

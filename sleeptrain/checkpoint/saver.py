@@ -1,4 +1,4 @@
-"""Writing checkpoints beside the training: a thread in each process, one checkpoint at a time."""
+"""Writes checkpoints during the training: a thread in each process, one checkpoint at a time."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ from sleeptrain.errors import CheckpointError
 class Saver:
     """Writes the checkpoints of a run into `folder`. All processes call its methods for the same steps.
 
-    newest: the step of the newest checkpoint that is known to be whole. failures: of this process's life.
-    longest: the most seconds that one has taken. tell: shows a line to the user. reach: as in `superfluous`. A failure
-    is told, counted and otherwise passed over, until `finish`.
+    newest: the step of the newest checkpoint that is known to be whole.
+    failures: the number of failed checkpoints in this process.
+    longest: the most seconds that a checkpoint took.
+    tell: shows a line to the user.
+    reach: as in `superfluous`.
+    A failure is reported and counted, and raises only in `finish`.
     """
 
     def __init__(
@@ -37,11 +40,11 @@ class Saver:
 
     @property
     def needs(self) -> float:
-        """Seconds that one more checkpoint may take, that under way waited for."""
+        """Seconds that one more checkpoint may take, with the wait for the checkpoint in progress."""
         return self.longest * (1 if self._save is None else 2)
 
     def make_way(self, step: int) -> None:
-        """Waits for the checkpoint under way, since that of `step` is due."""
+        """Waits for the checkpoint in progress, since the checkpoint of `step` is due."""
         if self._save is not None and self._save.is_alive():
             self._tell(f"step {step}: waiting for the checkpoint of step {self._save.step}, still being written")
         self.wait()
@@ -53,19 +56,19 @@ class Saver:
         documents: Mapping[str, bytes],
         before_commit: Callable[[], None],
     ) -> None:
-        """Writes in the background what `write` takes; the tensors must stay as they are. After `make_way`."""
+        """Starts `write` in the background. Call `make_way` first, and do not change the tensors meanwhile."""
         target = step_folder(self.folder, step)
         work = partial(write, target, tensors, documents, self._world, before_commit)
         self._save = _Save(step, work, self._remove_superfluous)
         self._save.start()
 
     def poll(self) -> None:
-        """Tells of the checkpoint under way if it is done; does not wait."""
+        """Reports the result of the checkpoint in progress if it is done; does not wait."""
         if self._save is not None and not self._save.is_alive():
             self.wait()
 
     def wait(self) -> None:
-        """Waits for the checkpoint under way, and tells of its failure."""
+        """Waits for the checkpoint in progress, and reports a failure."""
         if self._save is None:
             return
         save, self._save = self._save, None
@@ -82,11 +85,11 @@ class Saver:
         self._tell(f"ALARM: the checkpoint of step {save.step} was not written ({save.error}); {on_disk}")
 
     def finish(self) -> None:
-        """Waits for the last checkpoint. Raises CheckpointError where it was not written."""
+        """Waits for the last checkpoint. Raises CheckpointError if it was not written."""
         self.wait()
         if self._last_error is not None:
             raise CheckpointError(
-                f"the last checkpoint was not written ({self._last_error}); make room or mend the storage, then the "
+                f"the last checkpoint was not written ({self._last_error}); free space or repair the storage, then the "
                 f"same command goes on from {'the start' if self.newest is None else f'step {self.newest}'}"
             )
 
@@ -96,7 +99,7 @@ class Saver:
 
 
 class _Save(threading.Thread):
-    """One checkpoint. A daemon: where another process has died, the interpreter must not wait for it."""
+    """The thread that writes one checkpoint. It is a daemon: if another process dies, exit must not wait for it."""
 
     def __init__(self, step: int, work: Callable[[], None], clean: Callable[[], None]):
         super().__init__(name=f"checkpoint-{step}", daemon=True)
@@ -116,4 +119,4 @@ class _Save(threading.Thread):
             self.not_removed = error
         finally:
             self.seconds = time.monotonic() - self._began
-            del self._work  # and with it the tensors
+            del self._work  # releases the tensors

@@ -1,4 +1,4 @@
-"""What `state.json` of a checkpoint may hold: what is read of it later is there and of its kind."""
+"""The schema of a checkpoint's `state.json`: required fields and their kinds."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ from sleeptrain.kinds import (
     or_none,
 )
 
-# What every checkpoint has, also one that is an import.
+# Fields of every checkpoint, also of an import.
 ALWAYS = ("step", "tokens", "shape")
-# What a run needs besides, to go on.
+# Further fields that a run needs to resume.
 OF_A_RUN = ("samples", "skipped", "spikes", "rollbacks", "data", "wandb_id", "owes_evaluation")
 SHOWN = 60
 
 
-def fault(found: Mapping[str, Any], required: Sequence[str]) -> str | None:
-    """What is wrong with the content of a `state.json`, None where nothing is. required: of the names, besides those
-    that every checkpoint has."""
+def fault(state: Mapping[str, Any], required: Sequence[str]) -> str | None:
+    """The first fault in the content of a `state.json`, in words; None if it has none.
+
+    required: the names of required fields besides `ALWAYS`.
+    """
     for name in (*ALWAYS, *required):
-        if name not in found:
+        if name not in state:
             return f"it has no {name}"
     for name, check in _CHECKS.items():
-        if name in found and not check(found[name]):
-            text = repr(found[name])
+        if name in state and not check(state[name]):
+            text = repr(state[name])
             return f"its {name} is {text if len(text) <= SHOWN else text[:SHOWN] + '…'}"
     return None
 
 
 def _is_data(value: Any) -> bool:
-    """The names of what a position is a position in are compared by who goes there."""
+    """Checks position and cuts. The reader of the data compares the other fields, which say what the position is in."""
     if not isinstance(value, dict):
         return False
     return is_count(value.get("position", 0)) and list_of(_is_cut)(value.get("cuts", []))

@@ -1,4 +1,4 @@
-"""Whether ids mean the same to weights and to data: the sha256 of the tokenizer that they were made with."""
+"""Checks that weights and data were made with the same tokenizer, by its sha256."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ TOKENIZER = "tokenizer"  # in state.json; null for a task without one
 
 
 def tokenizer_of(checkpoint: Path) -> str | None:
-    """The sha256 of the tokenizer that the weights were trained with; None where there is none, or nobody knows it.
+    """The sha256 of the tokenizer that the weights were trained with; None if there was none or it is unknown.
 
-    Checkpoints of versions that did not write it have the tokenizer beside them (an import), in the task's settings, or
-    where their configuration names it.
+    Older versions did not write it. For their checkpoints it comes from the task's settings, from a tokenizer in the
+    checkpoint's folder (an import), or from the tokenizer that the configuration names.
     """
     state = read_state(checkpoint)
     if TOKENIZER in state:
         return state[TOKENIZER]
-    if isinstance(state.get("data"), dict) and (found := state["data"].get("the tokenizer's sha256")):
-        return found
+    if isinstance(state.get("data"), dict) and (sha256 := state["data"].get("the tokenizer's sha256")):
+        return sha256
     data = load_resolved(checkpoint / CONFIG).data
     places = [checkpoint] if (checkpoint / TOKENIZER_JSON).is_file() else []
     places += [Path(data.shards.tokenizer)] if data.source == "shards" and data.shards.tokenizer else []
@@ -38,24 +38,26 @@ def tokenizer_of(checkpoint: Path) -> str | None:
 
 
 def check_start_tokenizer(checkpoint: Path, data: str | None, source: str, allowed: Sequence[str]) -> None:
-    """Raises ConfigError where the weights of `run.init_from` were trained with another tokenizer than the data's.
+    """Raises ConfigError if the weights of `run.init_from` were trained with another tokenizer than that of the data.
 
-    data: the sha256 of that one; None: it has none. source: `data.source`. allowed: `run.allow_changes`.
+    data: the sha256 of the data's tokenizer; None: it has none.
+    source: `data.source`.
+    allowed: `run.allow_changes`.
     """
     weights, setting = tokenizer_of(checkpoint), f"data.{source}.tokenizer"
     if None in (weights, data) or weights == data or setting in allowed:
         return
     added = consent([setting])
     raise ConfigError(
-        "the weights of run.init_from were trained with another tokenizer than the data's, whose ids mean something "
-        "else to them; prepare the data with theirs (tools/prepare.py --tokenizer)"
+        "the weights of run.init_from were trained with another tokenizer than the data's, whose ids differ; "
+        "prepare the data with the weights' tokenizer (tools/prepare.py --tokenizer)"
         + (f", or, where the change is meant, add {added}" if added else ""),
         [f"{setting}: sha256 {weights} -> {data}"],
     )
 
 
 def check_same_tokenizer(checkpoint: Path, data: str | None) -> None:
-    """Raises DataError where a run's own data is now that of another tokenizer than its weights'. data: its sha256."""
+    """Raises DataError if a run's data now has another tokenizer than its weights. data: the sha256 of the data's."""
     weights = tokenizer_of(checkpoint)
     if None not in (weights, data) and weights != data:
         raise DataError(
@@ -65,13 +67,13 @@ def check_same_tokenizer(checkpoint: Path, data: str | None) -> None:
 
 
 def check_text_tokenizer(checkpoint: Path, tokenizer: str, place: Path) -> None:
-    """Raises DataError where a text's ids would mean something else to the weights than what they were trained on.
+    """Raises DataError if the weights were trained with another tokenizer than that of the text.
 
-    tokenizer: the sha256 of the one that text is read and written with, which lies at `place`.
+    tokenizer: the sha256 of the tokenizer at `place`, which encodes and decodes the text.
     """
     weights = tokenizer_of(checkpoint)
     if weights not in (None, tokenizer):
         raise DataError(
             f"tokenizer {place} (sha256 {tokenizer}) is not the one that the weights of {checkpoint} were trained with "
-            f"({weights}): name that one, or export the run while it is there and open the export"
+            f"({weights}): give the path of that tokenizer, or export the run where it exists and open the export"
         )

@@ -1,4 +1,4 @@
-"""Writing a checkpoint from all processes of a run, with torch.distributed.checkpoint in safetensors files."""
+"""Writes a checkpoint from all processes of a run, with torch.distributed.checkpoint, in safetensors files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sleeptrain.checkpoint.folder import Entries, commit, entries
 from sleeptrain.distributed.world import World
 from sleeptrain.errors import CheckpointError
 
-# A file is put together in memory before it is written, so files are small; a larger tensor has one of its own.
+# Files are small, since each is assembled in memory before it is written. A larger tensor gets a file of its own.
 FILE_BYTES = 256 * 2**20
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
@@ -33,26 +33,26 @@ def write(
     world: World,
     before_commit: Callable[[], None],
 ) -> None:
-    """Writes the checkpoint `target`; all processes call it, each with the tensors that it owns, on the CPU.
+    """Writes the checkpoint `target`. All processes call it, each with the tensors that it owns, on the CPU.
 
-    documents: the other files, of the process that leads, which also calls `before_commit` when all tensors are
-    written. The folder appears whole or not at all. Raises CheckpointError in all processes where one of them fails;
-    nothing is left of it then.
+    documents: the contents of the other files, by name. Only those of the main process (rank 0) are written.
+    before_commit: called by the main process when all tensors are written.
+    The folder appears whole or not at all. If one process fails, all raise CheckpointError and no files remain.
     """
 
     def complete() -> None:
         if world.is_main:
             before_commit()
-            commit(partial, target, whole, documents)
+            commit(partial, target, written, documents)
 
     partial = target.with_name(f".{target.name}.partial")
     try:
         token = world.all_or_raise(lambda: secrets.token_hex(4), world.saving)[0]
         partial = target.with_name(f".{target.name}.partial-{token}")
         _write_tensors(partial, tensors, world)
-        own = f"shard-{world.rank + 1:05d}-*"
-        found = world.all_or_raise(lambda: entries(sorted(partial.glob(own))), world.saving)
-        whole: Entries = {name: entry for part in found for name, entry in part.items()}
+        pattern = f"shard-{world.rank + 1:05d}-*"
+        by_rank = world.all_or_raise(lambda: entries(sorted(partial.glob(pattern))), world.saving)
+        written: Entries = {name: entry for part in by_rank for name, entry in part.items()}
         world.all_or_raise(complete, world.saving)
     except Exception as error:
         raise CheckpointError(str(error)) from error
@@ -76,7 +76,7 @@ def _write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], world: Wor
 
 
 def first_failure(error: CheckpointException) -> str:
-    """One line: DCP's own text holds every process's stack."""
+    """The first failure in one line, since DCP's own text holds the stack of every process."""
     rank, (cause, _) = min(error.failures.items(), key=lambda item: item[0])
     return f"process {rank}: {cause}"
 
@@ -88,11 +88,11 @@ class _Writer(HuggingFaceStorageWriter):
 
 
 def _files(items: Sequence[WriteItem]) -> dict[str, int]:
-    """The number of the file, from 1, that each tensor of a process goes to."""
+    """The file number, from 1, of each tensor of a process, by the tensor's name."""
     numbers: dict[str, int] = {}
     number, filled = 1, 0
     for item in items:
-        assert item.tensor_data is not None  # tensors are all that is saved
+        assert item.tensor_data is not None  # only tensors are saved
         size = item.tensor_data.size.numel() * item.tensor_data.properties.dtype.itemsize
         if filled and filled + size > FILE_BYTES:
             number, filled = number + 1, 0

@@ -1,8 +1,8 @@
-"""megatron-core without CUDA: the two places where its tensor parallel layers assume a GPU or its precision.
+"""Runs megatron-core without CUDA: replaces two functions of its tensor parallel layers that assume a GPU.
 
-Its collectives allocate on `torch.cuda.current_device()`, which raises where there is no CUDA. Its cross entropy casts
-logits to fp32, the widest dtype that trains on a GPU; a CPU also trains in fp64, the precision of reference runs.
-Nothing else is replaced, so that its layers over gloo are the same code as over NCCL.
+Its collectives allocate on `torch.cuda.current_device()`, which raises without CUDA. Its cross entropy casts logits to
+fp32, the widest dtype that trains on a GPU; a CPU also trains in fp64, the precision of reference runs. Everything else
+stays: its layers run the same code over gloo as over NCCL.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from megatron.core.tensor_parallel.cross_entropy import VocabParallelCrossEntrop
 
 
 def install() -> None:
-    """Makes megatron-core run on the CPU; does nothing where there is CUDA. May be called again."""
+    """Makes megatron-core run on the CPU; does nothing if CUDA is available. A second call is harmless."""
     if torch.cuda.is_available():
         return
     torch.cuda.current_device = _cpu  # type: ignore[assignment]
@@ -24,6 +24,6 @@ def _cpu() -> torch.device:
 
 
 def _logits_max(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logits in fp32, fp64 where they are, and their maximum over this rank's part of the vocabulary."""
+    """The logits in fp32 (fp64 if they are fp64), and their maximum over this rank's part of the vocabulary."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return wide, wide.amax(dim=-1)

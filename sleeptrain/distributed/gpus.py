@@ -1,4 +1,4 @@
-"""What known GPUs can do at best, from their vendors' data sheets: what MFU and forecasts are held against."""
+"""Peak values of known GPUs, from the vendors' data sheets. MFU and forecasts refer to them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ from sleeptrain.errors import ConfigError
 
 @dataclass(frozen=True)
 class Gpu:
-    """flops: dense bf16, FLOP/s. memory: bytes. bandwidth: of the memory, bytes/s. intra, inter: bytes/s that one GPU
-    sends to others of its machine (NVLink, or PCIe where there is none) and of other machines (its share of the
-    network: one 400 Gb/s adapter a GPU where machines are sold so, else one of 200 Gb/s)."""
+    """The peak values of one GPU.
+
+    flops: dense bf16, FLOP/s.
+    memory: bytes.
+    bandwidth: of the memory, bytes/s.
+    intra: bytes/s that it sends to GPUs of the same machine (over NVLink, or PCIe without NVLink).
+    inter: bytes/s that it sends to other machines. A GPU has one network adapter, of 400 Gb/s if machines are sold so,
+        else of 200 Gb/s.
+    """
 
     flops: float
     memory: float
@@ -33,7 +39,7 @@ GPUS = {
 
 
 def find_gpu(name: str) -> tuple[str, Gpu]:
-    """The GPU of this name, in any case. Raises ConfigError, which lists those known, for another one."""
-    if found := GPUS.get(name.upper()):
-        return name.upper(), found
+    """The GPU of this name, in upper or lower case. Raises ConfigError, which lists known GPUs, for another name."""
+    if gpu := GPUS.get(name.upper()):
+        return name.upper(), gpu
     raise ConfigError(f"--gpu: unknown GPU '{name}'; {suggest(name.upper(), list(GPUS))}")

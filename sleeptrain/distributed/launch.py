@@ -1,4 +1,4 @@
-"""How a process finds the others of its run: from torchrun's variables or from Slurm's (srun)."""
+"""How a process joins the other processes of its run, by the variables of torchrun or of Slurm (srun)."""
 
 from __future__ import annotations
 
@@ -25,14 +25,19 @@ from sleeptrain.distributed.world import World
 from sleeptrain.errors import ConfigError
 from sleeptrain.stop import Stopped, StopRequest
 
-# How long a process waits for another's part of a checkpoint on slow storage.
+# How long a process waits while another writes its part of a checkpoint to slow storage.
 SAVING_TIMEOUT = timedelta(hours=6)
 PACKAGES = {"megatron.core": "megatron-core", "deepspeed": "deepspeed"}
 
 
 @dataclass(frozen=True)
 class Place:
-    """A process among those that were started together. host: empty where MASTER_ADDR and MASTER_PORT are set."""
+    """A process's place among the processes that were started together.
+
+    rank, size: its rank, and the number of processes.
+    local_rank: its number on its machine.
+    host, port: where the processes meet; an empty host means that MASTER_ADDR and MASTER_PORT are set.
+    """
 
     rank: int = 0
     size: int = 1
@@ -42,9 +47,9 @@ class Place:
 
 
 def find_place(environment: Mapping[str, str]) -> Place:
-    """This process's place, from the variables of torchrun or, in a step of srun, of Slurm; alone without them.
+    """This process's place, from the variables of torchrun or, in a step of srun, of Slurm; one process without them.
 
-    Raises ConfigError for variables that are not whole, or are no numbers.
+    Raises ConfigError for a variable that is missing or no number.
     """
     if _number(environment, "WORLD_SIZE", 1) > 1:
         names = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -56,7 +61,7 @@ def find_place(environment: Mapping[str, str]) -> Place:
         _number(environment, "MASTER_PORT")
         rank, size, local_rank = (_number(environment, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         return Place(rank, size, local_rank)
-    # Of a step of srun only: a batch script itself is alone, whatever the job has been given.
+    # Only the variables of an srun step count: a batch script is one process, however many tasks its job has.
     size = _number(environment, "SLURM_STEP_NUM_TASKS", 1)
     if size == 1:
         return Place()
@@ -68,7 +73,7 @@ def find_place(environment: Mapping[str, str]) -> Place:
 
 
 def step_port(environment: Mapping[str, str]) -> int:
-    """Another one for each step of each attempt of a Slurm job, below those that Linux gives outgoing connections."""
+    """A port for each step of each attempt of a Slurm job, below the ports that Linux uses for outgoing connections."""
     job, attempt, step = (_number(environment, f"SLURM_{name}", 0) for name in ("JOB_ID", "RESTART_COUNT", "STEP_ID"))
     return 20_000 + (64 * job + 8 * attempt + step) % 12_000
 
@@ -78,16 +83,14 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
     try:
         return int(text)
     except ValueError:
-        raise ConfigError(
-            f"{name}={text} is no number: it is the launcher's to set; unset it, or set it right"
-        ) from None
+        raise ConfigError(f"{name}={text} is no number: the launcher sets it; unset it, or correct it") from None
 
 
 def join(config: Config, request: StopRequest | None = None) -> World:
-    """Meets the other processes; alone, a world of one. The layout must have passed `check_layout`.
+    """Meets the other processes and returns their world. The layout must have passed `check_layout`.
 
-    Raises ConfigError for a device that is not there or a missing package;
-    MeetingError where they do not meet; Stopped where the request comes before they have met.
+    Raises ConfigError for a missing device or package, MeetingError if the processes do not meet, and Stopped if a stop
+    is requested before they have met.
     """
     place = find_place(os.environ)
     device = find_device(config.train.device, place.local_rank)
@@ -96,7 +99,7 @@ def join(config: Config, request: StopRequest | None = None) -> World:
     _check_surroundings(device)
     _load_packages()
     if dist.is_initialized():
-        return _spread(config, place, device, opened=False)
+        return _make_world(config, place, device, opened=False)
     request = StopRequest() if request is None else request
     if request.requested:
         raise Stopped
@@ -107,7 +110,7 @@ def join(config: Config, request: StopRequest | None = None) -> World:
 
 
 def _meet(config: Config, place: Place, device: torch.device, limit: Limit) -> World:
-    """Initialises torch.distributed; in any thread, each of which has a current GPU of its own."""
+    """Initialises torch.distributed, and sets the GPU again: each thread has its own current GPU."""
     timeout = config.health.timeout
     store = meet(place.rank, place.size, str(run_folder(config)), min(timeout, MEET_WITHIN), limit)
     if device.type == "cuda":
@@ -116,10 +119,10 @@ def _meet(config: Config, place: Place, device: torch.device, limit: Limit) -> W
     dist.init_process_group(
         backend, store=store, rank=place.rank, world_size=place.size, timeout=timedelta(seconds=timeout)
     )
-    return _spread(config, place, device, opened=True)
+    return _make_world(config, place, device, opened=True)
 
 
-def _spread(config: Config, place: Place, device: torch.device, opened: bool) -> World:
+def _make_world(config: Config, place: Place, device: torch.device, opened: bool) -> World:
     """The world of the processes of torch.distributed."""
     timeout = timedelta(seconds=config.health.timeout)
     mesh = Mesh.build(config.parallel.tensor, config.parallel.pipeline, timeout)
@@ -129,7 +132,7 @@ def _spread(config: Config, place: Place, device: torch.device, opened: bool) ->
 
 
 def shared_reading(source: Source, world: World) -> Source | SharedReading:
-    """Where this process gets its batches: of the processes that train on the same rows, one reads."""
+    """The source of this process's batches: one of the processes that train on the same rows reads for all of them."""
     if world.model_parallel_size == 1:
         return source
     from megatron.core import parallel_state
@@ -138,14 +141,14 @@ def shared_reading(source: Source, world: World) -> Source | SharedReading:
 
 
 def find_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device that `train.device` names; with several processes on a machine, each has a GPU of its own."""
+    """The device that `train.device` names; each process on a machine has its own GPU. Raises ConfigError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
         return torch.device(name)
     if not torch.cuda.is_available():
         raise ConfigError("train.device=cuda, but torch sees no CUDA device; use train.device=auto or cpu")
-    # A launcher may show each process its own GPU only.
+    # A launcher may make only its own GPU visible to each process.
     count = torch.cuda.device_count()
     if count == 1:
         local_rank = 0
@@ -157,11 +160,11 @@ def find_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def _load_packages() -> None:
-    """Loads what else is loaded on the way, where every process would tell of what it could use besides."""
+    """Imports the packages here with their warnings silenced. Otherwise every process prints their hints later."""
     warnings.filterwarnings("ignore", "Transformer Engine and Apex are not installed")
     warnings.filterwarnings("ignore", ".*deprecated.*", FutureWarning, "torch.distributed")
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for one, and warns that there is none
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it searches for one and warns
     level = logging.root.level
     logging.root.setLevel(logging.WARNING)
     try:
@@ -184,7 +187,7 @@ def _check_surroundings(device: torch.device) -> None:
 
 
 def installed(module: str) -> bool:
-    """Whether a module can be found; it is not loaded, but the packages around it are."""
+    """True if a module can be found. It is not imported, but its parent packages are."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
@@ -192,7 +195,7 @@ def installed(module: str) -> bool:
 
 
 def _export(place: Place) -> None:
-    """DeepSpeed reads them, and Slurm does not set them."""
+    """Sets the variables that DeepSpeed reads and Slurm does not set."""
     names = {"RANK": place.rank, "WORLD_SIZE": place.size, "LOCAL_RANK": place.local_rank}
     os.environ |= {name: str(value) for name, value in names.items()}
     if place.host:
@@ -200,7 +203,7 @@ def _export(place: Place) -> None:
 
 
 def _first_host(nodes: str) -> str:
-    """The first host of Slurm's compressed list. Raises ConfigError where Slurm does not tell it."""
+    """The first host of Slurm's compressed list. Raises ConfigError if scontrol does not list it."""
     command = ["scontrol", "show", "hostnames", nodes]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()[0]

@@ -1,4 +1,4 @@
-"""Which process does what: the axes along which a run is spread, over megatron-core's process groups."""
+"""The mesh: the axes along which a run is spread over processes, with megatron-core's process groups."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-# How long processes wait for each other, unless a run says otherwise.
+# How long processes wait for each other by default.
 TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The processes that share everything but their place on one axis; this one is `rank` of `size`.
+    """The processes that differ from this one only in their position on one axis.
 
-    group: None where there is one process and no torch.distributed.
+    size: the number of these processes, this one included.
+    rank: this process's position, from 0.
+    group: the process group; None for one process without torch.distributed.
     """
 
     size: int = 1
@@ -25,7 +27,12 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mesh:
-    """tensor: parts of each layer. pipeline: parts of the stack. data: replicas, each with its own rows."""
+    """The axes of a run.
+
+    tensor: processes that hold parts of each layer.
+    pipeline: processes that hold parts of the stack of blocks.
+    data: replicas, each with its own rows.
+    """
 
     tensor: Axis
     pipeline: Axis
@@ -40,17 +47,17 @@ class Mesh:
     def build(tensor: int, pipeline: int, timeout: timedelta = TIMEOUT) -> Mesh:
         """The mesh of all processes of torch.distributed, which must be initialised (NCCL, or gloo without CUDA).
 
-        Neighbouring ranks are tensor ranks of one layer, since these speak most; then come the replicas, then the
-        stages (megatron-core's order). The sizes must have passed `check_layout`. Every process calls this once.
-        timeout: of the operations of all axes.
+        The order is megatron-core's: neighbouring ranks are tensor ranks of one layer, since these communicate most;
+        then come the replicas, then the pipeline stages. The sizes must have passed `check_layout`. Every process calls
+        this once. timeout: for the operations of all axes.
         """
-        # Here, not above: one process needs none of it, and importing it takes seconds.
+        # Imported here: one process does not need it, and the import takes seconds.
         from megatron.core import parallel_state
 
         from sleeptrain.distributed import cpu_shim
 
         cpu_shim.install()
-        # The gloo twins of the groups serve megatron-core's own checkpoints, which are not used.
+        # megatron-core needs gloo copies of the groups only for its own checkpoints, which are not used.
         parallel_state.initialize_model_parallel(
             tensor,
             pipeline,

@@ -1,4 +1,4 @@
-"""All processes of a run: who speaks for them, and what they agree on."""
+"""All processes of a run: the main process, and values that the processes exchange."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among all of a run.
+    """This process among all processes of a run.
 
-    control: all processes over gloo, for small numbers on the CPU; None where there is one process.
-    saving: the same once more, for the thread that writes checkpoints.
+    mesh: the axes of the run.
+    device: this process's device.
+    rank, size: this process's rank, and the number of processes.
+    control: the group of all processes over gloo, for small values on the CPU; None for one process.
+    saving: a second group of all processes, for the thread that writes checkpoints.
     opened: torch.distributed was initialised for this run and ends with it.
     """
 
@@ -35,7 +38,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes: one of all does."""
+        """True in the main process (rank 0), the only one that writes."""
         return self.rank == 0
 
     @property
@@ -57,11 +60,11 @@ class World:
         return total.tolist()
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in some process."""
+        """True if the flag is set in at least one process."""
         return self.sum(float(flag))[0] > 0
 
     def gather(self, value: T) -> list[T]:
-        """The value of every process, by rank, in all of them."""
+        """The values of all processes, by rank, in every process."""
         if self.control is None:
             return [value]
         values = [value] * self.size
@@ -69,48 +72,49 @@ class World:
         return values
 
     def agree(self, value: object) -> bool:
-        """Whether the value is the same in all processes."""
+        """True if the value is the same in all processes."""
         return all(other == value for other in self.gather(value))
 
     def from_first(self, value: T) -> T:
-        """The value that the process that leads has."""
+        """The value of the main process (rank 0)."""
         return self._from(0, value)
 
     def from_last(self, value: T) -> T:
-        """The value that the last process, one of those that hold the model's end, has."""
+        """The value of the last process, which holds the model's end."""
         return self._from(self.size - 1, value)
 
     def _from(self, rank: int, value: T) -> T:
         if self.control is None:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, rank, group=self.control)
-        return box[0]
+        values = [value]
+        dist.broadcast_object_list(values, rank, group=self.control)
+        return values[0]
 
     def all_or_raise(self, function: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
-        """What the function returns in each process, by rank; `group`: over `saving` from the thread that saves.
+        """The function's results in all processes, by rank.
 
-        Where it raises in one process it does so in all: that one its own error, the others DataError with its text.
+        If it raises in one process, all raise: that process its own error, the others DataError with its text.
+        group: the thread that writes checkpoints must pass `saving`.
         """
         if self.control is None:
             return [function()]
-        failed: Exception | None = None
-        answer: tuple[T | None, str | None] = (None, None)
+        raised: Exception | None = None
+        outcome: tuple[T | None, str | None] = (None, None)
         try:
-            answer = (function(), None)
+            outcome = (function(), None)
         except Exception as error:
-            failed, answer = error, (None, str(error))
-        answers: list[Any] = [None] * self.size
-        dist.all_gather_object(answers, answer, group=group or self.control)
-        if failed is not None:
-            raise failed
-        for rank, (_, text) in enumerate(answers):
+            raised, outcome = error, (None, str(error))
+        outcomes: list[Any] = [None] * self.size
+        dist.all_gather_object(outcomes, outcome, group=group or self.control)
+        if raised is not None:
+            raise raised
+        for rank, (_, text) in enumerate(outcomes):
             if text is not None:
                 raise DataError(f"process {rank}: {text}")
-        return [result for result, _ in answers]
+        return [result for result, _ in outcomes]
 
     def close(self) -> None:
-        """Leaves together with the others; only at the end of a run that has not failed."""
+        """Leaves torch.distributed together with the other processes. Only for the end of a run that has not failed."""
         if self.control is None or not self.opened:
             return
         from megatron.core import parallel_state
@@ -121,12 +125,12 @@ class World:
 
 
 def name_ranks(ranks: Sequence[int]) -> str:
-    """`rank 3`, `ranks 0, 2-5`: runs of consecutive ranks are drawn together."""
+    """`rank 3`, `ranks 0, 2-5`: consecutive ranks are written as a range."""
     spans: list[list[int]] = []
     for rank in sorted(ranks):
         if spans and rank == spans[-1][1] + 1:
             spans[-1][1] = rank
         else:
             spans.append([rank, rank])
-    written = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
-    return f"rank{'s' if len(ranks) > 1 else ''} {written}"
+    text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+    return f"rank{'s' if len(ranks) > 1 else ''} {text}"

@@ -1,4 +1,4 @@
-"""A block: mixer and feed-forward, each behind a norm and around a residual."""
+"""A block: a mixer and a feed-forward, each with a norm and a residual connection."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sleeptrain.model.state import Boundary, LayerState
 
 
 class Block(nn.Module):
-    """x + mixer(norm x), then x + mlp(norm x). layer: its number in the whole model.
+    """x + mixer(norm x), then x + mlp(norm x). layer: the block's number in the whole model.
 
-    With sandwich norms x + norm(mixer(norm x)), then x + norm(mlp(norm x)); with `attention.post_norm` attention blocks
-    are x + norm(mixer x), then x + norm(mlp x). A mixer alone is x + mixer(norm x). What is added is scaled by the
-    residual multiplier.
+    With sandwich norms: x + norm(mixer(norm x)), then x + norm(mlp(norm x)). With `attention.post_norm`, attention
+    blocks are x + norm(mixer x), then x + norm(mlp x). A block without a feed-forward is x + mixer(norm x). The
+    residual multiplier scales each term that is added to x.
     """
 
     def __init__(self, layer: int, config: ModelConfig):
@@ -43,9 +43,9 @@ class Block(nn.Module):
     def forward(
         self, x_BTD: torch.Tensor, state: LayerState, layout: Layout, boundary: Boundary, state_only: bool = False
     ) -> tuple[torch.Tensor | None, LayerState]:
-        """x_BTD, state -> (y_BTD, state). `state_only`: nobody reads the features; y is None, the MLP is not run."""
-        read = x_BTD if self.post_norm else self.mixer_norm(x_BTD)
-        y, state = self.mixer(read, state, layout, boundary, state_only)
+        """x_BTD, state -> (y_BTD, state). state_only: nobody reads the features: y is None, and the MLP is not run."""
+        mixer_input = x_BTD if self.post_norm else self.mixer_norm(x_BTD)
+        y, state = self.mixer(mixer_input, state, layout, boundary, state_only)
         if y is None:
             return None, state
         if self.post_norm:

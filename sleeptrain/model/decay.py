@@ -1,4 +1,4 @@
-"""The decay parameters of the recurrences: never narrower than fp32, and initialised so that a window is remembered."""
+"""The decay parameters of the recurrences: never narrower than fp32, and initial values that remember a window."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ DECAY_PARAMETERS = ("A_log", "dt_bias", "D")
 class KeepsDecayWide(nn.Module):
     """A mixer whose decay parameters stay fp32 when the module is cast to bf16 or fp16.
 
-    A decay is a small difference from 1 raised to the power of a window: in bf16 it is off by more than itself.
+    A decay is a factor just below 1, raised to the power of a window's length. The rounding error of bf16 exceeds its
+    difference from 1.
     """
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
@@ -41,7 +42,7 @@ def decay_and_write(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gated delta rule's log decay, -exp(A_log) softplus(a + dt_bias), and write strength, strongest * sigmoid(b).
 
-    Both are [B, T, H] in fp32 or wider, and 0 at pads, which makes them inert.
+    Both are [B, T, H] in fp32 or wider. They are 0 at pads, so pads do not change the state.
     """
     wide = torch.promote_types(a_BTH.dtype, torch.float32)
     g = -A_log.to(wide).exp() * F.softplus(a_BTH.to(wide) + dt_bias.to(wide))
@@ -57,8 +58,8 @@ def decay_and_write(
 def random_decay(shape: Sequence[int], generator: torch.Generator) -> dict[str, torch.Tensor]:
     """`A_log` and `dt_bias` as Mamba draws them (arXiv 2312.00752), in fp32.
 
-    A is uniform in (0, 16), dt log-uniform in [1e-3, 0.1] through the bias. transformers' placeholder (dt_bias = 1)
-    forgets within a few tokens, and sleep then seems to do nothing.
+    A is uniform in (0, 16), and dt, set by the bias, is log-uniform in [1e-3, 0.1]. The placeholder of transformers
+    (dt_bias = 1) forgets within a few tokens, and sleep then seems to have no effect.
     """
     A = torch.empty(shape).uniform_(1e-3, 16, generator=generator)
     log_dt = torch.empty(shape).uniform_(math.log(1e-3), math.log(0.1), generator=generator)
@@ -67,6 +68,6 @@ def random_decay(shape: Sequence[int], generator: torch.Generator) -> dict[str, 
 
 
 def parameter_generator(seed: int, name: str) -> torch.Generator:
-    """A CPU generator that depends on the seed and the parameter's name alone."""
-    # torch's CPU generator reads the low 32 bits of its seed only, so both must end up there.
+    """A CPU generator that depends only on the seed and the parameter's name."""
+    # torch's CPU generator reads only the low 32 bits of its seed, so seed and name must both go into them.
     return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))

@@ -19,12 +19,12 @@ from sleeptrain.model.mixers.spec import Draw
 from sleeptrain.model.norm import RMSNorm
 from sleeptrain.model.state import HARD, Boundary, FastWeights, LayerState
 
-# Runs one block; replaced by a checkpointing one when activations are recomputed.
+# Runs one block. Under recomputation of blocks it checkpoints the block's activations.
 RunBlock = Callable[..., tuple[torch.Tensor | None, LayerState]]
 
 
 class Blocks(nn.ModuleDict):
-    """Blocks by their number in the whole model, ascending; a part of a model holds some of them."""
+    """Blocks by their number in the whole model, ascending. A part of a model holds some of the blocks."""
 
     def __getitem__(self, layer: int) -> nn.Module:  # type: ignore[override]
         return super().__getitem__(str(layer))
@@ -33,8 +33,9 @@ class Blocks(nn.ModuleDict):
 class Hybrid(nn.Module):
     """A stack of blocks. It knows nothing of windows and passes: `run` reads features and states and returns both.
 
-    layers: the blocks held, all of them if not given. A part of a model has embeddings if it begins the stack, norm and
-    head if it ends it (tied embeddings are in both), and the names and numbers of the whole.
+    layers: the blocks that this part of the model holds; None: all. The first part has the embeddings, the last part
+    the norm and the head; both have tied embeddings. Parameters and blocks keep the names and numbers of the whole
+    model.
     """
 
     def __init__(self, config: ModelConfig, layers: range | None = None):
@@ -51,7 +52,7 @@ class Hybrid(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        """Of the whole model, whatever part of it this is."""
+        """The number of blocks of the whole model, also for a part."""
         return len(self.config.layers)
 
     @property
@@ -65,7 +66,7 @@ class Hybrid(nn.Module):
         return cast(torch.Tensor, holder.weight)
 
     def empty_state(self) -> FastWeights:
-        """The memory at the start of a document: nothing (a mixer takes None as S = 0)."""
+        """The empty memory at the start of a document (a mixer takes None as S = 0)."""
         return FastWeights((None,) * self.num_layers)
 
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
@@ -85,11 +86,11 @@ class Hybrid(nn.Module):
         state_only: bool = False,
         run_block: RunBlock | None = None,
     ) -> tuple[torch.Tensor | None, FastWeights]:
-        """The blocks [first, last), by default all that are held, over one window.
+        """Runs the blocks [first, last) over one window; the default is all blocks of this part.
 
-        x_BTD: features; state: of all layers. Returns the features and the state with these blocks' entries renewed.
-        `state_only`: nobody reads the features: blocks behind the last one that leaves a state are not run, and the
-        features returned are None.
+        x_BTD: features. state: the state of all layers. Returns the features, and the state with new entries for these
+        blocks. state_only: nobody reads the features: blocks after the last one that leaves a state are not run, and
+        None is returned as the features.
         """
         first = self.layers.start if first is None else first
         last = self.layers.stop if last is None else last
@@ -100,19 +101,19 @@ class Hybrid(nn.Module):
         for index in range(first, last):
             block = self.blocks[index]
             arguments = (x, state[index], layout, boundary, state_only and index == last - 1)
-            x, left = block(*arguments) if run_block is None else run_block(block, *arguments)
-            states.append(left)
+            x, new_state = block(*arguments) if run_block is None else run_block(block, *arguments)
+            states.append(new_state)
         return (None if state_only else x), state.replace(first, states)
 
     def fed_back(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """What the next pass reads of the features that the core leaves."""
+        """The core's output features as the next pass reads them."""
         if not self.config.norm_between_passes:
             return x_BTD
         assert self.norm is not None, "this part of the model has no norm"
         return self.norm(x_BTD)
 
     def logits(self, x_ND: torch.Tensor) -> torch.Tensor:
-        """Features of any leading shape -> logits over the vocabulary, in the features' dtype."""
+        """Features [..., D] -> logits [..., V] over the vocabulary, in the features' dtype."""
         assert self.norm is not None, "this part of the model has no head"
         logits, divisor = F.linear(self.norm(x_ND), self.head_weight.to(x_ND.dtype)), self.config.logits_divisor
         return logits if divisor == 1 else logits / divisor
@@ -122,7 +123,7 @@ class Hybrid(nn.Module):
     ) -> torch.Tensor:
         """The summed cross entropy of the targets (int64) in nats, a scalar in fp32 or wider.
 
-        read_logits: called with the logits [N, V], as wide.
+        read_logits: called with the logits [N, V] in the same dtype.
         """
         logits = at_least_fp32(self.logits(x_ND))
         if read_logits is not None:
@@ -131,7 +132,7 @@ class Hybrid(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Draws every parameter by `initial_weight`; those it leaves out keep the identity they were built with."""
+        """Draws every parameter by `initial_weight`. Where that returns None, the parameter keeps its value."""
         for name, parameter in self.named_parameters():
             weight = initial_weight(self.config, name, tuple(parameter.shape), seed)
             if weight is not None:
@@ -139,19 +140,21 @@ class Hybrid(nn.Module):
 
 
 def initial_weight(config: ModelConfig, name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor | None:
-    """Normal weights of `init_std`, branch outputs smaller by sqrt(2 * layers), in mixers what their specs say; fp32.
+    """The initial values of one parameter, fp32; None for norms, which begin as the identity.
 
-    name, shape: of a parameter of the whole model. It draws from a generator seeded by (seed, its name): the values do
-    not depend on how the model is laid out over ranks or on which other parameters exist. None for norms, which begin
-    as the identity. Zeros for the output of a mixer without a feed-forward, so that its block begins as the identity.
+    Weights are normal with standard deviation `init_std`, divided by sqrt(2 * layers) at the end of a branch. A mixer's
+    spec draws the parameters of the mixer. The output of a mixer without a feed-forward is zero: its block begins as
+    the identity.
+    name, shape: of the parameter in the whole model. The generator is seeded by (seed, name): the values do not depend
+    on the layout over ranks or on the other parameters.
     """
     draw = Draw(name, shape, seed)
     if ".mixer." in name:
-        block, own = name.removeprefix("blocks.").split(".mixer.")
+        block, local_name = name.removeprefix("blocks.").split(".mixer.")
         spec = block_spec(config, int(block))
-        if int(block) in config.mixer_only and own == f"{spec.ends}.weight":
+        if int(block) in config.mixer_only and local_name == f"{spec.ends}.weight":
             return torch.zeros(shape)
-        return spec.initial_weight(own, draw)
+        return spec.initial_weight(local_name, draw)
     if "norm" in name:
         return None
     ends_branch = name.endswith("down_proj.weight")
@@ -163,8 +166,8 @@ def at_least_fp32(x: torch.Tensor) -> torch.Tensor:
 
 
 def state_only_end(layers: Sequence[str], first: int, last: int, sliding: bool) -> int:
-    """Behind the last block of [first, last) that leaves a state; `first` where none does.
+    """One past the last block of [first, last) that leaves a state; `first` where no block leaves one.
 
-    Recurrent mixers always leave one, attention only under sliding eviction.
+    Recurrent mixers always leave a state, attention only under sliding eviction.
     """
     return max((i + 1 for i in range(first, last) if sliding or is_recurrent(layers[i])), default=first)

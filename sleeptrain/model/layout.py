@@ -1,4 +1,4 @@
-"""What the tokens of a window are to each other: who shares a document, who is a pad, where memory restarts."""
+"""How the tokens of a window are related: which share a document, which are pads, where memory restarts."""
 
 from __future__ import annotations
 
@@ -12,31 +12,35 @@ from sleeptrain.data.batch import PAD
 
 @dataclass(frozen=True)
 class Place:
-    """Where the tokens of a pass that goes on with windows in progress stand in them.
+    """The positions of a pass's tokens in windows that are in progress.
 
-    window: L. low, high: the positions [low, high) that some token attends to; negative ones are those of the window
-    before. start: the position of each row's first token, None where rows differ or some tokens are pads. Then at_RL
-    (int64) has the position of each token, 0 for pads; row_N, at_N and token_N have row, position and index in the
-    flattened [R * L] of each token that is no pad.
+    window: the window's length L.
+    low, high: the positions [low, high) that some token attends to; negative ones lie in the previous window.
+    start: the position of each row's first token; None where rows differ or some tokens are pads.
+
+    The tensors (int64) are set only where start is None; N counts the tokens that are not pads.
+    position_RL: each token's position, 0 for pads.
+    row_N, position_N: each token's row and position.
+    token_N: each token's index in the flattened [R * L].
     """
 
     window: int
     low: int
     high: int
     start: int | None
-    at_RL: torch.Tensor | None = None
+    position_RL: torch.Tensor | None = None
     row_N: torch.Tensor | None = None
-    at_N: torch.Tensor | None = None
+    position_N: torch.Tensor | None = None
     token_N: torch.Tensor | None = None
 
     def put(self, buffer_RCX: torch.Tensor, x_RLX: torch.Tensor) -> None:
-        """Writes what belongs to the tokens into their slots, in place; the last `window` slots are the window's."""
+        """Writes the tokens' values into their slots, in place. The last `window` slots belong to the window."""
         first = buffer_RCX.shape[1] - self.window
         if self.start is not None:
             buffer_RCX[:, first + self.start : first + self.start + x_RLX.shape[1]] = x_RLX
         else:
-            assert self.row_N is not None and self.at_N is not None and self.token_N is not None
-            buffer_RCX[self.row_N, first + self.at_N] = x_RLX.flatten(0, 1)[self.token_N].to(buffer_RCX.dtype)
+            assert self.row_N is not None and self.position_N is not None and self.token_N is not None
+            buffer_RCX[self.row_N, first + self.position_N] = x_RLX.flatten(0, 1)[self.token_N].to(buffer_RCX.dtype)
 
     def seen(self, buffer_RCX: torch.Tensor) -> torch.Tensor:
         """The slots [low, high) of a buffer."""
@@ -49,11 +53,12 @@ class Layout:
     """The documents of R rows over one window of L tokens.
 
     documents_RL: int64 ids, PAD for tokens that take no part.
-    valid_RL: bool, False at pads; None when there are none.
-    reset_RL: bool, memory is emptied before this token (a document starts inside the row); None when nowhere.
-    mask_RLL: bool [R or 1, 1, L, L], who may attend to whom; None for plain causal attention.
-    place: where the tokens stand in windows in progress (then mask_RLL is [R or 1, 1, L, high - low]); None: they are
-    whole windows.
+    valid_RL: bool, False at pads; None without pads.
+    reset_RL: bool, True where memory is emptied before the token, because a document starts inside the row; None if
+        nowhere.
+    mask_RLL: bool [R or 1, 1, L, L], True where a query (dim 2) may attend to a key (dim 3); None: causal attention.
+    place: the tokens' positions in windows in progress (mask_RLL is then [R or 1, 1, L, high - low]); None: the rows
+        are whole windows.
     """
 
     documents_RL: torch.Tensor
@@ -70,12 +75,12 @@ class Layout:
         return Layout(self.documents_RL.to(device), move(self.valid_RL), move(self.reset_RL), move(self.mask_RLL))
 
     def within(self, reach: int) -> Layout:
-        """The same tokens when each sees no more than the last `reach` tokens, itself included."""
+        """The layout in which each token sees at most the last `reach` tokens, itself included."""
         num_tokens, device = self.documents_RL.shape[1], self.documents_RL.device
         place = self.place or Place(num_tokens, 0, num_tokens, 0)
         if reach >= place.window:
             return self
-        query_RL = place.at_RL if place.start is None else place.start + torch.arange(num_tokens, device=device)
+        query_RL = place.position_RL if place.start is None else place.start + torch.arange(num_tokens, device=device)
         assert query_RL is not None
         distance = query_RL.unsqueeze(-1) - torch.arange(place.low, place.high, device=device)
         mask = (distance < reach).view(-1, 1, num_tokens, place.high - place.low)
@@ -85,30 +90,30 @@ class Layout:
         return replace(self, mask_RLL=mask)
 
     def with_retained(self, documents_RC: torch.Tensor, window: int) -> torch.Tensor:
-        """The mask [R, 1, L, C + L] when C earlier tokens stay in the cache and each token sees the last `window`."""
+        """The mask [R, 1, L, C + L] with C earlier tokens in the cache. Each token sees the last `window` tokens."""
         keys = torch.cat([documents_RC, self.documents_RL], dim=1)
         num_keys, num_queries = keys.shape[1], self.documents_RL.shape[1]
-        at = torch.arange(num_keys, device=keys.device)
-        distance = at[num_keys - num_queries :, None] - at[None, :]
+        position = torch.arange(num_keys, device=keys.device)
+        distance = position[num_keys - num_queries :, None] - position[None, :]
         near = (distance >= 0) & (distance < window)
         return (near & (self.documents_RL[:, :, None] == keys[:, None, :])).unsqueeze(1)
 
 
 def first_of_document(documents_BT: torch.Tensor) -> torch.Tensor:
-    """True at each token whose document differs from that of the last valid token before it in the row.
+    """bool [B, T]: True at each token whose document differs from that of the last valid token before it in the row.
 
-    The first valid token of a row is not marked: whether memory is carried into a row is the caller's knowledge.
+    The first valid token of a row is not marked: the caller knows if memory is carried into the row.
     """
     valid = documents_BT != PAD
-    at = torch.arange(documents_BT.shape[1], device=documents_BT.device).expand_as(documents_BT)
-    last_valid = torch.where(valid, at, -1).cummax(dim=1).values
+    position = torch.arange(documents_BT.shape[1], device=documents_BT.device).expand_as(documents_BT)
+    last_valid = torch.where(valid, position, -1).cummax(dim=1).values
     before = torch.nn.functional.pad(last_valid[:, :-1], (1, 0), value=-1)
     previous = documents_BT.gather(1, before.clamp(min=0))
     return valid & (before >= 0) & (documents_BT != previous)
 
 
 def window_layout(documents_RL: torch.Tensor, starts_RL: torch.Tensor) -> Layout:
-    """The layout of a wake pass. `starts_RL`: where documents start (`first_of_document` over the whole row)."""
+    """The layout of a wake pass. starts_RL: True where a document starts (`first_of_document` over the whole row)."""
     valid = documents_RL != PAD
     plain = bool(valid.all())
     one_document = plain and bool((documents_RL == documents_RL[:, :1]).all())
@@ -117,44 +122,44 @@ def window_layout(documents_RL: torch.Tensor, starts_RL: torch.Tensor) -> Layout
 
 
 def sleep_layout(documents_RL: torch.Tensor) -> Layout:
-    """The layout of a sleep pass: only the document still open at the boundary is read again, onto the S it left.
+    """The layout of a sleep pass: only the document that is open at the boundary is read again, on top of its S.
 
-    Its tokens do not restart the memory; all other tokens are pads, since nobody reads the states of their documents.
+    Its tokens do not restart the memory. All other tokens are pads, since nobody reads the states of their documents.
     """
-    at = torch.arange(documents_RL.shape[1], device=documents_RL.device)
-    last = torch.where(documents_RL != PAD, at, -1).amax(dim=1).clamp(min=0)
+    position = torch.arange(documents_RL.shape[1], device=documents_RL.device)
+    last = torch.where(documents_RL != PAD, position, -1).amax(dim=1).clamp(min=0)
     open_document = documents_RL.gather(1, last[:, None])
-    own = torch.where(documents_RL == open_document, documents_RL, PAD)
-    return window_layout(own, torch.zeros_like(own, dtype=torch.bool))
+    documents = torch.where(documents_RL == open_document, documents_RL, PAD)
+    return window_layout(documents, torch.zeros_like(documents, dtype=torch.bool))
 
 
 def continued_layout(
     filled: Sequence[int], counts: Sequence[int], window: int, retained: Sequence[bool] | None, device: torch.device
 ) -> Layout:
-    """The layout of the next counts[b] tokens of each row's document, behind the filled[b] that its window holds.
+    """The layout of the next counts[b] tokens of each row's document, after the filled[b] tokens in its window.
 
-    Rows with fewer tokens than others are padded on the right. retained: under sliding eviction, whether the window
-    before has left the row its keys and values; None under hard eviction.
+    Rows with fewer tokens than others are padded on the right. retained: under sliding eviction, True for rows that
+    have keys and values of the previous window; None under hard eviction.
     """
     num_tokens = max(counts)
-    kept = [False] * len(filled) if retained is None else retained
-    low = min(f + 1 - window if before else 0 for f, before in zip(filled, kept, strict=True))
+    has_retained = [False] * len(filled) if retained is None else retained
+    low = min(f + 1 - window if has else 0 for f, has in zip(filled, has_retained, strict=True))
     high = max(f + n for f, n in zip(filled, counts, strict=True))
-    if len(set(kept)) == len(set(filled)) == len(set(counts)) == 1:
+    if len(set(has_retained)) == len(set(filled)) == len(set(counts)) == 1:
         documents = torch.zeros(len(filled), num_tokens, dtype=torch.long, device=device)
         place = Place(window, low, high, filled[0])
-        plain = num_tokens == 1 or low == high - num_tokens  # one sees all, or each what is before it
-        mask = None if plain else _place_mask(filled[:1], num_tokens, place, kept[:1], device)
+        plain = num_tokens == 1 or low == high - num_tokens  # a single token sees all keys; more tokens are causal
+        mask = None if plain else _place_mask(filled[:1], num_tokens, place, has_retained[:1], device)
         return Layout(documents, None, None, mask, place)
-    at, number = torch.tensor(filled, device=device), torch.tensor(counts, device=device)
+    first, number = torch.tensor(filled, device=device), torch.tensor(counts, device=device)
     token = torch.arange(num_tokens, device=device)
     valid = token < number[:, None]
-    at_RL = torch.where(valid, at[:, None] + token, 0)
+    position_RL = torch.where(valid, first[:, None] + token, 0)
     row_N, column_N = valid.nonzero(as_tuple=True)
-    place = Place(window, low, high, None, at_RL, row_N, at_RL[valid], row_N * num_tokens + column_N)
-    mask = _place_mask(filled, num_tokens, place, kept, device)
+    place = Place(window, low, high, None, position_RL, row_N, position_RL[valid], row_N * num_tokens + column_N)
+    mask = _place_mask(filled, num_tokens, place, has_retained, device)
     all_valid = min(counts) == num_tokens
-    # A pad may attend to anything: nobody reads what comes of it, and a row of a mask must not be empty.
+    # A pad may attend to any key: nobody reads its output, and no row of a mask may be empty.
     mask = mask if all_valid else mask | ~valid[:, None, :, None]
     return Layout(torch.where(valid, 0, PAD), None if all_valid else valid, None, mask, place)
 
@@ -162,11 +167,11 @@ def continued_layout(
 def _place_mask(
     filled: Sequence[int], num_tokens: int, place: Place, retained: Sequence[bool], device: torch.device
 ) -> torch.Tensor:
-    """[R, 1, L, high - low]: who of the window and of the window before is seen, at most `window` tokens back."""
+    """[R, 1, L, high - low]: True for keys of this and the previous window, at most `window` tokens back."""
     query = torch.tensor(filled, device=device)[:, None, None] + torch.arange(num_tokens, device=device)[:, None]
     key = torch.arange(place.low, place.high, device=device)
-    there = (key >= 0) | torch.tensor(retained, device=device)[:, None, None]
-    return ((key <= query) & (key > query - place.window) & there).unsqueeze(1)
+    exists = (key >= 0) | torch.tensor(retained, device=device)[:, None, None]
+    return ((key <= query) & (key > query - place.window) & exists).unsqueeze(1)
 
 
 def _mask(documents_RL: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""RMSNorm, zero-centred or with a plain weight, and gated."""
+"""RMSNorm: zero-centred, with a plain weight, over all heads, and gated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 
 class _RMSNorm(torch.autograd.Function):
-    """x / rms(x) * weight with a hand-written backward: on a CPU three times faster than the composite of autograd."""
+    """x / rms(x) * weight with a hand-written backward, on a CPU three times as fast as that of autograd."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -32,7 +32,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x * rsqrt(mean(x^2) + eps) * weight over the last dimension, computed in fp32 or wider, in x's dtype.
+    """x * rsqrt(mean(x^2) + eps) * weight over the last dimension, computed in fp32 or wider, returned in x's dtype.
 
     x: [..., D] floating point; weight: [D].
     """
@@ -43,8 +43,10 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm over the last dimension. kind `zero_centred`: the scale is 1 + weight, so that weight 0 is the identity;
-    `plain`: the scale is the weight."""
+    """RMSNorm over the last dimension.
+
+    kind: `zero_centred`: the scale is 1 + weight, so weight 0 is the identity; `plain`: the scale is the weight.
+    """
 
     def __init__(self, dim: int, eps: float, kind: str = "zero_centred"):
         super().__init__()
@@ -57,14 +59,14 @@ class RMSNorm(nn.Module):
 
 
 class HeadsRMSNorm(RMSNorm):
-    """RMSNorm over all heads of a token together: [..., heads, dimensions of one]."""
+    """RMSNorm over all heads of a token together: x is [..., num_heads, head_dim]."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.flatten(-2)).view_as(x)
 
 
 class GatedRMSNorm(nn.Module):
-    """RMSNorm with a plain weight and a SiLU gate, after the norm (Gated DeltaNet) or before it (Mamba-2)."""
+    """RMSNorm with a plain weight and a SiLU gate, applied after the norm (Gated DeltaNet) or before it (Mamba-2)."""
 
     def __init__(self, dim: int, eps: float, gate_first: bool):
         super().__init__()

@@ -1,4 +1,4 @@
-"""How one parameter lies on tensor parallel ranks: pure bookkeeping, no processes."""
+"""How one parameter is sharded over tensor parallel ranks: only bookkeeping, no processes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class Sharding:
-    """How one parameter lies on the ranks.
+    """How one parameter is sharded over the ranks.
 
-    dim: the dimension that is cut; None: every rank holds all. pieces: the sizes along it of what is fused there, each
-    of which is cut in equal consecutive parts: a rank's shard is its part of the first piece, of the second, and so on.
-    padded: zeros behind the last row make the one piece divisible. partial_gradient: every rank holds all but uses it
-    for its own heads only, so that the gradient is the sum over the ranks. gathered: of a linear layer's weight: the
-    ranks put their columns together, since all of them read all. heads: of a projection that makes (number, size) of
-    heads: where these are fewer than ranks, several ranks read one, and the ranks exchange what they make.
+    dim: the dimension that is cut; None: every rank holds the whole parameter.
+    pieces: the sizes of the tensors that are fused along dim. Each piece is cut into equal consecutive parts; a rank's
+        shard is its part of the first piece, then of the second, and so on.
+    padded: zeros after the last row make the only piece divisible.
+    partial_gradient: every rank holds the whole parameter but uses it only for the heads of that rank; the gradient is
+        the sum over the ranks.
+    gathered: for a linear layer's weight: the ranks gather its output columns, since every rank reads all of them.
+    heads: for a projection into heads: (number, size) of the heads. With fewer heads than ranks, several ranks use one
+        head, and the ranks exchange the projection's outputs.
     """
 
     dim: int | None = None
@@ -29,7 +32,7 @@ class Sharding:
     heads: tuple[int, int] | None = None
 
     def take(self, whole: torch.Tensor, rank: int, size: int) -> torch.Tensor:
-        """The shard of `rank` of `size`, a view where it can be. Raises ValueError for a whole of another shape."""
+        """The shard of one of `size` ranks, a view if possible. Raises ValueError for a tensor of another shape."""
         if self.dim is None:
             return whole
         if whole.shape[self.dim] != sum(self.pieces):
@@ -40,10 +43,10 @@ class Sharding:
         return parts[0] if len(parts) == 1 else torch.cat(parts, self.dim)
 
     def join(self, shards: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The whole, from the shards of all ranks in order. Raises ValueError where replicas differ or shapes do."""
+        """The whole tensor, from the shards of all ranks in order. Raises ValueError if replicas or shapes differ."""
         if self.dim is None:
             if not all(torch.equal(shards[0], other) for other in shards[1:]):
-                raise ValueError("the ranks hold different values of what should be the same on all")
+                raise ValueError("the ranks hold different values of a replicated parameter")
             return shards[0]
         sizes = [piece // len(shards) for piece in self._pieces(len(shards))]
         if any(shard.shape[self.dim] != sum(sizes) for shard in shards):
@@ -54,7 +57,7 @@ class Sharding:
         return whole.narrow(self.dim, 0, sum(self.pieces))
 
     def exchanged(self, size: int) -> int:
-        """Channels a token that `size` ranks put together, where this is a linear layer's weight."""
+        """Output channels per token that `size` ranks gather, if this is a linear layer's weight."""
         shared = self.gathered or (self.heads is not None and self.heads[0] % size != 0)
         return sum(self.pieces) if shared else 0
 
@@ -77,7 +80,7 @@ def padded_size(size: int, parts: int) -> int:
 
 
 def own_heads(num_heads: int, rank: int, size: int) -> range:
-    """The heads (or groups) that a rank computes with; where there are fewer than ranks, neighbours share one."""
+    """The heads (or groups) that a rank computes with. With fewer heads than ranks, neighbouring ranks share one."""
     if num_heads % size == 0:
         return range(rank * num_heads // size, (rank + 1) * num_heads // size)
     head = rank * num_heads // size

@@ -1,4 +1,4 @@
-"""What a model keeps across an eviction boundary: the fast weights of each layer, as a value passed in and returned."""
+"""The state that crosses an eviction boundary: the fast weights of each layer, a value passed in and returned."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sleeptrain.data.batch import PAD
 class Recurrent:
     """The memory of a recurrent mixer.
 
-    S_BHKV: fp32 (fp64 in a fp64 model) fast weights.
-    conv_BWD: the last conv_size - 1 inputs of the short convolution; None when the convolution restarts at each window.
+    S_BHKV: the fast weights, fp32 (fp64 in a fp64 model).
+    conv_BWD: the last conv_size - 1 inputs of the short convolution; None if the convolution restarts at each window.
     """
 
     S_BHKV: torch.Tensor
@@ -27,7 +27,8 @@ class Recurrent:
 class Retained:
     """The window that sliding eviction keeps in an attention layer's cache: keys before rotation, values, documents.
 
-    k_BLGD, v_BLGD: the keys and values of the last pass over the window before. documents_BL: int64, PAD where empty.
+    k_BLGD, v_BLGD: the keys and values of the last pass over the previous window.
+    documents_BL: int64 ids, PAD where empty.
     """
 
     k_BLGD: torch.Tensor
@@ -39,9 +40,10 @@ class Retained:
 class WindowKV:
     """The keys and values of a window in progress in an attention layer: buffers with a slot for each of its L tokens.
 
-    k_BCGD, v_BCGD: C = L, the keys rotated to their positions in the window; under sliding eviction C = 2L, before them
-    those that the window before has left. A pass that goes on with the window writes into them in place: whoever
-    wants to keep a value takes its `rows`, which are copies.
+    k_BCGD, v_BCGD: C = L; the keys are rotated to their positions in the window. Under sliding eviction C = 2L: the
+        slots of the previous window come first.
+
+    A pass that continues the window writes into the buffers in place. To keep a value, copy it with `rows`.
     """
 
     k_BCGD: torch.Tensor
@@ -54,10 +56,10 @@ KINDS = (Recurrent, Retained, WindowKV)
 
 @dataclass(frozen=True)
 class Boundary:
-    """What crosses an eviction boundary besides S.
+    """The settings of an eviction boundary: the values that cross it besides S.
 
-    sliding_window: None under hard eviction (the cache is cleared); else each token attends to the last so many tokens,
-    whatever window they are in. carry_conv: the short convolutions of a wake pass go on where the window before ended.
+    sliding_window: how many last tokens each token attends to, in any window; None: hard eviction clears the cache.
+    carry_conv: in a wake pass the short convolutions continue from the end of the previous window.
     """
 
     sliding_window: int | None = None
@@ -76,7 +78,7 @@ def _map(state: LayerState, function: Callable[[torch.Tensor], torch.Tensor]) ->
 
 
 def _put(old: LayerState, rows_R: torch.Tensor, new: LayerState, num_rows: int) -> LayerState:
-    """`new` in the rows `rows_R` of `old`; where there was no state before, the other rows are empty."""
+    """`old` with `new` in the rows `rows_R`. Without an old state the other rows are empty."""
     if new is None:
         return old
     merged: list[Any] = []
@@ -89,7 +91,7 @@ def _put(old: LayerState, rows_R: torch.Tensor, new: LayerState, num_rows: int) 
 
 
 def empty_rows(like: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Memory that holds nothing: zeros, and PAD as the document of retained tokens."""
+    """Empty memory of `num_rows` rows: zeros, and PAD as the document of retained tokens."""
     return like.new_full((num_rows, *like.shape[1:]), 0 if like.is_floating_point() else PAD)
 
 
@@ -106,7 +108,7 @@ class FastWeights:
         return self.layers[layer]
 
     def replace(self, first: int, states: Sequence[LayerState]) -> FastWeights:
-        """The same value with the states of layers [first, first + len(states)) exchanged."""
+        """A copy with `states` in the layers [first, first + len(states))."""
         return FastWeights((*self.layers[:first], *states, *self.layers[first + len(states) :]))
 
     def detach(self) -> FastWeights:
@@ -116,16 +118,16 @@ class FastWeights:
         return FastWeights(tuple(_map(s, lambda t: t.to(device)) for s in self.layers))
 
     def rows(self, rows_R: torch.Tensor) -> FastWeights:
-        """The states of the rows with these indices (int64 [R])."""
+        """A copy of the states of these rows (int64 indices [R])."""
         return FastWeights(tuple(_map(s, lambda t: t.index_select(0, rows_R)) for s in self.layers))
 
     def put_rows(self, rows_R: torch.Tensor, new: FastWeights, num_rows: int) -> FastWeights:
-        """These rows of `num_rows` exchanged for those of `new` (R rows)."""
+        """A copy of `num_rows` rows, with the R rows of `new` at the indices `rows_R`."""
         pairs = zip(self.layers, new.layers, strict=True)
         return FastWeights(tuple(_put(a, rows_R, b, num_rows) for a, b in pairs))
 
     def keep_rows(self, keep_B: torch.Tensor) -> FastWeights:
-        """Empty memory in the rows where `keep_B` (bool) is False: a new document begins there."""
+        """A copy with empty memory in the rows where `keep_B` (bool) is False, because a new document begins there."""
 
         def keep(t: torch.Tensor) -> torch.Tensor:
             return torch.where(keep_B.view(-1, *[1] * (t.dim() - 1)), t, empty_rows(t, t.shape[0]))
@@ -147,12 +149,12 @@ class FastWeights:
     def from_state_dict(named: Mapping[str, torch.Tensor], num_layers: int) -> FastWeights:
         layers: list[LayerState] = []
         for index in range(num_layers):
-            own = {key.split(".", 1)[1]: t for key, t in named.items() if key.split(".", 1)[0] == str(index)}
-            layers.append(_of_fields(own) if own else None)
+            tensors = {key.split(".", 1)[1]: t for key, t in named.items() if key.split(".", 1)[0] == str(index)}
+            layers.append(_of_fields(tensors) if tensors else None)
         return FastWeights(tuple(layers))
 
 
-def _of_fields(own: Mapping[str, torch.Tensor]) -> LayerState:
+def _of_fields(tensors: Mapping[str, torch.Tensor]) -> LayerState:
     """The state whose fields have these names; Recurrent may lack its tail."""
-    kind: Any = next(kind for kind in KINDS if fields(kind)[0].name in own)
-    return kind(**own)
+    kind: Any = next(kind for kind in KINDS if fields(kind)[0].name in tensors)
+    return kind(**tensors)

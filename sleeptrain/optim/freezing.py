@@ -1,4 +1,4 @@
-"""What is trained at which rate, and when: frozen parts by stages of tokens seen, and rates of groups."""
+"""Which parameters are frozen in which stage of tokens seen, and the learning rate factors of parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sleeptrain.optim.optimizers import ParameterRole
 
 
 def frozen_stage(optim: OptimConfig, tokens_seen: int) -> int:
-    """The stage in force: 0 is that of `optim.frozen`, the others are those of `optim.curriculum`."""
+    """The stage in force: 0 is `optim.frozen`, i > 0 is `optim.curriculum[i - 1]`."""
     return sum(tokens_seen >= stage.tokens for stage in optim.curriculum)
 
 
@@ -21,28 +21,28 @@ def num_frozen_stages(optim: OptimConfig) -> int:
 
 
 def with_rates(roles: Mapping[str, ParameterRole], optim: OptimConfig) -> dict[str, ParameterRole]:
-    """The roles of all parameters of a whole model, with the rates and frozen stages that the settings give them.
+    """The roles of all parameters of a whole model, with the rate factors and frozen stages of the settings.
 
-    Raises ConfigError for a pattern that matches no parameter, and for a stage in which nothing is trained.
+    Raises ConfigError for a pattern that matches no parameter, and for a stage that trains nothing.
     """
     stages = [("optim.frozen", optim.frozen)]
     stages += [(f"optim.curriculum[{i}].frozen", stage.frozen) for i, stage in enumerate(optim.curriculum)]
     for setting, patterns in stages:
         _check_patterns(setting, (pattern.removeprefix("!") for pattern in patterns), roles)
         if all(is_frozen(name, patterns) for name in roles):
-            raise ConfigError(f"{setting} freezes every parameter: except some of them by a pattern !NAME at its end")
+            raise ConfigError(f"{setting} freezes every parameter: exclude some of them with a last pattern !NAME")
     _check_patterns("optim.rates", (rate.parameters for rate in optim.rates), roles)
 
-    def treated(name: str, role: ParameterRole) -> ParameterRole:
+    def with_rate(name: str, role: ParameterRole) -> ParameterRole:
         factors = [rate.factor for rate in optim.rates if fnmatchcase(name, rate.parameters)]
         frozen = tuple(i for i, (_, patterns) in enumerate(stages) if is_frozen(name, patterns))
         return replace(role, factor=factors[-1] if factors else 1.0, frozen=frozen)
 
-    return {name: treated(name, role) for name, role in roles.items()}
+    return {name: with_rate(name, role) for name, role in roles.items()}
 
 
 def is_frozen(name: str, patterns: Sequence[str]) -> bool:
-    """Whether the last pattern that matches the name says so; a pattern that begins with ! says no."""
+    """True if the last pattern that matches the name freezes it. A pattern that begins with ! does not freeze."""
     frozen = False
     for pattern in patterns:
         if fnmatchcase(name, pattern.removeprefix("!")):

@@ -11,12 +11,12 @@ SCHEDULES = ("wsd", "cosine", "constant")
 
 
 def lr_scale(tokens_seen: int, total_tokens: int, config: OptimConfig) -> float:
-    """The share of the peak rates in force after `tokens_seen` of `total_tokens` tokens, in [0, 1].
+    """The factor on the peak rates after `tokens_seen` of `total_tokens` tokens, in [0, 1].
 
     It rises linearly from 0 over the first `warmup_fraction` of the tokens. Then `wsd` (warm-up, stable, decay;
-    arXiv 2404.06395) stays at 1 and falls linearly to `min_lr_ratio` over the last `decay_fraction`; `cosine` falls
-    from the end of the warm-up to the end; `constant` does not fall. Tokens beyond the total keep the last value.
-    Raises ConfigError for an unknown schedule or shares that do not fit.
+    arXiv 2404.06395) stays at 1 and falls linearly to `min_lr_ratio` over the last `decay_fraction`. `cosine` falls to
+    `min_lr_ratio` from the end of the warm-up on; `constant` does not fall. After the last token the value stays.
+    Raises ConfigError for an unknown schedule, a fraction outside [0, 1], or fractions whose sum exceeds 1.
     """
     _check(total_tokens, config)
     done = min(tokens_seen / total_tokens, 1.0)
@@ -31,7 +31,7 @@ def lr_scale(tokens_seen: int, total_tokens: int, config: OptimConfig) -> float:
 
 
 def _progress(done: float, start: float) -> float:
-    """How far `done` has come from `start` to 1, in [0, 1]; 0 where there is no way to go."""
+    """The position of `done` between `start` and 1, as a fraction in [0, 1]; 0 if start is 1."""
     return max(0.0, done - start) / (1 - start) if start < 1 else 0.0
 
 

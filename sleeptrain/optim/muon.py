@@ -1,8 +1,8 @@
 """Muon: momentum whose matrices are orthogonalised before they are applied (Jordan et al., 2024).
 
 A parameter may hold several matrices that only share storage: the fused q|k|v of a projection, or query and gate rows
-interleaved by head. Such a parameter comes with `blocks`, and each block is orthogonalised as the whole matrix it is.
-All matrices of one shape go through Newton-Schulz together, so that a small model costs a few large operations.
+interleaved by head. For such a parameter `blocks` lists the rows of each matrix, and each matrix is orthogonalised by
+itself. Newton-Schulz runs on all matrices of one shape together: a small model then needs only a few large operations.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 # Quintic coefficients with the steepest slope at zero that keeps singular values near one (Jordan's post on Muon).
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
-# Beyond this size a matrix product fills any device by itself, and a longer stack would only cost memory.
+# One matrix product of this size fills any device, and a longer stack would only cost memory.
 MAX_STACK_ELEMENTS = 1 << 26
 
-Rows = slice | torch.Tensor  # which rows of dim 0 form a block: a slice or an int64 index
+Rows = slice | torch.Tensor  # the rows (dim 0) of a block: a slice or an int64 index
 Blocks = tuple[Rows, ...]
 Key = TypeVar("Key")
 
@@ -29,12 +29,12 @@ SCALINGS = ("keller_jordan", "moonshot")
 def newton_schulz(G_XMN: torch.Tensor, steps: int = 5, eps: float = 1e-7) -> torch.Tensor:
     """Nearly orthogonal matrices with the singular vectors of G: G = U S V' becomes U S' V', S' in about [0.7, 1.2].
 
-    G_XMN: matrices over any leading dims. Same shape returned, in the dtype computed in: bf16 on CUDA, fp32 on the CPU
-    (many emulate bf16, tens of times slower), fp64 for fp64. `eps`: a Frobenius norm below it does not count as one.
+    G_XMN: matrices [..., M, N]. Returns the same shape in the dtype of the computation: bf16 on CUDA, fp32 on the CPU
+    (many CPUs emulate bf16, tens of times slower), fp64 for fp64. eps: the divisor if the norm of G is smaller.
     """
     tall = G_XMN.shape[-2] > G_XMN.shape[-1]
     X_BMN = G_XMN.mT if tall else G_XMN
-    # The norm is taken before the cast, bf16 would lose the share of the small entries.
+    # The norm is computed before the cast: in bf16 it would lose the contribution of small entries.
     wide = torch.promote_types(X_BMN.dtype, torch.float32)
     norm = torch.linalg.matrix_norm(X_BMN, keepdim=True, dtype=wide).clamp(min=eps)
     X_BMN = (X_BMN / norm).to(_compute_dtype(G_XMN)).reshape(-1, *X_BMN.shape[-2:])
@@ -54,9 +54,10 @@ class Muon(torch.optim.Optimizer):
     sqrt(max(1, rows / cols)) for `keller_jordan` (github KellerJordan/Muon) and 0.2 sqrt(max(rows, cols)), the update
     size of AdamW, for `moonshot` (arXiv 2502.16982, section 2.2).
 
-    params: 2-D floating point parameters, or torch's parameter groups. blocks: for a parameter that holds several
-    matrices, its rows in disjoint sets that cover dim 0; a parameter not listed is one matrix.
-    Raises ValueError for a parameter that is no matrix, for blocks that are no partition, for an unknown scaling.
+    params: 2-D floating point parameters, or torch's parameter groups.
+    blocks: for a parameter that holds several matrices, the rows of each; together they cover dim 0 once. A parameter
+        that is not listed is one matrix.
+    Raises ValueError for a parameter that is no matrix, blocks that are no partition, or an unknown scaling.
     """
 
     def __init__(
@@ -72,17 +73,17 @@ class Muon(torch.optim.Optimizer):
             raise ValueError(f"Muon scaling is {scaling!r}; it is one of {', '.join(SCALINGS)}")
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self._scaling = scaling
-        given = dict(blocks or {})
+        unused_blocks = dict(blocks or {})
         self._blocks: dict[torch.nn.Parameter, tuple[Rows | None, ...]] = {}
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.ndim != 2 or not parameter.is_floating_point():
                     raise ValueError(f"Muon takes matrices, not {parameter.dtype} of shape {tuple(parameter.shape)}")
                 self._blocks[parameter] = blocks_of_rows(
-                    given.pop(parameter, None), parameter.shape[0], parameter.device
+                    unused_blocks.pop(parameter, None), parameter.shape[0], parameter.device
                 )
-        if given:
-            raise ValueError(f"blocks of {len(given)} parameters that this optimizer does not hold")
+        if unused_blocks:
+            raise ValueError(f"blocks of {len(unused_blocks)} parameters that this optimizer does not hold")
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -101,7 +102,7 @@ class Muon(torch.optim.Optimizer):
     def _momentum_step(
         self, parameters: list[torch.nn.Parameter], beta: float
     ) -> dict[torch.nn.Parameter, torch.Tensor]:
-        """Advances the momentum buffers; returns the Nesterov look-ahead of each parameter, fresh tensors."""
+        """Advances the momentum buffers; returns the Nesterov look-ahead of each parameter in new tensors."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         for p in parameters:
             if "momentum_buffer" not in self.state[p]:
@@ -116,7 +117,8 @@ def orthogonalise(
 ) -> None:
     """Replaces every matrix of the updates by its scaled orthogonalised form, in place.
 
-    updates: [rows, cols] each, of one or several matrices: its `blocks`, as `blocks_of_rows` gives them.
+    updates: [rows, cols] for each key.
+    blocks: the rows of each matrix in an update, as `blocks_of_rows` returns them.
     scaling: see `Muon`.
     """
     for stack in _stacks(updates, blocks):
@@ -162,15 +164,15 @@ def _num_rows(rows: Rows | None, total: int) -> int:
 
 
 def blocks_of_rows(blocks: Blocks | None, num_rows: int, device: torch.device) -> tuple[Rows | None, ...]:
-    """The blocks of so many rows, index tensors on the device; without blocks, all rows are one.
+    """The blocks of `num_rows` rows, with index tensors moved to the device; (None,), all rows, without blocks.
 
     Raises ValueError unless the blocks hold each row exactly once.
     """
     if blocks is None:
         return (None,)
-    at = torch.arange(num_rows)
-    indices = [at[rows] if isinstance(rows, slice) else rows.flatten().cpu() for rows in blocks]
-    covered = torch.cat([at[:0], *indices])
-    if any(i.dtype != torch.int64 for i in indices) or not torch.equal(covered.sort().values, at):
+    all_rows = torch.arange(num_rows)
+    indices = [all_rows[rows] if isinstance(rows, slice) else rows.flatten().cpu() for rows in blocks]
+    covered = torch.cat([all_rows[:0], *indices])
+    if any(i.dtype != torch.int64 for i in indices) or not torch.equal(covered.sort().values, all_rows):
         raise ValueError(f"blocks must hold each of the {num_rows} rows exactly once")
     return tuple(rows if isinstance(rows, slice) else rows.to(device) for rows in blocks)

@@ -12,11 +12,11 @@ from sleeptrain.config.schema import OptimConfig
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.optim.muon import SCALINGS, Blocks, Muon, blocks_of_rows
 
-# What each optimizer keeps of a parameter once it has been stepped.
+# The state tensors that each optimizer keeps for a parameter after its first step.
 STATE = {"muon": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
 KINDS = tuple(STATE)
 
-# Added to the norm that divides, as torch's clip_grad_norm_ and DeepSpeed do: one factor, whatever the layout.
+# Added to the norm in the divisor, as in torch's clip_grad_norm_ and DeepSpeed: the factor is the same in any layout.
 CLIP_EPS = 1e-6
 
 
@@ -24,9 +24,11 @@ CLIP_EPS = 1e-6
 class ParameterRole:
     """How a parameter is trained.
 
-    kind: muon | adamw. decay: whether weight decay applies. blocks: for Muon, the rows of each matrix that the
-    parameter holds (see `sleeptrain.optim.muon.Muon`); None for one matrix. factor: of its optimizer's rate. frozen:
-    the stages in which it is not trained (`sleeptrain.optim.freezing`).
+    kind: the optimizer, muon | adamw.
+    decay: weight decay applies.
+    blocks: for Muon, the rows of each matrix in the parameter (see `sleeptrain.optim.muon.Muon`); None: one matrix.
+    factor: the factor on the optimizer's rate.
+    frozen: the stages in which the parameter is not trained (`sleeptrain.optim.freezing`).
     """
 
     kind: str
@@ -37,10 +39,10 @@ class ParameterRole:
 
 
 class Optimizers:
-    """One Muon and one AdamW over the trainable parameters; frozen ones are left out.
+    """One Muon and one AdamW over the trainable parameters, those with `requires_grad`.
 
-    roles: a role for each name of `named_parameters` that is trainable.
-    Raises ConfigError, naming the parameter, where roles and parameters do not match or a role does not fit.
+    roles: the role of each trainable parameter in `named_parameters`, by name.
+    Raises ConfigError, which names the parameter, if roles and parameters do not match or a role does not fit.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class Optimizers:
             self._optimizers["muon"] = self._make_muon(groups, config)
         if groups := self._groups("adamw", config.adamw_weight_decay):
             beta1, beta2 = config.adamw_betas
-            # One kernel over all parameters, elementwise and so deterministic, on the CPU as on CUDA.
+            # One kernel over all parameters. It is elementwise, so it is deterministic on the CPU and on CUDA.
             self._optimizers["adamw"] = torch.optim.AdamW(
                 groups, lr=config.adamw_lr, betas=(beta1, beta2), eps=config.adamw_eps, fused=True
             )
@@ -73,7 +75,7 @@ class Optimizers:
         ]
 
     def freeze(self, stage: int) -> None:
-        """From now on only those parameters get gradients that are trained in this stage."""
+        """From now on only parameters that are trained in this stage get gradients."""
         for name, role in self._roles.items():
             self._parameters[name].requires_grad_(stage not in role.frozen)
 
@@ -96,11 +98,10 @@ class Optimizers:
 
     @torch.no_grad()
     def clip(self, max_norm: float) -> torch.Tensor:
-        """Scales all gradients together to a 2-norm of at most `max_norm`; 0 only measures.
+        """Scales all gradients together to a 2-norm of at most `max_norm`; with 0 it only computes the norm.
 
-        The norm is that of the raw gradients of both optimizers, before any momentum. Returns it, from before the
-        scaling, as a scalar tensor on their device, in fp32 (fp64 where gradients are). A non-finite norm is returned
-        as it is, and nothing is scaled.
+        Returns the norm of the gradients of both optimizers, before scaling and before any momentum: a scalar tensor on
+        their device, fp32 (fp64 if a gradient is fp64). With a non-finite norm nothing is scaled.
         """
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         if not gradients:
@@ -108,7 +109,7 @@ class Optimizers:
         wide = torch.float64 if any(g.dtype == torch.float64 for g in gradients) else torch.float32
         norm = torch.linalg.vector_norm(torch.stack([n.to(wide) for n in torch._foreach_norm(gradients, 2, wide)]))
         if max_norm > 0:
-            # The condition stays on the device: a product with one is cheaper than waiting for the norm.
+            # The condition stays on the device: a product with 1 is cheaper than a wait for the norm.
             scale = torch.where(norm.isfinite(), (max_norm / (norm + CLIP_EPS)).clamp(max=1.0), 1.0)
             torch._foreach_mul_(gradients, scale)
         return norm
@@ -121,9 +122,9 @@ class Optimizers:
         return state
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Mapping[str, torch.Tensor]]]) -> None:
-        """Takes over the tensors of a `state_dict()`, copied only where they are not on the parameters' devices.
+        """Loads the tensors of a `state_dict()`; copies a tensor only if it is not on its parameter's device.
 
-        Raises DataError, with nothing changed, unless kinds, names, shapes and dtypes are those of this model.
+        Raises DataError, and changes nothing, if kinds, names, shapes or dtypes are not those of this model.
         """
         for kind in KINDS:
             self._check_names(kind, state.get(kind, {}))
@@ -134,18 +135,18 @@ class Optimizers:
             if loaded[name]:
                 optimizer_state[self._parameters[name]] = loaded[name]
 
-    def _check_names(self, kind: str, found: Mapping[str, object]) -> None:
-        wanted = {name for name, role in self._roles.items() if role.kind == kind}
-        if differing := sorted(wanted ^ set(found)):
+    def _check_names(self, kind: str, saved: Mapping[str, object]) -> None:
+        expected = {name for name, role in self._roles.items() if role.kind == kind}
+        if differing := sorted(expected ^ set(saved)):
             name = differing[0]
-            holder, other = ("model", "checkpoint") if name in wanted else ("checkpoint", "model")
+            holder, other = ("model", "checkpoint") if name in expected else ("checkpoint", "model")
             raise DataError(
                 f"optimizer state does not fit: {name} is trained by {kind} in the {holder} but not in the {other} "
                 f"({len(differing)} such parameters); resume with the model and optim settings of the checkpoint"
             )
 
     def _fit(self, name: str, kind: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """One parameter's tensors, on its device."""
+        """One parameter's state tensors, checked and moved to its device."""
         parameter = self._parameters[name]
         if set(tensors) not in (set(), STATE[kind]):
             raise DataError(
@@ -153,12 +154,13 @@ class Optimizers:
                 f"{', '.join(sorted(STATE[kind]))}; the checkpoint is not one of these optimizers"
             )
         for key, value in tensors.items():
-            found = (tuple(value.shape), value.dtype)
-            wanted = ((), torch.float32) if key == "step" else (tuple(parameter.shape), parameter.dtype)
-            if found != wanted:
+            actual = (tuple(value.shape), value.dtype)
+            expected = ((), torch.float32) if key == "step" else (tuple(parameter.shape), parameter.dtype)
+            if actual != expected:
                 raise DataError(
-                    f"optimizer state does not fit: {key} of {name} is {found[1]} of shape {found[0]} in the "
-                    f"checkpoint, {wanted[1]} of shape {wanted[0]} in the model; resume with the checkpoint's settings"
+                    f"optimizer state does not fit: {key} of {name} is {actual[1]} of shape {actual[0]} in "
+                    f"the checkpoint, {expected[1]} of shape {expected[0]} in the model; resume with the checkpoint's "
+                    "settings"
                 )
         return {key: value.detach().to(parameter.device) for key, value in tensors.items()}
 

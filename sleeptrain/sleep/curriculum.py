@@ -1,4 +1,4 @@
-"""The curriculum: number of passes, window and batch as functions of the tokens seen, the same for every process."""
+"""The curriculum: passes, window and batch as functions of the tokens seen, the same in every process."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ class StepShape:
 
 
 def stage_shape(config: Config, tokens_seen: int) -> StepShape:
-    """The shape that the curriculum gives when `tokens_seen` wake tokens have been trained on.
+    """The shape that the curriculum gives after `tokens_seen` wake tokens.
 
-    Each stage overrides what it names from its `tokens` on; N may come to a stage's value by a ramp (`ramped`).
+    From its `tokens` on, each stage overrides the values that it names. N may reach a stage's value by a ramp
+    (`ramped`).
     """
     passes, window, batch = config.sleep.passes, config.sleep.window, config.data.batch
     start = 0
@@ -39,28 +40,30 @@ def stage_shape(config: Config, tokens_seen: int) -> StepShape:
 
 
 def last_shape(config: Config, state: Mapping[str, Any]) -> StepShape:
-    """What the curriculum said for the last step before a checkpoint, whose `state.json` is `state`; for the first step
-    where there has been none."""
+    """The shape of the last step before a checkpoint, or of the first step if there was none.
+
+    state: the checkpoint's `state.json`.
+    """
     return StepShape(**state["shape"]) if state["shape"] else stage_shape(config, 0)
 
 
 def ramped(before: int, stage: CurriculumStage, start: int, tokens_seen: int) -> int:
-    """N on the way from `before`, in force from `start` tokens on, to that of a stage that is not reached yet.
+    """N on the ramp from `before`, in force from `start` tokens on, to the N of the next stage.
 
-    `linear` holds every number from the first to the last equally long. `sqrt` goes by 1 - sqrt(1 - p) for the share p
-    of the way instead (the 1-sqrt of arXiv 2511.07384): few passes for long, the last ones in quick succession.
+    `linear` holds every number of passes equally long. `sqrt` uses 1 - sqrt(1 - p) for the fraction p of the ramp (the
+    1-sqrt of arXiv 2511.07384): few passes for a long time, then the last increases quickly.
     """
     if stage.ramp == "step" or stage.passes is None:
         return before
-    share = (tokens_seen - start) / (stage.tokens - start)
-    risen = share if stage.ramp == "linear" else 1 - math.sqrt(1 - share)
+    fraction = (tokens_seen - start) / (stage.tokens - start)
+    progress = fraction if stage.ramp == "linear" else 1 - math.sqrt(1 - fraction)
     distance = abs(stage.passes - before)
-    steps = min(int((distance + 1) * risen), distance)
+    steps = min(int((distance + 1) * progress), distance)
     return before + int(math.copysign(steps, stage.passes - before))
 
 
 def shape_starts(config: Config) -> list[int]:
-    """The tokens from which on steps have another shape, ascending from 0."""
+    """The numbers of tokens seen at which the shape changes, ascending, with 0 first."""
     starts, start, passes = {0}, 0, config.sleep.passes
     for stage in config.sleep.curriculum:
         starts.update(_ramp_starts(passes, stage, start))
@@ -70,21 +73,21 @@ def shape_starts(config: Config) -> list[int]:
 
 
 def _ramp_starts(before: int, stage: CurriculumStage, start: int) -> Iterator[int]:
-    """Where N changes on the way to a stage."""
-    low, now = start, before
-    while (last := ramped(before, stage, start, stage.tokens - 1)) != now:
+    """The numbers of tokens at which N changes on the ramp to a stage, found by bisection."""
+    low, current = start, before
+    while (last := ramped(before, stage, start, stage.tokens - 1)) != current:
         high = stage.tokens - 1
-        while low + 1 < high:  # the first place with another N than at `low`
+        while low + 1 < high:  # ends with high at the first token with another N than at `low`
             middle = (low + high) // 2
-            low, high = (middle, high) if ramped(before, stage, start, middle) == now else (low, middle)
-        now, low = ramped(before, stage, start, high), high
+            low, high = (middle, high) if ramped(before, stage, start, middle) == current else (low, middle)
+        current, low = ramped(before, stage, start, high), high
         yield high
-        if now == last:
+        if current == last:
             return
 
 
 def step_shape(config: Config, tokens_seen: int, step: int) -> StepShape:
-    """The shape of one step: its stage's, where with `sleep.sample_passes` N is drawn uniformly from 1..passes.
+    """The shape of one step. With `sleep.sample_passes` N is drawn uniformly from 1..passes.
 
     The draw is a function of (train.seed, step): every process and every resumed run draws the same.
     """

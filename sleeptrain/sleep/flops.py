@@ -1,7 +1,7 @@
-"""Model FLOPs of a step, from the round plan: what the mathematics needs, passes counted, recomputation not.
+"""Model FLOPs of a step, from the round plan: all passes are counted, recomputation is not.
 
-Only tokens that a round works on count (`Round.work`): pads do not, nor in a sleep pass documents that have ended.
-What a mixer costs stands in its spec (`sleeptrain.model.mixers.spec.MixerFlops`).
+Only tokens that a round works on count (`Round.work`): pads do not, and in a sleep pass ended documents do not. The
+cost of a mixer is in its spec (`sleeptrain.model.mixers.spec.MixerFlops`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ BACKWARD_AND_FORWARD = 3  # the backward of a matrix product is two products
 
 
 def layer_flops(config: ModelConfig, layer: int) -> MixerFlops:
-    """The cost of a block, forward."""
+    """The forward FLOPs of a block."""
     mixer = block_spec(config, layer).flops()
     mlp = 0 if layer in config.mixer_only else 6 * config.dim * config.ffn_dim
     return replace(mixer, features=mixer.features + mlp)
 
 
 def round_flops(config: ModelConfig, r: Round, core: tuple[int, int], sliding_window: int | None = None) -> int:
-    """Forward FLOPs of a round over all its rows, the head left out."""
+    """Forward FLOPs of a round over all its rows, without the head."""
     stretches = _stretches(r, sliding_window)
     tokens = sum(s.tokens * times for s, times in stretches.items())
     layers = round_layers(r, config.layers, core, sliding_window is not None)
@@ -43,27 +43,27 @@ def round_flops(config: ModelConfig, r: Round, core: tuple[int, int], sliding_wi
 
 
 def _stretches(r: Round, sliding_window: int | None) -> Counter[Stretch]:
-    """What a round works on, and how often; under hard eviction nothing is seen of the window before."""
+    """The stretches of a round, each with its count. Under hard eviction the previous window is not seen."""
     if r.work is None:
         before = sliding_window if sliding_window is not None and r.window > 0 else 0
         return Counter({Stretch(r.stop - r.start, before): len(r.rows)})
-    found = Counter(chain.from_iterable(r.work))
+    stretches = Counter(chain.from_iterable(r.work))
     if sliding_window is not None:
-        return found
-    alone: Counter[Stretch] = Counter()
-    for stretch, times in found.items():
-        alone[Stretch(stretch.tokens)] += times
-    return alone
+        return stretches
+    without_before: Counter[Stretch] = Counter()
+    for stretch, times in stretches.items():
+        without_before[Stretch(stretch.tokens)] += times
+    return without_before
 
 
 def _reach(config: ModelConfig, layer: int, r: Round, sliding_window: int | None) -> int:
-    """How many tokens, itself included, a token of a layer sees at most."""
+    """The most tokens that a token of a layer sees, itself included."""
     return block_spec(config, layer).reach(r.stop - r.start if sliding_window is None else sliding_window)
 
 
 def _pairs(stretch: Stretch, reach: int) -> int:
-    """The pairs of tokens that attend when each token sees the last `reach` of its document."""
-    full = max(stretch.tokens - max(reach - stretch.before, 0), 0)  # tokens behind which lie that many
+    """The number of attending pairs if each token sees the last `reach` tokens of its document."""
+    full = max(stretch.tokens - max(reach - stretch.before, 0), 0)  # tokens that see `reach` tokens
     rising = stretch.tokens - full
     return full * reach + rising * stretch.before + rising * (rising + 1) // 2
 
@@ -75,6 +75,6 @@ def step_flops(
     core: tuple[int, int],
     sliding_window: int | None = None,
 ) -> int:
-    """FLOPs of a training step: forward and backward of its rounds, and of the head where there is a target."""
+    """FLOPs of a training step: forward and backward of its rounds, and of the head at each target."""
     head = 2 * config.dim * config.vocab_size * num_targets
     return BACKWARD_AND_FORWARD * (head + sum(round_flops(config, r, core, sliding_window) for r in rounds))

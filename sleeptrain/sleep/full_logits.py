@@ -1,4 +1,4 @@
-"""Whole texts at once, every token predicted from those before it: the training loop, asked for its logits."""
+"""Logits of whole texts, read in one call of the training loop."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from sleeptrain.sleep.rounds import Round, plan_batch
 def whole_logits(
     model: Hybrid, tokens_BT: torch.Tensor, valid_BT: torch.Tensor, predicts_BT: torch.Tensor, sleep: SleepConfig
 ) -> torch.Tensor:
-    """The logits [P, V] of the P tokens marked in `predicts_BT`, row by row.
+    """The logits [P, V] at the P tokens marked in `predicts_BT`, row by row, fp32 or wider, with gradients.
 
-    They are fp32 or wider and have their gradients. valid_BT: the tokens of each row's one document; the others are
-    pads, wherever they are, and its windows are counted from its first token. Under `sleep.when=unlabelled` windows
-    without a mark sleep, those with one do not.
+    tokens_BT: int64. predicts_BT: bool. valid_BT: bool, True at the tokens of the row's only document. All other tokens
+    are pads, at any position; windows are counted from the document's first token. Under `sleep.when=unlabelled` only
+    windows without a marked token sleep.
     """
     order_BT, counts_B = compact(valid_BT)
     batch = _batch(tokens_BT.gather(1, order_BT), counts_B, predicts_BT.gather(1, order_BT))
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    parts: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def keep(r: Round, logits_NV: torch.Tensor, _: torch.Tensor) -> None:
-        wanted = batch.targets_BT[list(r.rows), r.start : r.stop] != IGNORE
-        row_N, at_N = wanted.nonzero(as_tuple=True)
-        place = torch.tensor(r.rows)[row_N] * batch.tokens_BT.shape[1] + r.start + at_N
-        found.append((place, logits_NV))
+        has_target = batch.targets_BT[list(r.rows), r.start : r.stop] != IGNORE
+        row_N, column_N = has_target.nonzero(as_tuple=True)
+        position_N = torch.tensor(r.rows)[row_N] * batch.tokens_BT.shape[1] + r.start + column_N
+        parts.append((position_N, logits_NV))
 
     rounds = plan_batch(batch, sleep.window, sleep.passes, sleep)
     settings = loop_settings(sleep, sleep.window, model.num_layers)
     run_rounds(model, batch, rounds, model.empty_state(), settings, keep)
-    if not found:
+    if not parts:
         return at_least_fp32(model.logits(model.embed(tokens_BT[:0, 0])))
-    by_place = torch.argsort(torch.cat([place for place, _ in found]))
-    return torch.cat([logits_NV for _, logits_NV in found])[by_place.to(tokens_BT.device)]
+    order = torch.argsort(torch.cat([position_N for position_N, _ in parts]))
+    return torch.cat([logits_NV for _, logits_NV in parts])[order.to(tokens_BT.device)]
 
 
 def compact(valid_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(int64 [B, T]: each row's columns, those of its tokens first; int64 [B]: how many tokens it has)."""
+    """(order int64 [B, T]: each row's columns, valid tokens first; counts int64 [B]: the row's valid tokens)."""
     return torch.argsort((~valid_BT).to(torch.int8), dim=1, stable=True), valid_BT.sum(1)
 
 
 def _batch(tokens_BT: torch.Tensor, counts_B: torch.Tensor, predicts_BT: torch.Tensor) -> Batch:
-    """On the CPU. What a target is does not matter here, only where one is."""
+    """The batch, on the CPU. A target is 0 at every marked token, since the loss is not used."""
     tokens_BT, counts_B, predicts_BT = (t.cpu() for t in (tokens_BT, counts_B, predicts_BT))
     valid = torch.arange(tokens_BT.shape[1]) < counts_B[:, None]
-    no = torch.zeros_like(counts_B, dtype=torch.bool)
+    false_B = torch.zeros_like(counts_B, dtype=torch.bool)
     targets = torch.where(valid & predicts_BT, 0, IGNORE)
-    return Batch(tokens_BT, targets, torch.where(valid, 0, PAD), no, no)
+    return Batch(tokens_BT, targets, torch.where(valid, 0, PAD), false_B, false_B)

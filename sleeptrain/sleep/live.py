@@ -1,7 +1,7 @@
-"""Reading token by token: windows in progress, each put to sleep when it is full.
+"""Reading token by token: windows in progress, with sleep passes over each window when it is full.
 
-The blocks, the sleep passes and what crosses a boundary are those of `loop.py`; here a wake pass over a window may come
-in pieces, and every row of a batch is at its own place in its own window.
+Blocks, sleep passes and boundaries are those of `loop.py`. Here the wake pass over a window may be split into pieces,
+and every row of a batch has its own position in its own window.
 """
 
 from __future__ import annotations
@@ -34,15 +34,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Live:
-    """What B rows, one document each, keep while they are read; none of it grows with what has been read.
+    """The state of B rows, one document each, while they are read. Its size does not grow with the tokens read.
 
-    state: S and, inside the window, the convolutions' last inputs, keys and values. at_start: what is needed of the
-    memory as it was at the window's start: that of the coda, and retained keys and values. fed_back_BLD: what the first
-    sleep pass will read, in a slot for each token of the window; None before the first token. filled: tokens that each
-    row's window holds, less than L. predicted: whether one of them has predicted. boundaries: windows behind each row.
+    state: S and, inside the window, the convolutions' last inputs and the keys and values.
+    at_start: the parts of the memory at the window's start that sleep passes read: the coda's state, and retained keys
+        and values.
+    fed_back_BLD: the input of the first sleep pass, with a slot for each token of the window; None before the first
+        token.
+    filled: the number of tokens in each row's window, less than L.
+    predicted: True for rows with a token in the window that predicts.
+    boundaries: the number of windows that each row has finished.
 
-    `state` and `fed_back_BLD` are written in place by whatever goes on from this value, which is then used up; `rows`
-    gives a copy.
+    `read` writes `state` and `fed_back_BLD` in place, so a value can be continued only once; `rows` makes a copy.
     """
 
     state: FastWeights
@@ -55,15 +58,15 @@ class Live:
     def rows(self, rows: Sequence[int]) -> Live:
         """A copy of these rows, in this order; a row may be taken several times."""
         device = None if self.fed_back_BLD is None else self.fed_back_BLD.device
-        at = torch.tensor(rows, device=device)
+        rows_R = torch.tensor(rows, device=device)
 
         def pick(values: tuple[T, ...]) -> tuple[T, ...]:
             return tuple(values[row] for row in rows)
 
         return Live(
-            self.state.rows(at),
-            self.at_start.rows(at),
-            None if self.fed_back_BLD is None else self.fed_back_BLD.index_select(0, at),
+            self.state.rows(rows_R),
+            self.at_start.rows(rows_R),
+            None if self.fed_back_BLD is None else self.fed_back_BLD.index_select(0, rows_R),
             pick(self.filled),
             pick(self.predicted),
             pick(self.boundaries),
@@ -87,20 +90,21 @@ def read(
 ) -> tuple[torch.Tensor, Live]:
     """The wake pass over the next counts[b] tokens of each row, at most to its window's end; full windows sleep.
 
-    tokens_BM: int64 on the model's device, rows with fewer tokens padded on the right with any id. predicts: whether a
-    row's logits are wanted; under `sleep.when=unlabelled` its window then gets one pass. sleep: passes, window, when,
-    feedback, eviction, conv_state and core are read; all but `passes` must be those of the calls before. Returns the
-    features [B, M, D] that the head reads, and what is kept.
+    tokens_BM: int64 on the model's device; rows with fewer tokens are padded on the right with any id.
+    predicts: True for rows whose logits the caller reads; under `sleep.when=unlabelled` their windows get one pass.
+    sleep: passes, window, when, feedback, eviction, conv_state and core are read. Only `passes` may differ from that of
+        earlier calls.
+    Returns the features [B, M, D] that the head reads, and the new state of the rows.
     """
     settings = loop_settings(sleep, sleep.window, model.num_layers, "none")
     sliding = settings.boundary.sliding_window is not None
     layout = continued_layout(
         live.filled, counts, sleep.window, [n > 0 for n in live.boundaries] if sliding else None, tokens_BM.device
     )
-    # Inside a window the convolutions always go on; what crosses a boundary is settled there.
-    going_on = replace(settings, boundary=replace(settings.boundary, carry_conv=True))
+    # Inside a window the convolutions always continue. `_cross` handles boundaries.
+    continuing = replace(settings, boundary=replace(settings.boundary, carry_conv=True))
     features, x_BMD, state = run_layers(
-        RoundContext(model, going_on),
+        RoundContext(model, continuing),
         Round(0, 0, sleep.window, 1, tuple(range(len(counts))), loss=True, coda=True),
         _inputs(tokens_BM, layout),
         None,
@@ -125,26 +129,26 @@ def _inputs(tokens_RL: torch.Tensor, layout: Layout) -> RoundInputs:
 
 
 def _cross(model: Hybrid, live: Live, full: list[int], sleep: SleepConfig, settings: LoopSettings) -> Live:
-    """The rows whose windows are full sleep where the method says so, and begin their next windows."""
+    """Runs the sleep passes of full windows that sleep, and begins the next windows of their rows."""
     assert live.fed_back_BLD is not None
     device, num_rows = live.fed_back_BLD.device, len(live.filled)
     full_R = torch.tensor(full, device=device)
-    ended = _end_windows(model, live.state, full_R, settings)
+    states_R = _end_windows(model, live.state, full_R, settings)
     sleeping = [i for i, b in enumerate(full) if sleep.when == "every" or not live.predicted[b]]
     if sleep.passes > 1 and sleeping:
-        part = torch.tensor(sleeping, device=device)
-        rows = full_R[part]
+        part_R = torch.tensor(sleeping, device=device)
+        rows = full_R[part_R]
         at_start, fed_back = live.at_start.rows(rows), live.fed_back_BLD.index_select(0, rows)
-        slept = _sleep(model, fed_back, ended.rows(part), at_start, sleep, settings)
-        ended = slept if len(sleeping) == len(full) else ended.put_rows(part, slept, len(full))
-    begins = [b in set(full) for b in range(num_rows)]
+        slept = _sleep(model, fed_back, states_R.rows(part_R), at_start, sleep, settings)
+        states_R = slept if len(sleeping) == len(full) else states_R.put_rows(part_R, slept, len(full))
+    is_full = [b in set(full) for b in range(num_rows)]
     return Live(
-        _begin_windows(model, live.state, full_R, ended, settings),
-        live.at_start.put_rows(full_R, _needed_at_start(ended, settings.core[1]), num_rows),
+        _begin_windows(model, live.state, full_R, states_R, settings),
+        live.at_start.put_rows(full_R, _needed_at_start(states_R, settings.core[1]), num_rows),
         live.fed_back_BLD,
-        tuple(0 if new else f for f, new in zip(live.filled, begins, strict=True)),
-        tuple(p and not new for p, new in zip(live.predicted, begins, strict=True)),
-        tuple(n + new for n, new in zip(live.boundaries, begins, strict=True)),
+        tuple(0 if begins else f for f, begins in zip(live.filled, is_full, strict=True)),
+        tuple(p and not begins for p, begins in zip(live.predicted, is_full, strict=True)),
+        tuple(n + begins for n, begins in zip(live.boundaries, is_full, strict=True)),
     )
 
 
@@ -156,12 +160,12 @@ def _sleep(
     sleep: SleepConfig,
     settings: LoopSettings,
 ) -> FastWeights:
-    """Passes 2..N over full windows: the memory that they leave."""
+    """The memory of these R rows after passes 2..N over their full windows."""
     num_rows, window = fed_back_RLD.shape[:2]
     facts = WindowFacts(0, window, (False,) * num_rows, (True,) * num_rows)
     layout = sleep_layout(torch.zeros(num_rows, window, dtype=torch.long, device=fed_back_RLD.device))
     inputs, context = _inputs(layout.documents_RL, layout), RoundContext(model, settings)
-    # Without feedback each pass reads what the core read in the wake pass, else what the pass before has left.
+    # Without feedback each pass reads the core's input in the wake pass, else the output of the previous pass.
     features = Features(tuple(range(num_rows)), fed_back_RLD, fed_back_RLD)
     for r in plan_rounds([facts], sleep.passes, "every", sleep.feedback):
         if not r.is_wake:
@@ -170,15 +174,15 @@ def _sleep(
 
 
 def _end_windows(model: Hybrid, state: FastWeights, full_R: torch.Tensor, settings: LoopSettings) -> FastWeights:
-    """The memory of these rows as the wake pass over a whole window leaves it."""
+    """The memory of the rows `full_R` after the wake pass over a whole window."""
 
-    def ended(layer: int, own: LayerState) -> LayerState:
-        if isinstance(own, WindowKV):
-            return None if settings.boundary.sliding_window is None else _attention(model, layer).retained(own, full_R)
-        assert isinstance(own, Recurrent)
-        conv = own.conv_BWD if settings.boundary.carry_conv else None
+    def ended(layer: int, old: LayerState) -> LayerState:
+        if isinstance(old, WindowKV):
+            return None if settings.boundary.sliding_window is None else _attention(model, layer).retained(old, full_R)
+        assert isinstance(old, Recurrent)
+        conv = old.conv_BWD if settings.boundary.carry_conv else None
         conv = None if conv is None else conv.index_select(0, full_R)
-        return Recurrent(own.S_BHKV.index_select(0, full_R), conv)
+        return Recurrent(old.S_BHKV.index_select(0, full_R), conv)
 
     return FastWeights(tuple(ended(i, s) for i, s in enumerate(state.layers)))
 
@@ -186,29 +190,29 @@ def _end_windows(model: Hybrid, state: FastWeights, full_R: torch.Tensor, settin
 def _begin_windows(
     model: Hybrid, state: FastWeights, full_R: torch.Tensor, ended: FastWeights, settings: LoopSettings
 ) -> FastWeights:
-    """The state of all rows, in which these rows begin a window with what the one before has left."""
+    """The state of all rows, in which the rows `full_R` begin a window with the memory `ended` of the previous one."""
 
-    def begun(layer: int, own: LayerState, left: LayerState) -> LayerState:
-        if isinstance(left, Retained):
-            assert isinstance(own, WindowKV)
-            _attention(model, layer).put_before(own, full_R, left)
-        if isinstance(own, WindowKV):
-            return own
-        assert isinstance(own, Recurrent) and isinstance(left, Recurrent)
-        S = own.S_BHKV.index_copy(0, full_R, left.S_BHKV)
-        if own.conv_BWD is None:
+    def begun(layer: int, old: LayerState, end_state: LayerState) -> LayerState:
+        if isinstance(end_state, Retained):
+            assert isinstance(old, WindowKV)
+            _attention(model, layer).put_before(old, full_R, end_state)
+        if isinstance(old, WindowKV):
+            return old
+        assert isinstance(old, Recurrent) and isinstance(end_state, Recurrent)
+        S = old.S_BHKV.index_copy(0, full_R, end_state.S_BHKV)
+        if old.conv_BWD is None:
             return Recurrent(S)
         if settings.boundary.carry_conv:
-            assert left.conv_BWD is not None
-            return Recurrent(S, own.conv_BWD.index_copy(0, full_R, left.conv_BWD))
-        return Recurrent(S, own.conv_BWD.index_fill(0, full_R, 0))
+            assert end_state.conv_BWD is not None
+            return Recurrent(S, old.conv_BWD.index_copy(0, full_R, end_state.conv_BWD))
+        return Recurrent(S, old.conv_BWD.index_fill(0, full_R, 0))
 
     pairs = zip(state.layers, ended.layers, strict=True)
-    return FastWeights(tuple(begun(i, own, left) for i, (own, left) in enumerate(pairs)))
+    return FastWeights(tuple(begun(i, old, end_state) for i, (old, end_state) in enumerate(pairs)))
 
 
 def _needed_at_start(state: FastWeights, coda: int) -> FastWeights:
-    """What a window's sleep passes read of the memory before it: retained caches, and all of the coda."""
+    """The parts of the memory at a window's start that its sleep passes read: retained caches, and the coda's state."""
     return FastWeights(
         tuple(s if layer >= coda or isinstance(s, Retained) else None for layer, s in enumerate(state.layers))
     )

@@ -1,4 +1,4 @@
-"""The method: windows in order, each woken and put to sleep, only the fast weights crossing from one to the next."""
+"""The method: windows run in order, each with wake and sleep passes. Only fast weights cross into the next window."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ OnFeatures = Callable[[Round, Layout, torch.Tensor], None]
 class LoopSettings:
     """How rounds are run.
 
-    core: the blocks [first, last) that sleep passes repeat. boundary: what crosses it besides S. recompute: what is
-    kept for the backward. on_round: called with each round before it runs (under recomputation also when it runs again)
-    and when its backward begins. on_features: shown what the core leaves in a round, also when it is run again.
+    core: the blocks [first, last) that sleep passes repeat.
+    boundary: what crosses an eviction boundary besides S.
+    recompute: the recomputation mode.
+    on_round: called with each round before it runs, before it runs again, and when its backward begins.
+    on_features: called with the core's output in each round, also when the round runs again.
     """
 
     core: tuple[int, int]
@@ -40,7 +42,12 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class Features:
-    """Features [R, L, D] of some rows, with the core's input, which passes without feedback read again."""
+    """Features [R, L, D] of some rows.
+
+    rows: the rows' indices in the batch.
+    core_input_RLD: the core's input, which sleep passes without feedback read.
+    output_RLD: the core's output, which sleep passes with feedback read.
+    """
 
     rows: tuple[int, ...]
     core_input_RLD: torch.Tensor | None
@@ -52,10 +59,13 @@ register_dataclass(Features)
 
 @dataclass(frozen=True)
 class RoundInputs:
-    """What a round reads besides features and state, on the model's device.
+    """The inputs of a round besides features and state, on the model's device.
 
-    tokens_RL: int64. target_index_N: positions in the flattened [R * L] that have a target (None: all); targets_N.
-    rows_R: the rows' indices, None when all rows of the batch take part.
+    tokens_RL: int64 ids.
+    layout: the rows' layout.
+    targets_N: int64 ids of the targets.
+    target_index_N: the targets' positions in the flattened [R * L]; None: every position has a target.
+    rows_R: the rows' indices in the batch; None: all rows take part.
     """
 
     tokens_RL: torch.Tensor
@@ -67,9 +77,11 @@ class RoundInputs:
 
 @dataclass(frozen=True)
 class RoundContext:
-    """What stays the same over the rounds of a batch.
+    """The arguments that all rounds of a batch share.
 
-    model: all of it, or the part that this process holds. read_logits: shown the logits of rounds that predict.
+    model: the whole model, or the part that this process holds.
+    settings: how rounds are run.
+    read_logits: called with the logits of each round that predicts.
     """
 
     model: Hybrid
@@ -87,8 +99,8 @@ def run_rounds(
 ) -> tuple[dict[int, torch.Tensor], FastWeights]:
     """Runs planned rounds of one batch in order.
 
-    batch: on the CPU. state: the memory before the first of these rounds. Returns the summed cross entropy (a scalar in
-    fp32 or wider, nats) of each window that predicts, and the memory after the last round, both with their gradients.
+    batch: on the CPU. state: the memory before the first round. Returns {window: summed cross entropy} for the windows
+    that predict (scalars in nats, fp32 or wider) and the memory after the last round, both with gradients.
     """
     context = RoundContext(model, settings, read_logits)
     starts_BT = first_of_document(batch.documents_BT)
@@ -109,17 +121,17 @@ def run_window(
     inputs_of_rounds: Sequence[RoundInputs],
     boundary_state: FastWeights,
 ) -> tuple[torch.Tensor | None, FastWeights]:
-    """All rounds of one window. Prelude and coda write their state once, the coda from the last pass's features."""
+    """All rounds of one window. Prelude and coda write their state once; the coda reads the last pass's features."""
     state, features, loss = boundary_state, list[Features](), None
     for r, inputs in zip(rounds, inputs_of_rounds, strict=True):
-        own, at_start = state, boundary_state
+        row_state, at_start = state, boundary_state
         if inputs.rows_R is not None:
-            own, at_start = state.rows(inputs.rows_R), boundary_state.rows(inputs.rows_R)
+            row_state, at_start = state.rows(inputs.rows_R), boundary_state.rows(inputs.rows_R)
         source = None if r.is_wake else _select(features, r.rows)
-        output, after, round_loss = context.settings.recompute.round(
-            run_round, context, r, inputs, source, own, at_start
+        output, new_state, round_loss = context.settings.recompute.round(
+            run_round, context, r, inputs, source, row_state, at_start
         )
-        state = after if inputs.rows_R is None else state.put_rows(inputs.rows_R, after, num_rows)
+        state = new_state if inputs.rows_R is None else state.put_rows(inputs.rows_R, new_state, num_rows)
         features = [*features, output] if r.is_wake else [output]
         if round_loss is not None:
             loss = round_loss if loss is None else loss + round_loss
@@ -134,10 +146,11 @@ def run_round(
     state: FastWeights,
     boundary_state: FastWeights,
 ) -> tuple[Features, FastWeights, torch.Tensor | None]:
-    """One pass of one window over its rows: features and state in, features, state and summed loss out.
+    """Runs one pass over one window: features and state -> (features, state, summed loss or None).
 
-    boundary_state: the memory at the window's start. Core recurrences go on from the pass before; the coda and the
-    caches of sliding eviction read what they had at the window's start, because they are written once a window.
+    source: the features of the previous pass; None in a wake pass.
+    boundary_state: the memory at the window's start. Recurrences of the core continue from the previous pass. The coda
+        and the caches of sliding eviction are written once per window, so they read the state at the window's start.
     """
     on_round = context.settings.on_round
     if on_round is not None:
@@ -145,22 +158,22 @@ def run_round(
     x = None
     if source is not None:
         x = source.output_RLD if r.feeds_back else source.core_input_RLD
-    before = (source, state, boundary_state)
-    features, top, state = run_layers(context, r, inputs, x, state, boundary_state)
-    loss = summed_loss(context, top, r, inputs) if r.loss and top is not None else None
+    read = (source, state, boundary_state)
+    features, output, state = run_layers(context, r, inputs, x, state, boundary_state)
+    loss = summed_loss(context, output, r, inputs) if r.loss and output is not None else None
     if on_round is not None:
-        _call_before_backward(r, on_round, before, (features, state, loss))
+        _call_before_backward(r, on_round, read, (features, state, loss))
     return features, state, loss
 
 
 def _call_before_backward(r: Round, on_round: Callable[[Round], None], read: object, outputs: object) -> None:
-    """Calls `on_round` again when a gradient arrives in what the round made; what it only hands on is not its own.
+    """Calls `on_round` again when a gradient reaches an output of the round. Outputs that are inputs do not count.
 
-    Autograd runs what was made last first, so the first of these gradients comes before all else of the round.
+    Autograd runs in reverse order, so the first of these gradients comes before the rest of the round's backward.
     """
-    handed_on = {id(t) for t in tree_leaves(read)}
+    passed_on = {id(t) for t in tree_leaves(read)}
     for t in tree_leaves(outputs):
-        if isinstance(t, torch.Tensor) and t.requires_grad and id(t) not in handed_on:
+        if isinstance(t, torch.Tensor) and t.requires_grad and id(t) not in passed_on:
             t.register_hook(lambda _: on_round(r))
 
 
@@ -172,22 +185,22 @@ def run_layers(
     state: FastWeights,
     boundary_state: FastWeights,
 ) -> tuple[Features, torch.Tensor | None, FastWeights]:
-    """The layers of a round that the context's model, which may be a part of a larger one, holds.
+    """Runs the layers of a round that the context's model holds; the model may be a part of a larger one.
 
-    x_RLD: what they read; None where the tokens are embedded. Returns what is kept of the core for later passes, the
-    output of the last of the layers (None where nobody reads it), and the state.
+    x_RLD: the input of the first layer; None: the embedded tokens. Returns the core's features for later passes, the
+    output of the last layer (None if nobody reads it), and the state.
     """
     model, settings = context.model, context.settings
     first, last = settings.core
     x: torch.Tensor | None = model.embed(inputs.tokens_RL) if x_RLD is None else x_RLD
     core_input = core_output = None
-    # Sleep passes restart the core's convolutions: what they read is not the continuation of the window before.
+    # Sleep passes restart the core's convolutions: their input does not continue the previous window.
     across = settings.boundary if r.is_wake else replace(settings.boundary, carry_conv=False)
     s = _readable(state, boundary_state, last)
-    wanted = round_layers(r, model.config.layers, settings.core, settings.boundary.sliding_window is not None)
+    layers = round_layers(r, model.config.layers, settings.core, settings.boundary.sliding_window is not None)
     sections = ((0, first, across), (first, last, across), (last, model.num_layers, settings.boundary))
     for begin, end, boundary in sections:
-        low, high = max(begin, wanted.start, model.layers.start), min(end, wanted.stop, model.layers.stop)
+        low, high = max(begin, layers.start, model.layers.start), min(end, layers.stop, model.layers.stop)
         if low >= high:
             continue
         if low == first:
@@ -199,7 +212,7 @@ def run_layers(
             first=low,
             last=high,
             boundary=boundary,
-            state_only=r.state_only and high == wanted.stop,
+            state_only=r.state_only and high == layers.stop,
             run_block=settings.recompute.block,
         )
         if high == last:
@@ -211,7 +224,7 @@ def run_layers(
 
 
 def _readable(state: FastWeights, boundary_state: FastWeights, coda: int) -> FastWeights:
-    """The state with coda and retained caches as they were at the window's start."""
+    """The state, but with coda and retained caches from the window's start."""
     return FastWeights(
         tuple(
             old if layer >= coda or isinstance(new, Retained) else new
@@ -221,7 +234,7 @@ def _readable(state: FastWeights, boundary_state: FastWeights, coda: int) -> Fas
 
 
 def summed_loss(context: RoundContext, x_RLD: torch.Tensor, r: Round, inputs: RoundInputs) -> torch.Tensor:
-    """Summed cross entropy over the targets; the head is run only where there is one."""
+    """Summed cross entropy in nats over the targets; the head runs only at positions with a target."""
     x_ND = x_RLD.flatten(0, 1)
     if inputs.target_index_N is not None:
         x_ND = x_ND.index_select(0, inputs.target_index_N)
@@ -232,45 +245,45 @@ def summed_loss(context: RoundContext, x_RLD: torch.Tensor, r: Round, inputs: Ro
 
 def round_inputs(batch: Batch, starts_BT: torch.Tensor, r: Round, device: torch.device) -> RoundInputs:
     """Cuts a round's tokens, targets and layout out of the batch, on the CPU, and moves them to the device."""
-    everyone = len(r.rows) == batch.tokens_BT.shape[0]
+    all_rows = len(r.rows) == batch.tokens_BT.shape[0]
     rows = torch.tensor(r.rows)
 
     def cut(t: torch.Tensor) -> torch.Tensor:
         part = t[:, r.start : r.stop]
-        return part if everyone else part.index_select(0, rows)
+        return part if all_rows else part.index_select(0, rows)
 
     documents = cut(batch.documents_BT)
     layout = window_layout(documents, cut(starts_BT)) if r.is_wake else sleep_layout(documents)
     targets = cut(batch.targets_BT).flatten()
-    wanted = targets != IGNORE
-    index = None if bool(wanted.all()) else wanted.nonzero().squeeze(1)
+    has_target = targets != IGNORE
+    index = None if bool(has_target.all()) else has_target.nonzero().squeeze(1)
     return RoundInputs(
         tokens_RL=cut(batch.tokens_BT).to(device),
         layout=layout.to(device),
         targets_N=(targets if index is None else targets[index]).to(device),
         target_index_N=None if index is None else index.to(device),
-        rows_R=None if everyone else rows.to(device),
+        rows_R=None if all_rows else rows.to(device),
     )
 
 
 def _select(features: Sequence[Features], rows: tuple[int, ...]) -> Features:
-    """The features of `rows`, gathered from those that the rounds before left."""
+    """The features of `rows`, gathered from the features of previous rounds."""
     inputs = [(part.rows, part.core_input_RLD) for part in features if part.core_input_RLD is not None]
     outputs = [(part.rows, part.output_RLD) for part in features if part.output_RLD is not None]
     return Features(rows, gather_rows(inputs, rows), gather_rows(outputs, rows))
 
 
 def gather_rows(parts: Sequence[tuple[tuple[int, ...], torch.Tensor]], rows: tuple[int, ...]) -> torch.Tensor:
-    """The features of `rows` [R, L, D], from parts that name the rows they hold."""
+    """The features [R, L, D] of `rows`. parts: (rows, features of these rows)."""
     if len(parts) == 1 and parts[0][0] == rows:
         return parts[0][1]
-    place = {b: i for i, b in enumerate(b for held, _ in parts for b in held)}
+    index = {b: i for i, b in enumerate(b for part_rows, _ in parts for b in part_rows)}
     joined = torch.cat([features for _, features in parts])
-    return joined.index_select(0, torch.tensor([place[b] for b in rows], device=joined.device))
+    return joined.index_select(0, torch.tensor([index[b] for b in rows], device=joined.device))
 
 
 def loop_settings(sleep: SleepConfig, window: int, num_layers: int, recompute: str | None = None) -> LoopSettings:
-    """The settings of a loop over windows of this length; `recompute` overrides the configured mode."""
+    """The settings of a loop over windows of `window` tokens. recompute: overrides the configured mode."""
     first, last = sleep.core or (0, num_layers)
     boundary = Boundary(
         sliding_window=window if sleep.eviction == "sliding" else None,

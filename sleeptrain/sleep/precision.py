@@ -1,4 +1,4 @@
-"""`train.precision`: the autocast that rounds run under, and the look at a first step's products that proves it."""
+"""`train.precision`: the autocast of rounds, and a check of the dtypes that the first step multiplies in."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from sleeptrain.sleep.rounds import Round
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-# Products of two matrices: all those of linear layers and of the head, forward and backward, and no others. Recurrences
-# and attention multiply stacks of matrices, in dtypes of their own (docs/numerics.md).
+# Products of two matrices. Linear layers and the head use them, forward and backward. Recurrences and attention use
+# batched products, with other dtypes (docs/numerics.md).
 _PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm)
 
 
 def autocast(config: Config, device: torch.device, keep_casts: bool = True) -> torch.autocast:
-    """keep_casts: weights are cast once for all products inside."""
+    """The autocast of `train.precision`. keep_casts: cast each weight once, for all products inside."""
     enabled = config.train.precision == "bf16"
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=keep_casts)
 
@@ -43,16 +43,16 @@ def run_rounds_in_precision(
 ) -> tuple[dict[int, torch.Tensor], FastWeights]:
     """`run_rounds` in `train.precision`.
 
-    An engine calls this from inside its forward. DeepSpeed's switches off an autocast that was entered outside of it.
+    An engine calls this inside its forward: DeepSpeed's forward disables an autocast that was entered outside.
     """
     with autocast(config, model.device):
         return run_rounds(model, batch, rounds, state, settings, read_logits)
 
 
 class Products(TorchDispatchMode):
-    """While it is entered: the dtypes in which this process multiplies matrices, backwards and recomputation included.
+    """While entered, records the dtypes of this process's matrix products, also in backward and recomputation.
 
-    It sees the operations that are executed, after autocast and whatever else has acted on them.
+    It sees the operations as they are executed, after autocast.
     """
 
     def __init__(self) -> None:
@@ -67,21 +67,22 @@ class Products(TorchDispatchMode):
 
 @contextmanager
 def proven_precision(config: Config, world: World, tell: Callable[[str], None]) -> Iterator[None]:
-    """Every process enters it around the gradient of a first step, and is told what its products ran in.
+    """Checks the dtypes of the first step's matrix products. Every process enters it around that step's gradient.
 
-    Raises ConfigError where they did not run in `train.precision`, in every process where they did not in one.
+    tell: called with a line that names the dtypes.
+    Raises ConfigError in all processes if products of one process did not run in `train.precision`.
     """
     products = Products()
     with products:
         yield
-    seen = set[str]().union(*world.all_or_raise(partial(_names, config, products.dtypes)))
-    if seen:
+    names = set[str]().union(*world.all_or_raise(partial(_dtype_names, config, products.dtypes)))
+    if names:
         processes = "" if world.size == 1 else f" on all {world.size} processes"
-        tell(f"the first step's matrix products ran in {' and '.join(sorted(seen))}{processes}")
+        tell(f"the first step's matrix products ran in {' and '.join(sorted(names))}{processes}")
 
 
-def _names(config: Config, seen: set[torch.dtype]) -> set[str]:
-    """The dtypes in words. Raises ConfigError for one that is not that of `train.precision`."""
+def _dtype_names(config: Config, seen: set[torch.dtype]) -> set[str]:
+    """The names of the dtypes. Raises ConfigError for a dtype other than that of `train.precision`."""
     precision = config.train.precision
     names = {str(dtype).removeprefix("torch.") for dtype in seen}
     if seen - {DTYPES[precision]}:

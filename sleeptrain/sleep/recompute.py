@@ -1,10 +1,10 @@
-"""What is kept of a forward until its backward: everything, or less, rebuilt when it is needed.
+"""Recomputation: which tensors of a forward are saved for its backward, and what runs again to rebuild the others.
 
-| mode   | kept until the backward                                  | run again            |
-|--------|----------------------------------------------------------|----------------------|
-| none   | all activations                                          | nothing              |
-| block  | the input of each block in each round                    | one block at a time  |
-| pass   | features and state at each round's border                | one round at a time  |
+| mode   | saved for the backward                                    | run again              |
+|--------|-----------------------------------------------------------|------------------------|
+| none   | all activations                                           | nothing                |
+| block  | the input of each block in each round                     | one block at a time    |
+| pass   | features and state at each round's border                 | one round at a time    |
 | window | state at each window's border; inside one window, as pass | a window, then a round |
 """
 
@@ -25,16 +25,17 @@ MODES = ("none", "block", "pass", "window")
 
 
 def _recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function(*arguments)`, of which only the arguments are kept for the backward.
+    """`function(*arguments)`; only the arguments are saved for the backward.
 
-    The tensors inside states and features are handed over one by one: an outer recomputation drops those that it sees.
+    The tensors inside states and features are passed to `checkpoint` as single arguments: an outer recomputation frees
+    only tensors that it sees.
     """
     leaves, structure = tree_flatten(arguments)
 
     def run(*leaves: Any) -> Any:
         return function(*tree_unflatten(leaves, structure))
 
-    # Nothing in a pass draws random numbers, so the generator's state need not be kept.
+    # No pass draws random numbers, so the generator's state need not be saved.
     return checkpoint(run, *leaves, use_reentrant=False, preserve_rng_state=False)
 
 
@@ -43,7 +44,7 @@ def _plain(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 class Recompute:
-    """How windows, passes and blocks are called under a mode (one of `MODES`)."""
+    """The functions that call windows, rounds and blocks in a mode (one of `MODES`)."""
 
     def __init__(self, mode: str):
         self.window = _recomputed if mode == "window" else _plain

@@ -1,7 +1,7 @@
-"""The round plan: which (window, pass) pairs a step runs, on which rows, and what each of them is for.
+"""The round plan: which (window, pass) pairs a step runs, on which rows, and for what purpose.
 
-It is the one description of a step. The training loop, the recompute policy, the FLOP counter and the log line all read
-it, so that they cannot disagree.
+It is the only description of a step. The training loop, the recompute policy, the FLOP counter and the log line all
+read it, so they cannot disagree.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from sleeptrain.model.hybrid import state_only_end
 
 
 class Stretch(NamedTuple):
-    """The tokens of one document in a window of a row. before: how many of its tokens the window before holds."""
+    """A document's tokens in one window of a row.
+
+    tokens: the number of its tokens in the window.
+    before: the number of its tokens in the previous window.
+    """
 
     tokens: int
     before: int = 0
@@ -28,16 +32,17 @@ class Stretch(NamedTuple):
 class Round:
     """One pass over one window.
 
-    window: index of the window; it holds the tokens [start, stop) of a row.
+    window: index of the window.
+    start, stop: the window holds the tokens [start, stop) of a row.
     pass_index: 1 is the wake pass, 2..N are sleep passes.
     rows: indices of the rows of the batch that take part, ascending.
-    feeds_back: the blocks read the features that the pass before left, not the embeddings.
+    feeds_back: the blocks read the features of the previous pass, not the embeddings.
     loss: the targets of the window are predicted.
-    coda: the blocks behind the core are run (a loss is wanted, or this is the window's last pass).
-    state_only: nobody reads the features; only the state counts.
-    work: of each of the rows, what the pass works on: in a wake pass all documents of the window, in a sleep pass the
-    one that is open at its end. The other tokens are pads to it. None: all tokens, as those of one document. Rounds
-    with other work are equal all the same, for they run alike.
+    coda: the blocks after the core run (for a loss, or because this is the window's last pass).
+    state_only: nobody reads the features, only the state.
+    work: the documents that the pass works on, by row: in a wake pass all documents of the window, in a sleep pass the
+        document that is open at the window's end. All other tokens are pads. None: all tokens, as one document. It is
+        not compared: rounds that differ only in work run alike.
     """
 
     window: int
@@ -56,17 +61,19 @@ class Round:
         return self.pass_index == 1
 
     def executed(self) -> Round:
-        """The same round with pads for work, since they are computed like other tokens."""
+        """The same round in which pads count as work, since they are computed like other tokens."""
         return replace(self, work=None)
 
 
 @dataclass(frozen=True)
 class WindowFacts:
-    """What the plan must know of one window, row by row.
+    """The facts about one window that the plan needs, row by row.
 
-    has_target[b]: some token of the row is to be predicted. read_later[b]: the document that is open at the window's
-    end goes on behind it, in this step or the next, so that its state will be read. documents[b]: its documents in
-    order, pads left out; empty where that is not known.
+    start, stop: the window holds the tokens [start, stop) of a row.
+    has_target[b]: the row has at least one target in the window.
+    read_later[b]: the document that is open at the window's end continues after it, in this step or the next: its state
+        will be read.
+    documents[b]: the row's documents in order, without pads; the tuple is empty if they are not known.
     """
 
     start: int
@@ -76,15 +83,17 @@ class WindowFacts:
     documents: tuple[tuple[Stretch, ...], ...] = ()
 
     def work(self, rows: Sequence[int], sleeping: bool) -> tuple[tuple[Stretch, ...], ...] | None:
-        """What a pass over these rows works on."""
+        """The documents that a wake or sleep pass over these rows works on; None if they are not known."""
         if not self.documents:
             return None
         return tuple(self.documents[b][-1:] if sleeping else self.documents[b] for b in rows)
 
 
 def round_layers(r: Round, layers: Sequence[str], core: tuple[int, int], sliding: bool) -> range:
-    """The blocks that a round runs: all of them for a wake round with a loss, the core for a sleep pass.
+    """The blocks that a round runs: a wake round from the first block on, a sleep round from the core on.
 
+    A round with `coda` ends at the last block, another at the core's end. `state_only` drops trailing blocks that leave
+    no state.
     layers: each block's mixer. core: the blocks [first, last) that sleep passes repeat. sliding: eviction is sliding.
     """
     first, last = 0 if r.is_wake else core[0], len(layers) if r.coda else core[1]
@@ -92,7 +101,7 @@ def round_layers(r: Round, layers: Sequence[str], core: tuple[int, int], sliding
 
 
 def window_spans(sequence: int, window: int) -> list[tuple[int, int]]:
-    """[start, stop) of each window of a row; the last one is shorter where `window` does not divide `sequence`."""
+    """[start, stop) of each window of a row; the last one is shorter if `window` does not divide `sequence`."""
     return [(start, min(start + window, sequence)) for start in range(0, sequence, window)]
 
 
@@ -103,61 +112,63 @@ def window_facts(batch: Batch, window: int) -> list[WindowFacts]:
     documents = _documents(batch, window)
     facts = []
     for index, (start, stop) in enumerate(window_spans(batch.tokens_BT.shape[1], window)):
-        at = torch.arange(start, stop)
-        last = torch.where(valid[:, start:stop], at, -1).amax(dim=1)
+        position = torch.arange(start, stop)
+        last = torch.where(valid[:, start:stop], position, -1).amax(dim=1)
         open_document = batch.documents_BT.gather(1, last.clamp(min=0)[:, None]).squeeze(1)
         read_later = (last >= 0) & (open_document == following[:, stop - 1])
         has_target = (batch.targets_BT[:, start:stop] != IGNORE).any(dim=1)
-        found = tuple(has_target.tolist()), tuple(read_later.tolist())
-        facts.append(WindowFacts(start, stop, *found, tuple(map(tuple, documents[index]))))
+        flags = tuple(has_target.tolist()), tuple(read_later.tolist())
+        facts.append(WindowFacts(start, stop, *flags, tuple(map(tuple, documents[index]))))
     return facts
 
 
 def _documents(batch: Batch, window: int) -> list[list[list[Stretch]]]:
-    """By window and row, the documents in the window. Of a row that is carried in, the window before was a full one."""
+    """The documents in each window, by window and row. Before a carried row the previous window was a full one."""
     num_rows, num_tokens = batch.tokens_BT.shape
-    row, at = (batch.documents_BT != PAD).nonzero(as_tuple=True)
-    places = torch.stack([row, at // window, batch.documents_BT[row, at]])  # row, window, document of each token
+    row, position = (batch.documents_BT != PAD).nonzero(as_tuple=True)
+    # Row, window and document of each token.
+    keys = torch.stack([row, position // window, batch.documents_BT[row, position]])
     begins = torch.ones_like(row, dtype=torch.bool)
-    begins[1:] = (places[:, 1:] != places[:, :-1]).any(0)
+    begins[1:] = (keys[:, 1:] != keys[:, :-1]).any(0)
     starts = begins.nonzero().squeeze(1)
     counts = torch.diff(starts, append=starts.new_tensor([len(row)]))
-    found: list[list[list[Stretch]]] = [[[] for _ in range(num_rows)] for _ in window_spans(num_tokens, window)]
+    documents: list[list[list[Stretch]]] = [[[] for _ in range(num_rows)] for _ in window_spans(num_tokens, window)]
     carried, last = batch.carried_B.tolist(), (-1, -1, -1, 0)
-    for b, index, document, tokens in zip(*places[:, starts].tolist(), counts.tolist(), strict=True):
+    for b, index, document, tokens in zip(*keys[:, starts].tolist(), counts.tolist(), strict=True):
         before = last[3] if last[:3] == (b, index - 1, document) else 0
         if last[0] != b and carried[b]:
             before = window
-        found[index][b].append(Stretch(tokens, before))
+        documents[index][b].append(Stretch(tokens, before))
         last = (b, index, document, tokens)
-    return found
+    return documents
 
 
 def _next_valid_document(batch: Batch) -> torch.Tensor:
-    """[B, T]: the document of the first valid token behind each position; at the row's end its own where it goes on."""
+    """[B, T]: the document of the first valid token after each position; at the end the continuing document, or PAD."""
     num_tokens = batch.documents_BT.shape[1]
     valid = batch.documents_BT != PAD
-    at = torch.arange(num_tokens).expand_as(valid)
-    last = torch.where(valid, at, -1).amax(dim=1)
-    own = batch.documents_BT.gather(1, last.clamp(min=0)[:, None]).squeeze(1)
-    behind_row = torch.where(batch.continues_B & (last >= 0), own, PAD)
-    documents = torch.cat([batch.documents_BT, behind_row[:, None]], dim=1)
+    position = torch.arange(num_tokens).expand_as(valid)
+    last = torch.where(valid, position, -1).amax(dim=1)
+    last_document = batch.documents_BT.gather(1, last.clamp(min=0)[:, None]).squeeze(1)
+    after_row = torch.where(batch.continues_B & (last >= 0), last_document, PAD)
+    documents = torch.cat([batch.documents_BT, after_row[:, None]], dim=1)
     first_valid = torch.where(documents != PAD, torch.arange(num_tokens + 1), num_tokens)
-    first_behind = first_valid.flip(1).cummin(dim=1).values.flip(1)[:, 1:]
-    return documents.gather(1, first_behind)
+    next_valid = first_valid.flip(1).cummin(dim=1).values.flip(1)[:, 1:]
+    return documents.gather(1, next_valid)
 
 
 def plan_rounds(
     facts: Sequence[WindowFacts], passes: int, when: str = "every", feedback: str = "features"
 ) -> list[Round]:
-    """The rounds of a step, in the order of one process.
+    """The rounds of a step, in the order in which one process runs them.
 
-    facts: of each window. passes: N, the wake pass counted. when: `every` (each window wakes, and sleeps where its
-    state is read later) or `unlabelled` (Algorithm 1 of arXiv 2605.26099: windows with a target get one pass, the
-    others N).
+    facts: the facts of each window.
+    passes: N, which includes the wake pass.
+    when: `every` (each window wakes, and sleeps if its state is read later) or `unlabelled` (Algorithm 1 of arXiv
+        2605.26099: windows with a target get one pass, the others N).
     feedback: `features` | `none`.
 
-    A row takes part in a window only if somebody reads the outcome: a loss, or a later window's state.
+    A row takes part in a window only if the result is read: by a loss, or as the state of a later window.
     """
     rounds: list[Round] = []
     for index, fact in enumerate(facts):
@@ -181,7 +192,7 @@ def plan_rounds(
 
 
 def plan_batch(batch: Batch, window: int, passes: int, sleep: SleepConfig) -> list[Round]:
-    """The rounds of a batch (on the CPU) under the configured policy and feedback."""
+    """The rounds of a batch (on the CPU) with the configured policy and feedback."""
     return plan_rounds(window_facts(batch, window), passes, sleep.when, sleep.feedback)
 
 

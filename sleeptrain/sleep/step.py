@@ -25,7 +25,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some rows of a step's batch with their round plan; `first` is the index of the first row."""
+    """Some rows of a step's batch with their round plan.
+
+    first: the index of the first row in the step's batch.
+    """
 
     first: int
     batch: Batch
@@ -38,10 +41,12 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss: mean cross entropy over the step's targets, nats a token.
+    """The result of one training step.
 
-    state: the memory after the last window, detached, for the step that continues these rows. num_rounds: (window,
-    pass) pairs run. flops: model FLOPs, passes counted; of several processes, an equal share of them.
+    loss: mean cross entropy over the step's targets, nats per token.
+    state: the memory after the last window, detached, for the step that continues these rows.
+    num_rounds: the number of (window, pass) pairs that ran.
+    flops: model FLOPs of all passes; with several processes, this process's equal share.
     """
 
     loss: float
@@ -51,7 +56,7 @@ class StepResult:
 
 
 def micro_batches(batch: Batch, shape: StepShape, config: Config) -> Iterator[MicroBatch]:
-    """Cuts a batch by `train.micro_batch` rows and plans the rounds of each part."""
+    """Cuts a batch into parts of `train.micro_batch` rows and plans the rounds of each part."""
     num_rows = batch.tokens_BT.shape[0]
     size = config.train.micro_batch or num_rows
     for first in range(0, num_rows, size):
@@ -60,9 +65,9 @@ def micro_batches(batch: Batch, shape: StepShape, config: Config) -> Iterator[Mi
 
 
 class DirectCalls:
-    """How the model is called and gradients are added: by torch alone, as in a single process.
+    """Forward and backward by torch alone, as in a single process.
 
-    `sleeptrain.parallel.zero.engine.ZeroEngine` does both by DeepSpeed.
+    `sleeptrain.parallel.zero.engine.ZeroEngine` does both with DeepSpeed.
     """
 
     def __init__(self, model: Hybrid):
@@ -78,7 +83,7 @@ class DirectCalls:
 
 
 class Calls(Protocol):
-    """What `DirectCalls` does, by whatever means."""
+    """The interface of `DirectCalls`, which engines implement."""
 
     def forward(self, function: Callable[[Any], T]) -> T: ...
 
@@ -87,7 +92,13 @@ class Calls(Protocol):
 
 @dataclass(frozen=True)
 class StepContext:
-    """How a step is carried out. settings: of its rounds. progress: of this process, which is kept current."""
+    """How a step is carried out.
+
+    config: the run's configuration.
+    settings: how the step's rounds are run.
+    progress: this process's progress, updated in each round.
+    calls: how the model's forward and backward are called.
+    """
 
     config: Config
     settings: LoopSettings
@@ -103,11 +114,11 @@ def step_context(
     on_features: OnFeatures | None = None,
     calls: Calls | None = None,
 ) -> StepContext:
-    """The context that the configuration asks for. on_features: as in `LoopSettings`."""
-    here = progress or Progress()
+    """The context of a step under this configuration. on_features: as in `LoopSettings`."""
+    current = progress or Progress()
     settings = loop_settings(config.sleep, shape.window, model.num_layers)
-    settings = replace(settings, on_round=here.at, on_features=on_features)
-    return StepContext(config, settings, here, calls or DirectCalls(model))
+    settings = replace(settings, on_round=current.at, on_features=on_features)
+    return StepContext(config, settings, current, calls or DirectCalls(model))
 
 
 def forward_backward(
@@ -120,8 +131,8 @@ def forward_backward(
 ) -> StepResult:
     """Adds the gradient of the step's mean loss to the parameters.
 
-    carried: the memory that the step before left in these rows (None: none). divisor: what every micro-batch's summed
-    loss is divided by, so that the cut does not weigh in; the targets of the batch if it is None.
+    carried: the memory of these rows after the previous step; None: empty. divisor: the divisor of every micro-batch's
+    summed loss, the same for all, so the cut does not change the gradient; None: the number of targets in the batch.
     """
     config, progress = context.config, context.progress
     num_rows, num_targets = batch.tokens_BT.shape[0], int((batch.targets_BT != IGNORE).sum())
@@ -155,7 +166,7 @@ def forward_backward(
 
 
 def start_state(model: Hybrid, micro: MicroBatch, carried: FastWeights | None) -> FastWeights:
-    """The memory that a micro-batch begins with: what was carried where its rows go on, nothing elsewhere."""
+    """The memory at a micro-batch's start: the carried memory in rows that continue, and empty memory in other rows."""
     if carried is None or not bool(micro.batch.carried_B.any()):
         return model.empty_state()
     device = model.device

@@ -51,7 +51,7 @@ def put(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Callable[
         (put("model/new.weight", 3), r"1 are not in the model \(new.weight\)"),
         (put("model/norm.weight", 3), r"model/norm.weight is torch.float32 of shape \[3\] there, .* of shape \[16\]"),
         (put("model/norm.weight", 16, dtype=torch.bfloat16), "norm.weight is torch.bfloat16"),
-        (drop("optim/adamw/norm.weight/exp_avg"), r"only optim/adamw/norm.weight/exp_avg_sq, .* keeps of norm.weight"),
+        (drop("optim/adamw/norm.weight/exp_avg"), r"only .*/exp_avg_sq, .* of the state of norm.weight"),
         (put("optim/adamw/norm.weight/exp_avg", 3), r"optim/adamw/norm.weight/exp_avg is .* of shape \[3\]"),
         (put("optim/adamw/norm.weight/step", 1), r"step is .* of shape \[1\]"),
         (put("optim/muon/norm.weight/momentum_buffer", 16), "optimizers do not keep .*muon/norm.weight"),

@@ -79,5 +79,5 @@ def test_a_manifest_that_vouches_for_it_does_not_help(tmp_path: Path) -> None:
     (tmp_path / STATE).write_text(json.dumps(WHOLE | {"tokens": -1}))
     write_manifest(tmp_path, entries([tmp_path / CONFIG, tmp_path / STATE]))
     assert find_damage(tmp_path) is None
-    with pytest.raises(DataError, match=r"state\.json is none of this version .*: its tokens is -1; use another"):
+    with pytest.raises(DataError, match=r"state\.json does not fit this version .*: its tokens is -1; use another"):
         read_state(tmp_path, OF_A_RUN)

@@ -77,7 +77,7 @@ def test_the_nearest_name_is_suggested() -> None:
 
 def test_how_a_parameter_begins_must_be_said() -> None:
     spec = mixer_spec(tiny_config(["jet"]), "jet")
-    with pytest.raises(ConfigError, match=r"model\.layers: how feature_map \[3, 5\] of the mixer 'jet' begins"):
+    with pytest.raises(ConfigError, match=r"model\.layers: the spec of mixer 'jet' gives no .* feature_map \[3, 5\]"):
         spec.initial_weight("feature_map", Draw("blocks.0.mixer.feature_map", (3, 5), 0))
 
 

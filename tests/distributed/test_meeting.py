@@ -74,14 +74,14 @@ def test_a_rank_that_waits_for_an_answer_hears_a_signal(tmp_path: Path, number: 
 
 def test_rank_0_hears_a_signal_while_it_waits_for_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another rank is stopped by the kernel as soon as it begins."""
-    reach = meeting._reach
+    connect = meeting._connect
 
     def never(address: str, port: int, until: float, limit: Limit) -> dist.Store:
-        store = reach(address, port, until, limit)
+        store = connect(address, port, until, limit)
         os.kill(os.getpid(), signal.SIGSTOP)
         return store
 
-    monkeypatch.setattr(meeting, "_reach", never)
+    monkeypatch.setattr(meeting, "_connect", never)
     with started(tmp_path, config_of(tmp_path), 2, None) as ranks:
         pid = ranks.workers[1].pid
         assert pid is not None and os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1])
@@ -176,7 +176,7 @@ def test_a_store_is_reached_under_names_that_others_see_otherwise(
 
 
 def test_an_unknown_address_is_told() -> None:
-    with pytest.raises(MeetingError, match=r"MASTER_ADDR=no\.such\.invalid has no address here"):
+    with pytest.raises(MeetingError, match=r"MASTER_ADDR=no\.such\.invalid does not resolve here"):
         open_store("no.such.invalid", 0)
 
 

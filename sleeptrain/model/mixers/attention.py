@@ -1,4 +1,4 @@
-"""Softmax attention inside a window: grouped queries and, as in Qwen3.5, q/k norms, partial RoPE, an output gate."""
+"""Softmax attention in a window: grouped queries and, as in Qwen3.5, q/k norms, partial RoPE and an output gate."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _INPUTS = ("q_proj", "k_proj", "v_proj")
 
 
 class Attention(nn.Module):
-    """Attention never looks past its window (hard eviction), or past the last `window` tokens (sliding eviction).
+    """A token sees only its window (hard eviction) or the last `window` tokens (sliding eviction).
 
-    The rows of `q_proj` are, head by head, [query | gate] when the output is gated.
+    With an output gate the rows of `q_proj` are [query | gate], head by head.
     """
 
     def __init__(self, config: ModelConfig):
@@ -40,24 +40,24 @@ class Attention(nn.Module):
     def forward(
         self, x_BTD: torch.Tensor, state: LayerState, layout: Layout, boundary: Boundary, state_only: bool = False
     ) -> tuple[torch.Tensor | None, LayerState]:
-        """x_BTD -> (y_BTD, state). Hard eviction leaves no state, a window in progress its keys and values."""
+        """x_BTD -> (y_BTD, state). state: None under hard eviction; of a window in progress its keys and values."""
         sliding_window = boundary.sliding_window
         if layout.place is not None:
-            return self._go_on(x_BTD, state, layout, boundary)
+            return self._continue(x_BTD, state, layout, boundary)
         k, v = self._keys_values(x_BTD)
-        left = None if sliding_window is None else _retain(k, v, layout, sliding_window)
+        retained = None if sliding_window is None else _retain(k, v, layout, sliding_window)
         if state_only:
-            return None, left
+            return None, retained
         q, gate = self._queries(x_BTD)
         mask = layout.mask_RLL
         if sliding_window is not None and isinstance(state, Retained):
             mask = layout.with_retained(state.documents_BL, sliding_window)
             k, v = torch.cat([state.k_BLGD, k], dim=1), torch.cat([state.v_BLGD, v], dim=1)
-        # Positions count from the first token of the window; what was retained lies before it.
+        # Positions count from the first token of the window; retained tokens have negative ones.
         num_queries, num_keys = q.shape[1], k.shape[1]
         tables = self._tables(num_queries - num_keys, num_keys, q)
         q = rotate(q, (tables[0][-num_queries:], tables[1][-num_queries:]))
-        return self._project(self._attend(q, rotate(k, tables), v, mask), gate), left
+        return self._project(self._attend(q, rotate(k, tables), v, mask), gate), retained
 
     def _keys_values(self, x_BTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys before rotation and values, [B, T, num_kv_heads, head_dim]."""
@@ -79,10 +79,10 @@ class Attention(nn.Module):
             y_BTHD = y_BTHD * torch.sigmoid(gate)
         return self.o_proj(y_BTHD.flatten(2))
 
-    def _go_on(
+    def _continue(
         self, x_BTD: torch.Tensor, state: LayerState, layout: Layout, boundary: Boundary
     ) -> tuple[torch.Tensor, WindowKV]:
-        """The next tokens of windows in progress; their keys and values are added to those that are kept."""
+        """The next tokens of windows in progress; adds their keys and values to the state."""
         place = layout.place
         assert place is not None and not isinstance(state, Retained | Recurrent)
         k, v = self._keys_values(x_BTD)
@@ -102,26 +102,26 @@ class Attention(nn.Module):
         if place.start is not None:
             return self._tables(place.start, num_tokens, like)
         cos, sin = self._tables(0, place.high, like)
-        return cos[place.at_RL], sin[place.at_RL]
+        return cos[place.position_RL], sin[place.position_RL]
 
     def retained(self, full: WindowKV, rows_R: torch.Tensor) -> Retained:
-        """What sliding eviction keeps of the full windows of these rows (int64)."""
+        """The state that sliding eviction keeps of the full windows of these rows (int64 indices [R])."""
         window = full.k_BCGD.shape[1] // 2
         k, v = (t[:, window:].index_select(0, rows_R) for t in (full.k_BCGD, full.v_BCGD))
         documents = torch.zeros(k.shape[:2], dtype=torch.long, device=k.device)
         return Retained(rotate_back(k, self._tables(0, window, k)), v, documents)
 
     def put_before(self, kv: WindowKV, rows_R: torch.Tensor, retained: Retained) -> None:
-        """Writes what the window before has left into the slots before the next window's, in place."""
-        window, kept = kv.k_BCGD.shape[1] // 2, retained.k_BLGD.shape[1]
-        before = slice(window - kept, window)
-        kv.k_BCGD[rows_R, before] = rotate(retained.k_BLGD, self._tables(-kept, kept, retained.k_BLGD))
-        kv.v_BCGD[rows_R, before] = retained.v_BLGD
+        """Writes the previous window's keys and values into the slots before the next window's, in place."""
+        window, num_retained = kv.k_BCGD.shape[1] // 2, retained.k_BLGD.shape[1]
+        slots = slice(window - num_retained, window)
+        kv.k_BCGD[rows_R, slots] = rotate(retained.k_BLGD, self._tables(-num_retained, num_retained, retained.k_BLGD))
+        kv.v_BCGD[rows_R, slots] = retained.v_BLGD
 
     def _attend(
         self, q_BTHD: torch.Tensor, k_BCGD: torch.Tensor, v_BCGD: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Without a mask as many queries as keys attend causally, and a single one to all."""
+        """Attention; without a mask it is causal if there are as many queries as keys, and else sees all keys."""
         q, k, v = (t.transpose(1, 2) for t in (q_BTHD, k_BCGD.to(q_BTHD.dtype), v_BCGD.to(q_BTHD.dtype)))
         y = F.scaled_dot_product_attention(
             q,
@@ -144,7 +144,7 @@ class AttentionSpec(MixerSpec):
 
     @property
     def _widths(self) -> tuple[int, int]:
-        """Channels of the queries, and of the keys or the values."""
+        """Channels of the queries, and of the keys (as many as of the values)."""
         c = self.settings
         return c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
 
@@ -163,7 +163,7 @@ class AttentionSpec(MixerSpec):
         c, (query, keys) = self.settings, self._widths
         shared = Sharding(0, (keys,), heads=(c.num_kv_heads, c.head_dim))
         rules = {
-            # Head by head [query | gate]: equal consecutive parts are whole heads with their gates.
+            # The rows are [query | gate], head by head: equal consecutive parts are whole heads with their gates.
             "q_proj.weight": Sharding(0, (query * (2 if c.gate else 1),)),
             "k_proj.weight": shared,
             "v_proj.weight": shared,
@@ -171,7 +171,7 @@ class AttentionSpec(MixerSpec):
         }
         if c.qkv_bias:
             rules |= {f"{name}.bias": replace(rules[f"{name}.weight"], heads=None) for name in _INPUTS}
-        if c.qk_norm == "all":  # not cut over ranks, which `obstacles` says
+        if c.qk_norm == "all":  # `obstacles` refuses to cut it over ranks
             return rules | {"q_norm.weight": Sharding(), "k_norm.weight": Sharding()}
         norms = ("q_norm.weight", "k_norm.weight") if c.qk_norm == "head" else ()
         return rules | {name: Sharding(partial_gradient=True) for name in norms}
@@ -181,7 +181,7 @@ class AttentionSpec(MixerSpec):
         return replace(c, num_heads=c.num_heads // size, num_kv_heads=max(c.num_kv_heads // size, 1))
 
     def obstacles(self, size: int) -> Iterator[str]:
-        """Key-value heads may be fewer than ranks: each then serves several of them."""
+        """There may be fewer key-value heads than ranks: several ranks then share a head."""
         c = self.settings
         yield from uneven("attention", {"num_heads": c.num_heads}, size)
         if size > 1:
@@ -204,11 +204,11 @@ class AttentionSpec(MixerSpec):
         c, d, narrow, (query, keys) = self.settings, self.model.dim, precision.narrow, self._widths
         if state_only:
             return precision.inputs(d, 2) + (WIDE * keys if c.qk_norm != "none" else 0)
-        # Rotated queries and keys, values, what attention gives, and that again: gated, or with its heads side by side.
+        # Rotated queries and keys, values, the output of attention, and its gated copy or the copy with joined heads.
         token = precision.inputs(d, 3) + narrow * (3 * query + 2 * keys) + WIDE * c.num_heads
         if c.gate:
             token += narrow * query
-        if c.qk_norm != "none":  # their inputs; in fp32 the query's is one tensor with the gate
+        if c.qk_norm != "none":  # the inputs of the norms; in fp32 the query's shares a tensor with the gate
             shared = query if c.gate and narrow == WIDE else 0
             token += WIDE * (query + keys + shared + c.num_heads + c.num_kv_heads)
         return token
@@ -223,7 +223,7 @@ def _head_norm(config: ModelConfig, num_heads: int) -> nn.Module:
 
 
 def _retain(k: torch.Tensor, v: torch.Tensor, layout: Layout, window: int) -> Retained:
-    """The last `window` tokens; shorter windows are padded in front so that every row's cache has one shape."""
+    """The last `window` tokens. Shorter windows are padded in front: the cache of every row has the same shape."""
     documents = layout.documents_RL
     missing = window - k.shape[1]
     if missing > 0:

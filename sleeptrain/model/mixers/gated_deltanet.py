@@ -20,15 +20,15 @@ from sleeptrain.ops import causal_conv, gated_delta_rule
 from sleeptrain.ops.chunks import Cut
 from sleeptrain.ops.gated_delta_rule import chunk_size
 
-FLA_CHUNK = 64  # tokens of a chunk in flash-linear-attention, whose [C, C] inverse it keeps
+FLA_CHUNK = 64  # tokens of a chunk in flash-linear-attention, which saves a [C, C] inverse for each chunk
 
 
 class GatedDeltaNet(KeepsDecayWide, nn.Module):
     """S_t = a_t (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T, o_t = S_t^T q_t / sqrt(K).
 
-    b = sigmoid(W_b x), twice that with `allow_neg_eigval` (arXiv 2411.12537),
-    log a = -exp(A_log) softplus(W_a x + dt_bias); q, k and v pass a short causal convolution with SiLU; q and k have
-    unit length. The rows of `in_proj_qkv` are [q | k | v]. Key head i serves the value heads
+    b = sigmoid(W_b x), or 2 sigmoid(W_b x) with `allow_neg_eigval` (arXiv 2411.12537);
+    log a = -exp(A_log) softplus(W_a x + dt_bias). q, k and v pass through a short causal convolution with SiLU; q and k
+    have unit length. The rows of `in_proj_qkv` are [q | k | v]. Key head i serves the value heads
     i*G/H .. (i+1)*G/H - 1. The state is [B, num_v_heads, head_k_dim, head_v_dim].
     """
 
@@ -73,11 +73,11 @@ class GatedDeltaNet(KeepsDecayWide, nn.Module):
             reset_BT=layout.reset_RL,
             qk_l2norm=True,
         )
-        left = Recurrent(S, new_tail if boundary.carry_conv else tail)
+        new_state = Recurrent(S, new_tail if boundary.carry_conv else tail)
         if state_only:
-            return None, left
+            return None, new_state
         z = self.in_proj_z(x_BTD).unflatten(-1, (c.num_v_heads, c.head_v_dim))
-        return self.out_proj(self.norm(o, z).flatten(2)), left
+        return self.out_proj(self.norm(o, z).flatten(2)), new_state
 
 
 class GatedDeltaNetSpec(MixerSpec):
@@ -147,7 +147,7 @@ class GatedDeltaNetSpec(MixerSpec):
 
     def saved_bytes(self, length: int, state_only: bool, precision: Precision) -> int:
         c, conv = self.settings, sum(self.conv_pieces)
-        # The convolution's input and what it makes of it before SiLU, q k v, and both gates on their way.
+        # The convolution's input and its output before SiLU; q, k and v; the intermediate values of both gates.
         token = precision.inputs(self.model.dim, 3 if state_only else 4) + (2 * WIDE + precision.narrow) * conv
         token += 4 * WIDE * c.num_v_heads
         return token + delta_rule_saved_bytes(self.state_shape, c.num_k_heads, length, state_only, precision)
@@ -156,13 +156,13 @@ class GatedDeltaNetSpec(MixerSpec):
 def delta_rule_saved_bytes(
     state_shape: tuple[int, int, int], key_heads: int, length: int, state_only: bool, precision: Precision
 ) -> int:
-    """What autograd keeps of the recurrence and its gated norm, a token."""
+    """Bytes per token that autograd saves for the recurrence and its gated norm."""
     heads, K, V = state_shape
     if precision.kernels:
         token = heads * (precision.narrow * FLA_CHUNK + WIDE) + 2 * WIDE * key_heads
     else:
         size = Cut.of(length, chunk_size(K), 1).size
         token = WIDE * heads * (3 * K + V + 2 + 4 * size + K * V // size)
-    if not state_only:  # norm and gate, and their product, which the projection reads
+    if not state_only:  # norm, gate, and their product, which the projection reads
         token += (4 * WIDE + precision.narrow) * heads * V + WIDE * heads
     return token

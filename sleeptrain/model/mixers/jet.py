@@ -22,10 +22,11 @@ from sleeptrain.ops import dynamic_causal_conv, gated_delta_rule
 
 
 class Jet(KeepsDecayWide, nn.Module):
-    """The recurrence of `GatedDeltaNet`, with q = silu(W_q x) and k = silu(W_k x), which pass no convolution.
+    """The recurrence of `GatedDeltaNet` with q = silu(W_q x) and k = silu(W_k x), without a convolution.
 
-    The values pass one whose kernel is made of the features: kernel_t = W_2 silu(W_1 x_t) + bias, a tap for each
-    channel and each of the last `conv_size` tokens. The rows of `kernel_out` are tap by tap, the oldest token's first.
+    The values pass through a convolution whose kernel depends on the features: kernel_t = W_2 silu(W_1 x_t) + bias, a
+    tap for each channel and each of the last `conv_size` tokens. The rows of `kernel_out` are ordered by tap, the
+    oldest token's first.
     The state is [B, num_heads, head_k_dim, head_v_dim].
     """
 
@@ -68,11 +69,11 @@ class Jet(KeepsDecayWide, nn.Module):
             reset_BT=layout.reset_RL,
             qk_l2norm=True,
         )
-        left = Recurrent(S, new_tail if boundary.carry_conv else tail)
+        new_state = Recurrent(S, new_tail if boundary.carry_conv else tail)
         if state_only:
-            return None, left
+            return None, new_state
         z = self.in_proj_z(x_BTD).unflatten(-1, (c.num_heads, c.head_v_dim))
-        return self.out_proj(self.norm(o, z).flatten(2)), left
+        return self.out_proj(self.norm(o, z).flatten(2)), new_state
 
 
 class JetSpec(MixerSpec):
@@ -96,7 +97,7 @@ class JetSpec(MixerSpec):
         return self.settings.conv_size
 
     def initial_weight(self, name: str, draw: Draw) -> torch.Tensor | None:
-        """The dynamic convolution begins as the static one of its bias."""
+        """The dynamic convolution begins as a static one: its weight is zero, its bias is drawn."""
         if name in ("A_log", "dt_bias"):
             return draw.decay()
         if name == "kernel_out.weight":
@@ -145,7 +146,7 @@ class JetSpec(MixerSpec):
 
     def saved_bytes(self, length: int, state_only: bool, precision: Precision) -> int:
         c, (values,), narrow = self.settings, self.conv_pieces, precision.narrow
-        # Before and after SiLU: queries and keys, what kernels are made of, values, which are wide before; kernels.
+        # Queries, keys, the kernels' hidden layer and values, before and after SiLU (values are wide before); kernels.
         token = precision.inputs(self.model.dim, 6 if state_only else 7)
         token += narrow * (4 * c.num_heads * c.head_k_dim + 2 * c.kernel_dim)
         token += 2 * WIDE * values + narrow * (1 + c.conv_size) * values + 4 * WIDE * c.num_heads

@@ -35,7 +35,7 @@ from sleeptrain.ops.ssd import CHUNK
 class Mamba2(KeepsDecayWide, nn.Module):
     """S_t = exp(dt_t A) S_{t-1} + B_t (dt_t x_t)^T, y_t = S_t^T C_t + D x_t; dt = softplus(W_dt x + dt_bias), A < 0.
 
-    The rows of `in_proj` are [z | x | B | C | dt]; x, B and C pass a short causal convolution with SiLU. The state is
+    The rows of `in_proj` are [z | x | B | C | dt]; x, B and C pass through a short causal convolution with SiLU. S is
     [B, num_heads, state_dim, head_dim].
     """
 
@@ -82,11 +82,11 @@ class Mamba2(KeepsDecayWide, nn.Module):
             initial_state=S,
             reset_BT=layout.reset_RL,
         )
-        left = Recurrent(S, new_tail if boundary.carry_conv else tail)
+        new_state = Recurrent(S, new_tail if boundary.carry_conv else tail)
         if state_only:
-            return None, left
+            return None, new_state
         y = (y + self.D.to(y.dtype).unsqueeze(-1) * x_BTHV).flatten(2)
-        return self.out_proj(self.norm(y, z)), left
+        return self.out_proj(self.norm(y, z)), new_state
 
     def split_mixed(self, mixed_BTC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The convolved channels [x | B | C] -> x_BTHV, B_BTNK, C_BTNK."""
@@ -153,14 +153,14 @@ class Mamba2Spec(MixerSpec):
         return replace(c, num_heads=c.num_heads // size, num_groups=max(c.num_groups // size, 1))
 
     def obstacles(self, size: int) -> Iterator[str]:
-        """Groups may be fewer than ranks: each then serves several of them."""
+        """There may be fewer groups than ranks: several ranks then share a group."""
         c = self.settings
         yield from uneven("mamba2", {"num_heads": c.num_heads}, size)
         if not shareable(c.num_groups, c.state_dim, size):
             yield f"model.mamba2.num_groups ({c.num_groups}) of state_dim {c.state_dim}"
 
     def exchanged(self, size: int) -> int:
-        """B and C of all groups, where these are fewer than ranks."""
+        """B and C of all groups, if ranks share groups."""
         return sum(self.conv_pieces[1:]) if self.settings.num_groups % size else 0
 
     @property

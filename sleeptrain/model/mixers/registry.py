@@ -12,13 +12,13 @@ from sleeptrain.model.mixers.spec import MixerSpec
 
 @cache
 def spec_class(kind: str) -> type[MixerSpec]:
-    """Raises ConfigError for a kind that is unknown, or whose package cannot be imported."""
+    """The spec class of a mixer. Raises ConfigError for an unknown kind or a package that cannot be imported."""
     check_mixer(kind)
     return EntryPoint(kind, BUILT_IN[kind].spec, GROUP).load() if kind in BUILT_IN else brought_spec(kind)
 
 
 def mixer_spec(model: ModelConfig, kind: str) -> MixerSpec:
-    """Raises ConfigError for an unknown kind."""
+    """The spec of a mixer under these settings. Raises ConfigError for an unknown kind."""
     return spec_class(kind)(model, kind)
 
 
@@ -28,5 +28,5 @@ def block_spec(model: ModelConfig, layer: int) -> MixerSpec:
 
 
 def mixer_specs(model: ModelConfig) -> list[MixerSpec]:
-    """The spec of each kind of mixer in the model, once."""
+    """The specs of the kinds of mixers in the model, each kind once."""
     return [mixer_spec(model, kind) for kind in dict.fromkeys(model.layers)]

@@ -1,4 +1,4 @@
-"""Attention that sees less than a window: the last tokens up to its own, as in Jet-Nemotron's `swa` layers."""
+"""Attention that sees less than a window: the last tokens only, as in Jet-Nemotron's `swa` layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from sleeptrain.model.state import Boundary, LayerState, Retained, WindowKV
 class SlidingAttention(Attention):
     """A token attends to the last `sliding_window` tokens of its document, itself included.
 
-    Hard eviction ends that at the window's start, as for all attention; under sliding eviction the lesser reach counts.
+    Under hard eviction a token sees nothing before the window's start, as in all attention. Under sliding eviction the
+    smaller of the two reaches counts.
     """
 
     def forward(
@@ -27,7 +28,7 @@ class SlidingAttention(Attention):
         return super().forward(x_BTD, state, layout.within(reach), boundary, state_only)
 
     def retained(self, full: WindowKV, rows_R: torch.Tensor) -> Retained:
-        """What sliding eviction keeps of the full windows of these rows: as many tokens as the next window sees."""
+        """The tokens of these rows' full windows that sliding eviction keeps: as many as the next window sees."""
         window, reach = super().retained(full, rows_R), self.config.sliding_window
         return Retained(window.k_BLGD[:, -reach:], window.v_BLGD[:, -reach:], window.documents_BL[:, -reach:])
 
@@ -39,5 +40,5 @@ class SlidingAttentionSpec(AttentionSpec):
         return min(tokens, self.settings.sliding_window)
 
     def saved_mask_bytes(self, length: int) -> int:
-        """A bool for each pair of tokens, where the reach is shorter than the window."""
+        """A bool for each pair of tokens if the reach is shorter than the window."""
         return length**2 if self.settings.sliding_window < length else 0

@@ -1,7 +1,7 @@
-"""What the rest of the stack knows about a mixer: one `MixerSpec` a mixer, in the mixer's own file.
+"""`MixerSpec`: all that the rest of the stack knows about a mixer. Each mixer's file defines its spec.
 
-The optimizers, tensor parallelism, the FLOP counter, `sleeptrain plan` and the pipeline read it there and nowhere else,
-so that a new mixer is one file, one dataclass of settings and one line of `sleeptrain.config.mixers`.
+The optimizers, tensor parallelism, the FLOP counter, `sleeptrain plan` and the pipeline read a mixer only through its
+spec. A new mixer is therefore one file, one dataclass of settings and one line of `sleeptrain.config.mixers`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,12 @@ Rows = slice | torch.Tensor  # rows of a matrix: a slice or an int64 index
 
 @dataclass(frozen=True)
 class MixerFlops:
-    """Forward FLOPs of a mixer for one token: to leave its state, and to give its features besides; and for a pair of
-    tokens that attend. A multiply-add is two."""
+    """Forward FLOPs of a mixer. A multiply-add is two.
+
+    state: for one token, to compute the state.
+    features: for one token, to compute the output features in addition.
+    pair: for one pair of tokens that attend.
+    """
 
     state: int
     features: int
@@ -38,24 +42,26 @@ class MixerFlops:
 
 @dataclass(frozen=True)
 class Precision:
-    """What decides how much autograd keeps of a mixer.
+    """The facts about precision and kernels that decide how many bytes autograd saves for a mixer.
 
-    narrow: bytes of an element that autocast makes narrow (2 in bf16, else 4). kernels: the recurrences are those of
-    flash-linear-attention, as on a GPU, else PyTorch's.
+    narrow: bytes of an element that autocast makes narrow (2 in bf16, else 4).
+    kernels: the recurrences run in flash-linear-attention, as on a GPU; False: in PyTorch.
     """
 
     narrow: int
     kernels: bool
 
     def inputs(self, dim: int, count: int) -> int:
-        """Bytes a token of the inputs of `count` linear layers that read the same features: autocast makes each of them
-        a narrow copy of its own, in fp32 all share one."""
+        """Bytes per token of the inputs of `count` linear layers that read the same features [..., dim].
+
+        Autocast makes a narrow copy for each layer; in fp32 all layers share one tensor.
+        """
         return self.narrow * dim * (count if self.narrow < WIDE else 1)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The initial values of one parameter of the whole model, from a generator that depends on seed and name alone."""
+    """Draws one parameter of the whole model, by a generator that depends only on seed and name."""
 
     name: str
     shape: tuple[int, ...]
@@ -65,24 +71,27 @@ class Draw:
         return torch.empty(self.shape).normal_(0.0, std, generator=parameter_generator(self.seed, self.name))
 
     def uniform(self, bound: float) -> torch.Tensor:
-        """Between -bound and bound."""
+        """Uniform in [-bound, bound)."""
         return torch.empty(self.shape).uniform_(-bound, bound, generator=parameter_generator(self.seed, self.name))
 
     def decay(self) -> torch.Tensor:
-        """Mamba's A_log or dt_bias, whichever this is (`random_decay`)."""
+        """Mamba's A_log or dt_bias, by the parameter's name (`random_decay`)."""
         leaf = self.name.rsplit(".", 1)[-1]
         generator = parameter_generator(self.seed, f"{self.name.removesuffix(leaf)}A_log")
         return random_decay(self.shape, generator)[leaf]
 
 
 class MixerSpec(ABC):
-    """A mixer's facts under a model's settings.
+    """The facts about a mixer under a model's settings.
 
-    module: built from a ModelConfig; its forward takes (x_BTD, state, layout, boundary, state_only) and returns
-    (y_BTD or None, state), as `GatedDeltaNet.forward` does. settings_class: a dataclass. recurrent: it keeps a state S.
-    state_layers, feature_layers: the linear layers in the order of their calls, those that the state needs and those
-    that the features need besides; the last one ends the mixer. not_maps: matrices that AdamW updates, since they map
-    features to numbers of heads. not_matrices: parameters of two dimensions that are no matrices.
+    module: the module class, built from a ModelConfig. Its forward takes (x_BTD, state, layout, boundary, state_only)
+        and returns (y_BTD or None, state), as `GatedDeltaNet.forward` does.
+    settings_class: the dataclass of the mixer's settings.
+    recurrent: the mixer keeps a state S.
+    state_layers: the linear layers that the state needs, in the order of their calls.
+    feature_layers: the further linear layers that the features need, in the same order; the last one ends the mixer.
+    not_maps: matrices that AdamW updates, since they map features to one number per head.
+    not_matrices: parameters of two dimensions that are no matrices.
     """
 
     module: ClassVar[type[nn.Module]]
@@ -106,32 +115,32 @@ class MixerSpec(ABC):
 
     @property
     def state_shape(self) -> tuple[int, int, int]:
-        """(heads, K, V) of S, or zeros where the mixer keeps none."""
+        """(heads, K, V) of S; zeros if the mixer keeps no S."""
         return (0, 0, 0)
 
     @property
     def conv_pieces(self) -> tuple[int, ...]:
-        """The channels of the short convolution, in the pieces that tensor ranks cut; empty where there is none."""
+        """The channels of the short convolution, in the pieces that tensor ranks cut; empty without a convolution."""
         return ()
 
     @property
     def conv_size(self) -> int:
-        """Taps of the short convolution, 1 where there is none."""
+        """Taps of the short convolution; 1 without one."""
         return 1
 
     def carried_bytes(self, narrow: int, sliding_window: int, carry_conv: bool) -> int:
-        """Of one row across a boundary: S, and with `carry_conv` the convolution's tail, which are fp32."""
+        """Bytes of one row's state across a boundary, fp32: S, and with `carry_conv` the convolution's tail."""
         tail = (self.conv_size - 1) * sum(self.conv_pieces) if carry_conv else 0
         return WIDE * (math.prod(self.state_shape) + tail)
 
     # Initial values and the optimizer.
 
     def initial_weight(self, name: str, draw: Draw) -> torch.Tensor | None:
-        """fp32 values of a parameter of the mixer; None where it keeps the identity that it is built with.
+        """The initial values of a parameter of the mixer, fp32; None: it keeps the values that it is built with.
 
-        Here: normal weights of `model.init_std`, smaller by sqrt(2 * layers) in the matrix that ends the mixer; zeros
-        for biases; norms as they are. Raises ConfigError for another parameter, of which the mixer's own spec must
-        say how it begins.
+        By default weights are normal with standard deviation `model.init_std`, divided by sqrt(2 * layers) in the
+        matrix that ends the mixer; biases are zero; norms stay as built. Raises ConfigError for any other parameter,
+        which the mixer's spec must initialise.
         """
         if "norm" in name:
             return None
@@ -139,31 +148,31 @@ class MixerSpec(ABC):
             return torch.zeros(draw.shape)
         if not name.endswith(".weight") or len(draw.shape) != 2:
             raise ConfigError(
-                f"model.layers: how {name} {list(draw.shape)} of the mixer '{self.kind}' begins is not known"
+                f"model.layers: the spec of mixer '{self.kind}' gives no initial values of {name} {list(draw.shape)}"
             )
         ends = name == f"{self.ends}.weight"
         return draw.normal(self.model.init_std / (math.sqrt(2 * len(self.model.layers)) if ends else 1))
 
     def fused_rows(self) -> Mapping[str, tuple[Rows, ...]]:
-        """Of each parameter that holds several matrices, the rows of each: Muon orthogonalises them one by one."""
+        """For each parameter that holds several matrices: their rows. Muon orthogonalises each matrix by itself."""
         return {}
 
     # Tensor ranks.
 
     @abstractmethod
     def sharding(self) -> dict[str, Sharding]:
-        """How each parameter of the mixer lies on tensor ranks, by its name in the mixer."""
+        """How each parameter of the mixer is sharded over tensor ranks, by its name in the mixer."""
 
     @abstractmethod
     def cut(self, size: int) -> Any:
-        """The settings of what one of `size` tensor ranks computes."""
+        """The mixer's settings for one of `size` tensor ranks."""
 
     @abstractmethod
     def obstacles(self, size: int) -> Iterator[str]:
-        """What cannot be cut over `size` tensor ranks, each as `<setting> (<value>)`."""
+        """The settings that prevent a cut over `size` tensor ranks, each as `<setting> (<value>)`."""
 
     def exchanged(self, size: int) -> int:
-        """Elements a token that `size` tensor ranks exchange in the forward, in the narrow dtype."""
+        """Elements per token that `size` tensor ranks exchange in the forward, in the narrow dtype."""
         return sum(rule.exchanged(size) for rule in self.sharding().values())
 
     @property
@@ -173,33 +182,33 @@ class MixerSpec(ABC):
 
     @property
     def summed_squares(self) -> int:
-        """Numbers a token that tensor ranks sum in fp32 for a norm over channels that are cut."""
+        """Numbers per token that tensor ranks sum in fp32, for a norm over channels that are cut."""
         return 0
 
     # Costs.
 
     @abstractmethod
     def flops(self) -> MixerFlops:
-        """Of one token, convolutions, norms and other elementwise work left out, as is usual for MFU."""
+        """The FLOPs of the mixer without convolutions, norms and other elementwise work, as is usual for MFU."""
 
     def reach(self, tokens: int) -> int:
-        """How many of so many tokens one attends to, itself included."""
+        """How many of the last `tokens` tokens a token attends to, itself included."""
         return tokens
 
     @abstractmethod
     def saved_bytes(self, length: int, state_only: bool, precision: Precision) -> int:
-        """What autograd keeps of the mixer until its backward, a token of one row, in a window of `length` tokens.
+        """Bytes per token of one row that autograd saves for the mixer's backward, in a window of `length` tokens.
 
-        The model's settings are those of one tensor rank (`cut`). state_only: nobody reads the features.
+        The spec's settings are those of one tensor rank (`cut`). state_only: nobody reads the features.
         """
 
     def saved_mask_bytes(self, length: int) -> int:
-        """What autograd keeps of the mixer's own mask, once for all rows."""
+        """Bytes of the mixer's mask that autograd saves, once for all rows."""
         return 0
 
 
 def consecutive_rows(*sizes: int) -> tuple[Rows, ...]:
-    """The rows of matrices that lie one below the other."""
+    """The rows of matrices of these sizes that lie one below the other."""
     stops = torch.tensor(sizes).cumsum(0).tolist()
     return tuple(slice(stop - size, stop) for size, stop in zip(sizes, stops, strict=True))
 
@@ -210,5 +219,5 @@ def uneven(section: str, settings: Mapping[str, int], size: int) -> Iterator[str
 
 
 def shareable(num_heads: int, head_dim: int, size: int) -> bool:
-    """Whether each rank gets whole heads, or several ranks share one whose rows they store in equal parts."""
+    """True if each rank gets whole heads, or if ranks that share a head store its rows in equal parts."""
     return num_heads % size == 0 or (size % num_heads == 0 and num_heads * head_dim % size == 0)
