@@ -8,10 +8,10 @@ from sleeptrain.model.hybrid import Hybrid
 
 
 def build_model(config: ModelConfig, mesh: Mesh, layers: range | None = None, sequence: bool = False) -> Hybrid:
-    """This process's tensor shard of the blocks `layers` (all if not given), without initial weights.
+    """Return this process's tensor shard of the blocks `layers` (default: all), with weights not yet initialised.
 
-    A part that begins the stack embeds, one that ends it has norm and head. `sequence`: sequence parallelism inside it.
-    The layout must have passed `check_layout`.
+    A part with the first block has the embedding, a part with the last block the norm and the head. sequence: use
+    sequence parallelism inside the part. The layout must have passed `check_layout`.
     """
     if mesh.tensor.size == 1:
         return Hybrid(config, layers)

@@ -1,4 +1,4 @@
-"""One process's part of the model in training: data parallel under ZeRO, in tensor shards and pipeline stages."""
+"""Training of one process's part of the model: data parallel under ZeRO, tensor shards, pipeline stages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from sleeptrain.sleep.step import (
 )
 from sleeptrain.watch.progress import Phase, Progress
 
-# Plans of rounds hang on the data: where every step has another one, few of them are worth keeping.
+# Round plans depend on the data. Where every step has another plan, only a few schedules are worth caching.
 KEPT_SCHEDULES = 64
 
 
@@ -64,11 +64,11 @@ class DistributedEngine:
         self._tied = TiedEmbedding(self.model, mesh)
         self._sharding = ModelSharding(config.model, mesh.tensor.size)
         with torch.device("meta"):
-            whole = Hybrid(config.model)
-        held = {name for name, _ in self.model.named_parameters()}
-        all_roles = with_rates(parameter_roles(whole), config.optim)
-        roles = {name: role for name, role in all_roles.items() if name in held}
-        shapes = {name: tuple(p.shape) for name, p in whole.named_parameters() if name in held}
+            full_model = Hybrid(config.model)
+        local_names = {name for name, _ in self.model.named_parameters()}
+        all_roles = with_rates(parameter_roles(full_model), config.optim)
+        roles = {name: role for name, role in all_roles.items() if name in local_names}
+        shapes = {name: tuple(p.shape) for name, p in full_model.named_parameters() if name in local_names}
         self._zero = wrap(self.model, roles, config.optim, config.parallel.zero, mesh, self._sharding, shapes)
         self._costs = schedule_costs(config)
         self._schedule = lru_cache(KEPT_SCHEDULES)(self._make_schedule)
@@ -77,7 +77,7 @@ class DistributedEngine:
         self, batch: Batch, shape: StepShape, carried: FastWeights | None, on_features: OnFeatures | None = None
     ) -> StepResult:
         result = self._gradient(batch, shape, carried, on_features=on_features)
-        # Each of its tensor ranks knows a replica's loss, on the last stage; everybody knows rounds and FLOPs.
+        # On the last stage every tensor rank of a replica has its loss; every process has the rounds and FLOPs.
         tensor, model_parallel_size = self._world.mesh.tensor.size, self._world.model_parallel_size
         loss, rounds, flops = self._world.sum(
             result.loss / tensor, result.num_rounds, result.flops / model_parallel_size
@@ -93,12 +93,15 @@ class DistributedEngine:
         finder: Finder | None = None,
         on_features: OnFeatures | None = None,
     ) -> StepResult:
-        """The gradient of the step, with the result of this process's part of it; under watch of a finder."""
+        """Compute the gradient of the step and return this process's part of the result.
+
+        finder: records the first non-finite number; None to compute without a search.
+        """
         self._zero.zero_grad()
         num_targets = round(
             self._world.sum(int((batch.targets_BT != IGNORE).sum()))[0] / self._world.model_parallel_size
         )
-        run = self._pipelined if self._world.mesh.pipeline.size > 1 else self._whole
+        run = self._run_pipelined if self._world.mesh.pipeline.size > 1 else self._run_unpipelined
         if self._sums_each_backward(batch, shape):
             return run(batch, shape, carried, max(num_targets, 1), finder, on_features)
         with self._zero.sum_once():
@@ -106,7 +109,7 @@ class DistributedEngine:
             self._complete_gradients()
         return result
 
-    def _whole(
+    def _run_unpipelined(
         self,
         batch: Batch,
         shape: StepShape,
@@ -120,7 +123,7 @@ class DistributedEngine:
             context = replace(context, settings=finder.settings(self._config, shape))
         return forward_backward(context, self.model, batch, shape, carried, divisor)
 
-    def _pipelined(
+    def _run_pipelined(
         self,
         batch: Batch,
         shape: StepShape,
@@ -132,56 +135,57 @@ class DistributedEngine:
         settings = loop_settings(self._config.sleep, shape.window, self.model.num_layers)
         settings = replace(settings, on_features=on_features)
         micros = list(micro_batches(batch, shape, self._config))
-        sequences = [
+        stage_parts = [
             StageMicroBatch(
                 self.model, m.batch, m.rounds, start_state(self.model, m, carried), settings, divisor, self._cuts(m)
             )
             for m in micros
         ]
-        on_task = self._in_training if finder is None else lambda _, r: finder.on_round(r)
+        on_task = self._report_progress if finder is None else lambda _, r: finder.on_round(r)
         with self._autocast():
-            self._run(self._schedule(tuple(tuple(m.rounds) for m in micros)), sequences, on_task)
+            self._run_schedule(self._schedule(tuple(tuple(m.rounds) for m in micros)), stage_parts, on_task)
         final_state, num_rows = self.model.empty_state(), batch.tokens_BT.shape[0]
-        for m, sequence in zip(micros, sequences, strict=True):
-            final_state = final_state.put_rows(m.rows(self._world.device), sequence.state, num_rows)
-        planned = [r for m in micros for r in m.rounds]
+        for m, part in zip(micros, stage_parts, strict=True):
+            final_state = final_state.put_rows(m.rows(self._world.device), part.state, num_rows)
+        rounds = [r for m in micros for r in m.rounds]
         num_targets = int((batch.targets_BT != IGNORE).sum())
-        flops = step_flops(self._config.model, planned, num_targets, settings.core, settings.boundary.sliding_window)
-        return StepResult(float(sum(s.loss for s in sequences)), final_state.detach(), len(planned), flops)
+        flops = step_flops(self._config.model, rounds, num_targets, settings.core, settings.boundary.sliding_window)
+        return StepResult(float(sum(part.loss for part in stage_parts)), final_state.detach(), len(rounds), flops)
 
-    def _in_training(self, task: Compute, r: Round) -> None:
+    def _report_progress(self, task: Compute, r: Round) -> None:
         self._progress.at(r, Phase.BACKWARD if isinstance(task, Backward) else Phase.FORWARD)
 
-    def _run(
-        self, plan: Schedule, sequences: Sequence[StageMicroBatch], on_task: Callable[[Compute, Round], None]
+    def _run_schedule(
+        self, plan: Schedule, stage_parts: Sequence[StageMicroBatch], on_task: Callable[[Compute, Round], None]
     ) -> None:
         pipeline = self._world.mesh.pipeline
         assert pipeline.group is not None
         mailbox = Mailbox(pipeline.group, torch.float32, self._world.device)  # the residual stream is fp32
-        StageStep(plan, pipeline.rank, sequences, mailbox, self._config.model.dim, on_task).run(self._backward)
+        StageStep(plan, pipeline.rank, stage_parts, mailbox, self._config.model.dim, on_task).run(self._backward)
 
     def _backward(self, surrogate: torch.Tensor) -> None:
         with torch.autocast(self._world.device.type, enabled=False):
             self._zero.backward(surrogate)
 
     def _autocast(self) -> torch.autocast:
-        """Keeps no casts: torch versions differ in whether one made without a graph serves a backward with one."""
+        """Autocast without its cache: in some torch versions a backward cannot use a cast that no_grad has cached."""
         return autocast(self._config, self._world.device, keep_casts=False)
 
     def _make_schedule(self, plans: tuple[tuple[Round, ...], ...]) -> Schedule:
         return schedule(plans, self._stages, self._costs)
 
     def _cuts(self, micro: MicroBatch) -> frozenset[int]:
-        """The rounds before which the state is detached (`sleep.bptt_windows`)."""
+        """Indices of the rounds whose initial state is detached (`sleep.bptt_windows`)."""
         stretches = list(truncated(micro.rounds, self._config.sleep.bptt_windows))
         starts = [sum(len(s) for s in stretches[:i]) for i in range(1, len(stretches))]
         return frozenset(starts)
 
     def _sums_each_backward(self, batch: Batch, shape: StepShape) -> bool:
-        """Whether gradients are summed over replicas while backwards make them: under ZeRO-3, and ZeRO-2 if possible.
+        """True if each backward sums its gradients over replicas: always under ZeRO-3, under ZeRO-2 where possible.
 
-        Their order must be that of all replicas. It is where plans are alike, and where every backward begins with a
-        round that predicts, which runs all layers: its gradients come last. Stages of a pipeline differ in more.
+        All replicas must produce their gradients in the same order. They do if their plans are equal, or if every
+        backward covers a first round that predicts: that round runs all layers and its gradients come last. Pipeline
+        stages differ in more than that. Raises ConfigError under ZeRO-3 if the orders differ.
         """
         zero, sleep = self._config.parallel.zero, self._config.sleep
         if zero < 2 or self._world.mesh.pipeline.size > 1:
@@ -195,17 +199,17 @@ class DistributedEngine:
             return True
         if zero == 3:
             raise ConfigError(
-                "parallel.zero=3 needs replicas with like rounds, or a target in the first window of each, and "
+                "parallel.zero=3 needs replicas with equal rounds, or a target in the first window of each, and "
                 "this step has neither; use parallel.zero=1 or 2"
             )
         return False
 
     def _complete_gradients(self) -> None:
-        """Every parameter gets a gradient, also in a replica without a target; tied embeddings the sum of theirs."""
-        without = [p for p in self._zero.parameters.values() if p.grad is None]
-        if without:
-            # In a backward, which makes DeepSpeed ready to sum.
-            self._zero.backward(torch.stack([0.0 * p.sum() for p in without]).sum())
+        """Give a gradient to every parameter, also in a replica without a target, and sum those of tied embeddings."""
+        missing = [p for p in self._zero.parameters.values() if p.grad is None]
+        if missing:
+            # DeepSpeed sums only gradients that a backward has made.
+            self._zero.backward(torch.stack([0.0 * p.sum() for p in missing]).sum())
         self._tied.sum_gradients()
 
     def freeze(self, stage: int) -> None:
@@ -220,9 +224,9 @@ class DistributedEngine:
             self._gradient(batch, shape, carried, finder=finder)
         finally:
             finder.close()
-        found = self._world.gather(finder.first())
-        rank = min(range(len(found)), key=lambda r: found[r])
-        return f"first seen on rank {rank} at {found[rank].what}"
+        first_seen = self._world.gather(finder.first())
+        rank = min(range(len(first_seen)), key=lambda r: first_seen[r])
+        return f"first seen on rank {rank} at {first_seen[rank].what}"
 
     @torch.no_grad()
     def window_losses(
@@ -231,14 +235,14 @@ class DistributedEngine:
         model, state = self.model, self.model.empty_state()
         settings = replace(settings, on_round=self._progress.at)
         if self._world.mesh.pipeline.size == 1:
-            # In a tuple, as in training: of a dict at the top ZeRO-3 wants the keys to be strings.
+            # The result is a tuple, as in training: in a dict at the top level ZeRO-3 requires string keys.
             run = partial(run_rounds_in_precision, self._config)
             return self._zero.forward(lambda _: run(model, batch, rounds, state, settings, read_logits))[0]
-        sequence = EvaluationMicroBatch(model, batch, rounds, state, settings, 1.0, read_logits=read_logits)
+        micro_batch = EvaluationMicroBatch(model, batch, rounds, state, settings, 1.0, read_logits=read_logits)
         with self._autocast():
             forwards = forwards_of(self._schedule((tuple(rounds),)))
-            self._run(forwards, [sequence], lambda _, r: self._progress.at(r))
-        return sequence.losses
+            self._run_schedule(forwards, [micro_batch], lambda _, r: self._progress.at(r))
+        return micro_batch.losses
 
     def local_tensors(self, carried: FastWeights | None) -> dict[str, torch.Tensor]:
         stage = self._zero.stage.group

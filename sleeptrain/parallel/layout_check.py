@@ -1,4 +1,4 @@
-"""Whether a configuration can be spread over so many processes; every refusal names a layout that would work."""
+"""Checks that a configuration can be spread over a number of processes. Every error names a layout that works."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ZERO_STAGES = (0, 1, 2, 3)
 
 
 def check_layout(config: Config, world_size: int) -> int:
-    """The number of data-parallel replicas when `config.parallel` is laid over `world_size` processes.
+    """Return the number of data-parallel replicas of `config.parallel` on `world_size` processes.
 
     Raises ConfigError at the first setting that does not go with another.
     """
@@ -27,7 +27,7 @@ def check_layout(config: Config, world_size: int) -> int:
     if parallel.pipeline > num_layers:
         raise ConfigError(
             f"parallel.pipeline ({parallel.pipeline}) is more than the blocks of model.layers ({num_layers}): a stage "
-            f"needs one at least; use parallel.pipeline={num_layers} or less"
+            f"needs at least one; use parallel.pipeline={num_layers} or less"
         )
     model_parallel_size = parallel.tensor * parallel.pipeline
     if world_size % model_parallel_size:
@@ -45,8 +45,10 @@ def check_layout(config: Config, world_size: int) -> int:
 
 
 def too_few_sequences(config: Config, replicas: int) -> str | None:
-    """Where a stage of the curriculum has fewer micro-batches than the stages that features are fed back over, which
-    then wait for each other: what to say of it and do about it. None where there are enough."""
+    """A warning if a curriculum stage has fewer micro-batches than the pipeline stages of the core; else None.
+
+    Pipeline stages that features are fed back over then wait for each other. The warning names a way out.
+    """
     sleep, pipeline = config.sleep, config.parallel.pipeline
     passes = max(value for _, value in values_in_force(config, "passes", sleep.passes, "sleep.passes"))
     if pipeline == 1 or sleep.feedback == "none" or passes == 1:
@@ -56,18 +58,18 @@ def too_few_sequences(config: Config, replicas: int) -> str | None:
         name: batch // replicas for name, batch in values_in_force(config, "batch", config.data.batch, "data.batch")
     }
     name, rows = min(rows_of.items(), key=lambda item: item[1])
-    found = rows // (config.train.micro_batch or rows)
-    if found > stages.last_core - stages.first_core:
+    num_micro_batches = rows // (config.train.micro_batch or rows)
+    if num_micro_batches > stages.last_core - stages.first_core:
         return None
-    fits = [
+    sizes = [
         size for size in range(1, rows + 1) if rows // size >= pipeline and not any(r % size for r in rows_of.values())
     ]
-    # One row a micro-batch is the most of them: where it is not enough the batch is too small.
-    more_rows = [] if fits else [f"{name}={pipeline * replicas}"]
-    size = max(fits, default=1)
+    # If even micro-batches of one row are too few, the batch is too small.
+    more_rows = [] if sizes else [f"{name}={pipeline * replicas}"]
+    size = max(sizes, default=1)
     changed = [f"train.micro_batch={size}"] if size != config.train.micro_batch else []
     way_out = f"set {' and '.join([*changed, *more_rows])}"
-    micro_batches = "1 micro-batch" if found == 1 else f"{found} micro-batches"
+    micro_batches = "1 micro-batch" if num_micro_batches == 1 else f"{num_micro_batches} micro-batches"
     return (
         f"a step has {micro_batches} (train.micro_batch={config.train.micro_batch}) for the {pipeline} stages of "
         f"parallel.pipeline, which wait for each other; {way_out}"
@@ -75,13 +77,13 @@ def too_few_sequences(config: Config, replicas: int) -> str | None:
 
 
 def tensor_obstacles(model: ModelConfig, size: int) -> Iterator[str]:
-    """What in the model cannot be cut over `size` tensor ranks, each as `<setting> (<value>)`.
+    """Yield the settings of the model that cannot be cut over `size` tensor ranks, each as `<setting> (<value>)`.
 
-    The vocabulary never is: its last part is padded.
+    The vocabulary is never one of them: its last part is padded.
     """
     if model.ffn_dim % size:
         yield f"model.ffn_dim ({model.ffn_dim})"
-    # Two kinds of attention have the same settings.
+    # Two kinds of attention share their settings; name each setting once.
     yield from dict.fromkeys(line for spec in mixer_specs(model) for line in spec.obstacles(size))
 
 
@@ -124,12 +126,12 @@ def _check_rows(config: Config, world_size: int) -> None:
 
 
 def _same_rows(config: Config, world_size: int) -> str:
-    """The layout under which the rows need not change, since more processes share a model; nothing without one."""
+    """Text that names a layout with more processes a model replica, which fits the rows as they are; else empty."""
     parallel, micro_batch = config.parallel, config.train.micro_batch
     batches = [batch for _, batch in values_in_force(config, "batch", config.data.batch, "data.batch")]
     for tensor in range(parallel.tensor, world_size + 1):
-        data, left = divmod(world_size, tensor * parallel.pipeline)
-        if left or any(batch % data for batch in batches) or any(tensor_obstacles(config.model, tensor)):
+        data, remainder = divmod(world_size, tensor * parallel.pipeline)
+        if remainder or any(batch % data for batch in batches) or any(tensor_obstacles(config.model, tensor)):
             continue
         size = gcd(micro_batch, *(batch // data for batch in batches))
         changed = [f"parallel.tensor={tensor}"] if tensor != parallel.tensor else []
@@ -139,7 +141,7 @@ def _same_rows(config: Config, world_size: int) -> str:
 
 
 def _check_one_backward(config: Config, data: int) -> None:
-    """Under ZeRO-3 a second backward of a step would replace the gradients of the first."""
+    """Raise ConfigError if a ZeRO-3 step has several backwards: the second would replace the gradients of the first."""
     if config.parallel.zero != 3 or data * config.parallel.tensor == 1:
         return
     if config.sleep.bptt_windows is not None:

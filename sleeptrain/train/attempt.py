@@ -1,4 +1,4 @@
-"""An attempt: one start of a run, of which a run that is stopped and goes on has several."""
+"""An attempt: one start of a run. A run that is stopped and started again has several."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ from sleeptrain.distributed.world import World
 
 @dataclass(frozen=True)
 class Attempt:
-    """number: counted from 1. hosts: in order of rank, each once. job: Slurm's, if any. code: `git describe`, or the
-    version of the package where it does not lie in a repository of its own."""
+    """One start of a run.
+
+    number: counted from 1.
+    hosts: the host names in the order of the ranks, each once.
+    processes: the number of processes.
+    job: the Slurm job's id; None without Slurm.
+    code: `git describe` of the checkout, or the version of the installed package.
+    """
 
     number: int
     hosts: list[str]
@@ -25,7 +31,7 @@ class Attempt:
 
 
 def this_attempt(number: int, world: World) -> Attempt:
-    """All processes call it together."""
+    """Describe this attempt. All processes call it together."""
     hosts = list(dict.fromkeys(world.gather(socket.gethostname())))
     return Attempt(number, hosts, world.size, os.environ.get("SLURM_JOB_ID"), code_version() if world.is_main else "")
 
@@ -35,11 +41,11 @@ def code_version() -> str:
     if (checkout / ".git").exists():
         command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--tags"]
         try:
-            found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            commit = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
         except (OSError, subprocess.SubprocessError):
-            found = ""
-        if found:
-            return found
+            commit = ""
+        if commit:
+            return commit
     try:
         return version("sleeptrain")
     except PackageNotFoundError:

@@ -1,6 +1,6 @@
-"""`changes.jsonl` in the run folder: what was changed in a run's settings, and from which step on.
+"""`changes.jsonl` in the run folder: the changes of a run's settings, each with the step from which it holds.
 
-`config.yaml` holds the newest settings; read backwards from it, the changes give those of any attempt.
+`config.yaml` holds the newest settings; undoing the changes from the last to the first gives those of each attempt.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ FILE = "changes.jsonl"
 
 
 def keep_changes(folder: Path, attempt: int, step: int, changes: Sequence[str]) -> None:
-    """Adds a line, whole or not at all: {"attempt": 3, "step": 200, "changes": ["optim.muon_lr: 0.002 -> 0.01"]}.
+    """Append a line atomically: {"attempt": 3, "step": 200, "changes": ["optim.muon_lr: 0.002 -> 0.01"]}.
 
-    The attempt goes on from `step`: steps after it were made with the new settings.
+    The attempt goes on from `step`: steps after it use the new settings.
     """
     path = folder / FILE
-    before = path.read_bytes() if path.exists() else b""
+    lines = path.read_bytes() if path.exists() else b""
     line = json.dumps({"attempt": attempt, "step": step, "changes": list(changes)})
-    write_whole(path, before + line.encode() + b"\n")
+    write_whole(path, lines + line.encode() + b"\n")

@@ -1,4 +1,4 @@
-"""What earlier attempts have left of a run: what its records need of its checkpoints, and what is kept of them."""
+"""Files of earlier attempts of a run: the checkpoint that it goes on from, and the files that are moved or copied."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from sleeptrain.train.status import FILE as STATUS
 from sleeptrain.train.status import State, read_status
 
 EARLIER = "earlier"
-# What a run keeps in its folder. What is moved last shows, until then, that there is something to move.
-OWN = (CONFIG, changes.FILE, "wandb", "stacks", "checkpoints", STATUS, METRICS)
+# The files of a run in its folder. The metrics file is moved last: until then it shows that there are files to move.
+RUN_FILES = (CONFIG, changes.FILE, "wandb", "stacks", "checkpoints", STATUS, METRICS)
 
-# Of the largest step that a pointer may name.
+# The most digits of a step number in the file `latest`.
 DIGITS = 18
 
 
 @dataclass(frozen=True)
 class Start:
-    """whole: the checkpoint that a run goes on from; None where it begins. damaged: newer ones, and what is wrong.
+    """Where an attempt starts.
 
-    over: whether it begins although it has come further.
+    whole: the checkpoint that the run goes on from; None if it begins anew.
+    damaged: damaged newer checkpoints, each with a description of the damage.
+    over: True if the run begins anew although it has made steps.
     """
 
     whole: Path | None
@@ -41,35 +43,37 @@ class Start:
 
 
 def find_start(folder: Path, world: World, start_over: bool) -> Start:
-    """All processes call it. Raises ConfigError where there is no checkpoint and records say that there was one,
-    NoneWhole where all are damaged, unless the run is to start over then.
+    """Find where the run starts. All processes call it together.
+
+    Unless `start_over` is set, raises ConfigError if there is no checkpoint although the records have steps, and
+    NoneWhole if all checkpoints are damaged.
     """
     try:
-        found, is_lost = newest_whole(folder / "checkpoints", world), False
+        newest, is_lost = newest_whole(folder / "checkpoints", world), False
     except NoneWhole:
         if not start_over:
             raise
-        found, is_lost = Found(None, {}), True
+        newest, is_lost = Found(None, {}), True
 
     def check() -> bool:
-        if found.whole is not None or not world.is_main:
+        if newest.whole is not None or not world.is_main:
             return False
-        step = reached(folder)
+        step = last_step(folder)
         if step and not start_over:
             raise ConfigError(
                 f"{folder} has records up to step {step}, and no checkpoint to go on from: bring back {folder}/"
-                f"checkpoints, choose another run.name, or add run.start_over=true, which keeps in {folder}/{EARLIER} "
-                "what is there"
+                "checkpoints, choose another run.name, or add run.start_over=true, which moves the run's files to "
+                f"{folder}/{EARLIER}"
             )
         return is_lost or step > 0
 
-    return Start(found.whole, found.damaged, world.all_or_raise(check)[0])
+    return Start(newest.whole, newest.damaged, world.all_or_raise(check)[0])
 
 
 def settings_of(folder: Path, checkpoint: Path, config: Config) -> Config:
-    """The settings that the run had last, by its folder or, where that has lost them, by its checkpoint.
+    """The newest settings of the run, from its folder or, if they are missing there, from its checkpoint.
 
-    Raises ConfigError where the checkpoint is that of another run.
+    Raises ConfigError if the checkpoint is of another run.
     """
     saved = load_resolved(checkpoint / CONFIG)
     check_same_run(saved, config, str(checkpoint))
@@ -78,23 +82,23 @@ def settings_of(folder: Path, checkpoint: Path, config: Config) -> Config:
 
 
 def keep(folder: Path, start: Start, step: int, attempt: int) -> list[str]:
-    """Keeps what an attempt is about to pass over, which begins at `step`; says so in lines.
+    """Keep the files that an attempt starting at `step` would drop, and return lines that report it.
 
-    What a run has left that starts over is moved, damaged checkpoints are set aside. Where newer checkpoints have been
-    than that of `step`, the records are copied: more of them are dropped than a stop costs.
+    If the run starts over, all its files are moved. Damaged checkpoints are set aside. If there were checkpoints newer
+    than `step`, the records are copied, since the attempt drops those of many steps.
     """
     if start.over:
-        return [f"starts over; what the run has left is kept in {_keep_all(folder)}"]
+        return [f"starts over; the earlier files of the run are kept in {_move_all(folder)}"]
     if start.whole is None:
         return []
-    lines, known, records = list[str](), _newest_known(folder), folder / METRICS
-    if known > step and records.exists():
+    lines, newest, records = list[str](), _newest_checkpoint_step(folder), folder / METRICS
+    if newest > step and records.exists():
         copy = _copy(records, folder / f"metrics-before-attempt-{attempt}.jsonl")
         lines.append(f"the records until now are kept in {copy.name}: those of later steps than {step} are made anew")
     for path, damage in start.damaged.items():
         lines.append(f"{path.name} is damaged ({damage}); set aside as {set_aside(path).name}")
-    if known > step:
-        lines += [] if start.damaged else [f"the checkpoint of step {known} is gone"]
+    if newest > step:
+        lines += [] if start.damaged else [f"the checkpoint of step {newest} is gone"]
         lines.append(f"going on from the checkpoint of step {step}")
         point_to(step_folder(folder / "checkpoints", step))
     if step and not records.exists():
@@ -102,27 +106,27 @@ def keep(folder: Path, start: Start, step: int, attempt: int) -> list[str]:
     return lines
 
 
-def reached(folder: Path) -> int:
-    """The last step that records or status of the run in a folder tell of; 0 where they tell of none."""
+def last_step(folder: Path) -> int:
+    """The last step in the records and the status of the run in a folder; 0 if there is none."""
     path, status = folder / METRICS, read_status(folder)
     records = MetricsStream(path) if path.exists() else ()
     return max([status["step"] if status else 0, *(record["step"] for record in records)])
 
 
-def _keep_all(folder: Path) -> Path:
-    """Moves all that a run has left into a folder of its own, which is returned."""
+def _move_all(folder: Path) -> Path:
+    """Move all files of a run into a new folder and return it."""
     numbers = [int(path.name) for path in (folder / EARLIER).glob("*") if path.name.isdecimal()]
-    kept = folder / EARLIER / str(max(numbers, default=0) + 1)
-    kept.mkdir(parents=True)
-    for name in OWN:
+    target = folder / EARLIER / str(max(numbers, default=0) + 1)
+    target.mkdir(parents=True)
+    for name in RUN_FILES:
         if (folder / name).exists():
-            os.rename(folder / name, kept / name)
+            os.rename(folder / name, target / name)
     sync(folder)
-    return kept
+    return target
 
 
-def _newest_known(folder: Path) -> int:
-    """The step of the newest checkpoint that the run is known to have had; 0 where none is known of."""
+def _newest_checkpoint_step(folder: Path) -> int:
+    """The step of the newest checkpoint that the run has had, whether it is still there or not; 0 if there is none."""
     steps, status = [0], read_status(folder)
     steps += [step_of(path) for path in checkpoints(folder / "checkpoints")]
     if status and status["state"] == State.FINISHED:
@@ -133,7 +137,7 @@ def _newest_known(folder: Path) -> int:
 
 
 def _copy(path: Path, copy: Path) -> Path:
-    """A whole copy; one that is there is left, since the attempt that made it was killed before it had a record."""
+    """Copy a file atomically. An existing copy stays: its attempt was killed before it wrote a record."""
     if not copy.exists():
         partial = beside(copy, "partial")
         shutil.copyfile(path, partial)

@@ -1,4 +1,4 @@
-"""What trains: one interface for the model in one process and for its part in one of many."""
+"""Training engines: one interface for the full model in a single process and for its part in one of several."""
 
 from __future__ import annotations
 
@@ -29,46 +29,51 @@ from sleeptrain.watch.progress import Progress
 
 
 class Engine(Protocol):
-    """All processes of a run call each method together. model: the part of it that this process holds."""
+    """All processes of a run call each method together. model: this process's part of the model."""
 
     model: Hybrid
 
     def forward_backward(
         self, batch: Batch, shape: StepShape, carried: FastWeights | None, on_features: OnFeatures | None = None
     ) -> StepResult:
-        """The gradient of the mean loss over the step's rows in all replicas; batch, carried: of this one's rows.
+        """Compute the gradient of the mean loss over the step's rows in all replicas.
 
-        on_features: shown what the core leaves in each round, where it is held (`LoopSettings`).
+        batch, carried: this replica's rows and their memory. on_features: called with the core's output of each round
+        in the processes that hold it (`LoopSettings`).
         """
 
     def freeze(self, stage: int) -> None:
-        """Begins a stage of `optim.curriculum`, or 0, that of `optim.frozen`, in which other parts are not trained."""
+        """Begin a stage of `optim.curriculum`, which sets the frozen parts. Stage 0 has the parts of `optim.frozen`."""
 
     def step(self, scale: float, accepts: Callable[[float], bool] | None = None) -> float:
-        """Clips, and updates at `scale` times the peak rates. Returns the norm; nothing changes if it is not finite.
+        """Clip, and update at `scale` times the peak rates. Returns the norm; nothing changes if it is not finite.
 
-        accepts: told of a finite norm, says whether the update is made; all processes must say the same.
+        accepts: called with a finite norm; the update is made if it returns True. It must return the same value in all
+        processes.
         """
 
     def locate_nonfinite(self, batch: Batch, shape: StepShape, carried: FastWeights | None) -> str:
-        """Where in a step that is not finite the first such number arose, in words."""
+        """Text that names the place of the first non-finite number in a step."""
 
     def window_losses(
         self, batch: Batch, rounds: Sequence[Round], settings: LoopSettings, read_logits: ReadLogits | None
     ) -> Mapping[int, torch.Tensor]:
-        """Without training, in `train.precision`: each window's summed loss, where the model's end is held."""
+        """Each window's summed loss (a scalar), without training and in `train.precision`.
+
+        It is empty in processes without the model's last layer.
+        """
 
     def local_tensors(self, carried: FastWeights | None) -> dict[str, torch.Tensor]:
-        """This process's share of a checkpoint: whole tensors on the CPU that no step changes, by name."""
+        """This process's share of a checkpoint: full tensors by name, as copies on the CPU that no step changes."""
 
     def load(self, saved: SavedTensors) -> FastWeights | None:
-        """Takes weights and optimizer state that fit (`check_resume`), none where a parameter has not been stepped.
+        """Load weights and optimizer state that fit (`check_resume`). A parameter without steps has no state.
 
-        Returns this process's part of the memory.
+        Returns this process's part of the carried memory.
         """
 
     def load_weights(self, saved: SavedTensors) -> None:
-        """Takes those weights that the checkpoint has."""
+        """Load the weights that the checkpoint has."""
 
 
 class LocalEngine:
@@ -109,26 +114,26 @@ class LocalEngine:
         return run_rounds_in_precision(self._config, self.model, batch, rounds, state, settings, read_logits)[0]
 
     def local_tensors(self, carried: FastWeights | None) -> dict[str, torch.Tensor]:
-        found = {WEIGHTS + name: p.detach().to("cpu", copy=True) for name, p in self.model.named_parameters()}
+        tensors = {WEIGHTS + name: p.detach().to("cpu", copy=True) for name, p in self.model.named_parameters()}
         for kind, parameters in self.optim.state_dict().items():
-            for name, tensors in parameters.items():
-                found |= {f"{OPTIMIZER}{kind}/{name}/{key}": t.to("cpu", copy=True) for key, t in tensors.items()}
+            for name, state in parameters.items():
+                tensors |= {f"{OPTIMIZER}{kind}/{name}/{key}": t.to("cpu", copy=True) for key, t in state.items()}
         if carried is not None:
-            found |= {CARRIED + name: tensor.cpu() for name, tensor in carried.to_state_dict().items()}
-        return found
+            tensors |= {CARRIED + name: tensor.cpu() for name, tensor in carried.to_state_dict().items()}
+        return tensors
 
     def load(self, saved: SavedTensors) -> FastWeights | None:
         optim: dict[str, dict[str, dict[str, torch.Tensor]]]
         optim = {kind: {name: {} for name in names} for kind, names in self.optim.state_dict().items()}
         carried: dict[str, torch.Tensor] = {}
 
-        def keep(path: str, tensor: torch.Tensor) -> None:
+        def take(path: str, tensor: torch.Tensor) -> None:
             kind, *names = path.removeprefix(OPTIMIZER).split("/")
-            found = carried if path.startswith(CARRIED) else optim[kind][names[0]]
-            found[path.removeprefix(CARRIED) if found is carried else names[1]] = tensor.to(self.model.device)
+            target = carried if path.startswith(CARRIED) else optim[kind][names[0]]
+            target[path.removeprefix(CARRIED) if target is carried else names[1]] = tensor.to(self.model.device)
 
         self.load_weights(saved)
-        saved.read({path: partial(keep, path) for path in saved.forms if path.startswith((OPTIMIZER, CARRIED))})
+        saved.read({path: partial(take, path) for path in saved.forms if path.startswith((OPTIMIZER, CARRIED))})
         self.optim.load_state_dict(optim)
         return FastWeights.from_state_dict(carried, self.model.num_layers) if carried else None
 
@@ -138,12 +143,12 @@ class LocalEngine:
 
 
 def build_engine(config: Config, world: World, progress: Progress) -> Engine:
-    """The engine of this process, which keeps its progress current.
+    """Build the engine of this process, which updates `progress`.
 
-    The configuration must know its vocabulary and fit the world's layout.
+    config: with its vocabulary set, and checked against the world's layout.
     """
     if world.size == 1:
         return LocalEngine(config, world.device, progress)
-    from sleeptrain.parallel.engine import DistributedEngine  # one process does not wait for DeepSpeed
+    from sleeptrain.parallel.engine import DistributedEngine  # a single process need not load DeepSpeed
 
     return DistributedEngine(config, world, progress)

@@ -21,20 +21,20 @@ from sleeptrain.sleep.loop import LoopSettings, ReadLogits, loop_settings
 from sleeptrain.sleep.precision import run_rounds_in_precision
 from sleeptrain.sleep.rounds import Round, plan_batch, window_spans
 
-# {"loss": {passes: [mean loss of window 1..K]}, "sets": {name: {"loss": ...}}} and, of a task, {"accuracy": {passes:
+# {"loss": {passes: [mean loss of window 1..K]}, "sets": {name: {"loss": ...}}}; with a task also {"accuracy": {passes:
 # share}, "metrics": {passes: {name: value}}, "guessing": {name: value}}
 Evaluation = dict[str, Any]
 
-# The summed loss of each window of a batch that has one, for its rounds, in `train.precision`.
+# Runs the rounds of a batch in `train.precision`; returns the summed loss of each window that predicts.
 WindowLosses = Callable[[Batch, Sequence[Round], LoopSettings, ReadLogits | None], Mapping[int, torch.Tensor]]
 
 
 class EvaluationStopped(Exception):
-    """The run has been asked to stop, and the evaluation is given up."""
+    """The run is to stop, so the evaluation was cancelled."""
 
 
 class _Answers:
-    """What the model makes of a batch's targets, collected from the rounds that predict."""
+    """The model's predictions and losses at a batch's targets, collected from the rounds that predict."""
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
@@ -42,11 +42,11 @@ class _Answers:
         self._loss_BT = torch.zeros(batch.targets_BT.shape)
 
     def read(self, r: Round, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> None:
-        wanted_BT = torch.zeros(self._batch.targets_BT.shape, dtype=torch.bool)
+        has_target_BT = torch.zeros(self._batch.targets_BT.shape, dtype=torch.bool)
         rows = torch.tensor(r.rows)
-        wanted_BT[rows, r.start : r.stop] = self._batch.targets_BT[rows, r.start : r.stop] != IGNORE
-        self._predicted_BT[wanted_BT] = logits_NV.argmax(-1).cpu()
-        self._loss_BT[wanted_BT] = F.cross_entropy(logits_NV, targets_N, reduction="none").float().cpu()
+        has_target_BT[rows, r.start : r.stop] = self._batch.targets_BT[rows, r.start : r.stop] != IGNORE
+        self._predicted_BT[has_target_BT] = logits_NV.argmax(-1).cpu()
+        self._loss_BT[has_target_BT] = F.cross_entropy(logits_NV, targets_N, reduction="none").float().cpu()
 
     def all(self) -> Answered:
         return Answered(self._batch, self._predicted_BT, self._loss_BT)
@@ -70,17 +70,17 @@ class _Windows:
 
 
 def held_out(source: Source, config: Config) -> dict[str, Iterator[Batch]]:
-    """The batches of each held-out set that an evaluation judges, the same throughout a run.
+    """The batches of each held-out set for an evaluation, the same throughout a run.
 
-    Of shards at most `train.eval_batches` of at most 8 rows; of a task as many rows as so many batches of `data.batch`
-    hold, as many at once as these.
+    For shards: at most `train.eval_batches` batches of at most 8 rows. For a task: the rows of `train.eval_batches`
+    batches of `data.batch`, in micro-batches of the training.
     """
     rows = config.data.batch
-    count, at_once = config.train.eval_batches, min(rows, 8)
+    num_batches, batch_rows = config.train.eval_batches, min(rows, 8)
     if source.task is not None:
-        at_once = config.train.micro_batch or rows
-        count = -(-count * rows // at_once)
-    return {name: source.validation_batches(name, at_once, count) for name in source.held_out}
+        batch_rows = config.train.micro_batch or rows
+        num_batches = -(-num_batches * rows // batch_rows)
+    return {name: source.validation_batches(name, batch_rows, num_batches) for name in source.held_out}
 
 
 @torch.no_grad()
@@ -94,18 +94,21 @@ def evaluate(
     run: WindowLosses | None = None,
     stop: Callable[[], bool] = never,
 ) -> Evaluation:
-    """Loss of windows 1..K (nats a token; None where a window has no target) for each number of passes.
+    """Loss of windows 1..K (nats a token; None if a window has no target) for each number of passes.
 
-    sets: batches of each held-out set. Returns {"loss": {"1": [...], "4": [...]}} over all targets of all sets; with
-    a task {"accuracy": {"1": ...}, "metrics": {"1": {...}}, "guessing": {...}}, as it counts them (`Task.metrics`,
-    `Task.guessing`); where there are several sets {"sets": {name: {"loss": ...}}}. run: how the rounds of a batch are
-    run where the model is in parts.
-    stop: asked before each batch is read and before it is run; where it says so, raises EvaluationStopped.
+    Returns {"loss": {"1": [...], "4": [...]}} over all targets of all sets. With a task it adds {"accuracy": {"1":
+    ...}, "metrics": {"1": {...}}, "guessing": {...}} (see `Task.metrics` and `Task.guessing`); with several sets it
+    adds {"sets": {name: {"loss": ...}}}.
+    sets: the batches of each held-out set.
+    run: runs the rounds of a batch (default: on `model` in this process).
+    stop: called before each batch is read and before it is run; if it returns True, EvaluationStopped is raised.
     """
     run = run or (
-        lambda batch, rounds, *how: run_rounds_in_precision(config, model, batch, rounds, model.empty_state(), *how)[0]
+        lambda batch, rounds, *rest: run_rounds_in_precision(config, model, batch, rounds, model.empty_state(), *rest)[
+            0
+        ]
     )
-    batches = {name: list(_until(stop, given)) for name, given in sets.items()}
+    batches = {name: list(_until(stop, set_batches)) for name, set_batches in sets.items()}
     result: Evaluation = {"loss": {}}
     if task is not None:
         result |= {"accuracy": {}, "metrics": {}, "guessing": task.guessing()}
@@ -114,7 +117,8 @@ def evaluate(
     for n in passes:
         answers: list[Answered] | None = None if task is None else []
         by_set = {
-            name: _window_losses(run, model, given, config, window, n, answers, stop) for name, given in batches.items()
+            name: _window_losses(run, model, set_batches, config, window, n, answers, stop)
+            for name, set_batches in batches.items()
         }
         result["loss"][str(n)] = reduce(operator.add, by_set.values()).means()
         if task is not None and answers:
@@ -138,7 +142,7 @@ def _window_losses(
 ) -> _Windows:
     settings = loop_settings(config.sleep, window, model.num_layers, recompute="none")
     spans = window_spans(batches[0].tokens_BT.shape[1], window)
-    found = _Windows([0.0] * len(spans), [0] * len(spans))
+    windows = _Windows([0.0] * len(spans), [0] * len(spans))
     for batch in _until(stop, batches):
         rounds = plan_batch(batch, window, passes, config.sleep)
         answers = None if answered is None else _Answers(batch)
@@ -146,10 +150,10 @@ def _window_losses(
         if answered is not None and answers is not None:
             answered.append(answers.all())
         for index, (start, end) in enumerate(spans):
-            found.counts[index] += int((batch.targets_BT[:, start:end] != IGNORE).sum())
+            windows.counts[index] += int((batch.targets_BT[:, start:end] != IGNORE).sum())
             if index in losses:
-                found.sums[index] += float(losses[index])
-    return found
+                windows.sums[index] += float(losses[index])
+    return windows
 
 
 def _until(stop: Callable[[], bool], batches: Iterable[Batch]) -> Iterator[Batch]:

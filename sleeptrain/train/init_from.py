@@ -1,4 +1,4 @@
-"""A new run that begins with the weights of a checkpoint."""
+"""Start of a new run with the weights of a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from sleeptrain.train.engine import Engine
 
 
 def start_from(config: Config, engine: Engine, world: World, tokenizer: str | None = None) -> None:
-    """Takes the weights of `run.init_from`; all else begins anew. All processes call it.
+    """Load the weights of `run.init_from`; all other state begins anew. All processes call it together.
 
-    tokenizer: the sha256 of the data's, if it has one.
-    Raises DataError where there is no whole checkpoint, where the newest is damaged (but for `run.allow_older`), or
-    where its parameters are not those of the model, but for `run.init_new` and the blocks of `run.init_inserted`, which
-    keep their initial values, and `run.init_dropped`. ConfigError where a setting or the tokenizer differs with which
-    its weights mean something else, and `run.allow_changes` lacks it.
+    Parameters of `run.init_new` and of the blocks of `run.init_inserted` keep their initial values; parameters of
+    `run.init_dropped` are not loaded. tokenizer: sha256 of the data's tokenizer; None without one.
+    Raises DataError if there is no whole checkpoint, if the newest is damaged and `run.allow_older` is not set, or if
+    its other parameters are not those of the model. Raises ConfigError if the tokenizer or a setting that changes the
+    meaning of the weights differs and is not in `run.allow_changes`.
     """
     place = named_checkpoint(Path(config.run.init_from), world, "run.init_from", config.run.allow_older)
 
@@ -42,26 +42,29 @@ def start_from(config: Config, engine: Engine, world: World, tokenizer: str | No
 
 
 class Renumbered:
-    """A checkpoint of a model without some blocks, whose tensors get the numbers of a model that has these, too.
+    """A checkpoint without some blocks of the model; its blocks are renumbered to those of the model.
 
-    inserted: the blocks that the checkpoint lacks, of the `num_blocks` of the model.
+    inserted: the blocks that the checkpoint lacks, out of the model's `num_blocks` blocks.
     """
 
     def __init__(self, saved: SavedTensors, inserted: Sequence[int], num_blocks: int):
         self._saved = saved
-        kept = [block for block in range(num_blocks) if block not in inserted]
-        self._theirs = {_renumbered(name, kept): name for name in saved.forms}
-        self.forms = {name: saved.forms[theirs] for name, theirs in self._theirs.items()}
+        numbers = [block for block in range(num_blocks) if block not in inserted]
+        self._saved_names = {_renumber(name, numbers): name for name in saved.forms}
+        self.forms = {name: saved.forms[saved_name] for name, saved_name in self._saved_names.items()}
 
     def read(self, takes: Mapping[str, Take]) -> None:
-        self._saved.read({self._theirs[name]: take for name, take in takes.items()})
+        self._saved.read({self._saved_names[name]: take for name, take in takes.items()})
 
 
-def _renumbered(name: str, kept: Sequence[int]) -> str:
-    """A block that the model does not have keeps its number, and is refused as unexpected, behind all others."""
+def _renumber(name: str, numbers: Sequence[int]) -> str:
+    """The name with the block's number in the model; numbers: those of the checkpoint's blocks, in order.
+
+    A block beyond them gets a number above all others, so that it is refused as unexpected.
+    """
     match = re.match(rf"{WEIGHTS}blocks\.(\d+)\.", name)
     if match is None:
         return name
     block = int(match[1])
-    number = kept[block] if block < len(kept) else block - len(kept) + max(kept, default=0) + 1
+    number = numbers[block] if block < len(numbers) else block - len(numbers) + max(numbers, default=0) + 1
     return f"{WEIGHTS}blocks.{number}.{name[match.end() :]}"

@@ -1,4 +1,4 @@
-"""A run is opened: its parts are built, its folder is taken, and it begins or goes on where its checkpoint stands."""
+"""Opening of a run: build its parts, take the lease on its folder, and begin anew or go on from a checkpoint."""
 
 from __future__ import annotations
 
@@ -36,14 +36,15 @@ from sleeptrain.watch.progress import Progress
 
 
 def open_run(config: Config, world: World, progress: Progress, stopping: Stopping, status: Status) -> Run | None:
-    """Makes the run folder, or goes on where its newest whole checkpoint stands; then opens the records.
+    """Make the run folder, or go on from its newest whole checkpoint; then open the records.
 
-    All processes call it. Data is read before the folder is taken; only the main process writes, and only while it has
-    the lease on the folder. None where the run was asked to stop while another process had the folder: then nothing is
-    open. Raises LeaseError where another process goes on with the run, ConfigError where the folder holds a run of
-    another configuration or records that a new beginning would lose, DataError where it cannot be written, all
-    checkpoints are damaged or do not fit, or not all processes see the same ones, CheckpointError where the first one
-    of a new run cannot be written.
+    All processes call it together. Data is read before the lease is taken. Only the main process writes, and only while
+    it has the lease on the folder. Returns None, with nothing open, if the run was to stop while another process had
+    the lease.
+    Raises LeaseError if another process goes on with the run. Raises ConfigError if the folder has a run with another
+    configuration, or records that a new start would lose. Raises DataError if the folder cannot be written, if all
+    checkpoints are damaged or do not fit, or if processes see different checkpoints. Raises CheckpointError if the
+    first checkpoint of a new run cannot be written.
     """
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
@@ -57,7 +58,7 @@ def open_run(config: Config, world: World, progress: Progress, stopping: Stoppin
     start = find_start(folder, world, config.run.start_over)
     restored, changes = Restored(), list[str]()
     if start.whole is not None:
-        restored, changes = _go_on(config, world, engine, start.whole)
+        restored, changes = _resume(config, world, engine, start.whole)
         source.load_state_dict(restored.data)
     elif config.run.init_from:
         start_from(config, engine, world, source.tokenizer_hash)
@@ -67,7 +68,7 @@ def open_run(config: Config, world: World, progress: Progress, stopping: Stoppin
     if run.owes_evaluation and world.from_first(world.is_main and _has_evaluation(folder, run.step)):
         run.owes_evaluation = False
     if start.whole is None:
-        run.save()  # from the first moment on a killed run keeps its identity
+        run.save()  # a run that is killed at once is still resumed as the same run
         run.finish_saving()
     return run
 
@@ -77,7 +78,7 @@ def _take_lease(config: Config, world: World, stopping: Stopping, status: Status
         return True
 
     def facts() -> dict[str, Any]:
-        status.read()  # the attempt that has just ended has written it
+        status.read()  # an attempt that has just ended may have changed it
         return {"attempt": _last_attempt(run_folder(config), world, status) + 1}
 
     with naming(f"run.root={config.run.root}: the run folder cannot be made or written"):
@@ -85,14 +86,14 @@ def _take_lease(config: Config, world: World, stopping: Stopping, status: Status
 
 
 def _last_attempt(folder: Path, world: World, status: Status) -> int:
-    """How often the run has been started, by its records and its status."""
+    """The number of the run's last attempt, from its records and its status; 0 if there is none."""
     path = folder / METRICS
     records = MetricsStream(path) if world.is_main and path.exists() else ()
     return max([status.last_attempt, *(r["attempt"]["number"] for r in records if "attempt" in r)])
 
 
-def _go_on(config: Config, world: World, engine: Engine, checkpoint: Path) -> tuple[Restored, list[str]]:
-    """What the checkpoint restores, and the settings that have changed. If one process cannot read it, all raise."""
+def _resume(config: Config, world: World, engine: Engine, checkpoint: Path) -> tuple[Restored, list[str]]:
+    """Restore a checkpoint; also return the changed settings as lines. If one process cannot read it, all raise."""
     restored: list[Restored] = []
 
     def read() -> list[str]:
@@ -114,7 +115,7 @@ def _open_log(
     attempt: Attempt,
     changes: Sequence[str],
 ) -> RunLog:
-    """The records of this process. If the main process cannot open them, all raise."""
+    """Open the records of this process. If the main process cannot open them, all raise."""
     logs = [RunLog()]
 
     def open_main() -> None:
@@ -137,8 +138,8 @@ def _open_main_log(
         progress_line = ProgressLine(config.train.tokens)
         metrics = MetricsFile(folder / METRICS)
         metrics.truncate_after(restored.step, restored.rollbacks.total)
-        place = {"step": restored.step, "tokens": restored.tokens, "time": time.time()}
-        metrics.append(place | {"attempt": asdict(attempt)})
+        position = {"step": restored.step, "tokens": restored.tokens, "time": time.time()}
+        metrics.append(position | {"attempt": asdict(attempt)})
         status.begin(attempt, restored.step, restored.tokens)
         if config.run.start_over and start.whole is not None:
             lines.append(f"run.start_over=true: there is a checkpoint, so the run goes on from step {restored.step}")

@@ -1,4 +1,4 @@
-"""How fast a run goes: tokens and rounds a second, MFU with passes counted, memory, time left."""
+"""Speed of a run: tokens and rounds per second, MFU with all passes counted, memory, remaining time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sleeptrain.train.peak import peak_flops
 
 
 class Pace:
-    """Adds up steps and tells their rates since it was last asked. Evaluation does not count: `restart` behind it."""
+    """Counts steps and computes their rates since the last `take`. Call `restart` after an evaluation to exclude it."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -30,7 +30,11 @@ class Pace:
         self.flops += result.flops
 
     def take(self, tokens_left: int) -> dict[str, float | None]:
-        """Rates since the last call, in 1/s; mfu in 0..1 (None where the device's peak is not known)."""
+        """Return the rates since the last call, in 1/s, and restart.
+
+        tokens_left: the tokens that the run has still to see. mfu is in 0..1, None if the device's peak is unknown;
+        memory_mb is in MiB; eta_seconds is None without steps.
+        """
         seconds = max(time.perf_counter() - self.clock, 1e-9)
         rate = self.tokens / seconds
         record = {
@@ -45,8 +49,8 @@ class Pace:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory held so far, MiB: of the GPU's allocator, or of this process on a CPU."""
+    """The peak memory so far in MiB: of the GPU's allocator, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    kilo = 2**10 if sys.platform.startswith("linux") else 1  # Linux counts KiB, macOS bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo / 2**20
+    unit = 2**10 if sys.platform.startswith("linux") else 1  # Linux counts KiB, macOS bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

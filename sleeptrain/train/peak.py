@@ -1,4 +1,4 @@
-"""What the device could do at best: the denominator of MFU."""
+"""The device's peak FLOP/s: the denominator of MFU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sleeptrain.distributed.gpus import GPUS
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """FLOP/s of the device: the data sheet's for a known GPU, a measured fp32 matrix product for a CPU, else None."""
+    """Peak FLOP/s of the device: from the data sheet of a known GPU (else None), measured by fp32 products on a CPU."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         return next((gpu.flops for part, gpu in GPUS.items() if part in name), None)

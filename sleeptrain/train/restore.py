@@ -1,4 +1,4 @@
-"""What a checkpoint restores: weights and optimizer state into the engine, and the numbers of the run beside them."""
+"""Restoring a checkpoint: weights and optimizer state into the engine, and the state of the run (`Restored`)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,17 @@ RNG = "rng/torch"
 
 @dataclass(frozen=True)
 class Restored:
-    """Where a run stands; the defaults are those of a run that begins.
+    """The state of a run, without weights and optimizer state; the defaults are those of a new run.
 
-    checkpoint: the folder that it was read from. step, tokens, samples, skipped: counts since the run began. shape: the
-    curriculum's for the last step. carried: memory of the rows that go on. owes_evaluation: the evaluation of the last
-    step was given up when the run was stopped. spikes, data: of `SpikeDetector.state_dict` and `Source.state_dict`.
+    checkpoint: the folder that it was read from; None for a new run.
+    step, tokens, samples, skipped: counts since the run began.
+    shape: the curriculum's shape of the last step; None for a new run.
+    carried: the memory of the rows that go on.
+    owes_evaluation: the evaluation of the last step was cancelled when the run was stopped.
+    rollbacks: the counts of rollbacks.
+    spikes: `SpikeDetector.state_dict`.
+    data: `Source.state_dict`.
+    wandb_id: the id of the wandb run; None if wandb never ran.
     """
 
     checkpoint: Path | None = None
@@ -46,9 +52,9 @@ class Restored:
 
 
 def restore(checkpoint: Path, engine: Engine, config: ModelConfig) -> Restored:
-    """Reads a whole checkpoint, each process for itself; the engine and torch's generator take what is theirs.
+    """Read a whole checkpoint: load the engine and the state of torch's generator, and return the rest.
 
-    Raises DataError where its tensors do not fit the model.
+    Each process reads by itself. Raises DataError if the tensors do not fit the model.
     """
     saved, files = read_state(checkpoint, OF_A_RUN), TensorFiles(checkpoint)
     check_resume(files.forms, config)

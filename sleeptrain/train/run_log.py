@@ -10,24 +10,24 @@ from sleeptrain.train.logging.wandb_log import WandbLogger
 
 
 class RunLog:
-    """The records in a process that is not the main one: it writes none."""
+    """The records in a process that is not the main process: its methods do nothing."""
 
     wandb_id: str | None = None
 
     def write(self, record: dict[str, Any], wandb_step: int) -> None:
-        """Adds one record; wandb counts it at `wandb_step`, which never falls."""
+        """Write one record. wandb_step: wandb's step, which never falls."""
 
     def message(self, text: str) -> None:
-        """Prints lines without a break in the progress line."""
+        """Print lines above the progress line."""
 
     def sync(self) -> None:
-        """Waits until the disk has every record. Raises OSError."""
+        """Wait until all records are on the disk. Raises OSError."""
 
     def truncate_after(self, step: int, rollbacks: int) -> None:
-        """Drops the records of later steps and rollbacks (`MetricsFile.truncate_after`)."""
+        """Drop the records of later steps and rollbacks (`MetricsFile.truncate_after`)."""
 
     def close(self) -> None:
-        """Ends all three."""
+        """Close the progress line, the metrics file and wandb."""
 
 
 class MainRunLog(RunLog):

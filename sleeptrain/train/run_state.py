@@ -1,4 +1,4 @@
-"""A run: all that a training job holds, from the moment when it is open (`open_run`), and how it is saved."""
+"""The state of an open run (`open_run`), with its checkpoints and rollbacks."""
 
 from __future__ import annotations
 
@@ -38,12 +38,17 @@ CHECKPOINTS = "checkpoints"
 
 
 class Run:
-    """Model, optimizers, data, position and records of one job; in each of its processes, this one's part of them.
+    """Model, optimizers, data, position and records of a run; in each process, its part of them.
 
-    config: with the vocabulary that the data has. world: the processes, which have met. progress: of this process, kept
-    current. stopping: when the run stops before its end. status: the file that says how it stands, and the lease on
-    the folder, which the main process holds. source: the data, at the position of `restored`. engine: with the weights
-    of `restored`. records: the main process writes them. restored: where the run stands.
+    config: the configuration, with the vocabulary of the data.
+    world: the processes of the run.
+    progress: the progress of this process, which the run updates.
+    stopping: decides when the run stops early.
+    status: the status file, with the lease on the folder, which the main process holds.
+    source: the data, at the position of `restored`.
+    engine: the engine, with the weights of `restored`.
+    records: the records, which the main process writes.
+    restored: the state that the run starts from.
     """
 
     def __init__(
@@ -68,12 +73,12 @@ class Run:
         self.spikes = SpikeDetector(config.health.spike_factor, config.health.spike_window)
         self.rollbacks = restored.rollbacks
         self.owes_evaluation = restored.owes_evaluation
-        self.precision_proven = False  # by the first step of this start
-        # Of the records: a clock that is set meanwhile moves none of them.
+        self.precision_proven = False  # the first step of this attempt proves it
+        # Record times are monotonic: a change of the system clock does not move them.
         self._date = time.time() - time.monotonic()
-        self._stand_at(restored)
+        self._set_state(restored)
 
-    def _stand_at(self, restored: Restored) -> None:
+    def _set_state(self, restored: Restored) -> None:
         self.step, self.tokens, self.samples = restored.step, restored.tokens, restored.samples
         self.skipped, self.shape, self.carried = restored.skipped, restored.shape, restored.carried
         if restored.spikes is not None:
@@ -103,9 +108,10 @@ class Run:
         self.records.close()
 
     def next_batch(self, num_rows: int) -> tuple[Batch, int] | None:
-        """This process's rows of the next batch of `num_rows`, and the tokens of all rows (pads are none).
+        """This process's rows of the next batch of `num_rows` rows, and the number of tokens in all rows without pads.
 
-        None where some process was asked to stop while it waited for data; then no process has gone on.
+        None if some process was to stop while it waited for data; then the data's position is unchanged in all
+        processes.
         """
         self.progress.begin_step(self.step + 1)
         position = self.source.state_dict()
@@ -113,15 +119,15 @@ class Run:
             batch = self.reading.batch(num_rows)
         except Cancelled:
             batch = None
-        own = 0 if batch is None else int((batch.documents_BT != PAD).sum())
-        tokens, given_up = self.world.sum(own, batch is None)
-        if batch is None or given_up:
+        local_tokens = 0 if batch is None else int((batch.documents_BT != PAD).sum())
+        tokens, num_cancelled = self.world.sum(local_tokens, batch is None)
+        if batch is None or num_cancelled:
             self.source.load_state_dict(position)
             return None
         return batch, round(tokens / self.world.model_parallel_size)
 
     def advance(self, batch: Batch, num_tokens: int, state: FastWeights) -> None:
-        """One step is done: counts its tokens (pads are none) and keeps the memory of the rows that go on."""
+        """Count a step and its tokens (without pads), and keep the memory of the rows that go on."""
         self._keep_lease()
         self.step += 1
         self.tokens += num_tokens
@@ -131,16 +137,16 @@ class Run:
         self.stopping.save_needs = max(self.saver.needs, self.status.save_seconds)
         self.status.progress(self.step, self.tokens, self.saver.longest)
 
-    def _here(self) -> dict[str, Any]:
+    def _position(self) -> dict[str, Any]:
         return {"step": self.step, "tokens": self.tokens, "time": self._date + time.monotonic()}
 
     def log(self, record: dict[str, Any]) -> None:
-        """Writes one record to the metrics file, wandb and the progress line."""
+        """Write one record to the metrics file, wandb and the progress line."""
         self._keep_lease()
-        self.records.write(self._here() | record, self.step + self.rollbacks.undone)
+        self.records.write(self._position() | record, self.step + self.rollbacks.undone)
 
     def _keep_lease(self) -> None:
-        """Raises LeaseError where it is known that another process has taken the run over."""
+        """Raise LeaseError if another process is known to have taken the run over."""
         if self.world.is_main:
             self.lease.check_known()
 
@@ -148,7 +154,7 @@ class Run:
         self.records.message(text)
 
     def save(self) -> None:
-        """Begins to write a checkpoint, in one format for all layouts, unless that of this step is there."""
+        """Start to write a checkpoint, unless there is one of this step. Its format does not depend on the layout."""
         self.progress.begin(Phase.SAVING)
         self.saver.make_way(self.step)
         if self.saver.newest != self.step:
@@ -157,16 +163,19 @@ class Run:
             documents = {STATE: json.dumps(self._state(), indent=1).encode(), CONFIG: self._resolved}
             if self.world.is_main:
                 tensors[RNG] = torch.get_rng_state()
-            # Records first: a run that goes on from the checkpoint must find those of all steps before.
+            # `_before_commit` syncs the records first: a run resumed from the checkpoint needs those of all its steps.
             self.saver.start(self.step, tensors, documents, self._before_commit)
 
     def _before_commit(self) -> None:
-        """Called in the thread that saves, by the main process."""
+        """The main process calls it in the saving thread."""
         self.lease.check()
         self.records.sync()
 
     def finish_saving(self) -> None:
-        """Waits for the last checkpoint. Raises CheckpointError where it was not written, LeaseError in place of it."""
+        """Wait for the last checkpoint.
+
+        Raises LeaseError if it was not written and another process has taken the run over, else CheckpointError.
+        """
         try:
             self.saver.finish()
         except CheckpointError:
@@ -174,7 +183,7 @@ class Run:
             raise
 
     def _state(self) -> dict[str, Any]:
-        """What a checkpoint holds besides tensors; rates and the curriculum are functions of the tokens."""
+        """A checkpoint's content without tensors. Rates and the curriculum are functions of the tokens seen."""
         mesh = self.world.mesh
         return {
             "step": self.step,
@@ -198,25 +207,25 @@ class Run:
         }
 
     def roll_back(self, why: str) -> None:
-        """Goes back to the last checkpoint that is taken for good, now that the step under way has gone wrong.
+        """Go back from a failed step to the newest checkpoint that counts as good (`Rollbacks.good_until`).
 
-        The data goes on behind that step, with empty memory. Checkpoints and records behind the checkpoint are removed:
-        the run goes on as if it had read other data there. Raises HealthError where there is none.
+        The data goes on after the failed step, with empty memory. Checkpoints and records after that checkpoint are
+        removed, as if the run had read other data from there on. Raises HealthError if there is no such checkpoint.
         """
         self.progress.begin(Phase.ROLLBACK)
         self.saver.wait()
         bad_step = self.step + 1
-        last = self.rollbacks.good_until(bad_step, self.config.health.spike_window)
-        found = newest_whole(self.saver.folder, self.world, last)
-        if found.whole is None:
+        last_good = self.rollbacks.good_until(bad_step, self.config.health.spike_window)
+        newest = newest_whole(self.saver.folder, self.world, last_good)
+        if newest.whole is None:
             raise HealthError(
-                f"{why}. There is no checkpoint of step {last} or before to go back to (health.spike_window); "
+                f"{why}. There is no checkpoint of step {last_good} or before to go back to (health.spike_window); "
                 "health.on_spike=skip and health.on_nonfinite=skip pass over such steps"
             )
-        for path, damage in found.damaged.items():
+        for path, damage in newest.damaged.items():
             self.message(f"{path.name} is damaged ({damage}); the one before is taken")
-        place = found.whole
-        self.world.all_or_raise(lambda: self._stand_at(restore(place, self.engine, self.config.model)))
+        checkpoint = newest.whole
+        self.world.all_or_raise(lambda: self._set_state(restore(checkpoint, self.engine, self.config.model)))
         self.carried = None
         self.rollbacks.taken_back(bad_step, self.step)
         if self.world.is_main:
@@ -224,4 +233,4 @@ class Run:
             remove_after(self.saver.folder, self.step)
             self.records.truncate_after(self.step, self.rollbacks.total)
         self.log({"rollback": {"number": self.rollbacks.total, "bad_step": bad_step, "why": why}})
-        self.message(f"rollback {self.rollbacks.total}: {why}; going on from step {self.step} with the data behind")
+        self.message(f"rollback {self.rollbacks.total}: {why}; going on from step {self.step} with later data")

@@ -1,4 +1,4 @@
-"""`status.json` in the run folder: how a run stands, for scripts that start it again. A launcher hides exit codes."""
+"""`status.json` in the run folder: the state of a run, for scripts that restart it. A launcher hides exit codes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from sleeptrain.terminal import say
 from sleeptrain.train.attempt import Attempt
 
 FILE = "status.json"
-# Seconds between two notes of progress, at least.
+# The least time between two writes of progress, in seconds.
 INTERVAL = 10.0
 
 
 class State(StrEnum):
-    """How a run stands. A killed one is still RUNNING: nobody was left to say otherwise."""
+    """The state of a run. A killed run stays RUNNING: it had no time to change that."""
 
     RUNNING = "running"
     STOPPED = "stopped"
@@ -41,10 +41,11 @@ CODES = {State.STOPPED: EXIT_STOPPED, State.FINISHED: 0}
 
 
 class Status:
-    """The file of one run. writes: whether this process keeps it; the others' calls do nothing.
+    """The status file of a run.
 
-    lease: that on the run folder; nothing is written while another process has it. What another attempt left is known
-    until `begin`. The first `end` of an attempt counts.
+    writes: True if this process writes the file; in other processes nothing is written.
+    lease: the lease on the run folder; nothing is written while another process has it.
+    Until `begin`, the fields are those of the attempt before. Only the first `end` of an attempt is written.
     """
 
     def __init__(self, folder: Path, writes: bool) -> None:
@@ -57,51 +58,51 @@ class Status:
         self._written = 0.0
 
     def read(self) -> None:
-        """Takes over what is in the file: another attempt may have gone on until now."""
+        """Read the fields from the file, which another attempt may have changed."""
         fields = {"step": 0, "tokens": 0, "attempt": None, "progress_at": None, "save_seconds": 0.0}
         self._fields: dict[str, Any] = read_status(self._path.parent) or fields
 
     @property
     def last_attempt(self) -> int:
-        """The number of the newest attempt; 0 where there was none."""
+        """The number of the newest attempt; 0 if there was none."""
         attempt = self._fields["attempt"]
         return attempt["number"] if attempt else 0
 
     @property
     def save_seconds(self) -> float:
-        """The longest that a checkpoint of the run has taken, in any attempt."""
+        """The longest time that saving a checkpoint has taken in any attempt, in seconds."""
         return float(self._fields.get("save_seconds", 0.0))
 
     def begin(self, attempt: Attempt, step: int, tokens: int) -> None:
-        """The run goes on from here."""
+        """Write the start of an attempt, which begins at `step`."""
         self._fields |= {"step": step, "tokens": tokens, "attempt": asdict(attempt), "progress_at": time.time()}
         self._begun = True
         self._write(State.RUNNING)
 
     def progress(self, step: int, tokens: int, save_seconds: float) -> None:
-        """A step is done; the longest save so far has taken so long. Written every INTERVAL seconds."""
+        """Record a step; written at most every INTERVAL seconds. save_seconds: this attempt's longest save."""
         self._fields |= {"step": step, "tokens": tokens, "progress_at": time.time()}
         self._fields["save_seconds"] = max(save_seconds, self.save_seconds)
         if time.monotonic() - self._written > INTERVAL:
             self._write(State.RUNNING)
 
     def end(self, state: State, reason: str | None = None, code: int | None = None) -> None:
-        """The attempt is over. code: the exit code, of a failure.
+        """Write the end of the attempt. code: the exit code of a failure.
 
-        A start that was refused leaves nothing where there is no run: its folder is not made.
+        A failure before `begin` is written only if the run folder was there before: a refused start makes no folder.
         """
-        folder = os.path.isdir(self._path.parent)  # which never raises
-        if state is not State.FAILED or self._begun or (folder and not self.lease.made_folder):
+        has_folder = os.path.isdir(self._path.parent)  # Path.is_dir can raise
+        if state is not State.FAILED or self._begun or (has_folder and not self.lease.made_folder):
             self._write(state, reason, CODES.get(state, code))
 
     def end_of_killed(self, reason: str, code: int) -> None:
-        """The process that kept the file was killed, as far as the file knows."""
+        """Write a failure if the file says that the run is running: the process that wrote the file was killed."""
         if self._fields.get("state") == State.RUNNING:
             self.end(State.FAILED, reason, code)
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """An error that leaves the block is noted."""
+        """Write a failure if an error leaves the block."""
         try:
             yield
         except Stopped:
@@ -123,11 +124,11 @@ class Status:
                 if not self._may_write():
                     return
                 write_whole(self._path, json.dumps(self._fields, indent=1).encode() + b"\n")
-            except OSError as error:  # it is a view of the run, which goes on
+            except OSError as error:  # the run does not need the file, so it goes on
                 say(f"sleeptrain: {self._path} was not written: {error.strerror}", sys.stderr, flush=True)
 
     def _may_write(self) -> bool:
-        """Whether no other process has the folder. Raises OSError where the storage does not say."""
+        """True if no other process has the lease on the folder. Raises OSError if the lease cannot be read."""
         if not self.lease.is_taken:
             return self.lease.is_free()
         try:
@@ -144,22 +145,22 @@ def _reason(error: BaseException) -> str:
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:
-    """The status of the run in `folder`; None where there is none, or another program has spoiled it."""
+    """The status of the run in `folder`; None if there is no file or it is no valid status."""
     try:
-        found = parse_json(read_bounded(folder / FILE, SETTINGS_BYTES))
+        status = parse_json(read_bounded(folder / FILE, SETTINGS_BYTES))
     except (OSError, ValueError, DataError):
         return None
-    return found if isinstance(found, dict) and _is_status(found) else None
+    return status if isinstance(status, dict) and _is_status(status) else None
 
 
-def _is_status(found: dict[str, Any]) -> bool:
-    """Whether what is read of a status later is there, and of its kind."""
-    attempt, at, saving = found.get("attempt", 0), found.get("progress_at"), found.get("save_seconds", 0.0)
+def _is_status(fields: dict[str, Any]) -> bool:
+    """True if the fields that are read later are present and have the right type."""
+    attempt, progress_at, saving = fields.get("attempt", 0), fields.get("progress_at"), fields.get("save_seconds", 0.0)
     return (
-        found.get("state") in tuple(State)
-        and all(is_count(found.get(name)) for name in ("step", "tokens"))
+        fields.get("state") in tuple(State)
+        and all(is_count(fields.get(name)) for name in ("step", "tokens"))
         and (attempt is None or (isinstance(attempt, dict) and is_count(attempt.get("number"))))
-        and (at is None or is_time(at))
+        and (progress_at is None or is_time(progress_at))
         and is_time(saving)
-        and isinstance(found.get("reason"), str | None)
+        and isinstance(fields.get("reason"), str | None)
     )

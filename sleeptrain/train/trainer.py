@@ -35,13 +35,12 @@ from sleeptrain.watch.watch import watched
 
 
 def train(config: Config) -> int:
-    """Trains until `train.tokens` are seen, a signal asks to stop or the time is over; the same call goes on.
+    """Train until `train.tokens` are seen, a signal arrives or the time is over. Another call resumes the run.
 
-    Returns the exit code 0. Raises Stopped where the run was stopped, once everything is saved; ConfigError and
-    DataError before anything is written; LeaseError where another process has the run, or has taken it over;
-    NonFiniteError and SpikeError where a step goes wrong and the run is to stop or cannot go back; DivergedError where
-    replicas no longer hold the same weights; CheckpointError where the last checkpoint could not be written;
-    MeetingError where the run's processes have not met.
+    Returns the exit code 0. Raises Stopped if the run was stopped, after it is saved; ConfigError and DataError before
+    anything is written; LeaseError if another process has the run or has taken it over; NonFiniteError and SpikeError
+    if a step fails and the run is to stop or cannot go back; DivergedError if replicas no longer hold the same weights;
+    CheckpointError if the last checkpoint could not be written; MeetingError if the run's processes have not met.
     """
     status = Status(run_folder(config), is_main())
 
@@ -73,28 +72,28 @@ def train(config: Config) -> int:
 
 
 def end_early(status: Status, reason: str | None) -> None:
-    """The run is stopped before it was opened."""
+    """Write and print the end of a run that is stopped before it was opened."""
     status.end(State.STOPPED, reason)
     if status.writes:
         say_early(f"{reason}: stopped before the run was opened; the same command starts it again")
 
 
 def say_early(line: str) -> None:
-    """Before the run is opened, which then has lines of its own."""
+    """Print a line before the run is opened; an open run prints through `Run.message`."""
     say(f"sleeptrain: {line}", sys.stderr, flush=True)
 
 
 def train_watched(config: Config, world: World, progress: Progress, stopping: Stopping, status: Status) -> bool:
-    """The run from where it stands; whether it has come to its end."""
+    """Open the run and train it on; True if it has come to its end."""
     with naming_settings(config):
         run = open_run(config, world, progress, stopping, status)
     if run is None:
-        stopping.agreed()  # of which all processes know then
+        stopping.agreed()  # sets the reason in all processes
         return False
     try:
         train_steps(run)
     except Exception:
-        run.saver.wait()  # a checkpoint under way is worth it, whatever has happened since
+        run.saver.wait()  # let a checkpoint be finished that is being written
         raise
     finally:
         run.close()
@@ -102,7 +101,7 @@ def train_watched(config: Config, world: World, progress: Progress, stopping: St
 
 
 def train_steps(run: Run) -> None:
-    """What is left to do, or that until the run is stopped; then everything is saved."""
+    """Train the remaining steps, or until the run is stopped; then save the run."""
     config, stopping = run.config, run.stopping
     stopping.start()
     if run.finished:
@@ -134,13 +133,13 @@ def train_steps(run: Run) -> None:
 
 
 def one_step(run: Run, pace: Pace) -> bool:
-    """A step and its records; False where the run has gone back to a checkpoint, or was stopped before it had data."""
+    """Run a step and log it; False if the run went back to a checkpoint, or was stopped before it had data."""
     config = run.config
     shape = step_shape(config, run.tokens, run.step)
-    if (read := run.next_batch(shape.batch)) is None:
+    if (batch_and_tokens := run.next_batch(shape.batch)) is None:
         return False
-    batch, num_tokens = read
-    # The rate of the step's middle: neither a first nor a last step at rate 0.
+    batch, num_tokens = batch_and_tokens
+    # The learning rate at the middle of the step, so that neither the first nor the last step has rate 0.
     scale = lr_scale(run.tokens + num_tokens // 2, config.train.tokens, config.optim)
     norms = Norms(run.progress) if due(run.step + 1, config.health.norms_every) else None
     run.engine.freeze(frozen_stage(config.optim, run.tokens))
@@ -178,40 +177,40 @@ def step_record(run: Run, shape: StepShape, result: StepResult, norm: float, sca
 
 
 def hold_evaluation(run: Run) -> None:
-    """Evaluates after a step; where the run is stopped meanwhile, that is owed by the next attempt."""
+    """Evaluate and log; if the run is stopped meanwhile, the next attempt owes this evaluation."""
     run.owes_evaluation = True
     try:
-        found = evaluation(run)
+        result = evaluation(run)
     except EvaluationStopped:
         return
-    run.log({"eval": found})
+    run.log({"eval": result})
     run.owes_evaluation = False
 
 
 def evaluation(run: Run) -> Evaluation:
-    """Held-out loss at the last step's window, with the curriculum's number of passes and with one."""
+    """Evaluate at the last step's window, with the curriculum's number of passes and with one pass."""
     assert run.shape is not None
     config, shape = run.config, run.shape
     run.progress.begin(Phase.EVALUATION)
     task, sets = run.source.task, held_out(run.source, config)
     passes = sorted({1, shape.passes})
-    # Only where the model's end is held are losses and answers known; all are told of them.
-    judge = task if run.model.layers.stop == run.model.num_layers else None
-    found = evaluate(
-        run.model, sets, config, shape.window, passes, judge, run.engine.window_losses, run.stopping.agreed
+    # Only processes with the model's last layer know losses and answers; the last one sends them to all.
+    local_task = task if run.model.layers.stop == run.model.num_layers else None
+    result = evaluate(
+        run.model, sets, config, shape.window, passes, local_task, run.engine.window_losses, run.stopping.agreed
     )
-    return run.world.from_last(found)
+    return run.world.from_last(result)
 
 
 def save(run: Run) -> None:
-    """A checkpoint of weights that all replicas hold. Raises DivergedError."""
+    """Save a checkpoint, after a check that all replicas hold the same weights. Raises DivergedError."""
     if run.config.health.compare_every and not due(run.step, run.config.health.compare_every):
         compare_weights(run)
     run.save()
 
 
 def check_processes(run: Run) -> None:
-    """Compares the processes, their weights and their speed, where that is due. Raises DivergedError."""
+    """Compare the processes' weights and speeds if that is due. Raises DivergedError."""
     health = run.config.health
     run.progress.begin(Phase.CHECKS)
     if due(run.step, health.compare_every):
@@ -224,14 +223,14 @@ def check_processes(run: Run) -> None:
 
 
 def compare_weights(run: Run) -> None:
-    """Raises DivergedError where replicas hold copies of the weights, and these differ."""
+    """Raise DivergedError if replicas hold copies of the weights and the copies differ."""
     if not holds_copies(run.config, run.world):
         return
     try:
         compare_replicas(run.model, run.world)
     except DivergedError as error:
         raise DivergedError(
-            f"step {run.step}: {error}. Nothing of it is saved: the same command goes on from the last checkpoint, in "
+            f"step {run.step}: {error}. The step is not saved: the same command goes on from the last checkpoint, in "
             "which all were equal; leave out the machine of a rank that differs again"
         ) from None
 

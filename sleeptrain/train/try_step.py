@@ -1,4 +1,4 @@
-"""One step, tried: forward, backward and update, or what was wrong with it."""
+"""One step: forward, backward and update, with detection and handling of failures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from sleeptrain.watch.progress import Phase
 
 
 class StepFailure(NamedTuple):
-    """What was wrong with a step. policy: stop | skip | rollback, which `setting` says. text: names the step."""
+    """The failure of a step.
+
+    text: a description that names the step.
+    setting: the setting that holds the policy.
+    policy: stop | skip | rollback.
+    error: the exception for the policy `stop`.
+    """
 
     text: str
     setting: str
@@ -26,7 +32,11 @@ class StepFailure(NamedTuple):
 
 
 class StepOutcome(NamedTuple):
-    """norm: of the gradient, before clipping. trouble: None where the weights were updated."""
+    """The result of a step.
+
+    norm: the gradient norm before clipping.
+    failure: None if the weights were updated.
+    """
 
     result: StepResult
     norm: float
@@ -34,7 +44,10 @@ class StepOutcome(NamedTuple):
 
 
 def try_step(run: Run, batch: Batch, shape: StepShape, scale: float, norms: Norms | None) -> StepOutcome:
-    """Forward, backward, clip, update at `scale` times the peak rates. All processes find the same failure."""
+    """Run forward and backward, clip, and update at `scale` times the peak rates.
+
+    All processes return the same failure.
+    """
     result = _gradient(run, batch, shape, norms)
     run.progress.begin(Phase.UPDATE)
     spikes, spike = run.spikes, list[str]()
@@ -42,10 +55,10 @@ def try_step(run: Run, batch: Batch, shape: StepShape, scale: float, norms: Norm
     spikes.begin([stage.passes, stage.window, stage.batch, frozen_stage(run.config.optim, run.tokens)])
 
     def accepts(norm: float) -> bool:
-        """Whether the step is none of the run's spikes; one process that differs in rounding does not differ in it."""
-        found = run.world.from_first(spikes.spike(result.loss, norm))
-        spike.extend([found] if found else [])
-        return not found
+        """True if the step is no spike. The first process decides, since rounding may differ between processes."""
+        description = run.world.from_first(spikes.spike(result.loss, norm))
+        spike.extend([description] if description else [])
+        return not description
 
     finite = math.isfinite(result.loss)
     norm = run.engine.step(scale, accepts if spikes.watches else None) if finite else math.nan
@@ -59,7 +72,7 @@ def try_step(run: Run, batch: Batch, shape: StepShape, scale: float, norms: Norm
 
 
 def _gradient(run: Run, batch: Batch, shape: StepShape, norms: Norms | None) -> StepResult:
-    """Of the step. The first one since the start proves its precision, before the weights are touched."""
+    """Compute the gradient of the step. The first step of an attempt also proves its precision, before an update."""
     on_features = None if norms is None else norms.on_features
     if run.precision_proven:
         return run.engine.forward_backward(batch, shape, run.carried, on_features)
@@ -77,9 +90,9 @@ def _nonfinite(run: Run, batch: Batch, shape: StepShape, loss: float, norm: floa
 
 
 def handle_failure(run: Run, failure: StepFailure) -> bool:
-    """Follows the policy. Returns whether the step counts as made, though without an update: it is skipped.
+    """Follow the policy of a failure. Returns True if the step is skipped: it counts, but without an update.
 
-    Else the run has gone back to a checkpoint. Raises the trouble's error where the run is to stop.
+    Returns False if the run has gone back to a checkpoint. Raises the failure's error if the run is to stop.
     """
     if failure.policy == "skip":
         run.skipped += 1

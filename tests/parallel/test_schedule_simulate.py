@@ -73,7 +73,7 @@ def test_sends_that_meet_no_receive_are_a_deadlock_where_they_block():
 
 
 def test_a_task_whose_message_never_comes_is_a_deadlock():
-    with pytest.raises(ScheduleError, match=r"deadlock: rank 1 waits forever at Forward\(seq=0, round=0\)"):
+    with pytest.raises(ScheduleError, match=r"deadlock: rank 1 waits forever at Forward\(micro_batch=0, round=0\)"):
         simulate(by_hand((Forward(0, 0),), (Receive(0, F), Forward(0, 0))), UNIT)
 
 

@@ -71,7 +71,7 @@ def test_it_starts_over_where_it_is_told_to_and_keeps_what_there_was(
     lose_checkpoints(folder / "r")
     before = (folder / "r" / "metrics.jsonl").read_bytes()
     run(folder, "run.start_over=true")
-    assert f"starts over; what the run has left is kept in {folder}/r/earlier/1" in capsys.readouterr().err
+    assert f"starts over; the earlier files of the run are kept in {folder}/r/earlier/1" in capsys.readouterr().err
     assert records(folder) == records(finished) and steps_on_disk(folder) == [9, 12]
     assert (folder / "r" / "earlier" / "1" / "metrics.jsonl").read_bytes() == before
     assert len(find_runs([folder])[0]) == len(find_runs([folder / "r" / "earlier" / "1"])[0]) == 1

@@ -1,4 +1,4 @@
-"""Held-out rounds through a pipeline: a schedule's forwards alone."""
+"""Held-out evaluation through a pipeline: it runs only the forwards of a schedule."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from sleeptrain.parallel.pipeline.schedule import Action, Backward, Receive, Sch
 
 
 class EvaluationMicroBatch(StageMicroBatch):
-    """A sequence whose rounds only go forward; `losses` holds the summed loss of each window on the last stage."""
+    """A micro-batch that runs only forwards.
+
+    losses: on the last stage, the summed loss of each window that predicts (a scalar), by window.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -29,7 +32,7 @@ class EvaluationMicroBatch(StageMicroBatch):
 
 
 def forwards_of(schedule: Schedule) -> Schedule:
-    """The schedule without backwards and gradients; what is left keeps its order, which is one of all ranks."""
+    """The schedule without backwards and gradient messages. Other actions keep their order, so ranks still agree."""
     return replace(schedule, ranks=tuple(tuple(a for a in rank if not _is_backward(a)) for rank in schedule.ranks))
 
 

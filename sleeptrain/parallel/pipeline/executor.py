@@ -1,4 +1,4 @@
-"""Runs a schedule on this rank: the rounds of all sequences, and the messages between stages."""
+"""Runs a schedule on this rank: the rounds of all micro-batches, and the messages between stages."""
 
 from __future__ import annotations
 
@@ -17,37 +17,39 @@ from sleeptrain.sleep.rounds import Round
 class StageStep:
     """One step of rank `rank` of a schedule.
 
-    sequences: this stage's share of each of them, whose states and losses are complete after `run`. dim: of features.
-    on_task: told of each forward and backward with its round, before it waits for what it reads.
+    micro_batches: this stage's part of each micro-batch; its state and loss are complete after `run`.
+    mailbox: the messages of the step; None for a single stage.
+    dim: D of the features.
+    on_task: called with each forward and backward and its round, before the task waits for its inputs.
     """
 
     def __init__(
         self,
         schedule: Schedule,
         rank: int,
-        sequences: Sequence[StageMicroBatch],
+        micro_batches: Sequence[StageMicroBatch],
         mailbox: Mailbox | None,
         dim: int,
         on_task: Callable[[Compute, Round], None] | None = None,
     ) -> None:
         self._schedule, self._rank, self._flow = schedule, rank, FeatureFlow(schedule, rank)
-        self._sequences, self._mailbox, self._dim, self._on_task = sequences, mailbox, dim, on_task
-        # By micro-batch and round: what later passes of the window may read here.
+        self._micro_batches, self._mailbox, self._dim, self._on_task = micro_batches, mailbox, dim, on_task
+        # By micro-batch and round: outputs that later passes of the window may read on this stage.
         self._outputs: dict[int, dict[int, RoundOutputs]] = {}
-        # By (micro-batch, round): gradients in its outputs, from readers on this stage.
+        # By (micro-batch, round): gradients of the round's outputs, from the rounds on this stage that read them.
         self._gradients: dict[tuple[int, int], RoundOutputs] = {}
         self._outgoing: dict[Message, torch.Tensor] = {}
 
     def run(self, run_backward: RunBackward) -> None:
-        """All of the rank's actions, in their order."""
+        """Run all actions of the rank, in their order."""
         for action in self._schedule.ranks[self._rank]:
             if self._on_task is not None and isinstance(action, Forward | Backward):
-                self._on_task(action, self._schedule.plans[action.seq][action.round])
+                self._on_task(action, self._schedule.plans[action.micro_batch][action.round])
             match action:
-                case Forward(seq, index):
-                    self._forward(seq, index)
-                case Backward(seq, index):
-                    self._backward(seq, index, run_backward)
+                case Forward(mb, index):
+                    self._forward(mb, index)
+                case Backward(mb, index):
+                    self._backward(mb, index, run_backward)
                 case Send(peer, message):
                     self._mail.send(self._outgoing.pop(message), peer)
                 case Receive(peer, message):
@@ -60,30 +62,30 @@ class StageStep:
         assert self._mailbox is not None, "a schedule of several stages needs a mailbox"
         return self._mailbox
 
-    def _forward(self, seq: int, index: int) -> None:
-        outputs = self._outputs.setdefault(seq, {})
-        for expired in self._flow.expired(seq, index, outputs):
+    def _forward(self, mb: int, index: int) -> None:
+        outputs = self._outputs.setdefault(mb, {})
+        for expired in self._flow.expired(mb, index, outputs):
             del outputs[expired]
-        entry = [Part(self._flow.round(seq, i).rows, self._take(seq, at)) for i, at in self._flow.reads(seq, index)]
-        outputs[index] = self._sequences[seq].forward(index, entry, self._flow.is_trained(seq, index))
-        for name, message in self._flow.passes_on(seq, index):
+        entry = [Part(self._flow.round(mb, i).rows, self._take(mb, place)) for i, place in self._flow.reads(mb, index)]
+        outputs[index] = self._micro_batches[mb].forward(index, entry, self._flow.is_trained(mb, index))
+        for name, message in self._flow.passes_on(mb, index):
             self._outgoing[message] = _present(getattr(outputs[index], name))
 
-    def _take(self, seq: int, place: Message | Held) -> torch.Tensor:
-        """The features that lie there."""
+    def _take(self, mb: int, place: Message | Held) -> torch.Tensor:
+        """The features at a place: an output held on this stage, or a message."""
         if isinstance(place, Held):
-            return _present(getattr(self._outputs[seq][place.round_index], place.output))
+            return _present(getattr(self._outputs[mb][place.round_index], place.output))
         return self._mail.take(place)
 
-    def _backward(self, seq: int, index: int, run_backward: RunBackward) -> None:
-        gradients = self._gradients.pop((seq, index), RoundOutputs())
-        for name, message in self._flow.gradients_in(seq, index):
+    def _backward(self, mb: int, index: int, run_backward: RunBackward) -> None:
+        gradients = self._gradients.pop((mb, index), RoundOutputs())
+        for name, message in self._flow.gradients_in(mb, index):
             gradients = _add(gradients, name, self._mail.take(message))
-        entry = self._sequences[seq].backward(index, gradients, run_backward)
-        for place, part in zip(self._flow.gradients_out(seq, index), entry, strict=True):
+        entry = self._micro_batches[mb].backward(index, gradients, run_backward)
+        for place, part in zip(self._flow.gradients_out(mb, index), entry, strict=True):
             if isinstance(place, Held):
-                so_far = self._gradients.get((seq, place.round_index), RoundOutputs())
-                self._gradients[seq, place.round_index] = _add(so_far, place.output, part.features_RLD)
+                so_far = self._gradients.get((mb, place.round_index), RoundOutputs())
+                self._gradients[mb, place.round_index] = _add(so_far, place.output, part.features_RLD)
             else:
                 self._outgoing[place] = part.features_RLD
 

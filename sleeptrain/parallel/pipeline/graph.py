@@ -1,8 +1,8 @@
-"""What a step must do: a task for each (sequence, round, stage) and direction, and which tasks wait for which.
+"""The task graph of a step: a task for each (micro-batch, round, stage) and direction, and the tasks it waits for.
 
-Forward: a stage reads the features of the stage before; the core's first stage reads those that the pass before left on
-the core's last; and S, which never leaves its stage, as the sequence's round before left it there. The backward goes
-the same ways in reverse.
+A forward reads features and S. Features come from the previous stage; on the core's first stage they come from the
+core's last stage, as output of the previous pass. S never leaves its stage and comes from the previous round of the
+micro-batch. Gradients take the same ways in reverse.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from sleeptrain.sleep.rounds import Round
 
 
 class Kind(IntEnum):
-    """What a message holds: features, or the gradient of the loss in them."""
+    """Content of a message: features, or the gradient of the loss with respect to features."""
 
     FEATURES = 0
     GRADIENT = 1
 
 
 class Task(NamedTuple):
-    """One direction of a round of a sequence on a stage; `round` is its index in the sequence's plan."""
+    """One direction of a round of a micro-batch on a stage; `round` is its index in the micro-batch's plan."""
 
     backward: bool
-    seq: int
+    micro_batch: int
     round: int
     stage: int
 
 
 class Message(NamedTuple):
-    """Features, or their gradient, on the way from the round that makes them to the round that reads them.
+    """Features, or their gradient, sent from the round that makes them to the round that reads them.
 
-    source == reader: between neighbouring stages within a round; otherwise between the ends of the ring.
+    source == reader: sent between neighbouring stages within a round; otherwise between the ends of the ring.
     """
 
     kind: Kind
-    seq: int
+    micro_batch: int
     source: int
     reader: int
 
 
 class Sent(NamedTuple):
-    """A message with the task that makes it and the task, on another stage, that reads it."""
+    """A message, the task that makes it, and the task on another stage that reads it."""
 
     message: Message
     maker: Task
@@ -54,7 +54,11 @@ class Sent(NamedTuple):
 
 @dataclass(frozen=True)
 class Graph:
-    """before: for every task those that must have ended when it starts. sent: every message between stages."""
+    """The tasks of a step and their dependencies.
+
+    before: for every task, the tasks that must end before it starts.
+    sent: every message between stages.
+    """
 
     before: dict[Task, list[Task]] = field(default_factory=dict)
     sent: list[Sent] = field(default_factory=list)
@@ -68,48 +72,51 @@ class _Visit(NamedTuple):
 
 
 def build_graph(plans: Sequence[Sequence[Round]], stages: PipelineStages) -> Graph:
-    """The tasks of a step. plans: the rounds of each sequence.
+    """The task graph of a step. plans: the rounds of each micro-batch.
 
-    A backward exists where a gradient arrives: not for the rounds behind a sequence's last loss, which only prepare the
-    memory that the next step begins with.
+    Rounds after a micro-batch's last loss have no backward: no gradient reaches them. They only prepare the memory that
+    the next step begins with.
     """
     graph = Graph()
-    for seq, rounds in enumerate(plans):
-        _add_sequence(graph, seq, rounds, stages)
+    for mb, rounds in enumerate(plans):
+        _add_micro_batch(graph, mb, rounds, stages)
     return graph
 
 
-def _add_sequence(graph: Graph, seq: int, rounds: Sequence[Round], stages: PipelineStages) -> None:
+def _add_micro_batch(graph: Graph, mb: int, rounds: Sequence[Round], stages: PipelineStages) -> None:
     features, state = _forward_reads(rounds, stages)
-    # A round with a loss visits every stage and reads there the state that all rounds before it have written.
+    # A round with a loss visits every stage, and on each it reads the state that all earlier rounds have written.
     trained_rounds = num_trained(rounds)
     for visit, sources in features.items():
-        forward = Task(False, seq, *visit)
+        forward = Task(False, mb, *visit)
         before = [*sources, *state[visit]]
-        graph.before[forward] = [Task(False, seq, *v) for v in before]
+        graph.before[forward] = [Task(False, mb, *v) for v in before]
         trained = visit.round < trained_rounds
         if trained:
-            graph.before.setdefault(Task(True, seq, *visit), []).append(forward)
+            graph.before.setdefault(Task(True, mb, *visit), []).append(forward)
             for v in before:
-                graph.before.setdefault(Task(True, seq, *v), []).append(Task(True, seq, *visit))
+                graph.before.setdefault(Task(True, mb, *v), []).append(Task(True, mb, *visit))
         for v in sources:
             if v.stage != visit.stage:
-                graph.sent.extend(_messages(seq, v, visit, trained))
+                graph.sent.extend(_messages(mb, v, visit, trained))
 
 
-def _messages(seq: int, source: _Visit, reader: _Visit, trained: bool) -> Iterable[Sent]:
-    features = Message(Kind.FEATURES, seq, source.round, reader.round)
-    yield Sent(features, Task(False, seq, *source), Task(False, seq, *reader))
+def _messages(mb: int, source: _Visit, reader: _Visit, trained: bool) -> Iterable[Sent]:
+    features = Message(Kind.FEATURES, mb, source.round, reader.round)
+    yield Sent(features, Task(False, mb, *source), Task(False, mb, *reader))
     if trained:
-        gradient = Message(Kind.GRADIENT, seq, reader.round, source.round)
-        yield Sent(gradient, Task(True, seq, *reader), Task(True, seq, *source))
+        gradient = Message(Kind.GRADIENT, mb, reader.round, source.round)
+        yield Sent(gradient, Task(True, mb, *reader), Task(True, mb, *source))
 
 
 Reads = dict[_Visit, list[_Visit]]
 
 
 def _forward_reads(rounds: Sequence[Round], stages: PipelineStages) -> tuple[Reads, Reads]:
-    """For every round on every stage it visits, in the order of one process, whose features and state it reads."""
+    """For each round on each stage that it visits: the visits whose features it reads, and whose state it reads.
+
+    The visits are in the order in which a single process would run them.
+    """
     features: Reads = {}
     state: Reads = {}
     last_on: dict[int, _Visit] = {}

@@ -1,4 +1,4 @@
-"""Messages of a pipeline: tensors on their way between stages, sent and received without waiting."""
+"""Messages of a pipeline: asynchronous sends and receives of tensors between stages."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sleeptrain.parallel.pipeline.graph import Message
 class Mailbox:
     """The messages of one step to and from this rank.
 
-    group: the pipeline's, in which peers are counted. Between two ranks messages are matched by their order, so both
-    sides must post them in the order of the schedule.
+    group: the pipeline's process group; `peer` is a rank in it. Messages between two ranks are matched by their order,
+    so both ranks must post them in the order of the schedule.
     """
 
     def __init__(self, group: dist.ProcessGroup, dtype: torch.dtype, device: torch.device) -> None:
@@ -23,7 +23,7 @@ class Mailbox:
         self._leaving: list[tuple[dist.Work, torch.Tensor]] = []
 
     def send(self, message: torch.Tensor, peer: int) -> None:
-        """Start to send a message; it must not be changed before `finish`."""
+        """Start to send a tensor. The caller must not change it before `finish`."""
         content = message.detach().to(self._dtype).contiguous()
         work = dist.isend(content, dist.get_global_rank(self._group, peer), self._group)
         assert work is not None
@@ -37,13 +37,13 @@ class Mailbox:
         self._arriving[message] = (work, buffer)
 
     def take(self, message: Message) -> torch.Tensor:
-        """The content of a message, as soon as it is there."""
+        """Wait for a message and return its content."""
         work, buffer = self._arriving.pop(message)
         work.wait()
         return buffer
 
     def finish(self) -> None:
-        """Wait until all that was sent has left."""
+        """Wait until all sends are complete."""
         for work, _ in self._leaving:
             work.wait()
         self._leaving = []

@@ -1,8 +1,8 @@
-"""One sequence on one pipeline stage: its rounds forward, and backward in reverse, one at a time.
+"""One micro-batch on one pipeline stage: forwards of its rounds, and backwards in reverse order, one at a time.
 
-A forward builds no graph; what the round read is kept, and its backward runs it again. State never leaves its stage:
-the backward of a round gets the gradient in the state that it left from the round behind it, and hands the gradient in
-the state that it found to the round before it.
+A forward builds no graph: it saves the round's inputs, and the backward runs the round again. State never leaves its
+stage. The backward of a round gets the gradient of its final state from the next round's backward, and passes the
+gradient of its initial state to the previous round's backward.
 """
 
 from __future__ import annotations
@@ -30,20 +30,22 @@ from sleeptrain.sleep.loop import (
 from sleeptrain.sleep.rounds import Round
 
 RunBackward = Callable[[torch.Tensor], None]
-Gradients = list[torch.Tensor | None]  # of the floating tensors of a state, in order; None is zero
+Gradients = list[torch.Tensor | None]  # gradients of the floating-point tensors of a state, in order; None is zero
 
 
 class Part(NamedTuple):
-    """Features [R, L, D] of some rows of the sequence."""
+    """Features [R, L, D] of some rows of the micro-batch."""
 
     rows: tuple[int, ...]
     features_RLD: torch.Tensor
 
 
 class RoundOutputs(NamedTuple):
-    """What a round leaves on a stage, or the gradients in it; None where there is nothing.
+    """Outputs of a round on a stage, or their gradients; None for an output that the stage does not make.
 
-    top: for the next stage. core_input, core_output: for later passes. loss: the sum over its targets.
+    top: features for the next stage, [R, L, D].
+    core_input, core_output: features for later passes, [R, L, D].
+    loss: the sum over the round's targets, a scalar.
     """
 
     top_RLD: torch.Tensor | None = None
@@ -54,7 +56,12 @@ class RoundOutputs(NamedTuple):
 
 @dataclass(frozen=True)
 class SavedInputs:
-    """What a round read: features by rows (none: the tokens), the state, and that of the window's start."""
+    """Inputs of a round.
+
+    entry: features by rows; empty if the round embeds its tokens.
+    state: the state at the start of the round, for all rows.
+    boundary_state: the state at the start of the window, for all rows.
+    """
 
     entry: tuple[Part, ...]
     state: FastWeights
@@ -62,11 +69,13 @@ class SavedInputs:
 
 
 class StageMicroBatch:
-    """The rows of one micro-batch on the part of the model that this rank holds.
+    """One micro-batch on this rank's part of the model.
 
-    rounds: its plan; indices name them here. state: the memory that its rows begin with, afterwards that they leave.
-    divisor: what a summed loss is divided by. detached_before: rounds at which the state is detached, which end the
-    backpropagation (`sleep.bptt_windows`). loss: of the forwards so far, divided.
+    rounds: its plan; the methods name a round by its index in it.
+    state: the memory of its rows, current after each forward.
+    divisor: divides each summed loss.
+    detached_before: rounds whose initial state is detached, where backpropagation ends (`sleep.bptt_windows`).
+    loss: the sum over the forwards so far, divided by `divisor`.
     """
 
     def __init__(
@@ -92,7 +101,7 @@ class StageMicroBatch:
         self._boundary_gradient: Gradients | None = None
 
     def forward(self, index: int, entry: Sequence[Part], trained: bool) -> RoundOutputs:
-        """Run a round; what its backward needs is kept if it is `trained`."""
+        """Run a round. If it is `trained`, save its inputs for the backward."""
         r = self.rounds[index]
         if self._boundary is None or self._boundary[0] != r.window:
             self._boundary = (r.window, self.state)
@@ -106,7 +115,7 @@ class StageMicroBatch:
         return outputs
 
     def backward(self, index: int, gradients: RoundOutputs, run_backward: RunBackward) -> tuple[Part, ...]:
-        """Run a round again and propagate the gradients in what it left; returns those in its entry.
+        """Run a round again, propagate the gradients of its outputs, and return the gradients of its entry.
 
         run_backward: adds the gradients of a scalar to all leaves.
         """
@@ -123,11 +132,11 @@ class StageMicroBatch:
             parts.append(outputs.loss / self._divisor)
         if parts:
             run_backward(torch.stack([part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]).sum())
-        self._hand_back(index, state, boundary, begins_window)
+        self._store_state_gradient(index, state, boundary, begins_window)
         return tuple(Part(part.rows, _gradient(part.features_RLD)) for part in entry)
 
     def _run(self, r: Round, saved: SavedInputs) -> tuple[RoundOutputs, FastWeights]:
-        """The round on this part of the model, from the state of all rows to that of all rows."""
+        """Run the round on this part of the model; `saved` and the returned state hold all rows."""
         model = self._context.model
         inputs = round_inputs(self._batch, self._starts_BT, r, model.device)
         state, boundary = saved.state, saved.boundary_state
@@ -141,22 +150,22 @@ class StageMicroBatch:
         loss = summed_loss(self._context, top, r, inputs) if r.loss and ends and top is not None else None
         return RoundOutputs(top, features.core_input_RLD, features.output_RLD, loss), after
 
-    def _hand_back(self, index: int, state: FastWeights, boundary: FastWeights, begins_window: bool) -> None:
-        """The gradient in the state that the round found becomes that in what the round before left."""
+    def _store_state_gradient(self, index: int, state: FastWeights, boundary: FastWeights, begins_window: bool) -> None:
+        """Store the gradient of the round's initial state: it is the gradient of the previous round's final state."""
         if index in self._detached_before:
             self._state_gradient = self._boundary_gradient = None
             return
-        found: Gradients = [leaf.grad for leaf in _floating(state)]
+        gradient: Gradients = [leaf.grad for leaf in _floating(state)]
         if not begins_window:
-            at_start: Gradients = [leaf.grad for leaf in _floating(boundary)]
-            self._boundary_gradient = _sum(at_start, self._boundary_gradient)
+            boundary_gradient: Gradients = [leaf.grad for leaf in _floating(boundary)]
+            self._boundary_gradient = _sum(boundary_gradient, self._boundary_gradient)
         elif self._boundary_gradient is not None:
-            found, self._boundary_gradient = _sum(found, self._boundary_gradient), None
-        self._state_gradient = found
+            gradient, self._boundary_gradient = _sum(gradient, self._boundary_gradient), None
+        self._state_gradient = gradient
 
 
 def _leaf(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values as the beginning of a graph; integers need none."""
+    """The tensor as a leaf of a new graph; an integer tensor is returned as it is."""
     return tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
 
 

@@ -1,4 +1,4 @@
-"""A picture of a simulated step: ranks over time, every round in the colour of its window, paler with each pass."""
+"""A plot of a simulated step: ranks over time, each round in the colour of its window, paler with each pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORWARD, BACKWARD = "", "////"  # hatches
 
 
 def plot_schedule(simulation: Simulation) -> Figure:
-    """Draws the timeline of a simulation; backwards are hatched, white is idle. The caller saves the figure."""
+    """Draw the timeline of a simulation: backwards are hatched, idle time is white. The caller saves the figure."""
     num_ranks = len(simulation.busy)
     figure = Figure(figsize=(14, 1.6 + 0.5 * num_ranks), layout="constrained")
     FigureCanvasAgg(figure)
@@ -37,17 +37,17 @@ def plot_schedule(simulation: Simulation) -> Figure:
 
 
 def _bars(simulation: Simulation) -> dict[tuple[int, Colour, str], list[tuple[float, float]]]:
-    """(start, duration) of the tasks that look alike, by rank, colour and hatch."""
+    """The (start, duration) of the tasks, grouped by rank, colour and hatch."""
     bars: dict[tuple[int, Colour, str], list[tuple[float, float]]] = defaultdict(list)
     for span in simulation.spans:
-        r = simulation.schedule.plans[span.task.seq][span.task.round]
+        r = simulation.schedule.plans[span.task.micro_batch][span.task.round]
         hatch = BACKWARD if isinstance(span.task, Backward) else FORWARD
         bars[span.rank, _colour(r.window, r.pass_index), hatch].append((span.start, span.end - span.start))
     return bars
 
 
 def _legend(simulation: Simulation) -> dict[str, Colour]:
-    """The colours of the first windows' passes, counted from 1, as many as are read at a glance."""
+    """Label -> colour of the first 12 (window, pass) pairs, both counted from 1: more would not fit a legend."""
     rounds = {(r.window, r.pass_index) for rounds in simulation.schedule.plans for r in rounds}
     return {f"window {window + 1}, pass {n}": _colour(window, n) for window, n in sorted(rounds)[:12]}
 

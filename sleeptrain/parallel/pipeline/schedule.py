@@ -1,10 +1,10 @@
-"""The pipeline's schedule: what each rank does in a step, in which order, as plain data.
+"""The pipeline's schedule: an ordered list of actions for each rank, as plain data.
 
-A pure function of the round plans. A rank runs its list from top to bottom; the lists cannot wait for each other in a
-circle, whether sends and receives return at once or block until both sides are there. The reason: each list is the
-rank's share of one order of all tasks and messages, tasks by the time they end in the simulation, messages by the time
-they are sent, and nothing waits for anything behind it in that order. So the sends from one rank to another are also in
-the order of its receives, which is what NCCL matches them by.
+It is a pure function of the round plans. A rank runs its list from top to bottom. The lists cannot deadlock, whether
+sends and receives return at once or block until both sides have posted them: each list is the rank's share of one
+global order of all tasks and messages (tasks by their simulated end, messages by the time they are sent), and no action
+waits for a later one. So the sends from one rank to another are in the order of the receives, by which NCCL matches
+them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from sleeptrain.sleep.rounds import Round
 
 @dataclass(frozen=True)
 class Forward:
-    """Run the rank's layers of a round: `round` is an index into the plan of sequence `seq`.
+    """Run the rank's layers of a round: `round` is an index into the plan of micro-batch `micro_batch`.
 
-    On the last rank, where the round has a loss, the head and the loss too.
+    On the last rank, a round with a loss also runs the head and the loss.
     """
 
-    seq: int
+    micro_batch: int
     round: int
 
 
@@ -35,13 +35,13 @@ class Forward:
 class Backward:
     """Run the round again on this rank and propagate the gradients of its loss, features and state."""
 
-    seq: int
+    micro_batch: int
     round: int
 
 
 @dataclass(frozen=True)
 class Send:
-    """Send a message, whose task has been done, to rank `peer`."""
+    """Send a message to rank `peer`. The task that makes the message is above in the list."""
 
     peer: int
     message: Message
@@ -49,7 +49,7 @@ class Send:
 
 @dataclass(frozen=True)
 class Receive:
-    """Post the receive of a message from rank `peer`; the task that reads it comes later in the list and waits."""
+    """Post the receive of a message from rank `peer`. The task that reads it is below in the list, and waits for it."""
 
     peer: int
     message: Message
@@ -61,7 +61,11 @@ Action = Compute | Send | Receive
 
 @dataclass(frozen=True)
 class Schedule:
-    """A step. plans: the rounds of each sequence. ranks: the actions of each rank, one for each stage."""
+    """The schedule of a step.
+
+    plans: the rounds of each micro-batch.
+    ranks: the actions of each rank, in order; rank s holds stage s.
+    """
 
     plans: tuple[tuple[Round, ...], ...]
     stages: PipelineStages
@@ -74,21 +78,25 @@ def schedule(
     costs: Costs | None = None,
     max_live_sequences: int | None = None,
 ) -> Schedule:
-    """The actions of every rank in one step of several sequences.
+    """Make the actions of every rank for one step of several micro-batches.
 
-    plans: of each sequence (a micro-batch of rows that goes through the pipeline as one). costs: what the order is made
-    for (default: `Costs()`). max_live_sequences: sequences enter in groups of at most so many, and a rank keeps no more
-    rounds alive than one group has there, and p - w where the ring covers only w of p stages. Below w ranks wait for
-    the ring; more than w sequences hide the time that messages take. Default: the smallest groups of at least w.
+    plans: the rounds of each micro-batch.
+    costs: the task times for which the order is made (default: `Costs()`).
+    max_live_sequences: the most micro-batches in a group. Groups enter one after the other, and a rank keeps at most
+    one group's rounds alive, plus p - w rounds where the ring covers only w of p stages. In a group of fewer than w
+    micro-batches ranks wait for the ring; more than w hide the time of messages. Default: the smallest groups of at
+    least w.
 
-    For p balanced stages and m >= p sequences of R rounds, all of them trained and fed back through all stages, a step
-    takes (p - 1) / (m R) longer than the work alone (docs/pipeline.md).
+    For p balanced stages and m >= p micro-batches of R rounds, all of them trained and fed back through all stages, a
+    step takes (p - 1) / (m R) longer than the work alone (docs/pipeline.md).
 
-    Gradients of parameters are complete at the end of a rank's list: they are reduced there, once a step.
+    Parameter gradients are complete at the end of a rank's list and are reduced there, once a step.
     Raises ConfigError for a `max_live_sequences` below 1.
     """
     if max_live_sequences is not None and max_live_sequences < 1:
-        raise ConfigError(f"max_live_sequences is {max_live_sequences}; a pipeline needs at least 1 sequence in flight")
+        raise ConfigError(
+            f"max_live_sequences is {max_live_sequences}; a pipeline needs at least 1 micro-batch in flight"
+        )
     graph = build_graph(plans, stages)
     group_of = form_groups(len(plans), stages.ring_width(plans), max_live_sequences)
     ends = _best_order(graph, plans, stages, costs or Costs(), group_of)
@@ -98,26 +106,32 @@ def schedule(
 def _best_order(
     graph: Graph, plans: Sequence[Sequence[Round]], stages: PipelineStages, costs: Costs, group_of: Sequence[int]
 ) -> dict[Task, float]:
-    """The better of two orders: one made in the times given, good for stages that are not balanced, and one made with
-    backwards as short as forwards, in which balanced stages keep step whatever the two really cost."""
-    in_step = order_tasks(graph, plans, stages, replace(costs, backward=costs.forward), group_of)
-    orders = [timed(in_step, graph, plans, stages, costs), order_tasks(graph, plans, stages, costs, group_of)]
+    """The shorter of two orders, as the end time of each task.
+
+    One is made with `costs`, which suits unbalanced stages. The other is made as if a backward took as long as a
+    forward: balanced stages then stay in step, whatever their real times.
+    """
+    equal_order = order_tasks(graph, plans, stages, replace(costs, backward=costs.forward), group_of)
+    orders = [timed(equal_order, graph, plans, stages, costs), order_tasks(graph, plans, stages, costs, group_of)]
     return min(orders, key=lambda ends: max(ends.values(), default=0.0))
 
 
-# (time, message or not, link, message): the place of an action in the one order of all ranks.
-_Place = tuple[float, bool, tuple[int, ...], tuple[int, ...]]
+# (time, True for a message, (sender, receiver), message): the sort key of an action in the global order.
+_SortKey = tuple[float, bool, tuple[int, ...], tuple[int, ...]]
 
 
 def _lists(graph: Graph, ends: dict[Task, float], num_ranks: int) -> tuple[tuple[Action, ...], ...]:
-    """Each rank's share of the one order. A receive comes before the first task that ends after the message was sent:
-    one task early, so that the message travels while the rank works."""
-    placed: list[list[tuple[_Place, Action]]] = [[] for _ in range(num_ranks)]
+    """Each rank's share of the global order.
+
+    A receive stands above the first task that ends after the message is sent. So it is posted one task early, and the
+    message travels while the rank works.
+    """
+    keyed: list[list[tuple[_SortKey, Action]]] = [[] for _ in range(num_ranks)]
     for task, end in ends.items():
-        action = Backward(task.seq, task.round) if task.backward else Forward(task.seq, task.round)
-        placed[task.stage].append(((end, False, (), ()), action))
+        action = Backward(task.micro_batch, task.round) if task.backward else Forward(task.micro_batch, task.round)
+        keyed[task.stage].append(((end, False, (), ()), action))
     for message, maker, reader in graph.sent:
-        place = (ends[maker], True, (maker.stage, reader.stage), tuple(message))
-        placed[maker.stage].append((place, Send(reader.stage, message)))
-        placed[reader.stage].append((place, Receive(maker.stage, message)))
-    return tuple(tuple(action for _, action in sorted(actions, key=lambda a: a[0])) for actions in placed)
+        key = (ends[maker], True, (maker.stage, reader.stage), tuple(message))
+        keyed[maker.stage].append((key, Send(reader.stage, message)))
+        keyed[reader.stage].append((key, Receive(maker.stage, message)))
+    return tuple(tuple(action for _, action in sorted(actions, key=lambda a: a[0])) for actions in keyed)

@@ -1,8 +1,8 @@
-"""The order of the tasks: list scheduling in simulated time, one forward and one backward in turn (1F1B).
+"""The order of the tasks: list scheduling in simulated time, with one forward and one backward in turn (1F1B).
 
-Sequences enter in groups that are large enough to keep the ring busy. Within a group a stage works round by round, all
-sequences of the group in each, so that the features that a pass is waiting for come back when the stage is done with
-the other sequences. While a group goes backward, the next one's forwards take the places that it gives up.
+Micro-batches enter in groups that are large enough to keep the ring busy. A stage runs one round of all micro-batches
+of a group, then the next round: while it works on the others, the features for a micro-batch's next pass come back.
+While a group runs its backwards, forwards of the next group start as rounds of the first one end.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from sleeptrain.sleep.rounds import Round
 def order_tasks(
     graph: Graph, plans: Sequence[Sequence[Round]], stages: PipelineStages, costs: Costs, group_of: Sequence[int]
 ) -> dict[Task, float]:
-    """The time at which every task ends, in an order that keeps all dependencies; a stage does one task at a time.
+    """Schedule the tasks and return the time at which each ends. A stage runs one task at a time.
 
-    group_of: the group of each sequence, ascending. Rounds alive on a stage (forward started, backward not yet ended)
-    never exceed `live_limits`.
+    The order keeps all dependencies. group_of: the group of each micro-batch, ascending. The number of live rounds on a
+    stage (forward started, backward not yet ended) never exceeds `live_limits`.
     """
     followers: dict[Task, list[Task]] = defaultdict(list)
     for task, before in graph.before.items():
@@ -31,7 +31,7 @@ def order_tasks(
             followers[other].append(task)
     waits = {task: len(before) for task, before in graph.before.items()}
     sizes, limits = _group_sizes(graph, stages, group_of), live_limits(graph, plans, stages, group_of)
-    queues = [_Queue(graph, group_of, *its) for its in zip(sizes, limits, strict=True)]
+    queues = [_Queue(graph, group_of, *arguments) for arguments in zip(sizes, limits, strict=True)]
     for task, count in waits.items():
         if count == 0:
             queues[task.stage].add(task)
@@ -40,14 +40,14 @@ def order_tasks(
     idle, now = set(range(stages.num_stages)), 0.0
     while True:
         for stage in sorted(idle):
-            if (chosen := queues[stage].take()) is not None:
-                time = costs.time(plans[chosen.seq][chosen.round], stages, stage, chosen.backward)
-                heapq.heappush(running, (now + time, chosen))
+            if (started := queues[stage].take()) is not None:
+                time = costs.time(plans[started.micro_batch][started.round], stages, stage, started.backward)
+                heapq.heappush(running, (now + time, started))
                 idle.remove(stage)
         if not running:
             return ends
         now = running[0][0]
-        # All that end now must be counted before any stage chooses, or the choice would hang on the stages' numbers.
+        # All tasks that end now must be counted before a stage chooses; else the choice would depend on stage numbers.
         while running and running[0][0] == now:
             _, ended = heapq.heappop(running)
             ends[ended] = now
@@ -62,52 +62,54 @@ def order_tasks(
 def timed(
     order: dict[Task, float], graph: Graph, plans: Sequence[Sequence[Round]], stages: PipelineStages, costs: Costs
 ) -> dict[Task, float]:
-    """The time at which every task ends where each stage keeps the order of `order` but tasks take other times."""
+    """The time at which each task ends if each stage keeps the order of `order`, with task times from `costs`."""
     ends: dict[Task, float] = {}
     free = [0.0] * stages.num_stages
     for task in sorted(order, key=order.__getitem__):
         start = max([free[task.stage], *(ends[other] for other in graph.before[task])])
-        time = costs.time(plans[task.seq][task.round], stages, task.stage, task.backward)
+        time = costs.time(plans[task.micro_batch][task.round], stages, task.stage, task.backward)
         ends[task] = free[task.stage] = start + time
     return ends
 
 
-def form_groups(num_sequences: int, ring_width: int, max_live_sequences: int | None) -> list[int]:
-    """The group of each sequence, groups as equal as possible.
+def form_groups(num_micro_batches: int, ring_width: int, max_live_sequences: int | None) -> list[int]:
+    """Return the group of each micro-batch; groups are as equal as possible.
 
-    Without a maximum: as many groups as there can be of at least `ring_width`; a smaller one would leave stages waiting
-    for the ring. With one: as few groups as there can be of at most so many.
+    Without a maximum: as many groups as possible with at least `ring_width` members each; in a smaller group stages
+    would wait for the ring. With a maximum: as few groups as possible with at most `max_live_sequences` members each.
     """
     if max_live_sequences is None:
-        num_groups = max(num_sequences // ring_width, 1)
+        num_groups = max(num_micro_batches // ring_width, 1)
     else:
-        num_groups = -(-num_sequences // max_live_sequences)
-    return [seq * num_groups // num_sequences for seq in range(num_sequences)]
+        num_groups = -(-num_micro_batches // max_live_sequences)
+    return [mb * num_groups // num_micro_batches for mb in range(num_micro_batches)]
 
 
 def live_limits(
     graph: Graph, plans: Sequence[Sequence[Round]], stages: PipelineStages, group_of: Sequence[int]
 ) -> list[int]:
-    """Of each stage, the most rounds that may be alive there: those of the largest group and, where the ring is
-    narrower than the pipeline, one for each stage that it leaves out, so that a gradient has time to come back."""
+    """The most rounds that may be alive on each stage: the rounds of the largest group, plus a slack.
+
+    The slack is one round for each stage outside the ring, which gives a gradient the time to come back.
+    """
     slack = stages.num_stages - stages.ring_width(plans)
     return [max(sizes, default=0) + slack for sizes in _group_sizes(graph, stages, group_of)]
 
 
 def _group_sizes(graph: Graph, stages: PipelineStages, group_of: Sequence[int]) -> list[list[int]]:
-    """[stage][group]: the rounds that have a backward."""
+    """The number of rounds that have a backward, as [stage][group]."""
     sizes = [[0] * (max(group_of, default=-1) + 1) for _ in range(stages.num_stages)]
     for task in graph.before:
         if task.backward:
-            sizes[task.stage][group_of[task.seq]] += 1
+            sizes[task.stage][group_of[task.micro_batch]] += 1
     return sizes
 
 
 class _Queue:
-    """The tasks of one stage that could start now, and which of them does.
+    """The tasks of one stage that are ready to start, and the choice among them.
 
-    With both directions at hand they take turns: a stage then passes a forward on after at most one backward, and the
-    ring, which has no time to spare, does not stall. Forwards are early rounds first, backwards late ones first.
+    If both directions are ready, they alternate: a forward then waits for at most one backward, and the ring, which has
+    no slack, does not stall. The earliest round goes first among forwards, the latest among backwards.
     """
 
     def __init__(self, graph: Graph, group_of: Sequence[int], group_sizes: list[int], limit: int):
@@ -116,11 +118,11 @@ class _Queue:
         self.newest_group, self.num_live, self.last_backward = -1, 0, True
 
     def add(self, task: Task) -> None:
-        wave = -task.round if task.backward else task.round
-        heapq.heappush(self.ready[task.backward], (self.group_of[task.seq], wave, task.seq, task))
+        priority = -task.round if task.backward else task.round
+        heapq.heappush(self.ready[task.backward], (self.group_of[task.micro_batch], priority, task.micro_batch, task))
 
     def take(self) -> Task | None:
-        """The task that starts now, if any."""
+        """Remove and return the task that starts now; None if none may start."""
         forward, backward = self._admitted(), bool(self.ready[True])
         if not forward and not backward:
             return None
@@ -136,8 +138,11 @@ class _Queue:
         self.num_live -= task.backward
 
     def _admitted(self) -> bool:
-        """Whether the first forward may start. A group begins only where the older ones keep places for all they have
-        still to bring, so that the oldest one is never held up: this is why no order ends in a deadlock."""
+        """True if the first forward may start.
+
+        A group begins only if enough live rounds remain for all forwards that older groups have still to run. So the
+        oldest group never waits, and no order ends in a deadlock.
+        """
         if not self.ready[False]:
             return False
         group, _, _, task = self.ready[False][0]

@@ -1,6 +1,6 @@
-"""Runs the ranks' lists in simulated time: how long a step takes, what waits, how much is kept and sent.
+"""Runs the ranks' lists in simulated time: the time of a step, its bubble, live rounds, messages and bytes sent.
 
-It knows the lists alone, nothing of the graph they were made from: a check of the schedule, and its forecast.
+It reads only the lists, not the graph they were made from, so it checks the schedule as well.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ TensorMapping = tuple[int, int]  # (from, to)
 
 
 class ScheduleError(Exception):
-    """The ranks' lists do not fit each other; a defect of the schedule."""
+    """The ranks' lists do not fit each other: a bug in the schedule."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,14 @@ class Span:
 
 @dataclass(frozen=True)
 class Simulation:
-    """What became of a step. Times are in the unit of the costs.
+    """A simulated step. Times are in the unit of the costs; tuples have an entry for each rank.
 
-    busy, peak_live_rounds, peak_waiting: of each rank, the time it works; the most rounds whose forward has begun and
-    whose backward has not ended; the most messages that a receive was posted for and no task has read yet. link_bytes:
-    bytes sent from one rank to another.
+    spans: the tasks with their times.
+    finish: the end of the last task.
+    busy: the time that the rank works.
+    peak_live_rounds: the most rounds whose forward has begun and whose backward has not ended.
+    peak_waiting: the most messages whose receive is posted and that no task has read yet.
+    link_bytes: bytes sent, by (sender, receiver).
     """
 
     schedule: Schedule
@@ -48,7 +51,7 @@ class Simulation:
 
     @property
     def bubble(self) -> float:
-        """Idle time over work: by what share the step is longer than ranks that always work would need."""
+        """Idle time divided by work: the share by which the step is longer than without idle time."""
         work = sum(self.busy)
         return self.finish * len(self.busy) / work - 1 if work else 0.0
 
@@ -61,12 +64,14 @@ def simulate(
     blocking_receives: bool = False,
     rendezvous_sends: bool = False,
 ) -> Simulation:
-    """Runs every rank's list in its order.
+    """Run every rank's list in its order.
 
-    bytes_per_token: of a row's features at one position. By default sends and receives return at once and a task waits
-    for the messages it reads. blocking_receives: a receive returns when its message is there. rendezvous_sends: a send
-    returns when its receive is posted; both: as in NCCL, whose messages of a pair follow each other in one stream.
-    Raises ScheduleError on a deadlock, and where sends and receives do not match or a message is never read.
+    By default sends and receives return at once, and a task waits for the messages that it reads.
+    bytes_per_token: bytes of the features of one token.
+    blocking_receives: a receive returns when its message has arrived.
+    rendezvous_sends: a send returns when its receive is posted. Both options together act as NCCL, where the messages
+    between two ranks run one after the other in one stream.
+    Raises ScheduleError on a deadlock, if sends and receives do not match, and if a message is never read.
     """
     execution = _Execution(schedule, costs or Costs(), blocking_receives, rendezvous_sends)
     execution.run()
@@ -85,7 +90,11 @@ def simulate(
 
 
 class _Execution:
-    """Where every rank stands. sent, posted: by link, in order, each message with the time its side was there."""
+    """The state of a simulation.
+
+    place: the index of each rank's next action. clock: each rank's time.
+    sent, posted: by link and in order, each message with the time of its send or of its posted receive.
+    """
 
     def __init__(self, schedule: Schedule, costs: Costs, blocking_receives: bool, rendezvous_sends: bool):
         num_ranks = len(schedule.ranks)
@@ -118,7 +127,7 @@ class _Execution:
                 raise ScheduleError(f"rank {link[1]} does not receive what rank {link[0]} sends it, in that order")
 
     def _advance(self, rank: int) -> bool:
-        """Does a rank's next action, if what it waits for is there."""
+        """Run a rank's next action; False if it still has to wait."""
         match self.schedule.ranks[rank][self.place[rank]]:
             case Send(peer, message):
                 return self._send(rank, peer, message)
@@ -148,7 +157,7 @@ class _Execution:
             self.clock[rank] = max(self.clock[rank], self._arrival(link, index))
         self.num_returned[link] += 1
         reader = Forward if message.kind == Kind.FEATURES else Backward
-        self.unread[rank].setdefault(reader(message.seq, message.reader), []).append((link, index))
+        self.unread[rank].setdefault(reader(message.micro_batch, message.reader), []).append((link, index))
         self.peak_waiting[rank] = max(self.peak_waiting[rank], sum(map(len, self.unread[rank].values())))
         return True
 
@@ -158,12 +167,12 @@ class _Execution:
             return False
         start = max([self.clock[rank], *(self._arrival(*each) for each in inputs)])
         self.unread[rank].pop(task, None)
-        r = self.schedule.plans[task.seq][task.round]
+        r = self.schedule.plans[task.micro_batch][task.round]
         self.clock[rank] = start + self.costs.time(r, self.schedule.stages, rank, isinstance(task, Backward))
         self.spans.append(Span(rank, task, start, self.clock[rank]))
         if isinstance(task, Backward):
             self.live[rank] -= 1
-        elif Backward(task.seq, task.round) in self.trained[rank]:
+        elif Backward(task.micro_batch, task.round) in self.trained[rank]:
             self.live[rank] += 1
             self.peak_live[rank] = max(self.peak_live[rank], self.live[rank])
         return True
@@ -173,6 +182,6 @@ class _Execution:
 
 
 def _bytes(schedule: Schedule, message: Message, bytes_per_token: int) -> int:
-    """Only the rows that both rounds have are sent."""
-    source, reader = (schedule.plans[message.seq][index] for index in (message.source, message.reader))
+    """Bytes of a message: only the rows that are in both rounds are sent."""
+    source, reader = (schedule.plans[message.micro_batch][index] for index in (message.source, message.reader))
     return len(set(source.rows) & set(reader.rows)) * (source.stop - source.start) * bytes_per_token

@@ -1,4 +1,4 @@
-"""Which layers each pipeline stage holds: contiguous, and as equal in cost as they can be, passes counted."""
+"""The split of the layers into pipeline stages: contiguous, and as equal in cost as possible, all passes counted."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sleeptrain.sleep.flops import layer_flops
 
 
 def split_stages(config: Config, num_stages: int) -> PipelineStages:
-    """The stages of a run. They stay as they are for its whole length, so the most passes it comes to count.
+    """The pipeline stages of a run. They never change during the run, so they suit its largest number of passes.
 
-    Raises ConfigError where there are more stages than layers.
+    Raises ConfigError if there are more stages than layers.
     """
     model, sleep = config.model, config.sleep
     costs = layer_costs(config)
@@ -28,13 +28,13 @@ def split_stages(config: Config, num_stages: int) -> PipelineStages:
 
 
 def schedule_costs(config: Config) -> Costs:
-    """What the pipeline's order is made for: the head in units of a layer, on average, in one pass."""
+    """The costs that the schedule is made for: the head, in units of an average layer's cost in one pass."""
     flops = [_one_pass(config, layer) for layer in range(len(config.model.layers))]
     return Costs(head=_head(config) * len(flops) / sum(flops))
 
 
 def layer_costs(config: Config) -> list[float]:
-    """Forward FLOPs of each layer for one token, over all passes: prelude once, core N times, coda at most twice."""
+    """Forward FLOPs of each layer per token over all passes: prelude once, core N times, coda at most twice."""
     passes = max(value for _, value in values_in_force(config, "passes", config.sleep.passes, "sleep.passes"))
     first, last = config.sleep.core or (0, len(config.model.layers))
     costs = []
@@ -45,7 +45,7 @@ def layer_costs(config: Config) -> list[float]:
 
 
 def balanced_bounds(costs: Sequence[float], num_stages: int) -> tuple[int, ...]:
-    """The bounds of `num_stages` contiguous parts of which the most costly one is as cheap as can be."""
+    """The bounds of `num_stages` contiguous parts that minimise the cost of the most expensive part."""
 
     @cache
     def best(start: int, stages: int) -> tuple[float, tuple[int, ...]]:
@@ -66,5 +66,5 @@ def _one_pass(config: Config, layer: int) -> float:
 
 
 def _head(config: Config) -> float:
-    """Forward FLOPs of the head for one token, of which only those with a target count."""
+    """Forward FLOPs of the head per token, averaged over all tokens; a token without a target costs none."""
     return 2 * config.model.dim * config.model.vocab_size * targets_share(config.data)

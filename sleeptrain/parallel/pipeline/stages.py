@@ -1,4 +1,4 @@
-"""The model cut into pipeline stages: which stages a round visits, what it runs there, whose features it reads."""
+"""The model cut into pipeline stages: the stages that a round visits, its layers there, the features that it reads."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from sleeptrain.sleep.rounds import Round, round_layers
 
 @dataclass(frozen=True)
 class PipelineStages:
-    """Contiguous layers on each stage; the embedding lives on the first one, the norm, head and loss on the last.
+    """Contiguous layers on each stage. The embedding is on the first stage; the norm, head and loss are on the last.
 
-    bounds: stage s holds the layers [bounds[s], bounds[s + 1]). layers: each block's mixer, as in `model.layers`.
-    core: the blocks [first, last) that sleep passes repeat. sliding: eviction is sliding, attention leaves a state too.
-    Raises ConfigError for bounds that are not ascending from 0 to the number of layers, and for a core outside them.
+    bounds: stage s holds the layers [bounds[s], bounds[s + 1]).
+    layers: each block's mixer, as in `model.layers`.
+    core: the blocks [first, last) that sleep passes repeat.
+    sliding: eviction is sliding, so attention has a state, too.
+    Raises ConfigError if bounds do not rise from 0 to the number of layers, or if the core is not within them.
     """
 
     bounds: tuple[int, ...]
@@ -46,7 +48,7 @@ class PipelineStages:
 
     @property
     def last_core(self) -> int:
-        """The stage of the core's last layer, where the features that the next pass reads are left."""
+        """The stage of the core's last layer, which makes the features for the next pass."""
         return self.stage_of(self.core[1] - 1)
 
     def stage_of(self, layer: int) -> int:
@@ -57,38 +59,39 @@ class PipelineStages:
         return round_layers(r, self.layers, self.core, self.sliding)
 
     def visited(self, r: Round) -> range:
-        """The stages that a round visits, in order; empty where nothing it could run would leave a state."""
+        """The stages that a round visits, in order; empty if no layer of the round would write a state."""
         layers = self.layers_of(r)
         return range(self.stage_of(layers[0]), self.stage_of(layers[-1]) + 1) if layers else range(0)
 
     def layers_on(self, r: Round, stage: int) -> int:
-        """How many layers of a stage a round runs."""
+        """The number of layers that a round runs on a stage."""
         layers = self.layers_of(r)
         return max(0, min(layers.stop, self.bounds[stage + 1]) - max(layers.start, self.bounds[stage]))
 
     def ring_width(self, plans: Sequence[Sequence[Round]]) -> int:
-        """How many stages features cross before they are fed back: so many sequences keep the ring busy."""
+        """The number of stages in the ring of fed-back features: as many micro-batches keep it busy. 1 if no ring."""
         feeds_back = any(r.feeds_back and self.visited(r) for rounds in plans for r in rounds)
         return self.last_core - self.first_core + 1 if feeds_back else 1
 
 
 def feature_sources(rounds: Sequence[Round]) -> list[tuple[int, ...]]:
-    """For each round of a sequence, the indices of the rounds whose output features it reads.
+    """For each round of a micro-batch, the indices of the rounds whose output features it reads.
 
-    The first sleep pass reads the window's wake rounds (one with targets, one without, on different rows), a later one
-    the pass before. A pass that is not fed back reads the core's input, which its wake round left on the same stage.
+    The first sleep pass reads the window's wake rounds (one with targets, one without, on different rows); a later pass
+    reads the previous pass. A pass without feedback has no sources: it reads the core's input of its wake round, which
+    is on the same stage.
     """
     sources: list[tuple[int, ...]] = []
-    left: list[int] = []
+    latest: list[int] = []  # the rounds that made the window's newest features
     for index, r in enumerate(rounds):
         if r.is_wake:
-            left = [i for i in left if rounds[i].is_wake and rounds[i].window == r.window]
-        read = [i for i in left if set(rounds[i].rows) & set(r.rows)] if r.feeds_back else []
+            latest = [i for i in latest if rounds[i].is_wake and rounds[i].window == r.window]
+        read = [i for i in latest if set(rounds[i].rows) & set(r.rows)] if r.feeds_back else []
         sources.append(tuple(read))
-        left = [*left, index] if r.is_wake else [index]
+        latest = [*latest, index] if r.is_wake else [index]
     return sources
 
 
 def num_trained(rounds: Sequence[Round]) -> int:
-    """How many rounds of a sequence have a backward: up to the last loss, behind which no gradient comes back."""
+    """The number of rounds of a micro-batch that have a backward: all up to its last loss."""
     return 1 + max((index for index, r in enumerate(rounds) if r.loss), default=-1)

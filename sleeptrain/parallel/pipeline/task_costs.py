@@ -1,4 +1,4 @@
-"""What the work of a round costs in the simulated time that schedules are made and judged in."""
+"""Costs of tasks in the simulated time in which schedules are made and compared."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from sleeptrain.sleep.rounds import Round
 
 @dataclass(frozen=True)
 class Costs:
-    """Times in any one unit; only their proportions matter.
+    """Times in one arbitrary unit; only their ratios matter.
 
-    forward, backward: of one layer on one token; a backward is twice a forward and runs the round again. head: the head
-    and the loss on one token, in layers. message: from the end of a task until its features are there for the reader.
-    Raises ConfigError for a time that is not positive (head, message: negative).
+    forward, backward: one layer on one token. A backward costs two forwards, plus one that runs the round again.
+    head: the head and the loss on one token, in units of a layer.
+    message: from the end of a task until its reader has the message.
+    Raises ConfigError unless forward and backward are positive, and head and message at least 0.
     """
 
     forward: float = 1.0
@@ -28,7 +29,7 @@ class Costs:
             raise ConfigError(f"{self}: forward and backward must take time, head and message must not be negative")
 
     def time(self, r: Round, stages: PipelineStages, stage: int, backward: bool) -> float:
-        """Of one direction of a round on one stage."""
+        """The time of one direction of a round on one stage."""
         head = self.head if r.loss and stage == stages.num_stages - 1 else 0.0
         each = self.backward if backward else self.forward
         return each * (stages.layers_on(r, stage) + head) * len(r.rows) * (r.stop - r.start)

@@ -1,4 +1,4 @@
-"""Tied embeddings over a pipeline: the first stage embeds with them, the last one predicts with a copy."""
+"""Tied embeddings over a pipeline: the first stage embeds with the weight, the last one predicts with a copy of it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sleeptrain.model.hybrid import Hybrid
 
 
 class TiedEmbedding:
-    """Keeps the two copies one parameter: both get the sum of their gradients, and the norm counts it once.
+    """Keeps the two copies equal: both get the sum of their gradients, and the gradient norm counts it once.
 
-    Make it before DeepSpeed takes the model over. Both copies begin equal, see equal gradients and are updated by the
-    elementwise AdamW, so that they stay equal to rounding; a checkpoint holds the first stage's.
+    Create it before DeepSpeed wraps the model. The copies start equal, get equal gradients and are updated by AdamW,
+    which is elementwise; so they stay equal up to rounding. A checkpoint holds the first stage's copy.
     """
 
     def __init__(self, model: Hybrid, mesh: Mesh) -> None:
@@ -27,10 +27,10 @@ class TiedEmbedding:
         weight = model.embedding.weight
         assert isinstance(weight, torch.nn.Parameter)
         self._weight, self._group = weight, parallel_state.get_embedding_group()
-        # DeepSpeed leaves parameters so marked out of the norm.
+        # DeepSpeed leaves parameters with this mark out of the norm.
         weight.ds_pipe_replicated = mesh.pipeline.rank > 0  # type: ignore[attr-defined]
 
     def sum_gradients(self) -> None:
-        """Once a step, on every rank, when all backwards are done and before ZeRO sums over data ranks."""
+        """Sum the copies' gradients. Every rank calls it once a step, after all backwards and before ZeRO reduces."""
         if self._weight is not None:
             dist.all_reduce(self._weight.grad, group=self._group)

@@ -1,6 +1,6 @@
-"""The model over tensor parallel ranks: the same mixers on their share of the heads, between megatron-core's linears.
+"""The model over tensor parallel ranks: mixers on each rank's share of the heads, between linears of megatron-core.
 
-S belongs to heads, so each rank keeps its own and nothing of it is ever communicated.
+S belongs to heads: each rank keeps the S of its heads and never communicates it.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from sleeptrain.parallel.tensor.sharding import ModelSharding, local_config
 
 
 class TensorParallelHybrid(Hybrid):
-    """One rank's share of a `Hybrid`, under the names of the whole; parameters lie as `ModelSharding` says.
+    """One rank's share of a `Hybrid`, with the parameter names of the full model; `ModelSharding` defines the shards.
 
-    Features and losses are the same on all ranks; states and gradients are the rank's own. Tokens, targets and layouts
-    must be the same on all ranks. `sequence`: between mixers a rank holds its part of each window's tokens. Change its
-    device or dtype by `to`, which keeps the parameters, their hooks and attributes; a copy would lose the hooks.
+    Features and losses are equal on all ranks; states and gradients are of this rank's shards. Tokens, targets and
+    layouts must be equal on all ranks. sequence: between mixers a rank holds its part of each window's tokens. Change
+    device or dtype with `to`, which keeps the parameters with their hooks and attributes; a copy would lose the hooks.
     """
 
     def __init__(self, config: ModelConfig, axis: Axis, layers: range | None = None, sequence: bool = False):
@@ -71,7 +71,7 @@ class TensorParallelHybrid(Hybrid):
         self._mark_parameters()
 
     def _mark_parameters(self) -> None:
-        """Tells megatron-core and DeepSpeed which parameters are cut, and sums the gradients that are partial."""
+        """Mark the sharded parameters for megatron-core and DeepSpeed, and add hooks that sum partial gradients."""
         norms = ("mixer_norm", "mixer_post_norm", "mlp_norm", "mlp_post_norm")
         token_norms = tuple(f"{norm}.weight" for norm in norms) if self._sequence else ()
         for name, parameter in self.named_parameters():
@@ -85,7 +85,7 @@ class TensorParallelHybrid(Hybrid):
     def run(
         self, x_BTD: torch.Tensor | None, state: FastWeights, *args: Any, **options: Any
     ) -> tuple[torch.Tensor | None, FastWeights]:
-        """As `Hybrid.run`; features are whole outside. With sequence parallelism they are split between mixers."""
+        """As `Hybrid.run`: x [B, T, D] and the result hold all tokens, also with sequence parallelism."""
         first, last = options.get("first", self.layers.start), options.get("last", self.layers.stop)
         if not self._sequence or x_BTD is None or first == last:
             return super().run(x_BTD, state, *args, **options)
@@ -93,42 +93,42 @@ class TensorParallelHybrid(Hybrid):
         return (None if y is None else whole_tokens(y, self._axis, same_use=True)), state
 
     def fed_back(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """As `Hybrid.fed_back`: the same on all ranks, no region begins here."""
+        """As `Hybrid.fed_back`: equal on all ranks. No region begins here, so the plain norm is applied."""
         if not self.config.norm_between_passes:
             return x_BTD
         assert self.norm is not None, "this part of the model has no norm"
         return RMSNorm.forward(self.norm, x_BTD)
 
     def logits(self, x_ND: torch.Tensor) -> torch.Tensor:
-        """The logits over the whole vocabulary, on every rank."""
-        return self._gather(self._own_logits(x_ND))
+        """The logits [N, V] over the whole vocabulary, on every rank."""
+        return self._gather(self._local_logits(x_ND))
 
     def cross_entropy(
         self, x_ND: torch.Tensor, targets_N: torch.Tensor, read_logits: Callable[[torch.Tensor], None] | None = None
     ) -> torch.Tensor:
-        """As `Hybrid.cross_entropy`; without `read_logits` no rank sees more than its part of the vocabulary."""
-        logits = at_least_fp32(self._own_logits(x_ND))
+        """As `Hybrid.cross_entropy`. Without `read_logits` each rank holds only its part of the vocabulary's logits."""
+        logits = at_least_fp32(self._local_logits(x_ND))
         if read_logits is not None:
             read_logits(self._gather(logits))
         return vocab_parallel_cross_entropy(logits, targets_N).sum()
 
-    def _own_logits(self, x_ND: torch.Tensor) -> torch.Tensor:
-        """[N, padded vocabulary / ranks]; the padding cannot be predicted and gets no gradient."""
+    def _local_logits(self, x_ND: torch.Tensor) -> torch.Tensor:
+        """[N, padded vocabulary / ranks]; the padding has logit -inf and gets no gradient."""
         logits = super().logits(x_ND)
-        num_own = logits.shape[-1]
-        num_valid = self.whole_config.vocab_size - self._axis.rank * num_own
-        if num_valid >= num_own:
+        num_local = logits.shape[-1]
+        num_valid = self.whole_config.vocab_size - self._axis.rank * num_local
+        if num_valid >= num_local:
             return logits
-        padding = torch.arange(num_own, device=logits.device) >= num_valid
+        padding = torch.arange(num_local, device=logits.device) >= num_valid
         return logits.masked_fill(padding, float("-inf"))
 
-    def _gather(self, own_logits: torch.Tensor) -> torch.Tensor:
-        whole = gather_from_tensor_model_parallel_region(own_logits, self._axis.group)
-        return whole[..., : self.whole_config.vocab_size]
+    def _gather(self, local_logits: torch.Tensor) -> torch.Tensor:
+        logits = gather_from_tensor_model_parallel_region(local_logits, self._axis.group)
+        return logits[..., : self.whole_config.vocab_size]
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """The shards of exactly those weights that one process would draw."""
+        """Initialise with the shards of the weights that a single process would draw."""
         for name, parameter in self.named_parameters():
             shape = self.sharding[name].whole_shape(parameter.shape)
             weight = initial_weight(self.whole_config, name, shape, seed)
@@ -137,9 +137,10 @@ class TensorParallelHybrid(Hybrid):
 
 
 def _spread_block(block: Block, rules: Mapping[str, Sharding], axis: Axis, sequence: bool) -> None:
-    """The linear layers and norms of a block as one rank computes them. rules: by the names of the block's parameters.
+    """Replace the linear layers and norms of a block by this rank's tensor parallel ones.
 
-    sequence: outside the regions a rank holds its part of the tokens.
+    rules: the sharding of each parameter, by its name in the block. sequence: outside the regions a rank holds its part
+    of the tokens.
     """
     for name, part in list(block.named_modules()):
         rule = rules.get(f"{name}.weight")
@@ -154,7 +155,7 @@ def _spread_block(block: Block, rules: Mapping[str, Sharding], axis: Axis, seque
 
 
 def _spread_linear(linear: nn.Linear, rule: Sharding, axis: Axis, sequence: bool) -> nn.Module:
-    """linear: in the sizes of one rank."""
+    """The tensor parallel layer that replaces `linear`, which has the sizes of one rank."""
     bias = linear.bias is not None
     if rule.dim == 1:  # it ends the region
         return RowLinear(linear.in_features, linear.out_features, axis, sequence)

@@ -1,8 +1,8 @@
-"""How the tensors of a whole model lie on its tensor parallel ranks: pure bookkeeping, no processes.
+"""The sharding of a full model's tensors over tensor parallel ranks: pure bookkeeping, no processes.
 
-Every parameter is either cut or held by all. A cut one is cut evenly and completely, no element lies on two ranks, even
-where ranks share a key-value head or a group of Mamba-2 (they exchange its activations instead): so a gradient norm
-over all ranks counts each element once, and shards join without knowing who computed with what.
+Every parameter is either cut or replicated. A cut parameter is cut evenly, and no element is on two ranks, even where
+ranks share a key-value head or a group of Mamba-2 (then they exchange activations). So a gradient norm over all ranks
+counts each element once, and joining shards does not depend on which heads a rank computes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sleeptrain.model.state import FastWeights, LayerState, Recurrent, Retained
 
 
 class ModelSharding:
-    """The sharding of every parameter of a `Hybrid`, by its name there, and of its memory, over `size` ranks."""
+    """The sharding of a `Hybrid` over `size` ranks: of every parameter, by name, and of the memory."""
 
     def __init__(self, config: ModelConfig, size: int):
         self.config, self.size = config, size
@@ -38,7 +38,7 @@ class ModelSharding:
         return self._by_name[name]
 
     def of_block(self, layer: int) -> dict[str, Sharding]:
-        """The rules of a block's parameters, by their names in the block."""
+        """The sharding of a block's parameters, by their names in the block."""
         start = f"blocks.{layer}."
         return {name.removeprefix(start): rule for name, rule in self._by_name.items() if name.startswith(start)}
 
@@ -55,7 +55,7 @@ class ModelSharding:
             raise ValueError(f"{name}: {error}") from error
 
     def take_state(self, whole: FastWeights, rank: int) -> FastWeights:
-        """A rank's part of the memory: its heads of S and of retained keys and values, its convolution channels."""
+        """A rank's part of the memory: its heads of S, its retained keys and values, its convolution channels."""
 
         def take(kind: str, state: LayerState) -> LayerState:
             if isinstance(state, Recurrent):
@@ -63,14 +63,14 @@ class ModelSharding:
                 return Recurrent(state.S_BHKV.chunk(self.size, 1)[rank], tail)
             if isinstance(state, Retained):
                 heads = own_heads(self.config.attention.num_kv_heads, rank, self.size)
-                own = slice(heads.start, heads.stop)
-                return Retained(state.k_BLGD[:, :, own], state.v_BLGD[:, :, own], state.documents_BL)
+                local = slice(heads.start, heads.stop)
+                return Retained(state.k_BLGD[:, :, local], state.v_BLGD[:, :, local], state.documents_BL)
             return None
 
         return FastWeights(tuple(take(k, s) for k, s in zip(self.config.layers, whole.layers, strict=True)))
 
     def join_state(self, parts: Sequence[FastWeights]) -> FastWeights:
-        """The whole memory, from the parts of all ranks in order."""
+        """The memory of all heads. parts: one of each rank, in order."""
         layers = zip(self.config.layers, zip(*(part.layers for part in parts), strict=True), strict=True)
         return FastWeights(tuple(self._join_layer(kind, states) for kind, states in layers))
 
@@ -84,10 +84,10 @@ class ModelSharding:
         if not retained:
             return None
         num_heads = self.config.attention.num_kv_heads
-        # Of the ranks that share a head, the first speaks for it.
+        # Ranks that share a head hold equal copies of it: take the first rank's.
         first = {own_heads(num_heads, rank, self.size).start: s for rank, s in reversed(list(enumerate(retained)))}
-        speakers = [first[head] for head in sorted(first)]
-        k, v = (torch.cat([getattr(s, name) for s in speakers], 2) for name in ("k_BLGD", "v_BLGD"))
+        by_head = [first[head] for head in sorted(first)]
+        k, v = (torch.cat([getattr(s, name) for s in by_head], 2) for name in ("k_BLGD", "v_BLGD"))
         return Retained(k, v, retained[0].documents_BL)
 
     def _channels(self, kind: str) -> Sharding:
@@ -95,12 +95,12 @@ class ModelSharding:
 
 
 def local_config(config: ModelConfig, size: int) -> ModelConfig:
-    """The model that one of `size` ranks computes: its heads, groups, feed-forward columns, part of the vocabulary."""
+    """The configuration of one of `size` ranks: its heads, groups, feed-forward columns and part of the vocabulary."""
     vocab_size = padded_size(config.vocab_size, size) // size
-    own = replace(config, vocab_size=vocab_size, ffn_dim=config.ffn_dim // size)
+    local = replace(config, vocab_size=vocab_size, ffn_dim=config.ffn_dim // size)
     for spec in mixer_specs(config):
-        own = with_mixer_settings(own, spec.kind, spec.cut(size))
-    return own
+        local = with_mixer_settings(local, spec.kind, spec.cut(size))
+    return local
 
 
 def _block_rules(config: ModelConfig, layer: int) -> dict[str, Sharding]:

@@ -1,10 +1,10 @@
 """DeepSpeed's ZeRO around one pipeline stage: gradients summed over data ranks, optimizer state sharded.
 
-The engine's weights are fp32 under `train.precision=bf16` too, and the loop runs under autocast as in one process.
-DeepSpeed's own bf16 mode casts every parameter, the decays included, assumes one dtype for all groups, and sums
-gradients in it. So A_log and dt_bias are never narrow and results do not depend on the layout; the price is that the
-gathered weights and their gradients take four bytes an element instead of two. The autocast is entered inside the
-engine's forward, since DeepSpeed switches off one that is entered outside and that its own configuration lacks.
+The weights are fp32 also under `train.precision=bf16`, and the loop runs under autocast as in one process. DeepSpeed's
+bf16 mode is not used: it casts every parameter, A_log and dt_bias included, assumes one dtype for all groups, and sums
+gradients in bf16. So results do not depend on the layout; the price is four bytes instead of two for each element of
+gathered weights and their gradients. Autocast is entered inside the engine's forward: DeepSpeed switches off an outer
+autocast that its configuration does not name.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class ZeroEngine:
         self.zero = int(engine.zero_optimization_stage())
         self._has_gradients = self._summed = False
         if self.zero == 2:
-            engine.set_gradient_accumulation_boundary(False)  # a step ends where `step` says so
+            engine.set_gradient_accumulation_boundary(False)  # `step` sets it at the end of a step
         check_wide(parameters)
         optimizer.bind(self._partitions(), stage)
 
     def freeze(self, stage: int) -> None:
-        """Begins a stage of `sleeptrain.optim.freezing`: gradients and updates of its frozen parameters are zero."""
+        """Begin a stage of `sleeptrain.optim.freezing`: its frozen parameters get zero gradients and no updates."""
         self.optimizer.frozen_stage = stage
 
     def _partitions(self) -> list[Partition]:
@@ -76,18 +76,18 @@ class ZeroEngine:
         return group_partitions(self.optimizer, self.parameters)
 
     def forward(self, function: Callable[[nn.Module], T]) -> T:
-        """`function(model)`, with the weights in place that ZeRO-3 gathers and without autocast, unless it enters one.
+        """Return `function(model)`; ZeRO-3 gathers the weights during the call. Autocast is off unless it enters one.
 
-        Under ZeRO-3 a backward must start at a tensor that the function returned, by itself or in a tuple, list or
-        dict. The other stages may call the model without this as well.
+        Under ZeRO-3 a backward must start at a tensor that the function returned, directly or in a tuple, list or dict.
+        The other ZeRO stages may also call the model directly.
         """
         return self.deepspeed_engine(function)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Adds the gradient of a scalar to this step's, any number of times before `step`.
+        """Add the gradient of a scalar to the step's gradient; call it any number of times before `step`.
 
-        loss: this data rank's part of the step's loss, which is the sum over data ranks, or a surrogate with its
-        gradient. Raises ConfigError for a second backward of a step under ZeRO-3, which would replace the first.
+        loss: this data rank's part of the step's loss (which is the sum over data ranks), or a surrogate with the same
+        gradient. Raises ConfigError for a second backward of a step under ZeRO-3: it would replace the first gradient.
         """
         if self.zero == 3 and self._has_gradients:
             raise ConfigError(
@@ -100,10 +100,10 @@ class ZeroEngine:
 
     @contextmanager
     def sum_once(self) -> Iterator[None]:
-        """Backwards inside keep whole gradients; under ZeRO-2 they are summed over data ranks once, at the end.
+        """Keep unsharded gradients in the backwards inside; under ZeRO-2, sum them over data ranks once, on exit.
 
-        So replicas may differ in their backwards there, as they may under ZeRO-0 and 1, which always sum in `step`. At
-        the end every parameter must have a gradient in all of them, or in none. Not for ZeRO-3.
+        So replicas may run different backwards inside; under ZeRO-0 and 1 they always may, since these sum in `step`.
+        On exit every parameter must have a gradient in all replicas, or in none. Not for ZeRO-3.
         """
         if self.zero < 2:
             yield
@@ -112,19 +112,19 @@ class ZeroEngine:
             try:
                 yield
             except BaseException:
-                # DeepSpeed sums at the end come what may: without gradients nobody waits for the others there.
+                # DeepSpeed sums on exit after an error, too: without gradients no process waits for the others there.
                 self.zero_grad()
                 raise
         self._summed = True
 
     def step(self, scale: float, accepts: Callable[[float], bool] | None = None) -> float:
-        """Sums the gradients over data ranks, clips them, and updates at `scale` times the peak rates.
+        """Sum the gradients over data ranks, clip them, and update at `scale` times the peak rates.
 
-        Returns the norm of the raw gradient over all ranks and both optimizers, from before the clipping. Where it is
-        not finite, infinity is returned and nothing changes. accepts: told of a finite norm, once, says whether the
-        update is made; all processes must say the same.
+        Returns the norm of the gradient before clipping, over all ranks and both optimizers. If the norm is not finite,
+        it returns infinity and changes nothing. accepts: called once with a finite norm; the update is made if it
+        returns True. It must return the same value in all processes.
         """
-        # DeepSpeed has the norm before it calls the optimizer, group by group.
+        # DeepSpeed computes the norm before it calls the optimizer, group by group.
         norm = lambda: float(self.deepspeed_engine.optimizer._global_grad_norm)  # noqa: E731
         self.optimizer.accepts = cache(lambda: accepts is None or accepts(norm()))
         for group in self.optimizer.param_groups:
@@ -137,7 +137,7 @@ class ZeroEngine:
         return float(self.deepspeed_engine.get_global_grad_norm())
 
     def _step_summed(self) -> None:
-        """ZeRO-2: what each backward has summed and cut becomes the step's gradient, unless all was summed at once."""
+        """ZeRO-2: sum the gradients of the backwards, unless `sum_once` has done so, and step."""
         engine = self.deepspeed_engine
         if not self._summed:
             with engine.coalesce_grad_reduction():
@@ -148,7 +148,7 @@ class ZeroEngine:
         self._summed = False
 
     def zero_grad(self) -> None:
-        """Drops the gradients of the backward calls since the last step."""
+        """Drop the gradients of all backwards since the last step."""
         self.deepspeed_engine.optimizer.zero_grad()
         if self.zero == 2:
             self.deepspeed_engine.optimizer.all_grad_tensors.clear()
@@ -165,17 +165,18 @@ def wrap(
     shards: Shards | None = None,
     whole_shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> ZeroEngine:
-    """The engine of this process's stage; every process of the mesh, made by `Mesh.build`, calls it.
+    """Make the engine of this process's stage. All processes of the mesh (from `Mesh.build`) call it together.
 
-    model: fp32, this process's part of it; the weights are made equal over the data ranks. roles: of each of the
-    model's trainable parameters, as a whole one. shards, whole_shapes: how tensor parallel shards form whole
-    parameters, and their shapes; needed where there are several tensor ranks.
-    Combinations that DeepSpeed would get wrong are refused before (layout_check). Raises LayoutError for a DeepSpeed
-    that lays out its partitions otherwise than known.
+    model: this process's part of the model, fp32; its weights are made equal over the data ranks.
+    roles: the role of each trainable parameter, as of the full parameter.
+    shards: how tensor parallel shards form full parameters; needed with several tensor ranks.
+    whole_shapes: the shapes of the full parameters; needed with several tensor ranks.
+    `layout_check` refuses combinations in which DeepSpeed would be wrong. Raises LayoutError if DeepSpeed lays out its
+    partitions in an unknown way.
     """
     parameters = _trainable(model, roles)
     if mesh.tensor.size > 1 and (shards is None or whole_shapes is None):
-        raise ValueError("with several tensor ranks `shards` and `whole_shapes` tell how parameters are whole")
+        raise ValueError("several tensor ranks need `shards` and `whole_shapes`, from which full parameters are joined")
     local = {name: tuple(p.shape) for name, p in parameters.items()}
     optimizer = (WholeOptimizer if zero == 0 else FlatOptimizer)(roles, parameters, config)
     for name, p in parameters.items():
@@ -196,24 +197,24 @@ def wrap(
 
 
 def load_deepspeed() -> Any:
-    """The deepspeed module, quiet, on the device that torch has, over the torch.distributed that is initialised.
+    """Load deepspeed: without log lines, on torch's device, over the torch.distributed that is already initialised.
 
-    DeepSpeed asks at its first use which of its C++ parts this machine could compile, and runs compilers to find out.
-    On a CPU it would then compile a library for communication over shared memory (minutes). None of them is used here:
-    gloo and NCCL communicate, and the optimizers are ours. So it is given the answer.
+    At its first use DeepSpeed runs compilers to find out which of its C++ extensions this machine can compile. On a CPU
+    it then compiles a library for communication over shared memory, which takes minutes. No extension is used: gloo and
+    NCCL communicate, and sleeptrain has its own optimizers. So the list of extensions is set to empty.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("LOCAL_RANK", "0")
     deepspeed = importlib.import_module("deepspeed")
-    importlib.import_module("deepspeed.ops").__dict__["__compatible_ops__"] = {}  # it can compile nothing
+    importlib.import_module("deepspeed.ops").__dict__["__compatible_ops__"] = {}
     deepspeed.logger.setLevel("ERROR")
     deepspeed.init_distributed(dist.get_backend(), dist_init_required=False, verbose=False)
     return deepspeed
 
 
 def check_wide(parameters: Mapping[str, nn.Parameter]) -> None:
-    """Raises ConfigError unless every parameter is fp32, decays included."""
+    """Raise ConfigError unless every parameter is fp32, decays included."""
     for name, p in parameters.items():
         if p.dtype != torch.float32:
             raise ConfigError(
@@ -223,12 +224,12 @@ def check_wide(parameters: Mapping[str, nn.Parameter]) -> None:
 
 
 def _unless_frozen(optimizer: FlatOptimizer, stages: tuple[int, ...], gradient: torch.Tensor) -> torch.Tensor:
-    """Of a frozen parameter the gradient is zero: DeepSpeed waits for one, and it must not count in the norm."""
+    """The gradient, or zero if the parameter is frozen: DeepSpeed needs a gradient, and the norm must not count it."""
     return torch.zeros_like(gradient) if optimizer.frozen_stage in stages else gradient
 
 
 class _Call(nn.Module):
-    """Calls a function with the model from inside a forward, around which ZeRO-3 gathers weights."""
+    """Calls a function with the model inside a forward, during which ZeRO-3 gathers weights."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -243,10 +244,10 @@ def _engine_config(zero: int, config: OptimConfig, parameters: Mapping[str, nn.P
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        # backward() may be called any number of times; step() is where a step ends. Only where DeepSpeed manages this
-        # does it sum the gradients of several backwards at once, so under ZeRO-2 it does, told of the end by us.
+        # A step has any number of backwards and ends in step(). DeepSpeed sums the gradients of several backwards at
+        # once only if it manages the accumulation. So it does under ZeRO-2, and `ZeroEngine` sets the end of the step.
         "managed_gradient_accumulation": zero == 2,
-        # DeepSpeed's default would clip to 1. Under ZeRO-0 it tells no norm, and our optimizer clips.
+        # DeepSpeed's default would clip to 1. Under ZeRO-0 it reports no norm, and `WholeOptimizer` clips.
         "gradient_clipping": 0.0 if zero == 0 else config.clip_norm,
         "gradient_allreduce_op": "mean" if zero == 3 else "sum",
         "zero_allow_untested_optimizer": True,
@@ -262,11 +263,11 @@ def _engine_config(zero: int, config: OptimConfig, parameters: Mapping[str, nn.P
 
 
 def _keep_gathered(deepspeed: Any, call: _Call) -> None:
-    """Tells ZeRO-3 which parameters to keep from the forward to the step.
+    """Keep some parameters gathered from the forward to the step: ZeRO-3 would gather them too late for the backward.
 
-    It gathers a module's weights for its backward when the gradient of a tensor that the module returned arrives.
-    Mixers also return their state, a value that it does not look into, and the head is applied outside of its module:
-    so the head and all that is no weight matrix of an innermost module stay. The bulk of the weights comes and goes.
+    ZeRO-3 gathers a module's weights for the backward when a gradient of a tensor that the module returned arrives. It
+    does not look into the state that mixers return, and the head is applied outside its module. So the head stays
+    gathered, and so does each parameter that is not a weight matrix of an innermost module. Most weights do not stay.
     """
     head = getattr(call.model, "head_weight", None)
     for module in call.model.modules():

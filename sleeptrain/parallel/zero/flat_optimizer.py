@@ -1,8 +1,8 @@
-"""Muon and AdamW in one optimizer over the flat partitions that ZeRO makes of the parameters.
+"""Muon and AdamW in one optimizer over the flat partitions into which ZeRO cuts the parameters.
 
-DeepSpeed hands its optimizer one-dimensional pieces. AdamW, momentum and look-ahead are elementwise and stay there, so
-their state is sharded as ZeRO shards the weights. Only the look-ahead travels: each matrix to its owner, where it is
-orthogonalised whole, once among all processes of a pipeline stage, tensor parallel shards joined.
+DeepSpeed gives its optimizer one-dimensional partitions. AdamW, momentum and look-ahead are elementwise and run on
+them, so their state is sharded as the weights are. Only the look-ahead is sent: each matrix has one owner among the
+processes of a pipeline stage, which joins it (tensor parallel shards, too) and orthogonalises it.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ from sleeptrain.parallel.zero.matrix_exchange import (
 
 @dataclass(frozen=True)
 class Partition:
-    """Tensors that are stepped together, and what lies in them.
+    """Tensors that one optimizer step updates together, and the fragments of parameters in them.
 
-    tensors: those that the optimizer sees. names: of the parameters that lie in it, on whichever data rank.
-    fragments: of this process; their offsets count through all tensors, laid end to end.
+    kind: `muon` or `adamw`.
+    names: the parameters with fragments in this partition, on any data rank.
+    tensors: the tensors that the optimizer sees.
+    fragments: this process's fragments; offsets count through all tensors, laid end to end.
     """
 
     kind: str
@@ -47,23 +49,26 @@ class Partition:
 
 
 class UpdateRule(NamedTuple):
-    """factor: of the group's rate. frozen: the stages in which there is no update."""
+    """factor: multiplies the group's learning rate. frozen: the stages in which there is no update."""
 
     factor: float
     frozen: tuple[int, ...]
 
 
-# Stretches of a tensor laid flat.
+# Spans of a flattened tensor, by update rule.
 Spans = dict[UpdateRule, list[slice]]
 WHOLE = slice(None)
 
 
 @dataclass(frozen=True)
 class ModelStage:
-    """The processes that hold one pipeline stage, and how a parameter is spread over them.
+    """The processes that hold one pipeline stage, and the shards of its parameters.
 
-    group: tensor and data ranks together (None: all processes). shard: this process's tensor rank. local: the shape of
-    its shard of each parameter. whole: the shape of each parameter. shards: how shards form a whole.
+    group: all tensor and data ranks of the stage (None: all processes).
+    shard: this process's tensor rank.
+    local: the shape of this process's shard of each parameter.
+    whole: the shape of each full parameter.
+    shards: how shards form a full parameter.
     """
 
     group: dist.ProcessGroup | None
@@ -74,18 +79,16 @@ class ModelStage:
 
 
 class FlatOptimizer(torch.optim.Optimizer):
-    """The updates of `sleeptrain.optim.optimizers.Optimizers`, in a group for each kind.
+    """The updates of `sleeptrain.optim.optimizers.Optimizers`, with one parameter group for each kind.
 
-    DeepSpeed adds the norm up over pipeline stages group by group, so that all stages must have as many: each holds
-    matrices for Muon and norms for AdamW. What inside a group is decayed, is frozen or has another rate is told by its
-    fragments.
+    DeepSpeed sums the norm over pipeline stages group by group, so all stages must have the same number of groups: each
+    stage has matrices for Muon and norms for AdamW. Within a group, the fragments decide on decay, freezing and rate.
 
-    Each group's `lr` is to be set before a step; `peak_lr` is the configured one. accepts: asked before each part of a
-    step; where it says no, nothing changes. frozen_stage: the stage of `sleeptrain.optim.freezing` in force; the
-    gradients of what it freezes must be zero.
-    `bind` must be called before the first step, once ZeRO has replaced the parameters by their partitions. A step may
-    be made group by group and partition by partition, as ZeRO does, but in the same order in all processes: it
-    communicates.
+    Set each group's `lr` before a step; `peak_lr` is the configured rate.
+    accepts: called before each part of a step; if it returns False, nothing changes.
+    frozen_stage: the current stage of `sleeptrain.optim.freezing`; gradients of its frozen parameters must be zero.
+    Call `bind` before the first step, after ZeRO has replaced the parameters by partitions. A step may run group by
+    group and partition by partition, as ZeRO does, but in the same order in all processes: it communicates.
     Raises ConfigError for an unknown `optim.muon_scaling`.
     """
 
@@ -99,7 +102,7 @@ class FlatOptimizer(torch.optim.Optimizer):
             raise ConfigError(f"optim.muon_scaling is {config.muon_scaling!r}; it is one of {', '.join(SCALINGS)}")
         self.roles, self._config = dict(roles), config
         self._updates: dict[torch.Tensor, _MuonUpdate] = {}
-        self._decayed: dict[torch.Tensor, Spans] = {}  # where in each tensor lies what is decayed
+        self._decayed: dict[torch.Tensor, Spans] = {}  # the spans of each tensor that have weight decay
         self._trained: dict[torch.Tensor, Spans] = {}
         self.partitions: tuple[Partition, ...] = ()
         self.accepts: Callable[[], bool] = lambda: True
@@ -107,26 +110,27 @@ class FlatOptimizer(torch.optim.Optimizer):
         super().__init__(list(_groups(roles, named_parameters, config)), {"lr": 0.0})
 
     def bind(self, partitions: Sequence[Partition], stage: ModelStage) -> None:
-        """Takes over what lies where; every process of the stage must call it with partitions in the same order.
+        """Set the partitions and make the state, all zero.
 
-        Makes the state, all zero. Raises LayoutError when the processes' fragments do not make up whole matrices.
+        All processes of the stage call it together, with partitions in the same order. Raises LayoutError if the
+        processes' fragments do not form full matrices.
         """
         self.partitions = tuple(partitions)
         for partition in partitions:
-            treatments = {_treatment(self.roles[name]) for name in partition.names}
+            rules = {_update_rule(self.roles[name]) for name in partition.names}
             decayed = {name for name in partition.names if self.roles[name].decay}
             trained = _spans(partition, self.roles, set(partition.names))
             for tensor, *spans in zip(partition.tensors, _spans(partition, self.roles, decayed), trained, strict=True):
-                self.state[tensor] = _new_state(partition.kind, tensor, treatments)
+                self.state[tensor] = _new_state(partition.kind, tensor, rules)
                 self._decayed[tensor], self._trained[tensor] = spans
-                if len(treatments) == 1:
-                    self._trained[tensor] = {treatment: [WHOLE] for treatment in treatments}
+                if len(rules) == 1:
+                    self._trained[tensor] = {rule: [WHOLE] for rule in rules}
             if partition.kind == "muon":
                 self._updates[partition.tensors[0]] = _MuonUpdate(partition, stage, self.roles, self._config)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of the partitions that the groups hold at this moment."""
+        """Update the partitions that are in the groups at this call."""
         if not self.accepts():
             return
         for group in self.param_groups:
@@ -139,20 +143,23 @@ class FlatOptimizer(torch.optim.Optimizer):
                 self._step_adamw(tensors, group)
 
     def _in_force(
-        self, spans: Mapping[torch.Tensor, Spans], tensors: Sequence[torch.Tensor], *of: Sequence[torch.Tensor]
+        self, spans: Mapping[torch.Tensor, Spans], tensors: Sequence[torch.Tensor], *lists: Sequence[torch.Tensor]
     ) -> Iterator[tuple[UpdateRule, list[list[torch.Tensor]]]]:
-        """What is not frozen, by its treatment: views of these stretches of each list `of` tensors like `tensors`."""
-        for treatment in dict.fromkeys(treatment for t in tensors for treatment in spans[t]):
-            if self.frozen_stage not in treatment.frozen:
+        """For each update rule that is not frozen: the rule, and for each of `lists` the views of the rule's spans.
+
+        Each of `lists` has a tensor for each of `tensors`, of the same shape.
+        """
+        for rule in dict.fromkeys(rule for t in tensors for rule in spans[t]):
+            if self.frozen_stage not in rule.frozen:
                 views = [
                     [
-                        x if at == WHOLE else x.reshape(-1)[at]
-                        for t, x in zip(tensors, like, strict=True)
-                        for at in spans[t].get(treatment, ())
+                        x if span == WHOLE else x.reshape(-1)[span]
+                        for t, x in zip(tensors, values, strict=True)
+                        for span in spans[t].get(rule, ())
                     ]
-                    for like in of
+                    for values in lists
                 ]
-                yield treatment, views
+                yield rule, views
 
     def _step_muon(self, tensors: list[torch.Tensor], group: dict[str, Any]) -> None:
         beta = self._config.muon_momentum
@@ -171,15 +178,15 @@ class FlatOptimizer(torch.optim.Optimizer):
         averages = [[self.state[t][key] for t in tensors] for key in ("exp_avg", "exp_avg_sq")]
         in_force = self._in_force(self._trained, tensors, tensors, gradients, *averages)
         for (factor, frozen), (weights, gradient, average, square) in in_force:
-            done = self.state[tensors[0]][step_key(frozen)]
+            num_steps = self.state[tensors[0]][step_key(frozen)]
             adamw(
                 weights,
                 gradient,
                 average,
                 square,
                 [],
-                [done.clone() for _ in weights],
-                fused=True,  # elementwise, so that a partition is updated as the whole would be
+                [num_steps.clone() for _ in weights],
+                fused=True,  # elementwise: a partition gets the same update as in the full tensor
                 amsgrad=False,
                 beta1=beta1,
                 beta2=beta2,
@@ -195,10 +202,10 @@ class FlatOptimizer(torch.optim.Optimizer):
 
 
 class WholeOptimizer(FlatOptimizer):
-    """For whole, replicated parameters (ZeRO-0), where DeepSpeed clips but tells no norm: clips and measures itself.
+    """For replicated parameters (ZeRO-0), where DeepSpeed reports no norm: it computes the norm and clips itself.
 
-    A step whose gradient norm is not finite changes nothing. DeepSpeed's engine reads `overflow` and the norm from here
-    as from its own optimizers.
+    A step whose gradient norm is not finite changes nothing. DeepSpeed's engine reads `overflow` and the norm from this
+    object, as from its own optimizers.
     """
 
     overflow = False
@@ -218,7 +225,7 @@ class WholeOptimizer(FlatOptimizer):
 
 
 class _MuonUpdate:
-    """From the look-ahead of a partition to its update: out to the owners, through Newton-Schulz, and back."""
+    """Turns the look-ahead of a partition into its update: the owners of the matrices run Newton-Schulz on them."""
 
     def __init__(
         self, partition: Partition, stage: ModelStage, roles: Mapping[str, ParameterRole], config: OptimConfig
@@ -256,34 +263,34 @@ def _groups(
             }
 
 
-def _treatment(role: ParameterRole) -> UpdateRule:
+def _update_rule(role: ParameterRole) -> UpdateRule:
     return UpdateRule(role.factor, role.frozen)
 
 
 def _spans(partition: Partition, roles: Mapping[str, ParameterRole], names: Set[str]) -> Iterator[Spans]:
-    """Of each tensor of a partition, where in it lie the named parameters; a fragment may reach over several."""
+    """Yield for each tensor of a partition the spans of the named parameters. A fragment may span several tensors."""
     first = 0
     for tensor in partition.tensors:
-        last, found = first + tensor.numel(), Spans()
+        last, spans = first + tensor.numel(), Spans()
         for f in partition.fragments:
             start, stop = max(f.offset, first) - first, min(f.offset + f.numel, last) - first
             if f.name in names and start < stop:
-                found.setdefault(_treatment(roles[f.name]), []).append(slice(start, stop))
-        yield found
+                spans.setdefault(_update_rule(roles[f.name]), []).append(slice(start, stop))
+        yield spans
         first = last
 
 
 def step_key(frozen: tuple[int, ...]) -> str:
-    """Under which a tensor's state counts the steps of what is frozen in these stages."""
+    """The key of a tensor's state for the number of steps of parameters that are frozen in these stages."""
     return " ".join(["step", *map(str, frozen)])
 
 
-def _new_state(kind: str, tensor: torch.Tensor, treatments: Iterable[UpdateRule]) -> dict[str, torch.Tensor]:
-    """Steps are counted in fp32 whatever the weights are, as torch's AdamW does."""
+def _new_state(kind: str, tensor: torch.Tensor, rules: Iterable[UpdateRule]) -> dict[str, torch.Tensor]:
+    """The state of a tensor, all zero. Step counts are fp32 for any weight dtype, as in torch's AdamW."""
     state = {
         key: torch.zeros_like(tensor, requires_grad=False, memory_format=torch.contiguous_format)
         for key in sorted(STATE[kind] - {"step"})
     }
     if "step" in STATE[kind]:
-        state |= {step_key(t.frozen): tensor.new_zeros((), dtype=torch.float32) for t in treatments}
+        state |= {step_key(rule.frozen): tensor.new_zeros((), dtype=torch.float32) for rule in rules}
     return state

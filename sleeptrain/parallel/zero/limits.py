@@ -1,11 +1,12 @@
-"""How much DeepSpeed's ZeRO sends and keeps at once, in elements. A plan counts by the same numbers."""
+"""Limits of DeepSpeed's ZeRO for sending and keeping tensors, in elements. The plan counts with the same numbers."""
 
-# Gradients travel in messages of at most so many.
+# The largest message of gradients.
 MAX_BUCKET = 200_000_000
 
-# Under ZeRO-3, DeepSpeed's own defaults: a gathered weight stays where it is used again before so many others,
+# The following are DeepSpeed's defaults for ZeRO-3.
+# A gathered weight stays if it is used again before this many other elements.
 MAX_REUSE = 1_000_000_000
-# parameters of at most so many are always there,
+# A parameter of at most this size always stays gathered.
 PERSISTENT = 100_000
-# and so many are gathered ahead.
+# The number of elements that are gathered ahead of their use.
 AHEAD = 50_000_000

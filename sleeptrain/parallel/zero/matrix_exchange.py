@@ -1,7 +1,8 @@
-"""Whole matrices out of elementwise partitions, and back: what Muon needs where ZeRO has flattened its parameters.
+"""Exchange of fragments, so that Muon can work on full matrices although ZeRO has cut them into flat partitions.
 
-Every process holds fragments of matrices. Each matrix has one owner, to which all its fragments travel, tensor parallel
-shards included; there it is whole, is worked on once, and its fragments travel home. One all-to-all each way.
+Every process holds fragments of matrices. Each matrix has one owner. All processes send their fragments of it (of
+tensor parallel shards, too) to the owner; the owner joins them, works on the matrix once, and sends the fragments back.
+This takes one all-to-all each way.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ class Fragment:
 
 @dataclass(frozen=True)
 class Holding:
-    """What one process holds of a set of parameters: fragments of its tensor parallel shard of each.
+    """The fragments of one process.
 
-    shard: its tensor parallel rank. shapes: of its shard of each parameter, whether it holds any of it or not.
+    shard: its tensor parallel rank.
+    shapes: the shape of its tensor parallel shard of each parameter, also without a fragment of it.
+    fragments: its fragments of these shards.
     """
 
     shard: int
@@ -40,7 +43,7 @@ class Holding:
 
 
 class Shards(Protocol):
-    """How tensor parallel shards form a whole parameter."""
+    """How tensor parallel shards form a full parameter."""
 
     def join(self, name: str, shards: Sequence[torch.Tensor]) -> torch.Tensor: ...
 
@@ -48,7 +51,7 @@ class Shards(Protocol):
 
 
 class Unsharded:
-    """Without tensor parallelism the only shard is the whole."""
+    """No tensor parallelism: the only shard is the full parameter."""
 
     def join(self, name: str, shards: Sequence[torch.Tensor]) -> torch.Tensor:
         (whole,) = shards
@@ -59,7 +62,7 @@ class Unsharded:
 
 
 class LayoutError(RuntimeError):
-    """The fragments that processes hold do not make up whole parameters."""
+    """The processes' fragments do not form full parameters."""
 
 
 # Called with the matrices that a process owns, by name; changes them in place.
@@ -67,11 +70,13 @@ Work = Callable[[dict[str, torch.Tensor]], None]
 
 
 class Exchange:
-    """The way of every fragment to its matrix's owner and back.
+    """Sends every fragment to the owner of its matrix and back.
 
-    holdings: of every process of the group, by rank. owners: the rank that owns each parameter. rank, group: this
-    process's. Raises LayoutError unless the fragments of each shard cover it exactly; copies of one fragment in several
-    processes count as one.
+    holdings: the fragments of each process of the group, by rank.
+    owners: the rank that owns each parameter.
+    rank, group: this process's rank in its group.
+    Raises LayoutError unless the fragments of each shard cover it exactly; copies of one fragment in several processes
+    count as one.
     """
 
     def __init__(
@@ -86,31 +91,31 @@ class Exchange:
         self.owned = [name for name, owner in owners.items() if owner == rank]
         ranks = range(len(holdings))
         senders = {name: _senders(name, owner, holdings) for name, owner in owners.items()}
-        # From one process to another: the fragments in the order of the owners' names, on both sides alike.
-        self._given = [[f for n, o in owners.items() if o == to for f in senders[n].get(rank, ())] for to in ranks]
-        self._taken = [[f for n in self.owned for f in senders[n].get(source, ())] for source in ranks]
-        home = [_by_name(holding) for holding in holdings]
-        self._returned = [[f for n in self.owned for f in home[to].get(n, ())] for to in ranks]
-        self._received = [
-            [f for n, o in owners.items() if o == source for f in home[rank].get(n, ())] for source in ranks
+        # Sender and receiver list the fragments in the same order: that of the names in `owners`.
+        self._to_owners = [[f for n, o in owners.items() if o == to for f in senders[n].get(rank, ())] for to in ranks]
+        self._to_own = [[f for n in self.owned for f in senders[n].get(source, ())] for source in ranks]
+        by_name = [_by_name(holding) for holding in holdings]
+        self._to_holders = [[f for n in self.owned for f in by_name[to].get(n, ())] for to in ranks]
+        self._from_owners = [
+            [f for n, o in owners.items() if o == source for f in by_name[rank].get(n, ())] for source in ranks
         ]
 
     def __call__(self, flat: torch.Tensor, work: Work) -> torch.Tensor:
-        """The fragments of `flat` [numel] after `work` on the whole matrices; zero where no fragment lies."""
-        outgoing = [flat[f.offset : f.offset + f.numel] for part in self._given for f in part]
-        arrived = self._send(flat, outgoing, self._given, self._taken)
-        local = self._assemble(flat, arrived)
-        wholes = {n: self._shards.join(n, [local[n, s] for s in self._shards_of(n)]) for n in self.owned}
-        work(wholes)
-        done = {(n, s): self._shards.take(n, wholes[n], s).reshape(-1) for n, s in local}
+        """Apply `work` to the full matrices of `flat` [numel]; the result [numel] is zero outside the fragments."""
+        outgoing = [flat[f.offset : f.offset + f.numel] for part in self._to_owners for f in part]
+        arrived = self._send(flat, outgoing, self._to_owners, self._to_own)
+        shards = self._assemble(flat, arrived)
+        matrices = {n: self._shards.join(n, [shards[n, s] for s in self._shards_of(n)]) for n in self.owned}
+        work(matrices)
+        results = {(n, s): self._shards.take(n, matrices[n], s).reshape(-1) for n, s in shards}
         outgoing = [
-            done[f.name, self._holdings[to].shard][f.start : f.start + f.numel]
-            for to, part in enumerate(self._returned)
+            results[f.name, self._holdings[to].shard][f.start : f.start + f.numel]
+            for to, part in enumerate(self._to_holders)
             for f in part
         ]
-        arrived = self._send(flat, outgoing, self._returned, self._received)
+        arrived = self._send(flat, outgoing, self._to_holders, self._from_owners)
         result = torch.zeros_like(flat)
-        for f, piece in zip((f for part in self._received for f in part), arrived, strict=True):
+        for f, piece in zip((f for part in self._from_owners for f in part), arrived, strict=True):
             result[f.offset : f.offset + f.numel] = piece
         return result
 
@@ -118,17 +123,17 @@ class Exchange:
         return sorted({h.shard for h in self._holdings if name in h.shapes})
 
     def _assemble(self, like: torch.Tensor, arrived: Iterator[torch.Tensor]) -> dict[tuple[str, int], torch.Tensor]:
-        """The shards of the owned matrices, each of its own shape."""
-        local: dict[tuple[str, int], torch.Tensor] = {}
+        """The shards of the matrices that this process owns, by (name, tensor rank)."""
+        shards: dict[tuple[str, int], torch.Tensor] = {}
         for holding in self._holdings:
             for name in self.owned:
-                if (name, holding.shard) not in local:
-                    local[name, holding.shard] = like.new_empty(holding.shapes[name])
-        for source, part in enumerate(self._taken):
+                if (name, holding.shard) not in shards:
+                    shards[name, holding.shard] = like.new_empty(holding.shapes[name])
+        for source, part in enumerate(self._to_own):
             for f in part:
-                target = local[f.name, self._holdings[source].shard].view(-1)
+                target = shards[f.name, self._holdings[source].shard].view(-1)
                 target[f.start : f.start + f.numel] = next(arrived)
-        return local
+        return shards
 
     def _send(
         self,
@@ -137,14 +142,14 @@ class Exchange:
         outgoing: Sequence[Sequence[Fragment]],
         incoming: Sequence[Sequence[Fragment]],
     ) -> Iterator[torch.Tensor]:
-        """One all-to-all; the pieces that arrive, in the order of `incoming`."""
-        sent = torch.cat([like.new_empty(0), *pieces])
+        """Send the pieces by one all-to-all and return the received pieces, in the order of `incoming`."""
+        send_buffer = torch.cat([like.new_empty(0), *pieces])
         sizes = [[sum(f.numel for f in part) for part in way] for way in (incoming, outgoing)]
         if len(self._holdings) == 1:
-            buffer = sent
+            buffer = send_buffer
         else:
             buffer = like.new_empty(sum(sizes[0]))
-            dist.all_to_all_single(buffer, sent, sizes[0], sizes[1], group=self._group)
+            dist.all_to_all_single(buffer, send_buffer, sizes[0], sizes[1], group=self._group)
         return iter(buffer.split([f.numel for part in incoming for f in part]))
 
 
@@ -156,7 +161,7 @@ def _by_name(holding: Holding) -> dict[str, list[Fragment]]:
 
 
 def _senders(name: str, owner: int, holdings: Sequence[Holding]) -> dict[int, list[Fragment]]:
-    """The fragments of `name` that each rank sends; of copies the owner's own goes first, it need not travel."""
+    """The fragments of `name` that each rank sends. Of several copies the owner's is preferred: it is not sent."""
     chosen: dict[int, list[Fragment]] = {}
     seen: dict[int, set[tuple[int, int]]] = {}
     for rank in sorted(range(len(holdings)), key=lambda r: (r != owner, r)):
@@ -173,13 +178,13 @@ def _senders(name: str, owner: int, holdings: Sequence[Holding]) -> dict[int, li
 
 
 def _check_cover(name: str, shard: int, spans: set[tuple[int, int]], numel: int) -> None:
-    at = 0
+    position = 0
     for start, size in sorted(spans):
-        if start != at:
+        if start != position:
             break
-        at += size
+        position += size
     else:
-        if at == numel:
+        if position == numel:
             return
     raise LayoutError(
         f"the fragments {sorted(spans)} of {name} (tensor rank {shard}) do not cover its {numel} elements exactly once"
@@ -187,7 +192,7 @@ def _check_cover(name: str, shard: int, spans: set[tuple[int, int]], numel: int)
 
 
 def assign_owners(costs: Mapping[str, float], num_ranks: int) -> dict[str, int]:
-    """An owner for each name: the most expensive first, each to the rank with the least to do (ties: the lowest)."""
+    """Assign an owner to each name: the most expensive first, each to the least loaded rank (ties: the lowest)."""
     loads = [0.0] * num_ranks
     owners: dict[str, int] = {}
     for name in sorted(costs, key=lambda n: (-costs[n], n)):
@@ -197,7 +202,7 @@ def assign_owners(costs: Mapping[str, float], num_ranks: int) -> dict[str, int]:
 
 
 def newton_schulz_cost(shape: tuple[int, ...], blocks: Blocks | None) -> float:
-    """Multiplications of one Newton-Schulz iteration over the matrices of a parameter [rows, columns]."""
+    """The number of multiplications of one Newton-Schulz iteration over the matrices of a parameter [rows, columns]."""
     cost = 0.0
     for rows in blocks or (slice(None),):
         num_rows = len(range(shape[0])[rows]) if isinstance(rows, slice) else rows.numel()
@@ -206,8 +211,8 @@ def newton_schulz_cost(shape: tuple[int, ...], blocks: Blocks | None) -> float:
     return cost
 
 
-def gather_holdings(own: Holding, group: dist.ProcessGroup | None) -> list[Holding]:
-    """The holdings of every process of the group, by rank."""
-    everyone: list[Holding | None] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(everyone, replace(own, shapes=dict(own.shapes)), group=group)
-    return [h for h in everyone if h is not None]
+def gather_holdings(local: Holding, group: dist.ProcessGroup | None) -> list[Holding]:
+    """The holdings of all processes of the group, by rank."""
+    holdings: list[Holding | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(holdings, replace(local, shapes=dict(local.shapes)), group=group)
+    return [h for h in holdings if h is not None]

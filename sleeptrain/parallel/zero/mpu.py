@@ -1,4 +1,4 @@
-"""Which processes work together, told to DeepSpeed in its own words over megatron-core's groups."""
+"""megatron-core's process groups behind the interface that DeepSpeed expects."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Group = dist.ProcessGroup | None
 
 
 class MegatronUnit:
-    """The model parallel unit ("mpu") that DeepSpeed asks, over a mesh of several processes.
+    """The model parallel unit ("mpu") of DeepSpeed, over a mesh of several processes.
 
-    megatron-core's own module cannot be passed: it lacks the rank and size of the model parallel group. That group is
-    all tensor and pipeline ranks of one replica, and the rank in it names checkpoint files, so it must be unique there.
-    ZeRO-1 and 2 count a replicated gradient once by asking for the tensor rank instead.
+    megatron-core's module does not serve as one: it lacks the rank and size of the model parallel group. That group has
+    all tensor and pipeline ranks of one replica. DeepSpeed names checkpoint files by the rank in it, so the rank must
+    be unique. ZeRO-1 and 2 use the tensor rank to count a replicated gradient once.
     """
 
     def __init__(self, mesh: Mesh):

@@ -1,7 +1,8 @@
-"""Where DeepSpeed has put each parameter: the fragments of its flat partitions, and the checks that it is so.
+"""The fragments of parameters in DeepSpeed's flat partitions, and checks that they are as expected.
 
-Read from what DeepSpeed offers for parameters in parts (`deepspeed.utils`): under ZeRO-1 and 2 the fragment addresses
-that it links to each parameter, under ZeRO-3 the local fp32 part of each parameter, which is a view of the partition.
+They come from DeepSpeed's interface for partitioned parameters (`deepspeed.utils`): under ZeRO-1 and 2 from the
+fragment addresses linked to each parameter, under ZeRO-3 from the local fp32 part of each parameter, which is a view of
+its partition.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _MISSING: Any = object()
 
 
 def whole_partitions(optimizer: FlatOptimizer, parameters: Parameters) -> list[Partition]:
-    """ZeRO-0: every process holds every parameter whole."""
+    """ZeRO-0: every process holds every parameter in full."""
     partitions = []
     for group in optimizer.param_groups:
         fragments, offset = [], 0
@@ -41,12 +42,12 @@ def group_partitions(optimizer: FlatOptimizer, parameters: Parameters) -> list[P
             mapping = getattr(parameters[name], "_hp_mapping", _MISSING)
             require(mapping is not _MISSING, f"{name} is linked to its partition")
             if mapping is None:
-                continue  # all of it lies with other data ranks
+                continue  # other data ranks hold all of it
             require(mapping.param_group_index == index, f"{name} stays in its group")
-            at, own = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
-            require(_offset_in(flat, mapping.get_hp_fragment()) == own.start, f"{name} lies in its group's partition")
-            require(at.numel == own.numel, f"{name} has one fragment")
-            fragments.append(Fragment(name, at.start, at.numel, own.start))
+            source, target = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
+            require(_offset_in(flat, mapping.get_hp_fragment()) == target.start, f"{name} is in its group's partition")
+            require(source.numel == target.numel, f"{name} has one fragment")
+            fragments.append(Fragment(name, source.start, source.numel, target.start))
         partitions.append(_checked(group["kind"], group["names"], flat, fragments, parameters))
     return partitions
 
@@ -54,7 +55,7 @@ def group_partitions(optimizer: FlatOptimizer, parameters: Parameters) -> list[P
 def parameter_partitions(
     optimizer: FlatOptimizer, flats: Sequence[torch.Tensor], parameters: Parameters, rank: int
 ) -> list[Partition]:
-    """ZeRO-3: each parameter is cut over the data ranks by itself, its last part padded.
+    """ZeRO-3: each parameter is cut over the data ranks separately, and its last part is padded.
 
     flats: DeepSpeed's fp32 partitions, one or several for each group. rank: the data rank.
     """
@@ -63,7 +64,7 @@ def parameter_partitions(
     partitions: dict[int, tuple[str, list[str], list[Fragment]]] = {}
     for group in optimizer.param_groups:
         for name in group["names"]:
-            p: Any = parameters[name]  # with what ZeRO-3 hangs on a parameter
+            p: Any = parameters[name]  # ZeRO-3 adds attributes to a parameter
             part = safe_get_local_fp32_param(p)
             holders = [i for i, flat in enumerate(flats) if 0 <= _offset_in(flat, part) < flat.numel()]
             require(len(holders) == 1, f"the fp32 part of {name} is a view of one partition")
@@ -81,12 +82,12 @@ def parameter_partitions(
 
 
 def local_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
-    """The shape of a parameter, which ZeRO-3 empties while it is not in use."""
+    """The shape of a parameter, also under ZeRO-3, where a parameter that is not gathered is empty."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def own_part(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """The data rank's own part [numel] of a parameter that ZeRO-3 has cut, the last one's end padded."""
+    """This data rank's part [numel] of a parameter that ZeRO-3 has cut; the end of the last part is padding."""
     part = getattr(parameter, "ds_tensor", None)
     require(isinstance(part, torch.Tensor) and part.dim() == 1, "ZeRO-3 keeps a flat part of each parameter")
     assert part is not None
@@ -94,13 +95,13 @@ def own_part(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 
 def region(tensors: Sequence[torch.Tensor], fragment: Fragment) -> torch.Tensor:
-    """The view of a fragment's elements in the tensors of its partition, or in others of their shapes."""
+    """A view of a fragment's elements in the tensors of its partition, or in other tensors of the same shapes."""
     offset = fragment.offset
     for tensor in tensors:
         if offset < tensor.numel():
             return tensor.view(-1)[offset : offset + fragment.numel]
         offset -= tensor.numel()
-    raise ValueError(f"{fragment} lies behind the end of its partition")
+    raise ValueError(f"{fragment} is beyond the end of its partition")
 
 
 def _offset_in(flat: torch.Tensor, part: torch.Tensor) -> int:
@@ -110,11 +111,11 @@ def _offset_in(flat: torch.Tensor, part: torch.Tensor) -> int:
 def _checked(
     kind: str, names: tuple[str, ...], flat: torch.Tensor, fragments: list[Fragment], parameters: Parameters
 ) -> Partition:
-    """Fragments must lie apart in the partition and hold what the parameters hold."""
+    """The partition, after a check that its fragments do not overlap and hold the values of the parameters."""
     require(flat.dtype == torch.float32, "master weights are fp32")
     end = 0
     for f in sorted(fragments, key=lambda f: f.offset):
-        require(f.offset >= end and f.offset + f.numel <= flat.numel(), f"{f.name} lies apart from others")
+        require(f.offset >= end and f.offset + f.numel <= flat.numel(), f"{f.name} does not overlap others")
         end = f.offset + f.numel
         p = parameters[f.name]
         if p.numel() == torch.Size(local_shape(p)).numel():
@@ -124,11 +125,11 @@ def _checked(
 
 
 def require(condition: bool, expectation: str) -> None:
-    """Raises LayoutError, naming DeepSpeed's version, where an expectation of its layout does not hold."""
+    """Raise LayoutError, which names DeepSpeed's version, if an expectation of its layout does not hold."""
     if not condition:
         import deepspeed
 
         raise LayoutError(
             f"deepspeed {deepspeed.__version__} lays out its partitions in another way than expected: not true that "
-            f"{expectation}. sleeptrain knows deepspeed 0.19; install that version"
+            f"{expectation}. sleeptrain supports deepspeed 0.19; install that version"
         )

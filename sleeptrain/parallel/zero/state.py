@@ -1,7 +1,7 @@
-"""Weights and optimizer state of a ZeRO engine as whole tensors by name, so that a checkpoint depends on no layout.
+"""Weights and optimizer state of a ZeRO engine as full tensors by name, so a checkpoint does not depend on the layout.
 
-They are read where `FlatOptimizer` has been told that they lie. DeepSpeed's `safe_get_full_*` would give every data
-rank every tensor, know nothing of tensor ranks, and not serve ZeRO-0; here a tensor comes together on its owner alone.
+They are read from the partitions of `FlatOptimizer`. DeepSpeed's `safe_get_full_*` would gather every tensor on every
+data rank, does not know tensor ranks, and does not work under ZeRO-0. Here only the owner of a tensor gathers it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ from sleeptrain.parallel.zero.partitions import local_shape, own_part, region
 
 
 class _Item(NamedTuple):
-    """A tensor of a checkpoint. key: of the optimizer's state; None for the weight itself."""
+    """A tensor of a checkpoint.
+
+    path: its name in the checkpoint.
+    name: its parameter.
+    partition: the partition that holds fragments of it.
+    key: its key in the optimizer's state; None for the weight itself.
+    """
 
     path: str
     name: str
@@ -34,36 +40,36 @@ class _Item(NamedTuple):
 
 
 def local_tensors(engine: ZeroEngine) -> dict[str, torch.Tensor]:
-    """This process's share of the stage's weights and optimizer state: whole tensors on the CPU, by checkpoint name.
+    """This process's share of the stage's weights and optimizer state: full tensors on the CPU, by checkpoint name.
 
-    All processes of the stage call it. Each tensor has one owner; they hold about equally many bytes, and besides at
-    most one whole tensor at a time. Of tied embeddings the first stage's are taken.
+    All processes of the stage call it together. Each tensor has one owner, and owners hold about equally many bytes;
+    during the gathering a process holds at most one more full tensor. Tied embeddings come from the first stage.
     """
     items = [item for item in _items(engine) if not getattr(engine.parameters[item.name], "ds_pipe_replicated", False)]
     tensor, data = engine.mesh.tensor, engine.mesh.data
     sizes = {i.path: 1 if i.key == "step" else math.prod(engine.stage.whole[i.name]) for i in items}
     owners = assign_owners(sizes, tensor.size * data.size)
-    own: dict[str, torch.Tensor] = {}
+    owned: dict[str, torch.Tensor] = {}
     for item in items:
         owner = divmod(owners[item.path], tensor.size)
         if item.key == "step":
-            whole = _count(engine, item.partition.tensors[0], item.name) if owner == (data.rank, tensor.rank) else None
+            full = _count(engine, item.partition.tensors[0], item.name) if owner == (data.rank, tensor.rank) else None
         else:
-            whole = _gathered(engine, item, *owner)
-        if whole is not None:
-            own[item.path] = whole.detach().to("cpu", copy=True)
-    return own
+            full = _gather(engine, item, *owner)
+        if full is not None:
+            owned[item.path] = full.detach().to("cpu", copy=True)
+    return owned
 
 
 def load(engine: ZeroEngine, saved: SavedTensors) -> None:
-    """Takes the weights and the optimizer state of a checkpoint that fits (`check_resume`), which replace all there is.
+    """Replace all weights and optimizer state by those of a checkpoint that fits (`check_resume`).
 
-    Each process reads the weights of its stage and of the state what it keeps a part of. Raises DataError where
-    parameters that ZeRO steps together have done different numbers of steps.
+    Each process reads the weights of its stage, and the state of the parameters of which it holds fragments. Raises
+    DataError if parameters that ZeRO steps together have different numbers of steps.
     """
     for state in engine.optimizer.state.values():
         for tensor in state.values():
-            tensor.zero_()  # what a parameter keeps that has not been stepped
+            tensor.zero_()  # the checkpoint has no state for a parameter that has not been stepped
     steps: dict[str, float] = {}
     takes = _weight_takes(engine)
     for item in _items(engine):
@@ -78,12 +84,12 @@ def load(engine: ZeroEngine, saved: SavedTensors) -> None:
 
 
 def load_weights(engine: ZeroEngine, saved: SavedTensors) -> None:
-    """Takes the weights that the checkpoint has into a fresh engine; the others stay."""
+    """Load the weights that the checkpoint has into a new engine; other weights keep their values."""
     _read(engine, saved, _weight_takes(engine))
 
 
 def _items(engine: ZeroEngine) -> Iterator[_Item]:
-    """In the same order in all processes of the stage."""
+    """All tensors of the stage for a checkpoint, in the same order in all its processes."""
     for partition in engine.optimizer.partitions:
         for name in partition.names:
             yield _Item(f"{WEIGHTS}{name}", name, partition, None)
@@ -91,28 +97,28 @@ def _items(engine: ZeroEngine) -> Iterator[_Item]:
                 yield _Item(f"{OPTIMIZER}{partition.kind}/{name}/{key}", name, partition, key)
 
 
-def _gathered(engine: ZeroEngine, item: _Item, data_rank: int, tensor_rank: int) -> torch.Tensor | None:
-    """The whole tensor on its owner, None elsewhere: summed over the data ranks' fragments, then shards joined."""
+def _gather(engine: ZeroEngine, item: _Item, data_rank: int, tensor_rank: int) -> torch.Tensor | None:
+    """The full tensor on its owner, None elsewhere: fragments are summed over data ranks, then shards are joined."""
     data, tensor = engine.mesh.data, engine.mesh.tensor
     tensors = _tensors(engine, item)
-    full = tensors[0].new_zeros(local_shape(engine.parameters[item.name]))
+    shard = tensors[0].new_zeros(local_shape(engine.parameters[item.name]))
     for f in item.partition.fragments:
         if f.name == item.name:
-            full.view(-1)[f.start : f.start + f.numel] = region(tensors, f)
+            shard.view(-1)[f.start : f.start + f.numel] = region(tensors, f)
     if engine.zero > 0:
-        # As integers: bits added to zero bits stay what they are, which -0.0 does not.
-        dist.reduce(full.view(torch.int32), _global_rank(data.group, data_rank), group=data.group)
+        # Summed as integers, which keeps all bits: as floats, -0.0 + 0.0 is 0.0.
+        dist.reduce(shard.view(torch.int32), _global_rank(data.group, data_rank), group=data.group)
     if data.rank != data_rank:
         return None
-    shards = [full]
+    shards = [shard]
     if tensor.size > 1:
-        shards = [torch.empty_like(full) for _ in range(tensor.size if tensor.rank == tensor_rank else 0)]
-        dist.gather(full, shards or None, _global_rank(tensor.group, tensor_rank), group=tensor.group)
+        shards = [torch.empty_like(shard) for _ in range(tensor.size if tensor.rank == tensor_rank else 0)]
+        dist.gather(shard, shards or None, _global_rank(tensor.group, tensor_rank), group=tensor.group)
     return engine.stage.shards.join(item.name, shards) if shards else None
 
 
 def _tensors(engine: ZeroEngine, item: _Item) -> list[torch.Tensor]:
-    """What lies in the item's partition: the weights, or a state of them."""
+    """The tensors of the item's partition: the weights, or the optimizer state under `item.key`."""
     tensors = item.partition.tensors
     return [(t if item.key is None else engine.optimizer.state[t][item.key]).detach() for t in tensors]
 
@@ -133,13 +139,13 @@ def _weight_takes(engine: ZeroEngine) -> dict[str, Take]:
 
 
 def _take_weight(engine: ZeroEngine, name: str, whole: torch.Tensor) -> None:
-    """Without the other processes, so that one that cannot read does not keep them waiting."""
+    """Load a weight without communication: if another process cannot read the checkpoint, this one does not wait."""
     p, local = engine.parameters[name], engine.stage.shards.take(name, whole, engine.stage.shard)
     if engine.zero == 3:
         part, start = own_part(p), engine.mesh.data.rank * own_part(p).numel()
         values = local.reshape(-1)[start : start + part.numel()]
         part[: values.numel()] = values
-    if p.numel() == local.numel():  # under ZeRO-3 one that is gathered at this moment
+    if p.numel() == local.numel():  # under ZeRO-3 only if the parameter is gathered
         p.detach().copy_(local)
 
 
@@ -156,17 +162,17 @@ def _note_steps(steps: dict[str, float], name: str, saved: torch.Tensor) -> None
 
 
 def _set_steps(engine: ZeroEngine, partition: Partition, steps: Mapping[str, float]) -> None:
-    """A partition's step counts, which parameters share that are frozen in the same stages."""
+    """Set the step counts of a partition: parameters that are frozen in the same stages share one count."""
     for key in {_step_key(engine, name) for name in partition.names}:
         names = [name for name in partition.names if _step_key(engine, name) == key]
-        found = {steps.get(name, 0.0) for name in names}
-        if len(found) != 1:
+        counts = {steps.get(name, 0.0) for name in names}
+        if len(counts) != 1:
             raise DataError(
-                f"optimizer state does not fit: {', '.join(names)} have done {sorted(found)} steps, but under ZeRO "
+                f"optimizer state does not fit: {', '.join(names)} have done {sorted(counts)} steps, but under ZeRO "
                 "they are stepped together"
             )
         for tensor in partition.tensors:
-            engine.optimizer.state[tensor][key].fill_(*found)
+            engine.optimizer.state[tensor][key].fill_(*counts)
 
 
 def _step_key(engine: ZeroEngine, name: str) -> str:

@@ -1,4 +1,4 @@
-"""The record of a run: JSON lines, one a record, each with its `step`. It is what plots and reports read."""
+"""The records of a run: a file of JSON lines, each with its `step`. Plots and reports read it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Record = dict[str, Any]
 
 
 class MetricsFile:
-    """`path`, open for appending. A line that a kill left torn at the end is dropped when the file is opened.
+    """The metrics file `path`, open for appending. Opening drops a torn last line, which a killed process leaves.
 
-    What the disk does not take is kept, and tried again with the next record. `sync` may be called from a thread.
-    failed: why the disk does not take records at the moment; None where it does.
+    Records that cannot be written stay in memory and are written with the next record. Another thread may call `sync`.
+    failed: the error of the last write; None if it succeeded.
     """
 
     def __init__(self, path: Path | str):
@@ -32,47 +32,47 @@ class MetricsFile:
         if self.path.exists():
             _end_with_whole_line(self.path)
         self._file = self._open()
-        self._kept, self._lock = bytearray(), threading.Lock()
+        self._unwritten, self._lock = bytearray(), threading.Lock()
         self.failed: str | None = None
 
     def append(self, record: Record) -> None:
-        """Writes one record, in the file when this returns (on the disk after `sync`) if the disk takes it.
+        """Write one record. Unless the write fails, it is in the file on return, and on the disk after `sync`.
 
-        Floats are written as Python's shortest repr, so that they read back exactly; NaN and infinities as NaN and
-        Infinity. Raises ValueError for a record without an integer `step`, TypeError for what JSON cannot hold.
+        Floats are written as Python's shortest repr, which reads back exactly; NaN and infinities as NaN and Infinity.
+        Raises ValueError for a record without an integer `step`, TypeError for a value that JSON cannot hold.
         """
         if not isinstance(record.get("step"), int):
             raise ValueError(f"a metrics record needs an integer step: {record}")
         with self._lock:
-            self._kept += json.dumps(record).encode() + b"\n"
+            self._unwritten += json.dumps(record).encode() + b"\n"
             try:
                 self._write()
             except OSError as error:
                 self.failed = error.strerror
 
     def sync(self) -> None:
-        """Waits until the disk has every record: call before a checkpoint that counts on them. Raises OSError."""
+        """Wait until all records are on the disk: call it before a checkpoint that relies on them. Raises OSError."""
         with self._lock:
             self._write()
         os.fsync(self._file.fileno())
 
     def _write(self) -> None:
-        while self._kept:  # unbuffered: one write as a rule, more only when the disk takes part of it
-            del self._kept[: self._file.write(self._kept)]
+        while self._unwritten:  # the file is unbuffered, and a write may be partial
+            del self._unwritten[: self._file.write(self._unwritten)]
         self.failed = None
 
     def truncate_after(self, step: int, rollbacks: int) -> None:
-        """Drops all records of later steps than `step`, and of later rollbacks, which a run that goes on writes again.
+        """Drop the records of steps after `step`, and of rollbacks after number `rollbacks`: the run writes them again.
 
-        rollbacks: how many the run has had. The file is replaced as a whole, and what the disk has not taken yet is
-        dropped. Raises DataError for a line that is no record.
+        rollbacks: the number of rollbacks so far. The file is replaced atomically, and records that are not written yet
+        are dropped. Raises DataError for a line that is no record.
         """
         with whole_file(self.path) as file:
             for line, record in MetricsStream(self.path).lines():
                 if record["step"] <= step and record.get("rollback", {}).get("number", 0) <= rollbacks:
                     file.write(line + b"\n")
         self.close()
-        self._kept.clear()
+        self._unwritten.clear()
         self._file = self._open()
 
     def close(self) -> None:
@@ -83,10 +83,10 @@ class MetricsFile:
 
 
 class MetricsStream:
-    """The records of the metrics file `path`, in the order written, one at a time: a file may be larger than memory.
+    """The records of the metrics file `path` in file order, one at a time: a file may be larger than memory.
 
-    A line torn at the end is left out, since the run may be on; cut_short says then that there is one. To iterate
-    raises DataError when the file is missing or another line is no record.
+    A torn last line is skipped, since the run may be writing it; `cut_short` is then True. Iteration raises DataError
+    if the file is missing or another line is no record.
     """
 
     def __init__(self, path: Path | str):
@@ -97,7 +97,7 @@ class MetricsStream:
         return (record for _, record in self.lines())
 
     def lines(self) -> Iterator[tuple[bytes, Record]]:
-        """Each line, without its end, and its record."""
+        """Yield each line without its newline, and its record."""
         require_plain(self.path)
         try:
             with open(self.path, "rb") as file:
@@ -116,21 +116,21 @@ class MetricsStream:
 
 
 def read_metrics(path: Path | str) -> list[Record]:
-    """All records at once. Raises as `MetricsStream`."""
+    """Return all records. Raises as `MetricsStream`."""
     return list(MetricsStream(path))
 
 
 def mean_later_windows(losses: Sequence[float | None]) -> float | None:
-    """The mean loss of windows 2..K, those that memory can help; of the only window when K = 1.
+    """The mean loss of windows 2..K, in which memory can help; of the only window if K = 1.
 
-    losses: one mean a window, None where no token has a target; the result is None when that is so everywhere.
+    losses: the mean of each window, None for a window without targets. None if no window has targets.
     """
     later = [loss for loss in losses[min(1, len(losses) - 1) :] if loss is not None]
     return sum(later) / len(later) if later else None
 
 
 def _parse(line: bytes) -> Record | None:
-    """The record of a line, or None: an object's closing brace comes last, so a torn line never parses."""
+    """The record of a line, or None if it is no record. A torn line never parses: it lacks the closing brace."""
     try:
         record = parse_json(line)
     except ValueError:
@@ -140,7 +140,7 @@ def _parse(line: bytes) -> Record | None:
 
 def _end_with_whole_line(path: Path) -> None:
     with open(path, "r+b") as file:
-        last, end = b"", 0  # the last line and the place where it ends
+        last, end = b"", 0  # the last line and its end
         for last in file:
             end += len(last)
         if last.endswith(b"\n") or not last:
@@ -149,4 +149,4 @@ def _end_with_whole_line(path: Path) -> None:
             file.truncate(end - len(last))
         else:
             file.seek(end)
-            file.write(b"\n")  # whole but for the newline, and perhaps of a step that will not be run again
+            file.write(b"\n")  # the record is complete, and its step may not be run again

@@ -1,4 +1,4 @@
-"""What a run says while it runs: one live line on a terminal, plain lines elsewhere."""
+"""The output of a running training: one live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ SEPARATOR = " | "
 
 
 class ProgressLine:
-    """Shows the records of a run. `total_tokens`: what the run will have seen at its end; stream: stderr by default.
+    """Shows the records of a run.
 
-    On a terminal the newest training record stands in one line that is rewritten in place, cut at the right edge;
-    evaluations and messages scroll by above it. Elsewhere (a batch job's log) each is a line, flushed.
+    total_tokens: the tokens seen at the end of the run. stream: default stderr.
+    On a terminal the newest training record is one line that is rewritten in place and cut at the right edge;
+    evaluations and messages scroll above it. Elsewhere (in a batch job's log) each is a line, flushed.
     """
 
     def __init__(self, total_tokens: int, stream: TextIO | None = None):
@@ -29,12 +30,12 @@ class ProgressLine:
         console = Console(file=self._stream, highlight=False)
         self._live: Live | None = None
         if console.is_terminal and not console.is_dumb_terminal:
-            # Redrawn when there is news: no thread that wakes up beside the training.
+            # Redrawn on `update` only, so that no thread wakes up during training.
             self._live = Live(Text(), console=console, auto_refresh=False)
             self._live.start()
 
     def update(self, record: dict[str, Any]) -> None:
-        """Shows a record of the metrics file, of training or (with `eval`) of an evaluation; of others nothing."""
+        """Show a record of the metrics file if it is of training or (with `eval`) of an evaluation."""
         if "eval" in record:
             self.message(evaluation_line(record))
         elif "loss" not in record:
@@ -52,21 +53,21 @@ class ProgressLine:
             self._live.console.print(Text(shown(text)))
 
     def close(self) -> None:
-        """Leaves the last line standing and the terminal as it was. May be called twice."""
+        """Stop updates; the last line stays on the terminal. May be called twice."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
 
 def training_line(record: dict[str, Any], total_tokens: int) -> str:
-    """One line for a training record; a value that is missing or None (an MFU without a known peak) is left out."""
+    """One line for a training record, without values that are missing or None (an MFU without a known peak)."""
     fields = [f"step {record['step']}", _tokens(record["tokens"], total_tokens)]
     fields += [show(record[key]) for key, show in _FIELDS.items() if record.get(key) is not None]
     return SEPARATOR.join(fields)
 
 
 def evaluation_line(record: dict[str, Any]) -> str:
-    """Mean loss of windows 2..K (of the only one when K = 1) for each number of passes, and accuracies where given."""
+    """One line with the mean loss of windows 2..K (`mean_later_windows`) and any accuracy, by number of passes."""
     fields = [f"step {record['step']}", "evaluation"]
     for passes, losses in record["eval"]["loss"].items():
         mean = mean_later_windows(losses)
@@ -105,7 +106,7 @@ def duration_text(seconds: float) -> str:
     return f"{days}d {hour:02d}:{minute:02d}:{second:02d}" if days else f"{hour}:{minute:02d}:{second:02d}"
 
 
-# Record key -> its text, the most wanted first: a narrow terminal shows as many as fit.
+# Record key -> its text. The most important come first: a narrow terminal cuts the line.
 _FIELDS: dict[str, Callable[[Any], str]] = {
     "loss": lambda x: f"loss {x:.4f}",
     "lr": lambda x: f"lr {x:.3g}",

@@ -1,4 +1,4 @@
-"""What a record of a run may hold: what is read of it later is there and of its kind."""
+"""Checks of a record of a run: the fields that are read later are present and have the right type."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sleeptrain.kinds import (
     or_none,
 )
 
-# Costs are counted step by step, and pass by pass.
+# Reports count costs step by step and pass by pass; these limits bound the time that takes.
 MOST_STEPS, MOST_PASSES = 10**7, 10**4
 
 
 def is_record(value: Any) -> bool:
-    """Whether it is one at all: what a run that goes on reads of it."""
+    """True if the value is a record: it has the fields that a resumed run reads."""
     return (
         isinstance(value, dict)
         and is_count(value.get("step"))
@@ -31,18 +31,18 @@ def is_record(value: Any) -> bool:
 
 
 def faults(record: dict[str, Any]) -> list[str]:
-    """What a report needs, and the record lacks or has of another kind."""
-    found = [] if record["step"] <= MOST_STEPS else [f"step of at most {MOST_STEPS:,}"]
-    found += _lacking(record, {"tokens": is_count, "time": is_time})
+    """The fields that a report needs and that the record lacks or has with another type."""
+    names = [] if record["step"] <= MOST_STEPS else [f"step of at most {MOST_STEPS:,}"]
+    names += _failing(record, {"tokens": is_count, "time": is_time})
     if "loss" in record:
-        found += _lacking(record, _OF_TRAINING)
+        names += _failing(record, _OF_TRAINING)
     for name, check in _PARTS.items():
         if name in record and not check(record[name]):
-            found.append(_WORDS.get(name, name))
-    return found
+            names.append(_WORDS.get(name, name))
+    return names
 
 
-def _lacking(record: dict[str, Any], checks: dict[str, Check]) -> list[str]:
+def _failing(record: dict[str, Any], checks: dict[str, Check]) -> list[str]:
     return [name for name, check in checks.items() if not check(record.get(name))]
 
 
@@ -50,31 +50,31 @@ def _is_passes(value: Any) -> bool:
     return is_positive(value) and value <= MOST_PASSES
 
 
-def _is_evaluation(found: Any) -> bool:
-    if not isinstance(found, dict) or not _is_loss(found.get("loss")):
+def _is_evaluation(value: Any) -> bool:
+    if not isinstance(value, dict) or not _is_loss(value.get("loss")):
         return False
-    return all(check(found[name]) for name, check in _OF_EVALUATION.items() if name in found)
+    return all(check(value[name]) for name, check in _OF_EVALUATION.items() if name in value)
 
 
-def _is_loss(found: Any) -> bool:
-    return _by_passes(_is_windows)(found) and len(found) > 0
+def _is_loss(value: Any) -> bool:
+    return _by_passes(_is_windows)(value) and len(value) > 0
 
 
-def _is_windows(found: Any) -> bool:
-    return list_of(or_none(is_number))(found) and len(found) > 0
+def _is_windows(value: Any) -> bool:
+    return list_of(or_none(is_number))(value) and len(value) > 0
 
 
 def _by_passes(check: Check) -> Check:
-    """A value for each number of passes, which is written as a text."""
+    """Check a dict with a value for each number of passes, whose keys are these numbers as text."""
 
-    def is_one(found: Any) -> bool:
-        return dict_of(check)(found) and all(n.isascii() and n.isdigit() and _is_passes(int(n[:9])) for n in found)
+    def is_by_passes(value: Any) -> bool:
+        return dict_of(check)(value) and all(n.isascii() and n.isdigit() and _is_passes(int(n[:9])) for n in value)
 
-    return is_one
+    return is_by_passes
 
 
-def _is_metric(found: Any) -> bool:
-    return is_number(found) or dict_of(or_none(is_number))(found)
+def _is_metric(value: Any) -> bool:
+    return is_number(value) or dict_of(or_none(is_number))(value)
 
 
 _has_number = has({"number": is_count})

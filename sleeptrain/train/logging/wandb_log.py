@@ -1,7 +1,6 @@
-"""Weights & Biases: the run's records on a dashboard, or offline beside the run until `wandb sync` uploads them.
+"""Weights & Biases: the run's records on a dashboard, or offline in the run folder until `wandb sync` uploads them.
 
-The metrics file is the record of a run; this is a view of it. Whatever fails here is said once and costs the view,
-never the run.
+wandb is only a view of the metrics file. If it fails, one warning is logged, wandb is off, and the run goes on.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ logger = log_printable(__name__)
 
 MODES = ("auto", "online", "offline", "disabled")
 
-# Seconds to wait for the server at the start, and for the last upload at the end. Nothing is lost when they pass: the
-# files stay in the run folder.
+# Seconds to wait for the server at the start, and for the last upload at the end. A timeout loses nothing: the files
+# stay in the run folder.
 INIT_TIMEOUT = 30.0
 FINISH_TIMEOUT = 60.0
 
@@ -31,10 +30,11 @@ FINISH_TIMEOUT = 60.0
 class WandbLogger:
     """One wandb run. Files go to `<run_dir>/wandb`.
 
-    config_dict: the run's settings, shown beside its curves. run_id: of the run to go on with, from its checkpoint, so
-    that a requeued job stays one run; None starts a new one. Mode `auto` is WANDB_MODE where that is set, else online
-    when a key is configured (WANDB_API_KEY, netrc or wandb's settings), else offline. Online falls back to offline,
-    and offline to disabled, with a warning. Raises ConfigError for an unknown mode.
+    config_dict: the run's settings, for the dashboard.
+    run_id: the id of the run to resume, from its checkpoint, so a requeued job stays one run; None starts a new run.
+    Mode `auto` is WANDB_MODE if set, else online if a key is configured (WANDB_API_KEY, netrc or wandb's settings),
+    else offline. Online falls back to offline, and offline to disabled, with a warning. Raises ConfigError for an
+    unknown mode.
     """
 
     def __init__(
@@ -46,31 +46,32 @@ class WandbLogger:
         self._run_id = run_id
         if config.mode == "disabled" or (config.mode == "auto" and os.environ.get("WANDB_MODE") == "disabled"):
             return
-        # Chosen here, so that the offline run that replaces a failed online one is the same run.
-        chosen = run_id or secrets.token_hex(6)
+        # Not left to wandb: an offline run that replaces a failed online one must have the same id.
+        new_id = run_id or secrets.token_hex(6)
         arguments = {
             "project": config.project,
             "entity": config.entity,
             "name": run_name,
-            "id": chosen,
+            "id": new_id,
             "resume": "allow",
             "dir": str(run_dir),
             "config": config_dict,
         }
         self._run = _start(config.mode, arguments)
         if self._run is not None:
-            self._run_id = chosen
+            self._run_id = new_id
             self._define_axis()
 
     @property
     def run_id(self) -> str | None:
-        """What to store for the next start; None where wandb never ran."""
+        """The id to store for the next start; None if wandb never ran."""
         return self._run_id
 
     def log(self, record: dict[str, Any], made: int) -> None:
-        """Adds a record. made: steps so far, those that were taken back counted, since wandb takes no earlier ones.
+        """Add a record.
 
-        Records of one `made` become one row of the history. Charts have the record's own step as their axis.
+        made: the steps so far, including steps undone by rollbacks, since wandb refuses a step that falls. Records with
+        the same `made` become one row of the history. The x axis of charts is the record's `step`.
         """
         if self._run is None:
             return
@@ -87,7 +88,7 @@ class WandbLogger:
             self._give_up(error)
 
     def finish(self) -> None:
-        """Completes the files and, online, the upload. May be called twice."""
+        """Complete the files and, if online, the upload. May be called twice."""
         if self._run is None:
             return
         run, self._run = self._run, None
@@ -102,9 +103,9 @@ class WandbLogger:
 
 
 def flatten(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The scalars of a record under path names, since wandb draws no lists: eval.loss["4"][1] is eval/loss/N4/window2.
+    """Yield the scalars of a record under path names: eval.loss["4"][1] becomes eval/loss/N4/window2.
 
-    None (a window without targets, an unknown MFU) is left out.
+    wandb plots no lists. Values that are None (a window without targets, an unknown MFU) are skipped.
     """
     for key, value in record.items():
         name = f"{prefix}N{key}" if key.isdigit() else f"{prefix}{key}"
@@ -117,14 +118,14 @@ def flatten(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _start(mode: str, arguments: dict[str, Any]) -> Any:
-    """A wandb run in this mode or in a humbler one; None when there can be none."""
+    """Start a wandb run in this mode or, if that fails, a mode that it falls back to; None if wandb cannot start."""
     try:
-        import wandb  # here, since it takes half a second that a run without it need not spend
+        import wandb  # not at the top: it takes half a second
 
         credentials = _credentials(wandb)
         if mode == "auto":
-            wanted = os.environ.get("WANDB_MODE")
-            mode = wanted if wanted in MODES else "offline" if credentials is None else "online"
+            requested = os.environ.get("WANDB_MODE")
+            mode = requested if requested in MODES else "offline" if credentials is None else "online"
         if mode == "online" and (run := _try_online(wandb, credentials, arguments)) is not None:
             return run
         return wandb.init(mode="offline", settings=_settings(wandb), **arguments)
@@ -134,35 +135,35 @@ def _start(mode: str, arguments: dict[str, Any]) -> Any:
 
 
 def _try_online(wandb: Any, credentials: dict[str, str] | None, arguments: dict[str, Any]) -> Any:
-    if credentials is None:  # wandb would ask for a key on a terminal, and wait
+    if credentials is None:  # wandb would prompt for a key on a terminal, and wait
         logger.warning("wandb should be online but no key is configured (`wandb login`); logging offline")
         return None
     try:
         return wandb.init(mode="online", settings=_settings(wandb, **credentials), **arguments)
     except Exception as error:
         logger.warning("wandb is not reachable (%s); logging offline, `wandb sync` uploads it later", _reason(error))
-        wandb.teardown()  # its service still holds the failed run
+        wandb.teardown()  # wandb's service still has the failed run
         return None
 
 
 def _settings(wandb: Any, **credentials: str) -> Any:
-    # Silent: the progress line shares its terminal with nobody. Console off: that line is no log to upload.
+    # Silent: wandb's output would break the progress line. Console off: that line is no log to upload.
     return wandb.Settings(
         init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT, silent=True, console="off", **credentials
     )
 
 
 def _credentials(wandb: Any) -> dict[str, str] | None:
-    """What wandb needs to be told to log in without asking: nothing where it knows by itself, the netrc's key.
+    """The settings with which wandb logs in without a prompt: empty if it finds a key itself, else the netrc's key.
 
-    None when no key is configured.
+    None if no key is configured.
     """
     settings = wandb.setup().settings
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or settings.api_key:
         return {}
     hosts = [urlsplit(settings.base_url).netloc]
     if settings.base_url == type(settings).model_fields["base_url"].default:
-        hosts.append("api.wandb.ai")  # the public server's name in every netrc, whatever its address is by now
+        hosts.append("api.wandb.ai")  # the public server's name in netrc files, even if its address has changed
     key = _netrc_key(hosts)
     return None if key is None else {"api_key": key}
 
@@ -177,8 +178,8 @@ def _netrc_key(hosts: list[str]) -> str | None:
     except (netrc.NetrcParseError, OSError) as error:
         logger.warning("%s cannot be read for a wandb key (%s)", path, _reason(error))
         return None
-    found = (entries.authenticators(host) for host in hosts)
-    return next((entry[2] for entry in found if entry and entry[2]), None)
+    logins = (entries.authenticators(host) for host in hosts)
+    return next((login[2] for login in logins if login and login[2]), None)
 
 
 def _reason(error: Exception) -> str:

@@ -99,7 +99,7 @@ class Execution:
             self.present.add((rank, "got", *action.message))
         else:
             assert action not in self.done[rank], "done twice"
-            (self.forward if isinstance(action, Forward) else self.backward)(rank, action.seq, action.round)
+            (self.forward if isinstance(action, Forward) else self.backward)(rank, action.micro_batch, action.round)
             self.done[rank].add(action)
         return True
 
