@@ -18,7 +18,6 @@ RETIRED = {
     "GivenUp": "Cancelled",
     "Judge": "FailureDetector",
     "Left": "RoundOutputs",
-    "Link": "TensorMapping",
     "PartOfModel": "DistributedEngine",
     "StageSequence": "StageMicroBatch",
     "Treatment": "UpdateRule",
@@ -33,7 +32,6 @@ RETIRED = {
     "leads": "is_main",
     "left": "outputs, remaining",
     "own_tensors": "local_tensors",
-    "replica": "model_parallel_size",
     "settle": "handle_failure",
     "together": "all_or_raise",
     "told": "lines, fields, text",
@@ -54,8 +52,10 @@ MODULES = {
     "typed": "from_dict",
     "whole": "full_logits",
 }
-# Of data/: the order of documents in an epoch.
-KEPT = {"data/order.py"}
+# Modules that mean what the word says: the order of documents in an epoch, the settings of `run.`.
+RIGHT_MODULES = {"data/order.py", "config/schema/run.py"}
+# Modules with a side: the left neighbour of a cell, the left operand.
+LEFT_SIDE = {"data/tasks/rule110.py", "data/tasks/gsm_infinite/graph.py"}
 
 
 def names(tree: ast.AST) -> Iterator[tuple[str, int]]:
@@ -75,11 +75,11 @@ def test_no_name_is_one_that_was_retired(folder: str) -> None:
         f"{path.relative_to(PACKAGE)}:{line}: {name}, now {RETIRED[name]}"
         for path in paths
         for name, line in names(ast.parse(path.read_text(encoding="utf-8")))
-        if name in RETIRED
+        if name in RETIRED and not (name == "left" and str(path.relative_to(PACKAGE)) in LEFT_SIDE)
     ]
     assert not found, "\n".join(found)
 
 
 def test_no_module_is_one_that_was_retired() -> None:
-    paths = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py")} - KEPT
+    paths = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py")} - RIGHT_MODULES
     assert not {path for path in paths if Path(path).stem in MODULES}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from sleeptrain.distributed.world import World
-from sleeptrain.model.layout import Layout
+from sleeptrain.model.document_layout import DocumentLayout
 from sleeptrain.model.state import FastWeights, Recurrent
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.watch.progress import Phase, Progress
@@ -25,7 +25,7 @@ class Norms:
         self._features: dict[int, torch.Tensor] = {}  # by pass: (sum of squares, count of numbers), float64
 
     @torch.no_grad()
-    def on_features(self, r: Round, layout: Layout, x_RLD: torch.Tensor) -> None:
+    def on_features(self, r: Round, layout: DocumentLayout, x_RLD: torch.Tensor) -> None:
         """Add the features [R, L, D] that the core outputs in a round, pads excluded."""
         if self._progress.now.phase is not Phase.FORWARD:
             return

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sleeptrain.config.schema import ModelConfig
-from sleeptrain.model.layout import Layout
+from sleeptrain.model.document_layout import DocumentLayout
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.model.mlp import SwiGLU
 from sleeptrain.model.norm import RMSNorm
@@ -41,7 +41,12 @@ class Block(nn.Module):
             self.mlp_post_norm = norm()
 
     def forward(
-        self, x_BTD: torch.Tensor, state: LayerState, layout: Layout, boundary: Boundary, state_only: bool = False
+        self,
+        x_BTD: torch.Tensor,
+        state: LayerState,
+        layout: DocumentLayout,
+        boundary: Boundary,
+        state_only: bool = False,
     ) -> tuple[torch.Tensor | None, LayerState]:
         """x_BTD, state -> (y_BTD, state). state_only: nobody reads the features: y is None, and the MLP is not run."""
         mixer_input = x_BTD if self.post_norm else self.mixer_norm(x_BTD)

@@ -13,7 +13,7 @@ from torch import nn
 from sleeptrain.config.mixers import is_recurrent
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.model.block import Block
-from sleeptrain.model.layout import Layout
+from sleeptrain.model.document_layout import DocumentLayout
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.model.mixers.spec import Draw
 from sleeptrain.model.norm import RMSNorm
@@ -78,7 +78,7 @@ class Hybrid(nn.Module):
         self,
         x_BTD: torch.Tensor | None,
         state: FastWeights,
-        layout: Layout,
+        layout: DocumentLayout,
         *,
         first: int | None = None,
         last: int | None = None,

@@ -44,7 +44,7 @@ def check_layout(config: Config, world_size: int) -> int:
     return world_size // model_parallel_size
 
 
-def too_few_sequences(config: Config, replicas: int) -> str | None:
+def too_few_micro_batches(config: Config, replicas: int) -> str | None:
     """A warning if a curriculum stage has fewer micro-batches than the pipeline stages of the core; else None.
 
     Pipeline stages that features are fed back over then wait for each other. The warning names a way out.

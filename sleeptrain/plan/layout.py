@@ -10,7 +10,7 @@ from sleeptrain.data.shards import TokenShards
 from sleeptrain.data.tasks.build import build_task
 from sleeptrain.distributed.gpus import Gpu
 from sleeptrain.errors import ConfigError, DataError
-from sleeptrain.parallel.layout_check import check_layout, too_few_sequences
+from sleeptrain.parallel.layout_check import check_layout, too_few_micro_batches
 from sleeptrain.parallel.pipeline.schedule import Schedule, schedule
 from sleeptrain.parallel.pipeline.simulate import Simulation, simulate
 from sleeptrain.parallel.pipeline.stage_split import schedule_costs, split_stages
@@ -103,7 +103,7 @@ def make_plan(config: Config, processes: int, gpu: tuple[str, Gpu] | None, effic
     total, embedding = count_parameters(config)
     return Plan(
         config, processes, replicas, stages.bounds, total, embedding, tuple(map(tuple, held)), tuple(steps), gpu,
-        efficiency, too_few_sequences(config, replicas),
+        efficiency, too_few_micro_batches(config, replicas),
     )  # fmt: skip
 
 

@@ -14,8 +14,8 @@ import torch
 
 from sleeptrain.config.schema import SleepConfig
 from sleeptrain.model.block import Block
+from sleeptrain.model.document_layout import DocumentLayout, continued_layout, sleep_layout
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.model.layout import Layout, continued_layout, sleep_layout
 from sleeptrain.model.mixers.attention import Attention
 from sleeptrain.model.state import FastWeights, LayerState, Recurrent, Retained, WindowKV
 from sleeptrain.sleep.loop import (
@@ -124,7 +124,7 @@ def read(
     return x_BMD, _cross(model, live, full, sleep, settings) if full else live
 
 
-def _inputs(tokens_RL: torch.Tensor, layout: Layout) -> RoundInputs:
+def _inputs(tokens_RL: torch.Tensor, layout: DocumentLayout) -> RoundInputs:
     return RoundInputs(tokens_RL, layout, tokens_RL.new_empty(0), None, None)
 
 

@@ -10,8 +10,8 @@ from torch.utils._pytree import register_dataclass, tree_leaves
 
 from sleeptrain.config.schema import SleepConfig
 from sleeptrain.data.batch import IGNORE, Batch
+from sleeptrain.model.document_layout import DocumentLayout, first_of_document, sleep_layout, window_layout
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.model.layout import Layout, first_of_document, sleep_layout, window_layout
 from sleeptrain.model.state import HARD, Boundary, FastWeights, Retained
 from sleeptrain.sleep.recompute import Recompute
 from sleeptrain.sleep.rounds import Round, round_layers, windows_of
@@ -19,7 +19,7 @@ from sleeptrain.sleep.rounds import Round, round_layers, windows_of
 # Called with the logits [N, V] and targets [N] of a round that predicts.
 ReadLogits = Callable[[Round, torch.Tensor, torch.Tensor], None]
 # Called with the features [R, L, D] that the core leaves in a round.
-OnFeatures = Callable[[Round, Layout, torch.Tensor], None]
+OnFeatures = Callable[[Round, DocumentLayout, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class RoundInputs:
     """
 
     tokens_RL: torch.Tensor
-    layout: Layout
+    layout: DocumentLayout
     targets_N: torch.Tensor
     target_index_N: torch.Tensor | None
     rows_R: torch.Tensor | None

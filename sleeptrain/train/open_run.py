@@ -49,7 +49,7 @@ def open_run(config: Config, world: World, progress: Progress, stopping: Stoppin
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     torch.manual_seed(config.train.seed)
-    source = build_source(config.data, world.part, stopping.asked)
+    source = build_source(config.data, world.part, stopping.stop_requested)
     config = with_vocabulary(config, source.vocab_size)
     engine = build_engine(config, world, progress)
     folder = run_folder(config)
@@ -82,7 +82,7 @@ def _take_lease(config: Config, world: World, stopping: Stopping, status: Status
         return {"attempt": _last_attempt(run_folder(config), world, status) + 1}
 
     with naming(f"run.root={config.run.root}: the run folder cannot be made or written"):
-        return status.lease.take(os.environ.get("SLURM_JOB_ID"), facts, stopping.asked)
+        return status.lease.take(os.environ.get("SLURM_JOB_ID"), facts, stopping.stop_requested)
 
 
 def _last_attempt(folder: Path, world: World, status: Status) -> int:

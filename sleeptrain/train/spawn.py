@@ -66,7 +66,7 @@ def train_in_workers(config: Config, size: int) -> int:
     from sleeptrain.train.status import Status
     from sleeptrain.watch.heartbeat_store import HeartbeatStore
 
-    with Status(run_folder(config), writes=True).kept():
+    with Status(run_folder(config), writes=True).recorded():
         check_layout(config, size)
     # The workers meet and are watched through this store. This process owns it, so it outlives each worker.
     store = open_store("127.0.0.1", 0)

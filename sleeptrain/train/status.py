@@ -101,7 +101,7 @@ class Status:
             self.end(State.FAILED, reason, code)
 
     @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
+    def recorded(self) -> Iterator[None]:
         """Write a failure if an error leaves the block."""
         try:
             yield

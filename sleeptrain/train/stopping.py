@@ -44,7 +44,7 @@ class Stopping:
         self._longest_step = self.save_needs = 0.0
         self.reason: str | None = None
 
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """True if this process is to stop: after a signal, or near the time limit."""
         return self._request.requested or self._over()
 
@@ -54,7 +54,7 @@ class Stopping:
         if self._last_check is not None:
             self._longest_step = max(self._longest_step, now - self._last_check)
         self._last_check = now
-        if self.reason is None and self._world.any(self.asked()):
+        if self.reason is None and self._world.any(self.stop_requested()):
             reasons = self._world.gather(self._local_reason())
             self.reason = next(reason for reason in reasons if reason is not None)
         return self.reason is not None

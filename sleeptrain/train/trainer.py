@@ -16,7 +16,7 @@ from sleeptrain.health.replicas import compare_replicas, holds_copies
 from sleeptrain.health.speed import gathered_speeds
 from sleeptrain.optim.freezing import frozen_stage
 from sleeptrain.optim.lr_schedule import lr_scale
-from sleeptrain.parallel.layout_check import check_layout, too_few_sequences
+from sleeptrain.parallel.layout_check import check_layout, too_few_micro_batches
 from sleeptrain.plan.expected import expected_cost
 from sleeptrain.sleep.curriculum import StepShape, stage_shape, step_shape
 from sleeptrain.sleep.step import StepResult
@@ -48,7 +48,7 @@ def train(config: Config) -> int:
         status.end(State.FAILED, alarm.text, alarm.code)
         status.lease.release()
 
-    with status.lease, listening() as request, status.kept():
+    with status.lease, listening() as request, status.recorded():
         try:
             check_layout(config, find_place(os.environ).size)
             world = join(config, request)
@@ -108,7 +108,7 @@ def train_steps(run: Run) -> None:
         run.message(f"{run.folder} is complete: {run.step} steps, {run.tokens} tokens")
     if run.world.is_main and run.step == 0 and not run.finished:
         run.message(expected_cost(config))
-    if warning := too_few_sequences(config, run.world.part.ranks):
+    if warning := too_few_micro_batches(config, run.world.part.ranks):
         run.message(f"warning: {warning}")
     if config.health.compare_every and config.parallel.zero == 3 and run.world.mesh.data.size > 1:
         run.message("health.compare_every: under parallel.zero=3 nobody holds a copy of weights, so none are compared")

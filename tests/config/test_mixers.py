@@ -12,8 +12,8 @@ from sleeptrain.config.mixers import is_recurrent, mixer_names, of_mixer
 from sleeptrain.config.schema import Config, ParallelConfig, SleepConfig, TrainConfig
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.families import FAMILIES, expressing
+from sleeptrain.model.document_layout import window_layout
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.model.layout import window_layout
 from sleeptrain.model.mixers.registry import mixer_spec, spec_class
 from sleeptrain.model.mixers.spec import Draw
 from sleeptrain.model.state import HARD, Recurrent

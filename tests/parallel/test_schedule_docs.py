@@ -26,8 +26,8 @@ def told(simulation: Simulation) -> list[str]:
 
 def test_the_ring():
     header = (
-        "| p | m | K | N | R | bubble | live | bubble per pass | live per pass | bubble whole sequences "
-        "| live whole sequences |"
+        "| p | m | K | N | R | bubble | live | bubble per pass | live per pass | bubble whole micro-batches "
+        "| live whole micro-batches |"
     )
     table = rows(header)
     assert len(table) == 18
@@ -37,27 +37,27 @@ def test_the_ring():
         assert len(plans[0]) == R
         assert [bubble, live] == told(simulate(schedule(plans, stages)))
         assert [per_pass, live_per_pass] == [f"{(p - 1) / m:.1%}", str(min(m, p) if R == 1 else m * R)]
-        assert [whole, live_whole] == told(simulate(schedule(plans, stages, max_live_sequences=1)))
+        assert [whole, live_whole] == told(simulate(schedule(plans, stages, max_live_micro_batches=1)))
 
 
 def test_without_feedback():
     for *numbers, bubble, live, whole, live_whole in rows(
-        "| p | m | R | bubble | live | bubble whole sequences | live whole sequences |"
+        "| p | m | R | bubble | live | bubble whole micro-batches | live whole micro-batches |"
     ):
         p, m, R = map(int, numbers)
         assert [bubble, live] == told(simulate(schedule([plan(4, 4, "none")] * m, even_stages(p))))
         assert [whole, live_whole] == [f"{(p - 1) / m:.1%}", str(min(m, p) * R)]
 
 
-def test_too_few_sequences():
+def test_too_few_micro_batches():
     for m, bubble, bound, live in rows("| m | bubble | (p - 1) / (m R) | live |"):
         assert [bubble, live] == told(simulate(schedule([plan(4, 4)] * int(m), even_stages(4))))
         assert bound == f"{3 / (int(m) * 13):.1%}"
 
 
 def test_how_many_sequences_are_alive():
-    for limit, *bubbles, live in rows("| max_live_sequences | bubble, 0 | bubble, 0.1 | bubble, 0.5 | live |"):
-        made = schedule([plan(4, 4)] * 16, even_stages(4), max_live_sequences=int(limit))
+    for limit, *bubbles, live in rows("| max_live_micro_batches | bubble, 0 | bubble, 0.1 | bubble, 0.5 | live |"):
+        made = schedule([plan(4, 4)] * 16, even_stages(4), max_live_micro_batches=int(limit))
         forward = 2 * LENGTH  # layers of a stage, tokens
         late = [simulate(made, Costs(message=share * forward)) for share in (0, 0.1, 0.5)]
         assert bubbles == [told(s)[0] for s in late]

@@ -18,7 +18,7 @@ from sleeptrain.data.tasks.rule110 import VOCAB_SIZE
 from sleeptrain.distributed.gpus import GPUS, Gpu, find_gpu
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.parallel.layout_check import check_layout, too_few_sequences
+from sleeptrain.parallel.layout_check import check_layout, too_few_micro_batches
 from sleeptrain.parallel.pipeline.schedule import schedule
 from sleeptrain.parallel.pipeline.simulate import simulate
 from sleeptrain.parallel.pipeline.stage_split import schedule_costs, split_stages
@@ -216,7 +216,7 @@ def test_gpus():
 )
 def test_too_few_micro_batches_for_the_ring(more, said):
     config = text("parallel.pipeline=2", "sleep.passes=2", *more)
-    warning = too_few_sequences(config, 1)
+    warning = too_few_micro_batches(config, 1)
     if said is None:
         assert warning is None
     else:

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 
 from sleeptrain.data.batch import IGNORE, PAD, Batch
+from sleeptrain.model.document_layout import DocumentLayout
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.model.layout import Layout
 from sleeptrain.model.state import FastWeights
 
 
-def causal_layout(num_tokens: int) -> Layout:
-    return Layout(torch.zeros(1, num_tokens, dtype=torch.long), None, None, None)
+def causal_layout(num_tokens: int) -> DocumentLayout:
+    return DocumentLayout(torch.zeros(1, num_tokens, dtype=torch.long), None, None, None)
 
 
 def oracle_loss(

@@ -13,8 +13,8 @@ import sleeptrain.model.mixers.gated_deltanet as gated_deltanet
 import sleeptrain.model.mixers.jet as jet
 import sleeptrain.model.mixers.mamba2 as mamba2
 from sleeptrain.data.batch import PAD
+from sleeptrain.model.document_layout import first_of_document, sleep_layout, window_layout
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.model.layout import first_of_document, sleep_layout, window_layout
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.flops import layer_flops, round_flops, step_flops
 from sleeptrain.sleep.loop import LoopSettings, run_rounds

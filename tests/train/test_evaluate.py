@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from sleeptrain.data.batch import IGNORE
 from sleeptrain.data.tasks.task import Answered
-from sleeptrain.model.layout import first_of_document, window_layout
+from sleeptrain.model.document_layout import first_of_document, window_layout
 from sleeptrain.train.evaluate import evaluate
 from tests.models import random_batch, tiny_model
 from tests.sleep.oracle import oracle_loss

@@ -11,7 +11,7 @@ from torch import nn
 
 from sleeptrain.config.schema import AttentionConfig, ModelConfig
 from sleeptrain.data.batch import PAD
-from sleeptrain.model.layout import Layout, Place
+from sleeptrain.model.document_layout import DocumentLayout, Place
 from sleeptrain.model.mixers.spec import WIDE, MixerFlops, MixerSpec, Precision, Rows, shareable, uneven
 from sleeptrain.model.norm import HeadsRMSNorm, RMSNorm
 from sleeptrain.model.rope import rope_tables, rotate, rotate_back
@@ -38,7 +38,12 @@ class Attention(nn.Module):
         self.k_norm = _head_norm(config, c.num_kv_heads)
 
     def forward(
-        self, x_BTD: torch.Tensor, state: LayerState, layout: Layout, boundary: Boundary, state_only: bool = False
+        self,
+        x_BTD: torch.Tensor,
+        state: LayerState,
+        layout: DocumentLayout,
+        boundary: Boundary,
+        state_only: bool = False,
     ) -> tuple[torch.Tensor | None, LayerState]:
         """x_BTD -> (y_BTD, state). state: None under hard eviction; of a window in progress its keys and values."""
         sliding_window = boundary.sliding_window
@@ -80,7 +85,7 @@ class Attention(nn.Module):
         return self.o_proj(y_BTHD.flatten(2))
 
     def _continue(
-        self, x_BTD: torch.Tensor, state: LayerState, layout: Layout, boundary: Boundary
+        self, x_BTD: torch.Tensor, state: LayerState, layout: DocumentLayout, boundary: Boundary
     ) -> tuple[torch.Tensor, WindowKV]:
         """The next tokens of windows in progress; adds their keys and values to the state."""
         place = layout.place
@@ -222,7 +227,7 @@ def _head_norm(config: ModelConfig, num_heads: int) -> nn.Module:
     return RMSNorm(c.head_dim, config.norm_eps, config.norm) if c.qk_norm == "head" else nn.Identity()
 
 
-def _retain(k: torch.Tensor, v: torch.Tensor, layout: Layout, window: int) -> Retained:
+def _retain(k: torch.Tensor, v: torch.Tensor, layout: DocumentLayout, window: int) -> Retained:
     """The last `window` tokens. Shorter windows are padded in front: the cache of every row has the same shape."""
     documents = layout.documents_RL
     missing = window - k.shape[1]

@@ -11,7 +11,7 @@ from torch import nn
 
 from sleeptrain.config.schema import GatedDeltaNetConfig, ModelConfig
 from sleeptrain.model.decay import KeepsDecayWide, decay_and_write
-from sleeptrain.model.layout import Layout
+from sleeptrain.model.document_layout import DocumentLayout
 from sleeptrain.model.mixers.spec import WIDE, Draw, MixerFlops, MixerSpec, Precision, Rows, consecutive_rows, uneven
 from sleeptrain.model.norm import GatedRMSNorm
 from sleeptrain.model.shards import Sharding
@@ -49,7 +49,12 @@ class GatedDeltaNet(KeepsDecayWide, nn.Module):
         self.out_proj = nn.Linear(self.value_dim, config.dim, bias=False)
 
     def forward(
-        self, x_BTD: torch.Tensor, state: LayerState, layout: Layout, boundary: Boundary, state_only: bool = False
+        self,
+        x_BTD: torch.Tensor,
+        state: LayerState,
+        layout: DocumentLayout,
+        boundary: Boundary,
+        state_only: bool = False,
     ) -> tuple[torch.Tensor | None, Recurrent]:
         """x_BTD, state -> (y_BTD, state after the last token). Pads write nothing."""
         c = self.config

@@ -12,7 +12,7 @@ from torch import nn
 
 from sleeptrain.config.schema import JetConfig, ModelConfig
 from sleeptrain.model.decay import KeepsDecayWide, decay_and_write
-from sleeptrain.model.layout import Layout
+from sleeptrain.model.document_layout import DocumentLayout
 from sleeptrain.model.mixers.gated_deltanet import delta_rule_saved_bytes
 from sleeptrain.model.mixers.spec import WIDE, Draw, MixerFlops, MixerSpec, Precision, uneven
 from sleeptrain.model.norm import GatedRMSNorm
@@ -48,7 +48,12 @@ class Jet(KeepsDecayWide, nn.Module):
         self.out_proj = nn.Linear(self.value_dim, config.dim, bias=False)
 
     def forward(
-        self, x_BTD: torch.Tensor, state: LayerState, layout: Layout, boundary: Boundary, state_only: bool = False
+        self,
+        x_BTD: torch.Tensor,
+        state: LayerState,
+        layout: DocumentLayout,
+        boundary: Boundary,
+        state_only: bool = False,
     ) -> tuple[torch.Tensor | None, Recurrent]:
         """x_BTD, state -> (y_BTD, state after the last token). Pads write nothing."""
         c = self.config

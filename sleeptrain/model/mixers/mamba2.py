@@ -12,7 +12,7 @@ from torch import nn
 
 from sleeptrain.config.schema import Mamba2Config, ModelConfig
 from sleeptrain.model.decay import KeepsDecayWide
-from sleeptrain.model.layout import Layout
+from sleeptrain.model.document_layout import DocumentLayout
 from sleeptrain.model.mixers.spec import (
     WIDE,
     Draw,
@@ -54,7 +54,12 @@ class Mamba2(KeepsDecayWide, nn.Module):
         self.out_proj = nn.Linear(self.inner_dim, config.dim, bias=False)
 
     def forward(
-        self, x_BTD: torch.Tensor, state: LayerState, layout: Layout, boundary: Boundary, state_only: bool = False
+        self,
+        x_BTD: torch.Tensor,
+        state: LayerState,
+        layout: DocumentLayout,
+        boundary: Boundary,
+        state_only: bool = False,
     ) -> tuple[torch.Tensor | None, Recurrent]:
         """x_BTD, state -> (y_BTD, state after the last token). Pads write nothing."""
         c = self.config

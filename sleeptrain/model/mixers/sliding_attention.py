@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from sleeptrain.model.layout import Layout
+from sleeptrain.model.document_layout import DocumentLayout
 from sleeptrain.model.mixers.attention import Attention, AttentionSpec
 from sleeptrain.model.state import Boundary, LayerState, Retained, WindowKV
 
@@ -19,7 +19,12 @@ class SlidingAttention(Attention):
     """
 
     def forward(
-        self, x_BTD: torch.Tensor, state: LayerState, layout: Layout, boundary: Boundary, state_only: bool = False
+        self,
+        x_BTD: torch.Tensor,
+        state: LayerState,
+        layout: DocumentLayout,
+        boundary: Boundary,
+        state_only: bool = False,
     ) -> tuple[torch.Tensor | None, LayerState]:
         """x_BTD -> (y_BTD, state)."""
         reach = self.config.sliding_window

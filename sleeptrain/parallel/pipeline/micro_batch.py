@@ -15,8 +15,8 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sleeptrain.data.batch import Batch
+from sleeptrain.model.document_layout import first_of_document
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.model.layout import first_of_document
 from sleeptrain.model.state import FastWeights
 from sleeptrain.sleep.loop import (
     LoopSettings,

@@ -76,14 +76,14 @@ def schedule(
     plans: Sequence[Sequence[Round]],
     stages: PipelineStages,
     costs: Costs | None = None,
-    max_live_sequences: int | None = None,
+    max_live_micro_batches: int | None = None,
 ) -> Schedule:
     """Make the actions of every rank for one step of several micro-batches.
 
     plans: the rounds of each micro-batch.
     costs: the task times for which the order is made (default: `Costs()`).
-    max_live_sequences: the most micro-batches in a group. Groups enter one after the other, and a rank keeps at most
-    one group's rounds alive, plus p - w rounds where the ring covers only w of p stages. In a group of fewer than w
+    max_live_micro_batches: the most micro-batches in a group. Groups enter one after the other, and a rank keeps at
+    most one group's rounds alive, plus p - w rounds where the ring covers only w of p stages. In a group of fewer than w
     micro-batches ranks wait for the ring; more than w hide the time of messages. Default: the smallest groups of at
     least w.
 
@@ -91,14 +91,14 @@ def schedule(
     step takes (p - 1) / (m R) longer than the work alone (docs/pipeline.md).
 
     Parameter gradients are complete at the end of a rank's list and are reduced there, once a step.
-    Raises ConfigError for a `max_live_sequences` below 1.
+    Raises ConfigError for a `max_live_micro_batches` below 1.
     """
-    if max_live_sequences is not None and max_live_sequences < 1:
+    if max_live_micro_batches is not None and max_live_micro_batches < 1:
         raise ConfigError(
-            f"max_live_sequences is {max_live_sequences}; a pipeline needs at least 1 micro-batch in flight"
+            f"max_live_micro_batches is {max_live_micro_batches}; a pipeline needs at least 1 micro-batch in flight"
         )
     graph = build_graph(plans, stages)
-    group_of = form_groups(len(plans), stages.ring_width(plans), max_live_sequences)
+    group_of = form_groups(len(plans), stages.ring_width(plans), max_live_micro_batches)
     ends = _best_order(graph, plans, stages, costs or Costs(), group_of)
     return Schedule(tuple(tuple(rounds) for rounds in plans), stages, _lists(graph, ends, stages.num_stages))
 

@@ -72,16 +72,16 @@ def timed(
     return ends
 
 
-def form_groups(num_micro_batches: int, ring_width: int, max_live_sequences: int | None) -> list[int]:
+def form_groups(num_micro_batches: int, ring_width: int, max_live_micro_batches: int | None) -> list[int]:
     """Return the group of each micro-batch; groups are as equal as possible.
 
     Without a maximum: as many groups as possible with at least `ring_width` members each; in a smaller group stages
-    would wait for the ring. With a maximum: as few groups as possible with at most `max_live_sequences` members each.
+    would wait for the ring. With a maximum: as few groups as possible with at most `max_live_micro_batches` members.
     """
-    if max_live_sequences is None:
+    if max_live_micro_batches is None:
         num_groups = max(num_micro_batches // ring_width, 1)
     else:
-        num_groups = -(-num_micro_batches // max_live_sequences)
+        num_groups = -(-num_micro_batches // max_live_micro_batches)
     return [mb * num_groups // num_micro_batches for mb in range(num_micro_batches)]
 
 

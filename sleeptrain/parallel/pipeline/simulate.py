@@ -12,7 +12,7 @@ from sleeptrain.parallel.pipeline.graph import Kind, Message
 from sleeptrain.parallel.pipeline.schedule import Backward, Compute, Forward, Receive, Schedule, Send
 from sleeptrain.parallel.pipeline.task_costs import Costs
 
-TensorMapping = tuple[int, int]  # (from, to)
+Link = tuple[int, int]  # (from, to)
 
 
 class ScheduleError(Exception):
@@ -47,7 +47,7 @@ class Simulation:
     busy: tuple[float, ...]
     peak_live_rounds: tuple[int, ...]
     peak_waiting: tuple[int, ...]
-    link_bytes: dict[TensorMapping, int]
+    link_bytes: dict[Link, int]
 
     @property
     def bubble(self) -> float:
@@ -101,10 +101,10 @@ class _Execution:
         self.schedule, self.costs = schedule, costs
         self.blocking_receives, self.rendezvous_sends = blocking_receives, rendezvous_sends
         self.place, self.clock = [0] * num_ranks, [0.0] * num_ranks
-        self.sent: dict[TensorMapping, list[tuple[Message, float]]] = defaultdict(list)
-        self.posted: dict[TensorMapping, list[tuple[Message, float]]] = defaultdict(list)
-        self.num_returned: dict[TensorMapping, int] = defaultdict(int)
-        self.unread: list[dict[Compute, list[tuple[TensorMapping, int]]]] = [{} for _ in range(num_ranks)]
+        self.sent: dict[Link, list[tuple[Message, float]]] = defaultdict(list)
+        self.posted: dict[Link, list[tuple[Message, float]]] = defaultdict(list)
+        self.num_returned: dict[Link, int] = defaultdict(int)
+        self.unread: list[dict[Compute, list[tuple[Link, int]]]] = [{} for _ in range(num_ranks)]
         self.spans: list[Span] = []
         self.trained = [{a for a in actions if isinstance(a, Backward)} for actions in schedule.ranks]
         self.live, self.peak_live, self.peak_waiting = [0] * num_ranks, [0] * num_ranks, [0] * num_ranks
@@ -177,7 +177,7 @@ class _Execution:
             self.peak_live[rank] = max(self.peak_live[rank], self.live[rank])
         return True
 
-    def _arrival(self, link: TensorMapping, index: int) -> float:
+    def _arrival(self, link: Link, index: int) -> float:
         return self.sent[link][index][1] + self.costs.message
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from sleeptrain.config.mixers import mixer_settings
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.config.setting import setting
-from sleeptrain.model.layout import Layout
+from sleeptrain.model.document_layout import DocumentLayout
 from sleeptrain.model.mixers.spec import WIDE, MixerFlops, MixerSpec, Precision, uneven
 from sleeptrain.model.shards import Sharding
 from sleeptrain.model.state import Boundary, LayerState, Recurrent
@@ -45,7 +45,12 @@ class LinearAttention(nn.Module):
         self.out_proj = nn.Linear(values, config.dim, bias=False)
 
     def forward(
-        self, x_BTD: torch.Tensor, state: LayerState, layout: Layout, boundary: Boundary, state_only: bool = False
+        self,
+        x_BTD: torch.Tensor,
+        state: LayerState,
+        layout: DocumentLayout,
+        boundary: Boundary,
+        state_only: bool = False,
     ) -> tuple[torch.Tensor | None, LayerState]:
         c = self.config
         S = state.S_BHKV if isinstance(state, Recurrent) else None

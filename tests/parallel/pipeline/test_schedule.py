@@ -147,8 +147,8 @@ class Execution:
 
 @PROPERTY
 @given(any_plans(), any_stages(), st.none() | st.integers(1, 6))
-def test_everything_is_done_once_and_after_what_it_reads(plans, stages, max_live_sequences):
-    made = schedule(plans, stages, max_live_sequences=max_live_sequences)
+def test_everything_is_done_once_and_after_what_it_reads(plans, stages, max_live_micro_batches):
+    made = schedule(plans, stages, max_live_micro_batches=max_live_micro_batches)
     Execution(made).run()
     for rank, actions in enumerate(made.ranks):
         expected = Counter(
@@ -163,16 +163,16 @@ def test_everything_is_done_once_and_after_what_it_reads(plans, stages, max_live
 
 @PROPERTY
 @given(any_plans(), any_stages(), st.none() | st.integers(1, 6), st.sampled_from([Costs(), Costs(0.7, 1.1, 0.3)]))
-def test_no_deadlock_whichever_side_blocks(plans, stages, max_live_sequences, costs):
-    made = schedule(plans, stages, costs, max_live_sequences)
+def test_no_deadlock_whichever_side_blocks(plans, stages, max_live_micro_batches, costs):
+    made = schedule(plans, stages, costs, max_live_micro_batches)
     finishes = [simulate(made, costs, **mode).finish for mode in MODES]
     assert finishes[0] == min(finishes)
 
 
 @PROPERTY
 @given(any_plans(), any_stages(), st.none() | st.integers(1, 6))
-def test_sends_to_a_rank_are_in_the_order_of_its_receives(plans, stages, max_live_sequences):
-    made = schedule(plans, stages, max_live_sequences=max_live_sequences)
+def test_sends_to_a_rank_are_in_the_order_of_its_receives(plans, stages, max_live_micro_batches):
+    made = schedule(plans, stages, max_live_micro_batches=max_live_micro_batches)
     for a, from_a in enumerate(made.ranks):
         for b, at_b in enumerate(made.ranks):
             sent = [x.message for x in from_a if isinstance(x, Send) and x.peer == b]
@@ -182,11 +182,11 @@ def test_sends_to_a_rank_are_in_the_order_of_its_receives(plans, stages, max_liv
 
 @PROPERTY
 @given(any_plans(), any_stages(), st.none() | st.integers(1, 6))
-def test_live_rounds_stay_within_those_of_a_group(plans, stages, max_live_sequences):
-    simulation = simulate(schedule(plans, stages, max_live_sequences=max_live_sequences))
+def test_live_rounds_stay_within_those_of_a_group(plans, stages, max_live_micro_batches):
+    simulation = simulate(schedule(plans, stages, max_live_micro_batches=max_live_micro_batches))
     fed_back = any(r.feeds_back and ranks_of(r, stages) for rounds in plans for r in rounds)
     width = len(core_ranks(stages)) if fed_back else 1
-    group = max_live_sequences or min(len(plans), 2 * width - 1)
+    group = max_live_micro_batches or min(len(plans), 2 * width - 1)
     for rank, peak in enumerate(simulation.peak_live_rounds):
         alive = sorted(sum(rank in ranks_of(rounds[i], stages) for i in trained(rounds)) for rounds in plans)
         assert peak <= sum(alive[-group:]) + stages.num_stages - width
@@ -234,16 +234,18 @@ def test_without_feedback_one_sequence_fills_the_pipeline():
 
 
 def test_a_lower_limit_costs_time_and_saves_memory():
-    made = [schedule([plan(3, 4)] * 8, even_stages(4), max_live_sequences=limit) for limit in (1, 2, 4)]
+    made = [schedule([plan(3, 4)] * 8, even_stages(4), max_live_micro_batches=limit) for limit in (1, 2, 4)]
     few, half, all_of_ring = [simulate(s) for s in made]
     assert few.bubble > half.bubble > all_of_ring.bubble
     num_rounds = len(plan(3, 4))
     assert [max(s.peak_live_rounds) for s in (few, half, all_of_ring)] == [num_rounds, 2 * num_rounds, 4 * num_rounds]
 
 
-def test_more_live_sequences_hide_the_time_of_messages():
+def test_more_live_micro_batches_hide_the_time_of_messages():
     costs = Costs(message=2.0)
-    tight, wide = [simulate(schedule([plan(3, 4)] * 16, even_stages(4), max_live_sequences=n), costs) for n in (4, 8)]
+    tight, wide = [
+        simulate(schedule([plan(3, 4)] * 16, even_stages(4), max_live_micro_batches=n), costs) for n in (4, 8)
+    ]
     assert wide.bubble < tight.bubble
 
 
@@ -281,5 +283,5 @@ def test_the_same_plans_give_the_same_schedule():
 
 
 def test_no_sequence_in_flight_is_refused():
-    with pytest.raises(ConfigError, match="max_live_sequences is 0"):
-        schedule([plan(1, 1)], even_stages(2), max_live_sequences=0)
+    with pytest.raises(ConfigError, match="max_live_micro_batches is 0"):
+        schedule([plan(1, 1)], even_stages(2), max_live_micro_batches=0)

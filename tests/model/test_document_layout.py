@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from sleeptrain.data.batch import PAD
-from sleeptrain.model.layout import first_of_document, sleep_layout, window_layout
+from sleeptrain.model.document_layout import first_of_document, sleep_layout, window_layout
 
 
 def starts(row: list[int]) -> list[int]:

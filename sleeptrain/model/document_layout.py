@@ -49,7 +49,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Layout:
+class DocumentLayout:
     """The documents of R rows over one window of L tokens.
 
     documents_RL: int64 ids, PAD for tokens that take no part.
@@ -67,14 +67,16 @@ class Layout:
     mask_RLL: torch.Tensor | None
     place: Place | None = None
 
-    def to(self, device: torch.device | str) -> Layout:
+    def to(self, device: torch.device | str) -> DocumentLayout:
         def move(t: torch.Tensor | None) -> torch.Tensor | None:
             return None if t is None else t.to(device, non_blocking=True)
 
         assert self.place is None, "windows in progress stay where they are"
-        return Layout(self.documents_RL.to(device), move(self.valid_RL), move(self.reset_RL), move(self.mask_RLL))
+        return DocumentLayout(
+            self.documents_RL.to(device), move(self.valid_RL), move(self.reset_RL), move(self.mask_RLL)
+        )
 
-    def within(self, reach: int) -> Layout:
+    def within(self, reach: int) -> DocumentLayout:
         """The layout in which each token sees at most the last `reach` tokens, itself included."""
         num_tokens, device = self.documents_RL.shape[1], self.documents_RL.device
         place = self.place or Place(num_tokens, 0, num_tokens, 0)
@@ -112,16 +114,16 @@ def first_of_document(documents_BT: torch.Tensor) -> torch.Tensor:
     return valid & (before >= 0) & (documents_BT != previous)
 
 
-def window_layout(documents_RL: torch.Tensor, starts_RL: torch.Tensor) -> Layout:
+def window_layout(documents_RL: torch.Tensor, starts_RL: torch.Tensor) -> DocumentLayout:
     """The layout of a wake pass. starts_RL: True where a document starts (`first_of_document` over the whole row)."""
     valid = documents_RL != PAD
     plain = bool(valid.all())
     one_document = plain and bool((documents_RL == documents_RL[:, :1]).all())
     reset = starts_RL if bool(starts_RL.any()) else None
-    return Layout(documents_RL, None if plain else valid, reset, None if one_document else _mask(documents_RL))
+    return DocumentLayout(documents_RL, None if plain else valid, reset, None if one_document else _mask(documents_RL))
 
 
-def sleep_layout(documents_RL: torch.Tensor) -> Layout:
+def sleep_layout(documents_RL: torch.Tensor) -> DocumentLayout:
     """The layout of a sleep pass: only the document that is open at the boundary is read again, on top of its S.
 
     Its tokens do not restart the memory. All other tokens are pads, since nobody reads the states of their documents.
@@ -135,7 +137,7 @@ def sleep_layout(documents_RL: torch.Tensor) -> Layout:
 
 def continued_layout(
     filled: Sequence[int], counts: Sequence[int], window: int, retained: Sequence[bool] | None, device: torch.device
-) -> Layout:
+) -> DocumentLayout:
     """The layout of the next counts[b] tokens of each row's document, after the filled[b] tokens in its window.
 
     Rows with fewer tokens than others are padded on the right. retained: under sliding eviction, True for rows that
@@ -150,7 +152,7 @@ def continued_layout(
         place = Place(window, low, high, filled[0])
         plain = num_tokens == 1 or low == high - num_tokens  # a single token sees all keys; more tokens are causal
         mask = None if plain else _place_mask(filled[:1], num_tokens, place, has_retained[:1], device)
-        return Layout(documents, None, None, mask, place)
+        return DocumentLayout(documents, None, None, mask, place)
     first, number = torch.tensor(filled, device=device), torch.tensor(counts, device=device)
     token = torch.arange(num_tokens, device=device)
     valid = token < number[:, None]
@@ -161,7 +163,7 @@ def continued_layout(
     all_valid = min(counts) == num_tokens
     # A pad may attend to any key: nobody reads its output, and no row of a mask may be empty.
     mask = mask if all_valid else mask | ~valid[:, None, :, None]
-    return Layout(torch.where(valid, 0, PAD), None if all_valid else valid, None, mask, place)
+    return DocumentLayout(torch.where(valid, 0, PAD), None if all_valid else valid, None, mask, place)
 
 
 def _place_mask(
