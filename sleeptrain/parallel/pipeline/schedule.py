@@ -83,8 +83,8 @@ def schedule(
     plans: the rounds of each micro-batch.
     costs: the task times for which the order is made (default: `Costs()`).
     max_live_micro_batches: the most micro-batches in a group. Groups enter one after the other, and a rank keeps at
-    most one group's rounds alive, plus p - w rounds where the ring covers only w of p stages. In a group of fewer than w
-    micro-batches ranks wait for the ring; more than w hide the time of messages. Default: the smallest groups of at
+    most one group's rounds alive, plus p - w rounds where the ring covers only w of p stages. In a group of fewer than
+    w micro-batches ranks wait for the ring; more than w hide the time of messages. Default: the smallest groups of at
     least w.
 
     For p balanced stages and m >= p micro-batches of R rounds, all of them trained and fed back through all stages, a
