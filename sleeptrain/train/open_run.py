@@ -15,7 +15,7 @@ from sleeptrain.config.changes import check_changes
 from sleeptrain.config.resolved import run_folder, save_resolved, shareable
 from sleeptrain.config.schema import Config
 from sleeptrain.config.vocabulary import with_vocabulary
-from sleeptrain.data.source import build_source
+from sleeptrain.data.source import Source, build_source
 from sleeptrain.distributed.world import World
 from sleeptrain.errors import naming
 from sleeptrain.files import remove_leftovers
@@ -58,8 +58,7 @@ def open_run(config: Config, world: World, progress: Progress, stopping: Stoppin
     start = find_start(folder, world, config.run.start_over)
     restored, changes = Restored(), list[str]()
     if start.whole is not None:
-        restored, changes = _resume(config, world, engine, start.whole)
-        source.load_state_dict(restored.data)
+        restored, changes = _resume(config, world, engine, source, start.whole)
     elif config.run.init_from:
         start_from(config, engine, world, source.tokenizer_hash)
     attempt = this_attempt(_last_attempt(folder, world, status) + 1, world)
@@ -92,7 +91,9 @@ def _last_attempt(folder: Path, world: World, status: Status) -> int:
     return max([status.last_attempt, *(r["attempt"]["number"] for r in records if "attempt" in r)])
 
 
-def _resume(config: Config, world: World, engine: Engine, checkpoint: Path) -> tuple[Restored, list[str]]:
+def _resume(
+    config: Config, world: World, engine: Engine, source: Source, checkpoint: Path
+) -> tuple[Restored, list[str]]:
     """Restore a checkpoint; also return the changed settings as lines. If one process cannot read it, all raise."""
     restored: list[Restored] = []
 
@@ -100,6 +101,7 @@ def _resume(config: Config, world: World, engine: Engine, checkpoint: Path) -> t
         folder = run_folder(config)
         changes = check_changes(settings_of(folder, checkpoint, config), config, str(folder))
         restored.append(restore(checkpoint, engine, config.model))
+        source.load_state_dict(restored[0].data)
         return changes
 
     changes = world.all_or_raise(read)[0]
