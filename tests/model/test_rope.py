@@ -14,11 +14,13 @@ def test_only_the_first_dimensions_turn() -> None:
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
 
 
-def test_the_first_pair_turns_by_a_radian_a_token() -> None:
-    x = torch.zeros(1, 3, 1, 4, dtype=torch.float64)
-    x[..., 0] = 1
-    turned, at = rotate(x, rope_tables(2, 3, 4, 1.0, 1e4, x))[0, :, 0], torch.arange(2, 5).double()
-    torch.testing.assert_close(turned, torch.stack([at.cos(), 0 * at, at.sin(), 0 * at], dim=-1))
+def test_each_pair_turns_at_its_own_speed() -> None:
+    """By 1 and by 1 / 10 radian a token, where four dimensions of a head turn and theta is 100."""
+    x = torch.zeros(1, 3, 1, 8, dtype=torch.float64)
+    x[..., :2] = 1
+    turned, at = rotate(x, rope_tables(2, 3, 8, 0.5, 100.0, x))[0, :, 0], torch.arange(2, 5).double()
+    expected = torch.stack([at.cos(), (at / 10).cos(), at.sin(), (at / 10).sin()], dim=-1)
+    torch.testing.assert_close(turned[:, :4], expected)
 
 
 def test_turning_back_is_the_inverse() -> None:
