@@ -19,7 +19,7 @@ from sleeptrain.train.evaluate import held_out
 from sleeptrain.train.logging.metrics import read_metrics
 from sleeptrain.train.trainer import train
 from tests.checkpoint.test_folder import flip
-from tests.data.tasks.test_gsm_files import records, write
+from tests.data.tasks.gsm_infinite.made import records, write
 
 TINY = [
     "model.dim=16",

@@ -12,9 +12,8 @@ from sleeptrain.config import load_resolved, resolved_yaml, save_resolved
 from sleeptrain.config.changes import check_changes
 from sleeptrain.config.compose import compose
 from sleeptrain.config.environment import expand
-from sleeptrain.config.from_dict import from_dict
 from sleeptrain.config.resolved import shareable
-from sleeptrain.config.schema import ModelConfig, ShardSource
+from sleeptrain.config.schema import ShardSource
 from sleeptrain.errors import ConfigError
 
 SECRET = "hush-4711"
@@ -95,15 +94,6 @@ def test_a_saved_configuration_is_data(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(written.replace("passes: 1", "passes: ${oc.env:SLEEPTRAIN_TEST_KEY}"))
     with pytest.raises(ConfigError, match="passes") as refusal:
         load_resolved(tmp_path / "config.yaml")
-    assert SECRET not in str(refusal.value)
-
-
-def test_settings_of_a_models_folder_are_data() -> None:
-    assert (
-        from_dict(ModelConfig, {"norm": "${oc.env:SLEEPTRAIN_TEST_KEY}"}, "c").norm == "${oc.env:SLEEPTRAIN_TEST_KEY}"
-    )
-    with pytest.raises(ConfigError) as refusal:
-        from_dict(ModelConfig, {"dim": "${oc.env:SLEEPTRAIN_TEST_KEY}"}, "config.json")
     assert SECRET not in str(refusal.value)
 
 

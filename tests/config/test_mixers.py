@@ -75,12 +75,6 @@ def test_the_nearest_name_is_suggested() -> None:
         Hybrid(tiny_config(["gated_delta_net"]))
 
 
-def test_how_a_parameter_begins_must_be_said() -> None:
-    spec = mixer_spec(tiny_config(["jet"]), "jet")
-    with pytest.raises(ConfigError, match=r"model\.layers: the spec of mixer 'jet' gives no .* feature_map \[3, 5\]"):
-        spec.initial_weight("feature_map", Draw("blocks.0.mixer.feature_map", (3, 5), 0))
-
-
 @pytest.mark.parametrize("kind", mixer_names())
 def test_every_mixer_says_all_there_is_to_know(kind: str) -> None:
     """Its parameters are those of its sharding, its initial values have their shapes, S is that of its state."""

@@ -10,7 +10,6 @@ import pytest
 from omegaconf import MISSING
 
 from sleeptrain.config import Config, validate
-from sleeptrain.config.ranges import settings
 from sleeptrain.config.schema import CurriculumStage, MixtureStage, ShardsConfig, ShardSource
 from sleeptrain.config.setting import Setting, declared_settings
 from sleeptrain.errors import ConfigError
@@ -206,15 +205,3 @@ def test_refuses(base: Callable[[], Config], changes: dict[str, Any], words: lis
     message = str(refusal.value)
     assert "\n" not in message
     assert [word for word in words if word not in message] == [], message
-
-
-def test_an_unknown_value_is_answered_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'keller_jordan'"):
-        validate(change(shards(), {"optim.muon_scaling": "keler_jordan"}))
-
-
-def test_every_number_is_checked() -> None:
-    """A number that is added to the schema needs bounds."""
-    unbounded = {name for name, _, s in declared_settings(Config) if s.at_least is None and s.above is None}
-    numbers = {name for name, value in settings(shards()) if type(value) in (int, float)}
-    assert numbers & unbounded == {"optim.muon_momentum"}  # checked by `validate`

@@ -15,18 +15,12 @@ import pytest
 import webdataset
 import wids
 
-from sleeptrain.data.shard_open import OpenShard, OpenShards
 from sleeptrain.data.shards import DamagedDocument, TokenShards
 from sleeptrain.data.storage import Retries
 from sleeptrain.data.tokenizer import Tokenizer
 from sleeptrain.errors import DataError
 
 AT_ONCE = Retries(attempts=3, first_wait=0)
-
-
-@pytest.fixture
-def folder(shards: TokenShards, tmp_path: Path) -> Path:
-    return tmp_path / "shards"
 
 
 def every(shards: TokenShards) -> list[tuple[int, int]]:
@@ -162,32 +156,10 @@ def test_no_folder(tmp_path: Path) -> None:
         TokenShards(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("part", [0, 0.5])
-def test_truncated_shard(folder: Path, part: float) -> None:
-    path = folder / "shard-000000.tar"
-    size = path.stat().st_size
-    os.truncate(path, int(size * part))
-    with pytest.raises(DataError, match=rf"shard-000000\.tar: {int(size * part)} bytes instead of {size}.*restore"):
-        TokenShards(folder)
-
-
 def test_bad_index_is_named(folder: Path) -> None:
     edit_index(folder, lambda index: index["shardlist"].reverse())
     with pytest.raises(DataError, match=r"index\.json: .*not sorted"):
         TokenShards(folder)
-
-
-def test_shard_newer_than_the_index(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = folder / "shard-000001.tar"
-    later = (folder / "index.json").stat().st_mtime_ns + 1
-    os.utime(path, ns=(later, later))
-    TokenShards(folder)  # a plain copy
-    assert "1 shards are newer" in caplog.text
-    flip_byte(path, 5000)
-    with pytest.raises(DataError, match=r"shard-000001\.tar: changed after its index was written.*tools/shards\.py"):
-        TokenShards(folder)
-    os.utime(path, ns=(later - 1, later - 1))
-    TokenShards(folder)  # not read again
 
 
 def test_pattern_reads_the_shards_it_names(shards: TokenShards, folder: Path) -> None:
@@ -305,31 +277,6 @@ def test_failing_disk_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPat
     assert shards.document(0, 0).tolist() == expected  # the shard is not given up for one failure
 
 
-def test_verify_finds_nothing(shards: TokenShards, folder: Path) -> None:
-    assert list(shards.verify()) == [(str(path), None) for path in sorted(folder.glob("*.tar"))]
-
-
-def test_verify_names_each_problem(shards: TokenShards, folder: Path) -> None:
-    at = offset(folder, 0, 1)
-    flip_byte(folder / "shard-000000.tar", at)
-    flip_byte(folder / "shard-000001.tar", 20)
-    flip_byte(folder / "shard-000002.index.npy", 200)
-    sound = [where for where, problem in shards.verify() if problem is None]
-    problems = [problem for _, problem in shards.verify() if problem is not None]
-    assert len(sound) == shards.num_shards - 3
-    assert f"shard-000000.tar: document 1 at byte {at} is not the one" in problems[0]
-    assert "shard-000001.tar: damaged or no array at byte 0: the header does not match its checksum" in problems[1]
-    assert "shard-000002.index.npy: does not match its sha256" in problems[2]
-
-
-def test_verify_reads_what_no_document_covers(shards: TokenShards, folder: Path) -> None:
-    path = folder / "shard-000000.tar"
-    flip_byte(path, path.stat().st_size - 1)
-    flip_byte(folder / "shard-000001.tar", offset(folder, 1, 0) + 2 * int(shards.lengths(1)[0]))  # padding
-    problems = [problem for _, problem in shards.verify() if problem is not None]
-    assert ["does not match the sha256" in problem for problem in problems] == [True, True]
-
-
 # Many shards, many threads
 
 
@@ -341,27 +288,6 @@ def test_held_shards_are_bounded(folder: Path) -> None:
     assert num_descriptors(folder) == 2
     del shards
     assert num_descriptors(folder) == 0
-
-
-def test_the_shard_used_last_stays() -> None:
-    held = OpenShards(limit=2)
-    for number in (0, 1):
-        held.put(number, OpenShard(bytes(16)))
-    held.get(0)
-    held.put(2, OpenShard(bytes(16)))
-    assert [held.get(number) is not None for number in range(3)] == [True, False, True]
-
-
-def test_held_records_are_bounded_by_size() -> None:
-    held = OpenShards(limit=10, limit_bytes=100)
-    for number in range(3):
-        held.put(number, OpenShard(bytes(40)))
-    assert [held.get(number) is not None for number in range(3)] == [False, True, True]
-    held.forget(1)
-    held.put(3, OpenShard(bytes(60)))
-    assert [held.get(number) is not None for number in range(4)] == [False, False, True, True]
-    held.put(4, OpenShard(bytes(1000)))  # one is always held
-    assert [held.get(number) is not None for number in range(5)] == [False] * 4 + [True]
 
 
 def test_threads_read_what_one_reads(folder: Path) -> None:

@@ -1,47 +1,20 @@
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
 
-from sleeptrain.data.pipes import open_pipe
-from sleeptrain.data.prefetch import Prefetcher
 from sleeptrain.data.shards import DamagedDocument, TokenShards
 from sleeptrain.data.storage import Cache, LocalFolder, RemoteFolder, Retries, locate
 from sleeptrain.errors import ConfigError, DataError
+from tests.data.waiting import wait_until_idle
 
 AT_ONCE = Retries(attempts=3, first_wait=0)
-
-
-@pytest.fixture
-def folder(shards: TokenShards, tmp_path: Path) -> Path:
-    return tmp_path / "shards"
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "cache")
-
-
-@pytest.fixture
-def memory(folder: Path) -> Iterator[str]:
-    """The same shards in an object store."""
-    url = "memory://bucket/train"
-    filesystem = fsspec.filesystem("memory")
-    for path in folder.iterdir():
-        filesystem.pipe(f"{url}/{path.name}", path.read_bytes())
-    yield url
-    filesystem.rm(url, recursive=True)
 
 
 def copies(cache: Cache) -> dict[str, int]:
@@ -287,93 +260,7 @@ def test_pipe_that_cuts_the_file(folder: Path, cache: Cache, tmp_path: Path) -> 
         remote.document(0, 0)
 
 
-def alive(marker: str) -> bool:
-    """Whether a command with `marker` in it runs."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if marker.encode() in path.read_bytes():
-                return True
-    return False
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def test_abandoned_command_is_ended(tmp_path: Path) -> None:
-    marker = f"98.{os.getpid()}"
-    with pytest.raises(KeyboardInterrupt), open_pipe(f"pipe:echo x; sleep {marker}; echo") as stream:
-        assert stream.read(1) == b"x"
-        assert alive(marker)
-        raise KeyboardInterrupt
-    wait_for(lambda: not alive(marker))
-
-
-READER = """
-import atexit, signal, sys, time
-atexit.register(time.sleep, 0.3)  # the last thing done: time for a thread to complain
-from sleeptrain.data.shards import TokenShards
-from sleeptrain.data.storage import Cache
-
-caught = []
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(number, lambda number, frame: caught.append(number))
-shards = TokenShards(sys.argv[1], cache=Cache(sys.argv[2]))
-if sys.argv[3] == "read":
-    print(len(shards.document(0, 0)), len(caught), flush=True)
-else:
-    shards.prefetch(0)
-    input()
-"""
-
-
-def reader(location: str, cache: Cache, mode: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", READER, location, str(cache.path), mode]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
-
-
-def test_signals_to_the_group_do_not_end_a_download(
-    shards: TokenShards, folder: Path, cache: Cache, tmp_path: Path
-) -> None:
-    started, go = tmp_path / "started", tmp_path / "go"
-    name = f"{folder}/shard-{{000000..000000}}.tar"
-    slow = f"f={name}; case $f in *.tar) touch {started}; until [ -e {go} ]; do sleep 0.05; done;; esac; cat $f"
-    process = reader(f"pipe:{slow}", cache, "read")
-    try:
-        wait_for(started.exists)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            os.killpg(process.pid, number)
-            time.sleep(0.1)  # so that it is not one with the next
-        go.touch()
-        output, _ = process.communicate(timeout=240)
-    finally:
-        process.kill()
-    assert output.split() == [str(len(shards.document(0, 0))), "3"]
-
-
-def test_a_download_ahead_ends_with_the_process(folder: Path, cache: Cache, tmp_path: Path) -> None:
-    started, marker = tmp_path / "started", f"97.{os.getpid()}"
-    name = f"{folder}/shard-{{000000..000000}}.tar"
-    endless = f"pipe:f={name}; case $f in *.tar) touch {started}; sleep {marker}; echo;; esac; cat $f"
-    process = reader(endless, cache, "prefetch")
-    try:
-        wait_for(started.exists)
-        _, complaints = process.communicate("\n", timeout=240)
-    finally:
-        process.kill()
-    wait_for(lambda: not alive(marker))
-    assert (process.returncode, complaints) == (0, "")
-
-
 # Ahead of need
-
-
-def wait_until_idle() -> None:
-    wait_for(lambda: not any(thread.name == "prefetch" for thread in threading.enumerate()))
 
 
 def test_prefetch_brings_both_files(shards: TokenShards, memory: str, cache: Cache) -> None:
@@ -382,35 +269,6 @@ def test_prefetch_brings_both_files(shards: TokenShards, memory: str, cache: Cac
     wait_until_idle()
     described = shards.shards[1]
     assert set(copies(cache)) == {described.sha256, described.index_sha256}
-
-
-def test_prefetch_fetches_once_what_is_asked_twice() -> None:
-    go, fetched = threading.Event(), []
-
-    def fetch(number: int) -> None:
-        go.wait(60)
-        fetched.append(number)
-
-    prefetcher = Prefetcher(fetch)
-    for number in (1, 2, 3, 1, 2, 3):
-        prefetcher.ask(number)
-    assert sum(thread.name == "prefetch" for thread in threading.enumerate()) == 2
-    go.set()
-    wait_until_idle()
-    assert sorted(fetched) == [1, 2, 3]
-    prefetcher.ask(1)
-    wait_until_idle()
-    assert sorted(fetched) == [1, 1, 2, 3]
-
-
-def test_failed_prefetch_is_logged(memory: str, cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
-    remote = TokenShards(memory, cache=cache, retries=AT_ONCE)
-    fsspec.filesystem("memory").rm(f"{memory}/shard-000001.tar")
-    remote.prefetch(1)
-    remote.prefetch(0)
-    wait_until_idle()
-    assert "prefetch: memory://bucket/train/shard-000001.tar: cannot be fetched" in caplog.text
-    remote.document(0, 0)
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no posix_fadvise")

@@ -17,9 +17,8 @@ import torch.distributed as dist
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
 from sleeptrain.distributed import meeting
-from sleeptrain.distributed.launch import find_place, step_port
 from sleeptrain.distributed.meeting import Limit, open_store, while_listening
-from sleeptrain.errors import ConfigError, MeetingError
+from sleeptrain.errors import MeetingError
 from sleeptrain.stop import EXIT_STOPPED, Stopped, StopRequest
 from sleeptrain.train import trainer
 from sleeptrain.train.status import read_status
@@ -178,20 +177,3 @@ def test_a_store_is_reached_under_names_that_others_see_otherwise(
 def test_an_unknown_address_is_told() -> None:
     with pytest.raises(MeetingError, match=r"MASTER_ADDR=no\.such\.invalid does not resolve here"):
         open_store("no.such.invalid", 0)
-
-
-def test_each_step_of_each_attempt_of_a_job_has_a_port_below_the_outgoing_ones() -> None:
-    def port(job: int, attempt: int, step: int) -> int:
-        names = {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": attempt, "SLURM_STEP_ID": step}
-        return step_port({name: str(value) for name, value in names.items()})
-
-    ports = [port(job, attempt, step) for job in (77, 78) for attempt in range(4) for step in range(3)]
-    assert len(set(ports)) == len(ports)
-    assert all(20_000 <= port(job, 0, 0) < 32_768 for job in range(0, 10**6, 997))
-
-
-@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "MASTER_PORT"])
-def test_a_variable_that_is_no_number_is_named(name: str) -> None:
-    right = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "host", "MASTER_PORT": "7"}
-    with pytest.raises(ConfigError, match=f"{name}=x7 is no number"):
-        find_place({**right, name: "x7"})

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.model.state import HARD, Boundary
+from sleeptrain.model.state import HARD
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.rounds import plan_rounds, window_facts
 from tests.models import random_batch, tiny_config, tiny_model
@@ -56,46 +56,6 @@ def test_a_mixer_alone_begins_as_the_identity_and_can_learn(kind):
     (y * torch.randn_like(y)).sum().backward()
     out = model.blocks[1].mixer.o_proj if kind == "attention" else model.blocks[1].mixer.out_proj
     assert out.weight.grad.abs().sum() > 0
-
-
-def test_biases_begin_as_zero_and_count():
-    config = tiny_config(["attention"])
-    config.attention.qkv_bias = True
-    model = Hybrid(config).double()
-    model.init_weights(0)
-    mixer, x = model.blocks[0].mixer, features()
-    assert [not p.any() for n, p in mixer.named_parameters() if n.endswith("bias")] == [True] * 3
-    before = run_block(model, x)
-    for name in ("q_proj", "k_proj", "v_proj"):
-        bias = getattr(mixer, name).bias
-        bias.data += torch.randn_like(bias)
-        assert not torch.allclose(run_block(model, x), before)
-        before = run_block(model, x)
-
-
-@pytest.mark.parametrize("sliding", [None, 4, 6])
-def test_a_sliding_layer_sees_the_last_tokens_only(sliding):
-    """Windows of 6 tokens, a reach of 3 that lies inside them, or across them where eviction slides."""
-    config = tiny_config(["sliding_attention"])
-    config.attention.sliding_window = 3
-    model = Hybrid(config).double()
-    model.init_weights(0)
-    mixer, boundary = model.blocks[0].mixer, Boundary(sliding_window=sliding)
-    x = torch.cat([features(6), features(6).flip(1)], dim=1).requires_grad_()
-    _, state = mixer(x[:, :6], None, causal_layout(6), boundary)
-    y, left = mixer(x[:, 6:], state, causal_layout(6), boundary)
-    for t in range(6):
-        (gradient,) = torch.autograd.grad(y[0, t].sum(), x, retain_graph=True)
-        seen = gradient[0].abs().sum(-1) > 0
-        first = max(6 + t - 2, 6 if sliding is None else 0)
-        assert seen.nonzero().flatten().tolist() == list(range(first, 6 + t + 1))
-    assert left is None if sliding is None else left.k_BLGD.shape[1] == 3
-
-
-def test_a_reach_beyond_the_window_is_full_attention():
-    narrow, full = tiny_model(["sliding_attention"]), tiny_model(["attention"])
-    full.load_state_dict(narrow.state_dict())
-    assert torch.equal(run_block(narrow, features(3)), run_block(full, features(3)))
 
 
 @pytest.mark.parametrize("between", [True, False])

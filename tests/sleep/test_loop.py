@@ -7,7 +7,7 @@ from sleeptrain.data.batch import IGNORE, PAD, Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import Boundary, FastWeights, Recurrent
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
-from sleeptrain.sleep.recompute import MODES, Recompute
+from sleeptrain.sleep.recompute import Recompute
 from sleeptrain.sleep.rounds import plan_rounds, window_facts
 from tests.models import random_batch, tiny_model
 from tests.sleep.oracle import causal_layout, oracle_loss
@@ -84,16 +84,6 @@ def test_state_carried_into_the_next_step_equals_one_long_step():
     first, state = step(model, Batch(*cut, no, yes), window=4, passes=2)
     second, _ = step(model, Batch(*rest, yes, no), window=4, passes=2, state=state)
     assert_same(model, total(losses), total(first) + total(second))
-
-
-@pytest.mark.parametrize("mode", [m for m in MODES if m != "none"])
-@pytest.mark.parametrize("when", ["every", "unlabelled"])
-def test_recomputation_changes_nothing(mode, when):
-    model = tiny_model()
-    batch = random_batch(ROWS["rows that differ"], target_share=0.4)
-    plain, _ = step(model, batch, 4, 3, when)
-    again, _ = step(model, batch, 4, 3, when, recompute=mode)
-    assert_same(model, total(plain), total(again))
 
 
 def test_one_pass_is_the_plain_hybrid_with_windowed_attention():

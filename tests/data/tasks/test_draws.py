@@ -3,11 +3,9 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 
-import numpy as np
 import pytest
 
 from sleeptrain.data.tasks.draws import Draws
-from sleeptrain.data.tasks.split import SHARE, are_held_out, is_held_out
 
 
 def counts(values: list[object]) -> list[int]:
@@ -46,10 +44,3 @@ def test_weights_are_shares() -> None:
     drawn = Counter(draws.weighted([1.0, 0.0, 3.0]) for _ in range(4000))
     assert set(drawn) == {0, 2} and drawn[2] / 4000 == pytest.approx(0.75, abs=0.03)
     assert {draws.between(3, 5) for _ in range(100)} == {3, 4, 5}
-
-
-def test_an_eighth_is_held_out() -> None:
-    words_BW = np.arange(80_000, dtype=np.uint64).reshape(-1, 2)
-    assert are_held_out(words_BW).mean() == pytest.approx(1 / SHARE, abs=0.005)
-    assert (are_held_out(words_BW) != are_held_out(words_BW[:, ::-1])).any(), "the order of the words counts"
-    assert np.mean([is_held_out(str(i).encode()) for i in range(20_000)]) == pytest.approx(1 / SHARE, abs=0.01)

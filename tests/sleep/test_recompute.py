@@ -1,4 +1,4 @@
-"""Law 7: with recomputation, peak memory does not grow with the passes beyond the rounds' boundary values."""
+"""Recomputation changes nothing, and peak memory does not grow with the passes beyond the rounds' borders."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, Model
 from sleeptrain.data.batch import Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
-from sleeptrain.sleep.recompute import Recompute
+from sleeptrain.sleep.recompute import MODES, Recompute
 from sleeptrain.sleep.rounds import plan_rounds, window_facts
+from tests.models import random_batch, tiny_model
+from tests.sleep.test_loop import ROWS as DOCUMENTS
+from tests.sleep.test_loop import assert_same, step, total
 
 WINDOWS, WINDOW, ROWS = 8, 64, 4
 
@@ -72,3 +75,13 @@ def test_a_pass_costs_less_in_each_mode_than_in_the_one_before(model, mode, more
         return peak_bytes(model, 4, mode) - peak_bytes(model, 2, mode)
 
     assert growth(mode) < 0.6 * growth(more)
+
+
+@pytest.mark.parametrize("mode", [m for m in MODES if m != "none"])
+@pytest.mark.parametrize("when", ["every", "unlabelled"])
+def test_recomputation_changes_nothing(mode: str, when: str) -> None:
+    model = tiny_model()
+    batch = random_batch(DOCUMENTS["rows that differ"], target_share=0.4)
+    plain, _ = step(model, batch, 4, 3, when)
+    again, _ = step(model, batch, 4, 3, when, recompute=mode)
+    assert_same(model, total(plain), total(again))

@@ -1,0 +1,14 @@
+"""The flag `--allow-older`."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+
+from sleeptrain.checkpoint.older import add_older
+
+
+def test_an_older_checkpoint_is_asked_for() -> None:
+    parser = ArgumentParser()
+    add_older(parser)
+    assert not parser.parse_args([]).allow_older and parser.parse_args(["--allow-older"]).allow_older
+    assert "take the newest whole one and say so" in " ".join(parser.format_help().split())

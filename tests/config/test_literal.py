@@ -1,0 +1,35 @@
+"""`${...}` in a file that is read literally is text, whatever stands before it."""
+
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from sleeptrain.config.literal import escaped, literal, read_yaml, write_yaml
+from sleeptrain.config.schema import ShardSource
+
+TEXTS = ["", "a", "${oc.env:HOME}", r"\${x}", r"\\${x}", "a$b{c}", "$${x}", "${", "3:55:00", "1e3", "null", "é\n#: '\""]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_omegaconf_reads_an_escaped_text_as_it_was(text: str) -> None:
+    made = OmegaConf.create(escaped({"list": [text], "map": {"key": text}}))
+    assert OmegaConf.to_container(made, resolve=True) == {"list": [text], "map": {"key": text}}
+
+
+def test_what_is_no_text_stays() -> None:
+    assert escaped({"a": [1, None, {"b": 2.5}], "c": True}) == {"a": [1, None, {"b": 2.5}], "c": True}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_written_file_is_read_back(text: str) -> None:
+    values = {"name": text, "more": [text, 1, None, 2.5, True]}
+    assert read_yaml(write_yaml(values)) == values
+
+
+def test_numbers_are_read_as_omegaconf_reads_them() -> None:
+    assert read_yaml(b"a: 1e3\nb: 1_000\nc: .5\nd: yes\n") == {"a": 1000.0, "b": 1000, "c": 0.5, "d": True}
+
+
+def test_a_section_has_the_values_and_its_defaults() -> None:
+    assert literal(ShardSource, {"train": "${x}"}) == ShardSource(train="${x}")
