@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sleeptrain.health.rollbacks import Rollbacks
+from sleeptrain.config.schema import HealthConfig
+from sleeptrain.health.rollbacks import Rollbacks, reach
 
 
 def test_rollbacks_count_until_the_step_that_went_wrong_is_passed() -> None:
@@ -25,3 +26,11 @@ def test_rollbacks_count_until_the_step_that_went_wrong_is_passed() -> None:
 )
 def test_a_checkpoint_close_before_is_not_taken_for_good(base: int, bad: int, wanted: int) -> None:
     assert Rollbacks(base=base).good_until(bad, distance=8) == wanted
+
+
+@pytest.mark.parametrize(
+    ("on_nonfinite", "on_spike", "wanted"),
+    [("stop", "off", 0), ("skip", "stop", 0), ("rollback", "off", 64), ("stop", "rollback", 64)],
+)
+def test_checkpoints_are_kept_where_a_run_may_go_back(on_nonfinite: str, on_spike: str, wanted: int) -> None:
+    assert reach(HealthConfig(on_nonfinite=on_nonfinite, on_spike=on_spike, spike_window=64)) == wanted
