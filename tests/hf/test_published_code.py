@@ -10,36 +10,22 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from sleeptrain.checkpoint.fit import WEIGHTS
 from sleeptrain.checkpoint.read import TensorFiles
-from sleeptrain.cli import main
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError, DataError
-from sleeptrain.hf import families
 from sleeptrain.hf.convert.check import TOLERANCE, check, our_logits
 from sleeptrain.hf.convert.importing import import_folder
 from sleeptrain.hf.families import family_of
-from sleeptrain.hf.families.family import renamed
 from sleeptrain.hf.model.modeling import SleepForCausalLM
 from sleeptrain.hf.published import PUBLISHED, load_published, published_logits
-from sleeptrain.hf.published.parts import Published
 from sleeptrain.model.hybrid import Hybrid
-from tests.hf.published.small import REFERENCES, SMALL, imported, reference
+from tests.hf.published.small import REFERENCES, SMALL, folder_of, imported, reference
 from tests.hf.published_settings import OURO_1_4B
 from tests.sleep.oracle import causal_layout
 
 each = pytest.mark.parametrize("model_type", REFERENCES)
-
-
-def test_an_import_of_ouro_says_which_loop_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    folder_of("ouro", tmp_path / "theirs")
-    assert main(["convert", "import", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--check-tokens", "16"]) == 0
-    said = capsys.readouterr().out
-    assert "total_ut_steps=4: in Ouro the last of 4 loops predicts, in sleeptrain the first pass" in said
-    assert "give it a memory with run.init_inserted" in said
-    assert not family_of("ouro").remarks({"total_ut_steps": 1}) and not family_of("jet_nemotron").remarks({})
 
 
 @each
@@ -77,20 +63,6 @@ def test_settings_there_and_back(model_type: str):
         assert family.from_config(written) == config
         for key in settings.keys() - {"efficient_attention_config", "sliding_window", "total_ut_steps"}:
             assert written.get(key, settings[key]) == settings[key], key
-
-
-_GENERATOR = "dynamic_conv1d.kernel_generator.w2"
-_UNSORTED = {f"kernel_out.{part}": f"{_GENERATOR}.{part}" for part in ("weight", "bias")}
-
-
-def folder_of(model_type: str, folder: Path, **changes: torch.Tensor | None) -> Published:
-    """The files of a small model; changes: tensors that are other ones, or None where they are missing."""
-    theirs, settings = reference(model_type)
-    weights = {**theirs.state_dict(), **changes}
-    folder.mkdir()
-    save_file({n: w for n, w in weights.items() if w is not None}, folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(settings))
-    return theirs
 
 
 @each
@@ -137,15 +109,6 @@ def test_one_wrong_tensor_fails_the_check(model_type: str, name: str, tmp_path: 
     weights[name].flatten()[0] += 0.1
     with pytest.raises(DataError, match="the check failed: over 4 windows of 3 passes"):
         check(ours.config, weights.__getitem__, tmp_path / "theirs", family_of(model_type), 64)
-
-
-def test_an_import_that_mixes_up_channels_and_taps_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder_of("jet_nemotron", tmp_path / "theirs")
-    unsorted = lambda _, ours, theirs: renamed(ours, theirs, families.jet_nemotron._JET | _UNSORTED)  # noqa: E731
-    monkeypatch.setattr(families.jet_nemotron, "_jet_mappings", unsorted)
-    with pytest.raises(DataError, match="the check failed"):
-        import_folder(tmp_path / "theirs", tmp_path / "ours")
-    assert not (tmp_path / "ours").exists()
 
 
 @each

@@ -179,11 +179,3 @@ def test_a_run_begins_with_an_import_and_is_exported(folder: Path, tmp_path: Pat
     found = load_file(tmp_path / "hf2/model.safetensors")
     assert torch.equal(found["model.norm.weight"], weights_of(last)["norm.weight"])
     assert json.loads((tmp_path / "hf2/config.json").read_bytes())["sleep"]["passes"] == 2
-
-
-def test_mistakes_on_the_command_line_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
-    assert main(["convert", "export", str(tmp_path / "none"), str(tmp_path / "hf")]) == 2
-    assert capsys.readouterr().err.startswith("sleeptrain: ")
-    assert main(["convert", "export", "a", "b", "--check-tokens", "3"]) == 2
-    assert "--check-tokens 3" in capsys.readouterr().err
-    assert main(["convert", "export", "a", "b", "--to", "llama"]) == 2

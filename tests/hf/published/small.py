@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from sleeptrain.hf.families import family_of
 from sleeptrain.hf.published import PUBLISHED
@@ -55,3 +58,13 @@ def imported(model_type: str) -> tuple[Published, Hybrid]:
 
 def once(theirs: Published, tokens_BT: torch.Tensor) -> torch.Tensor:
     return theirs.predict(theirs.loop(theirs.embed(tokens_BT), theirs.empty_memory())[0])
+
+
+def folder_of(model_type: str, folder: Path, **changes: torch.Tensor | None) -> Published:
+    """The files of a small model; changes: tensors that are other ones, or None where they are missing."""
+    theirs, settings = reference(model_type)
+    weights = {**theirs.state_dict(), **changes}
+    folder.mkdir()
+    save_file({n: w for n, w in weights.items() if w is not None}, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(settings))
+    return theirs
