@@ -64,18 +64,6 @@ def test_one_line_for_a_machine(checked: Callable[..., None], capsys: pytest.Cap
     assert capsys.readouterr().out.startswith("gpu-007: FAILED")
 
 
-def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = report.to_lines(report.Result("disk", failed("full", "free space"), 0.0), 8, coloured=True)
-    assert "\033[31mFAILED\033[0m" in line
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("TERM", "xterm")
-    assert not report.wants_colour()
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert report.wants_colour()
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert not report.wants_colour()
-
-
 def test_what_is_skipped_is_not_made(checked: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     def never(case: Case) -> Finding:
         return failed("was made", "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -18,10 +17,7 @@ from sleeptrain.hf.convert.exporting import export
 from sleeptrain.hf.load_for_inference import encode_prompt, open_model
 from sleeptrain.hf.model.configuration import SleepPretrainedConfig
 from sleeptrain.hf.model.modeling import SleepForCausalLM
-from sleeptrain.hf.model.streaming import TextOut
-from sleeptrain.terminal import printable
 from tests.data.texts import default_sentencepiece, make_texts
-from tests.hostile import HOSTILE
 from tests.models import tiny_config
 
 PROMPT = "the first of them"
@@ -210,43 +206,3 @@ def test_a_tokenizer_made_anew_in_the_place_of_the_training_s_is_refused(places,
 def test_a_place_without_a_model_is_refused(capsys, tmp_path):
     assert main(["generate", str(tmp_path), "--prompt", "a"]) == 2
     assert "is neither a checkpoint nor the folder of a run" in capsys.readouterr().err
-
-
-def test_characters_are_written_whole():
-    class Bytes:
-        def encode(self, text):  # type: ignore[no-untyped-def]
-            return list(text.encode())
-
-        def decode(self, ids):  # type: ignore[no-untyped-def]
-            return bytes(ids).decode(errors="replace")
-
-    out, written = io.StringIO(), []
-    stream = TextOut(Bytes(), out, b"a")  # type: ignore[arg-type]
-    stream.put(torch.tensor([[65, 66]]))
-    for byte in "xé→".encode():
-        stream.put(torch.tensor([byte]))
-        written.append(out.getvalue())
-    stream.end()
-    assert written == ["x", "x", "xé", "xé", "xé", "xé→"]
-    assert out.getvalue() == "xé→\n"
-
-
-def test_a_terminal_does_not_obey_the_model(monkeypatch: pytest.MonkeyPatch):
-    """What goes to a file or a program is as the model writes it."""
-
-    class Tokens:
-        def encode(self, text: str) -> list[int]:
-            return []
-
-        def decode(self, ids: list[int]) -> str:
-            return "".join(HOSTILE[id] for id in ids)
-
-    for at_terminal in (True, False):
-        out = io.StringIO()
-        monkeypatch.setattr(out, "isatty", lambda at_terminal=at_terminal: at_terminal)
-        stream = TextOut(Tokens(), out, None)  # type: ignore[arg-type]
-        stream.put(torch.tensor([[1]]))
-        for id in range(len(HOSTILE)):
-            stream.put(torch.tensor([id]))
-        stream.end()
-        assert out.getvalue() == (printable(HOSTILE) if at_terminal else HOSTILE) + "\n"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from sleeptrain.config.compose import compose
 from sleeptrain.doctor.checks import CHECKS, Check
 from sleeptrain.doctor.examine import examine
-from sleeptrain.doctor.finding import Case, Finding
+from sleeptrain.doctor.finding import Case, Finding, ok
 
 
 @dataclass(frozen=True)
@@ -44,3 +47,24 @@ def states(findings: Mapping[str, Finding]) -> dict[str, str]:
 def limited(patch: Any, name: str, seconds: float) -> None:
     check = CHECKS[name]
     patch.setitem(CHECKS, name, Check(check.function, seconds, check.cure))
+
+
+def good(case: Case) -> Finding:
+    return ok("fine", devices=0)
+
+
+def hangs(case: Case) -> Finding:
+    while True:
+        time.sleep(60)
+
+
+def assert_ended(pid: int) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return
+        except psutil.NoSuchProcess:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"process {pid} lives on")

@@ -5,26 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from sleeptrain.doctor import worker_pool as crew
-from sleeptrain.doctor.checks import CHECKS, OF_RANKS, OF_TEXT, ON_DEVICE
-from sleeptrain.doctor.examine import examine
+from sleeptrain.doctor.checks import CHECKS
 from sleeptrain.doctor.finding import FAILED, OK, SKIPPED, Case, Finding, failed, ok
 from sleeptrain.errors import DataError
-from tests.doctor.cases import alone, found, scripted, states
+from tests.doctor.cases import assert_ended, found, good, hangs, states
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def good(case: Case) -> Finding:
-    return ok("fine", devices=0)
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 def crashes(case: Case) -> Finding:
@@ -47,29 +39,6 @@ def cannot_load(case: Case) -> Finding:
 
 def refuses(case: Case) -> Finding:
     raise DataError("data/x: no such folder; make it with tools/prepare.py")
-
-
-def hangs(case: Case) -> Finding:
-    while True:
-        time.sleep(60)
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> object:
-    before = {child.pid for child in psutil.Process().children(recursive=True)}
-    yield
-    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Every check is good but those that are given."""
-
-    def write(limit: float = 60, **scripts: Callable[[Case], Finding]) -> None:
-        for name in CHECKS:
-            monkeypatch.setitem(CHECKS, name, scripted(scripts.get(name, good), limit if name in scripts else 60))
-
-    return write
 
 
 @pytest.mark.parametrize("name", ["python", "torch", "gpus", "kernel", "collective", "tensor", "zero", "disk"])
@@ -133,11 +102,6 @@ def test_what_a_check_has_started_ends_with_it(tmp_path: Path, script: Callable[
     assert_ended(int(started.read_text()))
 
 
-def test_there_is_a_process_for_each_gpu(tmp_path: Path, script: Callable[..., None]) -> None:
-    script(torch=lambda case: ok("", devices=3), collective=lambda case: ok(f"{case.rank} of {case.size}"))
-    assert found(["torch", "collective"], tmp_path)["collective"].found == "0 of 3"
-
-
 def test_a_check_knows_nothing_of_the_job(
     tmp_path: Path, script: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,62 +116,3 @@ def test_a_check_knows_nothing_of_the_job(
     script(disk=look, tensor=look)
     findings = found(["disk", "tensor"], tmp_path)
     assert {finding.found for finding in findings.values()} == {"[] lo True"}
-
-
-def test_one_that_stops_listening_leaves_no_process(tmp_path: Path, script: Callable[..., None]) -> None:
-    script(data=hangs)
-    results = examine(["python", "data"], alone(tmp_path))
-    assert next(results).name == "python"
-    results.close()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
-def test_a_doctor_that_is_ended_takes_its_processes_along(tmp_path: Path, number: signal.Signals) -> None:
-    """A process that hangs in each of them writes down which it is."""
-    code = f"""
-import os, signal, sys
-from pathlib import Path
-from sleeptrain.cli import main
-from sleeptrain.doctor.checks import CHECKS
-from tests.doctor.cases import scripted
-from tests.doctor.test_worker_pool import hangs
-
-def noted(case):
-    Path({str(tmp_path)!r}, f"pid-{{os.getpid()}}").touch()
-    return hangs(case)
-
-for name in CHECKS:
-    CHECKS[name] = scripted(noted)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
-sys.exit(main(["doctor", "--brief"]))
-"""
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    environment = os.environ | {"TMPDIR": str(temporary)}
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment)
-    waiting = len(ON_DEVICE) - 1 + len(OF_RANKS) + len(OF_TEXT) - 1  # for the first of theirs
-    wanted, deadline = len(CHECKS) - waiting, time.monotonic() + 240
-    try:
-        while len(list(tmp_path.glob("pid-*"))) < wanted and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(number)
-        process.wait(240)
-    finally:
-        process.kill()
-    pids = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]
-    assert len(pids) == wanted
-    for pid in pids:
-        assert_ended(pid)
-    assert number == signal.SIGKILL or list(temporary.iterdir()) == []
-
-
-def assert_ended(pid: int) -> None:
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return
-        except psutil.NoSuchProcess:
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"process {pid} lives on")

@@ -10,125 +10,22 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from sleeptrain.checkpoint.fit import WEIGHTS
 from sleeptrain.checkpoint.read import TensorFiles
-from sleeptrain.cli import main
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError, DataError
-from sleeptrain.hf import families
 from sleeptrain.hf.convert.check import TOLERANCE, check, our_logits
 from sleeptrain.hf.convert.importing import import_folder
 from sleeptrain.hf.families import family_of
-from sleeptrain.hf.families.family import renamed
 from sleeptrain.hf.model.modeling import SleepForCausalLM
 from sleeptrain.hf.published import PUBLISHED, load_published, published_logits
-from sleeptrain.hf.published.parts import Published
 from sleeptrain.model.hybrid import Hybrid
-from tests.hf.published_settings import JET_2B, OURO_1_4B
+from tests.hf.published.small import REFERENCES, SMALL, folder_of, imported, reference
+from tests.hf.published_settings import OURO_1_4B
 from tests.sleep.oracle import causal_layout
 
-SMALL = {"vocab_size": 17, "hidden_size": 48, "intermediate_size": 40, "num_attention_heads": 4}
-JET_KINDS = ["jet", "attn", "swa", "jet"]
-JET_PARTS = {
-    "jet": JET_2B["efficient_attention_config"]["jet"] | {"num_heads": 2, "head_dim": 12},
-    "swa": {"window_size": 5},
-}
-REFERENCES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "jet_nemotron": (
-        JET_2B,
-        SMALL
-        | {"num_key_value_heads": 2, "layer_types": JET_KINDS, "num_hidden_layers": 4}
-        | {"efficient_attention_config": JET_PARTS},
-    ),
-    "ouro": (
-        OURO_1_4B,
-        SMALL
-        | {"head_dim": 12, "num_key_value_heads": 4, "layer_types": ["full_attention"] * 3, "num_hidden_layers": 3},
-    ),
-}
 each = pytest.mark.parametrize("model_type", REFERENCES)
-
-
-def reference(model_type: str) -> tuple[Published, dict[str, Any]]:
-    """A small model of random weights, all of which count, and its settings."""
-    torch.manual_seed(0)
-    published, small = REFERENCES[model_type]
-    theirs = PUBLISHED[model_type](published | small)
-    with torch.no_grad():
-        for p in theirs.parameters():
-            p.add_(torch.randn(p.shape) * 0.05)
-        theirs.model.embed_tokens.weight.mul_(0.1)  # logits of about 1
-    return theirs, published | small
-
-
-def imported(model_type: str) -> tuple[Published, Hybrid]:
-    theirs, settings = reference(model_type)
-    family = family_of(model_type)
-    ours = Hybrid(family.from_config(settings))
-    ours.load_state_dict(dict(family.to_ours(ours.config, theirs.state_dict().__getitem__)))
-    return theirs, ours
-
-
-def once(theirs: Published, tokens_BT: torch.Tensor) -> torch.Tensor:
-    return theirs.predict(theirs.loop(theirs.embed(tokens_BT), theirs.empty_memory())[0])
-
-
-@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
-@torch.no_grad()
-def test_jet_nemotron_has_the_same_logits(dtype: torch.dtype, atol: float):
-    theirs, ours = (model.to(dtype) for model in imported("jet_nemotron"))
-    tokens = torch.randint(17, (2, 70))
-    x, _ = ours.run(ours.embed(tokens), ours.empty_state(), causal_layout(70))
-    torch.testing.assert_close(ours.logits(x), once(theirs, tokens), rtol=0, atol=atol)
-
-
-def test_jet_nemotron_has_the_same_gradients():
-    theirs, ours = imported("jet_nemotron")
-    tokens = torch.randint(17, (2, 40))
-    x, _ = ours.run(ours.embed(tokens), ours.empty_state(), causal_layout(40))
-    direction = torch.randn(2, 40, 17)
-    (ours.logits(x) * direction).sum().backward()
-    (once(theirs, tokens) * direction).sum().backward()
-    found = {name: p.grad for name, p in ours.named_parameters()}
-    wanted = {name: p.grad for name, p in theirs.named_parameters()}
-    for name, gradient in family_of("jet_nemotron").to_theirs(ours.config, found.__getitem__):
-        error = (gradient - wanted[name]).norm() / wanted[name].norm()
-        assert error < 1e-3, f"{name}: relative error {error:.1e}"
-
-
-@torch.no_grad()
-def test_ouros_loops_are_passes():
-    """Without a memory, N passes over one window are N of its loops; each of them could predict."""
-    theirs, ours = (model.double() for model in imported("ouro"))
-    tokens = torch.randint(17, (2, 30))
-    x, y = ours.embed(tokens), theirs.embed(tokens)
-    for _ in range(4):
-        y, _ = theirs.loop(y, theirs.empty_memory())
-        x, _ = ours.run(x, ours.empty_state(), causal_layout(30))
-        torch.testing.assert_close(ours.logits(x), theirs.predict(y), rtol=0, atol=1e-12)
-        x = ours.fed_back(x)
-
-
-@torch.no_grad()
-def test_an_export_of_ouro_says_that_it_has_one_loop():
-    """The published code, which runs all loops and then predicts, computes of it what ours does at N=1."""
-    theirs, ours = (model.double() for model in imported("ouro"))
-    tokens = torch.randint(17, (2, 30))
-    y = theirs.embed(tokens)
-    for _ in range(family_of("ouro").to_config(ours.config)["total_ut_steps"]):
-        y, _ = theirs.loop(y, theirs.empty_memory())
-    torch.testing.assert_close(our_logits(ours, tokens, 30, 1), theirs.predict(y), rtol=0, atol=1e-12)
-
-
-def test_an_import_of_ouro_says_which_loop_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    folder_of("ouro", tmp_path / "theirs")
-    assert main(["convert", "import", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--check-tokens", "16"]) == 0
-    said = capsys.readouterr().out
-    assert "total_ut_steps=4: in Ouro the last of 4 loops predicts, in sleeptrain the first pass" in said
-    assert "give it a memory with run.init_inserted" in said
-    assert not family_of("ouro").remarks({"total_ut_steps": 1}) and not family_of("jet_nemotron").remarks({})
 
 
 @each
@@ -166,20 +63,6 @@ def test_settings_there_and_back(model_type: str):
         assert family.from_config(written) == config
         for key in settings.keys() - {"efficient_attention_config", "sliding_window", "total_ut_steps"}:
             assert written.get(key, settings[key]) == settings[key], key
-
-
-_GENERATOR = "dynamic_conv1d.kernel_generator.w2"
-_UNSORTED = {f"kernel_out.{part}": f"{_GENERATOR}.{part}" for part in ("weight", "bias")}
-
-
-def folder_of(model_type: str, folder: Path, **changes: torch.Tensor | None) -> Published:
-    """The files of a small model; changes: tensors that are other ones, or None where they are missing."""
-    theirs, settings = reference(model_type)
-    weights = {**theirs.state_dict(), **changes}
-    folder.mkdir()
-    save_file({n: w for n, w in weights.items() if w is not None}, folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(settings))
-    return theirs
 
 
 @each
@@ -226,15 +109,6 @@ def test_one_wrong_tensor_fails_the_check(model_type: str, name: str, tmp_path: 
     weights[name].flatten()[0] += 0.1
     with pytest.raises(DataError, match="the check failed: over 4 windows of 3 passes"):
         check(ours.config, weights.__getitem__, tmp_path / "theirs", family_of(model_type), 64)
-
-
-def test_an_import_that_mixes_up_channels_and_taps_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder_of("jet_nemotron", tmp_path / "theirs")
-    unsorted = lambda _, ours, theirs: renamed(ours, theirs, families.jet_nemotron._JET | _UNSORTED)  # noqa: E731
-    monkeypatch.setattr(families.jet_nemotron, "_jet_mappings", unsorted)
-    with pytest.raises(DataError, match="the check failed"):
-        import_folder(tmp_path / "theirs", tmp_path / "ours")
-    assert not (tmp_path / "ours").exists()
 
 
 @each

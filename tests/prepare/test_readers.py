@@ -125,15 +125,6 @@ def test_bad_texts_and_rows_are_told_with_their_place(tmp_path: Path) -> None:
     assert good == "c" and isinstance(bad, Bad) and locate(part, bad) == f"{tmp_path}/a.parquet row 4"
 
 
-@pytest.mark.parametrize("cut", [1, 5, 40])
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_a_file_cut_short_is_never_taken_for_whole(tmp_path: Path, suffix: str, cut: int) -> None:
-    path = tmp_path / f"a.jsonl{suffix}"
-    path.write_bytes(PACK[suffix](jsonl(HARD))[:-cut])
-    with pytest.raises(DataError, match=f"a.jsonl{suffix}: .*cut short"):
-        read(path)
-
-
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
 def test_junk_and_vanished_files_are_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
@@ -145,14 +136,6 @@ def test_junk_and_vanished_files_are_named(tmp_path: Path, name: str) -> None:
     parts[0].source.path.unlink()
     with pytest.raises(DataError, match=parts[0].source.name):
         list(documents(parts[0], "text"))
-
-
-def test_parquet_columns_that_do_not_fit(tmp_path: Path) -> None:
-    parquet(["a"], tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"has no column 'body'.*its columns: id, text"):
-        slices(tmp_path / "a.parquet", text_field="body")
-    with pytest.raises(DataError, match="'id' holds int64, no strings"):
-        slices(tmp_path / "a.parquet", text_field="id")
 
 
 def test_optional_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 from sleeptrain.config import save_resolved
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
+from sleeptrain.report.groups import Section, sections
+from sleeptrain.report.runs import find_runs
 
 STEP = 21 * 8  # tokens of a step of SMALL
 SMALL = ("sleep.passes=1", "data.batch=8", "train.tokens=1680")
@@ -82,3 +84,8 @@ def grid(root: Path) -> Path:
             ]
             make_run(root / f"n{n}-{seed}", [f"sleep.passes={n}", f"train.seed={seed}", f"data.seed={seed}"], records)
     return root
+
+
+def only_section(root: Path) -> Section:
+    [found] = sections(find_runs([root])[0])
+    return found

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from sleeptrain.report.records import collect
 from sleeptrain.report.run_figure import draw_run, gain
-from sleeptrain.report.style import MOST_POINTS, png, smooth, thin
+from sleeptrain.report.style import png
 
 
 def step(number: int, loss: float, passes: int = 1, window: int = 64) -> dict:
@@ -60,24 +59,3 @@ def test_the_curves_are_the_records() -> None:
 def test_little_or_odd_data(steps: list, evaluations: list, gained: tuple | None) -> None:
     assert png(draw_run("night", collect([*steps, *evaluations]))).startswith(b"\x89PNG")
     assert gained is None or gain(evaluations[-1]) == gained
-
-
-def test_smoothing_keeps_lines_straight() -> None:
-    at, line = np.arange(200), np.array([3.0 - n / 100 for n in range(200)])
-    assert smooth(at, line)[1] == pytest.approx(line, abs=1e-12)
-    assert list(smooth(at[:2], np.array([1.0, 5.0]))[1]) == [1.0, 5.0]
-    noisy = np.array([(-1.0) ** n for n in range(400)])
-    assert max(map(abs, smooth(np.arange(400), noisy)[1][10:-10])) < 0.2
-
-
-def test_of_very_many_records_a_picture_shows_few_and_each_leap() -> None:
-    count = 100_000
-    x, y = np.arange(count), np.linspace(3.0, 1.0, count)
-    y[77_777], y[33_333] = 9.0, -9.0
-    shown_x, shown_y = thin(x, y)
-    assert len(shown_x) <= MOST_POINTS and list(shown_x) == sorted(shown_x) and list(y[shown_x]) == list(shown_y)
-    assert shown_x[shown_y.argmax()] == 77_777 and shown_x[shown_y.argmin()] == 33_333
-    assert (shown_x[0], shown_x[-1]) == (0, count - 1)
-    smooth_x, smooth_y = smooth(x, y)
-    assert len(smooth_x) <= MOST_POINTS and (smooth_x[0], smooth_x[-1]) == (0, count - 1)
-    assert smooth_y == pytest.approx(np.linspace(3.0, 1.0, count)[smooth_x], abs=0.01)

@@ -130,11 +130,3 @@ def test_a_standstill_is_told_only_where_wanted_and_by_who_sees_all(settings: He
 def test_ranks_in_words() -> None:
     assert name_ranks([3]) == "rank 3"
     assert name_ranks([5, 0, 2, 3, 4, 9]) == "ranks 0, 2-5, 9"
-
-
-def test_beats_and_alarms_keep_what_they_say() -> None:
-    beat = Heartbeat(3, 7, Location(12, Phase.LOCATING), long=True, failing=True, ended=True)
-    assert Heartbeat.decode(beat.encode()) == beat
-    assert Heartbeat.decode(replace(beat, location=FORWARD).encode()).location == FORWARD
-    alarm = Alarm("failed", (1, 2), "über", 2)
-    assert Alarm.decode(alarm.encode()) == alarm

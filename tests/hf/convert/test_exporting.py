@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.live_bytes import LiveBytes
-from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -18,13 +17,10 @@ from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.cli import main
 from sleeptrain.config import load_resolved
 from sleeptrain.config.schema import GatedDeltaNetConfig, ModelConfig, ShardSource
-from sleeptrain.data.shard_build import index_folder
 from sleeptrain.data.shards import TokenShards, write_shards
 from sleeptrain.data.tokenizer import load_tokenizer, train_tokenizer
 from sleeptrain.errors import ConfigError, DataError
-from sleeptrain.hf.convert.corpus import sampled_documents
 from sleeptrain.hf.convert.exporting import export, write_family_weights
-from sleeptrain.hf.convert.fast_tokenizer import fast_files
 from sleeptrain.hf.convert.importing import import_folder, write_checkpoint_weights
 from sleeptrain.hf.convert.weight_files import WeightFiles
 from sleeptrain.hf.families import family_of
@@ -112,40 +108,6 @@ def test_the_tokenizer_goes_along(tmp_path: Path):
     assert "| data | books, code |" in (tmp_path / "hf/README.md").read_text()
 
 
-def test_the_tokenizer_is_compared_on_the_runs_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    """Held-out documents of one source, trained ones of the other; what cannot be read here is passed over."""
-    texts = [f"document {i}: what a model reads while it sleeps, a naïve 日 {i * 37}" for i in range(40)]
-    tokenizer = train_tokenizer(texts, 320, tmp_path / "tokenizer.model")
-    write_shards(tmp_path / "held_out", texts[:9], tokenizer, "held_out")
-    write_shards(tmp_path / "train", texts[9:], tokenizer, "train")
-    model = disturbed(dataclasses.replace(tiny_config(["gated_deltanet"]), vocab_size=320))
-    config = run_config(model.config, str(tmp_path / "tokenizer.model"))
-    config.data.shards.sources = [
-        ShardSource("a", str(tmp_path / "none"), str(tmp_path / "held_out")),
-        ShardSource("b", str(tmp_path / "train")),
-        ShardSource("c", "s3://bucket/train", "pipe:exit 1 shard-{000000..000001}.tar"),
-        ShardSource("d", str(tmp_path / "gone")),
-    ]
-    found = sampled_documents(config.data.shards, tokenizer)
-    assert sorted(document.text for document in found) == sorted(texts)
-    assert all(document.ids == [tokenizer.bos_id, *tokenizer.encode(document.text)] for document in found)
-    monkeypatch.setattr("sleeptrain.hf.convert.corpus.DOCUMENTS", 20)
-    assert len(sampled_documents(config.data.shards, tokenizer)) == 2 * 5
-    checkpoint = str(save_checkpoint(tmp_path / "c", model, config))
-    assert main(["convert", "export", checkpoint, str(tmp_path / "hf"), "--check-tokens", "16"]) == 0
-    assert "a built-in sample and of 10 documents of the run's data" in capsys.readouterr().out
-    encode = type(tokenizer).encode
-    other = lambda self, text: [5] if text.startswith("document 12:") else encode(self, text)  # noqa: E731
-    monkeypatch.setattr(type(tokenizer), "encode", other)
-    with pytest.raises(DataError, match=r"ids that transformers gives 'document 12: .* differ"):
-        export(Path(checkpoint), tmp_path / "other", check_tokens=16)
-    monkeypatch.undo()
-    own = train_tokenizer(texts, 300, tmp_path / "own.model")
-    assert sampled_documents(config.data.shards, own) == [], "made with another tokenizer"
-
-
 @pytest.mark.parametrize("bos", [None, "", OTHER])
 def test_a_copied_tokenizer_begins_a_text_as_the_runs_data_does(bos: str | None, tmp_path: Path):
     """It names a BOS, does not say whether to add it, and adds nothing: data begins with it, unless it is told not to.
@@ -174,45 +136,6 @@ def test_a_copied_tokenizer_begins_a_text_as_the_runs_data_does(bos: str | None,
         assert settings["bos_token_id"] == tokenizer.bos_id
 
 
-def test_documents_made_elsewhere_without_bos_are_seen(tmp_path: Path):
-    """The tokenizer would begin with a BOS that no document of the run's shards has."""
-    tokenizer = load_tokenizer(make_tokenizer(tmp_path / "t", {"bos_token": BOS, "eos_token": EOS}))
-    bare = load_tokenizer(tmp_path / "t", bos_token="")
-    write_shards(tmp_path / "train", make_texts(5), bare, "train")
-    index_folder(tmp_path / "train", tokenizer)
-    model = disturbed(dataclasses.replace(tiny_config(["gated_deltanet"]), vocab_size=tokenizer.vocab_size))
-    config = run_config(model.config, str(tmp_path / "t"))
-    config.data.shards.sources = [ShardSource("a", str(tmp_path / "train"))]
-    with pytest.raises(DataError, match="differ from those of training from the 1th on"):
-        export(save_checkpoint(tmp_path / "c", model, config), tmp_path / "hf", check_tokens=16)
-    assert not (tmp_path / "hf").exists()
-
-
-def test_another_tokenizer_than_that_of_the_training(tmp_path: Path):
-    """One that has taken its place is refused; one that is named may be other files with the same ids."""
-    texts = make_texts(40)
-    tokenizer = train_tokenizer(texts, 320, tmp_path / "t.model")
-    other = train_tokenizer(make_texts(40, seed=1), 320, tmp_path / "other.model")
-    model = disturbed(dataclasses.replace(tiny_config(["gated_deltanet"]), vocab_size=320))
-    config = run_config(model.config, str(tmp_path / "t.model"))
-    checkpoint = save_checkpoint(tmp_path / "c", model, config, tokenizer=tokenizer.hash)
-    export(checkpoint, tmp_path / "hf", check_tokens=16)
-    same = tmp_path / "same"
-    same.mkdir()
-    for name, content in fast_files(tokenizer).items():
-        (same / name).write_bytes(content)
-    assert load_tokenizer(same).hash != tokenizer.hash
-    assert export(checkpoint, tmp_path / "hf2", tokenizer=same, check_tokens=16).tokenizer
-    with pytest.raises(DataError, match="the ids that transformers gives"):
-        export(checkpoint, tmp_path / "hf3", tokenizer=tmp_path / "other.model", check_tokens=16)
-    (tmp_path / "t.model").write_bytes((tmp_path / "other.model").read_bytes())
-    for named in (None, same):
-        with pytest.raises(DataError, match=rf"is not that of the training \({tokenizer.hash}\), and that one is not"):
-            export(checkpoint, tmp_path / "hf3", tokenizer=named, check_tokens=16)
-    assert other.hash == load_tokenizer(tmp_path / "t.model").hash
-    assert not export(checkpoint, tmp_path / "hf4", with_tokenizer=False, check_tokens=16).tokenizer
-
-
 def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path: Path):
     train_tokenizer(["text of few words " * 50], 290, tmp_path / "tokenizer.model")
     model = disturbed(MODELS["qwen3_5_text"][1])
@@ -223,29 +146,6 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path: Path):
     with pytest.raises(DataError, match=r"lost\.model.*name it with --tokenizer, or use --no-tokenizer"):
         export(lost, tmp_path / "hf")
     assert not export(lost, tmp_path / "hf", with_tokenizer=False, check_tokens=16).tokenizer
-
-
-def test_shards_with_an_index(tmp_path: Path):
-    model_type, config = MODELS["qwen3_5_text-untied"]
-    family, ours = family_of(model_type), disturbed(config)
-    weights = {name: p.detach() for name, p in ours.named_parameters()}
-    write_family_weights(tmp_path, family, config, weights.__getitem__, torch.float32, limit=4000)
-    (tmp_path / "config.json").write_text(json.dumps(family.to_config(config)))
-    shards = sorted(tmp_path.glob("*.safetensors"))
-    assert [path.name for path in shards] == [
-        f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)
-    ]
-    assert len(shards) > 4
-    index = json.loads((tmp_path / "model.safetensors.index.json").read_bytes())
-    assert index["metadata"]["total_size"] == sum(w.nbytes for w in weights.values())
-    for path in shards:
-        with safe_open(path, "pt") as file:
-            assert all(index["weight_map"][name] == path.name for name in file.keys())  # noqa: SIM118
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
-    expected = dict(family.to_theirs(config, weights.__getitem__))
-    assert all(torch.equal(theirs[name], expected[name]) for name in expected)
-    files = WeightFiles(tmp_path, family.canonical)
-    assert all(torch.equal(files.read(name), expected[name]) for name in expected)
 
 
 def test_memory_is_that_of_a_shard(tmp_path: Path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +17,11 @@ from transformers import AutoTokenizer
 from sleeptrain.data.hf_tokenizer import CONFIG_JSON, TOKENIZER_JSON, HuggingFaceTokenizer
 from sleeptrain.data.tokenizer import SentencePieceTokenizer, load_tokenizer, train_tokenizer
 from sleeptrain.errors import ConfigError, DataError
-from sleeptrain.hf.convert.corpus import as_read
 from sleeptrain.hf.convert.fast_tokenizer import convert, fast_files
 from sleeptrain.hf.convert.tokenizer_check import SAMPLE, check_tokenizer
 from tests.data.test_hf_tokenizer import BOS, EOS, OTHER, make
 from tests.data.texts import default_sentencepiece
-
-
-@pytest.fixture(scope="module")
-def sources() -> list[str]:
-    """Real text: modules of Python's standard library."""
-    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:40]
-    return [path.read_text(encoding="utf-8", errors="ignore") for path in files]
-
-
-@pytest.fixture(scope="module")
-def bpe(sources: list[str], tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTokenizer:
-    return train_tokenizer(sources[:10], 1500, tmp_path_factory.mktemp("bpe") / "tokenizer.model")
+from tests.hf.convert.folders import write
 
 
 def test_the_same_ids_on_a_corpus(bpe: SentencePieceTokenizer, sources: list[str]):
@@ -102,26 +89,6 @@ def test_text_comes_back_without_the_space_that_is_put_before_it(settings, tmp_p
         assert theirs.decode(more, skip_special_tokens=True) == ours.decode(known)
 
 
-def test_a_text_whose_ids_differ_is_refused(
-    bpe: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    write(tmp_path, fast_files(bpe))
-    check_tokenizer(tmp_path, bpe, [as_read("other", bpe)])
-    with pytest.raises(DataError, match=r"the ids that transformers gives 'other' differ .* from the 1th on"):
-        check_tokenizer(tmp_path, bpe, [as_read("other", bpe, begins=False)])
-    encode = bpe.encode
-    monkeypatch.setattr(bpe, "encode", lambda text: [*encode(text), 5] if text == "other" else encode(text))
-    with pytest.raises(DataError, match=r"the ids that transformers gives 'other' differ .*--no-tokenizer"):
-        check_tokenizer(tmp_path, bpe, [as_read("other", bpe)])
-
-
-def write(folder: Path, files: dict[str, bytes]) -> Path:
-    folder.mkdir(exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    return folder
-
-
 # Of a copied tokenizer: what its configuration says, what its post-processor adds, and the options of tools/prepare.py.
 NAMED = {"bos_token": BOS, "eos_token": EOS}
 COPIED: dict[str, tuple[dict[str, Any], str | None, dict[str, str]]] = {
@@ -167,13 +134,6 @@ def test_a_copied_tokenizer_gives_the_ids_of_training(case: str, tmp_path: Path)
     assert theirs.padding_side == config.get("padding_side", "right")
     again = load_tokenizer(folder)
     assert (again.bos_id, again.eos_id, again.encode("a b")) == (made.bos_id, made.eos_id, made.encode("a b"))
-
-
-def test_other_ends_than_the_datas_are_refused(tmp_path: Path):
-    of_data = load_tokenizer(make(tmp_path / "hf", NAMED))
-    other = load_tokenizer(make(tmp_path / "hf", NAMED), eos_token=OTHER)
-    with pytest.raises(DataError, match="its BOS and EOS have the ids 0 and 2, those of the data 0 and 1"):
-        check_tokenizer(write(tmp_path / "out", fast_files(other)), of_data)
 
 
 def test_without_protobuf_the_way_out_is_named(bpe: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch):

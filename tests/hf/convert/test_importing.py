@@ -1,13 +1,10 @@
-"""Imports: folders as they are on the hub, refusals, the sizes of real models, and a run that goes on from one."""
+"""Imports: folders as they are on the hub, the sizes of real models, and a run that goes on from one."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,48 +15,15 @@ from sleeptrain.checkpoint.vocabulary import tokenizer_of
 from sleeptrain.cli import main
 from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, ModelConfig
 from sleeptrain.data.tokenizer import load_tokenizer, train_tokenizer
-from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.errors import DataError
 from sleeptrain.hf.convert.fast_tokenizer import fast_files
 from sleeptrain.hf.convert.importing import check_tensors, import_folder
 from sleeptrain.hf.convert.weight_files import WeightFiles
 from sleeptrain.hf.families import family_of
-from sleeptrain.hf.model.modeling import SleepForCausalLM
 from tests.data.test_hf_tokenizer import EOS
 from tests.data.test_hf_tokenizer import make as make_tokenizer
 from tests.hf.checkpoints import weights_of
-from tests.hf.models import MODELS, disturbed, native
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A Qwen3.5 model as transformers saves it."""
-    native_folder("qwen3_5_text", tmp_path / "hf")
-    return tmp_path / "hf"
-
-
-def native_folder(name: str, place: Path) -> None:
-    place.mkdir()
-    model_type, config = MODELS[name]
-    native(family_of(model_type), disturbed(config), place)
-
-
-def change_config(folder: Path, **changes: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_bytes()) | changes))
-
-
-def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-
-
-def refused(folder: Path) -> DataError | ConfigError:
-    """How the import fails; nothing is left of it."""
-    with pytest.raises((DataError, ConfigError)) as error:
-        import_folder(folder, folder.parent / "out", check_tokens=16)
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-    return error.value
+from tests.hf.convert.folders import change_config, change_weights, refused
 
 
 def test_missing_and_unexpected_tensors_are_listed(folder: Path):
@@ -80,154 +44,6 @@ def test_missing_and_unexpected_tensors_are_listed(folder: Path):
 def test_another_shape_is_refused(folder: Path):
     change_weights(folder, lambda w: w.update({"model.embed_tokens.weight": torch.zeros(19, 16)}))
     assert refused(folder).details == ("model.embed_tokens.weight: [19, 16], not [17, 16]",)
-
-
-def test_a_truncated_file_is_refused(folder: Path):
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-10])
-    assert "model.safetensors is missing, truncated or damaged" in str(refused(folder))
-
-
-def test_an_index_whose_files_are_not_there_is_refused(folder: Path):
-    names = load_file(folder / "model.safetensors").keys()
-    places = dict.fromkeys(names, "model.safetensors") | {"model.norm.weight": "model-00002-of-00002.safetensors"}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    assert "model-00002-of-00002.safetensors is missing" in str(refused(folder))
-    places["model.norm.weight"] = "model.safetensors"
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": places | {"x": "model.safetensors"}})
-    )
-    assert "lacks x, which model.safetensors.index.json says is there" in str(refused(folder))
-
-
-@pytest.mark.parametrize("name", ["../model.safetensors", "/dev/zero", "sub/../../model.safetensors", "pipe", "link"])
-def test_weights_outside_of_the_folder_are_refused(folder: Path, name: str, tmp_path_factory: pytest.TempPathFactory):
-    """Names in the index, links and pipes: only plain files of the folder are opened, by whichever way it is read."""
-    away = tmp_path_factory.mktemp("away") / "model.safetensors"
-    away.write_bytes((folder / "model.safetensors").read_bytes())
-    places = dict.fromkeys(load_file(folder / "model.safetensors"), name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    if name == "pipe":
-        os.mkfifo(folder / name)
-    if name == "link":
-        (folder / name).symlink_to(away)
-    expected = {"pipe": "is no plain file", "link": "is a link to"}.get(name, "lies outside of")
-    assert expected in str(refused(folder))
-    with pytest.raises(DataError, match=expected):
-        SleepForCausalLM.from_pretrained(folder)
-
-
-def test_an_index_or_single_file_that_is_no_plain_file_is_refused(folder: Path):
-    (folder / "model.safetensors.index.json").symlink_to("/dev/zero")
-    assert "model.safetensors.index.json is no plain file" in str(refused(folder))
-    (folder / "model.safetensors.index.json").unlink()
-    (folder / "model.safetensors").unlink()
-    os.mkfifo(folder / "model.safetensors")
-    assert "model.safetensors is no plain file" in str(refused(folder))
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
-def test_pickles_are_refused_unread(folder: Path, name: str):
-    (folder / "model.safetensors").rename(folder / name)
-    assert f"weights in {name} only, a pickle, which can run any code" in str(refused(folder))
-    (folder / name).unlink()
-    assert "holds neither model.safetensors nor" in str(refused(folder))
-
-
-def test_integers_are_refused(folder: Path):
-    change_weights(folder, lambda w: w.update({"model.norm.weight": torch.zeros(16, dtype=torch.int8)}))
-    assert "model.norm.weight is I8; only floating point can be imported" in str(refused(folder))
-
-
-SETTINGS = [
-    ("qwen3_5_text", {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported for qwen3_5_text, only 'silu'"),
-    ("qwen3_5_text", {"attention_bias": True}, "attention_bias=True is not supported"),
-    ("qwen3_5_text", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "'linear'"),
-    ("qwen3_next", {"num_experts": 4, "mlp_only_layers": [0]}, "no mixture of experts"),
-    ("granitemoehybrid", {"num_local_experts": 2}, "num_local_experts=2 is not supported"),
-    ("granitemoehybrid", {"mamba_n_groups": 2}, "mamba_n_groups=2 is not supported"),
-    ("granitemoehybrid", {"time_step_limit": [0.1, 1.0]}, "time_step_limit"),
-    ("qwen3_5_text", {"model_type": "llama"}, "unknown model_type 'llama'; allowed: qwen3_5_text, granite"),
-    ("qwen3_5_text", {"model_type": "qwen35"}, "is not understood by transformers"),
-    ("qwen3_5_text", {"layer_types": ["linear_attention", "sliding_attention", "linear_attention"]}, "sliding_"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "changes", "message"), SETTINGS, ids=[str(c[1])[1:40] for c in SETTINGS])
-def test_settings_that_we_lack_are_refused(name: str, changes: dict, message: str, tmp_path: Path):
-    native_folder(name, tmp_path / "hf")
-    change_config(tmp_path / "hf", **changes)
-    error = refused(tmp_path / "hf")
-    assert re.search(message, str(error)), error
-
-
-SLEEPS = [
-    ({"passes": 2, "depth": 3}, "config.json: sleep has depth, which sleeptrain does not know"),
-    ({"passes": "many"}, "config.json: sleep: .*'many'"),
-    ({"core": 3}, "config.json: sleep: "),
-    (3, "config.json: sleep=3 are no settings"),
-    ([], r"config.json: sleep=\[\] are no settings"),
-    ({"passes": 0}, "config.json describes no model .*: sleep.passes must be at least 1, not 0"),
-    ({"when": "never"}, "sleep.when: unknown value 'never'"),
-    ({"core": [5, 9]}, "sleep.core must be .* not .5, 9."),
-]
-
-
-@pytest.mark.parametrize(("sleep", "message"), SLEEPS)
-def test_sleep_settings_of_another_kind_are_refused(sleep: object, message: str, folder: Path):
-    change_config(folder, sleep=sleep)
-    assert re.search(message, str(refused(folder)))
-
-
-MALFORMED: list[tuple[str, dict[str, object], str]] = [
-    ("qwen3_5_text", {"hidden_size": "abc"}, "is not understood by transformers: .*hidden_size"),
-    ("qwen3_5_text", {"layer_types": ["full_attention"]}, "is not understood by transformers: .*layer"),
-    ("qwen3_5_text", {"rope_parameters": [1]}, "is not understood by transformers|is not that of a"),
-    ("qwen3_5_text", {"rope_parameters": {"rope_type": "default", "rope_theta": "a"}}, "config.json"),
-    ("qwen3_5_text", {"rope_parameters": "default"}, "config.json"),
-    ("qwen3_5_text", {"rope_parameters": {"rope_theta": "a", "partial_rotary_factor": "b"}}, "config.json"),
-    ("qwen3_5_text", {"vocab_size": None}, "config.json"),
-    ("qwen3_5_text", {"eos_token_id": "a"}, "eos_token_id"),
-    ("qwen3_5_text", {"eos_token_id": {"a": [1]}}, "eos_token_id"),
-    ("qwen3_5_text", {"num_hidden_layers": 1}, "config.json.*(layer_types|num_hidden_layers)"),
-    ("qwen3_5_text", {"num_hidden_layers": 400_000}, "num_hidden_layers is or has 400000, outside of 0 to 1024"),
-    ("qwen3_5_text", {"layer_types": ["full_attention"] * 400_000}, "layer_types is or has 400000"),
-    ("qwen3_5_text", {"head_dim": 2**63}, "config.json.*head_dim"),
-    ("qwen3_5_text", {"head_dim": 10**400}, "config.json"),
-    ("qwen3_5_text", {"rms_norm_eps": 0.0}, "config.json describes no model .*: model.norm_eps must be greater than 0"),
-    ("qwen3_5_text", {"num_attention_heads": 3}, "must be a multiple of model.attention.num_kv_heads"),
-    ("qwen3_5_text", {"model_type": ["qwen3_5_text"]}, "names no model_type"),
-    (
-        "qwen3_5_text",
-        {"model_type": "qwen3_5", "text_config": None},
-        "is not understood by transformers: a value is missing or of a wrong kind",
-    ),
-    ("qwen3_5_text", {"model_type": "qwen3_5", "text_config": 3}, "config.json"),
-    ("granitemoehybrid", {"time_step_limit": 3}, "config.json"),
-    ("olmo_hybrid", {"hidden_size": 0}, "config.json"),
-]
-
-
-@pytest.mark.parametrize(("name", "changes", "message"), MALFORMED, ids=[str(c[1])[1:40] for c in MALFORMED])
-def test_malformed_settings_are_refused(name: str, changes: dict, message: str, tmp_path: Path):
-    native_folder(name, tmp_path / "hf")
-    change_config(tmp_path / "hf", **changes)
-    assert re.search(message, str(refused(tmp_path / "hf")))
-
-
-@pytest.mark.parametrize("index", [{"weight_map": {"x": None}}, {"weight_map": [1]}, {"weight_map": None}, [1], {}])
-def test_a_malformed_index_is_refused(folder: Path, index: object):
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "model.safetensors.index.json" in str(refused(folder))
-
-
-def test_no_model_is_refused(tmp_path: Path):
-    (tmp_path / "hf").mkdir()
-    assert "name the folder of a model as transformers saves it" in str(refused(tmp_path / "hf"))
-    (tmp_path / "hf/config.json").write_text("{")
-    assert "is not the JSON that it should be" in str(refused(tmp_path / "hf"))
-    (tmp_path / "hf/config.json").write_text("{}")
-    assert "names no model_type" in str(refused(tmp_path / "hf"))
 
 
 def test_a_tied_head_must_be_the_embeddings(folder: Path, tmp_path: Path):
@@ -363,11 +179,3 @@ def test_a_run_begins_with_an_import_and_is_exported(folder: Path, tmp_path: Pat
     found = load_file(tmp_path / "hf2/model.safetensors")
     assert torch.equal(found["model.norm.weight"], weights_of(last)["norm.weight"])
     assert json.loads((tmp_path / "hf2/config.json").read_bytes())["sleep"]["passes"] == 2
-
-
-def test_mistakes_on_the_command_line_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
-    assert main(["convert", "export", str(tmp_path / "none"), str(tmp_path / "hf")]) == 2
-    assert capsys.readouterr().err.startswith("sleeptrain: ")
-    assert main(["convert", "export", "a", "b", "--check-tokens", "3"]) == 2
-    assert "--check-tokens 3" in capsys.readouterr().err
-    assert main(["convert", "export", "a", "b", "--to", "llama"]) == 2

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import StoppingCriteria
 
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.model.cache import SleepCache
@@ -101,38 +100,6 @@ def test_the_whole_text_again_with_the_cache_of_the_turn_before(sleep: dict[str,
         new = ids[:, copy.columns :]
         cached = model(new, mask, copy).logits[:, -1]
         torch.testing.assert_close(cached, model(ids, mask, use_cache=False).logits[:, -1], rtol=1e-9, atol=1e-10)
-
-
-def test_rows_that_a_criterion_ends_go_on_where_no_id_ends_a_text():
-    class FirstRow(StoppingCriteria):
-        def __call__(self, input_ids, scores, **_):  # type: ignore[no-untyped-def]
-            return torch.tensor([True, input_ids.shape[1] > 12])
-
-    model, batch = sleeping(), padded(texts([9, 4]))
-    options = OPTIONS | {"eos_token_id": None}
-    found = model.generate(**batch, **options, stopping_criteria=[FirstRow()])
-    assert torch.equal(found, model.generate(**batch, **options)[:, : found.shape[1]])
-
-
-@pytest.mark.parametrize("pad", [-1, 10**6])
-def test_rows_are_padded_with_an_id_that_the_model_lacks(pad: int):
-    model, batch = sleeping(), padded(texts([9, 4, 12]))
-    expected = model.generate(**batch, **OPTIONS)
-    for use_cache in (True, False):
-        found = model.generate(**batch, **OPTIONS | {"pad_token_id": pad}, use_cache=use_cache)
-        assert (found == pad).any()
-        assert torch.equal(found.where(found != pad, EOS), expected)
-
-
-def test_sampling_with_rows_that_end():
-    model, batch = sleeping(), padded(texts([9, 5]))
-    options = OPTIONS | {"do_sample": True, "top_k": 0, "num_return_sequences": 3}
-    found = []
-    for use_cache in (True, False):
-        torch.manual_seed(1)
-        found.append(model.generate(**batch, **options, use_cache=use_cache))
-    assert torch.equal(*found)
-    assert not said(found[0][:, 9:]).all()
 
 
 def test_the_cache_of_a_beam_search_is_not_gone_on_with():

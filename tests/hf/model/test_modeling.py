@@ -212,23 +212,6 @@ def test_a_file_without_a_weight_is_refused(tmp_path):
             SleepForCausalLM.from_pretrained(folder)
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"sleep": {"pases": 2}}, "unknown setting sleep.pases; did you mean 'passes'"),
-        ({"sleep": {"recompute": "pass"}}, "unknown setting sleep.recompute"),
-        ({"sleep": {"passes": "many"}}, "could not be converted to Integer"),
-        ({"sleep": {"passes": 0}}, "sleep.passes must be at least 1"),
-        ({"sleep": {"eviction": "soft"}}, "sleep.eviction: unknown value 'soft'"),
-        ({"model": {"layers": ["attention"]}, "sleep": {"passes": 2}}, "a plain transformer cannot sleep"),
-        ({"model": {"dims": 2}}, "'dims' not in 'ModelConfig'"),
-    ],
-)
-def test_settings_are_checked(given, message):
-    with pytest.raises(ConfigError, match=message):
-        SleepPretrainedConfig(**given)
-
-
 def test_what_cannot_go_on_is_refused():
     model = sleeping()
     ids = texts([6])[0][None]

@@ -357,26 +357,6 @@ def test_every_public_method_is_served_or_refused():
     assert found == AS_THEY_ARE | OF_ADAPTERS | MACHINERY | set(REFUSED_METHODS)
 
 
-@pytest.mark.parametrize("name", REFUSED_METHODS)
-def test_methods_that_are_refused(name):
-    arguments = {
-        "resize_token_embeddings": (VOCABULARY + 1,), "set_attn_implementation": ("eager",),
-        "get_correct_attn_implementation": ("flash_attention_2",), "set_use_kernels": (True,),
-    }  # fmt: skip
-    with pytest.raises(ConfigError, match=r"^(\w+\.?)+(\(\w+\)|='\w+')?: ."):
-        getattr(sleeping(), name)(*arguments.get(name, ()))
-
-
-def test_what_changes_nothing_is_no_mistake():
-    model = sleeping()
-    assert model.resize_token_embeddings() is model.resize_token_embeddings(VOCABULARY) is model.model.embedding
-    model.set_attn_implementation("sdpa")
-    model.set_use_kernels(False)
-    model.tie_weights()
-    model.activation_checkpointing_disable()
-    assert not model.is_activation_checkpointing
-
-
 def test_gradients_at_the_inputs():
     model, ids = sleeping(), texts([6])[0][None]
     model.requires_grad_(False)

@@ -1,0 +1,47 @@
+"""What a pipeline rank holds at most, reckoned by hand for one round of one window."""
+
+from __future__ import annotations
+
+import pytest
+
+from sleeptrain.parallel.pipeline.schedule import Schedule, schedule
+from sleeptrain.parallel.pipeline.stage_split import schedule_costs, split_stages
+from sleeptrain.plan.live import Memory, Peak, peak_held
+from tests.plan.planned import planned, text
+
+FEATURES = 8 * 128 * 128 * 4  # bytes of a message: rows, tokens, width, fp32
+STATE = [10, 0, 100, 1000]  # of the layers; the first two are on rank 0
+
+
+def scheduled(sequences: int) -> Schedule:
+    config = text("parallel.pipeline=2", "train.micro_batch=8", "sleep.passes=1", "data.sequence=128")
+    rounds = planned(config, 2).steps[0].workload.rounds
+    assert len(rounds) == 1
+    return schedule([rounds] * sequences, split_stages(config, 2), schedule_costs(config))
+
+
+def memory(carried: bool = False, normed: bool = False) -> Memory:
+    return Memory(128, STATE, 8, carried, normed)
+
+
+def test_the_first_rank_holds_its_tokens_what_it_hands_on_and_the_gradient() -> None:
+    assert peak_held(scheduled(1), 0, memory()) == Peak(10, 3 * FEATURES)
+
+
+def test_the_last_rank_holds_what_it_reads_until_its_backward() -> None:
+    assert peak_held(scheduled(1), 1, memory()) == Peak(FEATURES + 1100, 2 * FEATURES)
+
+
+def test_features_that_are_normed_between_passes_are_a_tensor_more() -> None:
+    assert peak_held(scheduled(1), 1, memory(normed=True)).messages == 3 * FEATURES
+
+
+@pytest.mark.parametrize(("rank", "state"), [(0, 10), (1, 1100)])
+def test_a_state_that_is_carried_is_there_before_and_after(rank: int, state: int) -> None:
+    new, carried = (peak_held(scheduled(1), rank, memory(carried)).boundary for carried in (False, True))
+    assert carried - new == state
+
+
+def test_every_sequence_in_flight_adds_to_the_first_rank() -> None:
+    one, two = (peak_held(scheduled(sequences), 0, memory()) for sequences in (1, 2))
+    assert (two.boundary, two.messages - one.messages) == (2 * one.boundary, 2 * FEATURES)

@@ -1,0 +1,27 @@
+"""The memory of a stage, by kind."""
+
+from __future__ import annotations
+
+from sleeptrain.plan.memory import StageMemory
+from tests.plan.planned import planned, text
+
+
+def test_recomputation_saves_memory_and_grows_no_boundary_with_layers():
+    memory = {
+        mode: planned(text(f"sleep.recompute={mode}", "sleep.passes=4", "train.micro_batch=4")).steps[0].memory[0]
+        for mode in ("none", "block", "pass", "window")
+    }
+    totals = [memory[mode].total for mode in ("none", "block", "pass", "window")]
+    assert totals[0] > totals[1] and totals[0] > totals[2] > totals[3]
+    assert memory["none"].boundary == 0 < memory["window"].boundary < memory["pass"].boundary
+
+
+def test_a_total_is_the_sum_of_all_kinds() -> None:
+    assert StageMemory(1, 2, 4, 8, 16, 32, 64, 128, 256).total == 511
+
+
+def test_only_the_last_stage_has_logits_and_only_pipelines_send_messages() -> None:
+    [alone] = planned(text()).steps[0].memory
+    assert alone.logits > 0 == alone.messages
+    first, last = planned(text("parallel.pipeline=2", "train.micro_batch=4"), 2).steps[0].memory
+    assert first.logits == 0 < last.logits and first.messages > 0 < last.messages

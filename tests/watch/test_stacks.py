@@ -1,0 +1,39 @@
+"""Where the threads of a process stand, as text and in a file of the run."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from sleeptrain.watch.progress import Location, Phase
+from sleeptrain.watch.stacks import python_stacks, stacks_file, write_stacks
+
+
+def test_the_stacks_of_all_threads_are_told() -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def waits_for_nothing() -> None:
+        begun.set()
+        goes_on.wait(600)
+
+    thread = threading.Thread(target=waits_for_nothing)
+    thread.start()
+    begun.wait(600)
+    try:
+        told = python_stacks()
+    finally:
+        goes_on.set()
+        thread.join()
+    assert "in waits_for_nothing" in told and "in test_the_stacks_of_all_threads_are_told" in told
+
+
+def test_a_file_is_named_by_step_and_rank() -> None:
+    run = Path("runs/r")
+    assert stacks_file(run, Location(12, Phase.FORWARD, 1, 1), 3) == run / "stacks" / "step-00000012-rank-3.txt"
+    assert stacks_file(run, Location(None, Phase.STARTING), 0) == run / "stacks" / "start-rank-0.txt"
+
+
+def test_the_reason_stands_above_the_stacks(tmp_path: Path) -> None:
+    path = tmp_path / "stacks" / "start-rank-0.txt"
+    write_stacks(path, "rank 1 was lost", "Thread …")
+    assert path.read_text() == "rank 1 was lost\n\nThread …"
