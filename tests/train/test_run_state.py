@@ -60,12 +60,14 @@ def test_waiting_that_is_cancelled_reads_nothing(tmp_path: Path, monkeypatch: py
         assert run.source.state_dict() == before
 
 
-def test_a_step_is_saved_once_with_the_position_of_the_run(tmp_path: Path) -> None:
+def test_a_step_is_saved_once_with_the_position_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_in(tmp_path) as run:
         make_steps(run, 2)
         run.skipped = 1
         save(run)
-        save(run)
+        with monkeypatch.context() as patch:
+            patch.setattr(run.engine, "local_tensors", lambda carried: pytest.fail("it is saved already"))
+            save(run)
         assert saved(run) == [0, 2]
         state = json.loads((checkpoints(run.folder / "checkpoints")[-1] / "state.json").read_text())
         assert (state["step"], state["tokens"], state["samples"], state["skipped"]) == (2, run.tokens, 16, 1)
@@ -99,7 +101,7 @@ def test_a_rollback_goes_back_to_a_good_checkpoint_and_on_with_later_data(
         assert run.step == 2, "the newest that lies 8 steps before the bad one"
         assert all(torch.equal(p, w) for p, w in zip(run.model.parameters(), weights, strict=True))
         assert run.carried is None and run.source.state_dict()["position"] == 80, "data goes on"
-        assert saved(run)[-1] == 2
+        assert saved(run)[-1] == 2, "what came after it is gone"
         assert (run.rollbacks.total, run.rollbacks.undone, run.rollbacks.in_vain) == (1, 8, 1)
         records = read_metrics(run.folder / "metrics.jsonl")
         assert [r["loss"] for r in records if "loss" in r] == [2.0]

@@ -80,6 +80,10 @@ def test_a_refused_start_makes_no_folder_but_is_noted_in_one_that_is_there(tmp_p
     refused = Status(tmp_path / "new", writes=True)
     refused.end(State.FAILED, "no", 2)
     assert not (tmp_path / "new").exists()
+    with refused.lease:
+        assert refused.lease.take()
+        refused.end(State.FAILED, "no", 2)
+    assert not (tmp_path / "new").exists(), "it was there for the lease alone"
     Status(tmp_path, writes=True).end(State.FAILED, "no", 2)
     assert found(tmp_path) == ("failed", 0, "no", 2)
 
