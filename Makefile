@@ -23,7 +23,8 @@ INSIDES := tests/config tests/hf tests/doctor/test_packages.py tests/doctor/test
 	tests/data/test_hf_tokenizer.py tests/data/test_shard_writer.py tests/data/test_shards.py \
 	tests/data/test_prefetch.py tests/data/test_shard_build.py tests/data/test_storage.py \
 	tests/data/test_tokenizer.py tests/parallel/tensor/test_regions.py tests/parallel/tensor/test_layers.py \
-	tests/parallel/zero/test_engine.py tests/train/logging/test_wandb_log.py
+	tests/parallel/zero/test_engine.py tests/parallel/zero/test_partitions.py tests/parallel/zero/test_state.py \
+	tests/train/logging/test_wandb_log.py
 # Of the locks: empty keeps the versions that still fit pyproject.toml.
 UPGRADE ?= --upgrade
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --annotation-style line \

@@ -1,4 +1,4 @@
-"""Runs whose storage fails, whose checkpoints are damaged, and that begin with another's weights."""
+"""Runs whose storage fails, and whose checkpoints are damaged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sleeptrain.checkpoint import write as write_module
 from sleeptrain.checkpoint.folder import checkpoints, find_damage
 from sleeptrain.cli import main
 from sleeptrain.config.compose import compose
-from sleeptrain.errors import CheckpointError, ConfigError, DataError
+from sleeptrain.errors import CheckpointError, DataError
 from sleeptrain.train import trainer
 from sleeptrain.train.logging.metrics import read_metrics
 from sleeptrain.train.run_state import Run
@@ -170,50 +170,3 @@ def test_recompute_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "r" / "checkpoints" / "step-00000012")
     run(tmp_path, "sleep.recompute=pass")
     assert steps_on_disk(tmp_path) == [9, 12]
-
-
-def test_a_new_run_begins_with_the_weights_of_another(tmp_path: Path) -> None:
-    run(tmp_path / "old")
-    old = contents(checkpoints(tmp_path / "old" / "r" / "checkpoints")[-1])
-    assert (old["step"], old["tokens"], old["samples"]) == (12, 12 * 8 * 7, 12 * 8)
-    run(tmp_path / "new", f"run.init_from={tmp_path / 'old' / 'r'}", "checkpoint.keep=9", "train.seed=5")
-    first, *_ = (contents(path) for path in checkpoints(tmp_path / "new" / "r" / "checkpoints"))
-    assert all(torch.equal(first["model"][name], tensor) for name, tensor in old["model"].items())
-    assert (first["step"], first["tokens"], first["samples"], first["optim"]) == (0, 0, 0, {})
-    # What it began with may be gone when it goes on.
-    shutil.rmtree(tmp_path / "old")
-    shutil.rmtree(tmp_path / "new" / "r" / "checkpoints" / "step-00000012")
-    run(tmp_path / "new", f"run.init_from={tmp_path / 'old' / 'r'}", "checkpoint.keep=9", "train.seed=5")
-
-
-def test_a_run_does_not_begin_with_older_weights_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(tmp_path / "old")
-    flip(tmp_path / "old" / "r" / "checkpoints" / "step-00000012" / SHARD, 0.5)
-    init = f"run.init_from={tmp_path / 'old' / 'r'}"
-    with pytest.raises(DataError, match=r"step-00000012 is damaged \(the checksum.*run\.allow_older=true"):
-        run(tmp_path / "new", init)
-    assert not (tmp_path / "new" / "r").exists()
-    capsys.readouterr()
-    run(tmp_path / "new", init, "run.allow_older=true")
-    assert "step-00000012 is damaged" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_layers_that_are_new_keep_their_initial_values(tmp_path: Path) -> None:
-    run(tmp_path / "old")
-    init = f"run.init_from={tmp_path / 'old' / 'r' / 'checkpoints' / 'step-00000009'}"
-    longer = "model.layers=[attention,gated_deltanet,gated_deltanet]"
-    with pytest.raises(DataError, match=r"are missing \(blocks.2.*run.init_new"):
-        run(tmp_path / "new", init, longer)
-    assert not (tmp_path / "new" / "r").exists()
-    run(tmp_path / "plain", longer, "checkpoint.keep=9")
-    run(tmp_path / "new", init, longer, "run.init_new=['blocks.2.*']", "checkpoint.keep=9")
-    new, plain = (contents(checkpoints(tmp_path / n / "r" / "checkpoints")[0])["model"] for n in ("new", "plain"))
-    old = contents(tmp_path / "old" / "r" / "checkpoints" / "step-00000009")["model"]
-    for name, tensor in new.items():
-        assert torch.equal(tensor, plain[name] if name.startswith("blocks.2.") else old[name])
-
-
-def test_allowances_need_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"run\.init_new .* name the checkpoint in run\.init_from"):
-        compose(settings(tmp_path, "run.init_new=[a]"))

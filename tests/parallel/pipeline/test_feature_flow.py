@@ -11,7 +11,7 @@ from sleeptrain.parallel.pipeline.graph import Kind, Message
 from sleeptrain.parallel.pipeline.schedule import Backward, Forward, Receive, Schedule, Send, schedule
 from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.sleep.rounds import Round
-from tests.parallel.schedule_cases import any_plans, any_stages, even_stages, plan
+from tests.parallel.pipeline.cases import any_plans, any_stages, even_stages, plan
 
 
 def messages(made: Schedule, rank: int, incoming: bool) -> Counter[Message]:

@@ -7,7 +7,7 @@ import pytest
 from sleeptrain.parallel.pipeline.plot import BACKWARD, plot_schedule
 from sleeptrain.parallel.pipeline.schedule import schedule
 from sleeptrain.parallel.pipeline.simulate import simulate
-from tests.parallel.schedule_cases import even_stages, plan
+from tests.parallel.pipeline.cases import even_stages, plan
 
 
 def test_every_task_is_drawn_on_its_rank_in_its_colours(tmp_path):

@@ -17,7 +17,7 @@ from sleeptrain.parallel.pipeline.schedule import Backward, Forward, Receive, Sc
 from sleeptrain.parallel.pipeline.simulate import simulate
 from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.parallel.pipeline.task_costs import Costs
-from tests.parallel.schedule_cases import any_plans, any_stages, even_stages, plan
+from tests.parallel.pipeline.cases import any_plans, any_stages, even_stages, plan
 
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=60, database=None)
 MODES = [

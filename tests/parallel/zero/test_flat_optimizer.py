@@ -14,7 +14,7 @@ from sleeptrain.errors import ConfigError
 from sleeptrain.optim import muon
 from sleeptrain.optim.optimizers import Optimizers, ParameterRole
 from sleeptrain.parallel.zero.flat_optimizer import FlatOptimizer, ModelStage, Partition
-from sleeptrain.parallel.zero.matrix_exchange import Exchange, Fragment, Holding, LayoutError, Unsharded, assign_owners
+from sleeptrain.parallel.zero.matrix_exchange import Fragment, Unsharded
 from tests.parallel.processes import run_ranks
 
 INTERLEAVED = torch.arange(12).view(3, 2, 2)
@@ -177,33 +177,6 @@ def test_the_state_is_cut_as_the_weights_are() -> None:
 def test_a_layout_with_a_gap_is_refused() -> None:
     with pytest.raises(AssertionError, match=r"do not cover its .* elements exactly once"):
         run_ranks(partitioned, 2, 1, "moonshot", True)
-
-
-@pytest.mark.parametrize(
-    "spans",
-    [[(0, 4)], [(0, 4), (3, 3)], [(0, 4), (5, 1)], [(1, 5)], [(0, 4), (4, 4)], []],
-)
-def test_fragments_that_do_not_tile_are_refused(spans: list[tuple[int, int]]) -> None:
-    shapes = {"w": (2, 3)}
-    holdings = [Holding(0, shapes, tuple(Fragment("w", start, numel, 0) for start, numel in spans))]
-    with pytest.raises(LayoutError, match=r"w .tensor rank 0. do not cover its 6 elements"):
-        Exchange(holdings, {"w": 0}, Unsharded(), 0)
-
-
-def test_a_missing_tensor_shard_is_refused() -> None:
-    shapes = {"w": (2, 3)}
-    holdings = [Holding(0, shapes, (Fragment("w", 0, 6, 0),)), Holding(1, shapes, ())]
-    with pytest.raises(LayoutError, match="tensor rank 1"):
-        Exchange(holdings, {"w": 0}, Unsharded(), 0)
-
-
-def test_owners_share_the_work() -> None:
-    costs = {"a": 8.0, "b": 5.0, "c": 4.0, "d": 4.0, "e": 1.0}
-    owners = assign_owners(costs, 2)
-    loads = [sum(costs[n] for n, o in owners.items() if o == rank) for rank in range(2)]
-    assert loads == [12.0, 10.0] or loads == [11.0, 11.0]
-    assert assign_owners(dict(reversed(costs.items())), 2) == owners
-    assert set(assign_owners({"a": 1.0}, 4).values()) == {0}
 
 
 def test_every_stage_has_the_groups_of_all() -> None:

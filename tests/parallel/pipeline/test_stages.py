@@ -6,9 +6,8 @@ import pytest
 
 from sleeptrain.errors import ConfigError
 from sleeptrain.parallel.pipeline.stages import PipelineStages, feature_sources
-from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.sleep.rounds import WindowFacts, plan_rounds
-from tests.parallel.schedule_cases import plan
+from tests.parallel.pipeline.cases import plan
 
 A, G = "attention", "gated_deltanet"
 # Two layers on each of four stages; prelude on stage 0, core on 0 to 2, coda on 2 and 3.
@@ -69,16 +68,3 @@ def test_bounds_that_are_no_stages_are_refused(bounds):
 def test_a_core_outside_the_layers_is_refused(core):
     with pytest.raises(ConfigError, match=r"sleep\.core"):
         PipelineStages((0, 2), (A, G), core)
-
-
-@pytest.mark.parametrize("times", [dict(forward=0), dict(backward=-1), dict(head=-1), dict(message=-0.1)])
-def test_times_that_cannot_be_are_refused(times):
-    with pytest.raises(ConfigError):
-        Costs(**times)
-
-
-def test_costs_count_layers_tokens_and_the_head_where_there_is_a_loss():
-    wake, sleep = plan(2, 2)[:2]
-    costs = Costs(forward=1, backward=3, head=5)
-    assert [costs.time(wake, PARTIAL, s, backward=False) for s in range(4)] == [8, 8, 8, 28]
-    assert [costs.time(sleep, PARTIAL, s, backward=True) for s in range(4)] == [12, 24, 24, 12]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from sleeptrain.distributed.mesh import Axis, Mesh
@@ -15,9 +14,8 @@ from sleeptrain.optim import muon
 from sleeptrain.optim.optimizers import Optimizers, ParameterRole
 from sleeptrain.optim.param_groups import parameter_roles
 from sleeptrain.parallel.zero.engine import wrap
-from sleeptrain.parallel.zero.mpu import MegatronUnit
-from tests.parallel import zero_cases as cases
 from tests.parallel.processes import run_ranks
+from tests.parallel.zero import cases
 from tests.parallel.zero.test_engine import assert_equal, untied
 
 pytestmark = pytest.mark.usefixtures("imported")
@@ -116,26 +114,6 @@ def test_the_norm_is_that_of_all_stages(zero: int) -> None:
     assert all(r["norms"] == pytest.approx(wanted, rel=2e-6) for r in results)
     found = {name: tensor for r in results for name, tensor in r["model"].items()}
     assert cases.largest_difference(found, {n: p.detach() for n, p in parameters.items()}) < 2e-6
-
-
-def test_deepspeed_is_told_of_every_group() -> None:
-    def run() -> list[int]:
-        unit = MegatronUnit(Mesh.build(2, 2))
-        kinds = ("model", "data", "tensor_model", "pipeline_model")
-        sizes = []
-        for kind in kinds:
-            group = getattr(unit, f"get_{kind}_parallel_group")()
-            size, rank = (
-                getattr(unit, f"get_{kind}_parallel_world_size")(),
-                getattr(unit, f"get_{kind}_parallel_rank")(),
-            )
-            assert (size, rank) == (dist.get_world_size(group), dist.get_rank(group))
-            sizes.append(size)
-        return [*sizes, unit.get_model_parallel_rank()]
-
-    results = run_ranks(run, 4)
-    assert all(r[:4] == [4, 1, 2, 2] for r in results)
-    assert sorted(r[4] for r in results) == [0, 1, 2, 3]
 
 
 def test_tensor_ranks_without_their_sharding_are_refused() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from sleeptrain.parallel.pipeline.schedule import schedule
 from sleeptrain.parallel.pipeline.simulate import Simulation, simulate
 from sleeptrain.parallel.pipeline.task_costs import Costs
-from tests.parallel.schedule_cases import LENGTH, even_stages, plan
+from tests.parallel.pipeline.cases import LENGTH, even_stages, plan
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "pipeline.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "pipeline.md"
 
 
 def rows(first_line: str) -> list[list[str]]:

@@ -11,7 +11,7 @@ from sleeptrain.parallel.pipeline.schedule import Backward, Forward, Receive, Sc
 from sleeptrain.parallel.pipeline.simulate import ScheduleError, simulate
 from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.sleep.rounds import WindowFacts, plan_rounds
-from tests.parallel.schedule_cases import LENGTH, even_stages, plan
+from tests.parallel.pipeline.cases import LENGTH, even_stages, plan
 
 UNIT = Costs(forward=1 / LENGTH, backward=3 / LENGTH)  # a round on a stage of one layer takes 1 forward, 3 backward
 F, G = Message(Kind.FEATURES, 0, 0, 0), Message(Kind.GRADIENT, 0, 0, 0)

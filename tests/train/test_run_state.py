@@ -1,0 +1,130 @@
+"""An open run: its counts, its batches, its checkpoints, and the way back to one of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sleeptrain.checkpoint.folder import checkpoints
+from sleeptrain.data.ahead import Cancelled
+from sleeptrain.errors import HealthError, LeaseError
+from sleeptrain.train.logging.metrics import read_metrics
+from sleeptrain.train.run_state import Run
+from tests.train.opened import make_steps, open_in
+
+ROLLBACK = ("health.on_spike=rollback", "health.spike_factor=9", "health.spike_window=8", "train.tokens=10000")
+
+
+def saved(run: Run) -> list[int]:
+    return [int(path.name.split("-")[1]) for path in checkpoints(run.folder / "checkpoints")]
+
+
+def save(run: Run) -> None:
+    run.save()
+    run.finish_saving()
+
+
+def test_steps_are_counted_with_tokens_and_samples(tmp_path: Path) -> None:
+    with open_in(tmp_path) as run:
+        batch, tokens = run.next_batch(8) or pytest.fail("a batch")
+        assert tokens == int((batch.documents_BT >= 0).sum()) > 0
+        run.advance(batch, tokens, run.model.empty_state())
+        assert (run.step, run.tokens, run.samples) == (1, tokens, 8)
+        assert run.carried is None, "no row goes on"
+        batch.continues_B[:] = True
+        state = run.model.empty_state()
+        run.advance(batch, tokens, state)
+        assert run.carried is state
+        assert not run.done
+        run.tokens = run.config.train.tokens
+        assert run.done and run.finished
+        run.owes_evaluation = True
+        assert run.done and not run.finished
+
+
+def test_waiting_that_is_cancelled_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_in(tmp_path) as run:
+        make_steps(run, 1)
+        read = run.reading.batch
+
+        def cancelled(num_rows: int) -> object:
+            read(num_rows)
+            raise Cancelled
+
+        monkeypatch.setattr(run.reading, "batch", cancelled)
+        before = run.source.state_dict()
+        assert run.next_batch(8) is None
+        assert run.source.state_dict() == before
+
+
+def test_a_step_is_saved_once_with_the_position_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_in(tmp_path) as run:
+        make_steps(run, 2)
+        run.skipped = 1
+        save(run)
+        with monkeypatch.context() as patch:
+            patch.setattr(run.engine, "local_tensors", lambda carried: pytest.fail("it is saved already"))
+            save(run)
+        assert saved(run) == [0, 2]
+        state = json.loads((checkpoints(run.folder / "checkpoints")[-1] / "state.json").read_text())
+        assert (state["step"], state["tokens"], state["samples"], state["skipped"]) == (2, run.tokens, 16, 1)
+        assert state["shape"] == {"passes": 2, "window": 6, "batch": 8}
+        assert state["written_by"] == {"tensor": 1, "pipeline": 1, "data": 1, "zero": run.config.parallel.zero}
+        assert state["data"]["position"] == 16
+
+
+def test_records_carry_the_position(tmp_path: Path) -> None:
+    with open_in(tmp_path) as run:
+        make_steps(run, 1)
+        run.log({"loss": 1.5})
+        record = read_metrics(run.folder / "metrics.jsonl")[-1]
+        assert (record["step"], record["tokens"], record["loss"]) == (1, run.tokens, 1.5)
+
+
+def test_a_rollback_goes_back_to_a_good_checkpoint_and_on_with_later_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_in(tmp_path, *ROLLBACK) as run:
+        weights = [p.detach().clone() for p in run.model.parameters()]
+        for count in (2, 8):
+            make_steps(run, count)
+            run.log({"loss": float(run.step)})
+            save(run)
+        with torch.no_grad():
+            for parameter in run.model.parameters():
+                parameter.add_(1)
+        run.carried = run.model.empty_state()
+        run.roll_back("step 11: loss 9")
+        assert run.step == 2, "the newest that lies 8 steps before the bad one"
+        assert all(torch.equal(p, w) for p, w in zip(run.model.parameters(), weights, strict=True))
+        assert run.carried is None and run.source.state_dict()["position"] == 80, "data goes on"
+        assert saved(run)[-1] == 2, "what came after it is gone"
+        assert (run.rollbacks.total, run.rollbacks.undone, run.rollbacks.in_vain) == (1, 8, 1)
+        records = read_metrics(run.folder / "metrics.jsonl")
+        assert [r["loss"] for r in records if "loss" in r] == [2.0]
+        assert records[-1]["rollback"] == {"number": 1, "bad_step": 11, "why": "step 11: loss 9"}
+        assert "rollback 1: step 11: loss 9; going on from step 2 with later data" in capsys.readouterr().err
+
+
+def test_without_a_good_checkpoint_the_way_out_is_told(tmp_path: Path) -> None:
+    with open_in(tmp_path, *ROLLBACK) as run:
+        make_steps(run, 9)
+        for path in checkpoints(run.folder / "checkpoints"):
+            path.rename(path.with_name("step-00000009"))
+        with pytest.raises(HealthError, match=r"loss 9\. There is no checkpoint of step 2 or before.*on_spike=skip"):
+            run.roll_back("step 10: loss 9")
+
+
+def test_a_run_that_was_taken_over_records_nothing_more(tmp_path: Path) -> None:
+    with open_in(tmp_path) as run:
+        run.lease.path.write_text("{}")
+        with pytest.raises(LeaseError):
+            run.lease.check()
+        before = (run.folder / "metrics.jsonl").read_bytes()
+        for write in (lambda: run.log({"loss": 1.0}), lambda: make_steps(run, 1)):
+            with pytest.raises(LeaseError):
+                write()
+        assert (run.folder / "metrics.jsonl").read_bytes() == before
