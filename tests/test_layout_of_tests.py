@@ -10,22 +10,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, TESTS = ROOT / "sleeptrain", ROOT / "tests"
-# Modules whose tests do not have their name yet, by folder.
-ELSEWHERE = {
-    "commands": "convert data",
-    "doctor": "checks driver examine finding report sizes",
-    "": "errors holder stop",
-    "health": "rollbacks",
-    "hf/convert": "card corpus native read_config tokenizer_check tokenizer_export weight_files",
-    "hf/families": "family granitemoehybrid jet_nemotron olmo_hybrid ouro qwen qwen3_5_text qwen3_next",
-    "hf": "load_for_inference request_options",
-    "hf/model": "configuration labels refusing sampling streaming",
-    "hf/published": "jet_nemotron ouro parts",
-    "plan": "expected links live memory parameters report speed update workload",
-    "prepare": "assembly finished options parquet report unpack walk work worker",
-    "report": "figures groups norms_figure page style summary tables write",
-    "watch": "heartbeat heartbeat_store heartbeat_thread stacks",
-}
 
 
 def functions(body: list[ast.stmt], in_class: bool = False) -> Iterator[str]:
@@ -51,22 +35,14 @@ def modules() -> Iterator[str]:
             yield name
 
 
-def excused() -> set[str]:
-    return {f"{folder}/{name}".removeprefix("/") for folder, names in ELSEWHERE.items() for name in names.split()}
-
-
 def has_tests(module: str) -> bool:
     path = TESTS / module
     return path.with_name(f"test_{path.name}.py").is_file()
 
 
 def test_each_module_with_logic_has_the_test_file_of_its_name() -> None:
-    missing = [name for name in modules() if not has_tests(name) and name not in excused()]
+    missing = [name for name in modules() if not has_tests(name)]
     assert not missing, f"without tests/<folders>/test_<name>.py: {', '.join(missing)}"
-
-
-def test_only_modules_with_logic_are_excused() -> None:
-    assert excused() <= set(modules()), f"remove from ELSEWHERE: {', '.join(sorted(excused() - set(modules())))}"
 
 
 @pytest.mark.parametrize(
