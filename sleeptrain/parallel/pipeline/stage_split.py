@@ -8,6 +8,7 @@ from functools import cache
 from sleeptrain.config.schema import Config
 from sleeptrain.config.task_rows import targets_share
 from sleeptrain.config.validate import values_in_force
+from sleeptrain.errors import ConfigError
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.parallel.pipeline.task_costs import Costs
@@ -20,6 +21,8 @@ def split_stages(config: Config, num_stages: int) -> PipelineStages:
     Raises ConfigError if there are more stages than layers.
     """
     model, sleep = config.model, config.sleep
+    if num_stages > len(model.layers):
+        raise ConfigError(f"parallel.pipeline={num_stages} is more than the {len(model.layers)} blocks of model.layers")
     costs = layer_costs(config)
     costs[-1] += _head(config)
     core = (sleep.core[0], sleep.core[1]) if sleep.core else (0, len(model.layers))

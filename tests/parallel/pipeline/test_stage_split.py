@@ -6,6 +6,7 @@ import pytest
 
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
+from sleeptrain.errors import ConfigError
 from sleeptrain.parallel.pipeline.stage_split import balanced_bounds, layer_costs, schedule_costs, split_stages
 
 
@@ -59,3 +60,8 @@ def test_stages_know_the_core_and_whether_eviction_slides() -> None:
     assert (plain.core, plain.sliding, plain.layers) == ((0, 4), False, ("gated_deltanet",) * 4)
     other = split_stages(four_layers("sleep.core=[1,3]", "sleep.eviction=sliding"), 2)
     assert (other.core, other.sliding) == ((1, 3), True)
+
+
+def test_more_stages_than_layers_are_refused() -> None:
+    with pytest.raises(ConfigError, match="parallel.pipeline=5 is more than the 4 blocks of model.layers"):
+        split_stages(four_layers(), 5)
