@@ -109,10 +109,10 @@ def open_checkpoint(
     import torch
 
     from sleeptrain.checkpoint.find import named_checkpoint
-    from sleeptrain.checkpoint.fit import WEIGHTS, check_start
     from sleeptrain.checkpoint.folder import CONFIG, read_state
     from sleeptrain.checkpoint.read import TensorFiles
     from sleeptrain.checkpoint.vocabulary import check_same_tokenizer
+    from sleeptrain.checkpoint.weights import assign_weights
     from sleeptrain.config import load_resolved
     from sleeptrain.data.source import build_source
     from sleeptrain.distributed.launch import find_device
@@ -127,12 +127,11 @@ def open_checkpoint(
     shape = last_shape(config, state)
     numbers = _numbers_of_passes(passes or (1, shape.passes))
     config = _with_options(config, numbers[-1], shape.window if window is None else window, batches)
-    check_start(files.forms, config.model)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    model = Hybrid(config.model)
-    model.init_weights(config.train.seed)
-    files.read({WEIGHTS + name: parameter.detach().copy_ for name, parameter in model.named_parameters()})
+    with torch.device("meta"):
+        model = Hybrid(config.model)
+    assign_weights(model, files)
     model.to(find_device(device))
     source = build_source(config.data)
     check_same_tokenizer(checkpoint, source.tokenizer_hash)

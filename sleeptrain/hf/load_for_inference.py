@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from sleeptrain.checkpoint.find import named_checkpoint
-from sleeptrain.checkpoint.fit import WEIGHTS, check_start
 from sleeptrain.checkpoint.folder import CONFIG, read_state
-from sleeptrain.checkpoint.read import Take, TensorFiles
+from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.checkpoint.vocabulary import check_text_tokenizer
+from sleeptrain.checkpoint.weights import assign_weights
 from sleeptrain.config import load_resolved
 from sleeptrain.data.tokenizer import Tokenizer, load_tokenizer
 from sleeptrain.distributed.mesh import Mesh
@@ -66,18 +66,11 @@ def _run_tokenizer(place: Path, checkpoint: Path) -> Path:
 
 def _model_of_checkpoint(checkpoint: Path) -> SleepForCausalLM:
     config, files = load_resolved(checkpoint / CONFIG), TensorFiles(checkpoint)
-    check_start(files.forms, config.model)
     with torch.device("meta"):
         sleep = sleep_settings(config.sleep, last_shape(config, read_state(checkpoint)))
         model = SleepForCausalLM(SleepPretrainedConfig(model=asdict(config.model), sleep=sleep))
-    weights: dict[str, torch.Tensor] = {}
-    files.read({WEIGHTS + name: _into(weights, name) for name, _ in model.model.named_parameters()})
-    model.model.load_state_dict(weights, assign=True)
+    assign_weights(model.model, files)
     return model
-
-
-def _into(weights: dict[str, torch.Tensor], name: str) -> Take:
-    return lambda tensor: weights.__setitem__(name, tensor)
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str, begins: bool = True) -> list[int]:

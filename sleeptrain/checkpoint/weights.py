@@ -1,0 +1,22 @@
+"""The weights of a checkpoint in a model for evaluation or generation."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from sleeptrain.checkpoint.fit import WEIGHTS, check_start
+from sleeptrain.checkpoint.read import SavedTensors
+from sleeptrain.model.hybrid import Hybrid
+
+
+def assign_weights(model: Hybrid, saved: SavedTensors) -> None:
+    """Give a whole model that was built on the meta device the weights of a checkpoint, on the CPU in their dtype.
+
+    No other weights are made on the way. Raises DataError, with the model unchanged, if they do not fit the model.
+    """
+    check_start(saved.forms, model.config)
+    weights: dict[str, torch.Tensor] = {}
+    saved.read({WEIGHTS + name: partial(weights.__setitem__, name) for name, _ in model.named_parameters()})
+    model.load_state_dict(weights, assign=True)

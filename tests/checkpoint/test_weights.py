@@ -1,0 +1,56 @@
+"""A checkpoint's weights become those of a model that has none yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from sleeptrain.checkpoint.fit import WEIGHTS
+from sleeptrain.checkpoint.read import Form, Take
+from sleeptrain.checkpoint.weights import assign_weights
+from sleeptrain.errors import DataError
+from sleeptrain.model.hybrid import Hybrid
+from tests.models import tiny_config
+
+
+class Saved:
+    """Tensors in the place of a checkpoint's files."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+        self.forms = {name: Form(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+
+    def read(self, takes: Mapping[str, Take]) -> None:
+        for name, take in takes.items():
+            take(self.tensors[name])
+
+
+def trained() -> Hybrid:
+    model = Hybrid(tiny_config(["attention", "gated_deltanet"]))
+    model.init_weights(3)
+    return model
+
+
+def empty(model: Hybrid) -> Hybrid:
+    with torch.device("meta"):
+        return Hybrid(model.config)
+
+
+def test_the_model_has_them_bit_for_bit() -> None:
+    model = trained()
+    made = empty(model)
+    assign_weights(made, Saved({WEIGHTS + name: p.detach() for name, p in model.named_parameters()}))
+    names = dict(model.named_parameters())
+    assert {name for name, p in made.named_parameters() if torch.equal(p, names[name])} == set(names)
+
+
+def test_weights_that_do_not_fit_are_refused() -> None:
+    model = trained()
+    tensors = {WEIGHTS + name: p.detach() for name, p in model.named_parameters()}
+    tensors.pop(f"{WEIGHTS}embedding.weight")
+    made = empty(model)
+    with pytest.raises(DataError, match="embedding"):
+        assign_weights(made, Saved(tensors))
+    assert all(p.is_meta for p in made.parameters())
