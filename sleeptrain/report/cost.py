@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import merge
 from typing import NamedTuple
 
@@ -44,14 +44,14 @@ def training_flops(config: Config, records: Records) -> dict[int, int]:
     shape counts; after the last record, the shape of the last record. Raises ConfigError or DataError if the task
     cannot be built.
     """
-    mean = MeanRow(config)
+    mean, starts = MeanRow(config), shape_starts(config)
     flops, step, tokens = 0, 0, 0
     flops_at_step = {0: 0}
     other: StepShape | None = None  # the shape of the steps, if it is not the curriculum's
-    for stretch in _stretches(_marks(config, records)):
+    for stretch in _stretches(_marks(config, records, starts)):
         planned: list[list[Steps]] = []
         for mark in stretch:
-            planned.append(_curriculum(config, mean, range(step, mark.step), tokens))
+            planned.append(_curriculum(config, mean, starts, range(step, mark.step), tokens))
             step, tokens = mark.step, mark.tokens
         shapes = [shape for steps in planned for shape, _ in steps]
         logged = stretch[-1].logged
@@ -63,30 +63,32 @@ def training_flops(config: Config, records: Records) -> dict[int, int]:
     return flops_at_step
 
 
-def _marks(config: Config, records: Records) -> Iterator[Mark]:
+def _marks(config: Config, records: Records, starts: Sequence[int]) -> Iterator[Mark]:
     """The marks, sorted by step. Among equal steps a training record comes first: others describe the time after it."""
     step, tokens = records.column("step"), records.column("tokens")
     others = [Mark(r["step"], r["tokens"]) for r in records.evaluations]
     others += [Mark(r["step"], r["tokens"], ends=True) for r in records.attempts]
     others = sorted([*others, Mark(*records.furthest)], key=lambda mark: mark.step)
-    needed = np.flatnonzero(_needed(config, records, np.array([mark.step for mark in others])))
+    needed = np.flatnonzero(_needed(config, records, starts, np.array([mark.step for mark in others])))
     needed = needed[np.argsort(step[needed], kind="stable")]
     trained = (Mark(int(step[index]), int(tokens[index]), records.shape(int(index)), ends=True) for index in needed)
     return merge(trained, others, key=lambda mark: mark.step)
 
 
-def _needed(config: Config, records: Records, other_steps: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+def _needed(
+    config: Config, records: Records, starts: Sequence[int], other_steps: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
     """True for each training record that must be a mark.
 
     Steps between records of one shape, in one curriculum stage and without another mark between them, cost the same, so
     the first and the last of these records are enough.
 
-    other_steps: steps of the other marks, sorted.
+    starts: of the curriculum stages (`shape_starts`). other_steps: steps of the other marks, sorted.
     """
     step = records.column("step")
     if config.sleep.sample_passes or len(step) == 0 or bool((np.diff(step) < 0).any()):
         return np.ones(len(step), bool)
-    stage = np.searchsorted(shape_starts(config), records.column("tokens"), side="right")
+    stage = np.searchsorted(starts, records.column("tokens"), side="right")
     num_before = np.searchsorted(other_steps, step, side="left")  # number of other marks below the step of each record
     same = np.ones(len(step) - 1, bool)
     for values in (stage, num_before, *(records.column(name) for name in ("passes", "window", "batch"))):
@@ -109,10 +111,10 @@ def _stretches(marks: Iterable[Mark]) -> Iterator[list[Mark]]:
         yield stretch
 
 
-def _curriculum(config: Config, mean: MeanRow, steps: range, tokens: int) -> list[Steps]:
+def _curriculum(config: Config, mean: MeanRow, starts: Sequence[int], steps: range, tokens: int) -> list[Steps]:
     """The shapes of these steps according to the settings. tokens: seen before the first step."""
     shapes: list[Steps] = []
-    starts, first = shape_starts(config), steps.start
+    first = steps.start
     while first < steps.stop:
         if config.sleep.sample_passes:
             shape, number = step_shape(config, tokens, first), 1

@@ -123,7 +123,7 @@ def test_the_records_that_are_passed_over_change_nothing(seed: int, monkeypatch:
         records += [evaluation(number + 1, {"1": [1.0]}) | {"tokens": tokens}] if draw.random() < 0.1 else []
         records += [attempt(1, number + 1, 0.0) | {"tokens": tokens}] if draw.random() < 0.1 else []
     found = training_flops(config, collect(records))
-    monkeypatch.setattr(cost_module, "_needed", lambda config, records, other: np.ones(records.num_steps, bool))
+    monkeypatch.setattr(cost_module, "_needed", lambda config, records, starts, other: np.ones(records.num_steps, bool))
     every = training_flops(config, collect(records))
     assert found == {at: every[at] for at in found} and len(found) < len(every) - 20
 

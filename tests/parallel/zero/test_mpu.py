@@ -1,4 +1,4 @@
-"""The process groups that DeepSpeed is told of are those of the mesh."""
+"""DeepSpeed gets the process groups of the mesh."""
 
 from __future__ import annotations
 
