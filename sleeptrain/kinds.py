@@ -9,12 +9,18 @@ Check = Callable[[Any], bool]
 
 # Far above any count of a run, and sums with it stay exact.
 LARGEST = 2**62
+MOST_FLOPS = 10**36
 # Seconds since 1970, until the year 5138: calendar functions accept these.
 LATEST = 1e11
 
 
 def is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value <= LARGEST
+
+
+def is_flops(value: Any) -> bool:
+    """True for FLOPs of a run, which may be far above `LARGEST` and still fit a float."""
+    return type(value) is int and 0 <= value <= MOST_FLOPS
 
 
 def is_positive(value: Any) -> bool:

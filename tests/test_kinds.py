@@ -22,6 +22,7 @@ NAN, INF = float("nan"), float("inf")
         (kinds.is_bool, [True, False], [0, 1, "true", None]),
         (kinds.is_text, ["", "a"], [0, None, b"a", ["a"]]),
         (kinds.or_none(kinds.is_text), [None, ""], [0, False, []]),
+        (kinds.is_flops, [0, 2**63, 10**36], [-1, 10**36 + 1, True, 1e30, "1", None]),
         (kinds.list_of(kinds.is_count), [[], [1, 2]], [[1, None], (1,), {}, "12", None]),
         (kinds.dict_of(kinds.is_count), [{}, {"a": 1}], [{"a": -1}, [], None, [1]]),
         (kinds.has({"a": kinds.is_count}), [{"a": 1}, {"a": 1, "b": None}], [{}, {"a": None}, {"b": 1}, None, ["a"]]),

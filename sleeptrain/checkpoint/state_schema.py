@@ -11,6 +11,7 @@ from sleeptrain.kinds import (
     exactly,
     is_bool,
     is_count,
+    is_flops,
     is_number,
     is_positive,
     is_text,
@@ -53,6 +54,7 @@ def _is_cut(value: Any) -> bool:
 
 _CHECKS: dict[str, Check] = {
     **dict.fromkeys(("step", "tokens", "samples", "skipped"), is_count),
+    "flops": or_none(is_flops),
     "shape": or_none(exactly(dict.fromkeys(("passes", "window", "batch"), is_positive))),
     "spikes": exactly(dict.fromkeys(("stage", "losses", "norms"), list_of(is_number))),
     "rollbacks": exactly(dict.fromkeys(("total", "undone", "base", "furthest", "in_vain"), is_count)),

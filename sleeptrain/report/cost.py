@@ -1,4 +1,7 @@
-"""Training FLOPs of a run up to its records, from its configuration. A curriculum changes the cost of a step."""
+"""Training FLOPs of a run whose records have none, from its configuration. A curriculum changes the cost of a step.
+
+The records of runs that began under an early version have no FLOPs.
+"""
 
 from __future__ import annotations
 

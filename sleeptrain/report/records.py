@@ -19,7 +19,7 @@ from sleeptrain.train.logging.metrics import Record
 # Fields of a training record that a report reads, with their array type: 64-bit integers and floats.
 COLUMNS = {"step": "q", "tokens": "q", "loss": "d", "passes": "q", "window": "q", "batch": "q"}
 # Fields of other records that a report reads.
-READ = ("step", "tokens", "time", "eval", "norms", "attempt", "rollback")
+READ = ("step", "tokens", "time", "flops", "eval", "norms", "attempt", "rollback")
 
 
 @dataclass
@@ -29,6 +29,7 @@ class Records:
     columns: {field: values of the training records}, for the fields in COLUMNS.
     evaluations, norms, attempts: the records with a field `eval`, `norms` or `attempt`.
     furthest: (step, tokens) of the record with the highest step; (0, 0) without records.
+    furthest_flops: the FLOPs of that record; None if it has none.
     seconds: wall time of all attempts, each from its first to its last record; None if no attempt has two records.
     skipped: skipped steps up to the last training record.
     rollbacks: rollbacks to a checkpoint up to the last training record.
@@ -43,6 +44,7 @@ class Records:
     norms: list[Record] = field(default_factory=list)
     attempts: list[Record] = field(default_factory=list)
     furthest: tuple[int, int] = 0, 0
+    furthest_flops: int | None = 0
     seconds: float | None = None
     skipped: int = 0
     rollbacks: int = 0
@@ -63,6 +65,16 @@ class Records:
         """True for each training record whose loss is finite."""
         return np.isfinite(self.column("loss"))
 
+    @property
+    def flops(self) -> dict[int, int] | None:
+        """{step: model FLOPs of all steps up to it}, as recorded, for each evaluation and the last record.
+
+        None if one of these records has no FLOPs: an older version wrote it.
+        """
+        recorded = {0: 0, self.furthest[0]: self.furthest_flops} | {r["step"]: r.get("flops") for r in self.evaluations}
+        known = {step: flops for step, flops in recorded.items() if flops is not None}
+        return known if len(known) == len(recorded) else None
+
     def shape(self, index: int) -> StepShape:
         """The shape of the step of training record `index`."""
         return StepShape(*(int(self.columns[name][index]) for name in ("passes", "window", "batch")))
@@ -74,7 +86,7 @@ def collect(records: Iterable[Record]) -> Records:
     columns = [(name, column.append) for name, column in result.columns.items()]
     for record in _timed(records, result):
         if record["step"] > result.furthest[0]:
-            result.furthest = record["step"], record["tokens"]
+            result.furthest, result.furthest_flops = (record["step"], record["tokens"]), record.get("flops")
         result.rolled_back = "rollback" in record
         if "loss" in record:
             for name, append in columns:

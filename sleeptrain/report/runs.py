@@ -15,7 +15,6 @@ from sleeptrain.config import load_resolved
 from sleeptrain.config.schema import Config
 from sleeptrain.config.validate import validate
 from sleeptrain.errors import ConfigError, DataError, UserError
-from sleeptrain.report.cost import training_flops
 from sleeptrain.report.records import Records, collect
 from sleeptrain.train.logging.metrics import MetricsStream, Record
 from sleeptrain.train.logging.record_schema import faults
@@ -104,7 +103,15 @@ class ReadRun:
 
     @cached_property
     def flops(self) -> dict[int, int] | str:
-        """The result of `training_flops`; if that fails, such as for lost files of a task, the error message."""
+        """{step: training FLOPs up to it}: as recorded, or counted from the configuration for runs of older versions.
+
+        If the count fails, such as for lost files of a task, the error message.
+        """
+        if (recorded := self.records.flops) is not None:
+            return recorded
+        # Not at the top: it loads torch, which takes a second that a report of recorded FLOPs does not need.
+        from sleeptrain.report.cost import training_flops
+
         try:
             return training_flops(self.config, self.records)
         except UserError as error:

@@ -8,8 +8,10 @@ import subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sleeptrain.distributed.world import World
+if TYPE_CHECKING:  # a report reads the status of runs and needs no torch
+    from sleeptrain.distributed.world import World
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from sleeptrain.train.changes import keep_changes
 from sleeptrain.train.earlier import Start, find_start, keep, settings_of
 from sleeptrain.train.engine import Engine, build_engine
 from sleeptrain.train.init_from import start_from
-from sleeptrain.train.logging.metrics import METRICS, MetricsFile, MetricsStream
+from sleeptrain.train.logging.metrics import METRICS, MetricsFile, MetricsStream, position
 from sleeptrain.train.logging.progress_line import ProgressLine
 from sleeptrain.train.logging.wandb_log import WandbLogger
 from sleeptrain.train.restore import Restored, restore
@@ -140,8 +140,8 @@ def _open_main_log(
         progress_line = ProgressLine(config.train.tokens)
         metrics = MetricsFile(folder / METRICS)
         metrics.truncate_after(restored.step, restored.rollbacks.total)
-        position = {"step": restored.step, "tokens": restored.tokens, "time": time.time()}
-        metrics.append(position | {"attempt": asdict(attempt)})
+        begins = position(restored.step, restored.tokens, restored.flops, time.time())
+        metrics.append(begins | {"attempt": asdict(attempt)})
         status.begin(attempt, restored.step, restored.tokens)
         if config.run.start_over and start.whole is not None:
             lines.append(f"run.start_over=true: there is a checkpoint, so the run goes on from step {restored.step}")

@@ -28,6 +28,8 @@ class Restored:
 
     checkpoint: the folder that it was read from; None for a new run.
     step, tokens, samples, skipped: counts since the run began.
+    flops: model FLOPs since the run began (`StepResult.flops`, of all processes); None if the checkpoint was written by
+        a version that did not count them.
     shape: the curriculum's shape of the last step; None for a new run.
     carried: the memory of the rows that go on.
     owes_evaluation: the evaluation of the last step was cancelled when the run was stopped.
@@ -42,6 +44,7 @@ class Restored:
     tokens: int = 0
     samples: int = 0
     skipped: int = 0
+    flops: int | None = 0
     shape: StepShape | None = None
     carried: FastWeights | None = None
     owes_evaluation: bool = False
@@ -66,6 +69,7 @@ def restore(checkpoint: Path, engine: Engine, config: ModelConfig) -> Restored:
         tokens=saved["tokens"],
         samples=saved["samples"],
         skipped=saved["skipped"],
+        flops=saved.get("flops"),
         shape=StepShape(**saved["shape"]) if saved["shape"] else None,
         carried=carried,
         owes_evaluation=saved["owes_evaluation"],

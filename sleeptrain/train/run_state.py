@@ -28,6 +28,7 @@ from sleeptrain.health.spikes import SpikeDetector
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.train.engine import Engine
+from sleeptrain.train.logging.metrics import position
 from sleeptrain.train.restore import RNG, Restored, restore
 from sleeptrain.train.run_log import RunLog
 from sleeptrain.train.status import Status
@@ -80,7 +81,8 @@ class Run:
 
     def _set_state(self, restored: Restored) -> None:
         self.step, self.tokens, self.samples = restored.step, restored.tokens, restored.samples
-        self.skipped, self.shape, self.carried = restored.skipped, restored.shape, restored.carried
+        self.skipped, self.flops = restored.skipped, restored.flops
+        self.shape, self.carried = restored.shape, restored.carried
         if restored.spikes is not None:
             self.spikes.load_state_dict(restored.spikes)
         if restored.checkpoint is not None:
@@ -126,11 +128,16 @@ class Run:
             return None
         return batch, round(tokens / self.world.model_parallel_size)
 
-    def advance(self, batch: Batch, num_tokens: int, state: FastWeights) -> None:
-        """Count a step and its tokens (without pads), and keep the memory of the rows that go on."""
+    def advance(self, batch: Batch, num_tokens: int, flops: int, state: FastWeights) -> None:
+        """Count a step with its tokens (without pads) and FLOPs, and keep the memory of the rows that go on.
+
+        flops: this process's share, which is equal in all (`StepResult.flops`).
+        """
         self._keep_lease()
         self.step += 1
         self.tokens += num_tokens
+        if self.flops is not None:
+            self.flops += flops * self.world.size
         self.samples += batch.tokens_BT.shape[0] * self.world.part.ranks
         self.carried = state if bool(batch.continues_B.any()) else None
         self.saver.poll()
@@ -138,7 +145,7 @@ class Run:
         self.status.progress(self.step, self.tokens, self.saver.longest)
 
     def _position(self) -> dict[str, Any]:
-        return {"step": self.step, "tokens": self.tokens, "time": self._date + time.monotonic()}
+        return position(self.step, self.tokens, self.flops, self._date + time.monotonic())
 
     def log(self, record: dict[str, Any]) -> None:
         """Write one record to the metrics file, wandb and the progress line."""
@@ -190,6 +197,7 @@ class Run:
             "tokens": self.tokens,
             "samples": self.samples,
             "skipped": self.skipped,
+            "flops": self.flops,
             "spikes": self.spikes.state_dict(),
             "rollbacks": asdict(self.rollbacks),
             "data": self.source.state_dict(),

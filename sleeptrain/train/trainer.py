@@ -147,7 +147,8 @@ def one_step(run: Run, pace: Pace) -> bool:
     if failure is not None and not handle_failure(run, failure):
         return False
     run.shape = stage_shape(config, run.tokens)
-    run.advance(batch, num_tokens, result.state if failure is None else run.model.empty_state())
+    state = result.state if failure is None else run.model.empty_state()
+    run.advance(batch, num_tokens, result.flops, state)
     if failure is None:
         run.rollbacks.made(run.step)
     pace.count(num_tokens, result)

@@ -32,6 +32,7 @@ def test_a_state_of_a_run_and_of_an_import_are_whole() -> None:
     assert fault(WHOLE, OF_A_RUN) is None
     assert fault({"step": 0, "tokens": 0, "shape": None}, ()) is None
     assert fault(WHOLE | {"later": "unknown"}, OF_A_RUN) is None
+    assert fault(WHOLE | {"flops": 10**24}, OF_A_RUN) is None and fault(WHOLE | {"flops": None}, OF_A_RUN) is None
 
 
 @pytest.mark.parametrize("name", ["step", "tokens", "shape", *OF_A_RUN])
@@ -45,6 +46,7 @@ IMPOSSIBLE: list[tuple[str, Any]] = [
         for name in ("step", "tokens", "samples", "skipped")
         for value in (-1, 1.5, True, "4", 2**63, None)
     ),
+    *(("flops", value) for value in (-1, 1.5, "4", 10**40)),
     *(("shape", WHOLE["shape"] | {"window": value}) for value in (0, -1, None, "6")),
     ("shape", {"passes": 2}),
     ("shape", []),

@@ -144,6 +144,16 @@ def test_help_needs_neither_torch_nor_matplotlib() -> None:
     assert done.returncode == 0 and "--out FOLDER" in done.stdout
 
 
+def test_recorded_flops_are_reported_without_torch(tmp_path: Path) -> None:
+    """Loading torch takes a third of the time of a short report."""
+    records = [attempt(1, 0, 100.0), step(1, flops=5), accuracy(1, 0.5) | {"flops": 5}]
+    folder = make_run(tmp_path / "r", [], records)
+    code = f"import sys; from sleeptrain.cli import main; assert main(['report', {str(folder)!r}]) == 0; "
+    code += "sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, cwd=ROOT)
+    assert done.returncode == 0 and "FLOPs not known" not in done.stdout, done.stderr
+
+
 @pytest.mark.slow
 def test_a_sweep_prints_the_command_that_reports_on_it(tmp_path: Path) -> None:
     """Two processes as a user starts them: the sweep, then what it has printed."""

@@ -106,9 +106,9 @@ def test_skip_makes_no_update_and_empties_the_memory(
     bad(100.0)
     left, advance = list[bool](), Run.advance
 
-    def seen(self: Run, batch: Any, num_tokens: int, state: Any) -> None:
+    def seen(self: Run, batch: Any, num_tokens: int, flops: int, state: Any) -> None:
         left.append(any(layer is not None for layer in state.layers))
-        advance(self, batch, num_tokens, state)
+        advance(self, batch, num_tokens, flops, state)
 
     monkeypatch.setattr(Run, "advance", seen)
     config = prepared(tmp_path, "health.on_spike=skip", "checkpoint.every=1", "checkpoint.keep=100")

@@ -106,6 +106,7 @@ def assert_same(found: Path, wanted: Path) -> None:
     """Records and the last checkpoint."""
     for a, b in zip(records(found), records(wanted), strict=True):
         assert {"step", "tokens"} <= a.keys() and (a["step"], a["tokens"]) == (b["step"], b["tokens"])
+        assert a["flops"] == pytest.approx(b["flops"], rel=1e-9), "shares of processes are whole numbers"
         found_numbers, wanted_numbers = numbers(a), numbers(b)
         assert found_numbers.keys() == wanted_numbers.keys()
         for name, value in wanted_numbers.items():

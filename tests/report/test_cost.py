@@ -47,7 +47,9 @@ def test_they_are_what_the_steps_of_a_run_counted(
     monkeypatch.setattr(trainer, "Pace", Pace)
     config = change(composed(*TINY, f"run.root={tmp_path}", "run.name=r"), changes)
     assert trainer.train(config) == 0
-    found = training_flops(config, collect(read_metrics(tmp_path / "r" / "metrics.jsonl")))
+    records = read_metrics(tmp_path / "r" / "metrics.jsonl")
+    found = training_flops(config, collect(records))
+    assert all(record["flops"] == counted[record["step"]] for record in records)
     assert len(found) > 4 and found == {at: counted[at] for at in found}
     assert max(found) == len(counted) - 1
 

@@ -33,6 +33,16 @@ def test_a_return_to_a_checkpoint_is_seen() -> None:
     assert not collect([step(1), back, step(2)]).rolled_back
 
 
+def test_recorded_flops_are_those_of_evaluations_and_of_the_end() -> None:
+    made = [attempt(1, 0, 100.0), step(1), accuracy(1, 0.5), step(2), accuracy(2, 0.5), step(3)]
+    counted = [record | {"flops": 10 * record["step"]} for record in made]
+    assert collect(counted).flops == {0: 0, 1: 10, 2: 20, 3: 30}
+    assert collect([]).flops == {0: 0}
+    for index in (2, 4, 5):
+        without = [record if i != index else made[i] for i, record in enumerate(counted)]
+        assert collect(without).flops is None, "an early version wrote a record that is needed"
+
+
 def test_what_no_report_reads_is_not_kept() -> None:
     [norms] = collect([step(1, norms={"features": {}, "S": {}}, grad_norm=2.0, data={"a": 1})]).norms
     assert set(norms) == {"step", "tokens", "time", "norms"}

@@ -179,3 +179,11 @@ def test_records_of_an_older_format_are_refused(tmp_path: Path, record: dict, mi
         file.write(json.dumps(record) + "\n")
     with pytest.raises(DataError, match=f"metrics.jsonl: the record of step 1 has no {missing}.*older format"):
         find_runs([tmp_path])
+
+
+def test_recorded_flops_are_taken_and_others_counted(tmp_path: Path) -> None:
+    counted = make_run(tmp_path / "counted", [], ONE)
+    recorded = make_run(tmp_path / "recorded", [], [record | {"flops": 7 * record["step"]} for record in ONE])
+    by_count, as_recorded = find_runs([counted, recorded])[0]
+    assert as_recorded.flops == {0: 0, 1: 7} and as_recorded.flops_until(1) == 7
+    assert (by_count.flops_until(1) or 0) > 7

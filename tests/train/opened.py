@@ -51,4 +51,4 @@ def make_steps(run: Run, count: int) -> None:
         found = run.next_batch(8)
         assert found is not None
         run.shape = SHAPE
-        run.advance(*found, run.model.empty_state())
+        run.advance(*found, 100, run.model.empty_state())

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sleeptrain.checkpoint.folder import checkpoints
+from sleeptrain.checkpoint.folder import checkpoints, read_state
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import DataError
 from sleeptrain.health.rollbacks import Rollbacks
+from sleeptrain.train import restore as restore_module
 from sleeptrain.train.engine import LocalEngine
 from sleeptrain.train.restore import Restored, restore
 from sleeptrain.watch.progress import Progress
@@ -44,9 +45,18 @@ def test_the_state_of_the_run_comes_back(saved: tuple[Path, Config]) -> None:
     assert torch.equal(torch.rand(3), expected), "the generator goes on where it was"
     assert all(torch.equal(p, w) for p, w in zip(engine.model.parameters(), before, strict=True))
     assert (found.checkpoint, found.step, found.samples, found.skipped) == (path, 1, 8, 3)
+    assert found.flops == 100
     assert found.tokens > 0 and found.shape == SHAPE and found.carried is None
     assert found.owes_evaluation and found.rollbacks == Rollbacks(1, 2, 3, 4, 5)
     assert found.data["position"] == 8 and found.wandb_id is None and found.spikes is not None
+
+
+def test_a_checkpoint_without_flops_is_restored(saved: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, config = saved
+    state = {name: value for name, value in read_state(path).items() if name != "flops"}
+    monkeypatch.setattr(restore_module, "read_state", lambda *_: state)
+    found = restore(path, LocalEngine(config, torch.device("cpu"), Progress()), config.model)
+    assert found.step == 1 and found.flops is None
 
 
 def test_a_model_of_another_size_is_refused(saved: tuple[Path, Config]) -> None:

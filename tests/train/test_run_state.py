@@ -31,12 +31,12 @@ def test_steps_are_counted_with_tokens_and_samples(tmp_path: Path) -> None:
     with open_in(tmp_path) as run:
         batch, tokens = run.next_batch(8) or pytest.fail("a batch")
         assert tokens == int((batch.documents_BT >= 0).sum()) > 0
-        run.advance(batch, tokens, run.model.empty_state())
-        assert (run.step, run.tokens, run.samples) == (1, tokens, 8)
+        run.advance(batch, tokens, 100, run.model.empty_state())
+        assert (run.step, run.tokens, run.samples, run.flops) == (1, tokens, 8, 100)
         assert run.carried is None, "no row goes on"
         batch.continues_B[:] = True
         state = run.model.empty_state()
-        run.advance(batch, tokens, state)
+        run.advance(batch, tokens, 100, state)
         assert run.carried is state
         assert not run.done
         run.tokens = run.config.train.tokens
@@ -71,6 +71,7 @@ def test_a_step_is_saved_once_with_the_position_of_the_run(tmp_path: Path, monke
         assert saved(run) == [0, 2]
         state = json.loads((checkpoints(run.folder / "checkpoints")[-1] / "state.json").read_text())
         assert (state["step"], state["tokens"], state["samples"], state["skipped"]) == (2, run.tokens, 16, 1)
+        assert state["flops"] == 200
         assert state["shape"] == {"passes": 2, "window": 6, "batch": 8}
         assert state["written_by"] == {"tensor": 1, "pipeline": 1, "data": 1, "zero": run.config.parallel.zero}
         assert state["data"]["position"] == 16
@@ -81,7 +82,17 @@ def test_records_carry_the_position(tmp_path: Path) -> None:
         make_steps(run, 1)
         run.log({"loss": 1.5})
         record = read_metrics(run.folder / "metrics.jsonl")[-1]
-        assert (record["step"], record["tokens"], record["loss"]) == (1, run.tokens, 1.5)
+        assert (record["step"], record["tokens"], record["flops"], record["loss"]) == (1, run.tokens, 100, 1.5)
+
+
+def test_flops_that_were_not_counted_from_the_beginning_are_not_recorded(tmp_path: Path) -> None:
+    with open_in(tmp_path) as run:
+        run.flops = None  # as of a checkpoint without them
+        make_steps(run, 1)
+        run.log({"loss": 1.5})
+        save(run)
+        assert "flops" not in read_metrics(run.folder / "metrics.jsonl")[-1]
+        assert json.loads((checkpoints(run.folder / "checkpoints")[-1] / "state.json").read_text())["flops"] is None
 
 
 def test_a_rollback_goes_back_to_a_good_checkpoint_and_on_with_later_data(
@@ -98,6 +109,7 @@ def test_a_rollback_goes_back_to_a_good_checkpoint_and_on_with_later_data(
                 parameter.add_(1)
         run.carried = run.model.empty_state()
         run.roll_back("step 11: loss 9")
+        assert run.flops == 200
         assert run.step == 2, "the newest that lies 8 steps before the bad one"
         assert all(torch.equal(p, w) for p, w in zip(run.model.parameters(), weights, strict=True))
         assert run.carried is None and run.source.state_dict()["position"] == 80, "data goes on"

@@ -176,7 +176,8 @@ def _steps(run: Run, count: int) -> None:
         loaded = run.next_batch(shape.batch)
         assert loaded is not None, "there is no stop request"
         batch, num_tokens = loaded
-        run.advance(batch, num_tokens, try_step(run, batch, shape, 1.0, None).result.state)
+        result = try_step(run, batch, shape, 1.0, None).result
+        run.advance(batch, num_tokens, result.flops, result.state)
 
 
 def _torch_save(tensors: dict[str, torch.Tensor], path: Path) -> None:

@@ -60,7 +60,7 @@ def _records(count: int, tokens: int, evaluate_every: int) -> Iterator[dict[str,
     draw = random.Random(0)
     yield {"step": 0, "tokens": 0, "time": 0.0, "attempt": {"number": 1, "hosts": [], "processes": 1, "code": "x"}}
     for step in range(1, count + 1):
-        place = {"step": step, "tokens": step * tokens, "time": 0.5 * step}
+        place = {"step": step, "tokens": step * tokens, "time": 0.5 * step, "flops": step * 10**12}
         loss = 2 + 5 / (1 + step / count * 50) + draw.random() / 10 + (3 if draw.random() < 1e-4 else 0)
         speed = {"tokens_per_second": draw.uniform(1e3, 2e3), "passes_per_second": draw.uniform(10, 20)}
         shape = {"passes": 1 + 3 * (2 * step > count), "window": 128, "batch": 8, "skipped": 0, "rollbacks": 0}

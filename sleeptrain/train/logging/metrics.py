@@ -20,6 +20,15 @@ METRICS = "metrics.jsonl"
 Record = dict[str, Any]
 
 
+def position(step: int, tokens: int, flops: int | None, time: float) -> Record:
+    """The fields of every record.
+
+    flops: model FLOPs of all steps so far; None if unknown, and the record then has none. time: Unix seconds.
+    """
+    fields = {"step": step, "tokens": tokens, "time": time}
+    return fields if flops is None else fields | {"flops": flops}
+
+
 class MetricsFile:
     """The metrics file `path`, open for appending. Opening drops a torn last line, which a killed process leaves.
 

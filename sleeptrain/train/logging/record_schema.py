@@ -9,6 +9,7 @@ from sleeptrain.kinds import (
     dict_of,
     has,
     is_count,
+    is_flops,
     is_number,
     is_positive,
     is_text,
@@ -90,5 +91,6 @@ _PARTS: dict[str, Check] = {
     "norms": has(dict.fromkeys(("features", "S"), dict_of(or_none(is_number)))),
     "attempt": has({"code": is_text, "number": is_count}),
     **dict.fromkeys(("skipped", "rollbacks"), is_count),
+    "flops": is_flops,
 }
 _WORDS = {"eval": "eval.loss by passes", "norms": "norms.features and norms.S", "attempt": "attempt.code"}

@@ -32,7 +32,7 @@ def test_what_is_one() -> None:
 def test_a_record_as_it_is_written_has_no_faults() -> None:
     found = STEP | {"loss": float("nan"), "skipped": 0, "norms": {"features": {"a": None}, "S": {}}}
     found |= {"attempt": {"code": "x", "number": 1}, "eval": {"loss": {"1": [None, 2.0]}, "accuracy": {"1": 0.5}}}
-    assert faults(found) == []
+    assert faults(found) == [] and faults(found | {"flops": 10**24}) == []
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,7 @@ def test_a_record_as_it_is_written_has_no_faults() -> None:
         ({"time": -1.0}, "time"),
         ({"step": MOST_STEPS + 1}, "step of at most 10,000,000"),
         ({"skipped": -1}, "skipped"),
+        *(({"flops": value}, "flops") for value in (-1, 1.5, None, 10**40)),
         ({"attempt": {"number": 1}}, "attempt.code"),
         ({"norms": {"S": {}}}, "norms.features and norms.S"),
         *(({"eval": value}, "eval.loss by passes") for value in (3, {"loss": {"0": [1.0]}}, {"loss": {"²": [1.0]}})),
