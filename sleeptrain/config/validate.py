@@ -122,8 +122,9 @@ def _check_size(model: ModelConfig) -> None:
     if len(model.layers) > MOST_LAYERS:
         raise ConfigError(f"model.layers lists {len(model.layers):,} blocks: {MOST_LAYERS:,} are the most")
     for name, value in settings(model, "model."):
-        if type(value) is int and value > (MOST_IDS if name == "model.vocab_size" else MOST_WIDTH):
-            raise ConfigError(f"{name} ({value}) is larger than any model has: {MOST_WIDTH:,} at most")
+        most = MOST_IDS if name == "model.vocab_size" else MOST_WIDTH
+        if type(value) is int and value > most:
+            raise ConfigError(f"{name} ({value}) is larger than any model has: {most:,} at most")
 
 
 def _check_optim(config: Config) -> None:
