@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,6 +77,18 @@ class Sharding:
 def padded_size(size: int, parts: int) -> int:
     """The smallest multiple of `parts` that is not less than `size`."""
     return -(-size // parts) * parts
+
+
+@dataclass(frozen=True)
+class TensorRank:
+    """The place of a mixer's module among tensor ranks.
+
+    gather: [..., C] of this rank -> [..., size * C], the channels of all ranks in the order of ranks.
+    """
+
+    rank: int
+    size: int
+    gather: Callable[[torch.Tensor], torch.Tensor]
 
 
 def own_heads(num_heads: int, rank: int, size: int) -> range:

@@ -25,7 +25,7 @@ from sleeptrain.model.mixers.spec import (
     uneven,
 )
 from sleeptrain.model.norm import GatedRMSNorm
-from sleeptrain.model.shards import Sharding
+from sleeptrain.model.shards import Sharding, TensorRank, own_heads
 from sleeptrain.model.state import Boundary, LayerState, Recurrent
 from sleeptrain.ops import causal_conv, ssd
 from sleeptrain.ops.chunks import Cut
@@ -101,6 +101,33 @@ class Mamba2(KeepsDecayWide, nn.Module):
         return x.unflatten(-1, (c.num_heads, c.head_dim)), B.unflatten(-1, by_group), C.unflatten(-1, by_group)
 
 
+class SharedGroupMamba2(Mamba2):
+    """One tensor rank of Mamba-2 with fewer groups than ranks: it stores an equal part of all groups' B and C channels.
+
+    It convolves its part, then the ranks gather the parts; this rank's heads read one group. local: the settings of the
+    rank, with one group. num_groups: of the whole mixer.
+    """
+
+    def __init__(self, local: ModelConfig, num_groups: int, place: TensorRank):
+        super().__init__(local)
+        c = self.config
+        self._num_groups, self._place = num_groups, place
+        self._local_channels = num_groups * c.state_dim // place.size
+        self.conv_dim = self.inner_dim + 2 * self._local_channels
+        self.in_proj = nn.Linear(local.dim, self.inner_dim + self.conv_dim + c.num_heads, bias=False)
+        self.conv_weight = nn.Parameter(torch.empty(self.conv_dim, c.conv_size))
+        self.conv_bias = nn.Parameter(torch.zeros(self.conv_dim))
+
+    def split_mixed(self, mixed_BTC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        c, place = self.config, self._place
+        x, B_C = mixed_BTC.split([self.inner_dim, 2 * self._local_channels], dim=-1)
+        # By rank [B part | C part] -> [B of all groups | C of all groups].
+        gathered = place.gather(B_C).unflatten(-1, (place.size, 2, self._local_channels)).transpose(-3, -2).flatten(-2)
+        group = own_heads(self._num_groups, place.rank, place.size).start
+        B, C = gathered.narrow(-1, group * c.state_dim, c.state_dim).unbind(-2)
+        return x.unflatten(-1, (c.num_heads, c.head_dim)), B.unsqueeze(-2), C.unsqueeze(-2)
+
+
 class Mamba2Spec(MixerSpec):
     module = Mamba2
     settings_class = Mamba2Config
@@ -163,6 +190,10 @@ class Mamba2Spec(MixerSpec):
         yield from uneven("mamba2", {"num_heads": c.num_heads}, size)
         if not shareable(c.num_groups, c.state_dim, size):
             yield f"model.mamba2.num_groups ({c.num_groups}) of state_dim {c.state_dim}"
+
+    def rank_module(self, local: ModelConfig, place: TensorRank) -> nn.Module | None:
+        num_groups = self.settings.num_groups
+        return SharedGroupMamba2(local, num_groups, place) if num_groups % place.size else None
 
     def exchanged(self, size: int) -> int:
         """B and C of all groups, if ranks share groups."""

@@ -19,7 +19,7 @@ from sleeptrain.config.mixers import mixer_settings
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError
 from sleeptrain.model.decay import parameter_generator, random_decay
-from sleeptrain.model.shards import Sharding
+from sleeptrain.model.shards import Sharding, TensorRank
 
 WIDE = 4  # bytes of an element in fp32
 
@@ -170,6 +170,13 @@ class MixerSpec(ABC):
     @abstractmethod
     def obstacles(self, size: int) -> Iterator[str]:
         """The settings that prevent a cut over `size` tensor ranks, each as `<setting> (<value>)`."""
+
+    def rank_module(self, local: ModelConfig, place: TensorRank) -> nn.Module | None:
+        """The module of one tensor rank, whose settings are `local`; None: `module` as it is, built from `local`.
+
+        A mixer that lets ranks share heads, beyond those of a linear layer (`Sharding.heads`), has another module here.
+        """
+        return None
 
     def exchanged(self, size: int) -> int:
         """Elements per token that `size` tensor ranks exchange in the forward, in the narrow dtype."""

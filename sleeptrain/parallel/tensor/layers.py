@@ -6,6 +6,7 @@ S belongs to heads: each rank keeps the S of its heads and never communicates it
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,18 +19,18 @@ from sleeptrain.config.schema import ModelConfig
 from sleeptrain.distributed.mesh import Axis
 from sleeptrain.model.block import Block
 from sleeptrain.model.hybrid import Hybrid, at_least_fp32, initial_weight
-from sleeptrain.model.mixers.mamba2 import Mamba2
+from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.model.norm import GatedRMSNorm, RMSNorm
-from sleeptrain.model.shards import Sharding, padded_size
+from sleeptrain.model.shards import Sharding, TensorRank, padded_size
 from sleeptrain.model.state import FastWeights
 from sleeptrain.parallel.tensor.regions import (
     ColumnLinear,
     EnteringNorm,
     GatheredLinear,
     RowLinear,
-    SharedGroupMamba2,
     SharedHeadLinear,
     SplitGatedRMSNorm,
+    gather_channels,
     megatron_config,
     split_tokens,
     sum_gradient,
@@ -58,10 +59,10 @@ class TensorParallelHybrid(Hybrid):
                 config=megatron_config(axis),
                 tp_group=axis.group,
             )
+        place = TensorRank(axis.rank, axis.size, partial(gather_channels, axis=axis))
         for layer in self.layers:
             block = cast(Block, self.blocks[layer])
-            if isinstance(block.mixer, Mamba2) and config.mamba2.num_groups % axis.size:
-                block.mixer = SharedGroupMamba2(self.config, config.mamba2.num_groups, axis)
+            block.mixer = block_spec(config, layer).rank_module(self.config, place) or block.mixer
             block.mixer_norm = EnteringNorm(config, axis, sequence)
             if block.has_mlp:
                 block.mlp_norm = EnteringNorm(config, axis, sequence)

@@ -26,7 +26,6 @@ from torch import nn
 
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.distributed.mesh import Axis
-from sleeptrain.model.mixers.mamba2 import Mamba2
 from sleeptrain.model.norm import GatedRMSNorm, RMSNorm
 from sleeptrain.model.shards import own_heads
 
@@ -78,6 +77,11 @@ def whole_tokens(x_BTD: torch.Tensor, axis: Axis, same_use: bool) -> torch.Tenso
         x_BTD.transpose(0, 1), tensor_parallel_output_grad=not same_use, group=axis.group
     )
     return y.transpose(0, 1)
+
+
+def gather_channels(x: torch.Tensor, axis: Axis) -> torch.Tensor:
+    """[..., C] of this rank -> [..., ranks * C], by rank; the backward sums the ranks' gradients of each part."""
+    return all_gather_last_dim_from_tensor_parallel_region(x, axis.group)
 
 
 class EnteringNorm(RMSNorm):
@@ -161,7 +165,7 @@ class SharedHeadLinear(ColumnLinear):
         self._head_dim, self._axis = head_dim, axis
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        all_heads = all_gather_last_dim_from_tensor_parallel_region(super().forward(x), self._axis.group)
+        all_heads = gather_channels(super().forward(x), self._axis)
         return all_heads.narrow(-1, self._first, self._head_dim)
 
 
@@ -173,35 +177,7 @@ class GatheredLinear(ColumnLinear):
         self._axis = axis
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return all_gather_last_dim_from_tensor_parallel_region(super().forward(x), self._axis.group)
-
-
-class SharedGroupMamba2(Mamba2):
-    """Mamba-2 with fewer groups than ranks: each rank stores an equal part of all groups' B and C channels.
-
-    A rank convolves its part, then the ranks gather the parts; this rank's heads read one group. config: the rank's
-    local configuration, with one group.
-    """
-
-    def __init__(self, config: ModelConfig, num_groups: int, axis: Axis):
-        super().__init__(config)
-        c = self.config
-        self._num_groups, self._axis = num_groups, axis
-        self._local_channels = num_groups * c.state_dim // axis.size
-        self.conv_dim = self.inner_dim + 2 * self._local_channels
-        self.in_proj = nn.Linear(config.dim, self.inner_dim + self.conv_dim + c.num_heads, bias=False)
-        self.conv_weight = nn.Parameter(torch.empty(self.conv_dim, c.conv_size))
-        self.conv_bias = nn.Parameter(torch.zeros(self.conv_dim))
-
-    def split_mixed(self, mixed_BTC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        c, axis = self.config, self._axis
-        x, local = mixed_BTC.split([self.inner_dim, 2 * self._local_channels], dim=-1)
-        gathered = all_gather_last_dim_from_tensor_parallel_region(local, axis.group)
-        # By rank [B part | C part] -> [B of all groups | C of all groups].
-        gathered = gathered.unflatten(-1, (axis.size, 2, self._local_channels)).transpose(-3, -2).flatten(-2)
-        group = own_heads(self._num_groups, axis.rank, axis.size).start
-        B, C = gathered.narrow(-1, group * c.state_dim, c.state_dim).unbind(-2)
-        return x.unflatten(-1, (c.num_heads, c.head_dim)), B.unsqueeze(-2), C.unsqueeze(-2)
+        return gather_channels(super().forward(x), self._axis)
 
 
 class SplitGatedRMSNorm(GatedRMSNorm):
