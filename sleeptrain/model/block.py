@@ -9,6 +9,7 @@ from torch import nn
 
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.model.document_layout import DocumentLayout
+from sleeptrain.model.linear import adopt_linears
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.model.mlp import SwiGLU
 from sleeptrain.model.norm import RMSNorm
@@ -39,6 +40,7 @@ class Block(nn.Module):
             self.mlp = SwiGLU(config.dim, config.ffn_dim)
         if self.sandwich:
             self.mlp_post_norm = norm()
+        adopt_linears(self)
 
     def forward(
         self,

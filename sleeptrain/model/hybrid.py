@@ -14,6 +14,7 @@ from sleeptrain.config.mixers import is_recurrent
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.model.block import Block
 from sleeptrain.model.document_layout import DocumentLayout
+from sleeptrain.model.linear import Linear, Product
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.model.mixers.spec import Draw
 from sleeptrain.model.norm import RMSNorm
@@ -30,13 +31,16 @@ class Blocks(nn.ModuleDict):
         return super().__getitem__(str(layer))
 
 
-class Hybrid(nn.Module):
+class Hybrid(Product, nn.Module):
     """A stack of blocks. It knows nothing of windows and passes: `run` reads features and states and returns both.
 
     layers: the blocks that this part of the model holds; None: all. The first part has the embeddings, the last part
     the norm and the head; both have tied embeddings. Parameters and blocks keep the names and numbers of the whole
     model.
+    residual_dtype: of the features between blocks; None: that of the weights.
     """
+
+    residual_dtype: torch.dtype | None = None
 
     def __init__(self, config: ModelConfig, layers: range | None = None):
         super().__init__()
@@ -48,7 +52,7 @@ class Hybrid(nn.Module):
         self.blocks = Blocks({str(i): Block(i, config) for i in self.layers})
         self.norm = RMSNorm(config.dim, config.norm_eps, config.norm) if ends else None
         has_head = ends and not config.tie_embeddings
-        self.head = nn.Linear(config.dim, config.vocab_size, bias=False) if has_head else None
+        self.head = Linear(config.dim, config.vocab_size, bias=False) if has_head else None
 
     @property
     def num_layers(self) -> int:
@@ -58,6 +62,11 @@ class Hybrid(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    @property
+    def matrix(self) -> torch.Tensor | None:
+        """The head's matrix if it is tied to the embeddings, else None: `head` has it, or another part of the model."""
+        return None if self.norm is None or self.head is not None else self.head_weight
 
     @property
     def head_weight(self) -> torch.Tensor:
@@ -72,6 +81,7 @@ class Hybrid(nn.Module):
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         assert self.embedding is not None, "this part of the model has no embeddings"
         x, factor = self.embedding(tokens_BT), self.config.embedding_multiplier
+        x = x if self.residual_dtype is None else x.to(self.residual_dtype)
         return x if factor == 1 else x * factor
 
     def run(
@@ -115,7 +125,8 @@ class Hybrid(nn.Module):
     def logits(self, x_ND: torch.Tensor) -> torch.Tensor:
         """Features [..., D] -> logits [..., V] over the vocabulary, in the features' dtype."""
         assert self.norm is not None, "this part of the model has no head"
-        logits, divisor = F.linear(self.norm(x_ND), self.head_weight.to(x_ND.dtype)), self.config.logits_divisor
+        head = self if self.head is None else self.head
+        logits, divisor = head.product(self.norm(x_ND), self.head_weight), self.config.logits_divisor
         return logits if divisor == 1 else logits / divisor
 
     def cross_entropy(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import torch
 
@@ -32,8 +32,8 @@ from sleeptrain.parallel.zero.engine import wrap
 from sleeptrain.parallel.zero.state import load, load_weights, local_tensors
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.flops import step_flops
-from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits, loop_settings
-from sleeptrain.sleep.precision import autocast, run_rounds_in_precision
+from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits, loop_settings, run_rounds
+from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.sleep.step import (
     MicroBatch,
@@ -109,6 +109,11 @@ class DistributedEngine:
             self._complete_gradients()
         return result
 
+    @property
+    def _copies(self) -> bool:
+        """Each matrix is cast once a step. Under ZeRO-3 it is here only while it is used, so each use casts it."""
+        return self._config.parallel.zero < 3
+
     def _run_unpipelined(
         self,
         batch: Batch,
@@ -119,6 +124,7 @@ class DistributedEngine:
         on_features: OnFeatures | None,
     ) -> StepResult:
         context = step_context(self._config, shape, self.model, self._progress, on_features, self._zero)
+        context = replace(context, copies=self._copies)
         if finder is not None:
             context = replace(context, settings=finder.settings(self._config, shape))
         return forward_backward(context, self.model, batch, shape, carried, divisor)
@@ -142,7 +148,7 @@ class DistributedEngine:
             for m in micros
         ]
         on_task = self._report_progress if finder is None else lambda _, r: finder.on_round(r)
-        with self._autocast():
+        with in_precision(self._config, self.model, self._copies):
             self._run_schedule(self._schedule(tuple(tuple(m.rounds) for m in micros)), stage_parts, on_task)
         final_state, num_rows = self.model.empty_state(), batch.tokens_BT.shape[0]
         for m, part in zip(micros, stage_parts, strict=True):
@@ -160,16 +166,9 @@ class DistributedEngine:
     ) -> None:
         pipeline = self._world.mesh.pipeline
         assert pipeline.group is not None
-        mailbox = Mailbox(pipeline.group, torch.float32, self._world.device)  # the residual stream is fp32
-        StageStep(plan, pipeline.rank, stage_parts, mailbox, self._config.model.dim, on_task).run(self._backward)
-
-    def _backward(self, surrogate: torch.Tensor) -> None:
-        with torch.autocast(self._world.device.type, enabled=False):
-            self._zero.backward(surrogate)
-
-    def _autocast(self) -> torch.autocast:
-        """Autocast without its cache: in some torch versions a backward cannot use a cast that no_grad has cached."""
-        return autocast(self._config, self._world.device, keep_casts=False)
+        mailbox = Mailbox(pipeline.group, self.model.residual_dtype or torch.float32, self._world.device)
+        step = StageStep(plan, pipeline.rank, stage_parts, mailbox, self._config.model.dim, on_task)
+        step.run(self._zero.backward)
 
     def _make_schedule(self, plans: tuple[tuple[Round, ...], ...]) -> Schedule:
         return schedule(plans, self._stages, self._costs)
@@ -236,10 +235,10 @@ class DistributedEngine:
         settings = replace(settings, on_round=self._progress.at)
         if self._world.mesh.pipeline.size == 1:
             # The result is a tuple, as in training: in a dict at the top level ZeRO-3 requires string keys.
-            run = partial(run_rounds_in_precision, self._config)
-            return self._zero.forward(lambda _: run(model, batch, rounds, state, settings, read_logits))[0]
+            with in_precision(self._config, self.model, self._copies):
+                return self._zero.forward(lambda _: run_rounds(model, batch, rounds, state, settings, read_logits))[0]
         micro_batch = EvaluationMicroBatch(model, batch, rounds, state, settings, 1.0, read_logits=read_logits)
-        with self._autocast():
+        with in_precision(self._config, self.model, self._copies):
             forwards = forwards_of(self._schedule((tuple(rounds),)))
             self._run_schedule(forwards, [micro_batch], lambda _, r: self._progress.at(r))
         return micro_batch.losses

@@ -1,9 +1,9 @@
-"""`train.precision`: the autocast of rounds, and a check of the dtypes that the first step multiplies in."""
+"""`train.precision`: the dtypes of a step, and a check of the dtypes that the first step multiplies in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,13 +11,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sleeptrain.config.schema import Config
-from sleeptrain.data.batch import Batch
 from sleeptrain.distributed.world import World
 from sleeptrain.errors import ConfigError
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.model.state import FastWeights
-from sleeptrain.sleep.loop import LoopSettings, ReadLogits, run_rounds
-from sleeptrain.sleep.rounds import Round
+from sleeptrain.model.linear import computing_in, working_copies
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -26,33 +23,29 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm)
 
 
-def autocast(config: Config, device: torch.device, keep_casts: bool = True) -> torch.autocast:
-    """The autocast of `train.precision`. keep_casts: cast each weight once, for all products inside."""
-    enabled = config.train.precision == "bf16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=keep_casts)
+@contextmanager
+def in_precision(config: Config, model: Hybrid, copies: bool = True) -> Iterator[None]:
+    """Let `model` compute in `train.precision` inside, in forward, backward and recomputation, without autocast.
 
-
-def run_rounds_in_precision(
-    config: Config,
-    model: Hybrid,
-    batch: Batch,
-    rounds: Sequence[Round],
-    state: FastWeights,
-    settings: LoopSettings,
-    read_logits: ReadLogits | None = None,
-) -> tuple[dict[int, torch.Tensor], FastWeights]:
-    """`run_rounds` in `train.precision`.
-
-    An engine calls this inside its forward: DeepSpeed's forward disables an autocast that was entered outside.
+    The weights keep their dtype, and may not change inside. copies: each matrix is cast once, at entry
+    (`working_copies`); False: at each use.
     """
-    with autocast(config, model.device):
-        return run_rounds(model, batch, rounds, state, settings, read_logits)
+    with torch.autocast(model.device.type, enabled=False):
+        if config.train.precision == "fp32":
+            yield
+            return
+        model.residual_dtype = DTYPES[config.train.residual]
+        try:
+            with computing_in(model, torch.bfloat16), working_copies(model) if copies else nullcontext():
+                yield
+        finally:
+            model.residual_dtype = None
 
 
 class Products(TorchDispatchMode):
     """While entered, records the dtypes of this process's matrix products, also in backward and recomputation.
 
-    It sees the operations as they are executed, after autocast.
+    It sees the operations as they are executed.
     """
 
     def __init__(self) -> None:
@@ -88,7 +81,8 @@ def _dtype_names(config: Config, seen: set[torch.dtype]) -> set[str]:
     if seen - {DTYPES[precision]}:
         raise ConfigError(
             f"train.precision={precision}, but matrix products of the first step ran in {' and '.join(sorted(names))}: "
-            f"the installed torch {torch.__version__} or DeepSpeed handles autocast in a way that sleeptrain does not "
-            "know; install the versions it was tested with, or set train.precision to what ran"
+            "a mixer multiplies by a weight that belongs to no linear layer, or the installed torch "
+            f"{torch.__version__} behaves in a way that sleeptrain does not know; install the versions it was tested "
+            "with, or set train.precision to what ran"
         )
     return names

@@ -15,8 +15,8 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.flops import step_flops
-from sleeptrain.sleep.loop import LoopSettings, OnFeatures, loop_settings
-from sleeptrain.sleep.precision import run_rounds_in_precision
+from sleeptrain.sleep.loop import LoopSettings, OnFeatures, loop_settings, run_rounds
+from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.rounds import Round, plan_batch, windows_of
 from sleeptrain.watch.progress import Phase, Progress
 
@@ -98,12 +98,14 @@ class StepContext:
     settings: how the step's rounds are run.
     progress: this process's progress, updated in each round.
     calls: how the model's forward and backward are called.
+    copies: matrices are cast once a step (`in_precision`).
     """
 
     config: Config
     settings: LoopSettings
     progress: Progress
     calls: Calls
+    copies: bool = True
 
 
 def step_context(
@@ -129,11 +131,23 @@ def forward_backward(
     carried: FastWeights | None,
     divisor: int | None = None,
 ) -> StepResult:
-    """Adds the gradient of the step's mean loss to the parameters.
+    """Adds the gradient of the step's mean loss to the parameters, computed in `train.precision`.
 
     carried: the memory of these rows after the previous step; None: empty. divisor: the divisor of every micro-batch's
     summed loss, the same for all, so the cut does not change the gradient; None: the number of targets in the batch.
     """
+    with in_precision(context.config, model, context.copies):
+        return _sum_micro_batches(context, model, batch, shape, carried, divisor)
+
+
+def _sum_micro_batches(
+    context: StepContext,
+    model: Hybrid,
+    batch: Batch,
+    shape: StepShape,
+    carried: FastWeights | None,
+    divisor: int | None,
+) -> StepResult:
     config, progress = context.config, context.progress
     num_rows, num_targets = batch.tokens_BT.shape[0], int((batch.targets_BT != IGNORE).sum())
     divisor = divisor or max(num_targets, 1)
@@ -144,8 +158,7 @@ def forward_backward(
         for rounds in truncated(micro.rounds, config.sleep.bptt_windows):
             progress.begin(Phase.FORWARD)
             run = partial(
-                run_rounds_in_precision,
-                config,
+                run_rounds,
                 batch=micro.batch,
                 rounds=rounds,
                 state=state,

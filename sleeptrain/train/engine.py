@@ -21,8 +21,8 @@ from sleeptrain.optim.freezing import with_rates
 from sleeptrain.optim.optimizers import Optimizers
 from sleeptrain.optim.param_groups import parameter_roles
 from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits
-from sleeptrain.sleep.precision import run_rounds_in_precision
+from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits, run_rounds
+from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.sleep.step import StepResult, forward_backward, step_context
 from sleeptrain.watch.progress import Progress
@@ -111,7 +111,8 @@ class LocalEngine:
     ) -> Mapping[int, torch.Tensor]:
         settings = replace(settings, on_round=self._progress.at)
         state = self.model.empty_state()
-        return run_rounds_in_precision(self._config, self.model, batch, rounds, state, settings, read_logits)[0]
+        with in_precision(self._config, self.model):
+            return run_rounds(self.model, batch, rounds, state, settings, read_logits)[0]
 
     def local_tensors(self, carried: FastWeights | None) -> dict[str, torch.Tensor]:
         tensors = {WEIGHTS + name: p.detach().to("cpu", copy=True) for name, p in self.model.named_parameters()}

@@ -17,8 +17,8 @@ from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.data.source import Source
 from sleeptrain.data.tasks.task import Answered, Task
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.sleep.loop import LoopSettings, ReadLogits, loop_settings
-from sleeptrain.sleep.precision import run_rounds_in_precision
+from sleeptrain.sleep.loop import LoopSettings, ReadLogits, loop_settings, run_rounds
+from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.rounds import Round, plan_batch, window_spans
 
 # {"loss": {passes: [mean loss of window 1..K]}, "sets": {name: {"loss": ...}}}; with a task also {"accuracy": {passes:
@@ -103,11 +103,9 @@ def evaluate(
     run: runs the rounds of a batch (default: on `model` in this process).
     stop: called before each batch is read and before it is run; if it returns True, EvaluationStopped is raised.
     """
-    run = run or (
-        lambda batch, rounds, *rest: run_rounds_in_precision(config, model, batch, rounds, model.empty_state(), *rest)[
-            0
-        ]
-    )
+    if run is None:
+        with in_precision(config, model):
+            return evaluate(model, sets, config, window, passes, task, _run_on(model), stop)
     batches = {name: list(_until(stop, set_batches)) for name, set_batches in sets.items()}
     result: Evaluation = {"loss": {}}
     if task is not None:
@@ -128,6 +126,17 @@ def evaluate(
         for name in result.get("sets", {}):
             result["sets"][name]["loss"][str(n)] = by_set[name].means()
     return result
+
+
+def _run_on(model: Hybrid) -> WindowLosses:
+    """Runs rounds on a model in this process."""
+
+    def run(
+        batch: Batch, rounds: Sequence[Round], settings: LoopSettings, read_logits: ReadLogits | None
+    ) -> Mapping[int, torch.Tensor]:
+        return run_rounds(model, batch, rounds, model.empty_state(), settings, read_logits)[0]
+
+    return run
 
 
 def _window_losses(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
@@ -9,8 +11,8 @@ from sleeptrain.errors import ConfigError
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep import precision
 from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.sleep.loop import LoopSettings
-from sleeptrain.sleep.precision import Products, proven_precision, run_rounds_in_precision
+from sleeptrain.sleep.loop import LoopSettings, run_rounds
+from sleeptrain.sleep.precision import Products, in_precision, proven_precision
 from sleeptrain.sleep.rounds import plan_batch
 from sleeptrain.sleep.step import StepResult, forward_backward, step_context
 from tests.models import random_batch, tiny_config
@@ -21,7 +23,7 @@ SHAPE = StepShape(passes=3, window=4, batch=2)
 
 
 def test_bf16_keeps_the_memory_the_loss_and_the_gradients_wide():
-    """bf16 autocast rounds the products; S, the decays and the loss stay fp32, and the loss is that of fp32 to 1 %."""
+    """bf16 rounds the products; S, the decays and the loss stay fp32, and the loss is that of fp32 to 1 %."""
     model = Hybrid(tiny_config())
     model.init_weights(0)
     batch = random_batch([[0] * 16, [0] * 7 + [1] * 9], continues=[True, True])
@@ -69,8 +71,8 @@ def test_every_product_of_a_linear_layer_is_seen_and_none_changes(kind):
 def test_fp32_holds_inside_another_autocast():
     model, batch = Hybrid(tiny_config()), random_batch([[0] * 8])
     rounds = plan_batch(batch, 4, 2, config().sleep)
-    with torch.autocast("cpu", torch.bfloat16), Products() as products:
-        run_rounds_in_precision(config(), model, batch, rounds, model.empty_state(), LoopSettings((0, 3)))
+    with torch.autocast("cpu", torch.bfloat16), Products() as products, in_precision(config(), model):
+        run_rounds(model, batch, rounds, model.empty_state(), LoopSettings((0, 3)))
     assert products.dtypes == {torch.float32}
 
 
@@ -93,9 +95,8 @@ def test_a_run_says_once_in_what_its_products_ran(tmp_path, capfd, of, ran):
     assert (output.out + output.err).count(f"the first step's matrix products ran in {ran}\n") == 1
 
 
-def test_a_run_whose_autocast_gets_lost_ends_before_its_first_update(tmp_path, monkeypatch):
-    off = lambda config, device, keep_casts=True: torch.autocast(device.type, enabled=False)  # noqa: E731
-    monkeypatch.setattr(precision, "autocast", off)
+def test_a_run_whose_precision_gets_lost_ends_before_its_first_update(tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "computing_in", lambda model, dtype: contextlib.nullcontext())
     with pytest.raises(ConfigError, match=r"train\.precision=bf16, but matrix products .* ran in float32"):
         runs.run(tmp_path, "train.precision=bf16")
     assert runs.records(tmp_path) == []

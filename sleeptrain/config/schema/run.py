@@ -15,7 +15,14 @@ class TrainConfig:
     micro_batch: int = setting(
         0, "rows that a forward holds at once, a divisor of the batch; 0 is all", at_least=0, on_resume="free"
     )
-    precision: str = setting("fp32", "bf16 is autocast; S, decays and the loss stay fp32", choices=("fp32", "bf16"))
+    precision: str = setting(
+        "fp32",
+        "of matrix products and attention; [weights, S, decays and the loss](numerics.md) stay fp32",
+        choices=("fp32", "bf16"),
+    )
+    residual: str = setting(
+        "fp32", "under `train.precision=bf16`, of the features between blocks", choices=("fp32", "bf16")
+    )
     device: str = setting("auto", "auto is a GPU where there is one", choices=("auto", "cpu", "cuda"))
     threads: int = setting(0, "CPU threads; 0 is torch's choice", at_least=0, on_resume="free")
     seed: int = setting(0, "weights at the start, and sampled N", at_least=0)

@@ -26,6 +26,7 @@ from torch import nn
 
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.distributed.mesh import Axis
+from sleeptrain.model.linear import ComputeDtype, Product
 from sleeptrain.model.norm import GatedRMSNorm, RMSNorm
 from sleeptrain.model.shards import own_heads
 
@@ -84,27 +85,27 @@ def gather_channels(x: torch.Tensor, axis: Axis) -> torch.Tensor:
     return all_gather_last_dim_from_tensor_parallel_region(x, axis.group)
 
 
-class EnteringNorm(RMSNorm):
-    """The norm in front of a region. sequence: its input is this rank's part of the tokens."""
+class EnteringNorm(ComputeDtype, RMSNorm):
+    """The norm in front of a region, whose ranks exchange tokens and gradients in the compute dtype.
+
+    sequence: its input is this rank's part of the tokens.
+    """
 
     def __init__(self, config: ModelConfig, axis: Axis, sequence: bool = False):
         super().__init__(config.dim, config.norm_eps, config.norm)
         self._axis, self._sequence = axis, sequence
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = super().forward(x)
+        y = self.narrow(super().forward(x))
         return whole_tokens(y, self._axis, same_use=False) if self._sequence else enter(y, self._axis)
 
 
-class _OneDtype:
-    """Casts under autocast: megatron-core does not, so its backward would multiply tensors of two dtypes."""
+class _TensorLinear(Product):
+    """A linear layer of megatron-core with a compute dtype: megatron-core multiplies in the dtype of the weight."""
 
     def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
-        if torch.is_autocast_enabled(input.device.type):
-            dtype = torch.get_autocast_dtype(input.device.type)
-            input, weight = input.to(dtype), weight.to(dtype)
-            if options.get("bias") is not None:
-                options["bias"] = options["bias"].to(dtype)
+        if self.compute_dtype is not None:
+            return self.product(input, weight, options.get("bias"))
         return super()._forward_impl(input, weight, *args, **options)  # type: ignore[misc]
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
@@ -114,7 +115,7 @@ class _OneDtype:
         return state
 
 
-class ColumnLinear(_OneDtype, ColumnParallelLinear):
+class ColumnLinear(_TensorLinear, ColumnParallelLinear):
     """All channels of x -> this rank's columns of the output. The region's entry sums the gradient of x."""
 
     def __init__(self, in_features: int, local_features: int, axis: Axis, bias: bool = False):
@@ -132,7 +133,7 @@ class ColumnLinear(_OneDtype, ColumnParallelLinear):
         return super().forward(x)[0]
 
 
-class RowLinear(_OneDtype, RowParallelLinear):
+class RowLinear(_TensorLinear, RowParallelLinear):
     """This rank's columns of x -> the output summed over the ranks; with `sequence`, only this rank's tokens of it."""
 
     def __init__(self, local_features: int, out_features: int, axis: Axis, sequence: bool = False):

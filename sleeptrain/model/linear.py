@@ -1,0 +1,131 @@
+"""Linear layers that compute in bf16 while their weights stay fp32.
+
+A matrix that is used in several rounds of a step is cast once: its bf16 copy lives as long as the step's forward and
+backward (`working_copies`). The gradient of each use goes to the fp32 weight on its own, so that autograd adds the uses
+in fp32. Under autocast, whose cached cast is one node of the graph, it would add them in bf16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+
+class ComputeDtype:
+    """A module with a dtype for its matrix products. compute_dtype: None: that of inputs and weights."""
+
+    compute_dtype: torch.dtype | None = None
+
+    def narrow(self, x: torch.Tensor) -> torch.Tensor:
+        """x in the compute dtype."""
+        return x if self.compute_dtype is None else x.to(self.compute_dtype)
+
+
+class Product(ComputeDtype):
+    """A module that multiplies by a matrix.
+
+    working_copy: the matrix in the compute dtype; None: each use casts it.
+    """
+
+    working_copy: torch.Tensor | None = None
+    weight: torch.Tensor
+
+    @property
+    def matrix(self) -> torch.Tensor | None:
+        """The matrix of which `working_copies` keeps a copy; None if another module has it."""
+        return self.weight
+
+    def product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """x [..., D], weight [C, D], bias [C] -> x @ weight^T + bias, [..., C] in the compute dtype."""
+        if self.compute_dtype is None:
+            return F.linear(x, weight, bias)
+        copy = weight.detach().to(self.compute_dtype) if self.working_copy is None else self.working_copy
+        # Each product casts x for itself: the gradients of several products add up in the dtype of x.
+        return _Product.apply(self.narrow(x), weight, bias, copy)
+
+
+class Linear(Product, nn.Linear):
+    """`nn.Linear` with a compute dtype."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.product(input, self.weight, self.bias)
+
+
+class _Product(torch.autograd.Function):
+    """x @ copy^T + bias, whose gradients of weight and bias are in the dtypes of weight and bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, copy: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, copy)
+        ctx.weight_dtype, ctx.bias_dtype = weight.dtype, None if bias is None else bias.dtype
+        flat = x.flatten(0, -2)
+        y = flat @ copy.t() if bias is None else torch.addmm(bias.to(copy.dtype), flat, copy.t())
+        return y.unflatten(0, x.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, copy = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        flat = dy.flatten(0, -2)
+        dx = (flat @ copy).view_as(x) if needs_x else None
+        dweight = weight_gradient(flat, x.flatten(0, -2), ctx.weight_dtype) if needs_weight else None
+        dbias = flat.sum(0, dtype=ctx.bias_dtype) if needs_bias and ctx.bias_dtype is not None else None
+        return dx, dweight, dbias, None
+
+
+def weight_gradient(dy_NC: torch.Tensor, x_ND: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """dy^T @ x, [C, D] in `dtype`. A GPU adds the products in fp32 and need not round the sum to bf16."""
+    if dy_NC.is_cuda and dtype == torch.float32 != dy_NC.dtype:
+        return torch.mm(dy_NC.t(), x_ND, out_dtype=dtype)
+    return (dy_NC.t() @ x_ND).to(dtype)
+
+
+def adopt_linears(module: nn.Module) -> None:
+    """Turn each plain `nn.Linear` inside into a `Linear` with the same parameters, hooks and name."""
+    for part in module.modules():
+        if type(part) is nn.Linear:
+            part.__class__ = Linear
+
+
+@contextmanager
+def computing_in(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """Let the matrix products of `model` compute in `dtype` inside, in forward, backward and recomputation."""
+    modules = [module for module in model.modules() if isinstance(module, ComputeDtype)]
+    for module in modules:
+        module.compute_dtype = dtype
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.compute_dtype = None
+
+
+@contextmanager
+def working_copies(model: nn.Module) -> Iterator[None]:
+    """Keep a copy of each matrix in the compute dtype, with the values at entry.
+
+    Enter it around the forwards and backwards of a step, between which no weight changes, and not under ZeRO-3: copies
+    would hold the whole model, of which a process holds a part.
+    """
+    modules = [module for module in model.modules() if isinstance(module, Product) and module.compute_dtype is not None]
+    pairs = [(module, matrix) for module in modules if (matrix := module.matrix) is not None]
+    copies = [torch.empty_like(matrix, dtype=module.compute_dtype) for module, matrix in pairs]
+    if pairs:
+        with torch.no_grad():
+            torch._foreach_copy_(copies, [matrix for _, matrix in pairs])
+    for (module, _), copy in zip(pairs, copies, strict=True):
+        module.working_copy = copy
+    try:
+        yield
+    finally:
+        for module, _ in pairs:
+            module.working_copy = None
