@@ -1,4 +1,4 @@
-"""Worlds for tests of checkpoints alone, and checkpoints of a few tensors."""
+"""Worlds for tests of checkpoints without training, and checkpoints of a few tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def alone() -> World:
 
 
 def all_or_raise() -> World:
-    """All gloo ranks."""
+    """The world of all gloo ranks."""
     groups = [dist.new_group(backend="gloo") for _ in range(2)]
     return World(Mesh.single(), torch.device("cpu"), dist.get_rank(), dist.get_world_size(), *groups)
 
