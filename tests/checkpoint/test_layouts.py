@@ -19,7 +19,7 @@ from tests.parallel.test_train import text, train
 from tests.runs import on_open
 from tests.train.conftest import tiny_shards
 
-__all__ = ["tiny_shards"]  # the fixture holds here too
+__all__ = ["tiny_shards"]  # this module uses the fixture, too
 
 
 LAYOUTS = [
