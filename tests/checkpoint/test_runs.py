@@ -111,7 +111,7 @@ def test_a_new_run_that_cannot_save_does_not_begin(tmp_path: Path) -> None:
     assert not [r for r in read_metrics(tmp_path / "r" / "metrics.jsonl") if "loss" in r]
 
 
-def test_records_that_a_full_disk_does_not_take_are_kept_and_no_checkpoint_is_ahead_of_them(
+def test_records_wait_for_a_full_disk_and_no_checkpoint_is_ahead_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain: list[object] = []

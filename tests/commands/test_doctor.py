@@ -1,4 +1,4 @@
-"""What the command prints and returns."""
+"""`sleeptrain doctor`: its output and its exit code."""
 
 from __future__ import annotations
 

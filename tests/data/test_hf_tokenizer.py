@@ -56,7 +56,7 @@ def test_text_is_decoded_unchanged_and_makes_no_control_tokens(folder: Path) -> 
     assert len(tokenizer.encode("return")) < 6
 
 
-def test_eos_without_the_special_mark_is_refused(tmp_path: Path) -> None:
+def test_text_makes_no_eos_that_lacks_the_special_mark(tmp_path: Path) -> None:
     made = json.loads((make(tmp_path / "a") / "tokenizer.json").read_text())
     added = [token | {"special": False} for token in made["added_tokens"]]
     tokenizer = load_tokenizer(make(tmp_path / "b", {"eos_token": EOS}, added_tokens=added))

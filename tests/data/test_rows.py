@@ -23,7 +23,7 @@ def assignment(case: Case) -> Assignment:
 
 @FEW
 @given(cases(max_cuts=1), st.lists(st.tuples(st.integers(0, 500), st.integers(1, 60)), min_size=1, max_size=6))
-def test_any_part_of_a_row_is_the_part_of_the_whole(case: Case, requests: list[tuple[int, int]]) -> None:
+def test_any_part_of_a_row_equals_that_part_of_the_whole(case: Case, requests: list[tuple[int, int]]) -> None:
     """This holds in any order of requests and for any length of a stretch."""
     with case.planned():
         row = assignment(case)._row(0)

@@ -210,7 +210,7 @@ def test_a_model_whose_pieces_are_no_text_is_refused(texts: list[str], tmp_path:
     assert "\n" not in str(found.value)
 
 
-def test_what_is_no_plain_file_is_not_opened(tmp_path: Path) -> None:
+def test_a_file_that_is_not_plain_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "tokenizer.model")
     with pytest.raises(DataError, match="is no plain file"):
         load_tokenizer(tmp_path)

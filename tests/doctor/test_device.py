@@ -94,7 +94,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return says
 
 
-def test_the_driver_is_asked(tmp_path: Path, driver: SimpleNamespace) -> None:
+def test_the_report_of_the_driver_is_read(tmp_path: Path, driver: SimpleNamespace) -> None:
     assert device.check_gpus(alone(tmp_path)).state == OK
     driver.code, driver.out = 15, "Unable to determine the device handle for GPU0000:19:00.0: GPU is lost."
     finding = device.check_gpus(alone(tmp_path))
