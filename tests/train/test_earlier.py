@@ -22,7 +22,7 @@ from sleeptrain.train.run_state import Run
 from sleeptrain.train.status import State, Status, read_status
 from tests.checkpoint.test_folder import SHARD, flip
 from tests.checkpoint.test_runs import at_step, steps_on_disk
-from tests.test_lease import left_by
+from tests.test_lease import write_lease
 from tests.train.test_trainer import records, run, settings
 
 
@@ -181,7 +181,7 @@ def test_a_run_that_waits_for_the_folder_can_be_stopped(tmp_path: Path, monkeypa
         return look(self)
 
     monkeypatch.setattr(lease_module._Watch, "look", looked)
-    left_by(tmp_path / "r")
+    write_lease(tmp_path / "r")
     with pytest.raises(Stopped):
         trainer.train(compose(settings(tmp_path)))
     assert [path.name for path in (tmp_path / "r").iterdir()] == ["lease.json"]

@@ -14,7 +14,7 @@ from sleeptrain.errors import ConfigError
 from sleeptrain.stop import StopRequest
 from sleeptrain.train.logging.metrics import read_metrics
 from sleeptrain.train.status import read_status
-from tests.test_lease import left_by
+from tests.test_lease import write_lease
 from tests.train.opened import make_steps, open_in, opened
 
 
@@ -81,7 +81,7 @@ def test_an_evaluation_that_was_made_is_no_longer_owed(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_to_stop_while_another_has_the_folder_is_not_opened(tmp_path: Path) -> None:
-    left_by(tmp_path / "r")
+    write_lease(tmp_path / "r")
     request = StopRequest(says=False)
     request.receive(signal.SIGTERM)
     with opened(tmp_path, request=request) as run:

@@ -13,7 +13,7 @@ from sleeptrain.stop import Stopped
 from sleeptrain.train import status as status_module
 from sleeptrain.train.attempt import Attempt
 from sleeptrain.train.status import State, Status, read_status
-from tests.test_lease import left_by
+from tests.test_lease import write_lease
 
 ATTEMPT = Attempt(2, ["here"], 1, None, "v1")
 
@@ -71,7 +71,7 @@ def test_other_processes_write_nothing(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_while_another_process_has_the_folder(status: Status, tmp_path: Path) -> None:
-    left_by(tmp_path)
+    write_lease(tmp_path)
     status.end(State.FAILED, "a mistake", 1)
     assert found(tmp_path) == ("running", 5, None, None)
 
