@@ -36,7 +36,7 @@ def test_a_pass_waits_for_the_features_of_the_last_stage_and_for_the_state_of_it
     assert Sent(Message(Kind.FEATURES, 0, 0, 1), forward(0, 1), forward(1, 0)) in graph.sent
 
 
-def test_rounds_behind_the_last_loss_have_no_backward_and_get_no_gradient() -> None:
+def test_rounds_after_the_last_loss_have_no_backward_and_get_no_gradient() -> None:
     graph = build_graph([plan(1, 2, goes_on=True)], even_stages(2))
     assert {task.round for task in graph.before if not task.backward} == {0, 1}
     assert {task.round for task in graph.before if task.backward} == {0}
