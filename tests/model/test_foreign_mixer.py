@@ -96,7 +96,7 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.timeout(150)
 @pytest.mark.usefixtures("imported")
 @pytest.mark.parametrize(("tensor", "pipeline"), [pytest.param(2, 1, marks=pytest.mark.slow), (2, 2)])
-def test_a_plan_is_what_ranks_keep_and_send(tensor: int, pipeline: int) -> None:
+def test_ranks_keep_and_send_what_a_plan_predicts(tensor: int, pipeline: int) -> None:
     parallel = (f"parallel.tensor={tensor}", f"parallel.pipeline={pipeline}")
     check(compose([*SETTINGS, "model.vocab_size=17", *parallel]), tensor * pipeline)
 
@@ -107,7 +107,7 @@ def test_the_command_line_knows_it() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_of_the_command_line_trains_it_in_processes_of_its_own(tmp_path: Path) -> None:
+def test_a_run_of_the_command_line_trains_it_in_its_own_processes(tmp_path: Path) -> None:
     sleeptrain("train", *SETTINGS, f"run.root={tmp_path}", "parallel.tensor=2", "parallel.pipeline=2")
     assert (tmp_path / "r" / "checkpoints").is_dir()
 

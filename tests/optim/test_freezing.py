@@ -130,7 +130,7 @@ def test_inserted_blocks_keep_what_the_others_have_learnt(grown: tuple[Path, Pat
     assert not first["blocks.1.mixer.out_proj.weight"].any()
 
 
-def test_only_what_is_not_frozen_moves_and_later_all(grown: tuple[Path, Path]):
+def test_only_unfrozen_parameters_move_and_later_all(grown: tuple[Path, Path]):
     found = weights(grown[1])
     assert set(found) == {0, 3, 6, 9, 12}
     for step, earlier in ((3, 0), (6, 3), (9, 6), (12, 9)):

@@ -27,7 +27,7 @@ from tests.parallel.processes import run_ranks
 from tests.runs import on_open
 from tests.train.conftest import tiny_shards
 
-__all__ = ["tiny_shards"]  # the fixture holds here too
+__all__ = ["tiny_shards"]  # makes the fixture known here
 
 pytestmark = pytest.mark.usefixtures("imported")
 

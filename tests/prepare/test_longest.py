@@ -72,7 +72,7 @@ def test_a_long_last_line(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("unit_bytes", [30, 10**9])
 @pytest.mark.parametrize("suffix", PACK)
-def test_json_lines_count_as_they_stand_in_the_file(tmp_path: Path, suffix: str, unit_bytes: int) -> None:
+def test_json_lines_are_measured_as_in_the_file(tmp_path: Path, suffix: str, unit_bytes: int) -> None:
     path = tmp_path / f"a.jsonl{suffix}"
     line = json.dumps({"text": LONG})  # é takes six bytes there
     path.write_bytes(PACK[suffix](jsonl(["one"]) + line.encode() + b"\n" + jsonl(["two"])))

@@ -30,7 +30,7 @@ def of_somebody_else(monkeypatch: pytest.MonkeyPatch, *theirs: Path) -> None:
     monkeypatch.setattr(Path, "lstat", found)
 
 
-def test_a_folder_of_ones_own_is_taken(place: Path) -> None:
+def test_the_users_own_folder_is_taken(place: Path) -> None:
     (place / "mine").mkdir(mode=0o755)
     assert Cluster(place / "mine").folder == (place / "mine").resolve()
     assert Cluster(place / "not" / "yet").folder == (place / "not" / "yet").resolve()

@@ -32,7 +32,7 @@ from tests.parallel.layouts import Layout
 from tests.parallel.test_matrix import Sleep, configuration, leaves, text
 from tests.torture.attempts import Attempt, adopting_orphans
 
-__all__ = ["text"]  # the fixture holds here too
+__all__ = ["text"]  # makes the fixture known here
 
 STEPS = 12  # ten of them write more records than fit into the page that a full disk leaves in the file
 STAGES, REPLICAS = Layout(1, 2, 1, 1), Layout(1, 1, 2, 1)

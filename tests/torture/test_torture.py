@@ -23,7 +23,7 @@ from tests.parallel.test_matrix import TOLERANCE, Sleep, configuration, deviatio
 from tests.torture.attempts import Attempt, adopting_orphans
 from tests.torture.strikes import STRIKES, Plan, draw, strike
 
-__all__ = ["text"]  # the fixture holds here too
+__all__ = ["text"]  # makes the fixture known here
 
 pytest.importorskip("psutil")
 SEED = "SLEEPTRAIN_TORTURE_SEED"

@@ -65,7 +65,7 @@ def test_allowances_need_a_checkpoint(tmp_path: Path) -> None:
         compose(settings(tmp_path, "run.init_new=[a]"))
 
 
-def test_blocks_that_the_checkpoint_lacks_push_its_own_back() -> None:
+def test_inserted_blocks_move_those_of_the_checkpoint_back() -> None:
     saved = InMemory({f"{WEIGHTS}blocks.{n}.w": torch.tensor([n]) for n in range(2)} | {"rng/torch": torch.zeros(1)})
     numbered = Renumbered(saved, inserted=[0, 2], num_blocks=4)
     assert sorted(numbered.forms) == [f"{WEIGHTS}blocks.1.w", f"{WEIGHTS}blocks.3.w", "rng/torch"]
