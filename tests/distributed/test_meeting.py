@@ -44,15 +44,15 @@ def ends_by_signal(ranks: Ranks, rank: int, number: signal.Signals) -> None:
     pid = ranks.workers[rank].pid
     assert pid is not None
     os.kill(pid, number)
-    assert ranks.wait([rank], timeout=PATIENCE) == [EXIT_STOPPED], ranks.said(rank)
-    assert "Traceback" not in ranks.said(rank)
+    assert ranks.wait([rank], timeout=PATIENCE) == [EXIT_STOPPED], ranks.log(rank)
+    assert "Traceback" not in ranks.log(rank)
 
 
 def test_all_ranks_report_an_occupied_port_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meeting, "ANSWER_WITHIN", 1.0)
     with occupied() as (port, _), started(tmp_path, config_of(tmp_path), 2, None, port) as ranks:
         assert ranks.wait([0, 1], timeout=PATIENCE) == [1, 1]
-        (first,), (other,) = (ranks.said(rank).splitlines() for rank in (0, 1))
+        (first,), (other,) = (ranks.log(rank).splitlines() for rank in (0, 1))
     cure = rf".*Export another MASTER_PORT, or end .*\(.*ss -ltnp 'sport = :{port}'"
     assert re.match(rf"sleeptrain: port {port} of 127\.0\.0\.1, .*: Address already in use\. {cure}", first)
     assert re.match(
@@ -66,7 +66,7 @@ def test_a_signal_stops_a_rank_that_waits_for_an_answer(tmp_path: Path, number: 
     with occupied() as (port, listener), started(tmp_path, config_of(tmp_path), 2, None, port) as ranks:
         accepted = [listener.accept() for _ in range(2)]  # the first connection is a test, the second one torch's own
         ends_by_signal(ranks, 1, number)
-        assert ranks.said(1) == f"sleeptrain: {number.name}: stops after the step in progress, with everything saved\n"
+        assert ranks.log(1) == f"sleeptrain: {number.name}: stops after the step in progress, with everything saved\n"
         for connection, _ in accepted:
             connection.close()
 
@@ -85,7 +85,7 @@ def test_a_signal_stops_rank_0_while_it_waits_for_the_others(tmp_path: Path, mon
         pid = ranks.workers[1].pid
         assert pid is not None and os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1])
         ends_by_signal(ranks, 0, signal.SIGTERM)
-        assert ranks.said(0).splitlines() == [
+        assert ranks.log(0).splitlines() == [
             "sleeptrain: SIGTERM: stops after the step in progress, with everything saved",
             "sleeptrain: SIGTERM: stopped before the run was opened; the same command starts it again",
         ]
@@ -115,7 +115,7 @@ def test_the_runs_of_a_sweep_meet_at_one_port(tmp_path: Path, monkeypatch: pytes
     train, folders = trainer.train, [tmp_path / name for name in ("first", "second")]
     monkeypatch.setattr(trainer, "train", lambda _: max(train(config_of(folder)) for folder in folders))
     with started(tmp_path, config_of(tmp_path), 2, None) as ranks:
-        assert ranks.wait([0, 1], timeout=PATIENCE) == [0, 0], ranks.said(0) + ranks.said(1)
+        assert ranks.wait([0, 1], timeout=PATIENCE) == [0, 0], ranks.log(0) + ranks.log(1)
     first, second = ([r["loss"] for r in records(folder) if "loss" in r] for folder in folders)
     assert first and first == second
 

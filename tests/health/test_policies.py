@@ -203,7 +203,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
                 raise Killed
 
         monkeypatch.setattr(Run, "advance", stops)
-    elif moment == "behind the rollback":
+    elif moment == "after the rollback":
 
         def back(self: Run, why: str) -> None:
             roll_back(self, why)
@@ -232,8 +232,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         "step 0 13",
         "amid the removal",
-        "behind the removal",
-        "behind the rollback",
+        "after the removal",
+        "after the rollback",
         "step 1 8",
         "step 1 10",
     ],
@@ -248,7 +248,7 @@ def test_killed_around_a_rollback_and_restarted_equals_an_uninterrupted_run(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, moment)
         trainer.train(prepared(tmp_path, "health.on_spike=rollback"))
-    if moment.startswith("behind"):
+    if moment.startswith("after"):
         assert checkpoints(tmp_path / "r" / "checkpoints")[-1].name == "step-00000006", "newer ones are gone"
     assert trainer.train(prepared(tmp_path, "health.on_spike=rollback")) == 0
     assert records(tmp_path) == records(uninterrupted)
@@ -343,7 +343,7 @@ def test_text_goes_on_after_the_bad_step_with_empty_memory(
         reads[0] += 1
         batch, num_tokens = next_batch(self, num_rows)
         if self.folder.parent.name == "back" and reads[0] == 10:
-            assert bool(batch.continues_B.any()), "the case needs a document that goes on behind the bad step"
+            assert bool(batch.continues_B.any()), "the case needs a document that goes on after the bad step"
             self.model.norm.weight.data[0] = torch.nan  # type: ignore[union-attr,operator]
         return batch, num_tokens
 

@@ -1,4 +1,4 @@
-"""Ranks that are threads of the test process: what they send each other goes through shared memory."""
+"""Ranks that are threads of the test process: their messages go through shared memory."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ PATIENCE = 60.0
 
 
 class Link:
-    """What one rank has sent another; messages are matched in the order in which both sides have posted them."""
+    """The messages from one rank to another, matched in the order in which both sides posted them."""
 
     def __init__(self) -> None:
         self.sent: Queue[torch.Tensor] = Queue()
         self.expected: list[torch.Tensor] = []
 
     def fill(self, into: torch.Tensor) -> None:
-        """Wait for this message, and so for those before it."""
+        """Wait for this message, and so for all before it."""
         while any(tensor is into for tensor in self.expected):
             self.expected.pop(0).copy_(self.sent.get(timeout=PATIENCE))
 
 
 class Board:
-    """What the ranks share."""
+    """The state that the ranks share."""
 
     def __init__(self, size: int):
         self.posted: list[Any] = [None] * size
@@ -40,7 +40,7 @@ class Board:
 
 
 class Group:
-    """All ranks, seen from one of them. moved: the elements that it has sent to others in `all_to_all_single`."""
+    """All ranks, seen from one rank. moved: the elements that this rank sent to others in `all_to_all_single`."""
 
     def __init__(self, rank: int, size: int, board: Board):
         self.rank, self.size, self.board, self.moved = rank, size, board, 0

@@ -1,4 +1,4 @@
-"""What autograd really keeps, against what a plan counts."""
+"""The activations that autograd keeps, against the count of a plan."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MODEL = (
 
 
 def saved_bytes(function: Callable[[], Any], model: Hybrid) -> int:
-    """The storages that the graph of `function` keeps, weights left out."""
+    """The bytes of the storages that the graph of `function` keeps, without weights."""
     kept: dict[int, tuple[int, torch.Tensor]] = {}
 
     def pack(t: torch.Tensor) -> torch.Tensor:
@@ -101,7 +101,7 @@ def test_the_graphs_of_a_step(more: tuple[str, ...], precision: str) -> None:
             return run_rounds(model, batch, rounds, model.empty_state(), settings)
 
     planned = step.memory[0].activations
-    if config.sleep.recompute == "block":  # of which one block's own are made in the backward
+    if config.sleep.recompute == "block":  # the backward makes those of one block
         counts = Activations.of(config, kernels=False)
         planned -= max(counts.block(i, r, False) for i in range(model.num_layers) for r in rounds)
         planned -= counts.casts(range(model.num_layers), head=False)
