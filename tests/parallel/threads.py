@@ -30,7 +30,7 @@ class Link:
             self.expected.pop(0).copy_(self.sent.get(timeout=PATIENCE))
 
 
-class Board:
+class SharedState:
     """The state that the ranks share."""
 
     def __init__(self, size: int):
@@ -42,14 +42,14 @@ class Board:
 class Group:
     """All ranks, seen from one rank. moved: the elements that this rank sent to others in `all_to_all_single`."""
 
-    def __init__(self, rank: int, size: int, board: Board):
-        self.rank, self.size, self.board, self.moved = rank, size, board, 0
+    def __init__(self, rank: int, size: int, shared: SharedState):
+        self.rank, self.size, self.shared, self.moved = rank, size, shared, 0
 
     def exchange(self, value: Any) -> list[Any]:
-        self.board.posted[self.rank] = value
-        self.board.barrier.wait()
-        values = list(self.board.posted)
-        self.board.barrier.wait()
+        self.shared.posted[self.rank] = value
+        self.shared.barrier.wait()
+        values = list(self.shared.posted)
+        self.shared.barrier.wait()
         return values
 
 
@@ -89,12 +89,12 @@ def _all_to_all(into: torch.Tensor, out: torch.Tensor, into_sizes: list[int], si
 
 def _isend(tensor: torch.Tensor, to: int, group: Group) -> Work:
     assert tensor.is_contiguous()
-    group.board.links[group.rank, to].sent.put(tensor)
+    group.shared.links[group.rank, to].sent.put(tensor)
     return Work(lambda: None)
 
 
 def _irecv(into: torch.Tensor, source: int, group: Group) -> Work:
-    link = group.board.links[source, group.rank]
+    link = group.shared.links[source, group.rank]
     link.expected.append(into)
     return Work(lambda: link.fill(into))
 
@@ -113,13 +113,13 @@ def run_threads(patch: pytest.MonkeyPatch, size: int, function: Callable[[Any], 
         "irecv": _irecv,
     }.items():
         patch.setattr(dist, name, stand_in)
-    board = Board(size)
+    shared = SharedState(size)
 
     def run(rank: int) -> T:
         try:
-            return function(Group(rank, size, board))
+            return function(Group(rank, size, shared))
         except BaseException:
-            board.barrier.abort()
+            shared.barrier.abort()
             raise
 
     with ThreadPoolExecutor(size) as pool:
