@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def imported() -> Iterator[None]:
-    """Workers are forks: what they import is imported once, here. The ranks are on the CPU, also beside CUDA."""
+    """Imports once the packages of the workers, which are forks. The ranks are on the CPU, also with CUDA."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DS_ACCELERATOR", "cpu")
         pytest.importorskip("megatron.core")

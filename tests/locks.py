@@ -1,4 +1,4 @@
-"""The locks in requirements/ and the ranges of pyproject.toml, read."""
+"""Readers of the locks in requirements/ and of the ranges in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def pins(name: str) -> dict[str, Requirement]:
 
 
 def declared(*extras: str) -> list[Requirement]:
-    """What the package and these extras ask for, extras of extras resolved."""
+    """The requirements of the package and these extras, with the extras of extras."""
     optional = project()["project"]["optional-dependencies"]
-    wanted, waiting = [Requirement(line) for line in project()["project"]["dependencies"]], [*extras]
+    requirements, waiting = [Requirement(line) for line in project()["project"]["dependencies"]], [*extras]
     while waiting:
         for requirement in map(Requirement, optional[waiting.pop()]):
             if requirement.name == "sleeptrain":
                 waiting += requirement.extras
             else:
-                wanted.append(requirement)
-    return wanted
+                requirements.append(requirement)
+    return requirements

@@ -1,4 +1,4 @@
-"""Runs that a test looks into."""
+"""Access of a test to a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sleeptrain.train.run_state import Run
 
 
 def on_open(patch: pytest.MonkeyPatch, look: Callable[[Run], Any]) -> None:
-    """Each run that is trained from now on is shown to `look` when it is open, before its first step."""
+    """Calls `look` with each run that is trained from now on, when it is open, before its first step."""
     opened = trainer.open_run
 
     def open_run(*arguments: Any) -> Run | None:

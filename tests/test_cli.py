@@ -1,4 +1,4 @@
-"""The console command: what it prints, what it returns, and that it leaves nothing behind."""
+"""The console command: its output, its exit code, and that it leaves no files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
-    """The configurations that `train` was called with; nothing is trained."""
+    """The configurations in calls of `train`, which is replaced and trains nothing."""
     return fake_trainer(monkeypatch, lambda config: 0)
 
 
@@ -49,7 +49,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def without(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
-    """Commands are loaded where this module is missing."""
+    """Commands are loaded as if this module were missing."""
 
     def load(_: str) -> None:
         raise ModuleNotFoundError(f"No module named '{module}'", name=module)
@@ -71,7 +71,7 @@ def test_a_command_whose_packages_are_not_installed_says_so(
 
 
 @pytest.mark.parametrize(("command", "missing"), [("convert", "sleeptrain.hf.convert.importing"), ("doctor", "torch")])
-def test_another_module_that_is_missing_is_no_mistake_of_the_user(
+def test_another_missing_module_is_no_mistake_of_the_user(
     command: str, missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without(monkeypatch, missing)
@@ -114,16 +114,16 @@ def test_plan_prints_the_description(capsys: pytest.CaptureFixture[str]) -> None
     assert "run       runs/told\n" in capsys.readouterr().out
 
 
-def test_max_time_is_a_flag_too(trained: list[Config]) -> None:
+def test_max_time_is_also_a_flag(trained: list[Config]) -> None:
     assert main(["train", "--max-time", "3:55:00", "experiment=rule110"]) == 0
     assert [config.train.max_time for config in trained] == ["3:55:00"]
 
 
-def test_the_run_folder_can_be_asked_for(
+def test_a_flag_prints_the_run_folder(
     trained: list[Config], empty_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["experiment=rule110", "run.root=a b", "run.name=2026_07_20"]
-    assert main(["train", "--print-run-folder", *given]) == 0
+    overrides = ["experiment=rule110", "run.root=a b", "run.name=2026_07_20"]
+    assert main(["train", "--print-run-folder", *overrides]) == 0
     assert capsys.readouterr().out == "a b/2026_07_20\n"
     assert trained == [] and list(empty_folder.iterdir()) == []
 
@@ -225,13 +225,13 @@ def test_the_exit_code_of_the_job_is_passed_on(monkeypatch: pytest.MonkeyPatch) 
     assert main(["train", "experiment=stdlib"]) == 7
 
 
-def test_a_reader_that_has_gone_is_no_failure() -> None:
+def test_a_closed_output_is_no_failure() -> None:
     command = [sys.executable, "-m", "sleeptrain.cli", "plan", "experiment=stdlib", "model.vocab_size=300"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
-        said = process.stderr.read()
-    assert (process.returncode, said) == (141, b"")
+        error = process.stderr.read()
+    assert (process.returncode, error) == (141, b"")
 
 
 def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,7 @@ def test_details_are_lines_of_their_own(capsys: pytest.CaptureFixture[str], monk
     assert capsys.readouterr().err == "sleeptrain: not the same\n  a: 1 -> 2\n  b: 3 -> 4\n"
 
 
-def test_a_sweep_goes_on_after_a_failed_job_and_tells(
+def test_a_sweep_goes_on_after_a_failed_job_and_reports_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail_at_two_passes(config: Config) -> int:
@@ -262,11 +262,11 @@ def test_a_sweep_goes_on_after_a_failed_job_and_tells(
     configs = fake_trainer(monkeypatch, fail_at_two_passes)
     assert main(["train", "-m", "experiment=rule110", "sleep.passes=1,2,3"]) == 2
     assert [config.sleep.passes for config in configs] == [1, 2, 3]
-    told = capsys.readouterr().err
-    assert "sleeptrain: a shard is damaged\n" in told and "sleeptrain report runs/multirun/rule110\n" in told
+    output = capsys.readouterr().err
+    assert "sleeptrain: a shard is damaged\n" in output and "sleeptrain report runs/multirun/rule110\n" in output
 
 
-def test_the_process_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch, trained: list[Config]) -> None:
+def test_the_state_of_the_process_stays(monkeypatch: pytest.MonkeyPatch, trained: list[Config]) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     arguments, folder = list(sys.argv), os.getcwd()
     main(["train", "experiment=rule110"])
@@ -294,7 +294,7 @@ def test_an_installed_wheel_brings_its_configs(tmp_path: Path) -> None:
     subprocess.run([*pip, "install", "--no-deps", "--target", site, *wheels.iterdir()], check=True, timeout=240)
 
     def installed(*arguments: str) -> subprocess.CompletedProcess[str]:
-        # The wheel stands before the checkout on the path, as in an environment of its own.
+        # The wheel is before the checkout on the path, as in an environment of its own.
         code = "import sleeptrain, sys; from sleeptrain.cli import main; print(sleeptrain.__file__); sys.exit(main())"
         command = [sys.executable, "-c", code, *arguments]
         environment = os.environ | {"PYTHONPATH": str(site)}

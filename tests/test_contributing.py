@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md do what it says of them."""
+"""The examples of CONTRIBUTING.md do what the text says."""
 
 from __future__ import annotations
 
@@ -55,5 +55,5 @@ def test_a_setting_is_one_declaration() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:\w+/)+\w+(?:\.py|/))`", PAGE))))
-def test_every_file_that_is_named_is_there(path: str) -> None:
+def test_every_named_file_exists(path: str) -> None:
     assert any((ROOT / base / path).exists() for base in ("", "sleeptrain")), path

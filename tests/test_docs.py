@@ -1,4 +1,4 @@
-"""The documents say what is so: links lead somewhere, commands compose, settings and defaults are the schema's."""
+"""The documents are right: links resolve, commands compose, settings and defaults are those of the schema."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ def links(text: str) -> list[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """The fragments that a Markdown page offers: its headings as GitHub writes them."""
+    """The fragments of a Markdown page: its headings as GitHub writes them."""
     headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 def commands(text: str) -> list[list[str]]:
-    """The lines of code blocks, continued lines joined, each cut into words."""
+    """The lines of code blocks, split into words. Continued lines are joined."""
     lines = [line for block in FENCE.findall(text) for line in block.replace("\\\n", " ").splitlines()[1:-1]]
     return [shlex.split(line, comments=True) for line in lines if re.match(r"(\S*/)?(sleeptrain|make)\s", line)]
 
 
 def job(words: list[str]) -> tuple[list[str], bool]:
-    """The overrides of a command line behind `sleeptrain <command>`, and whether it is a sweep."""
+    """The overrides of a command line after `sleeptrain <command>`, and whether it is a sweep."""
     overrides = [word for word in words if not word.startswith("-")]
     for flag in FLAGS_WITH_VALUE:
         if flag in words:

@@ -1,4 +1,4 @@
-"""What the user is shown of an error, and the code with which it ends a process."""
+"""The lines of an error that a user sees, and the exit code of the process."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ def test_an_error_is_a_line_and_one_for_each_detail() -> None:
         (KeyboardInterrupt(), 130),
     ],
 )
-def test_codes_tell_mistakes_of_the_user_from_others(error: BaseException, code: int) -> None:
+def test_mistakes_of_the_user_have_their_own_exit_code(error: BaseException, code: int) -> None:
     assert exit_code(error) == code
     assert isinstance(error, TOLD_IN_A_LINE) is (type(error) not in (RuntimeError, KeyboardInterrupt))
 
 
-def test_what_the_system_says_names_its_path(tmp_path: Path) -> None:
+def test_an_error_of_the_system_names_its_path(tmp_path: Path) -> None:
     words = r"^the tokenizer: .*/absent: No such file or directory$"
     with pytest.raises(DataError, match=words) as refused, naming("the tokenizer"):
         (tmp_path / "absent").read_bytes()
     assert isinstance(refused.value.__cause__, FileNotFoundError)
 
 
-def test_other_errors_go_through() -> None:
+def test_other_errors_stay() -> None:
     with pytest.raises(ValueError, match="mine"), naming("it"):
         raise ValueError("mine")
 
@@ -65,7 +65,7 @@ def test_a_reason_without_a_path_or_words() -> None:
     assert os_reason(TimeoutError()) == "TimeoutError"
 
 
-def test_a_path_that_the_user_can_mend_is_an_error_of_theirs() -> None:
+def test_a_path_that_the_user_can_correct_is_a_user_error() -> None:
     full = path_error(OSError(errno.ENOSPC, "No space left on device", "/runs/r"))
     assert isinstance(full, DataError) and str(full) == "/runs/r: No space left on device"
     assert path_error(OSError(errno.EIO, "Input/output error", "/runs/r")) is None, "broken storage"

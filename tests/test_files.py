@@ -79,7 +79,7 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert names(tmp_path) == ["file"]
 
 
-def test_what_killed_processes_have_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_the_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
     for name in (".latest.partial-0123abcd", ".status.json.old-0123abcd", ".hidden", "latest", ".x.partial-none"):
         (tmp_path / name).touch()
     (tmp_path / ".step-00000007.partial-01234567" / "in").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Every flag that a message names is one that the command at hand has, or stands behind the name of a command."""
+"""Every flag in a message belongs to the user's command, or the message names the command before it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PARSERS = {
     "sleeptrain report": sleeptrain.commands.report.parser,
     "sleeptrain doctor": sleeptrain.commands.doctor.parser,
 }
-# The commands whose errors come from a file, by the beginning of its name; the longest counts. None: any command's.
+# {beginning of a file's name: the commands that raise its errors}; the longest beginning counts. None: any command.
 REACHED: dict[str, list[str]] = {
     "sleeptrain/data/": [],
     "sleeptrain/commands/data.py": ["sleeptrain data which"],
@@ -57,7 +57,7 @@ REACHED: dict[str, list[str]] = {
     "tools/tokenizer.py": ["tools/tokenizer.py"],
     "tools/shards.py": ["tools/shards.py verify", "tools/shards.py index"],
 }
-# Said where only some of the commands above can come.
+# Messages that only some of the commands above can raise.
 ELSEWHERE = {("sleeptrain/prepare/inputs.py", "--force"): ["tools/prepare.py"]}
 OF_ALL = {"--help"}
 COMMAND = re.compile(r"tools/\w+\.py(?: (?:verify|index))?|sleeptrain (?:convert (?:export|import)|data \w+|[a-z]\w+)")
@@ -65,7 +65,7 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
 
 def options_of(command: str) -> set[str]:
-    """The flags of a command, of one of its parts if it names one."""
+    """The flags of a command, or of its subcommand if it names one."""
     name = next(name for name in PARSERS if command.startswith(name))
     parser: ArgumentParser = PARSERS[name]()
     for part in command.removeprefix(name).split():
@@ -77,7 +77,7 @@ def options_of(command: str) -> set[str]:
 
 
 def messages(path: Path) -> Iterator[str]:
-    """The strings of what a file raises."""
+    """The strings of the errors that a file raises."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Raise | ast.Assign | ast.Return):
             yield from _texts(node)

@@ -1,4 +1,4 @@
-"""What an installation gets: the ranges of pyproject.toml, the locks, and what `make` does with them."""
+"""The packages of an installation: the ranges of pyproject.toml, the locks, and their use by `make`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from packaging.specifiers import SpecifierSet
 from tests.locks import ROOT, declared, lock_lines, pins, project
 
 EXTRAS = ("data", "gpu", "hf", "eval", "parallel", "dev")
-# A newer release may break a run: we override parts of it, or lean on how it behaves.
+# A newer release may break a run: this package overrides parts of it, or depends on its behaviour.
 BOUNDED = [
     *(
         "torch",
@@ -48,10 +48,10 @@ def test_no_range_is_open_where_a_newer_release_may_break_a_run(name: str) -> No
 
 
 @pytest.mark.parametrize("extra", ["hf", "eval", "dev"])
-def test_transformers_is_what_generation_was_tested_with(extra: str) -> None:
-    """5.24 renamed what generation gives a model; what 5.25 will do is not known."""
-    for asked in ranges("transformers", extra):
-        assert [v for v in ("5.6.2", "5.22.2", "5.23.0", "5.24.0", "5.24.1", "5.25.0", "6.0") if v in asked] == [
+def test_generation_is_tested_with_the_range_of_transformers(extra: str) -> None:
+    """5.24 renamed arguments that generation passes to a model. The changes of 5.25 are unknown."""
+    for range_ in ranges("transformers", extra):
+        assert [v for v in ("5.6.2", "5.22.2", "5.23.0", "5.24.0", "5.24.1", "5.25.0", "6.0") if v in range_] == [
             "5.23.0",
             "5.24.0",
             "5.24.1",
@@ -68,8 +68,8 @@ def test_the_kernels_come_with_a_triton_whose_backward_runs_on_hopper() -> None:
     assert [v for v in tried if v in both] == ["2.13.0", "2.13.0+cu130", vendors[1]]
 
 
-def test_the_images_that_are_named_have_them() -> None:
-    """docs/containers.md says which torch and Triton each base has; the Dockerfile's own is one of them."""
+def test_the_documented_images_have_these_versions() -> None:
+    """docs/containers.md lists torch and Triton of each base. The Dockerfile's base is one of them."""
     rows = re.findall(r"^\| `(\S+)` \| (\S+) \| (\S+) \|", (ROOT / "docs/containers.md").read_text(), re.MULTILINE)
     dockerfile = (ROOT / "docker/Dockerfile").read_text()
     assert set(re.findall(r"BASE_IMAGE=(\S+)", dockerfile)) == {image for image, _, _ in rows}
@@ -79,16 +79,16 @@ def test_the_images_that_are_named_have_them() -> None:
 
 
 @pytest.mark.parametrize("name", LOCKS)
-def test_a_lock_pins_one_version_of_all_that_is_asked_for(name: str) -> None:
+def test_a_lock_pins_one_version_of_every_requirement(name: str) -> None:
     lines = lock_lines(ROOT / "requirements" / f"{name}.txt")
     assert len(lines) == len({Requirement(line).name for line in lines})
     locked = pins(name)
     for pin in locked.values():
         [only] = pin.specifier
         assert only.operator == "==" and "+" not in only.version  # a local version is found at one index only
-    for asked in (*declared(*LOCKS[name]), *map(Requirement, project()["build-system"]["requires"])):
-        [pinned] = locked[asked.name].specifier
-        assert asked.specifier.contains(pinned.version, prereleases=True), asked
+    for requirement in (*declared(*LOCKS[name]), *map(Requirement, project()["build-system"]["requires"])):
+        [pinned] = locked[requirement.name].specifier
+        assert requirement.specifier.contains(pinned.version, prereleases=True), requirement
 
 
 def test_a_machine_without_a_gpu_gets_no_cuda() -> None:
@@ -106,25 +106,25 @@ def test_the_lowest_are_the_lowest() -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """The files that `make install` reads, the stamp of an installation without GPUs, newer than they."""
+    """The files that `make install` reads, and a newer stamp of an installation without GPUs."""
     for name in ("Makefile", "pyproject.toml", "requirements"):
         source = ROOT / name
         copied = shutil.copytree if source.is_dir() else shutil.copy
         copied(source, tmp_path / name)
     (tmp_path / ".venv").mkdir()
-    stamped(tmp_path, gpu=0)
+    stamp(tmp_path, gpu=0)
     for path in [*tmp_path.iterdir(), *(tmp_path / "requirements").iterdir()]:
         os.utime(path, (1, 1))
     return tmp_path
 
 
-def stamped(checkout: Path, gpu: int) -> None:
+def stamp(checkout: Path, gpu: int) -> None:
     (checkout / ".venv/.ok").write_text(f"{gpu}\n")
     os.utime(checkout / ".venv/.ok", (100, 100))
 
 
 def planned(checkout: Path, *arguments: str) -> str:
-    """What make would run; it runs nothing."""
+    """The commands that make would run."""
     command = ["make", "-n", "-C", str(checkout), *arguments, "install"]
     environment = {k: v for k, v in os.environ.items() if k not in ("GPU", "MAKEFLAGS", "MAKELEVEL")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=True)
@@ -132,26 +132,26 @@ def planned(checkout: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("changed", ["pyproject.toml", "requirements/cpu.txt", "requirements/install.sh"])
-def test_an_installation_is_made_again_when_what_it_was_made_of_changes(checkout: Path, changed: str) -> None:
+def test_an_installation_is_made_again_when_its_inputs_change(checkout: Path, changed: str) -> None:
     assert "install.sh" not in planned(checkout)
     os.utime(checkout / changed, (200, 200))
     assert "requirements/install.sh .venv requirements/cpu.txt" in planned(checkout)
 
 
-def test_an_installation_for_gpus_is_another_one_and_stays(checkout: Path) -> None:
-    asked = planned(checkout, "GPU=1")
-    assert asked.index("rm -rf .venv") < asked.index(
+def test_an_installation_for_gpus_replaces_another_and_stays(checkout: Path) -> None:
+    plan = planned(checkout, "GPU=1")
+    assert plan.index("rm -rf .venv") < plan.index(
         "GPU=1 PYTHON=python3 requirements/install.sh .venv requirements/gpu.txt"
     )
-    stamped(checkout, gpu=1)
+    stamp(checkout, gpu=1)
     assert "install.sh" not in planned(checkout)  # on a login node, say
     os.utime(checkout / "requirements/gpu.txt", (200, 200))
     assert "rm -rf" not in planned(checkout) and "requirements/gpu.txt" in planned(checkout)
 
 
-def test_the_tests_of_other_libraries_insides_are_there() -> None:
+def test_the_listed_tests_of_other_libraries_exist() -> None:
     makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
-    [listed] = re.findall(r"^INSIDES := (.*)$", makefile, re.MULTILINE)
-    assert len(listed.split()) > 5
-    for name in listed.split():
+    [tests] = re.findall(r"^INSIDES := (.*)$", makefile, re.MULTILINE)
+    assert len(tests.split()) > 5
+    for name in tests.split():
         assert (ROOT / name).exists(), name

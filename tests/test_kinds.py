@@ -1,4 +1,4 @@
-"""Kinds of values that were read from a file."""
+"""Kinds of values from a file."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def has_tests(module: str) -> bool:
     return path.with_name(f"test_{path.name}.py").is_file()
 
 
-def test_each_module_with_logic_has_the_test_file_of_its_name() -> None:
+def test_each_module_with_logic_has_a_test_file_of_its_name() -> None:
     missing = [name for name in modules() if not has_tests(name)]
     assert not missing, f"without tests/<folders>/test_<name>.py: {', '.join(missing)}"
 

@@ -1,4 +1,4 @@
-"""Leases on a folder: who has one, who gets it next, and how the one who has lost it finds out."""
+"""Leases on a folder: the holder, the next holder, and the discovery of a lost lease."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GONE = "a boot and a namespace of another machine"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here waits for real seconds; what must not come to pass would take a minute."""
+    """No test waits for seconds. Times that must not pass are a minute."""
     for name, seconds in (("BEAT", 0.01), ("STALE", 60.0), ("GRACE", 0.0), ("LOOK", 0.005), ("BACK_AFTER", 0.1)):
         monkeypatch.setattr(module, name, seconds)
 
@@ -39,8 +39,8 @@ def lease(folder: Path) -> Lease:
     return Lease(folder, f"{folder} is being trained", "choose another run.name")
 
 
-def left_by(folder: Path, **changed: Any) -> Path:
-    """The file of a holder that nobody keeps alive, of this process but for what is changed."""
+def write_lease(folder: Path, **changed: Any) -> Path:
+    """Writes the lease of a holder without a heartbeat: this process, apart from the changed fields."""
     folder.mkdir(parents=True, exist_ok=True)
     who = {"host": "elsewhere", "pid": os.getpid(), "machine": machine(), "began": began(os.getpid())}
     content = {"token": "theirs", **who, "since": 0.0, "job": None, "facts": {"attempt": 3}}
@@ -50,7 +50,7 @@ def left_by(folder: Path, **changed: Any) -> Path:
 
 @pytest.fixture
 def beating() -> Iterator[list[Path]]:
-    """Files that are touched all the time."""
+    """Files whose times a thread changes all the time."""
     files, ended = list[Path](), threading.Event()
 
     def beat() -> None:
@@ -67,7 +67,7 @@ def beating() -> Iterator[list[Path]]:
     thread.join()
 
 
-def test_it_says_who_holds_it_and_goes_with_its_holder(folder: Path) -> None:
+def test_a_lease_names_its_holder_and_is_removed_at_its_end(folder: Path) -> None:
     with lease(folder) as own:
         assert own.take("99", lambda: {"attempt": 2}) and own.is_taken and not own.is_free()
         holder = read_holder(own.path)
@@ -81,7 +81,7 @@ def test_it_says_who_holds_it_and_goes_with_its_holder(folder: Path) -> None:
         own.check()
 
 
-def test_a_folder_that_was_made_for_nothing_goes(tmp_path: Path, folder: Path) -> None:
+def test_a_folder_that_stays_empty_is_removed(tmp_path: Path, folder: Path) -> None:
     with lease(folder) as own:
         own.take()
         assert own.made_folder
@@ -93,19 +93,19 @@ def test_a_folder_that_was_made_for_nothing_goes(tmp_path: Path, folder: Path) -
     assert folder.is_dir()
 
 
-def test_a_second_process_is_told_who_has_it_and_what_to_do(folder: Path) -> None:
+def test_a_second_process_learns_the_holder_and_the_way_out(folder: Path) -> None:
     with lease(folder) as own:
         own.take("99", lambda: {"attempt": 2})
         with pytest.raises(LeaseError) as refused:
             lease(folder).take()
         own.check()
-    said = str(refused.value)
-    assert said.startswith(f"{folder} is being trained by process {os.getpid()} on ")
-    assert "Slurm job 99, attempt 2, since 20" in said
-    assert said.endswith(f"stop it (kill {os.getpid()}), or choose another run.name")
+    message = str(refused.value)
+    assert message.startswith(f"{folder} is being trained by process {os.getpid()} on ")
+    assert "Slurm job 99, attempt 2, since 20" in message
+    assert message.endswith(f"stop it (kill {os.getpid()}), or choose another run.name")
 
 
-def test_one_of_many_that_start_at_once_gets_it(folder: Path) -> None:
+def test_one_of_many_processes_that_start_at_once_gets_the_lease(folder: Path) -> None:
     got, refused, start = list[Lease](), list[LeaseError](), threading.Barrier(8)
 
     def begin() -> None:
@@ -128,25 +128,25 @@ def test_one_of_many_that_start_at_once_gets_it(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not machine(), reason="looks into /proc")
-def test_that_of_a_process_of_this_machine_that_is_gone_is_free_at_once(folder: Path) -> None:
+def test_the_lease_of_an_ended_process_of_this_machine_is_free_at_once(folder: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    left_by(folder, pid=process.pid, began=began(process.pid))
+    write_lease(folder, pid=process.pid, began=began(process.pid))
     own = lease(folder)
     assert not own.is_free()
     with pytest.raises(LeaseError, match=f"process {process.pid} on elsewhere"):
         own.take()
     process.kill()
     while Path(f"/proc/{process.pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z":
-        time.sleep(0.005)  # its parent does not reap it
+        time.sleep(0.005)  # its parent has not reaped it
     assert own.is_free() and own.take()
     process.wait()
     own.release()
-    left_by(folder, began=began(os.getpid()) - 1)  # another one has its number now
+    write_lease(folder, began=began(os.getpid()) - 1)  # another process has the number now
     assert own.is_free()
 
 
-def test_one_of_another_machine_is_refused_as_soon_as_it_shows_life(folder: Path, beating: list[Path]) -> None:
-    beating.append(left_by(folder, machine=GONE, pid=1))
+def test_a_lease_of_another_machine_is_refused_as_soon_as_it_shows_life(folder: Path, beating: list[Path]) -> None:
+    beating.append(write_lease(folder, machine=GONE, pid=1))
     own = lease(folder)
     assert not own.is_free()
     with pytest.raises(LeaseError, match=r"process 1 on elsewhere \(attempt 3, since .*stop it there, or choose"):
@@ -154,12 +154,12 @@ def test_one_of_another_machine_is_refused_as_soon_as_it_shows_life(folder: Path
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b'{"token": "x"}'])
-def test_one_without_a_sign_of_life_is_taken_over(
+def test_a_lease_without_a_sign_of_life_is_taken_over(
     folder: Path, content: bytes | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the clock of who waits: the file's own times are of another machine."""
+    """The clock of the waiting process counts: the file's times come from another machine."""
     monkeypatch.setattr(module, "STALE", 0.05)
-    path = left_by(folder, machine=GONE)
+    path = write_lease(folder, machine=GONE)
     if content is not None:
         path.write_bytes(content)
     os.utime(path, (2e9, 2e9))
@@ -170,24 +170,24 @@ def test_one_without_a_sign_of_life_is_taken_over(
     own.release()
 
 
-def test_an_earlier_attempt_of_the_same_job_is_waited_for(
+def test_a_job_waits_for_its_earlier_attempt(
     folder: Path, beating: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = left_by(folder, machine=GONE, job="7")
+    path = write_lease(folder, machine=GONE, job="7")
     beating.append(path)
     looks = list[int]()
 
-    def asked() -> bool:
+    def stop_requested() -> bool:
         looks.append(len(looks))
-        if len(looks) == 20:  # it has ended
+        if len(looks) == 20:  # the attempt has ended
             beating.clear()
             path.unlink()
         return False
 
     own = lease(folder)
-    assert own.take("7", stop_requested=asked) and len(looks) >= 20
+    assert own.take("7", stop_requested=stop_requested) and len(looks) >= 20
     own.release()
-    beating.append(left_by(folder, machine=GONE, job="7"))
+    beating.append(write_lease(folder, machine=GONE, job="7"))
     with pytest.raises(LeaseError, match="Slurm job 7"):
         lease(folder).take("8")
     monkeypatch.setattr(module, "GRACE_OF_JOB", 0.0)
@@ -195,19 +195,19 @@ def test_an_earlier_attempt_of_the_same_job_is_waited_for(
         lease(folder).take("7")
 
 
-def test_who_is_asked_to_stop_waits_no_longer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    left_by(folder)
+def test_a_request_to_stop_ends_the_wait(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_lease(folder)
     monkeypatch.setattr(module, "GRACE", 60.0)
     own = lease(folder)
     assert not own.take(stop_requested=lambda: True) and not own.is_taken
     assert read_holder(own.path) is not None
 
 
-def test_who_has_lost_it_finds_out_and_leaves_it_to_the_other(folder: Path) -> None:
+def test_a_process_that_has_lost_its_lease_raises_and_does_not_remove_the_new_one(folder: Path) -> None:
     own = lease(folder)
     own.take()
     own.check_known()
-    left_by(folder, token="new")
+    write_lease(folder, token="new")
     with pytest.raises(LeaseError, match=r"taken over by process .* on elsewhere \(attempt 3"):
         own.check()
     with pytest.raises(LeaseError):
@@ -217,7 +217,7 @@ def test_who_has_lost_it_finds_out_and_leaves_it_to_the_other(folder: Path) -> N
     assert holder is not None and holder.token == "new"
 
 
-def test_a_loss_comes_to_light_without_a_check(folder: Path) -> None:
+def test_a_loss_is_found_without_a_check(folder: Path) -> None:
     own = lease(folder)
     own.take()
     own.path.unlink()
@@ -227,8 +227,8 @@ def test_a_loss_comes_to_light_without_a_check(folder: Path) -> None:
             time.sleep(0.005)
 
 
-def test_a_lease_that_has_come_meanwhile_is_put_back(folder: Path) -> None:
-    left_by(folder, token="newer")
+def test_a_newer_lease_is_put_back(folder: Path) -> None:
+    write_lease(folder, token="newer")
     lease(folder)._take_away("older")
     holder = read_holder(folder / "lease.json")
     assert holder is not None and holder.token == "newer"
@@ -245,7 +245,7 @@ def test_a_file_system_without_links(folder: Path, monkeypatch: pytest.MonkeyPat
         own.check()
         with pytest.raises(LeaseError):
             lease(folder).take()
-    left_by(folder, token="newer")
+    write_lease(folder, token="newer")
     lease(folder)._take_away("older")
     assert read_holder(folder / "lease.json") is not None
 

@@ -40,7 +40,7 @@ def test_a_name_that_leads_out(folder: Path, name: str, follow: bool) -> None:
 
 
 @pytest.mark.parametrize("name", [None, 3, "a\0b", ["a"]])
-def test_what_is_no_name(folder: Path, name: Any) -> None:
+def test_other_values_than_names_are_refused(folder: Path, name: Any) -> None:
     with pytest.raises(DataError, match="which is no name of a file"):
         named_file(folder, name, folder / "index")
 
@@ -55,7 +55,7 @@ def test_a_link_that_leads_out(folder: Path) -> None:
 
 
 def test_links_of_the_hubs_cache(tmp_path: Path) -> None:
-    """As `huggingface_hub` lays a model down: snapshots of links to the files of all of them."""
+    """`huggingface_hub` stores a snapshot as links to files that all snapshots share."""
     model = tmp_path / "models--a--b"
     (model / "blobs").mkdir(parents=True)
     (model / "blobs/0f").write_text("x")
@@ -69,7 +69,7 @@ def test_links_of_the_hubs_cache(tmp_path: Path) -> None:
         named_file(snapshot, "other", snapshot / "index")
 
 
-def test_what_is_no_plain_file(folder: Path) -> None:
+def test_files_that_are_not_plain_are_refused(folder: Path) -> None:
     os.mkfifo(folder / "pipe")
     (folder / "zero").symlink_to("/dev/zero")
     for name in ("pipe", "zero", "sub", "."):

@@ -1,4 +1,4 @@
-"""JSON and YAML that may be somebody else's: bounded in size, in depth, and in what aliases expand to."""
+"""JSON and YAML that may be a stranger's: size, depth and the expansion of aliases are bounded."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def test_large_files_are_refused_unread(tmp_path: Path, monkeypatch: pytest.Monk
     ("content", "word"),
     [(b"", "Expecting value"), (b"[1]", "no object"), (b"\xff", "utf-8"), (b'{"a": 1', "delimiter")],
 )
-def test_what_is_no_object_is_refused_with_the_way_out(tmp_path: Path, content: bytes, word: str) -> None:
+def test_json_without_an_object_is_refused_with_the_way_out(tmp_path: Path, content: bytes, word: str) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(DataError, match=rf"a\.json is not the JSON that it should be: .*{word}.*; make it anew"):
         read_json(tmp_path / "a.json", "make it anew")
 
 
-def test_what_is_no_plain_file_is_not_opened(tmp_path: Path) -> None:
+def test_a_file_that_is_not_plain_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for read in (lambda path: read_json(path, ""), lambda path: read_bounded(path, 10)):
         with pytest.raises(DataError, match="is no plain file"):
@@ -76,7 +76,7 @@ def laughs(levels: int, times: int = 10) -> str:
 
 
 def chain(levels: int) -> str:
-    """Each alias is a level deeper than the one before, and no level is written inside of another."""
+    """Each alias is a level deeper than the one before, though no level stands inside another in the file."""
     return "\n".join(["a0: &a0 []", *(f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, levels))])
 
 

@@ -22,13 +22,13 @@ def test_the_first_signal_counts_and_each_is_answered(capfd: pytest.CaptureFixtu
     ]
 
 
-def test_a_silent_one_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_silent_request_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     request = StopRequest(began=5.0, says=False)
     request.receive(signal.SIGINT)
     assert request.requested and request.began == 5.0 and capfd.readouterr().err == ""
 
 
-def test_signals_are_heard_for_the_length_of_the_block() -> None:
+def test_handlers_are_set_during_the_block() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     with listening() as request:
         with listening() as again:
@@ -40,7 +40,7 @@ def test_signals_are_heard_for_the_length_of_the_block() -> None:
         assert another is not request and not another.requested
 
 
-def test_another_thread_hears_nothing_and_changes_no_handler() -> None:
+def test_another_thread_gets_no_signal_and_changes_no_handler() -> None:
     found = list[object]()
 
     def listen() -> None:
@@ -60,13 +60,15 @@ def test_a_stopped_run_ends_the_process_with_its_code() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "wanted"),
+    ("environment", "expected"),
     [({}, True), ({"RANK": "0"}, True), ({"RANK": "3"}, False), ({"SLURM_PROCID": "1"}, False),
      ({"RANK": "0", "SLURM_PROCID": "1"}, True)],
 )  # fmt: skip
-def test_the_first_process_of_a_run(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], wanted: bool) -> None:
+def test_the_main_process_of_a_run(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: bool
+) -> None:
     for name in ("RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert is_main() is wanted
+    assert is_main() is expected

@@ -1,4 +1,4 @@
-"""What a terminal would obey is shown, not sent to it; what is secret in a URL is not shown."""
+"""Control sequences are shown, not sent to the terminal. Secrets of a URL are not shown."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sleeptrain.cli import main
 from sleeptrain.errors import ConfigError, format_error
 from tests.hostile import HOSTILE, SURROGATE, is_harmless
 
-# Invisible, but needed to write: joiners of scripts and emoji, and signs that stand for something.
+# Invisible, but a part of text: joiners of scripts and emoji, and signs with a meaning.
 SHOWN_FORMATS = {0x200C, 0x200D, *range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2}
 
 
-def test_no_character_of_control_gets_through() -> None:
+def test_no_control_character_is_printed() -> None:
     for code in range(0x20000):
         category = unicodedata.category(chr(code))
         found = terminal.printable(chr(code))
@@ -91,15 +91,13 @@ def test_a_stream_may_be_named() -> None:
     ],
     ids=lambda arguments: " ".join(arguments[:2]).partition("\x1b")[0],
 )
-def test_each_command_tells_of_hostile_names_harmlessly(
-    arguments: list[str], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_each_command_shows_hostile_names_harmlessly(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert main([word.replace("\x00", "") for word in arguments]) == 2
     out, err = capfd.readouterr()
     assert is_harmless(out) and is_harmless(err) and err
 
 
-def test_what_ends_the_command_unexpectedly_is_harmless() -> None:
+def test_an_unexpected_error_of_a_command_is_harmless() -> None:
     code = (
         "import sys; from sleeptrain import __main__, cli\n"
         "def fail(arguments=None): raise RuntimeError('\\x1b[31m')\n"

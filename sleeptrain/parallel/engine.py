@@ -148,7 +148,7 @@ class DistributedEngine:
             for m in micros
         ]
         on_task = self._report_progress if finder is None else lambda _, r: finder.on_round(r)
-        with in_precision(self._config, self.model, self._copies):
+        with in_precision(self._config.train, self.model, self._copies):
             self._run_schedule(self._schedule(tuple(tuple(m.rounds) for m in micros)), stage_parts, on_task)
         final_state, num_rows = self.model.empty_state(), batch.tokens_BT.shape[0]
         for m, part in zip(micros, stage_parts, strict=True):
@@ -235,10 +235,10 @@ class DistributedEngine:
         settings = replace(settings, on_round=self._progress.at)
         if self._world.mesh.pipeline.size == 1:
             # The result is a tuple, as in training: in a dict at the top level ZeRO-3 requires string keys.
-            with in_precision(self._config, self.model, self._copies):
+            with in_precision(self._config.train, self.model, self._copies):
                 return self._zero.forward(lambda _: run_rounds(model, batch, rounds, state, settings, read_logits))[0]
         micro_batch = EvaluationMicroBatch(model, batch, rounds, state, settings, 1.0, read_logits=read_logits)
-        with in_precision(self._config, self.model, self._copies):
+        with in_precision(self._config.train, self.model, self._copies):
             forwards = forwards_of(self._schedule((tuple(rounds),)))
             self._run_schedule(forwards, [micro_batch], lambda _, r: self._progress.at(r))
         return micro_batch.losses

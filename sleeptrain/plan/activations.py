@@ -1,8 +1,7 @@
 """Bytes that autograd saves in a round for its backward: counted by hand from the modules, tested against them.
 
 Private functions count for one token of one row. `narrow` is the element size, in bytes, of matrix products and
-attention: 2 under bf16 autocast, else 4. Norms, gates, convolutions and the residual stream are wide (4 bytes). Under
-autocast each linear layer saves its own narrow copy of its input; in fp32 all linear layers share the input.
+attention: 2 under `train.precision=bf16`, else 4. Norms, gates and convolutions are wide (4 bytes).
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from sleeptrain.model.mixers.registry import block_spec, mixer_spec
 from sleeptrain.model.mixers.spec import WIDE, Precision
 from sleeptrain.parallel.tensor.sharding import local_config
 from sleeptrain.plan.workload import Workload
+from sleeptrain.sleep.precision import product_bytes, residual_bytes
 from sleeptrain.sleep.rounds import Round
 
 
@@ -27,23 +27,22 @@ class Activations:
     """Counts for one process, in bytes.
 
     model: as one tensor rank holds it.
-    narrow: bytes of an element of products and attention.
+    narrow, residual: bytes of an element of products and attention, and of the features between blocks.
     kernels: the recurrences are flash-linear-attention's, as on a GPU; else PyTorch's.
     token_parts: number of parts into which `parallel.sequence` cuts the tokens between mixers.
     """
 
     model: ModelConfig
     narrow: int
+    residual: int
     kernels: bool
     token_parts: int
 
     @staticmethod
     def of(config: Config, kernels: bool) -> Activations:
         parallel = config.parallel
-        narrow = 2 if config.train.precision == "bf16" else WIDE
-        return Activations(
-            local_config(config.model, parallel.tensor), narrow, kernels, parallel.tensor if parallel.sequence else 1
-        )
+        model, parts = local_config(config.model, parallel.tensor), parallel.tensor if parallel.sequence else 1
+        return Activations(model, product_bytes(config.train), residual_bytes(config.train), kernels, parts)
 
     def block(self, layer: int, r: Round, state_only: bool) -> int:
         """Bytes for a block in a round, over all rows of the round, with the S that the recurrence starts from."""
@@ -70,8 +69,8 @@ class Activations:
         """Peak bytes of the loss, in its backward: probabilities, and the gradients before and after the softmax."""
         return 3 * WIDE * self.model.vocab_size * num_targets
 
-    def casts(self, layers: range, head: bool) -> int:
-        """Bytes of the narrow copies of these layers' matrices, which autocast makes and keeps for the backward."""
+    def copies(self, layers: range, head: bool) -> int:
+        """Bytes of the narrow copies of these layers' matrices (`sleeptrain.model.linear`)."""
         if self.narrow == WIDE:
             return 0
         m = self.model
@@ -83,7 +82,7 @@ class Activations:
 
     @property
     def _precision(self) -> Precision:
-        return Precision(self.narrow, self.kernels)
+        return Precision(self.narrow, self.kernels, self.residual)
 
 
 def state_bytes(model: ModelConfig, kind: str) -> int:
@@ -93,8 +92,8 @@ def state_bytes(model: ModelConfig, kind: str) -> int:
 
 def carried_bytes(config: Config, workload: Workload, model: ModelConfig, kind: str) -> int:
     """Bytes that a layer carries across a boundary for one row: S, and if set the convolution's tail or a window."""
-    narrow, boundary = 2 if config.train.precision == "bf16" else WIDE, workload.settings.boundary
-    return mixer_spec(model, kind).carried_bytes(narrow, workload.sliding_window or 0, boundary.carry_conv)
+    narrow, carry_conv = product_bytes(config.train), workload.settings.boundary.carry_conv
+    return mixer_spec(model, kind).carried_bytes(narrow, workload.sliding_window or 0, carry_conv)
 
 
 def _matrix_elements(model: ModelConfig, layer: int) -> int:

@@ -15,12 +15,12 @@ from sleeptrain.parallel.pipeline.schedule import Schedule, schedule
 from sleeptrain.parallel.pipeline.simulate import Simulation, simulate
 from sleeptrain.parallel.pipeline.stage_split import schedule_costs, split_stages
 from sleeptrain.plan.links import DataTraffic, TensorTraffic, data_traffic, sent_bytes, tensor_traffic
-from sleeptrain.plan.live import FEATURE_BYTES
 from sleeptrain.plan.memory import StageMemory, stage_memory
 from sleeptrain.plan.parameters import WIDE, Held, count_parameters, held_parameters
 from sleeptrain.plan.speed import Speed, Traffic, Work, forecast, leaves_machine
 from sleeptrain.plan.update import newton_schulz_flops
 from sleeptrain.plan.workload import Workload, workloads
+from sleeptrain.sleep.precision import residual_bytes
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def make_plan(config: Config, processes: int, gpu: tuple[str, Gpu] | None, effic
     steps = []
     for workload in workloads(config, replicas):
         plan = schedule(workload.plans, stages, costs)
-        simulation = simulate(plan, costs, FEATURE_BYTES * config.model.dim)
+        simulation = simulate(plan, costs, residual_bytes(config.train) * config.model.dim)
         steps.append(_step_plan(config, processes, workload, plan, simulation, held, gpu, efficiency))
     total, embedding = count_parameters(config)
     return Plan(

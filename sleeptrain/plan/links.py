@@ -13,6 +13,7 @@ from sleeptrain.plan.gathers import gathered
 from sleeptrain.plan.parameters import WIDE, Held, partition_size, role_groups
 from sleeptrain.plan.update import muon_exchange
 from sleeptrain.plan.workload import Extent, Workload, reruns
+from sleeptrain.sleep.precision import product_bytes, residual_bytes
 from sleeptrain.sleep.rounds import Round
 
 # In a ring, a collective of b bytes makes each of n processes send this factor times b (n - 1) / n bytes.
@@ -72,7 +73,7 @@ class _TensorCounts:
         self.config, self.workload, self.stages, self.stage = config, workload, stages, stage
         self.layers = range(*stages.bounds[stage : stage + 2])
         self.sequence, self.size = config.parallel.sequence, config.parallel.tensor
-        self.narrow = 2 if config.train.precision == "bf16" else WIDE
+        self.narrow, self.residual = product_bytes(config.train), residual_bytes(config.train)
 
     def forward(self, r: Round) -> Payload:
         payload, D = self.blocks(r), self.config.model.dim
@@ -81,7 +82,7 @@ class _TensorCounts:
         if self.sequence:
             # A block that only updates its state outputs no features to gather.
             has_state_only = any(state_only for _, state_only in self._blocks_run(r))
-            payload["all_gather"] += (self._sections(r) - has_state_only) * self._tokens(r) * D * WIDE
+            payload["all_gather"] += (self._sections(r) - has_state_only) * self._tokens(r) * D * self.residual
         if r.loss and self.layers.stop == len(self.config.model.layers):
             payload["all_reduce"] += 3 * WIDE * self.workload.targets_of(r)  # maxima, target logits, sums
         return payload
@@ -97,17 +98,17 @@ class _TensorCounts:
         """The collectives at the end of a round. The rerun of a checkpointed round without loss stops ahead of them."""
         if r.loss or not (blocks := list(self._blocks_run(r))) or blocks[-1][1]:
             return Payload()
-        gathered = Payload(all_gather=self._tokens(r) * self.config.model.dim * WIDE) if self.sequence else Payload()
-        return self._leave(r) + gathered
+        elements = self._tokens(r) * self.config.model.dim
+        return self._leave(r) + (Payload(all_gather=elements * self.residual) if self.sequence else Payload())
 
     def backward(self, r: Round) -> Payload:
         payload, D = Payload(), self.config.model.dim
         for layer, state_only in self._blocks_run(r):
             payload += self._block_backward(layer, r, state_only)
         if self.sequence:  # of the tokens that are split at the start of prelude, core or coda
-            payload["all_gather"] += self._sections(r) * self._tokens(r) * D * WIDE
+            payload["all_gather"] += self._sections(r) * self._tokens(r) * D * self.residual
         if r.loss and self.layers.stop == len(self.config.model.layers):
-            payload["all_reduce"] += self.workload.targets_of(r) * D * WIDE
+            payload["all_reduce"] += self.workload.targets_of(r) * D * self.narrow
         return payload
 
     def _blocks_run(self, r: Round) -> Iterator[tuple[int, bool]]:
@@ -132,7 +133,7 @@ class _TensorCounts:
             payload["all_reduce"] += squares
         for _ in range(self._regions(layer, state_only)):
             if self.sequence:
-                payload["all_gather"] += self._tokens(r) * self.config.model.dim * WIDE
+                payload["all_gather"] += self._tokens(r) * self.config.model.dim * self.narrow
         if not state_only:
             payload += _times(self._leave(r), self._regions(layer, state_only))
         return payload
@@ -156,7 +157,7 @@ class _TensorCounts:
         if squares := self._squares(layer, r, state_only):
             payload["all_reduce"] += squares
         regions = self._regions(layer, state_only)
-        payload["reduce_scatter" if self.sequence else "all_reduce"] += regions * elements * WIDE
+        payload["reduce_scatter" if self.sequence else "all_reduce"] += regions * elements * self.narrow
         if self.sequence and not state_only:
             payload["all_gather"] += regions * elements * self.narrow
         return payload

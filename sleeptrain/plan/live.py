@@ -15,7 +15,6 @@ from sleeptrain.parallel.pipeline.graph import Kind, Message
 from sleeptrain.parallel.pipeline.schedule import Action, Backward, Forward, Receive, Schedule, Send
 from sleeptrain.sleep.rounds import Round
 
-FEATURE_BYTES = 4  # bytes an element: the residual stream is fp32
 Name = tuple[Hashable, ...]
 
 
@@ -35,14 +34,14 @@ class Peak:
 class Memory:
     """Sizes for the count.
 
-    dim: D of the features.
+    feature: bytes of a token's features between blocks.
     state: bytes of each layer's memory for all rows of a micro-batch.
     num_rows: rows of a micro-batch.
     carried: a step begins with carried memory.
     normed: the fed-back features are normed, so they are another tensor than the last features.
     """
 
-    dim: int
+    feature: int
     state: Sequence[int]
     num_rows: int
     carried: bool
@@ -191,7 +190,7 @@ class _Holdings:
         return self.tensors[message.micro_batch, message.source][output]
 
     def _features(self, r: Round) -> int:
-        return len(r.rows) * (r.stop - r.start) * self.memory.dim * FEATURE_BYTES
+        return len(r.rows) * (r.stop - r.start) * self.memory.feature
 
     def _name(self, *name: Hashable, size: int) -> Name:
         self.sizes[name] = size

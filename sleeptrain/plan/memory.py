@@ -9,7 +9,7 @@ from sleeptrain.config.schema import Config
 from sleeptrain.parallel.pipeline.schedule import Schedule
 from sleeptrain.parallel.tensor.sharding import local_config
 from sleeptrain.plan.activations import Activations, carried_bytes, state_bytes
-from sleeptrain.plan.live import FEATURE_BYTES, Memory, Peak, peak_held
+from sleeptrain.plan.live import Memory, Peak, peak_held
 from sleeptrain.plan.parameters import Held, training_state
 from sleeptrain.plan.workload import Workload
 from sleeptrain.sleep.rounds import Round, windows_of
@@ -51,7 +51,6 @@ def stage_memory(
     `plan.stages` is read. kernels: the recurrences are flash-linear-attention's, as on a GPU.
     """
     layers = range(*plan.stages.bounds[stage : stage + 2])
-    trained = bool(workload.trained(config.parallel.pipeline))
     state = training_state(
         held, config.parallel.zero, (config.parallel.tensor, config.parallel.pipeline, workload.replicas)
     )
@@ -60,17 +59,18 @@ def stage_memory(
     carried = [carried_bytes(config, workload, model, kind) * workload.rows for kind in model.layers]
     ends = layers.stop == len(model.layers)
     if config.parallel.pipeline > 1:
-        peak = peak_held(
-            plan, stage, Memory(model.dim, carried, workload.rows, workload.carried, model.norm_between_passes)
-        )
+        feature = counts.residual * model.dim
+        sizes = Memory(feature, carried, workload.rows, workload.carried, model.norm_between_passes)
+        peak = peak_held(plan, stage, sizes)
     else:
         peak = Peak(_boundary(counts, config, workload), 0)
+    copies = counts.copies(layers, ends) if config.parallel.zero < 3 else 0
     state_size = sum(carried[i] for i in layers) * workload.num_micros if workload.carried else 0
     return StageMemory(
         state.weights, state.master, state.gradients, state.optimizer,
         state=state_size,
         boundary=peak.boundary,
-        activations=_graphs(counts, config, workload, layers) + counts.casts(layers, ends) * trained,
+        activations=_graphs(counts, config, workload, layers) + copies,
         logits=counts.logits(max(workload.targets_of(r) for r in workload.rounds)) if ends else 0,
         messages=peak.messages,
     )  # fmt: skip
@@ -92,13 +92,16 @@ def _graph(counts: Activations, config: Config, workload: Workload, r: Round, la
     planned = workload.layers_of(r, config)
     local = [i for i in layers if i in planned]
     kinds = config.model.layers
+    casts = config.parallel.zero == 3  # each use of a matrix makes a copy of its own
     blocks = [counts.block(i, r, r.state_only and i == planned.stop - 1) for i in local]
+    blocks = [saved + casts * counts.copies(range(i, i + 1), False) for i, saved in zip(local, blocks, strict=True)]
     head = 0
     if layers.stop == len(kinds):
-        head = counts.fed_back(r) + (counts.head(workload.targets_of(r)) if r.loss else 0)
+        head = counts.fed_back(r)
+        head += counts.head(workload.targets_of(r)) + casts * counts.copies(range(0), True) if r.loss else 0
     if config.sleep.recompute != "block":
         return _Graph(sum(blocks) + head, 0)
-    features = len(r.rows) * (r.stop - r.start) * counts.model.dim * FEATURE_BYTES // counts.token_parts
+    features = len(r.rows) * (r.stop - r.start) * counts.model.dim * counts.residual // counts.token_parts
     inputs = sum(features + len(r.rows) * state_bytes(counts.model, kinds[i]) for i in local)
     return _Graph(inputs + head, max(blocks, default=0))
 
@@ -130,5 +133,5 @@ def _boundary(counts: Activations, config: Config, workload: Workload) -> int:
 def _border(counts: Activations, r: Round, S: int, window: Sequence[Round]) -> int:
     """Bytes of a round's inputs: S, and the features that it reads, or in a window that sleeps the embedded tokens."""
     reads = not r.is_wake or any(not other.is_wake for other in window)
-    features = len(r.rows) * (r.stop - r.start) * counts.model.dim * FEATURE_BYTES
+    features = len(r.rows) * (r.stop - r.start) * counts.model.dim * counts.residual
     return len(r.rows) * S + features * reads

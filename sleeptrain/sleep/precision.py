@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sleeptrain.config.schema import Config
+from sleeptrain.config.schema import Config, TrainConfig
 from sleeptrain.distributed.world import World
 from sleeptrain.errors import ConfigError
 from sleeptrain.model.hybrid import Hybrid
@@ -23,18 +23,28 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm)
 
 
+def product_bytes(train: TrainConfig) -> int:
+    """Bytes of an element that products and attention read."""
+    return DTYPES[train.precision].itemsize
+
+
+def residual_bytes(train: TrainConfig) -> int:
+    """Bytes of an element of the features between blocks."""
+    return max(DTYPES[train.residual].itemsize, product_bytes(train))
+
+
 @contextmanager
-def in_precision(config: Config, model: Hybrid, copies: bool = True) -> Iterator[None]:
+def in_precision(train: TrainConfig, model: Hybrid, copies: bool = True) -> Iterator[None]:
     """Let `model` compute in `train.precision` inside, in forward, backward and recomputation, without autocast.
 
     The weights keep their dtype, and may not change inside. copies: each matrix is cast once, at entry
     (`working_copies`); False: at each use.
     """
     with torch.autocast(model.device.type, enabled=False):
-        if config.train.precision == "fp32":
+        if train.precision == "fp32":
             yield
             return
-        model.residual_dtype = DTYPES[config.train.residual]
+        model.residual_dtype = DTYPES[train.residual]
         try:
             with computing_in(model, torch.bfloat16), working_copies(model) if copies else nullcontext():
                 yield

@@ -136,7 +136,7 @@ def forward_backward(
     carried: the memory of these rows after the previous step; None: empty. divisor: the divisor of every micro-batch's
     summed loss, the same for all, so the cut does not change the gradient; None: the number of targets in the batch.
     """
-    with in_precision(context.config, model, context.copies):
+    with in_precision(context.config.train, model, context.copies):
         return _sum_micro_batches(context, model, batch, shape, carried, divisor)
 
 

@@ -111,7 +111,7 @@ class LocalEngine:
     ) -> Mapping[int, torch.Tensor]:
         settings = replace(settings, on_round=self._progress.at)
         state = self.model.empty_state()
-        with in_precision(self._config, self.model):
+        with in_precision(self._config.train, self.model):
             return run_rounds(self.model, batch, rounds, state, settings, read_logits)[0]
 
     def local_tensors(self, carried: FastWeights | None) -> dict[str, torch.Tensor]:

@@ -104,7 +104,7 @@ def evaluate(
     stop: called before each batch is read and before it is run; if it returns True, EvaluationStopped is raised.
     """
     if run is None:
-        with in_precision(config, model):
+        with in_precision(config.train, model):
             return evaluate(model, sets, config, window, passes, task, _run_on(model), stop)
     batches = {name: list(_until(stop, set_batches)) for name, set_batches in sets.items()}
     result: Evaluation = {"loss": {}}

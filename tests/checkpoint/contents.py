@@ -1,4 +1,4 @@
-"""A checkpoint as anybody reads it: safetensors files and JSON, nothing of ours."""
+"""A checkpoint as anybody reads it: safetensors files and JSON, without code of this package."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def contents(checkpoint: Path) -> dict[str, Any]:
 
 
 def nested(named: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Tensors under their checkpoint names as the tree that the names spell."""
+    """The tree that the checkpoint names of tensors spell."""
     tree: dict[str, Any] = {"model": {}, "optim": {}, "carried": {}}
     for name, tensor in named.items():
         *path, leaf = name.split("/")
@@ -41,7 +41,7 @@ def nested(named: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def flat(tree: Mapping[str, Any], path: str = "") -> dict[str, torch.Tensor]:
-    """The leaves of a tree of tensors, under the names that lead to them."""
+    """{the path to a leaf: the tensor} of a tree of tensors."""
     found: dict[str, torch.Tensor] = {}
     for key, value in tree.items():
         found |= {path + key: value} if isinstance(value, torch.Tensor) else flat(value, f"{path}{key}/")

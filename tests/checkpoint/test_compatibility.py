@@ -1,4 +1,4 @@
-"""Settings that no name and no shape shows are compared before weights begin a new run."""
+"""Before weights begin a new run, the settings are compared that names and shapes do not show."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.models import tiny_config
 from tests.train.test_trainer import run
 
 ALL = ["attention", "sliding_attention", "gated_deltanet", "jet", "mamba2"]
-# Where any other value will not do.
+# Settings for which not every other value is allowed.
 OTHERS: dict[str, Any] = {
     "norm": "plain",
     "attention.qk_norm": "none",
@@ -60,8 +60,8 @@ def shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
         return {name: tuple(p.shape) for name, p in Hybrid(model).named_parameters()}
 
 
-def test_every_setting_is_compared_or_shows() -> None:
-    """Also those that are added one day."""
+def test_every_setting_is_compared_or_shows_in_a_shape() -> None:
+    """This holds for settings of later versions, too."""
     model, silent = tiny_config(ALL), set[str]()
     for name, other in each_setting():
         if name in NOT_COMPARED:
@@ -75,7 +75,7 @@ def test_every_setting_is_compared_or_shows() -> None:
     check_compatible(model, deepcopy(model))
 
 
-def test_a_change_that_is_meant_is_named() -> None:
+def test_an_intended_change_is_allowed_by_name() -> None:
     model = tiny_config(ALL)
     other = changed(changed(model, "attention.rope_theta", 1e6), "norm_eps", 1e-5)
     with pytest.raises(ConfigError, match=r"run\.allow_changes=\[model\.norm_eps,model\.attention\.rope_theta\]"):
@@ -108,7 +108,7 @@ def test_only_mixers_that_both_have_are_compared() -> None:
         check_compatible(grown, changed(grown, "jet.num_heads", 4))
 
 
-def test_blocks_that_slide_are_not_those_that_do_not() -> None:
+def test_sliding_attention_is_not_attention() -> None:
     model = tiny_config(["attention", "attention"])
     sliding = replace(model, layers=["attention", "sliding_attention"])
     assert shapes(model) == shapes(sliding)
@@ -124,7 +124,7 @@ def test_blocks_that_slide_are_not_those_that_do_not() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_does_not_begin_with_weights_that_mean_something_else(tmp_path: Path) -> None:
+def test_a_run_does_not_begin_with_weights_of_other_settings(tmp_path: Path) -> None:
     run(tmp_path / "old")
     init = f"run.init_from={tmp_path / 'old' / 'r'}"
     for other in ("model.norm=plain", "model.norm_eps=1e-2", "model.embedding_multiplier=7.0"):

@@ -1,4 +1,4 @@
-"""The newest whole checkpoint is found, the same in all processes."""
+"""All processes find the same newest whole checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.parallel.processes import run_ranks
 
 
 def test_large_files_may_lie_on_another_disk(tmp_path: Path) -> None:
-    """The manifest's checksum says that they are what they were."""
+    """The checksum in the manifest shows that they have not changed."""
     save(tmp_path, 3)
     checkpoint = tmp_path / "step-00000003"
     (checkpoint / SHARD).rename(tmp_path / "elsewhere")
@@ -23,7 +23,7 @@ def test_large_files_may_lie_on_another_disk(tmp_path: Path) -> None:
     assert newest_whole(tmp_path, alone()).whole == checkpoint
 
 
-def test_where_none_is_whole_all_are_listed(tmp_path: Path) -> None:
+def test_where_all_are_damaged_all_are_listed(tmp_path: Path) -> None:
     for step in (3, 12):
         save(tmp_path, step)
         flip(tmp_path / f"step-{step:08d}" / SHARD, 0.5)
@@ -66,7 +66,7 @@ def test_a_place_names_a_checkpoint_or_a_run(tmp_path: Path) -> None:
         named_checkpoint(tmp_path / "none", alone(), "run.init_from")
 
 
-def test_an_older_checkpoint_is_taken_only_where_it_may_be_and_is_told_of(
+def test_an_older_checkpoint_is_taken_only_where_allowed_and_a_line_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = tmp_path / "checkpoints"
@@ -83,8 +83,8 @@ def test_an_older_checkpoint_is_taken_only_where_it_may_be_and_is_told_of(
         named_checkpoint(tmp_path, alone(), "run.init_from")
     assert capsys.readouterr().err == ""
     assert named_checkpoint(tmp_path, alone(), allow_older=True).name == "step-00000003"
-    (told,) = capsys.readouterr().err.splitlines()
-    assert "step-00000015 is damaged (the checksum of" in told and told.endswith("step-00000003 is taken")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "step-00000015 is damaged (the checksum of" in line and line.endswith("step-00000003 is taken")
     assert named_checkpoint(saved / "step-00000003", alone()).name == "step-00000003"
     assert capsys.readouterr().err == ""
 

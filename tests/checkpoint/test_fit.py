@@ -1,4 +1,4 @@
-"""A checkpoint that does not fit is refused by name; what may differ is said in so many words."""
+"""The refusal of a checkpoint names the parameters that do not fit; settings name those that may differ."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Forms = dict[str, Form]
 
 
 def forms(stepped: bool = True) -> Forms:
-    """What a checkpoint of the tiny model holds."""
+    """The tensors that a checkpoint of the tiny model holds."""
     model = Hybrid(tiny_config())
     found = {f"model/{name}": Form(tuple(p.shape), torch.float32) for name, p in model.named_parameters()}
     if stepped:
@@ -30,7 +30,7 @@ def forms(stepped: bool = True) -> Forms:
     return found | {"rng/torch": Form((5056,), torch.uint8), "carried/1.S_BHKV": Form((2, 4, 8, 6), torch.float32)}
 
 
-def test_what_fits() -> None:
+def test_a_checkpoint_that_fits() -> None:
     check_resume(forms(), tiny_config())
     check_resume(forms(stepped=False), tiny_config())
     check_start(forms(), tiny_config())
@@ -58,7 +58,7 @@ def put(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Callable[
         (lambda found: [drop(n)(found) for n in list(found) if "/blocks.0" in n], r"11 of .* missing \(.*, \.\.\."),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_named(change: Callable[[Forms], object], message: str) -> None:
+def test_a_tensor_that_does_not_fit_is_named(change: Callable[[Forms], object], message: str) -> None:
     found = forms()
     change(found)
     with pytest.raises(DataError, match=message):
@@ -69,14 +69,14 @@ SHORTER = tiny_config(["attention", "gated_deltanet"])
 LONGER = tiny_config(["attention", "gated_deltanet", "mamba2", "mamba2"])
 
 
-def test_layers_are_added_or_dropped_only_when_asked() -> None:
+def test_layers_are_added_or_dropped_only_where_settings_say_so() -> None:
     with pytest.raises(DataError, match=r"are not in the model \(blocks.2.*name them in run.init_new"):
         check_start(forms(), SHORTER)
     check_start(forms(), SHORTER, dropped=["blocks.2.*"])
     with pytest.raises(DataError, match=r"parameters are missing \(blocks.3.*run.init_new"):
         check_start(forms(), LONGER)
     check_start(forms(), LONGER, new=["blocks.3.*"])
-    check_start(forms(), LONGER, new=["blocks.*"])  # of parameters that both have it says nothing
+    check_start(forms(), LONGER, new=["blocks.*"])  # a pattern says nothing of parameters that both have
     with pytest.raises(DataError, match=r"run.init_new: nothing .* matches 'block.3'; remove or correct it"):
         check_start(forms(), LONGER, new=["blocks.3.*", "block.3"])
     with pytest.raises(DataError, match=r"run.init_dropped: nothing .* matches 'blocks.3.\*'"):

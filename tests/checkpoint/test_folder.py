@@ -1,4 +1,4 @@
-"""A checkpoint's folder: damage of every kind is found, and the newest whole one is taken."""
+"""A checkpoint's folder: damage of every kind is found, and the newest whole checkpoint is taken."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_found_and_the_one_before_is_taken(tmp_path: Path, kind: str) -> None:
+def test_damage_is_found_and_the_checkpoint_before_is_taken(tmp_path: Path, kind: str) -> None:
     for step in (3, 12):
         save(tmp_path, step)
     damage, message = DAMAGE[kind]
@@ -71,8 +71,8 @@ def test_damage_is_found_and_the_one_before_is_taken(tmp_path: Path, kind: str) 
     damage(tmp_path / "step-00000012")
     found = newest_whole(tmp_path, alone())
     assert found.whole == tmp_path / "step-00000003"
-    (said,) = found.damaged.values()
-    assert said.removeprefix(f"{tmp_path / 'step-00000012'}/").startswith(message)
+    (problem,) = found.damaged.values()
+    assert problem.removeprefix(f"{tmp_path / 'step-00000012'}/").startswith(message)
 
 
 def test_each_file_is_checked_by_one_process_and_all_agree(tmp_path: Path) -> None:
@@ -95,14 +95,14 @@ def test_order_is_that_of_steps_and_other_names_do_not_count(tmp_path: Path) -> 
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002", "step-100000000"]
 
 
-def test_setting_aside_replaces_what_was_set_aside_before(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_set_aside_replaces_an_earlier_one(tmp_path: Path) -> None:
     for _ in range(2):
         save(tmp_path, 3)
         assert set_aside(tmp_path / "step-00000003").name == "damaged-step-00000003"
     assert checkpoints(tmp_path) == []
 
 
-def test_a_checkpoint_may_be_looked_at_without_reading_its_tensors(tmp_path: Path) -> None:
+def test_a_checkpoint_may_be_checked_without_reading_its_tensors(tmp_path: Path) -> None:
     save(tmp_path, 3)
     flip(tmp_path / "step-00000003" / SHARD, 0.5)
     assert find_damage(tmp_path / "step-00000003", tensors=False) is None

@@ -14,15 +14,15 @@ from tests.checkpoint.worlds import save
 
 
 @pytest.mark.parametrize(
-    ("keep", "keep_every", "gone"),
+    ("keep", "keep_every", "removed"),
     [(2, 0, [0, 10, 20, 30]), (1, 20, [10, 30]), (5, 0, [0]), (6, 0, []), (9, 7, []), (1, 50, [10, 20, 30, 40])],
 )
-def test_the_newest_and_the_multiples_stay(keep: int, keep_every: int, gone: list[int]) -> None:
-    assert superfluous([0, 10, 20, 30, 40, 50], keep, keep_every) == gone
+def test_the_newest_and_the_multiples_stay(keep: int, keep_every: int, removed: list[int]) -> None:
+    assert superfluous([0, 10, 20, 30, 40, 50], keep, keep_every) == removed
 
 
 @pytest.mark.parametrize(
-    ("steps", "reach", "gone"),
+    ("steps", "reach", "removed"),
     [
         ([0, 10, 20, 30, 40, 50], 25, [0, 10]),
         ([0, 10, 20, 30, 40, 50], 10, [0, 10, 20, 30]),
@@ -31,18 +31,18 @@ def test_the_newest_and_the_multiples_stay(keep: int, keep_every: int, gone: lis
         ([0], 25, []),
     ],
 )
-def test_one_far_enough_behind_stays_and_those_that_will_be(steps: list[int], reach: int, gone: list[int]) -> None:
-    assert superfluous(steps, 1, 0, reach) == gone
+def test_a_checkpoint_far_back_stays_and_those_that_will_be(steps: list[int], reach: int, removed: list[int]) -> None:
+    assert superfluous(steps, 1, 0, reach) == removed
 
 
-def test_what_is_superfluous_is_removed(tmp_path: Path) -> None:
+def test_superfluous_checkpoints_are_removed(tmp_path: Path) -> None:
     for step in range(5):
         save(tmp_path, step)
     remove_superfluous(tmp_path, keep=1, keep_every=3)
     assert sorted(os.listdir(tmp_path)) == ["latest", "step-00000000", "step-00000003", "step-00000004"]
 
 
-def test_what_lies_behind_a_step_is_removed_and_the_pointer_follows(tmp_path: Path) -> None:
+def test_checkpoints_after_a_step_are_removed_and_the_pointer_follows(tmp_path: Path) -> None:
     for step in range(5):
         save(tmp_path, step)
     remove_after(tmp_path, 2)
@@ -50,7 +50,7 @@ def test_what_lies_behind_a_step_is_removed_and_the_pointer_follows(tmp_path: Pa
     assert (tmp_path / "latest").read_text() == "step-00000002\n"
 
 
-def test_none_that_is_whole_gives_way_to_damaged_ones(tmp_path: Path) -> None:
+def test_no_whole_checkpoint_is_removed_in_favour_of_a_damaged_one(tmp_path: Path) -> None:
     for step in range(5):
         save(tmp_path, step)
     os.truncate(tmp_path / "step-00000003" / SHARD, 500)

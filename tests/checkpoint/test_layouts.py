@@ -1,4 +1,4 @@
-"""A checkpoint of any layout is read under any other: the same tensors to the bit, the same losses behind it."""
+"""A checkpoint of any layout is read under any other: the tensors are equal to the bit, later losses the same."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.parallel.test_train import text, train
 from tests.runs import on_open
 from tests.train.conftest import tiny_shards
 
-__all__ = ["tiny_shards"]  # the fixture holds here too
+__all__ = ["tiny_shards"]  # this module uses the fixture, too
 
 
 LAYOUTS = [
@@ -36,13 +36,13 @@ LATER = [pair for pair in ((a, b) for a in range(6) for b in range(6)) if pair n
 
 
 def settings(layout: Layout) -> tuple[str, ...]:
-    """ZeRO-3 takes one backward a step."""
+    """ZeRO-3 needs a single backward in each step."""
     return (*layout.settings(), "train.micro_batch=0") if layout.zero == 3 else layout.settings()
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory, tiny_shards: tuple[str, ...], imported: None) -> dict[int, Path]:
-    """The run folders of three steps under each layout that a test has asked for, made when first asked."""
+    """The folder of a run of three steps under each layout, made when a test first reads it."""
 
     class Runs(dict[int, Path]):
         def __missing__(self, index: int) -> Path:
@@ -54,7 +54,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, tiny_shards: tuple[str, ..
 
 
 def spy_on_open(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Each process of a run puts into a folder what it would save, as soon as the run has gone on."""
+    """Each process writes the tensors that it would save into a folder, as soon as the run is open."""
 
     def spy(run: Run) -> None:
         save_file(run.engine.local_tensors(run.carried), folder / f"{run.world.rank}.safetensors")
@@ -63,23 +63,23 @@ def spy_on_open(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def check(written: dict[int, Path], tmp_path: Path, tiny_shards: tuple[str, ...], pair: tuple[int, int]) -> None:
-    """Cut back to its second step, the run of one layout goes on under another."""
+    """A run of one layout goes on from its second step under another."""
     before, after = pair
     folder, loaded, straight = tmp_path / "go-on", tmp_path / "loaded", written[0]
     loaded.mkdir()
     shutil.copytree(written[before], folder)
     *_, second, third = checkpoints(folder / "r" / "checkpoints")
     shutil.rmtree(third)
-    wanted = tensors(second)
-    assert any(name.startswith("carried/") for name in wanted), "the case needs memory that goes on"
+    expected = tensors(second)
+    assert any(name.startswith("carried/") for name in expected), "the case needs memory that goes on"
     with pytest.MonkeyPatch.context() as patch:
         spy_on_open(patch, loaded)
         train(folder, *text(tiny_shards), *settings(LAYOUTS[after]), ranks=LAYOUTS[after].size)
     shares = [load_file(path) for path in sorted(loaded.iterdir())]
     assert sum(map(len, shares)) == len({name for share in shares for name in share}), "each tensor has one owner"
     found = {name: tensor for share in shares for name, tensor in share.items()}
-    assert found.keys() == wanted.keys() - {"rng/torch"}
-    assert all(torch.equal(found[name], wanted[name]) for name in found)
+    assert found.keys() == expected.keys() - {"rng/torch"}
+    assert all(torch.equal(found[name], expected[name]) for name in found)
     check_shares(shares, LAYOUTS[after])
     assert json.loads((third / "state.json").read_text())["written_by"] == dict(LAYOUTS[after]._asdict())
     assert losses(folder) == pytest.approx(losses(straight), rel=1e-5)
@@ -90,9 +90,9 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 def check_shares(shares: list[dict[str, torch.Tensor]], layout: Layout) -> None:
-    """The processes of a stage hold about equally much of it: no more than their share and one tensor."""
+    """Each process of a stage holds at most an equal share of it and one tensor."""
     per_stage = layout.tensor * layout.data
-    # Neighbouring ranks are of one stage.
+    # Neighbouring ranks belong to one stage.
     for first in range(0, layout.size, per_stage):
         stage = [[t.numel() for t in share.values()] for share in shares[first : first + per_stage]]
         total, largest = sum(map(sum, stage)), max(map(max, stage))

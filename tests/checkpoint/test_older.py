@@ -7,7 +7,7 @@ from argparse import ArgumentParser
 from sleeptrain.checkpoint.older import add_older
 
 
-def test_an_older_checkpoint_is_asked_for() -> None:
+def test_the_flag_allows_an_older_checkpoint() -> None:
     parser = ArgumentParser()
     add_older(parser)
     assert not parser.parse_args([]).allow_older and parser.parse_args(["--allow-older"]).allow_older

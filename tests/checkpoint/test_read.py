@@ -1,4 +1,4 @@
-"""Tensors are read back one at a time, with no code in the files."""
+"""Tensors are read back one at a time. The files hold no code."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def test_tensors_are_read_back_one_at_a_time_and_without_pickle(tmp_path: Path) 
     files = TensorFiles(tmp_path / "step-00000003")
     assert {name: form.shape for name, form in files.forms.items()} == {n: tuple(t.shape) for n, t in written.items()}
     seen: dict[str, torch.Tensor] = {}
-    handed: list[weakref.ref[torch.Tensor]] = []
+    references: list[weakref.ref[torch.Tensor]] = []
 
     def take(name: str, tensor: torch.Tensor) -> None:
-        assert sum(ref() is not None for ref in handed) <= 1, "the ones before are gone, but for the loop's last"
-        handed.append(weakref.ref(tensor))
+        assert sum(ref() is not None for ref in references) <= 1, "the ones before are gone, but for the loop's last"
+        references.append(weakref.ref(tensor))
         seen[name] = tensor.clone()
 
     files.read({name: partial(take, name) for name in written})
@@ -42,7 +42,7 @@ def test_a_file_that_is_no_safetensors_is_named(tmp_path: Path) -> None:
         TensorFiles(tmp_path / "step-00000003")
 
 
-def test_one_tensor_alone(tmp_path: Path) -> None:
+def test_one_tensor_is_read_by_its_name(tmp_path: Path) -> None:
     written = save(tmp_path, 3)
     files = TensorFiles(tmp_path / "step-00000003")
     assert torch.equal(files.tensor("model/weight2"), written["model/weight2"])

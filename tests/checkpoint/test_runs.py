@@ -29,7 +29,7 @@ def steps_on_disk(folder: Path) -> list[int]:
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, actions: dict[int, Callable[[Run], object]]) -> None:
-    """Calls an action when the run has done so many steps, before it saves."""
+    """Calls actions[step] when the run has done that step, before it saves."""
     advance = Run.advance
 
     def then(made: Run, *args: object) -> None:
@@ -40,7 +40,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, actions: dict[int, Callable[[Run], 
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, first: int, last: int) -> None:
-    """The disk takes nothing more of tensors from before the save of step `first` to that of `last`."""
+    """The disk has no room for the tensors of steps `first` to `last`."""
     plain = write_module._write_tensors
 
     def fail(folder: Path, *args: object) -> None:
@@ -53,16 +53,16 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, first: int, last: int) -> None:
     at_step(monkeypatch, {step: lambda made: made.saver.wait() for step in range(first + 1, last + 2)})
 
 
-def test_training_goes_on_where_a_save_fails_and_the_next_is_tried(
+def test_training_goes_on_after_a_save_that_fails_and_the_next_is_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tmp_path / "whole")
     full_disk(monkeypatch, 5, 7)
     run(tmp_path / "full")
     assert "ALARM: the checkpoint of step 6 was not written (process 0: [Errno 27] File too large" in (
-        said := capsys.readouterr().err
+        output := capsys.readouterr().err
     )
-    assert "the newest on disk is that of step 3" in said
+    assert "the newest on disk is that of step 3" in output
     assert steps_on_disk(tmp_path / "full") == [9, 12]
     failed = {r["step"]: r["failed_saves"] for r in records(tmp_path / "full") if "loss" in r}
     assert failed[6] == 0 and failed[8] == failed[12] == 1
@@ -76,31 +76,31 @@ def test_a_last_save_that_fails_is_an_error(
     with monkeypatch.context() as patch:
         full_disk(patch, 11, 12)
         assert main(["train", *settings(tmp_path)]) == 1
-    said = capsys.readouterr().err
-    assert said.splitlines()[-1].startswith("sleeptrain: the last checkpoint was not written (process 0: [Errno 27]")
-    assert "goes on from step 9" in said and "Traceback" not in said
+    output = capsys.readouterr().err
+    assert output.splitlines()[-1].startswith("sleeptrain: the last checkpoint was not written (process 0: [Errno 27]")
+    assert "goes on from step 9" in output and "Traceback" not in output
     assert steps_on_disk(tmp_path) == [6, 9] and not list((tmp_path / "r" / "checkpoints").glob(".*"))
     run(tmp_path)
     assert steps_on_disk(tmp_path) == [9, 12]
     assert [r["step"] for r in records(tmp_path) if "loss" in r] == list(range(1, 13))
 
 
-def test_what_is_being_written_is_not_changed_by_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: dict[str, torch.Tensor] = {}
+def test_the_next_step_does_not_change_tensors_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saving: dict[str, torch.Tensor] = {}
     copies: dict[str, torch.Tensor] = {}
 
     def keep(made: Run) -> None:
-        kept.update(made.engine.local_tensors(made.carried))
-        copies.update({name: tensor.clone() for name, tensor in kept.items()})
+        saving.update(made.engine.local_tensors(made.carried))
+        copies.update({name: tensor.clone() for name, tensor in saving.items()})
 
     def compare(made: Run) -> None:
         now = made.engine.local_tensors(made.carried)
         assert any(not torch.equal(now[name], copies[name]) for name in copies), "the step has changed something"
-        assert all(torch.equal(kept[name], copies[name]) for name in copies)
+        assert all(torch.equal(saving[name], copies[name]) for name in copies)
 
     at_step(monkeypatch, {3: keep, 4: compare})
     run(tmp_path)
-    assert kept
+    assert saving
 
 
 def test_a_new_run_that_cannot_save_does_not_begin(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_new_run_that_cannot_save_does_not_begin(tmp_path: Path) -> None:
     assert not [r for r in read_metrics(tmp_path / "r" / "metrics.jsonl") if "loss" in r]
 
 
-def test_records_that_the_disk_does_not_take_are_kept_and_no_checkpoint_is_ahead_of_them(
+def test_records_wait_for_a_full_disk_and_no_checkpoint_is_ahead_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain: list[object] = []
@@ -135,28 +135,26 @@ def test_records_that_the_disk_does_not_take_are_kept_and_no_checkpoint_is_ahead
 
     at_step(monkeypatch, {5: fill, 7: lambda made: made.saver.wait(), 8: empty})
     run(tmp_path)
-    said = capsys.readouterr().err
-    assert "metrics.jsonl takes no records (No space left on device); they are kept and retried" in said
-    assert "ALARM: the checkpoint of step 6 was not written ([Errno 28] No space left" in said
+    output = capsys.readouterr().err
+    assert "metrics.jsonl takes no records (No space left on device); they are kept and retried" in output
+    assert "ALARM: the checkpoint of step 6 was not written ([Errno 28] No space left" in output
     assert [r["step"] for r in records(tmp_path) if "loss" in r] == list(range(1, 13))
 
 
-def test_a_damaged_checkpoint_is_passed_over_said_and_set_aside(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_checkpoint_is_reported_and_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path)
     before = records(tmp_path)
     newest = tmp_path / "r" / "checkpoints" / "step-00000012"
     flip(newest / SHARD, 0.5)
     run(tmp_path)
-    said = capsys.readouterr().err
-    assert f"step-00000012 is damaged (the checksum of {SHARD} is not that of manifest.json)" in said
-    assert "set aside as damaged-step-00000012" in said and "going on from the checkpoint of step 9" in said
+    output = capsys.readouterr().err
+    assert f"step-00000012 is damaged (the checksum of {SHARD} is not that of manifest.json)" in output
+    assert "set aside as damaged-step-00000012" in output and "going on from the checkpoint of step 9" in output
     assert records(tmp_path) == before and find_damage(newest) is None
     assert sorted(os.listdir(newest.parent)) == ["damaged-step-00000012", "latest", "step-00000009", "step-00000012"]
 
 
-def test_where_none_is_whole_nothing_is_changed(tmp_path: Path) -> None:
+def test_where_all_checkpoints_are_damaged_nothing_is_changed(tmp_path: Path) -> None:
     run(tmp_path)
     for path in checkpoints(tmp_path / "r" / "checkpoints"):
         (path / "manifest.json").unlink()

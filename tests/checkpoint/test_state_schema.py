@@ -1,4 +1,4 @@
-"""`state.json` behind a manifest that vouches for it: missing and impossible fields are named."""
+"""Missing and impossible fields of `state.json` are named, though its checksum is right."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WHOLE: dict[str, Any] = {
 }
 
 
-def test_a_state_of_a_run_and_of_an_import_are_whole() -> None:
+def test_states_of_a_run_and_of_an_import_are_complete() -> None:
     assert fault(WHOLE, OF_A_RUN) is None
     assert fault({"step": 0, "tokens": 0, "shape": None}, ()) is None
     assert fault(WHOLE | {"later": "unknown"}, OF_A_RUN) is None
@@ -36,7 +36,7 @@ def test_a_state_of_a_run_and_of_an_import_are_whole() -> None:
 
 
 @pytest.mark.parametrize("name", ["step", "tokens", "shape", *OF_A_RUN])
-def test_what_is_missing_is_named(name: str) -> None:
+def test_a_missing_field_is_named(name: str) -> None:
     assert fault({n: value for n, value in WHOLE.items() if n != name}, OF_A_RUN) == f"it has no {name}"
 
 
@@ -67,7 +67,7 @@ IMPOSSIBLE: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "value"), IMPOSSIBLE, ids=[f"{n}-{v!r}"[:40] for n, v in IMPOSSIBLE])
-def test_what_cannot_be_is_named(name: str, value: Any) -> None:
+def test_an_impossible_field_is_named(name: str, value: Any) -> None:
     found = fault(WHOLE | {name: value}, OF_A_RUN)
     assert found is not None and found.startswith(f"its {name} is ")
 
@@ -76,7 +76,7 @@ def test_long_values_are_shown_in_part() -> None:
     assert len(fault(WHOLE | {"step": "x" * 10_000}, OF_A_RUN) or "") < 100
 
 
-def test_a_manifest_that_vouches_for_it_does_not_help(tmp_path: Path) -> None:
+def test_an_impossible_state_with_a_right_checksum_is_refused(tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text("")
     (tmp_path / STATE).write_text(json.dumps(WHOLE | {"tokens": -1}))
     write_manifest(tmp_path, entries([tmp_path / CONFIG, tmp_path / STATE]))

@@ -1,4 +1,4 @@
-"""Weights are not given ids that another tokenizer made: not by a new run, nor by going on, nor by an evaluation."""
+"""Weights do not read ids of another tokenizer: neither in a new run, nor in one that goes on, nor in an evaluation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.data.texts import make_texts
 
 
 def prepared(folder: Path, seed: int) -> Path:
-    """Shards of two sides and the tokenizer that made them, of 320 ids each."""
+    """Shards for training and validation, and the tokenizer of 320 ids that made them."""
     folder.mkdir()
     texts = make_texts(40, seed)
     tokenizer = train_tokenizer(texts, 320, folder / "tokenizer.model")
@@ -57,19 +57,19 @@ def test_weights_and_data_of_different_tokenizers(tmp_path: Path, capsys: pytest
 
     init = f"run.init_from={tmp_path / 'begun'}"
     new = settings(other, tmp_path, "new", init)
-    said = refused(new, ConfigError, r"another tokenizer .*'run\.allow_changes=\[data\.shards\.tokenizer\]'")
-    assert isinstance(said, ConfigError) and said.details[0].startswith("data.shards.tokenizer: sha256 ")
+    refusal = refused(new, ConfigError, r"another tokenizer .*'run\.allow_changes=\[data\.shards\.tokenizer\]'")
+    assert isinstance(refusal, ConfigError) and refusal.details[0].startswith("data.shards.tokenizer: sha256 ")
     assert not checkpoints(tmp_path / "new/checkpoints")
     case = Case(compose(new), 1, tmp_path)
     with pytest.raises(ConfigError, match="another tokenizer"):
         storage.check_data(case)
     assert storage.check_data(Case(compose(settings(own, tmp_path, "same", init)), 1, tmp_path)).state == OK
-    meant = [*new, "run.allow_changes=[data.shards.tokenizer]"]
-    assert storage.check_data(Case(compose(meant), 1, tmp_path)).state == OK
-    assert train(compose(meant)) == 0
+    allowed = [*new, "run.allow_changes=[data.shards.tokenizer]"]
+    assert storage.check_data(Case(compose(allowed), 1, tmp_path)).state == OK
+    assert train(compose(allowed)) == 0
     assert storage.check_data(case).state == OK, "a run that is there goes on with its own weights"
 
-    # Going on, and judging: the same places hold other data now.
+    # A run that goes on, and an evaluation: the same places hold other data now.
     refused([*settings(other, tmp_path, "begun")], DataError, "the saved position in the data has")
     shutil.rmtree(own)
     shutil.copytree(other, own)
@@ -79,7 +79,7 @@ def test_weights_and_data_of_different_tokenizers(tmp_path: Path, capsys: pytest
 
 
 def checkpoint_of(folder: Path, state: dict[str, object], overrides: Sequence[str] = ("experiment=rule110",)) -> Path:
-    """What a checkpoint says, without tensors."""
+    """A checkpoint without tensors."""
     folder.mkdir()
     save_resolved(compose(overrides), folder / "config.yaml")
     (folder / "state.json").write_text(json.dumps({"step": 0, "tokens": 0, "shape": None} | state))
@@ -87,19 +87,19 @@ def checkpoint_of(folder: Path, state: dict[str, object], overrides: Sequence[st
     return folder
 
 
-def test_checkpoints_that_do_not_say_it(tmp_path: Path) -> None:
-    """Those of earlier versions: in the task's position, or by the tokenizer that their configuration names."""
+def test_checkpoints_of_earlier_versions(tmp_path: Path) -> None:
+    """They hold the tokenizer's hash in the task's position, or name the tokenizer in their configuration."""
     tokenizer = train_tokenizer(make_texts(20), 320, tmp_path / "t.model")
     named = ["experiment=stdlib", f"data.shards.tokenizer={tmp_path / 't.model'}"]
     assert tokenizer_of(checkpoint_of(tmp_path / "a", {}, named)) == tokenizer.hash
     assert tokenizer_of(checkpoint_of(tmp_path / "b", {TOKENIZER: "0f"}, named)) == "0f"
     assert tokenizer_of(checkpoint_of(tmp_path / "c", {"data": {"the tokenizer's sha256": "ab"}})) == "ab"
     assert tokenizer_of(checkpoint_of(tmp_path / "d", {})) is None
-    gone = ["experiment=stdlib", "data.shards.tokenizer=gone.model"]
-    assert tokenizer_of(checkpoint_of(tmp_path / "e", {}, gone)) is None
+    missing = ["experiment=stdlib", "data.shards.tokenizer=gone.model"]
+    assert tokenizer_of(checkpoint_of(tmp_path / "e", {}, missing)) is None
 
 
-def test_what_is_not_known_or_not_text_is_not_compared(tmp_path: Path) -> None:
+def test_tokenizers_are_compared_only_where_both_are_known_and_data_is_text(tmp_path: Path) -> None:
     text, task = checkpoint_of(tmp_path / "a", {TOKENIZER: "0f"}), checkpoint_of(tmp_path / "b", {TOKENIZER: None})
     check_start_tokenizer(text, "0f", "shards", [])
     check_start_tokenizer(text, None, "rule110", [])

@@ -1,4 +1,4 @@
-"""A checkpoint's weights become those of a model that has none yet."""
+"""A checkpoint's weights are put into a model that has none yet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.models import tiny_config
 
 
 class Saved:
-    """Tensors in the place of a checkpoint's files."""
+    """Tensors that stand for a checkpoint's files."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self.tensors = tensors
@@ -38,19 +38,19 @@ def empty(model: Hybrid) -> Hybrid:
         return Hybrid(model.config)
 
 
-def test_the_model_has_them_bit_for_bit() -> None:
+def test_the_model_has_the_weights_bit_for_bit() -> None:
     model = trained()
-    made = empty(model)
-    assign_weights(made, Saved({WEIGHTS + name: p.detach() for name, p in model.named_parameters()}))
+    target = empty(model)
+    assign_weights(target, Saved({WEIGHTS + name: p.detach() for name, p in model.named_parameters()}))
     names = dict(model.named_parameters())
-    assert {name for name, p in made.named_parameters() if torch.equal(p, names[name])} == set(names)
+    assert {name for name, p in target.named_parameters() if torch.equal(p, names[name])} == set(names)
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
     model = trained()
     tensors = {WEIGHTS + name: p.detach() for name, p in model.named_parameters()}
     tensors.pop(f"{WEIGHTS}embedding.weight")
-    made = empty(model)
+    target = empty(model)
     with pytest.raises(DataError, match="embedding"):
-        assign_weights(made, Saved(tensors))
-    assert all(p.is_meta for p in made.parameters())
+        assign_weights(target, Saved(tensors))
+    assert all(p.is_meta for p in target.parameters())

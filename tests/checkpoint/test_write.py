@@ -1,4 +1,4 @@
-"""Writing: whole or not at all, whatever fails and whenever the process is killed."""
+"""A checkpoint is written whole or not at all, whatever fails and whenever the process is killed."""
 
 from __future__ import annotations
 
@@ -55,9 +55,7 @@ def test_processes_that_write_to_different_places_say_so(tmp_path: Path) -> None
     assert not checkpoints(tmp_path / "0") and not checkpoints(tmp_path / "1")
 
 
-def test_files_are_bounded_since_each_is_put_together_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_are_bounded_since_each_is_built_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_module, "FILE_BYTES", 9_000)
     written = save(tmp_path, 3)
     sizes = [path.stat().st_size for path in (tmp_path / "step-00000003").glob("*.safetensors")]
@@ -76,7 +74,7 @@ def test_a_damaged_checkpoint_of_the_same_step_gives_way(tmp_path: Path) -> None
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """A disk that takes no more."""
+    """A disk that takes files of at most `size` bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -122,9 +120,7 @@ def break_at(fault: str, patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("fault", "rank"), FAULTS)
-def test_the_error_of_one_process_is_known_to_all_and_nothing_is_committed(
-    tmp_path: Path, fault: str, rank: int
-) -> None:
+def test_all_processes_raise_the_error_of_one_and_nothing_is_committed(tmp_path: Path, fault: str, rank: int) -> None:
     def run() -> str:
         world = all_or_raise()
         save(tmp_path, 1, world)
@@ -144,13 +140,13 @@ def test_the_error_of_one_process_is_known_to_all_and_nothing_is_committed(
         save(tmp_path, 3, world)
         return str(caught.value)
 
-    said = run_ranks(run, 2)
-    assert all("No space left on device" in text for text in said)
+    messages = run_ranks(run, 2)
+    assert all("No space left on device" in text for text in messages)
     assert sorted(os.listdir(tmp_path)) == ["latest", "step-00000001", "step-00000003"]
     assert newest_whole(tmp_path, alone()).whole == tmp_path / "step-00000003"
 
 
-# The folder as it is when the process is killed, and what it would have done next, for which time.
+# The folder's state when the process is killed: (module, function, number of the call that would have come next).
 KILLED: dict[str, tuple[Any, str, int]] = {
     "an empty file": (safetensors.torch, "save", 1),
     "an unsynced file": (os, "fsync", 1),
@@ -187,8 +183,8 @@ def test_killed_while_writing(tmp_path: Path, point: str) -> None:
         os._exit(0)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    wanted = "step-00000002" if point == "no pointer" else "step-00000001"
-    assert newest_whole(tmp_path, alone()).whole == tmp_path / wanted
+    expected = "step-00000002" if point == "no pointer" else "step-00000001"
+    assert newest_whole(tmp_path, alone()).whole == tmp_path / expected
     remove_leftovers(tmp_path)
     save(tmp_path, 2)
     assert sorted(os.listdir(tmp_path)) == ["latest", "step-00000001", "step-00000002"]

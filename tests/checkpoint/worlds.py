@@ -1,4 +1,4 @@
-"""Worlds for tests of checkpoints alone, and checkpoints of a few tensors."""
+"""Worlds for tests of checkpoints without training, and checkpoints of a few tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def alone() -> World:
 
 
 def all_or_raise() -> World:
-    """All gloo ranks."""
+    """The world of all gloo ranks."""
     groups = [dist.new_group(backend="gloo") for _ in range(2)]
     return World(Mesh.single(), torch.device("cpu"), dist.get_rank(), dist.get_world_size(), *groups)
 
@@ -40,7 +40,7 @@ def nothing() -> None:
 def save(
     folder: Path, step: int, world: World | None = None, before_commit: Callable[[], None] = nothing
 ) -> dict[str, torch.Tensor]:
-    """Writes the checkpoint of a step, of which this process owns what it returns."""
+    """Writes the checkpoint of a step, and returns the tensors that this process owns."""
     world = world or alone()
     own = some_tensors(100 * step) if world.size == 1 else {f"model/of{world.rank}": torch.full((50, 100), float(step))}
     write(step_folder(folder, step), own, DOCUMENTS, world, before_commit)

@@ -1,4 +1,4 @@
-"""Fixtures of the data and of the training that the commands' tests share."""
+"""Fixtures of data and training for the tests of the commands."""
 
 from tests.data.conftest import shards, texts, tokenizer
 from tests.train.conftest import tiny_shards

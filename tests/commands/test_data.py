@@ -37,18 +37,18 @@ def run(config: Config, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def asked(capsys: Capture, *words: str) -> list[str]:
+def answer(capsys: Capture, *words: str) -> list[str]:
     assert main(["data", *words]) == 0
     return capsys.readouterr().out.splitlines()
 
 
 def test_each_row_of_a_step_has_its_documents(run: Path, capsys: Capture) -> None:
-    lines = [json.loads(line) for line in asked(capsys, "which", str(run), "--step", "2", "--json")]
+    lines = [json.loads(line) for line in answer(capsys, "which", str(run), "--step", "2", "--json")]
     assert {line["row"] for line in lines} == {0, 1} and {line["source"] for line in lines} == {"text"}
     for row in (0, 1):
         places = [line["at"] for line in lines if line["row"] == row]
         assert places[0][0] == 0 and all(a[1] == b[0] for a, b in itertools.pairwise(places))
-    one = asked(capsys, "which", str(run), "--step", "2", "--row", "1")
+    one = answer(capsys, "which", str(run), "--step", "2", "--row", "1")
     assert len(one) == sum(line["row"] == 1 for line in lines) and all(line.startswith("row 1  ") for line in one)
 
 
@@ -57,9 +57,9 @@ def test_the_text_is_that_of_the_batch(run: Path, config: Config, tokenizer: Tok
     source.batch(2)
     marks = (tokenizer.bos_id, tokenizer.eos_id, PAD)
     tokens = [token for token in source.batch(2).tokens_BT[0].tolist() if token not in marks]
-    lines = asked(capsys, "which", str(run), "--step", "2", "--row", "0", "--text", "--json")
-    said = "".join(json.loads(line)["text"] for line in lines)
-    assert "".join(said.split()) == "".join(tokenizer.decode(tokens).split()) != ""
+    lines = answer(capsys, "which", str(run), "--step", "2", "--row", "0", "--text", "--json")
+    text = "".join(json.loads(line)["text"] for line in lines)
+    assert "".join(text.split()) == "".join(tokenizer.decode(tokens).split()) != ""
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_the_text_is_that_of_the_batch(run: Path, config: Config, tokenizer: Tok
         (["--step", "1", "--row", "-1"], "--row -1: step 1 has the rows 0 to 1"),
     ],
 )
-def test_steps_and_rows_that_are_not_there(run: Path, capsys: Capture, words: list[str], message: str) -> None:
+def test_unknown_steps_and_rows_are_refused(run: Path, capsys: Capture, words: list[str], message: str) -> None:
     assert main(["data", "which", str(run), *words]) == 2
     assert capsys.readouterr().err == f"sleeptrain: {message}\n"
 
@@ -88,7 +88,7 @@ def test_data_is_described_by_the_settings_of_a_run(shards: TokenShards, tmp_pat
         sources = f"data.shards.sources=[{{name: text, train: {place}, validation: {place}}}]"
         return ["describe", "experiment=stdlib", sources, "data.shards.tokenizer=''"]
 
-    said = "\n".join(asked(capsys, *settings(tmp_path / "shards")))
-    assert "text" in said and f"{shards.num_documents:,}" in said
+    text = "\n".join(answer(capsys, *settings(tmp_path / "shards")))
+    assert "text" in text and f"{shards.num_documents:,}" in text
     assert main(["data", *settings(tmp_path / "nowhere")]) == 2
     assert f"{tmp_path / 'nowhere'}: no such folder of token shards" in capsys.readouterr().err

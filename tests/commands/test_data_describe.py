@@ -49,7 +49,7 @@ def config(shards: TokenShards, tokenizer: SentencePieceTokenizer, tmp_path: Pat
 
 
 def run(config: Config, source: ShardsSource, steps: int) -> list[Batch]:
-    """The batches of a run: the rows of each step as the curriculum has them."""
+    """The batches of a run; the curriculum sets the rows of each step."""
     seen, batches = 0, []
     for _ in range(steps):
         batches.append(source.batch(stage_shape(config, seen).batch))
@@ -58,7 +58,7 @@ def run(config: Config, source: ShardsSource, steps: int) -> list[Batch]:
 
 
 @pytest.mark.parametrize("layout", ["lanes", "packed"])
-def test_reads_are_what_the_batch_holds(config: Config, layout: str) -> None:
+def test_reads_are_the_documents_of_the_batch(config: Config, layout: str) -> None:
     config.data.layout = layout
     batches = run(config, ShardsSource(config.data), 25)
     assert [len(batch.tokens_BT) for batch in batches] == [3] * 6 + [5] * 9 + [2] * 10
@@ -94,7 +94,7 @@ def check_reads(config: Config, step: int, batch: Batch, saved: Sequence[tuple[i
 
 
 @pytest.mark.parametrize("step", [1, 2, 6, 7, 8, 15, 16, 17, 40])
-def test_cuts_before_are_the_position_of_the_run(config: Config, step: int) -> None:
+def test_cuts_before_a_step_are_the_position_of_the_run(config: Config, step: int) -> None:
     source = ShardsSource(config.data)
     run(config, source, step - 1)
     cuts, rows = cuts_before(config, step)
@@ -104,8 +104,8 @@ def test_cuts_before_are_the_position_of_the_run(config: Config, step: int) -> N
 
 
 @pytest.mark.parametrize("saved_at", [1, 3, 6, 7, 10, 16, 30])
-def test_saved_cuts_are_taken_for_granted(config: Config, saved_at: int) -> None:
-    """The position does not depend on where it was saved, before or behind the step that is asked for."""
+def test_saved_cuts_are_not_computed_again(config: Config, saved_at: int) -> None:
+    """The position at a step does not depend on the step at which it was saved, an earlier or a later one."""
     saved, _ = cuts_before(config, saved_at + 1)
     for step in range(1, 35):
         assert cuts_before(config, step, saved) == cuts_before(config, step)
@@ -116,8 +116,8 @@ def test_saved_cuts_are_taken_for_granted(config: Config, saved_at: int) -> None
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_waste_is_what_the_batches_lose(layout: str) -> None:
-    """Counted in the batches: pads, and tokens of a document whose first token is not in the reach of its row."""
+def test_waste_is_the_pads_and_cut_documents_of_the_batches(layout: str) -> None:
+    """The test counts pads, and tokens of a document whose beginning its row has not read."""
     steps, rows, sequence = 40, 3, 6
     found = waste(make(layout), rows, steps)
     stream = make(layout)

@@ -1,4 +1,4 @@
-"""What the command prints and returns."""
+"""`sleeptrain doctor`: its output and its exit code."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def checked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Every check is good but those that are given; no name of a job's machine."""
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets the findings of checks by name, all others good. No scheduler names this machine."""
     monkeypatch.setattr(report.socket, "gethostname", lambda: "node1.cluster")
     monkeypatch.delenv("SLURMD_NODENAME", raising=False)
 
@@ -38,12 +38,12 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return write
 
 
-def test_a_line_for_each_check_and_its_cure(checked: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_for_each_check_and_its_cure(script: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines()[:-1]] == list(CHECKS)
     assert out.splitlines()[-1].startswith(f"all good: {len(CHECKS)} checks, ") and "\033" not in out
-    checked(disk=failed("full\nto the brim", "free space"), data=skipped("no settings"))
+    script(disk=failed("full\nto the brim", "free space"), data=skipped("no settings"))
     assert main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("disk"))
@@ -52,11 +52,11 @@ def test_a_line_for_each_check_and_its_cure(checked: Callable[..., None], capsys
     assert lines[-1].startswith(f"1 of {len(CHECKS) - 1} checks") and lines[-1].endswith(": disk failed")
 
 
-def test_one_line_for_a_machine(checked: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+def test_one_line_for_a_machine(script: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     assert main(["doctor", "--brief"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"node1: ok ({len(CHECKS)} checks, ") and out.endswith(" s)\n")
-    checked(disk=failed("full\nto the brim", "free space"), data=failed("gone; make it", ""), gpus=skipped("none"))
+    script(disk=failed("full\nto the brim", "free space"), data=failed("gone; make it", ""), gpus=skipped("none"))
     assert main(["doctor", "--brief"]) == 1
     assert capsys.readouterr().out == "node1: FAILED disk: full to the brim; free space | data: gone; make it\n"
     monkeypatch.setenv("SLURMD_NODENAME", "gpu-007")
@@ -64,11 +64,11 @@ def test_one_line_for_a_machine(checked: Callable[..., None], capsys: pytest.Cap
     assert capsys.readouterr().out.startswith("gpu-007: FAILED")
 
 
-def test_what_is_skipped_is_not_made(checked: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_skipped_check_is_not_made(script: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     def never(case: Case) -> Finding:
         return failed("was made", "")
 
-    checked(disk=failed("full", ""), collective=failed("slow", ""))
+    script(disk=failed("full", ""), collective=failed("slow", ""))
     assert main(["doctor", "--skip", "disk", "--brief", "--skip", "collective"]) == 0
     assert capsys.readouterr().out.startswith(f"node1: ok ({len(CHECKS) - 2} checks, ")
 
@@ -83,14 +83,14 @@ def test_what_is_skipped_is_not_made(checked: Callable[..., None], capsys: pytes
     ],
 )
 def test_a_mistake_is_one_line_before_anything_is_made(
-    checked: Callable[..., None], capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+    script: Callable[..., None], capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     assert main(["doctor", *arguments]) == 2
-    told = capsys.readouterr()
-    assert told.out == "" and words in told.err and told.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert output.out == "" and words in output.err and output.err.count("\n") == 1
 
 
-def test_forms_exclude_each_other(checked: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_forms_exclude_each_other(script: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json", "--brief"]) == 2
     assert main(["doctor", "--help"]) == 0
     assert "--skip NAME" in capsys.readouterr().out
@@ -116,26 +116,26 @@ def test_how_many_machines_the_job_has(
     assert num_machines() == number
 
 
-def test_this_machine_as_the_first_thing_of_a_job(tmp_path: Path) -> None:
-    """The real command as a step of srun starts it: one of eight, whose first answers nowhere."""
+def test_the_command_at_the_start_of_a_job(tmp_path: Path) -> None:
+    """srun starts the command as one process of eight, and there is no first one at the address."""
     job = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3", "SLURM_LOCALID": "3"}
     job |= {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "MASTER_ADDR": "203.0.113.1", "MASTER_PORT": "29500"}
     environment = os.environ | job | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "sleeptrain", "doctor", "--json", "experiment=rule110"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=600)
-    told = json.loads(done.stdout)
-    assert (done.returncode, told["ok"], done.stderr) == (0, True, ""), done
-    assert set(told) == {"machine", "system", "ok", "seconds", "checks"}
-    assert [check["name"] for check in told["checks"]] == list(CHECKS)
-    for check in told["checks"]:
+    answer = json.loads(done.stdout)
+    assert (done.returncode, answer["ok"], done.stderr) == (0, True, ""), done
+    assert set(answer) == {"machine", "system", "ok", "seconds", "checks"}
+    assert [check["name"] for check in answer["checks"]] == list(CHECKS)
+    for check in answer["checks"]:
         assert set(check) == {"name", "seconds", "state", "found", "cure", "details"}
         assert check["state"] in ("ok", "skipped") and check["found"] and check["seconds"] >= 0
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="only root renames a machine")
-def test_a_real_name_that_nobody_knows(tmp_path: Path) -> None:
-    """In a namespace of its own; a job of two machines."""
+def test_a_host_name_without_an_address(tmp_path: Path) -> None:
+    """The machine has the name in a namespace only, in a job of two machines."""
     skips = [word for name in CHECKS if name != "hostname" for word in ("--skip", name)]
     doctor = shlex.join([sys.executable, "-m", "sleeptrain", "doctor", "--brief", *skips])
     command = ["unshare", "--uts", "sh", "-c", f"hostname nowhere.invalid && exec {doctor}"]
@@ -166,8 +166,8 @@ sys.exit(main(["doctor", "--json"]))
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=600)
     assert done.returncode == 1, done
-    told = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    answer = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     for name in ("python", "packages", "torch", "kernel", "collective"):
-        assert told[name]["state"] == "failed" and "No module named" in told[name]["found"] and told[name]["cure"]
+        assert answer[name]["state"] == "failed" and "No module named" in answer[name]["found"] and answer[name]["cure"]
     for name in ("disk", "hostname", "open_files", "shared_memory"):
-        assert told[name]["state"] == "ok"
+        assert answer[name]["state"] == "ok"

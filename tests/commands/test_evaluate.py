@@ -1,4 +1,4 @@
-"""`sleeptrain evaluate`: what a run's own evaluations say, and other numbers of passes."""
+"""`sleeptrain evaluate` repeats a run's own evaluations, and evaluates with other numbers of passes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def evaluated(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_it_is_what_the_run_itself_found(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_equals_the_evaluation_of_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     last = [record for record in read_metrics(run / "metrics.jsonl") if "eval" in record][-1]
     found = evaluated(capsys, str(run))
     assert (found["step"], found["tokens"]) == (last["step"], last["tokens"]) and found["eval"] == last["eval"]
@@ -58,15 +58,15 @@ def test_it_is_what_the_run_itself_found(run: Path, capsys: pytest.CaptureFixtur
     assert evaluated(capsys, str(first))["eval"]["loss"] != last["eval"]["loss"]
 
 
-def test_passes_and_batches_are_as_asked(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    whole = evaluated(capsys, str(run))["eval"]
+def test_flags_set_passes_and_batches(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    usual = evaluated(capsys, str(run))["eval"]
     found = evaluated(capsys, str(run), "--passes", "4", "1", "--batches", "1")["eval"]
     assert list(found["loss"]) == list(found["accuracy"]) == ["1", "4"]
-    assert found["loss"]["1"] != found["loss"]["4"] and found["loss"]["1"] != whole["loss"]["1"]
-    assert found["guessing"] == whole["guessing"]
+    assert found["loss"]["1"] != found["loss"]["4"] and found["loss"]["1"] != usual["loss"]["1"]
+    assert found["guessing"] == usual["guessing"]
     assert main(["evaluate", str(run), "--passes", "4"]) == 0
-    told = capsys.readouterr().out
-    assert "N=4  accuracy  " in told and "guessing  " in told and "N=1" not in told
+    output = capsys.readouterr().out
+    assert "N=4  accuracy  " in output and "guessing  " in output and "N=1" not in output
 
 
 @pytest.mark.parametrize(
@@ -84,29 +84,29 @@ def test_mistakes_are_one_line(
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     assert main(["evaluate", str(run), *arguments]) == 2
-    told = capsys.readouterr()
-    assert told.out == "" and told.err.count("\n") == 1 and all(word in told.err for word in words), told.err
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.count("\n") == 1 and all(word in output.err for word in words), output.err
 
 
-def test_an_older_checkpoint_is_judged_only_where_it_may_be(
+def test_an_older_checkpoint_is_evaluated_only_where_allowed(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(run, tmp_path / "r")
     *_, older, newest = checkpoints(tmp_path / "r" / "checkpoints")
     flip(newest / "state.json", 0.5)
     assert main(["evaluate", str(tmp_path / "r"), "--json"]) == 2
-    told = capsys.readouterr()
-    assert told.out == "" and f"{newest.name} is damaged" in told.err and str(older) in told.err
+    output = capsys.readouterr()
+    assert output.out == "" and f"{newest.name} is damaged" in output.err and str(older) in output.err
     assert main(["evaluate", str(tmp_path / "r"), "--json", "--allow-older"]) == 0
-    told = capsys.readouterr()
-    assert json.loads(told.out)["checkpoint"] == str(older)
-    assert told.err.count("\n") == 1 and f"{newest.name} is damaged" in told.err and older.name in told.err
+    output = capsys.readouterr()
+    assert json.loads(output.out)["checkpoint"] == str(older)
+    assert output.err.count("\n") == 1 and f"{newest.name} is damaged" in output.err and older.name in output.err
 
 
 def test_a_runs_commands_are_not_run_unless_they_are_named(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where the run itself was of a task: its settings say what is read."""
+    """This holds for a run of a task, too: the settings of the checkpoint say what is read."""
     shutil.copytree(run, tmp_path / "r")
     newest = checkpoints(tmp_path / "r" / "checkpoints")[-1]
     config = load_resolved(newest / "config.yaml")
@@ -116,21 +116,21 @@ def test_a_runs_commands_are_not_run_unless_they_are_named(
     save_resolved(config, newest / "config.yaml")
     write_manifest(newest, entries([path for path in newest.iterdir() if path.name != "manifest.json"]))
     assert main(["evaluate", str(tmp_path / "r")]) == 2
-    told = capsys.readouterr().err
-    assert f"--allow-source '{place}'" in told.splitlines()[1] and not (tmp_path / "mark").exists()
+    output = capsys.readouterr().err
+    assert f"--allow-source '{place}'" in output.splitlines()[1] and not (tmp_path / "mark").exists()
 
 
-def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(tmp_path)]) == 2
     assert f"{tmp_path} is neither a checkpoint nor the folder of a run" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_the_last_step_says_how_it_was_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The last step enters a stage of the curriculum that no step is in; N is drawn, and the largest judged."""
+    """No step belongs to the curriculum stage that follows the last one. N is drawn; the largest is evaluated."""
     staged = "sleep.curriculum=[{tokens: 800, passes: 8, batch: 32}]"
-    drawn = ["sleep.passes=3", "sleep.sample_passes=true", "train.eval_every=2"]
-    config = compose([*CASES["rule110"], *TINY, staged, *drawn, f"run.root={tmp_path}", "run.name=r"])
+    sampled = ["sleep.passes=3", "sleep.sample_passes=true", "train.eval_every=2"]
+    config = compose([*CASES["rule110"], *TINY, staged, *sampled, f"run.root={tmp_path}", "run.name=r"])
     assert train(config) == 0
     found = [record for record in read_metrics(tmp_path / "r" / "metrics.jsonl") if "eval" in record]
     assert len(found) == 3 and all(list(record["eval"]["loss"]) == ["1", "3"] for record in found)
@@ -161,7 +161,7 @@ def test_held_out_problems_that_have_changed_are_refused(tmp_path: Path, capsys:
     assert "the problems' sha256" in capsys.readouterr().err
 
 
-def test_a_model_that_cannot_sleep_is_not_made_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_passes_of_a_model_that_cannot_sleep_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = ["model=transformer_tiny", "sleep.passes=1", "train.tokens=420"]
     config = compose([*CASES["rule110"], *TINY, *plain, f"run.root={tmp_path}", "run.name=r"])
     assert train(config) == 0
@@ -169,8 +169,8 @@ def test_a_model_that_cannot_sleep_is_not_made_to(tmp_path: Path, capsys: pytest
     assert "plain transformer" in capsys.readouterr().err
 
 
-def test_as_many_rows_are_judged_as_the_batches_hold() -> None:
-    """Of a task eval_batches x batch rows, micro_batch at once; all where there are fewer."""
+def test_as_many_rows_are_evaluated_as_the_batches_hold() -> None:
+    """eval_batches x batch rows of a task, micro_batch at a time, or all rows if there are fewer."""
     overrides = ["experiment=rule110", "data.batch=6", "train.eval_batches=3", "data.rule110.validation_samples=100"]
     for more, sizes in (
         ([], [6, 6, 6]),
@@ -185,7 +185,7 @@ def test_as_many_rows_are_judged_as_the_batches_hold() -> None:
 def test_text_sleeps_as_the_curriculum_says_and_is_reported(
     tiny_shards: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Stages that change N, L and the batch: evaluated as the run did, and its report says the same."""
+    """Where stages change N, L and the batch, the evaluation and the report show the numbers of the run."""
     staged = "sleep.curriculum=[{tokens: 320, passes: 3}, {tokens: 640, window: 20, batch: 1}]"
     places = [f"run.root={tmp_path}", "run.name=r", "train.eval_every=4", "train.log_every=3", "health.norms_every=4"]
     sizes = [override for override in TINY if override != "data.batch=8"]
@@ -194,8 +194,8 @@ def test_text_sleeps_as_the_curriculum_says_and_is_reported(
     found = evaluated(capsys, str(tmp_path / "r"))
     assert found["eval"] == last["eval"] and found["window"] == 20 and list(found["eval"]["loss"]) == ["1", "3"]
     assert main(["report", str(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    assert "r: loss " in told and f"N=3 {last['eval']['loss']['3'][1]:.4f}" in told
+    output = capsys.readouterr().out
+    assert "r: loss " in output and f"N=3 {last['eval']['loss']['3'][1]:.4f}" in output
     pictures = {path.stem.removeprefix("shards-") for path in (tmp_path / "report").glob("*.png")}
     assert pictures == {"loss", "loss_by_window-end", "training-loss", "norms", "run"}
     page = (tmp_path / "report" / "index.html").read_text()

@@ -74,7 +74,7 @@ def test_every_place_holds_the_same_sleeping_model(places, capsys):
     assert len(texts) == 1
 
 
-def test_what_is_written_is_what_generate_adds(places, capsys):
+def test_the_command_prints_what_generate_adds(places, capsys):
     out = generated(capsys, places["saved"], "--prompt", PROMPT, "--max-new-tokens", 12, "--seed", 3)
     model, tokenizer = open_model(places["saved"], device="cpu")
     ids = torch.tensor([encode_prompt(tokenizer, PROMPT)])
@@ -87,7 +87,7 @@ def test_what_is_written_is_what_generate_adds(places, capsys):
     assert out != generated(capsys, places["saved"], "--prompt", PROMPT, "--max-new-tokens", 12, "--seed", 4)
 
 
-def test_a_text_is_read_once_and_gone_on_with(places, capsys, tmp_path):
+def test_a_saved_memory_continues_a_text(places, capsys, tmp_path):
     text, memory = tmp_path / "text.txt", tmp_path / "memory.safetensors"
     text.write_text(PROMPT * 3)
     place, more = places["saved"], (" and then", "--max-new-tokens", 9, "--temperature", 0)
@@ -95,15 +95,15 @@ def test_a_text_is_read_once_and_gone_on_with(places, capsys, tmp_path):
     found = generated(capsys, place, "--memory", memory, "--prompt", *more)
     model, tokenizer = open_model(place, device="cpu")
     ids = encode_prompt(tokenizer, PROMPT * 3) + tokenizer.encode(" and then")
-    whole = model.generate(
+    ids_out = model.generate(
         torch.tensor([ids]), max_new_tokens=9, do_sample=False, eos_token_id=tokenizer.eos_id,
         pad_token_id=tokenizer.eos_id,
     )  # fmt: skip
-    assert found == tokenizer.decode(whole[0, len(ids) :].tolist()) + "\n"
+    assert found == tokenizer.decode(ids_out[0, len(ids) :].tolist()) + "\n"
 
 
 @pytest.fixture(scope="module")
-def prefixing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def space_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with more ids than its tokenizer, which puts a space before every text: SentencePiece's defaults."""
     folder = tmp_path_factory.mktemp("prefixing")
     tokenizer = default_sentencepiece(folder / "tokenizer.model")
@@ -113,50 +113,50 @@ def prefixing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_generation_config(folder: Path, only: list[int] | None = None, **settings: object) -> None:
-    """only: ids that are drawn, all others are suppressed."""
+    """only: the ids that may be drawn; all others are suppressed."""
     vocab_size = load_tokenizer(folder).vocab_size
     suppressed = None if only is None else [id for id in range(vocab_size) if id not in only]
     (folder / "generation_config.json").write_text(json.dumps({"suppress_tokens": suppressed} | settings))
 
 
 @pytest.mark.parametrize("memory", [False, True])
-def test_text_out_is_text_in_and_what_was_generated(prefixing, capsys, tmp_path, memory):
-    tokenizer = load_tokenizer(prefixing)
+def test_the_output_continues_the_prompt(space_model, capsys, tmp_path, memory):
+    tokenizer = load_tokenizer(space_model)
     (id,) = tokenizer.encode("cat")
     assert tokenizer.decode([id]) == "cat", "decoded alone the space is gone"
-    write_generation_config(prefixing, only=[id])
+    write_generation_config(space_model, only=[id])
     before = ()
     if memory:
-        generated(capsys, prefixing, "--prompt", "see", "--max-new-tokens", 0, "--save-memory", tmp_path / "memory")
+        generated(capsys, space_model, "--prompt", "see", "--max-new-tokens", 0, "--save-memory", tmp_path / "memory")
         before = ("--memory", tmp_path / "memory")
-    out = generated(capsys, prefixing, "--prompt", "the cat", "--max-new-tokens", 2, *before)
+    out = generated(capsys, space_model, "--prompt", "the cat", "--max-new-tokens", 2, *before)
     assert out == " cat cat\n"
     if not memory:
-        assert generated(capsys, prefixing, "--prompt", "", "--max-new-tokens", 2) == "cat cat\n", "a text begins"
+        assert generated(capsys, space_model, "--prompt", "", "--max-new-tokens", 2) == "cat cat\n", "a text begins"
 
 
-def test_ids_that_no_text_has_are_never_drawn(prefixing, capsys):
-    write_generation_config(prefixing)
+def test_ids_that_no_text_has_are_never_drawn(space_model, capsys):
+    write_generation_config(space_model)
     for seed in range(3):
-        generated(capsys, prefixing, "--prompt", "a", "--max-new-tokens", 60, "--seed", seed, "--temperature", 9)
-    model, tokenizer = open_model(prefixing, device="cpu")
+        generated(capsys, space_model, "--prompt", "a", "--max-new-tokens", 60, "--seed", seed, "--temperature", 9)
+    model, tokenizer = open_model(space_model, device="cpu")
     torch.manual_seed(0)
     drawn = model.generate(torch.tensor([[1, 5]]), max_new_tokens=60, do_sample=True, top_k=0, temperature=9.0)
     assert (drawn >= tokenizer.vocab_size).any(), "the model itself does draw them"
 
 
-def test_every_eos_of_the_folder_ends_a_text(prefixing, capsys):
-    tokenizer = load_tokenizer(prefixing)
+def test_every_eos_of_the_folder_ends_a_text(space_model, capsys):
+    tokenizer = load_tokenizer(space_model)
     (cat,), (dog,) = tokenizer.encode("cat"), tokenizer.encode("dog")
-    write_generation_config(prefixing, only=[cat], eos_token_id=[tokenizer.eos_id, dog])
+    write_generation_config(space_model, only=[cat], eos_token_id=[tokenizer.eos_id, dog])
     options = ("--prompt", "the", "--max-new-tokens", 2)
-    assert generated(capsys, prefixing, *options) == " cat cat\n"
-    write_generation_config(prefixing, only=[dog], eos_token_id=[tokenizer.eos_id, dog])
-    assert generated(capsys, prefixing, *options) == "\n", "it ends there, and is no part of the text"
-    write_generation_config(prefixing, only=[dog], eos_token_id=dog)
-    assert generated(capsys, prefixing, *options) == "\n"
-    write_generation_config(prefixing, only=[tokenizer.eos_id], eos_token_id=[dog])
-    assert generated(capsys, prefixing, *options) == "\n", "the tokenizer's own too"
+    assert generated(capsys, space_model, *options) == " cat cat\n"
+    write_generation_config(space_model, only=[dog], eos_token_id=[tokenizer.eos_id, dog])
+    assert generated(capsys, space_model, *options) == "\n", "it ends there, and is no part of the text"
+    write_generation_config(space_model, only=[dog], eos_token_id=dog)
+    assert generated(capsys, space_model, *options) == "\n"
+    write_generation_config(space_model, only=[tokenizer.eos_id], eos_token_id=[dog])
+    assert generated(capsys, space_model, *options) == "\n", "the tokenizer's own too"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_every_eos_of_the_folder_ends_a_text(prefixing, capsys):
         (["--prompt", "a", "--save-memory", f"{__file__}/memory"], "is no folder that may be written to"),
     ],
 )
-def test_mistakes_are_told_in_a_line(places, capsys, arguments, message, monkeypatch):
+def test_mistakes_are_one_line(places, capsys, arguments, message, monkeypatch):
     def read(*_: object, **__: object) -> None:
         raise AssertionError("a mistake that can be seen before is told before anything is read")
 
@@ -183,15 +183,15 @@ def test_mistakes_are_told_in_a_line(places, capsys, arguments, message, monkeyp
 
 
 @pytest.mark.parametrize("name", ["run", "checkpoint"])
-def test_a_tokenizer_of_as_many_ids_that_is_not_the_training_s_is_refused(places, capsys, tmp_path, name):
+def test_another_tokenizer_of_as_many_ids_is_refused(places, capsys, tmp_path, name):
     other = tmp_path / "tokenizer.model"
     assert train_tokenizer(make_texts(60)[20:], 320, other).vocab_size == 320
     assert main(["generate", str(places[name]), "--prompt", "a", "--tokenizer", str(other)]) == 2
-    said = capsys.readouterr().err
-    assert f"tokenizer {other} (sha256 " in said and "is not the one that the weights of" in said
+    message = capsys.readouterr().err
+    assert f"tokenizer {other} (sha256 " in message and "is not the one that the weights of" in message
 
 
-def test_a_tokenizer_made_anew_in_the_place_of_the_training_s_is_refused(places, tmp_path):
+def test_a_tokenizer_that_has_replaced_that_of_training_is_refused(places, tmp_path):
     own = places["run"].parent / "tokenizer.model"
     before = own.read_bytes()
     try:

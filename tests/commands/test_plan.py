@@ -1,4 +1,4 @@
-"""The flags of `sleeptrain plan`, in front of, behind and between the settings."""
+"""The flags of `sleeptrain plan`, before, after and between the settings."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SMALL = ["experiment=rule110", "model.dim=16", "model.ffn_dim=16", "data.batch=8
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     code = main(["plan", *arguments])
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    output = capsys.readouterr()
+    return code, output.out, output.err
 
 
-def test_json_is_all_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_but_json_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "--json", *SMALL, "--processes", "4", "parallel.pipeline=2", "--gpu=h100")
     plan = json.loads(out)
     assert (code, err) == (0, "")

@@ -79,7 +79,7 @@ def test_the_page_holds_the_numbers_and_all_pictures(tmp_path: Path, capsys: pyt
     assert len(commands) == 4 and "experiment=rule110 run.name=n2-1" in commands[3] and "train.seed=1" in commands[3]
 
 
-def test_runs_that_cannot_be_read_are_told_at_the_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_that_cannot_be_read_are_listed_at_the_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(tmp_path / "good", [], [step(1)])
     (make_run(tmp_path / "bad", [], [step(1)]) / "config.yaml").unlink()
     assert main(["report", str(tmp_path)]) == 0
@@ -94,8 +94,8 @@ def test_tasks_have_sections_of_their_own_and_nothing_is_hidden(
 ) -> None:
     make_run(tmp_path / "a", [], [step(1), accuracy(1, 0.5)])
     make_run(tmp_path / "b", ["experiment=depo_small"], [step(3)], "failed", reason="<lost> a disk")
-    gone = ["experiment=gsm_small", "data.gsm_infinite.tokenizer=absent"]
-    make_run(tmp_path / "c", gone, [step(1), evaluation(1, {"1": [None, 2.0]}, accuracy={"1": 0.5})])
+    missing = ["experiment=gsm_small", "data.gsm_infinite.tokenizer=absent"]
+    make_run(tmp_path / "c", missing, [step(1), evaluation(1, {"1": [None, 2.0]}, accuracy={"1": 0.5})])
     make_run(tmp_path / "d", ["experiment=stdlib", "sleep.curriculum=[]"], [])
     monkeypatch.chdir(tmp_path)
     assert main(["report", "a", "b", "c", "d"]) == 0
@@ -130,8 +130,8 @@ def test_mistakes_are_one_line_and_leave_nothing(
     make_run(Path("r"), [], [step(1)])
     before = sorted(tmp_path.rglob("*"))
     assert main(["report", *arguments]) == 2
-    told = capsys.readouterr()
-    assert told.out == "" and told.err.count("\n") == 1 and all(word in told.err for word in words), told.err
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.count("\n") == 1 and all(word in output.err for word in words), output.err
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -156,7 +156,7 @@ def test_recorded_flops_are_reported_without_torch(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_prints_the_command_that_reports_on_it(tmp_path: Path) -> None:
-    """Two processes as a user starts them: the sweep, then what it has printed."""
+    """A user starts two processes: the sweep, then the command that it has printed."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -165,9 +165,9 @@ def test_a_sweep_prints_the_command_that_reports_on_it(tmp_path: Path) -> None:
 
     sweep = run("train", "-m", "experiment=rule110", "sleep.passes=1,2", "data.rule110.steps=1,2", *TINY)
     assert sweep.returncode == 0, sweep.stderr
-    told = sweep.stderr.strip().splitlines()[-1]
-    assert told == "all in one page: sleeptrain report runs/multirun/rule110"
-    done = run(*shlex.split(told.partition("sleeptrain ")[2]))
+    line = sweep.stderr.strip().splitlines()[-1]
+    assert line == "all in one page: sleeptrain report runs/multirun/rule110"
+    done = run(*shlex.split(line.partition("sleeptrain ")[2]))
     assert done.returncode == 0, done.stderr
     page = read_page(tmp_path / "runs/multirun/rule110/report/index.html")
     ends = {row["runs"]: row for row in cells(page, "Last values")}
@@ -184,21 +184,19 @@ def test_a_sweep_prints_the_command_that_reports_on_it(tmp_path: Path) -> None:
     assert {row["training FLOPs"] for row in every if row["N"] == "1"} < {row["training FLOPs"] for row in every}
 
 
-def test_names_with_what_a_terminal_obeys_harm_neither_it_nor_the_page(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_hostile_names_harm_neither_a_terminal_nor_the_page(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     records = [attempt(1, 0, 100.0, SURROGATE), step(1), accuracy(1, 0.5, **{SURROGATE: 0.5})]
     records.append(evaluation(2, {"1": [1.0]}, sets={SURROGATE: {"loss": {"1": [1.0]}}}, accuracy={"1": 0.5}))
     records[-1]["eval"]["metrics"] = {"1": {SURROGATE: 0.5, "bits": 0.4}}
     root = tmp_path / IN_FILE_NAMES
-    path = HOSTILE.replace("\0", "")  # which no path can hold
+    path = HOSTILE.replace("\0", "")  # no path can hold a null character
     for number in range(2):
         changed = ["train.seed=1", f"sleep.passes={number + 1}"]
-        made = make_run(root / str(number), changed, records, "failed", reason=SURROGATE)
-        settings = yaml.safe_load((made / "config.yaml").read_text())
+        folder = make_run(root / str(number), changed, records, "failed", reason=SURROGATE)
+        settings = yaml.safe_load((folder / "config.yaml").read_text())
         settings["run"] |= {"init_from": f"{number}{path}", "name": f"rule110/{path}"}
-        (made / "config.yaml").write_text(yaml.safe_dump(settings))
-        made.rename(root / f"{number}{IN_FILE_NAMES}")
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+        folder.rename(root / f"{number}{IN_FILE_NAMES}")
     (make_run(root / "bad", [], [step(1)]) / "metrics.jsonl").write_text("{}\n{}\n")
     (root / "bad").rename(root / f"bad{IN_FILE_NAMES}")
     assert main(["report", str(root), "--out", str(tmp_path / "out"), "--title", SURROGATE]) == 0

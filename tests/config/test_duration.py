@@ -36,6 +36,6 @@ def test_no_quotes_are_needed() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "3:55", "90", "3:60:00", "-1h", "1h30m", "soon", "0:00:00", "0s", "1e3s", "1-2h"])
-def test_what_is_no_length_is_refused(text: str) -> None:
+def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"train\.max_time: .*(write 3:55:00|no time at all)"):
         compose(["experiment=rule110", f"train.max_time='{text}'"])

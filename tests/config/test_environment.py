@@ -1,4 +1,4 @@
-"""A variable of the environment in a setting that may hold a secret is read where it is used, and told nowhere."""
+"""Settings that may hold a secret keep a variable's name; its value is read at the time of use and never shown."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_other_interpolations_of_a_source_are_resolved() -> None:
         compose(with_source("${nowhere}"))
 
 
-def test_a_shells_own_variables_come_through(tmp_path: Path) -> None:
+def test_variables_of_a_shell_stay(tmp_path: Path) -> None:
     config = compose(with_source(r"pipe:get \${HOST}/shard-{0..1}.tar"))
     assert config.data.shards.sources[0].train == "pipe:get ${HOST}/shard-{0..1}.tar"
     save_resolved(config, tmp_path / "config.yaml")
@@ -62,7 +62,7 @@ def test_credentials_of_a_url_are_not_shared() -> None:
 
 
 def test_a_run_whose_file_has_the_value_goes_on() -> None:
-    """As runs have it that older versions began."""
+    """Older versions have saved the value."""
     old, new = compose(with_source(f"https://{SECRET}@host/train")), compose(with_source(URL))
     assert check_changes(old, new, "runs/r") == []
 
@@ -97,7 +97,7 @@ def test_a_saved_configuration_is_data(tmp_path: Path) -> None:
     assert SECRET not in str(refusal.value)
 
 
-def test_any_text_of_a_setting_comes_back(tmp_path: Path) -> None:
+def test_any_text_of_a_setting_is_read_back(tmp_path: Path) -> None:
     pieces, draw = ["\\", "$", "{", "}", "a", ":", "oc.env:HOME", "'", '"', " ", "\n", "#", "é"], random.Random(0)
     config = compose(["experiment=stdlib"])
     texts = ["".join(draw.choices(pieces, k=draw.randrange(12))) for _ in range(300)]

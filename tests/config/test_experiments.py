@@ -1,4 +1,4 @@
-"""Experiments that are read without hydra are what hydra composes."""
+"""Experiments read without hydra equal those that hydra composes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sleeptrain.config.compose import compose
 from sleeptrain.config.experiments import experiment_config, experiment_names
 from sleeptrain.config.schema import Config
 
-# One of each kind of file: of a chain, with interpolations, with variables of the environment.
+# A file based on another one, one with interpolations, one with variables of the environment.
 SOME = ("rule110_t32_n1", "continue_ouro_1_4b", "stdlib")
 
 
@@ -27,24 +27,24 @@ def read_without_hydra(name: str, monkeypatch: pytest.MonkeyPatch) -> Config:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in SOME else pytest.mark.slow) for name in experiment_names()]
 )
-def test_each_is_what_hydra_composes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_experiment_is_what_hydra_composes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     composed = compose([f"experiment={name}"])
-    read = read_without_hydra(name, monkeypatch)
-    assert read == composed and repr(read) == repr(composed)  # also 1 and 1.0 differ
+    config = read_without_hydra(name, monkeypatch)
+    assert config == composed and repr(config) == repr(composed)  # repr tells 1 from 1.0
 
 
-def test_what_only_hydra_knows_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hydra_composes_files_that_this_reader_does_not_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "config.yaml").write_text("defaults: [schema, _self_, {experiment: null}]\n")
     (tmp_path / "experiment" / "odd.yaml").write_text("# @package model\ndim: 3\n")
-    asked = []
+    requests = []
 
     def composed(overrides: list[str]) -> Config:
-        asked.append(overrides)
+        requests.append(overrides)
         return Config()
 
     monkeypatch.setattr(experiments, "config_dir", lambda: tmp_path)
     monkeypatch.setattr(experiments, "compose", composed)
     experiment_config.cache_clear()
-    assert experiment_config("odd") == Config() and asked == [["experiment=odd"]]
+    assert experiment_config("odd") == Config() and requests == [["experiment=odd"]]
     experiment_config.cache_clear()

@@ -1,4 +1,4 @@
-"""What hydra and omegaconf refuse is told in one line that names the setting and the way out."""
+"""Refusals of hydra and omegaconf become one line that names the setting and the way out."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def test_settings_of_a_mixer_from_another_package_are_added() -> None:
     )
 
 
-def test_a_group_without_an_option_names_the_groups_that_were_given() -> None:
+def test_a_group_without_an_option_is_named() -> None:
     error = ValueError("Config group override must be a string or a list. Got NoneType")
-    told = str(explain(error, ["model=null", "sleep.passes=2"]))
-    assert told == "model=null: a group takes the name of one of its options, as in model=tiny"
+    message = str(explain(error, ["model=null", "sleep.passes=2"]))
+    assert message == "model=null: a group takes the name of one of its options, as in model=tiny"
 
 
-def test_what_cannot_be_parsed_is_quoted_with_the_reason() -> None:
+def test_an_override_that_cannot_be_parsed_is_quoted_with_the_reason() -> None:
     error = OverrideParseException("a=[", "Error parsing override 'a=['\nmissing ']'.\nSee https://hydra.cc/x")
     assert str(explain(error)) == "cannot read 'a=[': missing ']'; settings are written as key=value"
 
 
-def test_the_cause_of_a_composition_error_is_told() -> None:
+def test_the_cause_of_a_composition_error_is_named() -> None:
     error, cause = ConfigCompositionException("Error merging override sleep.passes=many"), OmegaConfBaseException("bad")
     cause.full_key = "sleep.passes"
     error.__cause__ = cause

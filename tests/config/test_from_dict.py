@@ -1,4 +1,4 @@
-"""Settings from a file that need not be trusted are data, and are checked."""
+"""Settings from a file of a stranger are checked, and read as data only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLEEPTRAIN_TEST_KEY", SECRET)
 
 
-def test_what_is_missing_is_the_default_and_sections_are_read() -> None:
+def test_missing_settings_are_the_defaults_and_sections_are_read() -> None:
     found = from_dict(ModelConfig, {"dim": 8, "layers": ["jet"], "jet": {"num_heads": 2}}, "config.json")
     assert (found.dim, found.layers, found.jet.num_heads) == (8, ["jet"], 2)
     assert (found.ffn_dim, found.jet.conv_size) == (ModelConfig().ffn_dim, ModelConfig().jet.conv_size)

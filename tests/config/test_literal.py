@@ -1,4 +1,4 @@
-"""`${...}` in a file that is read literally is text, whatever stands before it."""
+"""`${...}` is text in a file that is read literally, whatever precedes it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ TEXTS = ["", "a", "${oc.env:HOME}", r"\${x}", r"\\${x}", "a$b{c}", "$${x}", "${"
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_omegaconf_reads_an_escaped_text_as_it_was(text: str) -> None:
-    made = OmegaConf.create(escaped({"list": [text], "map": {"key": text}}))
-    assert OmegaConf.to_container(made, resolve=True) == {"list": [text], "map": {"key": text}}
+def test_omegaconf_reads_an_escaped_text_unchanged(text: str) -> None:
+    config = OmegaConf.create(escaped({"list": [text], "map": {"key": text}}))
+    assert OmegaConf.to_container(config, resolve=True) == {"list": [text], "map": {"key": text}}
 
 
-def test_what_is_no_text_stays() -> None:
+def test_values_other_than_text_stay() -> None:
     assert escaped({"a": [1, None, {"b": 2.5}], "c": True}) == {"a": [1, None, {"b": 2.5}], "c": True}
 
 

@@ -1,4 +1,4 @@
-"""A mixer that nobody has declared is refused wherever something must be known of it, and never taken for another."""
+"""A mixer without a declaration is refused wherever its properties are read. It is never taken for another one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def traffic(made: Config) -> Any:
     return tensor_traffic(made, work, split_stages(config("jet"), 1), 0)
 
 
-ASKED: dict[str, Callable[[Config], Any]] = {
+USES: dict[str, Callable[[Config], Any]] = {
     "work": lambda c: layer_flops(c.model, 0),
     "stages": lambda c: split_stages(c, 2),
     "memory": lambda c: Activations.of(c, True).block(0, ROUND, False),
@@ -60,13 +60,13 @@ ASKED: dict[str, Callable[[Config], Any]] = {
 }
 
 
-@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+@pytest.mark.parametrize("ask", USES.values(), ids=USES)
 def test_an_unknown_mixer_is_refused(ask: Callable[[Config], Any]) -> None:
     with pytest.raises(ConfigError, match=r"model\.layers: .*mixer 'linear'"):
         ask(config())
 
 
-def test_no_family_has_it() -> None:
+def test_no_family_expresses_an_unknown_mixer() -> None:
     assert expressing(config().model) == []
 
 
@@ -76,15 +76,15 @@ def test_the_nearest_name_is_suggested() -> None:
 
 
 @pytest.mark.parametrize("kind", mixer_names())
-def test_every_mixer_says_all_there_is_to_know(kind: str) -> None:
-    """Its parameters are those of its sharding, its initial values have their shapes, S is that of its state."""
+def test_every_mixer_has_a_complete_spec(kind: str) -> None:
+    """The spec agrees with the module: the parameters of its sharding, the shapes of its initial values and of S."""
     model = tiny_config([kind])
     spec, mixer = mixer_spec(model, kind), spec_class(kind).module(model)
     assert set(spec.sharding()) == {name for name, _ in mixer.named_parameters()}
     assert spec.recurrent == is_recurrent(kind)
     for name, parameter in mixer.named_parameters():
-        drawn = spec.initial_weight(name, Draw(f"blocks.0.mixer.{name}", tuple(parameter.shape), 0))
-        assert drawn is None or drawn.shape == parameter.shape
+        initial = spec.initial_weight(name, Draw(f"blocks.0.mixer.{name}", tuple(parameter.shape), 0))
+        assert initial is None or initial.shape == parameter.shape
     layers = {name for name, part in mixer.named_modules() if isinstance(part, torch.nn.Linear)}
     assert layers == {*spec.state_layers, *spec.feature_layers}
     layout = window_layout(torch.zeros(2, 8, dtype=torch.long), torch.zeros(2, 8, dtype=torch.bool))
@@ -95,5 +95,5 @@ def test_every_mixer_says_all_there_is_to_know(kind: str) -> None:
         assert spec.state_shape == (0, 0, 0) and not spec.recurrent
 
 
-def test_a_table_gives_what_it_has() -> None:
+def test_a_table_gives_the_entry_of_a_mixer() -> None:
     assert of_mixer({"jet": 3}, "jet", "the number") == 3

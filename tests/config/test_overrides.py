@@ -1,4 +1,4 @@
-"""Words of a command line come through the shell and hydra's grammar as they were."""
+"""The shell and hydra's grammar do not change the words of a printed command line."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_string_comes_back(name: str) -> None:
+def test_a_string_is_read_back(name: str) -> None:
     program, word, end = shlex.split(shell_command("train", override("run.root", name), "..."))
     assert (program, end) == ("train", "...")
     assert compose(["experiment=rule110", word]).run.root == name
 
 
-def test_a_real_shell_takes_the_words_apart() -> None:
+def test_a_shell_splits_the_printed_words() -> None:
     words = [override("run.root", name) for name in NAMES]
     printed = subprocess.run(
         ["sh", "-c", f"printf '%s\\0' {shell_command(*words)}"], capture_output=True, text=True, check=True
@@ -56,8 +56,8 @@ def test_other_values(name: str, value: Any, at: str) -> None:
     assert found == value
 
 
-def test_no_other_place_quotes_for_a_shell() -> None:
-    """So that each printed command is quoted in the one way that is tested; local_slurm.py does without the package."""
+def test_no_other_module_quotes_for_a_shell() -> None:
+    """Each printed command is quoted in the one way that is tested. local_slurm.py does not import the package."""
     files = [*(ROOT / "sleeptrain").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]
     quoting = [path.name for path in files if re.search(r"^\s*(import|from) shlex", path.read_text(), re.M)]
     assert quoting == ["overrides.py", "local_slurm.py"]

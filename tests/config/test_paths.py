@@ -1,4 +1,4 @@
-"""Paths that cannot be used are one line that names the setting, and exit code 2."""
+"""A path that cannot be used ends a command with code 2 and one line that names the setting."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ LONG = "x" * 300
 
 def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(arguments) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("sleeptrain: ") and said.count("\n") == 1, said
-    return said
+    message = capsys.readouterr().err
+    assert message.startswith("sleeptrain: ") and message.count("\n") == 1, message
+    return message
 
 
 @pytest.fixture
-def closed(tmp_path: Path) -> Iterator[Path]:
+def read_only(tmp_path: Path) -> Iterator[Path]:
     """A file system that is read-only."""
     folder = tmp_path / "closed"
     folder.mkdir()
@@ -42,14 +42,14 @@ def closed(tmp_path: Path) -> Iterator[Path]:
 def test_a_root_that_is_no_folder(tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    said = refusal(["train", *settings(tmp_path / place)], capsys)
-    assert f"run.root={tmp_path / place}: the run folder cannot be made or written: {tmp_path}" in said
+    message = refusal(["train", *settings(tmp_path / place)], capsys)
+    assert f"run.root={tmp_path / place}: the run folder cannot be made or written: {tmp_path}" in message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
 
 
-def test_a_root_that_is_read_only(closed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refusal(["train", *settings(closed)], capsys)
-    assert said.endswith(f"the run folder cannot be made or written: {closed}/r: Read-only file system\n")
+def test_a_root_that_is_read_only(read_only: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refusal(["train", *settings(read_only)], capsys)
+    assert message.endswith(f"the run folder cannot be made or written: {read_only}/r: Read-only file system\n")
 
 
 def test_a_run_whose_records_are_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,8 +60,8 @@ def test_a_run_whose_records_are_a_folder(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize("setting", ["run.init_from", "data.gsm_infinite.tokenizer"])
 def test_a_path_of_another_setting(tmp_path: Path, setting: str, capsys: pytest.CaptureFixture[str]) -> None:
     more = [] if setting == "run.init_from" else ["data=gsm_infinite", "sleep.window=2000"]
-    said = refusal(["train", *settings(tmp_path / "runs", *more, f"{setting}={tmp_path / LONG}")], capsys)
-    assert f"sleeptrain: {setting}: {tmp_path}/xxx" in said and said.endswith("File name too long\n")
+    message = refusal(["train", *settings(tmp_path / "runs", *more, f"{setting}={tmp_path / LONG}")], capsys)
+    assert f"sleeptrain: {setting}: {tmp_path}/xxx" in message and message.endswith("File name too long\n")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""Values outside of what a setting's declaration allows are refused by the setting's name."""
+"""Values that a setting's declaration does not allow are refused by the setting's name."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_an_unknown_value_is_answered_with_the_nearest() -> None:
 
 
 def test_every_number_is_checked() -> None:
-    """A number that is added to the schema needs bounds."""
+    """A new number in the schema needs bounds."""
     unbounded = {name for name, _, s in declared_settings(Config) if s.at_least is None and s.above is None}
     numbers = {name for name, value in settings(shards()) if type(value) in (int, float)}
     assert numbers & unbounded == {"optim.muon_momentum"}  # checked by `validate`

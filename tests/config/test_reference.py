@@ -50,7 +50,7 @@ def test_an_unknown_section_is_refused() -> None:
         with_tables("<!-- settings: dta -->\n")
 
 
-def test_the_help_has_every_setting_in_plain_words() -> None:
+def test_the_help_describes_every_setting_without_markup() -> None:
     lines = list(help_lines())
     assert len(lines) == len(list(declared_settings(Config)))
     assert "  sleep.passes=1\n      N, the wake pass counted (>= 1)" in lines

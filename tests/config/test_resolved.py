@@ -1,4 +1,4 @@
-"""A resolved configuration comes back from its file as it was, or not at all."""
+"""A resolved configuration is read back unchanged, or refused."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_an_absent_file_is_refused_by_name(tmp_path: Path) -> None:
         load_resolved(tmp_path / "absent.yaml")
 
 
-def test_diff_lists_the_changed_settings_only() -> None:
+def test_the_difference_lists_only_the_changed_settings() -> None:
     old, new = Config(), Config()
     assert config_diff(old, new) == []
     new.sleep.passes = 4

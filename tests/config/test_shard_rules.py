@@ -1,4 +1,4 @@
-"""Sources of shards and their mixture: what is refused, and under which name."""
+"""Refusals of sources of shards and of their mixture name the setting."""
 
 from __future__ import annotations
 

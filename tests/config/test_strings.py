@@ -1,4 +1,4 @@
-"""String settings are what was written: on the command line, in files, in sweeps, in lists and sections of lists."""
+"""String settings keep the text as written: on the command line, in files, sweeps, lists and sections of lists."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from sleeptrain.config.schema import ShardSource
 from sleeptrain.config.strings import quote_override, quote_yaml
 from sleeptrain.errors import ConfigError
 
-# As they are written: hydra or YAML reads most of them as a number, a boolean, a date or nothing.
+# hydra or YAML reads most of these as a number, a boolean, a date or nothing.
 WRITTEN = ("2026_07_20", "1e3", "true", "Off", "0x10", "1:30", "2026-07-20", ".5", "nan", "007", "+5", "1.")
 
 
 @pytest.mark.parametrize("text", [*WRITTEN, "null"])
-def test_a_name_stays_as_it_was_written(text: str) -> None:
+def test_a_string_on_the_command_line_stays(text: str) -> None:
     assert OverridesParser.create().parse_override(quote_override(f"run.name={text}")).value() == text
 
 
 @pytest.mark.parametrize("text", WRITTEN)
-def test_in_yaml_too(text: str) -> None:
+def test_a_string_in_yaml_stays(text: str) -> None:
     assert OmegaConf.create(quote_yaml(f"run:\n  name: {text}  # a name")) == {"run": {"name": text}}
 
 
-def test_what_is_composed_of_files_and_overrides(tmp_path: Path) -> None:
+def test_strings_of_files_and_overrides_stay(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(
         "# @package _global_\nrun:\n  name: 2026_07_20\ntrain: {tokens: 1_000, device: cpu}\nwandb: {entity: null}\n"
@@ -37,8 +37,8 @@ def test_what_is_composed_of_files_and_overrides(tmp_path: Path) -> None:
     )
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "mine.yaml").write_text("project: 007\n")
-    given = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine", "+wandb=mine", "data.shards.tokenizer=1e3"]
-    config = compose(given)
+    overrides = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine", "+wandb=mine", "data.shards.tokenizer=1e3"]
+    config = compose(overrides)
     shards = config.data.shards
     assert (config.run.name, config.wandb.project, shards.cache, shards.tokenizer) == (
         "2026_07_20",
@@ -58,7 +58,7 @@ def test_a_resolved_configuration_that_somebody_has_edited(tmp_path: Path) -> No
     assert load_resolved(path).run.name == "2026_07_20"
 
 
-def test_jobs_of_a_sweep_too() -> None:
+def test_strings_of_the_jobs_of_a_sweep_stay() -> None:
     assert validate_sweep(["experiment=rule110", "run.name=1e3,2_0"]) == [
         Path("runs/multirun/1e3"),
         Path("runs/multirun/2_0"),
@@ -68,7 +68,7 @@ def test_jobs_of_a_sweep_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "wanted"),
+    ("override", "expected"),
     [
         ("data.shards.sources=[{name: 1, weight: 3}]", "data.shards.sources=[{name: '1', weight: 3}]"),
         ("data.shards.sources.0.train= 20 ", "data.shards.sources.0.train= '20' "),
@@ -77,8 +77,8 @@ def test_jobs_of_a_sweep_too() -> None:
         ("model=4", "model='4'"),
     ],
 )  # fmt: skip
-def test_quotes_come_where_text_is_taken_for_something_else(override: str, wanted: str) -> None:
-    assert quote_override(override) == wanted
+def test_text_that_would_be_read_as_another_value_is_quoted(override: str, expected: str) -> None:
+    assert quote_override(override) == expected
 
 
 ANY = ("a", "it's", "a\\", "a\\\\", "\\'x", "a,b=c {d} [e]", "", "1e3", "x\\'\\\\'y", 'a"b', "é ü")
@@ -100,7 +100,7 @@ UNTOUCHED = (
 
 
 @pytest.mark.parametrize("override", UNTOUCHED)
-def test_everything_else_stays(override: str) -> None:
+def test_other_overrides_stay(override: str) -> None:
     assert quote_override(override) == override
 
 
@@ -138,7 +138,7 @@ def test_null_is_no_value_where_a_setting_may_be_empty() -> None:
     ],
     ids=["self", "laughs", "deep", "large", "cut", "object", "binary"],
 )
-def test_a_file_of_somebody_elses_options_is_looked_at_before_hydra_loads_it(
+def test_a_file_of_options_is_checked_before_hydra_loads_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, why: str
 ) -> None:
     loaded = list[str]()

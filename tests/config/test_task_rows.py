@@ -1,4 +1,4 @@
-"""The layout of the tasks' rows, and the windows that go with it."""
+"""The layout of the tasks' rows, and the windows that fit it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_lengths_and_targets(data: DataConfig, length: int, share: float) -> Non
 @pytest.mark.parametrize(
     ("data", "window"), [(RULE110, 6), (RULE110, 3), (RULE110, 21), (DEPO, 40), (DEPO, 64), (GSM, 1), (GSM, 40)]
 )
-def test_windows_that_go_with_a_row(data: DataConfig, window: int) -> None:
+def test_windows_that_fit_a_row(data: DataConfig, window: int) -> None:
     check_task(data, [("sleep.window", window)])
 
 
@@ -45,7 +45,7 @@ def test_windows_that_go_with_a_row(data: DataConfig, window: int) -> None:
         (GSM, 41, r"^sleep\.window \(41\) is longer than data\.gsm_infinite\.max_tokens \(40\)"),
     ],
 )
-def test_windows_that_do_not(data: DataConfig, window: int, message: str) -> None:
+def test_windows_that_do_not_fit(data: DataConfig, window: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_task(data, [("sleep.window", window)])
 

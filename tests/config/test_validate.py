@@ -1,4 +1,4 @@
-"""Every refusal names the setting and the way out; what goes together is let through."""
+"""Every refusal names the setting and the way out. Settings that fit each other are accepted."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sleeptrain.errors import ConfigError
 from tests.configs import change
 
 
-def named(value: object) -> str:
-    """The same in every process, so that processes can share the tests."""
+def case_id(value: object) -> str:
+    """A test id that is the same in every process, so that processes can share the tests."""
     return value.__name__ if isinstance(value, FunctionType) else str(value)[:60]
 
 
@@ -84,7 +84,7 @@ ACCEPTED: list[tuple[Callable[[], Config], dict[str, Any]]] = [
     (shards, {"sleep.passes": 1, "sleep.sample_passes": True, "sleep.bptt_windows": 1}),
     (shards, {"sleep.window": 100}),  # the last window of a sequence may be short
     (shards, {"sleep.curriculum": stages((1, 1, None, None), (10, 2, 256, None), (20, None, None, 16))}),
-    # The base values are never in force here, so nothing has to go with them.
+    # The base values are never used here, so no setting must fit them.
     (shards, {"data.shards.sources": sources(("a", 0.7), ("b", 0)), "data.shards.curriculum": mixture((5, {"b": 1}))}),
     (shards, {"model.attention.partial_rotary_factor": 0.25, "model.attention.head_dim": 24}),
     (shards, {"optim.schedule": "cosine", "optim.warmup_fraction": 0.9, "optim.decay_fraction": 0.2}),
@@ -94,7 +94,7 @@ ACCEPTED: list[tuple[Callable[[], Config], dict[str, Any]]] = [
 
 
 def out_of_range(name: str, declared: Setting) -> list[tuple[Callable[[], Config], dict[str, Any], list[str]]]:
-    """Values that a declaration forbids, with words of the refusal."""
+    """Values that a declaration does not allow, with words of the refusal."""
     if declared.choices:
         return [(shards, {name: "evry"}, [name, "evry", *declared.choices])]
     if declared.at_most is not None:
@@ -201,7 +201,7 @@ def test_accepts(base: Callable[[], Config], changes: dict[str, Any]) -> None:
     validate(change(base(), changes))
 
 
-@pytest.mark.parametrize(("base", "changes", "words"), REFUSED, ids=named)
+@pytest.mark.parametrize(("base", "changes", "words"), REFUSED, ids=case_id)
 def test_refuses(base: Callable[[], Config], changes: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ConfigError) as refusal:
         validate(change(base(), changes))

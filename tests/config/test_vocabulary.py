@@ -16,7 +16,7 @@ def test_a_model_without_a_vocabulary_takes_the_datas() -> None:
 
 
 @pytest.mark.parametrize("size", [300, 301])
-def test_a_vocabulary_that_holds_the_datas_stays(size: int) -> None:
+def test_a_larger_vocabulary_stays(size: int) -> None:
     assert with_vocabulary(Config(model=ModelConfig(vocab_size=size)), 300).model.vocab_size == size
 
 

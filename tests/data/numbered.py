@@ -1,4 +1,4 @@
-"""Made-up sources in which every token is different, so that it can be told from where it came, and streams of them."""
+"""Made-up sources in which every token is different, so that a token shows its place, and streams of them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ SOURCES = 8  # more than any test has
 
 
 class NumberedShards:
-    """Shards of documents of these lengths: token = its place in the source * SOURCES + the number of the source.
+    """Shards of documents of these lengths. token = its place in the source * SOURCES + the number of the source.
 
-    damaged: the (shard, index) of documents that cannot be read. asked: the shards whose lengths were asked for, in
-    order. fetched: those that were asked for ahead.
+    damaged: the (shard, index) of documents that cannot be read. lengths_read: the shards whose lengths were read, in
+    order. fetched: the shards that were prefetched.
     """
 
     def __init__(
@@ -38,14 +38,14 @@ class NumberedShards:
         self.num_tokens = int(self.shard_tokens_S.sum())
         self.fingerprint = f"{source}: {list(map(list, lengths))}"
         self.damaged = set(damaged)
-        self.asked: list[int] = []
+        self.lengths_read: list[int] = []
         self.fetched: list[int] = []
         self._lengths = [np.array(shard, np.int64) for shard in lengths]
         self._firsts = np.cumsum([0, *self.shard_tokens_S])
         self._source = source
 
     def lengths(self, shard: int) -> np.ndarray:
-        self.asked.append(shard)
+        self.lengths_read.append(shard)
         return self._lengths[shard]
 
     def document(self, shard: int, index: int) -> np.ndarray:
@@ -60,7 +60,7 @@ class NumberedShards:
 
 @dataclass(frozen=True)
 class Case:
-    """A stream and what is asked of it. sources: the lengths of each one's documents, by shard. plan: rows by step."""
+    """A stream and its use. sources: {name: lengths of the documents of each shard}. plan: the rows of each step."""
 
     sources: Mapping[str, Sequence[Sequence[int]]]
     settings: StreamSettings
@@ -75,14 +75,14 @@ class Case:
 
     @contextmanager
     def planned(self) -> Iterator[None]:
-        """With stretches of this case's length: what is read must not depend on it."""
+        """Sets the length of stretches to this case's. No result may depend on it."""
         with patch.object(rows, "STRETCH", self.stretch):
             yield
 
 
 @contextmanager
 def short_stretches() -> Iterator[None]:
-    """For sources that are so small that a stretch of the usual length is hundreds of epochs."""
+    """Shortens stretches for small sources, of which a usual stretch is hundreds of epochs."""
     with patch.object(rows, "STRETCH", 2**10):
         yield
 
@@ -93,7 +93,7 @@ WEIGHTS = st.sampled_from([0.0, 0.0, 0.05, 0.3, 0.5, 1.0, 2.0])
 
 @st.composite
 def cases(draw: st.DrawFn, max_sources: int = 3, max_cuts: int = 4, max_steps: int = 12) -> Case:
-    """Streams of one to three small sources, with weights that change and numbers of rows that change."""
+    """Streams of one to three small sources, whose weights and numbers of rows change."""
     shard = st.lists(LENGTHS, min_size=1, max_size=6)
     names = [f"s{k}" for k in range(draw(st.integers(1, max_sources)))]
     sources = {name: draw(st.lists(shard, min_size=1, max_size=6)) for name in names}
@@ -123,10 +123,10 @@ def tokens(batch: Batch) -> list[int]:
 
 
 def joined(parts: Sequence[Batch]) -> Batch:
-    """The batch of which each rank has read a part."""
+    """The batch that consists of the parts of all ranks."""
     return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in Batch.__dataclass_fields__))
 
 
-def assert_equal(left: Batch, right: Batch) -> None:
+def assert_equal(one: Batch, other: Batch) -> None:
     for name in Batch.__dataclass_fields__:
-        assert torch.equal(getattr(left, name), getattr(right, name)), name
+        assert torch.equal(getattr(one, name), getattr(other, name)), name

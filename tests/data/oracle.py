@@ -1,4 +1,4 @@
-"""The order of training data a second time, in the plainest way: every token of every epoch stands in a list.
+"""A second, plain implementation of the order of training data: every token of every epoch stands in a list.
 
 Nothing is searched, cached or planned ahead: epochs are lists that are shuffled, lanes are slices of them, and a row's
 clock ticks token by token.
@@ -21,7 +21,7 @@ from tests.data.numbered import NumberedShards
 
 
 class Slot(NamedTuple):
-    """One position of an epoch. place: which one. token is None for the pads behind a document, target at its end."""
+    """Position `place` of an epoch. token: None for the pads after a document. target: None at a document's end."""
 
     epoch: int
     place: int
@@ -31,11 +31,11 @@ class Slot(NamedTuple):
     target: int | None
 
 
-Span = list[Slot]  # what lies between two cuts
+Span = list[Slot]  # the slots between two cuts
 
 
 class Reading(NamedTuple):
-    """A slot as a row reads it, and the place of the first slot of its document that the row's lane holds."""
+    """A slot that a row reads. first: the place of the first slot of the document in the row's lane."""
 
     source: int
     first: int
@@ -43,7 +43,7 @@ class Reading(NamedTuple):
 
 
 class OracleSource:
-    """One source: its epochs, and what of them the rows have not read."""
+    """One source: its epochs, and the spans that the rows have not read."""
 
     def __init__(self, shards: NumberedShards, name: str, settings: StreamSettings) -> None:
         self.name = name
@@ -63,7 +63,7 @@ class OracleSource:
         return len(self.epoch(0)) // int(self._shards.shard_documents_S.sum())
 
     def lane(self, row: int, rows: int) -> Iterator[Span]:
-        """What row `row` of `rows` reads: its share of what is unread, then of each epoch."""
+        """The spans that row `row` of `rows` reads: its share of the unread spans, then of each epoch."""
         unread = [(number, slot) for number, span in enumerate(self.unread) for slot in span]
         for _, part in groupby(self._share(unread, row, rows), key=lambda numbered: numbered[0]):
             yield [slot for _, slot in part]
@@ -71,24 +71,24 @@ class OracleSource:
             yield self._share(self.epoch(number), row, rows)
 
     def leave(self, num_read: Sequence[int]) -> None:
-        """The rows have read so many slots each and their lanes end here."""
+        """Ends the lanes of the rows. num_read: the number of slots that each row has read."""
         rows = len(num_read)
-        begun = self.first_epoch
+        first_whole = self.first_epoch
         for row, number in enumerate(num_read):
             spans = self.lane(row, rows)
             while number > 0:
                 span = next(spans)
                 number -= len(span)
-                begun = max(begun, span[0].epoch + 1)
-        left: list[Span] = []
+                first_whole = max(first_whole, span[0].epoch + 1)
+        remaining: list[Span] = []
         for row, number in enumerate(num_read):
             for span in self.lane(row, rows):
-                if span[0].epoch >= begun:
+                if span[0].epoch >= first_whole:
                     break
-                left += [span[number:]] if span[number:] else []
+                remaining += [span[number:]] if span[number:] else []
                 number = max(0, number - len(span))
-        self.unread = [span for epoch in range(begun) for span in left if span[0].epoch == epoch]
-        self.first_epoch = begun
+        self.unread = [span for epoch in range(first_whole) for span in remaining if span[0].epoch == epoch]
+        self.first_epoch = first_whole
 
     def _slots(self, epoch: int) -> Iterator[Slot]:
         place = 0
@@ -112,7 +112,7 @@ class OracleSource:
 
 
 class Oracle:
-    """What each step of a run reads."""
+    """The batches that the steps of a run read."""
 
     def __init__(self, sources: Mapping[str, NumberedShards], settings: StreamSettings) -> None:
         self.sources = [OracleSource(shards, name, settings) for name, shards in sources.items()]
@@ -120,12 +120,12 @@ class Oracle:
         self._seen = 0
 
     def batches(self, plan: Sequence[int]) -> list[Batch]:
-        """The batches of steps with so many rows each; asked for once."""
+        """The batches of further steps. plan: the number of rows of each step."""
         sequence = self._settings.sequence
         result = []
         for rows, group in groupby(plan):
             steps = len(list(group))
-            # One reading more than the steps have: whether a row goes on is seen there.
+            # The last reading is that of the step after these: it shows whether a row goes on.
             read = [self._row(row, rows, steps * sequence + 1) for row in range(rows)]
             for step in range(steps):
                 result.append(self._batch([row[: (step + 1) * sequence + 1] for row in read], step * sequence))
@@ -135,7 +135,7 @@ class Oracle:
         return result
 
     def _row(self, row: int, rows: int, length: int) -> list[Reading]:
-        """The first `length` readings of a row: at each tick of its clock, the documents that have become due."""
+        """The first `length` readings of a row: at each tick of its clock it reads the documents that are due."""
         pieces = [self._pieces(k, row, rows) for k in range(len(self.sources))]
         taken = [0] * len(pieces)
         read: list[Reading] = []
@@ -156,19 +156,19 @@ class Oracle:
                 yield [Reading(k, slots[0].place, slot) for slot in slots]
 
     def _owed(self, row: int, rows: int) -> Iterator[list[int]]:
-        """What each source is owed at the ticks 1, 2, ...; rounded down at each tick and at the end of each stage."""
+        """The tokens owed to each source at ticks 1, 2, ..., rounded down at each tick and at the end of a stage."""
         stages = self._settings.stages
-        whole = [-self._lead(source, row) for source in self.sources]
-        part = [Fraction(0)] * len(whole)
+        full = [-self._lead(source, row) for source in self.sources]
+        part = [Fraction(0)] * len(full)
         stage = -1
         for tick in count():
             now = max(i for i, s in enumerate(stages) if s.tokens <= self._seen + rows * tick)
             if now != stage:
-                whole = [w + floor(p) for w, p in zip(whole, part, strict=True)]
-                part = [Fraction(0)] * len(whole)
+                full = [w + floor(p) for w, p in zip(full, part, strict=True)]
+                part = [Fraction(0)] * len(full)
                 stage = now
             part = [p + stages[now].shares[source.name] for p, source in zip(part, self.sources, strict=True)]
-            yield [w + floor(p) for w, p in zip(whole, part, strict=True)]
+            yield [w + floor(p) for w, p in zip(full, part, strict=True)]
 
     def _lead(self, source: OracleSource, row: int) -> int:
         if len(self.sources) == 1:
@@ -177,7 +177,7 @@ class Oracle:
         return int(word) % source.mean_size
 
     def _batch(self, read: list[list[Reading]], begin: int) -> Batch:
-        """The batch of what is read from `begin` on; the last reading of each row belongs to the step behind it."""
+        """The batch of the readings from `begin` on, without the last one of each row, which is of the next step."""
 
         def goes_on(row: list[Reading], at: int) -> bool:
             if not at or self._settings.layout == "packed" or row[at].slot.token is None:

@@ -12,7 +12,7 @@ from sleeptrain.data.ahead import Ahead
 
 
 class Maker:
-    """Counts what it is asked to make; a step in `blocked` waits for `go`, one in `broken` fails."""
+    """Lists the steps that it has made. A step in `blocked` waits for `go`, one in `broken` fails."""
 
     def __init__(self) -> None:
         self.made: list[tuple[str, int]] = []
@@ -37,7 +37,7 @@ class Maker:
             time.sleep(0.001)
 
 
-def test_results_come_in_order_though_they_are_made_out_of_order() -> None:
+def test_results_come_in_order_though_steps_are_made_out_of_order() -> None:
     make, ahead = Maker(), Ahead[str](3)
     make.blocked = {1, 4}
     assert ahead.take(make, ("a",), 0) == "a 0"
@@ -45,7 +45,7 @@ def test_results_come_in_order_though_they_are_made_out_of_order() -> None:
     threading.Timer(0.05, make.go.set).start()
     assert [ahead.take(make, ("a",), step) for step in range(1, 12)] == [f"a {step}" for step in range(1, 12)]
     make.until(lambda: len(make.made) == 15)
-    assert sorted(make.made) == [("a", step) for step in range(15)]  # each once
+    assert sorted(make.made) == [("a", step) for step in range(15)]  # each step once
 
 
 def test_no_more_than_depth_is_made_ahead() -> None:
@@ -57,7 +57,7 @@ def test_no_more_than_depth_is_made_ahead() -> None:
     assert threading.current_thread() not in make.threads and all(thread.daemon for thread in make.threads)
 
 
-def test_without_depth_all_happens_here() -> None:
+def test_without_depth_each_step_is_made_in_this_thread() -> None:
     make, ahead = Maker(), Ahead[str](0)
     assert [ahead.take(make, ("a",), step) for step in (3, 4, 3)] == ["a 3", "a 4", "a 3"]
     assert make.threads == {threading.current_thread()} and len(make.made) == 3
@@ -74,7 +74,7 @@ def test_an_error_is_raised_when_its_step_is_taken() -> None:
     assert ahead.take(make, ("a",), 1) == "a 1"  # not the old failure again
 
 
-def test_other_arguments_give_up_what_was_made_ahead() -> None:
+def test_other_arguments_drop_the_steps_made_ahead() -> None:
     make, ahead = Maker(), Ahead[str](2)
     ahead.take(make, ("a",), 0)
     assert ahead.take(make, ("b",), 1) == "b 1"

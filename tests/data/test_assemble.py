@@ -17,7 +17,7 @@ LENGTHS = [[4, 9], [3, 30]]  # tokens 0-3, 4-12, 13-15, 16-45
 
 
 class Reading(NumberedShards):
-    """Tokens are 0, 1, 2, ...; `read` lists the documents that were asked for."""
+    """Tokens are 0, 1, 2, ...; `read` lists the documents that have been read."""
 
     read: list[tuple[int, int]]
 
@@ -26,7 +26,7 @@ class Reading(NumberedShards):
         return super().document(shard, index) // 8
 
 
-class Given:
+class Pieces:
     """An assignment of these pieces (begin, size, line, offset, length, source, shard, index), by row."""
 
     def __init__(self, *rows: Sequence[tuple[int, ...]]) -> None:
@@ -41,20 +41,20 @@ def assembler(shards: NumberedShards, layout: str = "lanes", **options: bool) ->
     return Assembler([shards, shards], StreamSettings(8, mixture(a=1), layout), **options)  # type: ignore[list-item]
 
 
-def assemble(made: Assembler, given: Given, rows: range, step: int) -> Batch:
-    return made.batch(given, rows, step)  # type: ignore[arg-type]
+def assemble(assembly: Assembler, assignment: Pieces, rows: range, step: int) -> Batch:
+    return assembly.batch(assignment, rows, step)  # type: ignore[arg-type]
 
 
 def test_pieces_become_tokens_targets_ids_and_flags() -> None:
-    # The end of one document, a whole one, a lane's cut inside the second (its last 5 tokens), and a long one.
+    # The end of a document, a whole document, one of which the lane's cut leaves the last 5 tokens, and a long one.
     row = [(0, 4, 100, 0, 4, 0, 0, 0), (4, 3, 7, 0, 3, 1, 1, 0), (7, 2, 40, 4, 2, 0, 0, 1), (9, 30, 50, 0, 30, 1, 1, 1)]
-    made, given = assembler(Reading(LENGTHS)), Given(row)
-    first, second = (assemble(made, given, range(1), step) for step in range(2))
+    assembly, assignment = assembler(Reading(LENGTHS)), Pieces(row)
+    first, second = (assemble(assembly, assignment, range(1), step) for step in range(2))
     assert first.tokens_BT.tolist() == [[0, 1, 2, 3, 13, 14, 15, 8]]
     assert first.targets_BT.tolist() == [[1, 2, 3, IGNORE, 14, 15, IGNORE, 9]]
     assert first.documents_BT.tolist() == [[200] * 4 + [15] * 3 + [80]]
     assert (first.carried_B.tolist(), first.continues_B.tolist()) == ([False], [True])
-    # The lane is cut behind token 9 of the document 4-12: its target is 10 all the same.
+    # The lane is cut after token 9 of the document 4-12, but its target is 10.
     assert second.tokens_BT.tolist() == [[9, 16, 17, 18, 19, 20, 21, 22]]
     assert second.targets_BT.tolist() == [[10, 17, 18, 19, 20, 21, 22, 23]]
     assert second.documents_BT.tolist() == [[80] + [101] * 7]
@@ -65,16 +65,16 @@ def test_pieces_become_tokens_targets_ids_and_flags() -> None:
 
 def test_a_document_that_ends_with_the_row_does_not_continue() -> None:
     row = [(0, 4, 0, 0, 4, 0, 0, 0), (4, 4, 16, 0, 4, 0, 1, 1), (8, 9, 4, 0, 9, 0, 0, 1)]
-    made, given = assembler(Reading(LENGTHS)), Given(row)
-    first, second = (assemble(made, given, range(1), step) for step in range(2))
+    assembly, assignment = assembler(Reading(LENGTHS)), Pieces(row)
+    first, second = (assemble(assembly, assignment, range(1), step) for step in range(2))
     assert first.targets_BT[0, 7] == 20  # its lane ends here, the document does not
     assert not first.continues_B.any() and not second.carried_B.any() and second.continues_B.all()
 
 
-def test_pads_stand_behind_one_document() -> None:
+def test_pads_stand_after_the_only_document_of_a_row() -> None:
     rows = [(0, 16, 0, 0, 9, 0, 0, 1)], [(0, 8, 16, 0, 3, 0, 1, 0), (8, 32, 32, 0, 30, 0, 1, 1)]
-    made, given = assembler(Reading(LENGTHS), "one_document"), Given(*rows)
-    first, second = (assemble(made, given, range(2), step) for step in range(2))
+    assembly, assignment = assembler(Reading(LENGTHS), "one_document"), Pieces(*rows)
+    first, second = (assemble(assembly, assignment, range(2), step) for step in range(2))
     assert first.tokens_BT.tolist() == [list(range(4, 12)), [13, 14, 15] + [PAD_TOKEN] * 5]
     assert first.documents_BT.tolist() == [[0] * 8, [32] * 3 + [PAD] * 5]
     assert first.targets_BT.tolist() == [list(range(5, 13)), [14, 15] + [IGNORE] * 6]
@@ -84,51 +84,51 @@ def test_pads_stand_behind_one_document() -> None:
     assert second.carried_B.tolist() == [True, False] and second.continues_B.tolist() == [False, True]
 
 
-def test_packed_rows_stand_alone() -> None:
-    made, given = assembler(Reading(LENGTHS), "packed"), Given([(0, 30, 16, 0, 30, 0, 1, 1)])
+def test_packed_rows_are_not_carried() -> None:
+    assembly, assignment = assembler(Reading(LENGTHS), "packed"), Pieces([(0, 30, 16, 0, 30, 0, 1, 1)])
     for step in range(3):
-        batch = assemble(made, given, range(1), step)
+        batch = assemble(assembly, assignment, range(1), step)
         assert not batch.carried_B.any() and not batch.continues_B.any()
         assert batch.tokens_BT.tolist() == [list(range(16 + 8 * step, 24 + 8 * step))]
 
 
 def test_rows_are_numbers_of_the_assignment() -> None:
-    given = Given(*[[(0, 30, 16, 8 * row, 30 - 8 * row, 0, 1, 1)] for row in range(3)])
-    made = assembler(Reading(LENGTHS))
-    assert assemble(made, given, range(1, 3), 0).tokens_BT[:, 0].tolist() == [24, 32]
-    empty = assemble(made, given, range(2, 2), 0)
+    assignment = Pieces(*[[(0, 30, 16, 8 * row, 30 - 8 * row, 0, 1, 1)] for row in range(3)])
+    assembly = assembler(Reading(LENGTHS))
+    assert assemble(assembly, assignment, range(1, 3), 0).tokens_BT[:, 0].tolist() == [24, 32]
+    empty = assemble(assembly, assignment, range(2, 2), 0)
     assert empty.tokens_BT.shape == empty.targets_BT.shape == empty.documents_BT.shape == (0, 8)
     assert empty.carried_B.shape == empty.continues_B.shape == (0,)
 
 
-def test_a_document_that_goes_on_is_read_once() -> None:
+def test_a_document_over_two_steps_is_read_once() -> None:
     shards = Reading(LENGTHS)
-    made, given = assembler(shards), Given([(0, 30, 16, 0, 30, 0, 1, 1), (30, 9, 4, 0, 9, 0, 0, 1)])
+    assembly, assignment = assembler(shards), Pieces([(0, 30, 16, 0, 30, 0, 1, 1), (30, 9, 4, 0, 9, 0, 0, 1)])
     for step in range(4):
-        assemble(made, given, range(1), step)
+        assemble(assembly, assignment, range(1), step)
     assert shards.read == [(1, 1), (0, 1)]
 
 
 def test_steps_may_come_in_any_order() -> None:
     row = [(0, 30, 16, 0, 30, 0, 1, 1), (30, 9, 4, 0, 9, 0, 0, 1), (39, 30, 80, 0, 30, 0, 1, 1)]
-    made, given = assembler(Reading(LENGTHS)), Given(row)
+    assembly, assignment = assembler(Reading(LENGTHS)), Pieces(row)
     for step in [3, 0, 5, 1, 1, 4, 2]:
-        fresh = assemble(assembler(Reading(LENGTHS)), given, range(1), step)
-        again = assemble(made, given, range(1), step)
+        fresh = assemble(assembler(Reading(LENGTHS)), assignment, range(1), step)
+        again = assemble(assembly, assignment, range(1), step)
         assert all(torch.equal(getattr(fresh, name), getattr(again, name)) for name in Batch.__dataclass_fields__)
 
 
 def test_the_tokens_of_a_damaged_document_become_pads() -> None:
     row = [(0, 4, 0, 0, 4, 0, 0, 0), (4, 9, 4, 0, 9, 0, 0, 1), (13, 3, 13, 0, 3, 1, 1, 0)]
     shards = Reading(LENGTHS, damaged=[(0, 1)])
-    made, given = assembler(shards, skip_damaged=True), Given(row)
-    first, second = (assemble(made, given, range(1), step) for step in range(2))
+    assembly, assignment = assembler(shards, skip_damaged=True), Pieces(row)
+    first, second = (assemble(assembly, assignment, range(1), step) for step in range(2))
     assert first.documents_BT.tolist() == [[0] * 4 + [PAD] * 4]
     assert first.tokens_BT.tolist() == [[0, 1, 2, 3] + [PAD_TOKEN] * 4]
     assert first.targets_BT.tolist() == [[1, 2, 3] + [IGNORE] * 5]
     assert second.documents_BT.tolist() == [[PAD] * 5 + [27] * 3]
     assert second.targets_BT.tolist() == [[IGNORE] * 5 + [14, 15, IGNORE]]
     assert not first.continues_B.any() and not second.carried_B.any()
-    assert made.damaged == {(0, 0, 1)}
+    assert assembly.damaged == {(0, 0, 1)}
     with pytest.raises(DamagedDocument):
-        assemble(assembler(shards), given, range(1), 0)
+        assemble(assembler(shards), assignment, range(1), 0)

@@ -1,4 +1,4 @@
-"""The pieces of the rows of a batch, and what goes over to a batch of another number of rows."""
+"""The pieces of the rows of a batch, and the start of a batch with another number of rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_source_with_fewer_tokens_than_rows_is_refused() -> None:
         one_source([[4], [4]], layout="one_document")
 
 
-def test_other_rows_go_on_where_these_stop() -> None:
+def test_a_new_number_of_rows_goes_on_where_the_old_rows_stop() -> None:
     before = one_source([[3, 5, 2], [4, 6]] * 8)
     after = before.following(2, 2)
     assert after.num_rows == 2 and before.owed(2) == after.owed(0) == [3 * 2 * 4]
@@ -48,14 +48,14 @@ def test_a_million_tokens_have_the_shares_of_the_weights(weights: dict[str, floa
     owed = [10**6 * share for share in parameters.stages[0].shares.values()]
     assert made.owed(250) == owed
     assert read.sum() == 10**6
-    for amount, due in zip(read.tolist(), owed, strict=True):
-        assert abs(amount - due) <= 4 * (120 + 40)
+    for amount, target in zip(read.tolist(), owed, strict=True):
+        assert abs(amount - target) <= 4 * (120 + 40)
     if weights["code"] == 0:
-        assert read[1] == 0 and not shards["code"].asked and not shards["code"].fetched
+        assert read[1] == 0 and not shards["code"].lengths_read and not shards["code"].fetched
 
 
-def test_rows_do_not_turn_to_a_source_together() -> None:
-    """The clocks are out of phase, so that a batch holds the mixture and not one source after the other."""
+def test_rows_do_not_change_to_a_source_at_one_time() -> None:
+    """The clocks are out of phase, so that each batch holds the mixture, not one source after the other."""
     parameters = StreamSettings(100, mixture(text=0.5, code=0.5))
     shards = {"text": NumberedShards([[100] * 400]), "code": NumberedShards([[100] * 400], 1)}
     sources = [Source(made, name, parameters) for name, made in shards.items()]
@@ -70,7 +70,7 @@ def test_rows_do_not_turn_to_a_source_together() -> None:
 
 
 def test_documents_are_read_when_they_are_due() -> None:
-    """By hand: halves of documents of 2 tokens and of 6, no lead: due at clock times 0, 4, 8, ... and 0, 12, 24, ..."""
+    """Two sources of documents of 2 and 6 tokens, equal weights, no lead: due at times 0, 4, 8, .. and 0, 12, 24, .."""
     parameters = StreamSettings(8, mixture(a=0.5, b=0.5))
     shards = {"a": NumberedShards([[2] * 60]), "b": NumberedShards([[6] * 20], 1)}
     sources = [Source(made, name, parameters) for name, made in shards.items()]

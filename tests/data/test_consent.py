@@ -1,4 +1,4 @@
-"""The settings of somebody else's run read local files alone, unless the caller names what else they may."""
+"""The settings of somebody else's run read only local files, unless the caller allows more by name."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def data(*locations: str, cache: str = "") -> DataConfig:
 
 
 def refusal(found: DataConfig, *allowed: str) -> list[str]:
-    """The words that allow what is refused; none where nothing is."""
+    """The arguments that would allow the refused places; empty where none is refused."""
     try:
         with_consent(found, allowed, "runs/r")
     except ConfigError as error:
@@ -45,13 +45,13 @@ def refusal(found: DataConfig, *allowed: str) -> list[str]:
 @pytest.mark.parametrize(
     "place", [PIPE, "s3://b/t", "file:///etc", "${oc.env:HOME}/x", "memory://a", "simplecache::s3://b/t"]
 )
-def test_what_is_more_than_a_local_file_is_refused_and_may_be_named(place: str) -> None:
+def test_places_other_than_local_files_are_refused_and_may_be_allowed(place: str) -> None:
     assert refusal(data("local/train", place, place)) == [place]
     assert refusal(data(place), place) == []
     assert refusal(data(place), "*", "s3", "pipe:") == [place]
 
 
-def test_the_words_of_the_refusal_allow_what_they_show() -> None:
+def test_the_flags_that_a_refusal_shows_allow_its_places() -> None:
     places = [f"{PIPE}\n#\x1b[2K\u202e", "https://me:hush@host/x?sig=abc"]
     words = refusal(data(*places))
     assert "hush" not in "".join(words) and "\x1b" not in "".join(words) and "\n" not in "".join(words)
@@ -76,7 +76,7 @@ def test_copies_go_to_the_callers_own_cache() -> None:
 
 @pytest.fixture
 def run(shards: TokenShards, tmp_path: Path) -> Path:
-    """Somebody else's: its command leaves a mark and sends the caller's key along."""
+    """Somebody else's run. Its command writes the caller's key into a file."""
     folder = tmp_path / "run"
     config = compose(
         ["experiment=stdlib", "data.batch=2", "data.sequence=50", "data.shards.tokenizer=''", "sleep.window=25"]
@@ -89,23 +89,23 @@ def run(shards: TokenShards, tmp_path: Path) -> Path:
     return folder
 
 
-def test_no_command_of_a_run_is_run_unless_it_is_named(
+def test_a_command_of_a_run_is_not_run_unless_it_is_allowed(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SLEEPTRAIN_TEST_KEY", "hush-4711")
     monkeypatch.setenv("SLEEPTRAIN_CACHE", str(tmp_path / "cache"))
-    asks = ["data", "which", str(run), "--step", "1"]
-    assert main(asks) == 2
+    command = ["data", "which", str(run), "--step", "1"]
+    assert main(command) == 2
     err = capsys.readouterr().err
     assert not (tmp_path / "mark").exists() and "hush" not in err
     words = shlex.split(err.splitlines()[1])
     assert words[0] == "--allow-source" and "${oc.env:SLEEPTRAIN_TEST_KEY}" in words[1]
-    assert main([*asks, *words, "--json"]) == 0
+    assert main([*command, *words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[0])["source"] == "text"
     assert set((tmp_path / "mark").read_text().split()) == {"hush-4711"}
 
 
-def test_a_variable_is_told_by_no_message_of_the_storage(
+def test_no_message_of_the_storage_shows_a_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("SLEEPTRAIN_TEST_KEY", "hush-4711")
@@ -122,7 +122,7 @@ def test_a_variable_is_told_by_no_message_of_the_storage(
         assert "SLEEPTRAIN_TEST_KEY" in str(error.value)
 
 
-def test_a_damaged_checkpoint_does_not_say_what_a_step_read(
+def test_a_damaged_checkpoint_is_not_used_to_find_the_documents_of_a_step(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = load_resolved(run / "config.yaml")
@@ -132,13 +132,13 @@ def test_a_damaged_checkpoint_does_not_say_what_a_step_read(
         state = {"step": step, "tokens": 0, "shape": None, "data": {"cuts": [[rows, 12]]}}
         documents = {"state.json": json.dumps(state).encode(), "config.yaml": b""}
         write(run / "checkpoints" / f"step-{step:08d}", {"a": torch.zeros(1)}, documents, alone(), nothing)
-    asks = ["data", "which", str(run), "--step", "2"]
-    assert main(asks) == 0
+    command = ["data", "which", str(run), "--step", "2"]
+    assert main(command) == 0
     assert "row 4" in capsys.readouterr().out
     flip(run / "checkpoints" / "step-00000012" / "state.json", 0.5)
-    assert main(asks) == 0
-    told = capsys.readouterr()
-    assert "row 4" not in told.out and "step-00000012 is damaged (the checksum of state.json" in told.err
+    assert main(command) == 0
+    output = capsys.readouterr()
+    assert "row 4" not in output.out and "step-00000012 is damaged (the checksum of state.json" in output.err
 
 
 def test_texts_and_names_are_shown_harmlessly(
@@ -150,10 +150,10 @@ def test_texts_and_names_are_shown_harmlessly(
     (tmp_path / "tokenizer.model").write_bytes(tokenizer.files["tokenizer.model"])
     config.data.shards.sources = [ShardSource(HOSTILE, str(tmp_path / "hostile"), str(tmp_path / "hostile"))]
     save_resolved(config, run / "config.yaml")
-    asks = ["data", "which", str(run), "--step", "1", "--row", "0", "--text"]
-    assert main(asks) == 0
-    told = capsys.readouterr().out
-    assert is_harmless(told) and told.count("\\x1b]0;owned\\x07") > 1
-    assert main([*asks, "--json"]) == 0
+    command = ["data", "which", str(run), "--step", "1", "--row", "0", "--text"]
+    assert main(command) == 0
+    output = capsys.readouterr().out
+    assert is_harmless(output) and output.count("\\x1b]0;owned\\x07") > 1
+    assert main([*command, "--json"]) == 0
     first = json.loads(capsys.readouterr().out.splitlines()[0])
     assert first["source"] == HOSTILE and "\x1b[31m" in first["text"]

@@ -1,4 +1,4 @@
-"""Text in and what was generated are the text out: cut anywhere, with tokenizers that drop a text's first space."""
+"""A prompt and its continuation make the right text, wherever it is cut, though tokenizers drop its first space."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ def tokenizer(request, tmp_path_factory) -> Tokenizer:
     return HuggingFaceTokenizer(folder / TOKENIZER_JSON)
 
 
-def begun(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+def with_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     return ids if tokenizer.bos_id is None else [tokenizer.bos_id, *ids]
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_text_cut_in_two(tokenizer, text):
-    ids = begun(tokenizer, tokenizer.encode(text))
-    whole = tokenizer.decode(ids)
+    ids = with_bos(tokenizer, tokenizer.encode(text))
+    expected = tokenizer.decode(ids)
     for at in range(len(ids) + 1):
         start = tokenizer.decode(ids[:at])
         if start.endswith(UNFINISHED):
-            continue  # text that was read is whole
-        assert start + continued_text(tokenizer, ids[:at], ids[at:]) == whole, at
+            continue  # a prompt has whole characters only
+        assert start + continued_text(tokenizer, ids[:at], ids[at:]) == expected, at
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_token_by_token_only_whole_characters_come(tokenizer, text):
+def test_a_stream_of_tokens_gives_only_whole_characters(tokenizer, text):
     ids = tokenizer.encode(text)
-    for before in (begun(tokenizer, []), tokenizer.encode("the"), None):
+    for before in (with_bos(tokenizer, []), tokenizer.encode("the"), None):
         stream = ContinuedText(tokenizer, before)
         pieces = [stream.add([id]) for id in ids]
         assert not any(UNFINISHED in piece for piece in pieces)
@@ -60,18 +60,18 @@ def test_token_by_token_only_whole_characters_come(tokenizer, text):
     assert expected.lstrip() == tokenizer.decode(ids).lstrip()
 
 
-def test_a_character_that_is_cut_off_is_shown_in_the_end(tokenizer):
+def test_a_cut_off_character_is_shown_at_the_end(tokenizer):
     euro = tokenizer.encode("cat €")
     stream = ContinuedText(tokenizer, tokenizer.encode("the"))
-    given = "".join(stream.add([id]) for id in euro[:-1])
-    assert given.strip() == "cat"
+    output = "".join(stream.add([id]) for id in euro[:-1])
+    assert output.strip() == "cat"
     end = stream.end()
     assert set(end.strip()) == {UNFINISHED}
-    assert continued_text(tokenizer, tokenizer.encode("the"), euro[:-1]) == given + end
+    assert continued_text(tokenizer, tokenizer.encode("the"), euro[:-1]) == output + end
 
 
-def test_any_ids_come_to_the_same_at_once_and_one_by_one(tokenizer):
-    """Broken characters included; a whole one that has been given is not taken back."""
+def test_any_ids_give_the_same_text_at_once_and_one_by_one(tokenizer):
+    """This includes broken characters. The stream does not take a whole character back."""
     draw = random.Random(0)
     for _ in range(200):
         ids = [draw.randrange(tokenizer.vocab_size) for _ in range(draw.randint(0, 12))]

@@ -17,7 +17,7 @@ BOS, EOS, OTHER = "<|begin|>", "<|end|>", "<|other|>"
 
 
 def make(folder: Path, config: dict[str, Any] | None = None, **changes: Any) -> Path:
-    """A byte-level BPE that adds BOS and EOS, cuts off and pads, unless it is told not to."""
+    """A byte-level BPE that adds BOS and EOS, truncates and pads, unless its caller switches that off."""
     model = tokenizers.Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
     return make(tmp_path / "hf", {"bos_token": BOS, "eos_token": {"content": EOS, "lstrip": False}})
 
 
-def test_text_comes_back_whole_and_as_ordinary_text(folder: Path) -> None:
+def test_text_is_decoded_unchanged_and_makes_no_control_tokens(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     assert isinstance(tokenizer, HuggingFaceTokenizer)
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size) == (0, 1, 310)
@@ -56,7 +56,7 @@ def test_text_comes_back_whole_and_as_ordinary_text(folder: Path) -> None:
     assert len(tokenizer.encode("return")) < 6
 
 
-def test_eos_that_is_not_marked_as_special_is_no_way_around(tmp_path: Path) -> None:
+def test_text_makes_no_eos_that_lacks_the_special_mark(tmp_path: Path) -> None:
     made = json.loads((make(tmp_path / "a") / "tokenizer.json").read_text())
     added = [token | {"special": False} for token in made["added_tokens"]]
     tokenizer = load_tokenizer(make(tmp_path / "b", {"eos_token": EOS}, added_tokens=added))
@@ -85,7 +85,7 @@ def test_folder_or_file(folder: Path, name: str) -> None:
         (None, {"eos_token": OTHER}, (None, 2)),
     ],
 )
-def test_what_is_bos_and_eos(tmp_path: Path, config: dict | None, options: dict, expected: tuple) -> None:
+def test_the_ids_of_bos_and_eos(tmp_path: Path, config: dict | None, options: dict, expected: tuple) -> None:
     tokenizer = load_tokenizer(make(tmp_path / "hf", config), **options)
     assert (tokenizer.bos_id, tokenizer.eos_id) == expected
     copy = tmp_path / "copy"
@@ -112,7 +112,7 @@ def test_what_is_bos_and_eos(tmp_path: Path, config: dict | None, options: dict,
         ({"config.json": {"eos_token_id": None}, "generation_config.json": {"eos_token_id": [2, 1]}}, (None, 2)),
     ],
 )  # fmt: skip
-def test_bos_and_eos_are_read_where_they_stand(tmp_path: Path, files: dict, expected: tuple) -> None:
+def test_bos_and_eos_are_read_from_each_file(tmp_path: Path, files: dict, expected: tuple) -> None:
     folder = make(tmp_path / "hf")
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
@@ -167,7 +167,7 @@ def test_no_file(tmp_path: Path) -> None:
 
 
 class PanicException(BaseException):
-    """As the library's, which it does not export: no `except Exception` finds it."""
+    """Like the library's own class, which it does not export. `except Exception` does not catch it."""
 
 
 @pytest.mark.parametrize("method", ["encode", "decode"])
@@ -196,7 +196,7 @@ def test_a_panic_while_it_is_read_is_a_line(folder: Path, monkeypatch: pytest.Mo
         load_tokenizer(folder)
 
 
-def test_to_be_stopped_is_no_fault_of_a_tokenizer() -> None:
+def test_an_interrupt_is_not_an_error_of_the_tokenizer() -> None:
     stop = KeyboardInterrupt()
     assert of_library(stop, "x") is stop
     assert isinstance(of_library(PanicException("a"), "x"), DataError)

@@ -36,26 +36,26 @@ def positions(cut: Cut, row: int, begin: int, end: int) -> list[int]:
 
 @FEW
 @given(cuts())
-def test_lanes_share_leftovers_and_epochs_in_order(made: tuple[Cut, int, list[tuple[int, int]]]) -> None:
-    cut, size, spans = made
+def test_lanes_share_leftovers_and_epochs_in_order(case: tuple[Cut, int, list[tuple[int, int]]]) -> None:
+    cut, size, spans = case
     leftovers = [position for begin, end in spans for position in range(begin, end)]
     lanes = [positions(cut, row, 0, len(leftovers) // cut.rows + size // cut.rows * 3 + 20) for row in range(cut.rows)]
-    left = [[position for position in lane if position < 2 * size] for lane in lanes]
-    assert list(chain(*left)) == leftovers
+    leftover_parts = [[position for position in lane if position < 2 * size] for lane in lanes]
+    assert list(chain(*leftover_parts)) == leftovers
     for epoch in (2, 3):
         parts = [[position for position in lane if position // size == epoch] for lane in lanes]
         assert list(chain(*parts)) == list(range(epoch * size, (epoch + 1) * size))
         assert all(parts)
-    for lane, part in zip(lanes, left, strict=True):
+    for lane, part in zip(lanes, leftover_parts, strict=True):
         assert lane[: len(part)] == part and lane[len(part) :] == sorted(lane[len(part) :])
 
 
 @FEW
 @given(cuts(), st.data())
-def test_any_part_of_a_lane_is_the_part_of_the_whole(
-    made: tuple[Cut, int, list[tuple[int, int]]], data: st.DataObject
+def test_any_part_of_a_lane_equals_that_part_of_the_whole(
+    case: tuple[Cut, int, list[tuple[int, int]]], data: st.DataObject
 ) -> None:
-    cut, size, _ = made
+    cut, size, _ = case
     row = data.draw(st.integers(0, cut.rows - 1))
     begin, length = data.draw(st.tuples(st.integers(0, 4 * size), st.integers(0, 50)))
     assert positions(cut, row, begin, begin + length) == positions(cut, row, 0, begin + length)[begin:]
@@ -65,25 +65,27 @@ def test_any_part_of_a_lane_is_the_part_of_the_whole(
 
 @FEW
 @given(cuts(), st.data())
-def test_unread_is_all_that_nobody_has_read(made: tuple[Cut, int, list[tuple[int, int]]], data: st.DataObject) -> None:
-    """And leaves out every epoch that nobody has begun."""
-    cut, size, spans = made
+def test_unread_spans_hold_all_that_is_unread(
+    case: tuple[Cut, int, list[tuple[int, int]]], data: st.DataObject
+) -> None:
+    """Epochs that no row has begun are not in them."""
+    cut, size, spans = case
     read_B = [data.draw(st.integers(0, 3 * size)) for _ in range(cut.rows)]
-    left, epoch = cut.unread(read_B)
+    spans_left, epoch = cut.unread(read_B)
     read = [position for row in range(cut.rows) for position in positions(cut, row, 0, read_B[row])]
     everything = {position for begin, end in spans for position in range(begin, end)} | set(
         range(2 * size, epoch * size)
     )
-    unread = [position for begin, end in left for position in range(begin, end)]
-    assert len(set(unread)) == len(unread) and all(begin < end for begin, end in left)
+    unread = [position for begin, end in spans_left for position in range(begin, end)]
+    assert len(set(unread)) == len(unread) and all(begin < end for begin, end in spans_left)
     assert sorted(read + unread) == sorted(everything)
     assert epoch == max([1, *(position // size for position in read)]) + 1
-    epochs = [begin // size for begin, _ in left]
+    epochs = [begin // size for begin, _ in spans_left]
     assert epochs == sorted(epochs)
 
 
 def test_a_lane_is_cut_into_pieces_of_documents() -> None:
-    """Explicitly, position by position, for every part of the lanes of two cuts."""
+    """Compares every part of the lanes of two cuts with pieces that are made position by position."""
     for unit in (1, 4):
         line = Line(NumberedShards(LENGTHS), "text", 0, 2, unit)
         size = line.epoch_size
@@ -103,12 +105,12 @@ def test_a_lane_is_cut_into_pieces_of_documents() -> None:
                 end = spans[-1].lane
                 for begin in range(0, end, 3):
                     for stop in (begin, begin + 1, begin + 17, end):
-                        wanted = [tuple(piece) for piece in expected if begin <= piece[0] < stop]
-                        assert lane.pieces(begin, stop).tolist() == wanted
+                        overlapping = [tuple(piece) for piece in expected if begin <= piece[0] < stop]
+                        assert lane.pieces(begin, stop).tolist() == overlapping
                     assert lane.next_begin(begin) == min(piece[0] for piece in expected if piece[0] >= begin)
 
 
-def test_shards_are_asked_for_once_and_ahead() -> None:
+def test_shards_are_prefetched_once() -> None:
     shards = NumberedShards([[2] * 10 for _ in range(24)])
     line = Line(shards, "text", 0, shuffle_shards=2)
     lane = Lane(line, Cut(line.epoch_size, 2), 1)

@@ -14,7 +14,7 @@ from sleeptrain.errors import ConfigError
 SHARES = [Fraction(0), Fraction(1), Fraction(1, 3), Fraction(7, 10), Fraction(1, 97), Fraction(999_999, 10**6)]
 
 
-def test_shares_are_the_decimals_as_they_are_written() -> None:
+def test_shares_are_the_exact_decimals() -> None:
     assert shares({"a": 0.7, "b": 0.3}) == {"a": Fraction(7, 10), "b": Fraction(3, 10)}
     assert shares({"a": 0.1, "b": 0.2, "c": 0}) == {"a": Fraction(1, 3), "b": Fraction(2, 3), "c": Fraction(0)}
     assert shares({"a": 1e-5, "b": 1}) == {"a": Fraction(1, 100_001), "b": Fraction(100_000, 100_001)}
@@ -41,8 +41,8 @@ def quotas(draw: st.DrawFn) -> tuple[list[int], list[Fraction], int]:
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(quotas())
-def test_owed_and_due_are_what_ticks_give(quota: tuple[list[int], list[Fraction], int]) -> None:
-    """Tick by tick with fractions, rounded down at each tick and at the end of each stage."""
+def test_owed_and_due_equal_a_count_by_ticks(quota: tuple[list[int], list[Fraction], int]) -> None:
+    """Adds fractions tick by tick, and rounds down at each tick and at the end of each stage."""
     starts, parts, lead = quota
     made = Quota(starts, parts, lead)
     owed, before, gained, stage = [], 0, Fraction(0), 0

@@ -42,22 +42,22 @@ def test_an_epoch_holds_every_document_once(group: int, unit: int) -> None:
 
 
 @pytest.mark.parametrize("unit", [1, 4])
-def test_any_part_is_the_part_of_the_whole(unit: int) -> None:
-    """From another object each time: nothing depends on what was asked before."""
-    whole = line(shuffle_shards=2, unit=unit).documents(0, 400)
+def test_any_part_equals_that_part_of_the_whole(unit: int) -> None:
+    """Each part comes from a new object: no result depends on earlier requests."""
+    expected = line(shuffle_shards=2, unit=unit).documents(0, 400)
     size = line(unit=unit).epoch_size
-    ends = (whole["begin"] + whole["size"]).tolist()
+    ends = (expected["begin"] + expected["size"]).tolist()
     made = line(shuffle_shards=2, unit=unit)
     group_ends = sorted({made.group_end(position) for position in range(2 * size)})
     for begin in range(0, 2 * size, 5):
         made = line(shuffle_shards=2, unit=unit)
         for end in range(begin, begin + 60, 7):
-            inside = (whole["begin"] >= begin) & (whole["begin"] < end)
-            assert (made.documents(begin, end) == whole[inside]).all()
+            inside = (expected["begin"] >= begin) & (expected["begin"] < end)
+            assert (made.documents(begin, end) == expected[inside]).all()
             assert len(made.documents(begin, end)) == inside.sum()
         holding = next(i for i, stop in enumerate(ends) if stop > begin)
-        assert made.document_at(begin) == whole[holding]
-        assert made.next_begin(begin) == min(b for b in whole["begin"].tolist() if b >= begin)
+        assert made.document_at(begin) == expected[holding]
+        assert made.next_begin(begin) == min(b for b in expected["begin"].tolist() if b >= begin)
         assert made.group_end(begin) == min(stop for stop in group_ends if stop > begin)
     assert len(group_ends) == 2 * 4 and size in group_ends
 
@@ -69,8 +69,8 @@ def test_epochs_seeds_and_names_have_orders_of_their_own() -> None:
     assert names(epoch(line(), 1)) == orders[1]
 
 
-def test_documents_travel_within_random_groups() -> None:
-    """A document's neighbours come from the W shards of its group only, and these from anywhere."""
+def test_documents_are_shuffled_within_random_groups() -> None:
+    """A document's neighbours come only from the W shards of its group. The group is a random choice of all shards."""
     many = [[2] * 50 for _ in range(48)]
     groups: set[frozenset[int]] = set()
     for number in range(4):
@@ -79,14 +79,14 @@ def test_documents_travel_within_random_groups() -> None:
         assert all(len(group) == 4 for group in found)
         assert frozenset().union(*found) == frozenset(range(48))
         groups.update(found)
-        # Neighbours on disk are no more often together than chance has it: 47 neighbouring pairs * 3/47.
+        # Neighbours on disk are in one group as often as by chance: 47 neighbouring pairs * 3/47.
         assert sum({shard, shard + 1} <= group for group in found for shard in range(47)) <= 10
     assert len(groups) == 48
     ragged = epoch(line([[1]] * 10, shuffle_shards=4), 0)["shard"]
     assert sorted(ragged.tolist()) == list(range(10))
 
 
-def test_inside_a_group_any_place_is_as_likely() -> None:
+def test_all_places_inside_a_group_are_equally_likely() -> None:
     """The mean displacement of a uniform permutation of D is (D^2 - 1) / (3 D): a third of the group."""
     size, shards = 2_000, 8
     many = [[1] * (size // shards) for _ in range(shards)]
@@ -104,13 +104,13 @@ def test_inside_a_group_any_place_is_as_likely() -> None:
     assert ((places - expected) ** 2 / expected).sum() < 21.7  # chi-square of 9 degrees of freedom, 1 in 100
 
 
-def test_only_the_shards_of_the_group_are_looked_at() -> None:
+def test_only_the_shards_of_the_group_are_read() -> None:
     shards = NumberedShards([[2] * 5 for _ in range(100)])
     made = Line(shards, "text", 0, shuffle_shards=4)
     found = made.documents(10**12, 10**12 + 8)
-    assert len(shards.asked) == 4 and set(found["shard"].tolist()) <= set(shards.asked)
+    assert len(shards.lengths_read) == 4 and set(found["shard"].tolist()) <= set(shards.lengths_read)
     made.prefetch(10**12)
-    assert sorted(shards.fetched) == sorted(shards.asked)
+    assert sorted(shards.fetched) == sorted(shards.lengths_read)
     assert not Line(shards, "text", 0).documents(7, 7).size
 
 

@@ -1,4 +1,4 @@
-"""Processes that train on the same rows get them from one reader, and no one waits for ever when it fails."""
+"""Processes that train on the same rows get them from one reader. None waits for ever when the reader fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RANKS, PEERS, ROWS = 4, 2, (4, 3, 6)
 
 
 class Watched(TaskSource):
-    """Counts its reads, and fails at the one that it is told."""
+    """Counts its reads, and fails at read number `fails_at`."""
 
     def __init__(self, part: Part, fails_at: int | None) -> None:
         super().__init__(Rule110(CONFIG), 0, part)
@@ -38,7 +38,7 @@ class Watched(TaskSource):
 
 
 def train(rank: int, store: str, out: Path, fails_at: int | None) -> None:
-    """Two data-parallel groups of two peers each; writes what the rank got."""
+    """Trains in two data-parallel groups of two peers each, and writes the batches that the rank got."""
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS, timeout=timedelta(seconds=240)
     )
@@ -64,10 +64,10 @@ def run(tmp_path: Path, fails_at: int | None = None) -> list[dict]:
 def test_peers_get_what_one_of_them_reads(tmp_path: Path) -> None:
     results = run(tmp_path)
     assert [result["reads"] for result in results] == [len(ROWS), 0] * (RANKS // PEERS)
-    whole = TaskSource(Rule110(CONFIG), 0)
-    expected = [whole.batch(rows) for rows in ROWS]
+    source = TaskSource(Rule110(CONFIG), 0)
+    expected = [source.batch(rows) for rows in ROWS]
     for result in results:
-        assert result["state"] == whole.state_dict()
+        assert result["state"] == source.state_dict()
     for step, batch in enumerate(expected):
         for peer in range(PEERS):
             for name, tensor in vars(batch).items():

@@ -1,4 +1,4 @@
-"""Files that a command writes: the command ends with whoever reads it, and no sooner."""
+"""Files that a command writes: the command ends when its reader ends, and not before."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_output_of_a_command_is_read() -> None:
         assert stream.read() == b"onetwo"
 
 
-def test_a_command_that_fails_is_refused_with_its_last_words() -> None:
+def test_the_error_of_a_command_shows_the_end_of_its_output() -> None:
     with (
         pytest.raises(OSError, match=r"^exit status 3: no such  ?bucket$"),
         open_pipe("pipe:echo 'no such\nbucket' >&2; exit 3") as stream,
@@ -90,7 +90,7 @@ def test_signals_to_the_group_do_not_end_a_download(
         wait_for(started.exists)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             os.killpg(process.pid, number)
-            time.sleep(0.1)  # so that it is not one with the next
+            time.sleep(0.1)  # so that the next signal is a second one
         go.touch()
         output, _ = process.communicate(timeout=240)
     finally:

@@ -10,7 +10,7 @@ from sleeptrain.data.position import check_position
 from sleeptrain.errors import DataError
 
 
-def test_what_else_a_position_holds_does_not_matter() -> None:
+def test_other_fields_of_a_position_do_not_matter() -> None:
     check_position({"seed": 0, "rows": [1, 2], "step": 7}, {"rows": [1, 2], "seed": 0})
 
 

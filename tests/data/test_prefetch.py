@@ -1,4 +1,4 @@
-"""What is fetched in the background: once, and a failure is only told."""
+"""Files are fetched in the background once, and a failure is only logged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.data.waiting import wait_until_idle
 AT_ONCE = Retries(attempts=3, first_wait=0)
 
 
-def test_prefetch_fetches_once_what_is_asked_twice() -> None:
+def test_two_requests_fetch_a_file_once() -> None:
     go, fetched = threading.Event(), []
 
     def fetch(number: int) -> None:

@@ -31,7 +31,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-def test_makes_everything(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_call_makes_all_files(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert call(folder, out) == 0
     tokenizer = load_tokenizer(out / "tokenizer.model")
@@ -40,8 +40,8 @@ def test_makes_everything(folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert sorted(texts) == sorted(make_texts(60))
     report = json.loads((out / "prepared.json").read_text())["report"]
     assert [report[side]["documents"] for side in ("train", "validation")] == [side.num_documents for side in sides]
-    told = capsys.readouterr().out
-    assert f"tokens {sides[0].num_tokens:,}" in told and "empty 0  bad 0" in told
+    output = capsys.readouterr().out
+    assert f"tokens {sides[0].num_tokens:,}" in output and "empty 0  bad 0" in output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "texts"]
 
 
@@ -110,7 +110,7 @@ def test_errors_are_one_line_and_leave_nothing(
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_interrupted_it_goes_on(
+def test_an_interrupted_call_goes_on(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
@@ -125,12 +125,12 @@ def test_interrupted_it_goes_on(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "texts"]
 
 
-def test_a_given_sentencepiece_model_is_used_and_copied(folder: Path, tmp_path: Path) -> None:
-    given = train_tokenizer(make_texts(40, seed=3), 300, tmp_path / "elsewhere.model")
+def test_an_existing_sentencepiece_model_is_used_and_copied(folder: Path, tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(make_texts(40, seed=3), 300, tmp_path / "elsewhere.model")
     arguments = ["--folder", str(folder), "--out", str(tmp_path / "out"), "--workers", "1"]
     assert main([*arguments, "--tokenizer", str(tmp_path / "elsewhere.model")]) == 0
     assert (tmp_path / "out/tokenizer.model").read_bytes() == (tmp_path / "elsewhere.model").read_bytes()
-    TokenShards(tmp_path / "out/train", expect_tokenizer=given.hash)
+    TokenShards(tmp_path / "out/train", expect_tokenizer=tokenizer.hash)
 
 
 def test_a_hugging_face_tokenizer(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,14 +156,14 @@ def test_a_hugging_face_tokenizer(folder: Path, tmp_path: Path, capsys: pytest.C
     assert "tokenizer_sha256" in capsys.readouterr().err
 
 
-def test_bad_documents_stop_or_are_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_documents_are_refused_or_skipped(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "07.txt").write_bytes(b"\xff\xfe")
     (folder / "08.txt").write_bytes(b"")
     assert call(folder, tmp_path / "out") == 2
     assert "07.txt: not UTF-8" in capsys.readouterr().err
     assert call(folder, tmp_path / "out", "--on-bad-document", "skip") == 0
-    told = capsys.readouterr().out
-    assert "empty 1  bad 1" in told and "07.txt: not UTF-8" in told
+    output = capsys.readouterr().out
+    assert "empty 1  bad 1" in output and "07.txt: not UTF-8" in output
 
 
 def test_inputs_of_several_formats(tmp_path: Path) -> None:

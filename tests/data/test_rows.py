@@ -23,20 +23,20 @@ def assignment(case: Case) -> Assignment:
 
 @FEW
 @given(cases(max_cuts=1), st.lists(st.tuples(st.integers(0, 500), st.integers(1, 60)), min_size=1, max_size=6))
-def test_any_part_of_a_row_is_the_part_of_the_whole(case: Case, asked: list[tuple[int, int]]) -> None:
-    """In any order, whatever was asked before, and whatever the length of a stretch."""
+def test_any_part_of_a_row_equals_that_part_of_the_whole(case: Case, requests: list[tuple[int, int]]) -> None:
+    """This holds in any order of requests and for any length of a stretch."""
     with case.planned():
         row = assignment(case)._row(0)
-        found = [row.pieces(begin, begin + length) for begin, length in asked]
-        read = [row.read(begin) for begin, _ in asked]
+        found = [row.pieces(begin, begin + length) for begin, length in requests]
+        read = [row.read(begin) for begin, _ in requests]
     with patch.object(rows_module, "STRETCH", 700):
-        whole = assignment(case)._row(0).pieces(0, 600)
-    ends = whole["begin"] + whole["size"]
-    assert whole["begin"][0] == 0 and (whole["begin"][1:] == ends[:-1]).all() and (whole["size"] > 0).all()
-    for (begin, length), pieces, counts in zip(asked, found, read, strict=True):
-        assert (pieces == whole[(ends > begin) & (whole["begin"] < begin + length)]).all()
+        complete = assignment(case)._row(0).pieces(0, 600)
+    ends = complete["begin"] + complete["size"]
+    assert complete["begin"][0] == 0 and (complete["begin"][1:] == ends[:-1]).all() and (complete["size"] > 0).all()
+    for (begin, length), pieces, counts in zip(requests, found, read, strict=True):
+        assert (pieces == complete[(ends > begin) & (complete["begin"] < begin + length)]).all()
         assert len(pieces) and pieces["begin"][0] <= begin < pieces["begin"][0] + pieces["size"][0]
-        before = whole[whole["begin"] < begin]
+        before = complete[complete["begin"] < begin]
         sizes = np.minimum(before["size"], begin - before["begin"])
         assert counts == [int(sizes[before["source"] == k].sum()) for k in range(len(case.sources))]
 
@@ -56,26 +56,25 @@ def refuse_stray(
     position: int,
     owed: dict[str, Fraction],
     read: dict[str, int],
-    is_main: dict[str, int],
+    lead_of: dict[str, int],
     highest: dict[str, Fraction],
 ) -> None:
-    """Fail where a row has read more or less of a source than its weight allows at a row position.
+    """Fails where a row has read more or less of a source than its weight allows at a row position.
 
     At clock time t, R_k lies in [Q_k - lead_k, Q_k + longest_k): a document that is due is read whole. The row position
-    is the sum of all R_k, so it runs ahead of the clock by less than the sum of the longest, and behind by no more than
-    the leads and a token a source and stage; of that a source is owed at most its
-    highest share.
+    is the sum of all R_k. It is ahead of the clock by less than the sum of the longest documents. It is behind by at
+    most the leads and a token for each source and stage, of which a source is owed at most its highest share.
     """
-    ahead, behind = sum(LONGEST.values()), sum(is_main.values()) + 2 * len(LONGEST)
+    ahead_of_clock, behind_clock = sum(LONGEST.values()), sum(lead_of.values()) + 2 * len(LONGEST)
     for name, amount in owed.items():
         excess = read[name] - amount
-        most = LONGEST[name] + behind * highest[name]
-        assert -is_main[name] - 2 - ahead * highest[name] <= excess <= most, (position, name, excess)
+        most = LONGEST[name] + behind_clock * highest[name]
+        assert -lead_of[name] - 2 - ahead_of_clock * highest[name] <= excess <= most, (position, name, excess)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_shares_are_kept_exactly(rows: int) -> None:
-    """The weights change at 60,000 tokens, one source begins and one ends there; every row, every few documents."""
+    """At 60,000 tokens the weights change: one source begins and one ends. All rows are checked every few documents."""
     first, second = shares({"text": 0.7, "code": 0.3, "maths": 0}), shares({"text": 0.05, "code": 0, "maths": 0.95})
     stages = [MixtureShares(0, first), MixtureShares(60_000, second)]
     highest = {name: max(first[name], second[name]) for name in LONGEST}
@@ -85,8 +84,8 @@ def test_shares_are_kept_exactly(rows: int) -> None:
     with patch.object(rows_module, "STRETCH", 2**13):
         for number in range(rows):
             row = made._row(number)
-            is_main = {source.name: made._lead(source, number) for source in sources}
-            assert all(is_main[source.name] < source.mean_size for source in sources) and any(is_main.values())
+            lead_of = {source.name: made._lead(source, number) for source in sources}
+            assert all(lead_of[source.name] < source.mean_size for source in sources) and any(lead_of.values())
             change = 60_000 // rows
             for position in [*range(0, 2 * change, 331), 10**6]:
                 owed = {
@@ -95,4 +94,4 @@ def test_shares_are_kept_exactly(rows: int) -> None:
                 }
                 read = dict(zip(LONGEST, row.read(position), strict=True))
                 assert sum(read.values()) == position
-                refuse_stray(position, owed, read, is_main, highest)
+                refuse_stray(position, owed, read, lead_of, highest)

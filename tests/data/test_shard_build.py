@@ -1,4 +1,4 @@
-"""Existing tar files become shards, unless they hold anything but token arrays in order."""
+"""Existing tar files become shards if they hold nothing but token arrays in order."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def ids(*values: int, dtype: str = "<u2") -> np.ndarray:
 def test_every_tar_file_becomes_a_shard(tmp_path: Path) -> None:
     write_tar(tmp_path / "corpus" / "b.tar", {"2": ids(7)})
     write_tar(tmp_path / "corpus" / "a.tar", {"0": ids(1, 2, 3), "1": ids(99)})
-    told: list[Shard] = []
-    made = index_folder(tmp_path / "corpus", Ids(), done=told.append)
-    assert made == told and [(shard.url, shard.nsamples, shard.tokens) for shard in made] == [
+    reported: list[Shard] = []
+    made = index_folder(tmp_path / "corpus", Ids(), done=reported.append)
+    assert made == reported and [(shard.url, shard.nsamples, shard.tokens) for shard in made] == [
         ("a.tar", 2, 4),
         ("b.tar", 1, 1),
     ]
@@ -46,7 +46,7 @@ def test_every_tar_file_becomes_a_shard(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("same_tokenizer", [True, False])
-def test_an_old_index_keeps_its_name_and_of_the_same_tokens_its_bytes(tmp_path: Path, same_tokenizer: bool) -> None:
+def test_an_old_index_keeps_its_name_and_for_the_same_tokens_its_bytes(tmp_path: Path, same_tokenizer: bool) -> None:
     write_tar(tmp_path / "a.tar", {"0": ids(1, 2, 3)})
     shards = index_folder(tmp_path, Ids())
     write_index(

@@ -34,7 +34,7 @@ def test_shard_newer_than_the_index(folder: Path, caplog: pytest.LogCaptureFixtu
     TokenShards(folder)  # not read again
 
 
-def test_verify_finds_nothing(shards: TokenShards, folder: Path) -> None:
+def test_verify_passes_good_shards(shards: TokenShards, folder: Path) -> None:
     assert list(shards.verify()) == [(str(path), None) for path in sorted(folder.glob("*.tar"))]
 
 
@@ -51,7 +51,7 @@ def test_verify_names_each_problem(shards: TokenShards, folder: Path) -> None:
     assert "shard-000002.index.npy: does not match its sha256" in problems[2]
 
 
-def test_verify_reads_what_no_document_covers(shards: TokenShards, folder: Path) -> None:
+def test_verify_checks_bytes_outside_of_documents(shards: TokenShards, folder: Path) -> None:
     path = folder / "shard-000000.tar"
     flip_byte(path, path.stat().st_size - 1)
     flip_byte(folder / "shard-000001.tar", offset(folder, 1, 0) + 2 * int(shards.lengths(1)[0]))  # padding

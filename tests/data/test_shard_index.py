@@ -23,7 +23,7 @@ def parse(index: Any) -> Any:
     return parse_index(json.dumps(index).encode(), "index.json")
 
 
-def test_index_comes_back_sorted(index: dict[str, Any], tmp_path: Path) -> None:
+def test_an_index_is_read_back_sorted(index: dict[str, Any], tmp_path: Path) -> None:
     parsed = parse(index)
     assert list(parsed.shards) == SHARDS
     assert (parsed.name, parsed.dtype.str, parsed.vocab_size, parsed.tokenizer_hash) == ("test", "<u2", 300, "hash")

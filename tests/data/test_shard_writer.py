@@ -58,7 +58,7 @@ def test_any_tar_reader_finds_the_arrays(tmp_path: Path) -> None:
             assert np.load(io.BytesIO(file.read())).tolist() == list(range(3 + number))
 
 
-def test_shards_are_as_webdataset_itself_writes_them(tmp_path: Path) -> None:
+def test_shards_equal_those_that_webdataset_writes(tmp_path: Path) -> None:
     keys = [*KEYS, "e" * 96, "e" * 97, "f" * 300]
     write(tmp_path, keys)
     with (tmp_path / "webdataset.tar").open("wb") as file, webdataset.TarWriter(file, mtime=0) as tar:
@@ -98,7 +98,7 @@ def test_tokens_of_another_type_or_none(tmp_path: Path, tokens: np.ndarray) -> N
         ShardWriter(tmp_path, DTYPE).add("a", tokens)
 
 
-def test_a_view_is_written_as_it_looks(tmp_path: Path) -> None:
+def test_a_view_is_written_as_its_own_elements(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, DTYPE)
     writer.add("a", np.arange(10, dtype=DTYPE)[::3])
     write_index(tmp_path, writer.close(), name="x", vocab_size=10, tokenizer_hash="h", num_bytes=1)
@@ -136,7 +136,7 @@ def test_large_vocabulary_takes_32_bits(tmp_path: Path) -> None:
     assert shards.document(0, 0).tolist() == [69_999, 69_999, 69_999, 3]
 
 
-def test_failed_writing_leaves_nothing(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_failed_write_leaves_no_files(tokenizer: Tokenizer, tmp_path: Path) -> None:
     def broken():
         yield "text"
         raise RuntimeError("broken")

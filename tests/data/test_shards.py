@@ -34,7 +34,7 @@ def edit_index(folder: Path, change: Callable[[dict], object]) -> None:
 
 
 def flip_byte(path: Path, position: int) -> None:
-    """Damage that leaves size and time as they were."""
+    """Damages a file and keeps its size and time."""
     stat = path.stat()
     with path.open("r+b") as file:
         file.seek(position)
@@ -106,7 +106,7 @@ def test_wrong_tokenizer_names_both(folder: Path, tokenizer: Tokenizer) -> None:
         TokenShards(folder, expect_tokenizer="0123abc")
 
 
-def test_fingerprint_is_of_the_content(shards: TokenShards, folder: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_content_alone(shards: TokenShards, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "copy")
     edit_index(tmp_path / "copy", lambda index: index.update(name="other", bytes=1))
     assert TokenShards(tmp_path / "copy").fingerprint == shards.fingerprint
@@ -143,8 +143,8 @@ def test_missing_file(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.index.npy", "index.json"])
-def test_what_is_no_plain_file_is_not_opened(folder: Path, name: str) -> None:
-    """A pipe would keep whoever opens it waiting for ever."""
+def test_a_file_that_is_not_plain_is_not_opened(folder: Path, name: str) -> None:
+    """A process that opened the pipe would wait for ever."""
     (folder / name).unlink()
     os.mkfifo(folder / name)
     with pytest.raises(DataError, match=re.escape(name)):
@@ -241,8 +241,8 @@ def test_shard_removed_before_use(folder: Path) -> None:
     shards.document(1, 0)
 
 
-def test_mismatch_is_looked_at_twice(shards: TokenShards, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With another descriptor: a network file system may have given what it had in its own cache."""
+def test_a_mismatch_is_read_a_second_time(shards: TokenShards, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second read has another descriptor: a network file system may have answered from its own cache."""
     expected = shards.document(0, 0).tolist()
     pread, used = os.pread, []
 
@@ -252,10 +252,10 @@ def test_mismatch_is_looked_at_twice(shards: TokenShards, folder: Path, monkeypa
         return content if len(used) > 1 else bytes(size)
 
     monkeypatch.setattr(os, "pread", first_time_wrong)
-    held = shards._open.get(0)
+    opened = shards._open.get(0)
     assert shards.document(0, 0).tolist() == expected
     assert len(used) == 2
-    assert shards._open.get(0) is not held
+    assert shards._open.get(0) is not opened
 
 
 def test_failing_disk_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +290,7 @@ def test_held_shards_are_bounded(folder: Path) -> None:
     assert num_descriptors(folder) == 0
 
 
-def test_threads_read_what_one_reads(folder: Path) -> None:
+def test_several_threads_read_what_one_reads(folder: Path) -> None:
     shards = TokenShards(folder, open_shards=2)
     which = every(shards)
     expected = {(shard, index): shards.document(shard, index).tolist() for shard, index in which}

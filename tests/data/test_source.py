@@ -30,7 +30,7 @@ def _short_stretches() -> Iterator[None]:
 
 @pytest.fixture
 def config(shards: TokenShards, tokenizer: SentencePieceTokenizer, tmp_path: Path) -> DataConfig:
-    """A mixture of two sources, of which both have held-out text and a third has none."""
+    """A mixture of three sources: two have held-out text, the third has none."""
     for number, name in enumerate(["validation", "code", "code-validation", "extra"], start=1):
         write_shards(tmp_path / name, make_texts(20, seed=number), tokenizer, name=name, shard_bytes=5_000)
     (tmp_path / "tokenizer.model").write_bytes(next(iter(tokenizer.files.values())))
@@ -68,13 +68,13 @@ def test_every_source_keeps_the_contract(config: DataConfig, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["shards", "rule110"])
-def test_parts_are_the_rows_of_the_whole(config: DataConfig, name: str) -> None:
+def test_parts_are_the_rows_of_one_source(config: DataConfig, name: str) -> None:
     config = replace(config, source=name, rule110=Rule110Config(width=8))
-    whole = build_source(config)
+    source = build_source(config)
     parts = [build_source(config, Part(rank, 3)) for rank in range(3)]
     for rows in (7, 7, 2):
-        assert_equal(joined([part.batch(rows) for part in parts]), whole.batch(rows))
-    assert all(part.state_dict() == whole.state_dict() for part in parts)
+        assert_equal(joined([part.batch(rows) for part in parts]), source.batch(rows))
+    assert all(part.state_dict() == source.state_dict() for part in parts)
 
 
 def test_a_mixture_reads_the_text_of_its_sources(
@@ -100,7 +100,7 @@ def test_a_mixture_reads_the_text_of_its_sources(
 
 
 def test_weights_change_by_the_curriculum(config: DataConfig) -> None:
-    """From 2,560 tokens on only `extra` is read; a source that the stage does not name has weight 0."""
+    """Only `extra` is read from 2,560 tokens on: a source that the stage does not name has weight 0."""
     config.shards.curriculum = [MixtureStage(2_560, {"extra": 1.0})]
     source = ShardsSource(config)
     kinds = [set((source.batch(4).documents_BT % 3).flatten().tolist()) for _ in range(30)]
@@ -152,7 +152,7 @@ def test_the_tokenizer_must_exist(config: DataConfig) -> None:
 @pytest.mark.parametrize("field", ["train", "validation"])
 @pytest.mark.parametrize("named", [True, False], ids=["tokenizer given", "no tokenizer"])
 def test_another_tokenizer_is_refused(config: DataConfig, tmp_path: Path, field: str, named: bool) -> None:
-    """Both folders are named where there is no tokenizer to compare with."""
+    """Without a tokenizer to compare with, the message names both folders."""
     foreign = train_tokenizer(make_texts(40, seed=7), 320, tmp_path / "foreign.model")
     write_shards(tmp_path / "foreign", make_texts(3), foreign, name="foreign")
     setattr(config.shards.sources[1], field, str(tmp_path / "foreign"))
@@ -171,10 +171,10 @@ def test_impossible_weights_are_refused(config: DataConfig) -> None:
 
 
 def damage(config: DataConfig) -> None:
-    """A byte of the first document of the first shard of `text`."""
+    """Changes a byte of the first document of the first shard of `text`."""
     path = Path(config.shards.sources[0].train) / "shard-000000.tar"
     content = bytearray(path.read_bytes())
-    content[512 + 128] ^= 1  # behind the headers of the tar and of the array
+    content[512 + 128] ^= 1  # after the headers of the tar and of the array
     times = path.stat()
     path.write_bytes(content)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))

@@ -63,7 +63,7 @@ def test_patterns_that_are_refused(location: str, cache: Cache) -> None:
         locate(location, cache, AT_ONCE)
 
 
-def test_locations_that_are_not_there(folder: Path, cache: Cache) -> None:
+def test_missing_locations_are_refused(folder: Path, cache: Cache) -> None:
     with pytest.raises(DataError, match=r"shard-000000\.tar is a file; name its folder"):
         locate(folder / "shard-000000.tar", cache, AT_ONCE)
     with pytest.raises(DataError, match="no such folder"):
@@ -138,7 +138,7 @@ def test_changed_object_is_refused(memory: str, cache: Cache) -> None:
         filesystem.pipe(f"{memory}/shard-000000.tar", damaged)
         with pytest.raises(DamagedDocument, match=r"/shard-000000\.tar: cannot be fetched.*do not match the sha256"):
             TokenShards(memory, cache=cache, retries=AT_ONCE).document(0, 0)
-    assert len(copies(cache)) == 1  # the sidecar; of the shard nothing stays, whole or partial
+    assert len(copies(cache)) == 1  # the sidecar; no copy of the shard stays, whole or partial
     remote.document(1, 0)
 
 
@@ -150,7 +150,7 @@ def test_damaged_copy_is_fetched_anew(shards: TokenShards, memory: str, cache: C
     np.testing.assert_array_equal(TokenShards(memory, cache=cache).document(0, 0), shards.document(0, 0))
 
 
-def test_shard_that_fails_is_not_waited_for_at_each_document(
+def test_shard_that_fails_does_not_delay_each_document(
     memory: str, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote = TokenShards(memory, cache=cache, retries=AT_ONCE)
@@ -175,7 +175,7 @@ def test_shard_that_fails_is_not_waited_for_at_each_document(
     remote.document(0, 0)
 
 
-def test_least_recently_used_copies_go(shards: TokenShards, memory: str, cache: Cache) -> None:
+def test_least_recently_used_copies_are_removed(shards: TokenShards, memory: str, cache: Cache) -> None:
     sizes = {shard.sha256: shard.filesize for shard in shards.shards}
     names = [shard.sha256 for shard in shards.shards]
     small = Cache(cache.path, gib=(sizes[names[0]] + sizes[names[1]] + 3_000) / 2**30)
@@ -193,8 +193,8 @@ def test_least_recently_used_copies_go(shards: TokenShards, memory: str, cache: 
     assert_same(TokenShards(memory, cache=Cache(cache.path, gib=1e-9)), shards)
 
 
-def test_abandoned_partial_copies_go(memory: str, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where this machine's clock is a day ahead of the file system's: others still write theirs."""
+def test_abandoned_partial_copies_are_removed(memory: str, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Partial copies of other processes stay, though this machine's clock is a day ahead of the file system's."""
     date = time.time
     monkeypatch.setattr(time, "time", lambda: date() + 86_400)
     remote = TokenShards(memory, cache=Cache(cache.path, gib=1e-9))
@@ -229,7 +229,7 @@ def test_pipe_gives_the_same(shards: TokenShards, folder: Path, cache: Cache) ->
 
 
 def flaky(folder: Path, counter: Path, failures: int, otherwise: str) -> str:
-    """A command that does `otherwise` the first so many times, and then writes the file."""
+    """A command that does `otherwise` the first `failures` times, and then writes the file."""
     counter.write_text("0")
     name = f"{folder}/shard-{{000000..000000}}.tar"
     fail = f"n=$(cat {counter}); echo $((n + 1)) > {counter}; [ $n -lt {failures} ] && {{ {otherwise}; }}"
@@ -272,12 +272,12 @@ def test_prefetch_brings_both_files(shards: TokenShards, memory: str, cache: Cac
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no posix_fadvise")
-def test_local_prefetch_tells_the_system(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[str, int]] = []
+def test_local_prefetch_advises_the_system(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    advised: list[tuple[str, int]] = []
 
     def fadvise(descriptor: int, offset: int, length: int, advice: int) -> None:
-        told.append((os.readlink(f"/proc/self/fd/{descriptor}"), advice))
+        advised.append((os.readlink(f"/proc/self/fd/{descriptor}"), advice))
 
     monkeypatch.setattr(os, "posix_fadvise", fadvise)
     LocalFolder(folder).prefetch("shard-000000.tar", "")
-    assert told == [(str(folder / "shard-000000.tar"), os.POSIX_FADV_WILLNEED)]
+    assert advised == [(str(folder / "shard-000000.tar"), os.POSIX_FADV_WILLNEED)]

@@ -1,4 +1,4 @@
-"""The stream is tested on documents in which every token is different, and against the order written a second time."""
+"""The stream on documents in which every token is different, compared with a second implementation of the order."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def steps_of(epochs: int, rows: int, sequence: int = 6) -> int:
     return -(-epochs * TOTAL // (rows * sequence))
 
 
-# What is read
+# Batches
 
 
 def check_against_the_oracle(case: Case) -> None:
@@ -78,28 +78,28 @@ def check_against_the_oracle(case: Case) -> None:
 
 @FEW
 @given(cases())
-def test_equals_the_order_written_a_second_time(case: Case) -> None:
+def test_equals_the_second_implementation(case: Case) -> None:
     check_against_the_oracle(case)
 
 
 @pytest.mark.slow
 @MANY
 @given(cases())
-def test_equals_the_order_written_a_second_time_in_many_cases(case: Case) -> None:
+def test_equals_the_second_implementation_in_many_cases(case: Case) -> None:
     check_against_the_oracle(case)
 
 
 @FEW
 @given(cases())
 def test_every_epoch_is_read_once(case: Case) -> None:
-    """No token twice in an epoch, and all of it in an epoch that every row has left behind."""
+    """No token is read twice in an epoch, and all tokens are read of an epoch that every row has finished."""
     shards = case.shards()
     with case.planned():
         stream = case.stream()
         batches = read(stream, case.plan)
     sizes = [source.line.epoch_size for source in stream._sources]
     read_in: dict[tuple[int, int], Counter[int]] = {}
-    latest = np.full((case.plan[-1], len(shards)), -1)  # since the last cut: the epoch that a row reads of a source
+    latest = np.full((case.plan[-1], len(shards)), -1)  # the last epoch that a row has read of a source since the cut
     last_cut = len(case.plan) - next(i for i, r in enumerate([*case.plan[::-1], 0]) if r != case.plan[-1])
     for step, batch in enumerate(batches):
         for row in range(case.plan[step]):
@@ -121,7 +121,7 @@ def test_every_epoch_is_read_once(case: Case) -> None:
 @FEW
 @given(cases())
 def test_rows_go_on_with_their_documents(case: Case) -> None:
-    """Ids, targets and flags, from what the batches themselves say: the oracle knows no better."""
+    """Ids, targets and flags agree with the batches themselves, without the oracle."""
     shards = case.shards()
     documents = [
         source.document(shard, index).tolist()
@@ -150,7 +150,7 @@ def test_rows_go_on_with_their_documents(case: Case) -> None:
 
 
 def check_documents(row: Batch, follower: dict[int, int]) -> None:
-    """Targets, and one id for each document, which stands in one place."""
+    """Checks the targets, and that each document has one id and stands in one place."""
     text, ids = row.tokens_BT[0].tolist(), row.documents_BT[0].tolist()
     targets = [IGNORE if i == PAD else follower[t] for t, i in zip(text, ids, strict=True)]
     assert row.targets_BT[0].tolist() == targets
@@ -178,7 +178,7 @@ def test_first_step_of_a_cut_carries_nothing() -> None:
     assert any(stream.batch(3).carried_B.any() for _ in range(5))
 
 
-def test_a_number_of_rows_that_comes_and_goes_loses_nothing() -> None:
+def test_changing_numbers_of_rows_lose_nothing() -> None:
     stream = make()
     plan = [1, 5, 2, 5, 1, 3] * 30
     seen = Counter(token for batch in read(stream, plan) for token in tokens(batch))
@@ -190,8 +190,8 @@ def test_a_number_of_rows_that_comes_and_goes_loses_nothing() -> None:
 
 
 @pytest.mark.parametrize("plan", [[4] * 3000, [1] * 500 + [6] * 800 + [3] * 400], ids=["one cut", "three cuts"])
-def test_epochs_are_the_share_of_what_was_read(plan: list[int]) -> None:
-    """Up to a document and a lead for each row and source, of each cut."""
+def test_epochs_count_the_tokens_that_were_read(plan: list[int]) -> None:
+    """The error is at most a document and a lead for each row, source and cut."""
     stream = make_mixture()
     read_of = Counter(token % SOURCES for batch in read(stream, plan) for token in tokens(batch))
     assert sum(read_of.values()) == 6 * sum(plan)
@@ -209,11 +209,11 @@ def test_epochs_are_the_share_of_what_was_read(plan: list[int]) -> None:
 @pytest.mark.parametrize("build", [make, make_mixture])
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 1), (4, 3), (9, 1)])
 def test_ranks_and_workers_change_nothing(build: Callable[..., ShardStream], ranks: int, workers: int) -> None:
-    """Two epochs and more; nine ranks are more than there are shards, and more than rows."""
+    """The plan is longer than two epochs. Nine ranks are more than the shards, and more than the rows."""
     plan = [8] * steps_of(2, 8) + [3] * 20
-    whole = read(build(), plan)
+    expected = read(build(), plan)
     parts = [build(part=Part(rank, ranks), workers=workers) for rank in range(ranks)]
-    for rows, batch in zip(plan, whole, strict=True):
+    for rows, batch in zip(plan, expected, strict=True):
         assert_equal(joined([part.batch(rows) for part in parts]), batch)
     assert all(part.state_dict() == parts[0].state_dict() for part in parts)
     assert min(parts[0].epochs().values()) >= 1
@@ -224,17 +224,17 @@ def check_kill_and_resume(case: Case, data: st.DataObject) -> None:
     ranks_before, ranks_after = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 8)), "ranks")
     workers = data.draw(st.sampled_from([0, 0, 0, 2]), "workers")
     with case.planned():
-        whole = read(case.stream(), case.plan)
+        expected = read(case.stream(), case.plan)
         before = [case.stream(part=Part(rank, ranks_before), workers=workers) for rank in range(ranks_before)]
-        lived = [joined([part.batch(rows) for part in before]) for rows in case.plan[:killed]]
+        batches = [joined([part.batch(rows) for part in before]) for rows in case.plan[:killed]]
         states = {json.dumps(part.state_dict()) for part in before}
         assert len(states) == 1
         after = [case.stream(part=Part(rank, ranks_after), workers=workers) for rank in range(ranks_after)]
         for part in after:
             part.load_state_dict(json.loads(next(iter(states))))
-        lived += [joined([part.batch(rows) for part in after]) for rows in case.plan[killed:]]
-    for batch, expected in zip(lived, whole, strict=True):
-        assert_equal(batch, expected)
+        batches += [joined([part.batch(rows) for part in after]) for rows in case.plan[killed:]]
+    for batch, one in zip(batches, expected, strict=True):
+        assert_equal(batch, one)
 
 
 @FEW
@@ -250,11 +250,11 @@ def test_killed_and_resumed_on_other_ranks_in_many_cases(case: Case, data: st.Da
     check_kill_and_resume(case, data)
 
 
-def test_a_stream_that_was_elsewhere_resumes_too() -> None:
-    whole = make_mixture(workers=2)
-    read(whole, [4] * 9 + [2] * 5)
-    state = json.loads(json.dumps(whole.state_dict()))
-    expected = read(whole, [2] * 10)
+def test_a_stream_that_has_read_other_rows_resumes() -> None:
+    stream = make_mixture(workers=2)
+    read(stream, [4] * 9 + [2] * 5)
+    state = json.loads(json.dumps(stream.state_dict()))
+    expected = read(stream, [2] * 10)
     other = make_mixture(workers=2)
     read(other, [3] * 4)
     other.load_state_dict(state)
@@ -277,13 +277,13 @@ HUGE = StreamSettings(128, mixture(text=0.7, code=0.3), shuffle_shards=4)
 
 @pytest.mark.parametrize("cuts", [[[8, 10**7]], [[8, 10**7], [4, 5], [8, 3 * 10**6]]])
 def test_resuming_costs_no_more_after_many_steps(cuts: list[list[int]]) -> None:
-    """A row looks at the groups around the two ends of a stretch, for each cut; however far they are."""
+    """For each cut a row looks only at the groups around the two ends of a stretch, however far they are."""
     sources = huge()
     stream = ShardStream(sources, HUGE)  # type: ignore[arg-type]
     few = json.dumps(stream.state_dict() | {"cuts": [[8, 10]]})
     stream.load_state_dict(json.loads(few) | {"cuts": cuts})
     for source in sources.values():
-        assert len(source.asked) <= 8 * len(cuts) * 6 * HUGE.shuffle_shards
+        assert len(source.lengths_read) <= 8 * len(cuts) * 6 * HUGE.shuffle_shards
     assert len(json.dumps(stream.state_dict())) <= len(few) + 20 * len(cuts)
     assignment, step = stream.next_step(8)
     assert step == cuts[-1][1]
@@ -347,7 +347,7 @@ def test_foreign_state_is_refused(other: ShardStream, name: str) -> None:
 
 
 def test_sources_in_another_order_are_refused() -> None:
-    """Where two documents are due together, the first source's goes first."""
+    """Where two documents are due at one time, the first source's document is read first."""
     sources = {"code": NumberedShards(CODE, 1), "text": NumberedShards(LENGTHS)}
     other = ShardStream(sources, make_mixture().settings)  # type: ignore
     with pytest.raises(DataError, match=r"data\.shards\.sources="):
@@ -391,14 +391,14 @@ def test_damaged_documents_become_pads(workers: int) -> None:
     for shard, index in DAMAGED:
         lost |= set(NumberedShards(LENGTHS).document(shard, index).tolist())
     pads = 0
-    for batch, whole in zip(read(stream, plan), read(make(), plan), strict=True):
-        gone = np.isin(whole.tokens_BT.numpy(), list(lost))
-        pads += int(gone.sum())
-        assert (batch.documents_BT.numpy()[gone] == PAD).all() and (batch.targets_BT.numpy()[gone] == IGNORE).all()
+    for batch, intact in zip(read(stream, plan), read(make(), plan), strict=True):
+        bad = np.isin(intact.tokens_BT.numpy(), list(lost))
+        pads += int(bad.sum())
+        assert (batch.documents_BT.numpy()[bad] == PAD).all() and (batch.targets_BT.numpy()[bad] == IGNORE).all()
         for name in ("tokens_BT", "targets_BT", "documents_BT"):
-            assert (getattr(batch, name).numpy()[~gone] == getattr(whole, name).numpy()[~gone]).all(), name
-        assert batch.carried_B.tolist() == (whole.carried_B.numpy() & ~gone[:, 0]).tolist()
-        assert batch.continues_B.tolist() == (whole.continues_B.numpy() & ~gone[:, -1]).tolist()
+            assert (getattr(batch, name).numpy()[~bad] == getattr(intact, name).numpy()[~bad]).all(), name
+        assert batch.carried_B.tolist() == (intact.carried_B.numpy() & ~bad[:, 0]).tolist()
+        assert batch.continues_B.tolist() == (intact.continues_B.numpy() & ~bad[:, -1]).tolist()
     assert pads >= 2 * len(lost)
     assert stream.assembler.damaged == {(0, *which) for which in DAMAGED}
 
@@ -406,12 +406,12 @@ def test_damaged_documents_become_pads(workers: int) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_document_stops_the_run(workers: int) -> None:
     lost = {*NumberedShards(LENGTHS).document(4, 1).tolist()}
-    whole = read(make(), [3] * steps_of(2, 3))
-    first = next(step for step, batch in enumerate(whole) if lost & {*tokens(batch)})
+    intact = read(make(), [3] * steps_of(2, 3))
+    first = next(step for step, batch in enumerate(intact) if lost & {*tokens(batch)})
     assert first > 0
     shards = {"text": NumberedShards(LENGTHS, damaged=[(4, 1)])}
     stream = ShardStream(shards, make().settings, workers=workers)  # type: ignore
-    for batch in whole[:first]:
+    for batch in intact[:first]:
         assert_equal(stream.batch(3), batch)
     with pytest.raises(DamagedDocument, match="shard 4, document 1"):
         stream.batch(3)

@@ -95,7 +95,7 @@ def test_cut_file(size: int) -> None:
         (b"no tar" * 512, "no USTAR header"),
     ],
 )
-def test_what_is_no_array(content: bytes, message: str) -> None:
+def test_members_that_are_no_arrays_are_refused(content: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=rf"at byte 0: .*{message}"):
         read(content)
 

@@ -47,7 +47,7 @@ def test_bytes_are_those_of_the_standard_library(count: int) -> None:
     assert files[TarStream].getvalue() == files[tarfile.TarFile].getvalue()
 
 
-def test_no_member_is_kept() -> None:
+def test_members_do_not_stay_in_memory() -> None:
     with TarStream(fileobj=io.BytesIO(), mode="w") as tar:
         for member, content in members():
             tar.addfile(member, io.BytesIO(content))

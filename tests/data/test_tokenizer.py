@@ -34,11 +34,11 @@ HARD = [*WHITESPACE, *RESERVED, "\ufffd", "\ufeffx", "a\u0301", "ﬁ", "é漢字
 
 
 @pytest.mark.parametrize("text", HARD)
-def test_hard_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
+def test_hard_text_is_decoded_unchanged(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_any_text_comes_back(tokenizer: Tokenizer) -> None:
+def test_any_text_is_decoded_unchanged(tokenizer: Tokenizer) -> None:
     rng = random.Random(0)
     pieces = [*HARD, "self", "return", "    "]
     for _ in range(2000):
@@ -59,14 +59,14 @@ def test_learns_merges_also_of_indents(tokenizer: Tokenizer) -> None:
     assert len(tokenizer.encode("self")) < 4
 
 
-def test_same_documents_same_model(texts: list[str], tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_the_same_documents_give_the_same_model(texts: list[str], tokenizer: Tokenizer, tmp_path: Path) -> None:
     again = train_tokenizer(texts, 320, tmp_path / "other-name.model")
     assert again.hash == tokenizer.hash == hashlib.sha256((tmp_path / "other-name.model").read_bytes()).hexdigest()
     assert again.vocab_size == 320
     assert train_tokenizer(make_texts(40, seed=1), 320, tmp_path / "c.model").hash != tokenizer.hash
 
 
-def test_long_document_is_learnt_whole(tmp_path: Path) -> None:
+def test_all_of_a_long_document_is_learnt(tmp_path: Path) -> None:
     text = "alpha " * 1000 + "x" * 20_000 + " zeta" * 3000
     tokenizer = train_tokenizer([text], 290, tmp_path / "long.model")
     assert len(tokenizer.encode(" zeta")) == 1
@@ -134,13 +134,13 @@ def test_unfit_models(texts: list[str], tmp_path: Path, options: dict, message: 
 def test_foreign_models(texts: list[str], tmp_path: Path) -> None:
     without_bos = load_tokenizer(foreign(texts, tmp_path / "a.model", bos_id=-1, byte_fallback=True))
     assert without_bos.bos_id is None and without_bos.eos_id > 0
-    # It puts a space before a text: in front of every part of it, if a text were given in parts.
+    # It puts a space before a text: before every part of it, if a caller encoded the text in parts.
     prefixing = load_tokenizer(foreign(texts, tmp_path / "b.model", byte_fallback=True))
     assert prefixing.decode(prefixing.encode(f"a{SPACE_SYMBOL}b")) == "a b"
 
 
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
-def test_both_model_types_give_text_back(texts: list[str], tmp_path: Path, model_type: str) -> None:
+def test_both_model_types_decode_text_unchanged(texts: list[str], tmp_path: Path, model_type: str) -> None:
     models = [train_tokenizer(texts, 290, tmp_path / f"{i}.model", model_type) for i in range(2)]
     assert models[0].hash == models[1].hash
     assert [models[0].decode(models[0].encode(text)) for text in [*texts, *HARD]] == [*texts, *HARD]
@@ -210,7 +210,7 @@ def test_a_model_whose_pieces_are_no_text_is_refused(texts: list[str], tmp_path:
     assert "\n" not in str(found.value)
 
 
-def test_what_is_no_plain_file_is_not_opened(tmp_path: Path) -> None:
+def test_a_file_that_is_not_plain_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "tokenizer.model")
     with pytest.raises(DataError, match="is no plain file"):
         load_tokenizer(tmp_path)

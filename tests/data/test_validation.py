@@ -8,10 +8,10 @@ from sleeptrain.data.validation import validation_batches
 from tests.data.numbered import SOURCES, NumberedShards, assert_equal
 
 LENGTHS = [[2, 3, 40, 5], [131, 17], [2, 64, 9, 30, 2], [20, 19, 21]]
-SEQUENCE = 20  # one document has as many, one has one less
+SEQUENCE = 20  # one document has as many tokens, one has one less
 FLAT = [length for shard in LENGTHS for length in shard]
 STARTS = (np.cumsum(FLAT) - FLAT).tolist()
-OWNER = np.repeat(np.arange(len(FLAT)), FLAT).tolist()  # the document, over all shards, of a token
+OWNER = np.repeat(np.arange(len(FLAT)), FLAT).tolist()  # the number of a token's document, over all shards
 LONG = {document for document, length in enumerate(FLAT) if length >= SEQUENCE}
 
 
@@ -39,19 +39,19 @@ def test_long_documents_come_first_from_their_beginning() -> None:
 
 
 def test_the_order_is_the_same_for_ever() -> None:
-    """A change here would make the evaluations of a resumed run another thing than those before."""
+    """After a change, the evaluations of a resumed run could not be compared with the earlier ones."""
     assert [OWNER[tokens[0]] for tokens, _, _ in rows_of(batches(1))[:6]] == [2, 11, 9, 13, 4, 7]
 
 
 def test_short_documents_are_packed() -> None:
     rest = rows_of(batches(1))[len(LONG) :]
-    held = [document for _, _, documents in rest for document in dict.fromkeys(documents) if document != PAD]
-    assert sorted(held) == sorted(set(range(len(FLAT))) - LONG)
+    packed = [document for _, _, documents in rest for document in dict.fromkeys(documents) if document != PAD]
+    assert sorted(packed) == sorted(set(range(len(FLAT))) - LONG)
     for number, (tokens, _, documents) in enumerate(rest):
         assert PAD not in documents or number == len(rest) - 1
         for document in set(documents) - {PAD}:
             begin, length = documents.index(document), documents.count(document)
-            assert length == FLAT[document] or begin + length == SEQUENCE  # the last of a row is cut off
+            assert length == FLAT[document] or begin + length == SEQUENCE  # the last document of a row is cut off
             assert tokens[begin : begin + length] == list(range(STARTS[document], STARTS[document] + length))
 
 
@@ -64,12 +64,12 @@ def test_targets_and_flags() -> None:
             assert target == (IGNORE if last else token + 1)
 
 
-def test_rows_and_count_do_not_change_the_rows() -> None:
-    whole = torch.cat([batch.tokens_BT for batch in batches(1)])
+def test_the_size_and_number_of_batches_do_not_change_the_rows() -> None:
+    expected = torch.cat([batch.tokens_BT for batch in batches(1)])
     for rows in (2, 3, 100):
-        assert torch.equal(torch.cat([batch.tokens_BT for batch in batches(rows)]), whole)
-    assert torch.equal(torch.cat([batch.tokens_BT for batch in batches(2, count=2)]), whole[:4])
-    assert [len(batch.tokens_BT) for batch in batches(4)][:-1] == [4] * (len(whole) // 4)
+        assert torch.equal(torch.cat([batch.tokens_BT for batch in batches(rows)]), expected)
+    assert torch.equal(torch.cat([batch.tokens_BT for batch in batches(2, count=2)]), expected[:4])
+    assert [len(batch.tokens_BT) for batch in batches(4)][:-1] == [4] * (len(expected) // 4)
     assert batches(2, count=0) == []
     for batch, again in zip(batches(2), batches(2), strict=True):
         assert_equal(batch, again)

@@ -23,7 +23,7 @@ def make_texts(count: int, seed: int = 0) -> list[str]:
 
 
 def default_sentencepiece(path: Path, **settings: object) -> SentencePieceTokenizer:
-    """As SentencePiece trains without being told otherwise: a space is put before each text. Knows cat, dog and the."""
+    """A model with SentencePiece's defaults: it puts a space before each text. It knows cat, dog and the."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([*make_texts(20), *["the cat and the dog see a cat and a dog"] * 50]),

@@ -15,31 +15,31 @@ TORCHRUN = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "h
 SRUN = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "node[1-2]"}
 
 
-def test_the_place_that_torchrun_gives() -> None:
+def test_the_place_of_a_process_that_torchrun_starts() -> None:
     assert find_place(TORCHRUN) == Place(3, 4, 1)
     assert find_place({**SRUN, **TORCHRUN, "WORLD_SIZE": "2", "RANK": "0"}) == Place(0, 2, 1)
     assert find_place({"WORLD_SIZE": "1", "RANK": "0"}) == Place()
 
 
-def test_what_a_launcher_must_set_is_named() -> None:
-    given = {name: value for name, value in TORCHRUN.items() if name not in ("RANK", "MASTER_PORT")}
+def test_variables_that_a_launcher_has_not_set_are_named() -> None:
+    environment = {name: value for name, value in TORCHRUN.items() if name not in ("RANK", "MASTER_PORT")}
     with pytest.raises(ConfigError, match=r"^WORLD_SIZE=4, but RANK and MASTER_PORT is not set: start with torchrun"):
-        find_place(given)
+        find_place(environment)
 
 
 def test_the_processes_of_a_step_meet_at_its_first_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
+    commands: list[list[str]] = []
 
     def scontrol(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        asked.append(command)
+        commands.append(command)
         return subprocess.CompletedProcess(command, 0, "node1\nnode2\n", "")
 
     monkeypatch.setattr(subprocess, "run", scontrol)
     assert find_place(SRUN) == Place(3, 4, 1, "node1", step_port(SRUN))
-    assert asked == [["scontrol", "show", "hostnames", "node[1-2]"]]
+    assert commands == [["scontrol", "show", "hostnames", "node[1-2]"]]
 
 
-def test_hosts_that_are_not_known_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_hosts_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(command: list[str], **_: object) -> None:
         raise FileNotFoundError("no scontrol")
 
@@ -54,7 +54,7 @@ def test_hosts_that_are_not_known_are_told(monkeypatch: pytest.MonkeyPatch) -> N
         ("cpu", 2, 1, "cpu"),
         ("auto", 0, 0, "cpu"),
         ("auto", 1, 0, "cuda"),
-        ("cuda", 1, 3, "cuda"),  # the launcher shows each process its own GPU alone
+        ("cuda", 1, 3, "cuda"),  # the launcher shows each process only its own GPU
         ("cuda", 4, 0, "cuda:0"),
         ("auto", 4, 3, "cuda:3"),
     ],
@@ -67,7 +67,7 @@ def test_each_process_has_a_gpu_of_its_own(
     assert find_device(name, local_rank) == torch.device(device)
 
 
-def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_devices_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match="process 2 of this machine has no GPU: it has 2"):

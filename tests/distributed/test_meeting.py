@@ -1,4 +1,4 @@
-"""The processes of a run meet where they are told to, or say why not; what asks them to stop is heard meanwhile."""
+"""The processes of a run meet at their address, or say why not. Signals stop them while they wait."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def ends_by_signal(ranks: Ranks, rank: int, number: signal.Signals) -> None:
     pid = ranks.workers[rank].pid
     assert pid is not None
     os.kill(pid, number)
-    assert ranks.wait([rank], timeout=PATIENCE) == [EXIT_STOPPED], ranks.said(rank)
-    assert "Traceback" not in ranks.said(rank)
+    assert ranks.wait([rank], timeout=PATIENCE) == [EXIT_STOPPED], ranks.log(rank)
+    assert "Traceback" not in ranks.log(rank)
 
 
-def test_an_occupied_port_is_told_in_one_line_by_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_ranks_report_an_occupied_port_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meeting, "ANSWER_WITHIN", 1.0)
     with occupied() as (port, _), started(tmp_path, config_of(tmp_path), 2, None, port) as ranks:
         assert ranks.wait([0, 1], timeout=PATIENCE) == [1, 1]
-        (first,), (other,) = (ranks.said(rank).splitlines() for rank in (0, 1))
+        (first,), (other,) = (ranks.log(rank).splitlines() for rank in (0, 1))
     cure = rf".*Export another MASTER_PORT, or end .*\(.*ss -ltnp 'sport = :{port}'"
     assert re.match(rf"sleeptrain: port {port} of 127\.0\.0\.1, .*: Address already in use\. {cure}", first)
     assert re.match(
@@ -62,17 +62,17 @@ def test_an_occupied_port_is_told_in_one_line_by_all(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_rank_that_waits_for_an_answer_hears_a_signal(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_stops_a_rank_that_waits_for_an_answer(tmp_path: Path, number: signal.Signals) -> None:
     with occupied() as (port, listener), started(tmp_path, config_of(tmp_path), 2, None, port) as ranks:
-        held = [listener.accept() for _ in range(2)]  # to see whether somebody listens, then in torch's own code
+        accepted = [listener.accept() for _ in range(2)]  # the first connection is a test, the second one torch's own
         ends_by_signal(ranks, 1, number)
-        assert ranks.said(1) == f"sleeptrain: {number.name}: stops after the step in progress, with everything saved\n"
-        for connection, _ in held:
+        assert ranks.log(1) == f"sleeptrain: {number.name}: stops after the step in progress, with everything saved\n"
+        for connection, _ in accepted:
             connection.close()
 
 
-def test_rank_0_hears_a_signal_while_it_waits_for_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another rank is stopped by the kernel as soon as it begins."""
+def test_a_signal_stops_rank_0_while_it_waits_for_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel stops another rank as soon as it begins."""
     connect = meeting._connect
 
     def never(address: str, port: int, until: float, limit: Limit) -> dist.Store:
@@ -85,7 +85,7 @@ def test_rank_0_hears_a_signal_while_it_waits_for_the_others(tmp_path: Path, mon
         pid = ranks.workers[1].pid
         assert pid is not None and os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1])
         ends_by_signal(ranks, 0, signal.SIGTERM)
-        assert ranks.said(0).splitlines() == [
+        assert ranks.log(0).splitlines() == [
             "sleeptrain: SIGTERM: stops after the step in progress, with everything saved",
             "sleeptrain: SIGTERM: stopped before the run was opened; the same command starts it again",
         ]
@@ -93,7 +93,7 @@ def test_rank_0_hears_a_signal_while_it_waits_for_the_others(tmp_path: Path, mon
     assert status is not None and (status["state"], status["reason"], status["exit_code"]) == ("stopped", "SIGTERM", 75)
 
 
-def test_who_has_not_come_is_named() -> None:
+def test_ranks_that_have_not_come_are_named() -> None:
     store = dist.HashStore()
     store.set("1", "")
     with pytest.raises(MeetingError, match=r"2 of 4 processes have come to node1 port 7 in time; missing: ranks 2-3"):
@@ -102,12 +102,12 @@ def test_who_has_not_come_is_named() -> None:
         meeting._await_all(dist.PrefixStore("other", store), 1, 2, 0.0, "node1 port 7")
 
 
-def test_a_rank_0_that_does_not_come_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_0_that_does_not_come_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(port))
-    told = rf"rank 0 does not listen at 127.0.0.1 port {port} \(Connection refused\).*MASTER_ADDR"
-    with pytest.raises(MeetingError, match=told):
+    message = rf"rank 0 does not listen at 127.0.0.1 port {port} \(Connection refused\).*MASTER_ADDR"
+    with pytest.raises(MeetingError, match=message):
         while_listening(lambda limit: meeting.meet(1, 2, "r", 0.0, limit), StopRequest())
 
 
@@ -115,12 +115,12 @@ def test_the_runs_of_a_sweep_meet_at_one_port(tmp_path: Path, monkeypatch: pytes
     train, folders = trainer.train, [tmp_path / name for name in ("first", "second")]
     monkeypatch.setattr(trainer, "train", lambda _: max(train(config_of(folder)) for folder in folders))
     with started(tmp_path, config_of(tmp_path), 2, None) as ranks:
-        assert ranks.wait([0, 1], timeout=PATIENCE) == [0, 0], ranks.said(0) + ranks.said(1)
+        assert ranks.wait([0, 1], timeout=PATIENCE) == [0, 0], ranks.log(0) + ranks.log(1)
     first, second = ([r["loss"] for r in records(folder) if "loss" in r] for folder in folders)
     assert first and first == second
 
 
-def test_a_thread_that_never_returns_is_left_at_a_signal_and_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_never_returns_is_abandoned_at_a_signal_and_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meeting, "FINISH_WITHIN", 0.0)
     forever, request = threading.Event(), StopRequest()
 
@@ -141,8 +141,8 @@ def test_a_thread_that_never_returns_is_left_at_a_signal_and_at_its_limit(monkey
         forever.set()
 
 
-def test_those_who_have_met_go_on_together_after_a_signal() -> None:
-    """Not each by itself: they agree on where they stop."""
+def test_ranks_that_have_met_go_on_after_a_signal() -> None:
+    """Ranks do not stop one by one: they agree on the step at which they stop."""
     request = StopRequest()
 
     def finishes(limit: Limit) -> int:
@@ -166,7 +166,7 @@ def test_a_store_listens_on_the_interface_that_its_address_names() -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.1.1", "203.0.113.7"], ids=["its own name for itself", "not its own"])
-def test_a_store_is_reached_under_names_that_others_see_otherwise(
+def test_a_store_is_reached_under_names_that_resolve_differently_elsewhere(
     monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0))]
@@ -174,6 +174,6 @@ def test_a_store_is_reached_under_names_that_others_see_otherwise(
     assert listens_at("node1") in ("::", "0.0.0.0")
 
 
-def test_an_unknown_address_is_told() -> None:
+def test_an_unknown_address_is_reported() -> None:
     with pytest.raises(MeetingError, match=r"MASTER_ADDR=no\.such\.invalid does not resolve here"):
         open_store("no.such.invalid", 0)

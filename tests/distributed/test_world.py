@@ -1,4 +1,4 @@
-"""What one process knows of all, and what the processes tell each other."""
+"""The place of a process among all, and the values that processes exchange."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.checkpoint.worlds import all_or_raise, alone
 from tests.parallel.processes import run_ranks
 
 
-def test_one_process_is_the_main_one_and_hears_itself() -> None:
+def test_one_process_is_the_main_one_and_gets_its_own_values() -> None:
     world = alone()
     assert world.is_main and world.part == Part(0, 1) and world.model_parallel_size == 1
     assert world.sum(1.5, 2) == [1.5, 2] and world.gather("a") == ["a"]
@@ -32,8 +32,8 @@ def test_a_replica_trains_on_its_part_of_the_rows() -> None:
     assert world.part == Part(2, 4) and world.model_parallel_size == 6 and not world.is_main
 
 
-def told(world: World) -> dict[str, Any]:
-    """What the calls of a world return in one process."""
+def results(world: World) -> dict[str, Any]:
+    """The results of a world's calls in one process."""
 
     def fail_in_one() -> None:
         if world.rank == 1:
@@ -52,8 +52,8 @@ def told(world: World) -> dict[str, Any]:
     }
 
 
-def test_processes_tell_each_other_values_and_errors() -> None:
-    first, second = run_ranks(lambda: told(all_or_raise()), 2)
+def test_processes_exchange_values_and_errors() -> None:
+    first, second = run_ranks(lambda: results(all_or_raise()), 2)
     assert first.pop("error") == "DataError: process 1: disk full" and second.pop("error") == "OSError: disk full"
     assert first == second
     assert (first["sum"], first["gather"], first["all"]) == ([1.0, 1.0], ["from 0", "from 1"], [0, 10])

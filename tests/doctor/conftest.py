@@ -1,4 +1,4 @@
-"""Scripted checks, a folder to work in, and an eye on what checks leave behind."""
+"""Scripted checks, a working folder, and a fixture that finds processes left by checks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def nothing_is_left() -> object:
+def no_process_stays() -> object:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     yield
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
@@ -28,7 +28,7 @@ def nothing_is_left() -> object:
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Every check is good but those that are given."""
+    """Replaces all checks: scripts by name, all others good."""
 
     def write(limit: float = 60, **scripts: Callable[[Case], Finding]) -> None:
         for name in CHECKS:

@@ -8,11 +8,11 @@ from sleeptrain.doctor.checks import CHECKS, MEETING, OF_RANKS, OF_TEXT, ON_DEVI
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_every_check_leads_to_its_function(name: str) -> None:
+def test_the_function_of_every_check_is_loaded(name: str) -> None:
     assert CHECKS[name].load().__name__ == f"check_{name}"
 
 
-def test_a_function_that_is_not_there_cannot_be_loaded() -> None:
+def test_a_missing_function_cannot_be_loaded() -> None:
     with pytest.raises(AttributeError, match="check_nothing"):
         Check("limits:check_nothing", 60, "").load()
 

@@ -1,4 +1,4 @@
-"""GPUs by the words of a driver: no test here has one."""
+"""GPUs as a driver reports them. No test here needs one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sleeptrain.doctor import device
 from sleeptrain.doctor.finding import FAILED, OK, SKIPPED
 from tests.doctor.cases import alone
 
-# The parts that are read of what `nvidia-smi -q -x` prints of one GPU.
+# The parts of the output of `nvidia-smi -q -x` for one GPU that are read.
 HEALTHY = """
 <gpu id="00000000:19:00.0">
   <uuid>GPU-a</uuid>
@@ -53,33 +53,33 @@ def test_healthy_gpus() -> None:
     assert finding.state == OK and finding.found == "2 of NVIDIA H100 80GB HBM3, driver 590.44"
 
 
-def test_the_gpus_of_others_are_left_to_them() -> None:
+def test_gpus_that_this_process_does_not_see_are_ignored() -> None:
     used = HEALTHY.replace("<free>81007 MiB", "<free>50000 MiB").replace("GPU-a", "GPU-b")
     assert device.judge_gpus(report(used, HEALTHY), ["GPU-a"]).state == OK
     assert device.judge_gpus(report(used, HEALTHY), ["GPU-b"]).found.startswith("GPU 0: only")
     assert device.judge_gpus(report(used, HEALTHY), ["GPU-of-a-part"]).state == FAILED
 
 
-def test_what_a_driver_does_not_tell_is_taken_for_good() -> None:
+def test_values_that_a_driver_does_not_report_count_as_good() -> None:
     assert device.judge_gpus(report("<gpu><product_name>Tesla</product_name></gpu>"), ["GPU-c"]).state == OK
 
 
 @pytest.mark.parametrize(("good", "bad", "words"), ILL)
-def test_a_gpu_that_is_not_well_is_named(good: str, bad: str, words: str) -> None:
+def test_a_bad_gpu_is_named(good: str, bad: str, words: str) -> None:
     assert good in HEALTHY
     finding = device.judge_gpus(report(HEALTHY, HEALTHY.replace(good, bad)), ["GPU-a"])
     assert finding.state == FAILED and finding.found.startswith("GPU 1: ") and words in finding.found
     assert finding.cure
 
 
-def test_older_drivers_call_it_throttling() -> None:
+def test_older_drivers_report_throttling_under_another_name() -> None:
     old = HEALTHY.replace("event_reasons", "throttle_reasons").replace("slowdown>Not Active", "slowdown>Active")
     assert "hw slowdown" in device.judge_gpus(report(old), ["GPU-a"]).found
 
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A driver that says what the test sets, and torch as it would be."""
+    """A driver with the output that a test sets, and torch as on that machine."""
     says = SimpleNamespace(code=0, out=report(HEALTHY), hangs=False)
 
     def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
@@ -94,7 +94,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return says
 
 
-def test_the_driver_is_asked(tmp_path: Path, driver: SimpleNamespace) -> None:
+def test_the_report_of_the_driver_is_read(tmp_path: Path, driver: SimpleNamespace) -> None:
     assert device.check_gpus(alone(tmp_path)).state == OK
     driver.code, driver.out = 15, "Unable to determine the device handle for GPU0000:19:00.0: GPU is lost."
     finding = device.check_gpus(alone(tmp_path))

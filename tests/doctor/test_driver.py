@@ -12,15 +12,15 @@ from tests.doctor.cases import alone
 
 
 @pytest.mark.parametrize(
-    ("loaded", "program", "wanted"),
+    ("loaded", "program", "expected"),
     [(False, None, False), (True, None, True), (False, "/usr/bin/nvidia-smi", True)],
 )
 def test_a_driver_is_known_by_itself_or_by_its_program(
-    monkeypatch: pytest.MonkeyPatch, loaded: bool, program: str | None, wanted: bool
+    monkeypatch: pytest.MonkeyPatch, loaded: bool, program: str | None, expected: bool
 ) -> None:
     monkeypatch.setattr(Path, "exists", lambda path: loaded and str(path) == "/proc/driver/nvidia/version")
     monkeypatch.setattr(shutil, "which", lambda name: program if name == "nvidia-smi" else None)
-    assert has_driver() is wanted
+    assert has_driver() is expected
 
 
 def test_only_a_run_on_the_cpu_wants_none(tmp_path: Path) -> None:

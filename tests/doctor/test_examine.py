@@ -1,4 +1,4 @@
-"""One process for each check or GPU, and none left when the examination ends."""
+"""There is one process for each check or GPU, and none after the examination."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.doctor.cases import alone, assert_ended, found, hangs
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = pytest.mark.usefixtures("nothing_is_left")
+pytestmark = pytest.mark.usefixtures("no_process_stays")
 
 
 def test_there_is_a_process_for_each_gpu(tmp_path: Path, script: Callable[..., None]) -> None:
@@ -27,7 +27,7 @@ def test_there_is_a_process_for_each_gpu(tmp_path: Path, script: Callable[..., N
     assert found(["torch", "collective"], tmp_path)["collective"].found == "0 of 3"
 
 
-def test_one_that_stops_listening_leaves_no_process(tmp_path: Path, script: Callable[..., None]) -> None:
+def test_a_caller_that_stops_reading_leaves_no_process(tmp_path: Path, script: Callable[..., None]) -> None:
     script(data=hangs)
     results = examine(["python", "data"], alone(tmp_path))
     assert next(results).name == "python"
@@ -35,8 +35,8 @@ def test_one_that_stops_listening_leaves_no_process(tmp_path: Path, script: Call
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
-def test_a_doctor_that_is_ended_takes_its_processes_along(tmp_path: Path, number: signal.Signals) -> None:
-    """A process that hangs in each of them writes down which it is."""
+def test_the_processes_of_a_doctor_end_with_it(tmp_path: Path, number: signal.Signals) -> None:
+    """In each check a process hangs, after it has written its number into a file name."""
     code = f"""
 import os, signal, sys
 from pathlib import Path
@@ -57,17 +57,17 @@ sys.exit(main(["doctor", "--brief"]))
     temporary.mkdir()
     environment = os.environ | {"TMPDIR": str(temporary)}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment)
-    waiting = len(ON_DEVICE) - 1 + len(OF_RANKS) + len(OF_TEXT) - 1  # for the first of theirs
-    wanted, deadline = len(CHECKS) - waiting, time.monotonic() + 240
+    waiting = len(ON_DEVICE) - 1 + len(OF_RANKS) + len(OF_TEXT) - 1  # these wait for the first check of their group
+    expected, deadline = len(CHECKS) - waiting, time.monotonic() + 240
     try:
-        while len(list(tmp_path.glob("pid-*"))) < wanted and time.monotonic() < deadline:
+        while len(list(tmp_path.glob("pid-*"))) < expected and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(number)
         process.wait(240)
     finally:
         process.kill()
     pids = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]
-    assert len(pids) == wanted
+    assert len(pids) == expected
     for pid in pids:
         assert_ended(pid)
     assert number == signal.SIGKILL or list(temporary.iterdir()) == []

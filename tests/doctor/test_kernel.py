@@ -11,7 +11,7 @@ from sleeptrain.doctor.finding import FAILED, OK
 from sleeptrain.doctor.kernel import check_kernel
 from tests.doctor.cases import alone
 
-# On a machine with GPUs, too, since what is broken here is that of a CPU.
+# Tests break the recurrences of a CPU, so they run on it, also on a machine with GPUs.
 CPU = "train.device=cpu"
 
 
@@ -21,7 +21,7 @@ def test_the_recurrences_of_this_machine(tmp_path: Path) -> None:
 
 
 class Louder(torch.autograd.Function):
-    """Leaves values alone, and makes the gradient a hundredth larger."""
+    """Keeps the values, and makes the gradient a hundredth larger."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor) -> torch.Tensor:
@@ -35,9 +35,9 @@ class Louder(torch.autograd.Function):
 def gradient(position: int) -> Callable:
     def broken(op: Callable) -> Callable:
         def run(*tensors: torch.Tensor, initial_state: torch.Tensor):
-            given = [*tensors, initial_state]
-            given[position] = Louder.apply(given[position])
-            return op(*given[:5], initial_state=given[5])
+            inputs = [*tensors, initial_state]
+            inputs[position] = Louder.apply(inputs[position])
+            return op(*inputs[:5], initial_state=inputs[5])
 
         return run
 
@@ -71,7 +71,7 @@ def not_a_number(op: Callable) -> Callable:
         (not_a_number, "nan"),
     ],
 )
-def test_one_that_is_broken_is_red(
+def test_a_broken_recurrence_is_red(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, broken: Callable, words: str
 ) -> None:
     monkeypatch.setattr(ops, name, broken(getattr(ops, name)))

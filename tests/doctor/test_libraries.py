@@ -1,4 +1,4 @@
-"""A package that is installed and does not do what a run asks of it is red; none of it is asked for by its version."""
+"""An installed package that does not do what a run needs is red. Its version does not matter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(180)
 CHECKS = ["text", "formats", "generation", "harness", "wandb"]
 
 
-def test_what_is_installed_here_does_what_is_asked_of_it(tmp_path: Path) -> None:
+def test_installed_packages_pass_their_checks(tmp_path: Path) -> None:
     findings = found(CHECKS, tmp_path)
     assert {name: (f.state, f.found) for name, f in findings.items() if f.state != OK} == {}
 
@@ -34,7 +34,7 @@ def test_what_is_installed_here_does_what_is_asked_of_it(tmp_path: Path) -> None
         (libraries.check_fla, "fla"),
     ],
 )
-def test_what_is_not_installed_is_not_asked_for(
+def test_packages_that_are_not_installed_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: Callable[[Case], Finding], module: str
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -42,7 +42,7 @@ def test_what_is_not_installed_is_not_asked_for(
     assert finding.state == SKIPPED and "not installed" in finding.found
 
 
-def test_another_call_of_forward_is_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_call_of_forward_is_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A release of transformers that calls a model with arguments that it does not know."""
     from sleeptrain.hf.model.modeling import SleepForCausalLM
 
@@ -62,19 +62,19 @@ def test_other_tokens_than_a_forward_gives_are_red(tmp_path: Path, monkeypatch: 
     assert finding.state == FAILED and "where forward gives" in finding.found and finding.cure
 
 
-def test_a_shard_that_gives_back_other_texts_is_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_with_other_texts_than_written_is_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import webdataset
 
     write = webdataset.TarWriter.write
     monkeypatch.setattr(
         webdataset.TarWriter, "write", lambda self, sample: write(self, {**sample, "npy": sample["npy"][::-1]})
     )
-    with pytest.raises(Exception, match=r"damaged|checksum|sha|crc"):  # which the doctor tells as a failure
+    with pytest.raises(Exception, match=r"damaged|checksum|sha|crc"):  # the doctor reports the exception as a failure
         libraries.check_text(alone(tmp_path))
 
 
 def test_a_damaged_wandb_is_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run goes on without it and says so in its log: here that is the finding."""
+    """A run would go on without it and log a line. The check is a failure."""
     broken = ModuleType("wandb")
     monkeypatch.setitem(sys.modules, "wandb", broken)
     finding = libraries.check_wandb(alone(tmp_path))

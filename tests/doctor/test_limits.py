@@ -16,9 +16,9 @@ MIB = 2**20
 
 @pytest.mark.parametrize(("free", "gpus", "state"), [(8, False, FAILED), (64, False, OK), (64, True, FAILED)])
 def test_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, gpus: bool, state: str) -> None:
-    told = SimpleNamespace(f_bavail=free, f_frsize=MIB, f_blocks=64)
+    status = SimpleNamespace(f_bavail=free, f_frsize=MIB, f_blocks=64)
     monkeypatch.setattr(limits, "has_driver", lambda: gpus)
-    monkeypatch.setattr(os, "statvfs", lambda path: told)
+    monkeypatch.setattr(os, "statvfs", lambda path: status)
     finding = limits.check_shared_memory(alone(tmp_path))
     assert finding.state == state
     assert state == OK or "--shm-size" in finding.cure
@@ -51,7 +51,7 @@ def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_schedulers_limit_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int) -> None:
-    """That of the job, two groups above the process's own, which has none."""
+    """The job has the limit, two groups above the process's own group, which has none."""
     kinds, names = ("memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"))
     if version == 2:
         kinds, names = "", ("memory.max", "memory.current")

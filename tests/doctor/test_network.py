@@ -33,7 +33,7 @@ def resolves_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     ("addresses", "state"),
     [
         (["10.1.0.7"], OK),
-        (["127.77.0.7"], OK),  # an address of its own, if only on this machine
+        (["127.77.0.7"], OK),  # an address of its own, though known only on this machine
         (["::1", "10.1.0.7"], OK),
         (["fd00::7"], OK),
         (["127.0.1.1"], FAILED),
@@ -48,7 +48,7 @@ def test_a_name_in_a_job_of_several_machines(
     finding = network.check_hostname(alone(tmp_path, machines=2))
     assert finding.state == state and "node7" in finding.found
     assert finding.cure == ("export GLOO_SOCKET_IFNAME=eth0" if state == FAILED else "")
-    assert network.check_hostname(alone(tmp_path)).state == OK  # alone it reaches itself
+    assert network.check_hostname(alone(tmp_path)).state == OK  # a single machine reaches itself
 
 
 def test_alone_the_cure_is_named_in_advance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ GOOD: dict[str, str | None] = {
 
 @pytest.fixture
 def pretend(monkeypatch: pytest.MonkeyPatch) -> Pretend:
-    """Makes these the versions that are installed, under requirements of our own."""
+    """Replaces the installed versions, and the requirements of this package."""
 
     def install(versions: dict[str, str | None]) -> None:
         have = GOOD | versions
@@ -45,14 +45,14 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Pretend:
             return known
 
         monkeypatch.setattr(metadata, "version", version)
-        asked = {"sleeptrain": DECLARED, "torch": ["triton==3.9.0; sys_platform != 'none'"]}
-        monkeypatch.setattr(metadata, "requires", asked.__getitem__)
+        requirements = {"sleeptrain": DECLARED, "torch": ["triton==3.9.0; sys_platform != 'none'"]}
+        monkeypatch.setattr(metadata, "requires", requirements.__getitem__)
 
     install({})
     return install
 
 
-def test_what_is_installed_here_is_as_declared(tmp_path: Path) -> None:
+def test_this_installation_is_as_declared(tmp_path: Path) -> None:
     for check in (packages.check_python, packages.check_packages, packages.check_optional_packages, check_torch):
         assert check(alone(tmp_path)).state == OK
 
@@ -84,7 +84,7 @@ def test_a_package_of_every_run(tmp_path: Path, pretend: Pretend, version: str |
         ("megatron-core", "0.17.0", FAILED),
         ("megatron-core", None, OK),
         ("transformers", "5.25.0", FAILED),
-        ("ruff", "0.0.1", OK),  # a tool of developers
+        ("ruff", "0.0.1", OK),  # a tool for developers
         ("triton", "3.9.0", OK),
         ("triton", "3.8.0", FAILED),  # torch's own metadata asks for another
     ],

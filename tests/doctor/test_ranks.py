@@ -1,4 +1,4 @@
-"""The checks of several processes as they are made: forked ranks over gloo."""
+"""The checks of several processes, as forked ranks over gloo."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def findings(tmp_path: Path, *settings: str) -> dict[str, Finding]:
 
 
 def test_all_is_well(tmp_path: Path) -> None:
-    told = findings(tmp_path)
-    assert states(told) == ALL_OK
-    assert told["collective"].found == "gloo over 2 processes"
+    results = findings(tmp_path)
+    assert states(results) == ALL_OK
+    assert results["collective"].found == "gloo over 2 processes"
 
 
 @pytest.mark.parametrize("zero", [0, 2, 3])
-def test_the_stage_of_zero_is_the_runs(tmp_path: Path, zero: int) -> None:
-    told = findings(tmp_path, f"parallel.zero={zero}")
-    assert states(told) == ALL_OK and f"ZeRO-{zero}" in told["zero"].found
+def test_the_zero_stage_is_that_of_the_settings(tmp_path: Path, zero: int) -> None:
+    results = findings(tmp_path, f"parallel.zero={zero}")
+    assert states(results) == ALL_OK and f"ZeRO-{zero}" in results["zero"].found
 
 
 def test_a_wrong_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,12 +48,12 @@ def test_a_wrong_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         x[-1] += 1
 
     monkeypatch.setattr(dist, "all_reduce", wrong)
-    told = findings(tmp_path)
-    assert states(told) == {"collective": FAILED, "tensor": SKIPPED, "zero": SKIPPED}
-    assert "GLOO_SOCKET_IFNAME" in told["collective"].cure
+    results = findings(tmp_path)
+    assert states(results) == {"collective": FAILED, "tensor": SKIPPED, "zero": SKIPPED}
+    assert "GLOO_SOCKET_IFNAME" in results["collective"].cure
 
 
-def test_a_sum_that_one_process_never_comes_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sum_that_one_process_never_reaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = dist.all_reduce
 
     def late(x: torch.Tensor, *args: Any, **options: Any) -> None:
@@ -63,12 +63,12 @@ def test_a_sum_that_one_process_never_comes_to(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(dist, "all_reduce", late)
     limited(monkeypatch, "collective", 3)
-    told = findings(tmp_path)
-    assert states(told) == {"collective": FAILED, "tensor": SKIPPED, "zero": SKIPPED}
-    assert "no answer" in told["collective"].found
+    results = findings(tmp_path)
+    assert states(results) == {"collective": FAILED, "tensor": SKIPPED, "zero": SKIPPED}
+    assert "no answer" in results["collective"].found
 
 
-def test_a_link_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
     finding = findings(tmp_path)["collective"]
     assert finding.state == FAILED and "nosuch0" in finding.found and "GLOO_SOCKET_IFNAME" in finding.cure
@@ -85,17 +85,17 @@ def test_a_gradient_that_is_not_summed(tmp_path: Path, monkeypatch: pytest.Monke
     from sleeptrain.parallel.tensor import regions
 
     monkeypatch.setattr(regions, "enter", lambda x, axis: x)
-    told = findings(tmp_path)
-    assert states(told) == ALL_OK | {"tensor": FAILED} and "gradient" in told["tensor"].found
+    results = findings(tmp_path)
+    assert states(results) == ALL_OK | {"tensor": FAILED} and "gradient" in results["tensor"].found
 
 
-def test_a_step_that_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_of_another_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sleeptrain.parallel.zero.engine import ZeroEngine
 
     right = ZeroEngine.step
     monkeypatch.setattr(ZeroEngine, "step", lambda engine, scale: right(engine, 0.9 * scale))
-    told = findings(tmp_path)
-    assert states(told) == ALL_OK | {"zero": FAILED} and "pip install" in told["zero"].cure
+    results = findings(tmp_path)
+    assert states(results) == ALL_OK | {"zero": FAILED} and "pip install" in results["zero"].cure
 
 
 def test_packages_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def test_packages_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return None if name == "deepspeed" else right(name, *args)
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
-    told = findings(tmp_path)
-    assert states(told) == ALL_OK | {"zero": SKIPPED} and "sleeptrain[parallel]" in told["zero"].found
-    told = findings(tmp_path, "parallel.tensor=2")
-    assert states(told) == ALL_OK | {"zero": FAILED} and "sleeptrain[parallel]" in told["zero"].cure
+    results = findings(tmp_path)
+    assert states(results) == ALL_OK | {"zero": SKIPPED} and "sleeptrain[parallel]" in results["zero"].found
+    results = findings(tmp_path, "parallel.tensor=2")
+    assert states(results) == ALL_OK | {"zero": FAILED} and "sleeptrain[parallel]" in results["zero"].cure

@@ -1,4 +1,4 @@
-"""What people, a job and programs read of the findings."""
+"""The findings as people, a job and programs read them."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def test_a_machine_of_a_job_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_programs_get_the_values_of_every_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURMD_NODENAME", "node7")
-    told = report.to_json(RESULTS, 1.0)
-    assert (told["machine"], told["ok"], told["seconds"]) == ("node7", False, 1.0)
-    assert [check["name"] for check in told["checks"]] == ["disk", "data", "python", "memory"]
-    assert told["checks"][0]["details"] == {"free": 0} and told["checks"][0]["seconds"] == 0.5
+    answer = report.to_json(RESULTS, 1.0)
+    assert (answer["machine"], answer["ok"], answer["seconds"]) == ("node7", False, 1.0)
+    assert [check["name"] for check in answer["checks"]] == ["disk", "data", "python", "memory"]
+    assert answer["checks"][0]["details"] == {"free": 0} and answer["checks"][0]["seconds"] == 0.5
     assert report.to_json(RESULTS[1:], 1.0)["ok"], "what does not apply is no failure"
 
 

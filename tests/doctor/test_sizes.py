@@ -24,7 +24,7 @@ def test_how_many_stay(settings: list[str], number: int) -> None:
 
 
 def test_a_checkpoint_is_as_large_as_one_on_disk(here: Path) -> None:
-    """That of a real run: weights, momentum, averages; the names of its tensors are little."""
+    """A real run's checkpoint holds weights, momentum and averages. The names of tensors are small."""
     from sleeptrain.train.trainer import train
 
     settings = ["train.tokens=1", "data.batch=2", "wandb.mode=disabled", "train.device=cpu", "train.eval_every=0"]

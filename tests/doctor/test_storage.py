@@ -19,8 +19,8 @@ pytestmark = pytest.mark.usefixtures("here")
 
 
 def has_free(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
-    told = SimpleNamespace(f_bavail=int(size), f_frsize=1)
-    monkeypatch.setattr(os, "statvfs", lambda path: told)
+    status = SimpleNamespace(f_bavail=int(size), f_frsize=1)
+    monkeypatch.setattr(os, "statvfs", lambda path: status)
 
 
 def test_a_folder_that_can_be_written_to(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,11 +32,11 @@ def test_a_folder_that_can_be_written_to(here: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("call", ["open", "fsync", "replace", "sync"])
-def test_a_folder_that_cannot(here: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_a_folder_that_cannot_be_written_to(here: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     def fails(*args: object, **options: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    if call in ("open", "sync"):  # sync: of the folder, when the file has its name
+    if call in ("open", "sync"):  # sync: of the folder, after the file is renamed
         monkeypatch.setattr(f"sleeptrain.files.{call}", fails, raising=False)
     else:
         monkeypatch.setattr(os, call, fails)
@@ -52,7 +52,7 @@ def test_a_folder_of_somebody_else(here: Path) -> None:
 
 
 def test_a_root_below_a_file(here: Path) -> None:
-    """`/dev/full` and its like: a disk that takes nothing."""
+    """The root is below a file, such as `/dev/full`."""
     (here / "runs").write_text("")
     assert storage.existing(here / "runs/deep") == here
     found = storage.check_disk(alone(here))
@@ -94,7 +94,7 @@ def test_a_real_disk_that_is_small_and_then_full(small_disk: Path) -> None:
 
 
 def test_room_for_the_checkpoints(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that stay and one more; what is there already needs no room."""
+    """The disk needs room for the checkpoints that stay and one more, less those that exist."""
     case = alone(here, "run.name=mine", "model.vocab_size=3", "checkpoint.keep=2")
     assert case.config is not None
     size = checkpoint_bytes(case.config)

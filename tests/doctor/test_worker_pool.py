@@ -1,4 +1,4 @@
-"""Checks that crash, hang or fail take nothing with them and leave nothing behind."""
+"""Checks that crash, hang or fail do not stop the others, and leave no process."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from sleeptrain.doctor import worker_pool as crew
+from sleeptrain.doctor import worker_pool as pool
 from sleeptrain.doctor.checks import CHECKS
 from sleeptrain.doctor.finding import FAILED, OK, SKIPPED, Case, Finding, failed, ok
 from sleeptrain.errors import DataError
 from tests.doctor.cases import assert_ended, found, good, hangs, states
 
-pytestmark = pytest.mark.usefixtures("nothing_is_left")
+pytestmark = pytest.mark.usefixtures("no_process_stays")
 
 
 def crashes(case: Case) -> Finding:
@@ -43,7 +43,7 @@ def refuses(case: Case) -> Finding:
 
 @pytest.mark.parametrize("name", ["python", "torch", "gpus", "kernel", "collective", "tensor", "zero", "disk"])
 @pytest.mark.parametrize(
-    ("bad", "said", "cure"),
+    ("bad", "message", "cure"),
     [
         (crashes, "ended by SIGKILL (the last words)", "do this"),
         (leaves, "ended with exit code 3", "do this"),
@@ -52,33 +52,33 @@ def refuses(case: Case) -> Finding:
         (refuses, "data/x: no such folder; make it with tools/prepare.py", ""),
     ],
 )
-def test_one_that_goes_wrong_is_red_and_the_others_are_made(
-    tmp_path: Path, script: Callable[..., None], name: str, bad: Callable[[Case], Finding], said: str, cure: str
+def test_a_check_that_fails_is_red_and_others_are_made(
+    tmp_path: Path, script: Callable[..., None], name: str, bad: Callable[[Case], Finding], message: str, cure: str
 ) -> None:
     script(**{name: bad})
     findings = found(list(CHECKS), tmp_path)
-    wanted = dict.fromkeys(CHECKS, OK) | {name: FAILED}
-    if name == "collective":  # the others of several processes could only wait
-        wanted |= {"tensor": SKIPPED, "zero": SKIPPED}
-    assert states(findings) == wanted
-    assert findings[name].found.removeprefix("process 0 ") == said and findings[name].cure == cure
+    expected = dict.fromkeys(CHECKS, OK) | {name: FAILED}
+    if name == "collective":  # the other checks of several processes could only wait
+        expected |= {"tensor": SKIPPED, "zero": SKIPPED}
+    assert states(findings) == expected
+    assert findings[name].found.removeprefix("process 0 ") == message and findings[name].cure == cure
 
 
 @pytest.mark.parametrize("name", ["gpus", "tensor", "data"])
-def test_one_that_hangs_is_red_and_the_others_are_made(tmp_path: Path, script: Callable[..., None], name: str) -> None:
+def test_a_check_that_hangs_is_red_and_others_are_made(tmp_path: Path, script: Callable[..., None], name: str) -> None:
     script(limit=0.5, **{name: hangs})
     findings = found(list(CHECKS), tmp_path)
     assert states(findings) == dict.fromkeys(CHECKS, OK) | {name: FAILED}
     assert "within 0.5 s" in findings[name].found and findings[name].cure == "do this"
 
 
-def test_of_several_processes_the_one_that_hangs_is_named(tmp_path: Path, script: Callable[..., None]) -> None:
+def test_the_process_that_hangs_is_named(tmp_path: Path, script: Callable[..., None]) -> None:
     script(limit=5, tensor=lambda case: hangs(case) if case.rank == 1 else good(case))
     assert found(["tensor"], tmp_path)["tensor"].found == "no answer from process 1 within 5 s"
 
 
-def test_of_several_processes_the_one_that_crashed_is_named(tmp_path: Path, script: Callable[..., None]) -> None:
-    """Though the other says first that it has lost its peer."""
+def test_the_process_that_crashed_is_named(tmp_path: Path, script: Callable[..., None]) -> None:
+    """The other process reports first that it has lost its peer."""
     script(tensor=lambda case: crashes(case) if case.rank == 1 else failed("connection closed by peer", "?"))
     assert found(["tensor"], tmp_path)["tensor"].found == "process 1 ended by SIGKILL (the last words)"
 
@@ -90,7 +90,7 @@ def test_a_failure_of_one_process_is_not_hidden_by_another_that_waits(
     assert found(["tensor"], tmp_path)["tensor"] == Finding(FAILED, "wrong", "mend it")
 
 
-def test_what_a_check_has_started_ends_with_it(tmp_path: Path, script: Callable[..., None]) -> None:
+def test_processes_that_a_check_has_started_end_with_it(tmp_path: Path, script: Callable[..., None]) -> None:
     started = tmp_path / "pid"
 
     def starts(case: Case) -> Finding:
@@ -110,8 +110,8 @@ def test_a_check_knows_nothing_of_the_job(
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
 
     def look(case: Case) -> Finding:
-        left = [name for name in os.environ if name in crew.PLACES or name.startswith(crew.LAUNCHERS)]
-        return ok(f"{left} {os.environ['GLOO_SOCKET_IFNAME']} {os.getsid(0) == os.getpid()}")
+        remaining = [name for name in os.environ if name in pool.PLACES or name.startswith(pool.LAUNCHERS)]
+        return ok(f"{remaining} {os.environ['GLOO_SOCKET_IFNAME']} {os.getsid(0) == os.getpid()}")
 
     script(disk=look, tensor=look)
     findings = found(["disk", "tensor"], tmp_path)

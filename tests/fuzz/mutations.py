@@ -57,7 +57,7 @@ def change_kind(chance: random.Random, content: bytes) -> bytes:
 
 
 def nest(chance: random.Random, content: bytes) -> bytes:
-    """JSON, and YAML too, that is deeper than any stack."""
+    """JSON, which is YAML too, deeper than any stack."""
     opening, closing = chance.choice(((b"[", b"]"), (b'{"a":', b"}")))
     deep = opening * DEEP + b"1" + closing * DEEP
     return chance.choice((deep, b'{"format": ' + deep + b"}", content[:-2] + b', "x": ' + deep + b"}"))

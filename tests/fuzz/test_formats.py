@@ -1,7 +1,7 @@
-"""Every format of file that is read, damaged at random: refused in a line, told, or the same as before.
+"""Every format of file that is read, damaged at random, is refused in a line, reported, or read as before.
 
-Never a traceback and never a hang; and of what a checksum guards never other values. Each case is a function of its
-seed, which a failure names.
+There is never a traceback or a hang, nor another value of a file with a checksum. Each case is a function of its seed,
+which a failure names.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ from tests.models import tiny_config
 pytestmark = pytest.mark.slow
 SEED = 20_260
 CASES = 12
-# Of a case that takes a hundredth of a second as a rule: beyond it, it hangs.
+# The limit of a case, which usually takes a hundredth of a second.
 SECONDS = 120
-# A file without a checksum may hold other values, and then they are read as they stand.
-KINDS = REFUSED, TOLD, SAME, OTHER = "refused in one line", "told and passed over", "the same", "other values"
+# A file without a checksum may hold other values, which are then read.
+KINDS = REFUSED, REPORTED, SAME, OTHER = "refused in one line", "told and passed over", "the same", "other values"
 TABLE: dict[str, Counter[str]] = {}
 
 
@@ -79,10 +79,10 @@ def fuzz(
     guarded: bool = False,
     seal: Callable[[Path], object] = lambda _: None,
 ) -> None:
-    """Damages `file` of a copy of `folder` in CASES ways, and reads the copy; and one more copy that is not damaged.
+    """Damages `file` of a copy of `folder` in CASES ways and reads the copy. It reads an intact copy, too.
 
-    read: what the file tells; None where it tells of the damage. guarded: no other value may come out. seal: makes the
-    folder whole again around the damage.
+    read: returns the file's values, or None if it reports the damage. guarded: no other value is allowed. seal: makes
+    the rest of the folder agree with the damage.
     """
     place, content, found = tmp_path / "case", (folder / file).read_bytes(), Counter[str]()
 
@@ -100,26 +100,26 @@ def fuzz(
             pytest.fail(f"{case}: {type(error).__name__}: {error}", pytrace=True)
         finally:
             shutil.rmtree(place)
-        return TOLD if value is None else OTHER, value
+        return REPORTED if value is None else OTHER, value
 
-    kind, whole = outcome(f"{file}, not damaged", lambda same: same)
+    kind, intact = outcome(f"{file}, not damaged", lambda same: same)
     assert kind == OTHER, f"{file} is not damaged, and {kind}"
     for number in range(CASES):
         chance = random.Random(f"{SEED} {file} {number}")
         mutation = chance.choice(mutations)
         case = f"{file}, seed {SEED}, case {number}: {mutation.__name__}"
         kind, value = outcome(case, partial(mutation, chance))
-        if kind == OTHER and equal(value, whole):
+        if kind == OTHER and equal(value, intact):
             kind = SAME
         assert not (guarded and kind == OTHER), f"{case} changes what is read, and nothing tells of it"
         found[kind] += 1
     TABLE[f"{folder.name}/{file}{', by its checksum' if guarded else ''}"] = found
-    assert found[REFUSED] + found[TOLD], "no case damages the file"
+    assert found[REFUSED] + found[REPORTED], "no case damages the file"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def table() -> Iterator[None]:
-    """Prints how many cases of each file came out how, under `pytest -s`."""
+    """Prints the number of cases of each file and outcome, under `pytest -s`."""
     yield
     print("", f"| seed {SEED} | {' | '.join(KINDS)} |", f"|---|{'---:|' * len(KINDS)}", sep="\n")
     for name, found in TABLE.items():
@@ -153,9 +153,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     small = "run.name=r data.rule110.width=6 data.rule110.steps=2 data.rule110.validation_samples=16 data.batch=8"
     rest = "model.dim=16 model.ffn_dim=16 sleep.passes=2 train.tokens=224 train.eval_every=2 checkpoint.every=2"
-    given = [*small.split(), *rest.split(), "run.root=runs", "wandb.mode=disabled", "train.log_every=1"]
-    with chdir(root):  # no file names the place
-        assert trainer.train(compose(["experiment=rule110", *given])) == 0
+    overrides = [*small.split(), *rest.split(), "run.root=runs", "wandb.mode=disabled", "train.log_every=1"]
+    with chdir(root):  # no file holds the path
+        assert trainer.train(compose(["experiment=rule110", *overrides])) == 0
     folder = root / "runs" / "r"
     lines = (folder / "metrics.jsonl").read_bytes().splitlines()
     records = [unmeasured(json.loads(line)) | {"time": float(at)} for at, line in enumerate(lines)]
@@ -165,7 +165,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def unmeasured(value: Any, name: str = "") -> Any:
-    """The same with fixed values for what differs from run to run: a case is a function of seed and content."""
+    """`value` with fixed values where runs differ: a case is a function of seed and content."""
     if isinstance(value, dict):
         return {key: unmeasured(inner, key) for key, inner in value.items()}
     if name in ("step", "tokens", "passes", "window", "batch", "number", "state"):
@@ -175,11 +175,11 @@ def unmeasured(value: Any, name: str = "") -> Any:
 
 
 def of_run(folder: Path) -> Any:
-    """What a report says of a run, and what the next attempt reads of it."""
+    """The fields of a run that a report and the next attempt read."""
     [found], unreadable = find_runs([folder])
     MetricsFile(folder / "metrics.jsonl").truncate_after(10**9, 10**9)
-    told = [found.state, found.notes, found.code, found.flops]
-    return None if unreadable or found.status is None else [*told, found.records, found.status]
+    fields = [found.state, found.notes, found.code, found.flops]
+    return None if unreadable or found.status is None else [*fields, found.records, found.status]
 
 
 @pytest.mark.parametrize(("file", "mutations"), [("metrics.jsonl", LINES), ("status.json", JSON), (CONFIG, YAML)])
@@ -214,7 +214,7 @@ def test_checkpoints(run: Path, file: str, tmp_path: Path) -> None:
 
 
 def of_state(folder: Path) -> Any:
-    """As a run that goes on takes it over."""
+    """The state that a run that goes on reads."""
     assert find_damage(folder) is None
     state, config = read_state(folder, OF_A_RUN), load_resolved(folder / CONFIG)
     SpikeDetector(10.0, 4).load_state_dict(state["spikes"])
@@ -224,7 +224,7 @@ def of_state(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("file", [STATE, CONFIG])
-def test_checkpoints_behind_a_manifest_that_vouches_for_them(run: Path, file: str, tmp_path: Path) -> None:
+def test_checkpoints_with_a_right_manifest(run: Path, file: str, tmp_path: Path) -> None:
     def seal(folder: Path) -> None:
         (folder / "manifest.json").unlink()
         write_manifest(folder, entries(sorted(folder.iterdir())))
@@ -291,11 +291,11 @@ MODEL_FILES = [("config.json", JSON), ("generation_config.json", JSON), ("model.
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of a family of transformers', and one of ours, both in several files."""
+    """A model of a family of transformers, and one of this package, both in several files."""
     root = tmp_path_factory.mktemp("models")
-    ours = disturbed(tiny_config(["attention", "gated_deltanet"]))
+    config = disturbed(tiny_config(["attention", "gated_deltanet"]))
     (root / "native").mkdir()
-    native(FAMILIES["qwen3_5_text"], ours, root / "native").save_pretrained(root / "native", max_shard_size="4KB")
+    native(FAMILIES["qwen3_5_text"], config, root / "native").save_pretrained(root / "native", max_shard_size="4KB")
     (root / "native" / "model.safetensors").unlink(missing_ok=True)
     sleeping().save_pretrained(root / "saved", max_shard_size="4KB")
     for place in root.iterdir():

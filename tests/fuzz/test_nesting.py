@@ -1,4 +1,4 @@
-"""JSON deeper than any stack, in every file that is read: one line, or passed over."""
+"""JSON deeper than any stack, in every file that is read, is one line of an error, or the file is ignored."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("kind", DEEP)
 @pytest.mark.parametrize("name", READERS)
-def test_what_is_deep_is_refused_in_a_line(tmp_path: Path, name: str, kind: str) -> None:
+def test_deep_files_are_refused_in_a_line(tmp_path: Path, name: str, kind: str) -> None:
     (tmp_path / name).write_text(DEEP[kind] + "\n")
     with pytest.raises(UserError) as refusal:
         READERS[name](tmp_path / name)
@@ -42,7 +42,7 @@ def test_what_is_deep_is_refused_in_a_line(tmp_path: Path, name: str, kind: str)
 
 
 @pytest.mark.parametrize("text", DEEP.values(), ids=list(DEEP))
-def test_what_is_deep_is_passed_over(tmp_path: Path, text: str) -> None:
+def test_deep_files_are_ignored(tmp_path: Path, text: str) -> None:
     for name in ("status.json", MANIFEST, "lease.json"):
         (tmp_path / name).write_text(text)
     assert read_status(tmp_path) is None

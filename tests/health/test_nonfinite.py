@@ -12,16 +12,16 @@ SHAPE = StepShape(passes=2, window=4, batch=1)
 
 
 @pytest.mark.parametrize("micro", [0, 1])
-def test_names_the_window_the_pass_and_the_layer_of_a_forward(micro):
+def test_the_window_the_pass_and_the_layer_of_a_forward_are_named(micro):
     model, batch = tiny_model(), random_batch([[0] * 12, [0] * 12])
     batch.tokens_BT[:] = torch.arange(12) % 4
-    batch.tokens_BT[0, 9] = 16  # a token that stands in window 3 alone
+    batch.tokens_BT[0, 9] = 16  # a token that stands only in window 3
     model.embedding.weight.data[16] = torch.nan
     where = locate_nonfinite(model, batch, SHAPE, config(train__micro_batch=micro), None)
     assert where == "window 3, pass 1, layer 0 (features)"
 
 
-def test_names_a_sleep_pass(monkeypatch):
+def test_a_sleep_pass_is_named(monkeypatch):
     model, batch = tiny_model(), random_batch([[0] * 8])
     calls = []
 
@@ -37,7 +37,7 @@ def test_names_a_sleep_pass(monkeypatch):
     assert where == "window 1, pass 2, layer 1 (features)"
 
 
-def test_names_a_gradient_that_is_not_finite_though_the_loss_is():
+def test_a_gradient_that_is_not_finite_is_named_though_the_loss_is_finite():
     model, batch = tiny_model(), random_batch([[0] * 8])
 
     class Explode(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""The sizes of memory and features: those that a plain loop shows, in every recompute mode and layout."""
+"""The norms of memory and features are the same in a plain loop and in every recompute mode and layout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.parallel.test_train import layout, records, text, train
 from tests.sleep.test_step import SHAPE, config
 from tests.train.conftest import tiny_shards
 
-__all__ = ["tiny_shards"]  # the fixture holds here too
+__all__ = ["tiny_shards"]  # this module uses the fixture, too
 
 ONE = World(Mesh.single(), torch.device("cpu"))
 # Documents that go on, one that ends in the second window, pads at a row's end and a row of nothing else; some windows
@@ -46,7 +46,7 @@ def measured(**changes: object) -> dict[str, dict[str, float]]:
 
 
 def by_hand() -> dict[str, dict[str, float]]:
-    """From what the last block leaves, and from the state of the rows that hold any."""
+    """Computes the norms from the outputs of the last block, and from the state of the rows that hold any."""
     model, batch = tiny_model(), random_batch(DOCUMENTS, target_share=TARGETS, continues_B=CONTINUES)
     current: list[Round] = []
     numbers: dict[int, list[torch.Tensor]] = {}
@@ -57,10 +57,10 @@ def by_hand() -> dict[str, dict[str, float]]:
             return
         for row, x_LD in zip(r.rows, output[0].detach(), strict=True):
             documents = batch.documents_BT[row, r.start : r.stop]
-            kept = documents != PAD
+            selected = documents != PAD
             if not r.is_wake:
-                kept &= documents == documents[kept][-1]
-            numbers.setdefault(r.pass_index, []).append(x_LD[kept].flatten())
+                selected &= documents == documents[selected][-1]
+            numbers.setdefault(r.pass_index, []).append(x_LD[selected].flatten())
 
     model.blocks[2].register_forward_hook(hook)
     context = step_context(config(), SHAPE, model)
@@ -75,9 +75,9 @@ def by_hand() -> dict[str, dict[str, float]]:
     return {"S": memory, "features": features}
 
 
-def assert_close(found: dict[str, dict[str, float]], wanted: dict[str, dict[str, float]], rel: float) -> None:
-    assert {kind: set(values) for kind, values in found.items()} == {k: set(v) for k, v in wanted.items()}
-    for kind, values in wanted.items():
+def assert_close(found: dict[str, dict[str, float]], expected: dict[str, dict[str, float]], rel: float) -> None:
+    assert {kind: set(values) for kind, values in found.items()} == {k: set(v) for k, v in expected.items()}
+    for kind, values in expected.items():
         assert found[kind] == pytest.approx(values, rel=rel), kind
 
 
@@ -92,10 +92,10 @@ def assert_close(found: dict[str, dict[str, float]], wanted: dict[str, dict[str,
     ],
     ids=str,
 )
-def test_they_are_those_of_a_plain_loop(changes: dict[str, object]) -> None:
-    wanted = by_hand()
-    assert set(wanted["features"]) == {"pass1", "pass2"}, "the last pass leaves no features"
-    assert_close(measured(**changes), wanted, rel=1e-12)
+def test_norms_equal_those_of_a_plain_loop(changes: dict[str, object]) -> None:
+    expected = by_hand()
+    assert set(expected["features"]) == {"pass1", "pass2"}, "the last pass leaves no features"
+    assert_close(measured(**changes), expected, rel=1e-12)
 
 
 def test_a_layer_that_holds_nothing_is_left_out() -> None:
@@ -115,14 +115,14 @@ def norms(folder: Path) -> list[dict[str, dict[str, float]]]:
     ],
     ids=["stages of replicas", "tensor ranks with split tokens"],
 )
-def test_they_are_the_same_in_every_layout(
+def test_norms_are_the_same_in_every_layout(
     tmp_path: Path, tiny_shards: tuple[str, ...], spread: tuple[str, ...], more: tuple[str, ...], ranks: int
 ) -> None:
     every = (*text(tiny_shards), "health.norms_every=2", "sleep.core=[1,3]", "sleep.passes=3")
     train(tmp_path / "one", *every)
     train(tmp_path / "many", *every, *spread, *more, ranks=ranks)
-    (wanted,) = norms(tmp_path / "one")
+    (one,) = norms(tmp_path / "one")
     (found,) = norms(tmp_path / "many")
     assert [r["step"] for r in records(tmp_path / "many") if "norms" in r] == [2]
-    assert set(wanted["S"]) == {"layer0", "layer2", "layer3"} and set(wanted["features"]) == {"pass1", "pass2", "pass3"}
-    assert_close(found, wanted, rel=1e-4)
+    assert set(one["S"]) == {"layer0", "layer2", "layer3"} and set(one["features"]) == {"pass1", "pass2", "pass3"}
+    assert_close(found, one, rel=1e-4)

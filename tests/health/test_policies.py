@@ -1,4 +1,4 @@
-"""Steps that go wrong, under each policy: whole runs, one of whose batches makes loss and gradient grow."""
+"""Bad steps under each policy: one batch of a run makes loss and gradient grow."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from tests.runs import on_open
 from tests.train.conftest import tiny_shards
 from tests.train.test_trainer import records, settings
 
-__all__ = ["tiny_shards"]  # the fixture holds here too
+__all__ = ["tiny_shards"]  # this module uses the fixture, too
 
-BAD, GOOD = 14, 6  # the batch, and the step whose checkpoint lies far enough before
+BAD, GOOD = 14, 6  # the bad batch, and the step whose checkpoint is far enough before it
 STEPS = 20
 GUARD = ("health.spike_factor=25", "health.spike_window=8", f"train.tokens={STEPS * 8 * 7}", "checkpoint.keep=1")
 
@@ -37,7 +37,7 @@ def prepared(folder: Path, *more: str) -> Any:
 
 @pytest.fixture
 def bad(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes batches bad in the first replica: what the head reads is multiplied."""
+    """Makes batches bad in the first replica: multiplies the features that the head reads."""
 
     def make(factor: float, batches: tuple[int, ...] = (BAD,)) -> None:
         next_batch = Run.next_batch
@@ -74,9 +74,9 @@ def saved(folder: Path) -> dict[str, Any]:
 def assert_same_end(a: Path, b: Path) -> None:
     one, other = saved(a), saved(b)
     for part in ("model", "optim"):
-        ours, theirs = leaves(one[part]), leaves(other[part])
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs), part
+        first, second = leaves(one[part]), leaves(other[part])
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in second), part
     assert (one["step"], one["tokens"], one["data"]) == (other["step"], other["tokens"], other["data"])
 
 
@@ -104,26 +104,26 @@ def test_skip_makes_no_update_and_empties_the_memory(
     tmp_path: Path, bad: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad(100.0)
-    left, advance = list[bool](), Run.advance
+    holds_memory, advance = list[bool](), Run.advance
 
     def seen(self: Run, batch: Any, num_tokens: int, flops: int, state: Any) -> None:
-        left.append(any(layer is not None for layer in state.layers))
+        holds_memory.append(any(layer is not None for layer in state.layers))
         advance(self, batch, num_tokens, flops, state)
 
     monkeypatch.setattr(Run, "advance", seen)
     config = prepared(tmp_path, "health.on_spike=skip", "checkpoint.every=1", "checkpoint.keep=100")
     assert trainer.train(config) == 0
-    assert left == [step != BAD for step in range(1, STEPS + 1)]
+    assert holds_memory == [step != BAD for step in range(1, STEPS + 1)]
     before, after, later = (contents(checkpoints(tmp_path / "r" / "checkpoints")[s]) for s in (BAD - 1, BAD, BAD + 1))
     for part in ("model", "optim"):
-        ours, theirs, changed = leaves(before[part]), leaves(after[part]), leaves(later[part])
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-        assert not all(torch.equal(ours[name], changed[name]) for name in ours)
+        old, skipped, changed = leaves(before[part]), leaves(after[part]), leaves(later[part])
+        assert all(torch.equal(old[name], skipped[name]) for name in old)
+        assert not all(torch.equal(old[name], changed[name]) for name in old)
     assert [r["skipped"] for r in records(tmp_path) if "loss" in r] == [0] * 13 + [1] * 7
 
 
-def by_leaving_out(folder: Path, monkeypatch: pytest.MonkeyPatch, bad: int, good: int) -> None:
-    """The same run, told from the start which batches it does not get."""
+def train_without(folder: Path, monkeypatch: pytest.MonkeyPatch, bad: int, good: int) -> None:
+    """Trains the same run, which skips the batches between `good` and `bad`."""
     next_batch = Run.next_batch
 
     def jump(self: Run, num_rows: int) -> Any:
@@ -155,22 +155,22 @@ def test_rollback_is_a_run_without_the_batches_between(
     batch: int,
     good: int,
 ) -> None:
-    by_leaving_out(tmp_path / "without", monkeypatch, batch, good)
+    train_without(tmp_path / "without", monkeypatch, batch, good)
     bad(factor, (batch,))
     assert trainer.train(prepared(tmp_path / "back", f"{setting}=rollback")) == 0
     assert_same_end(tmp_path / "back", tmp_path / "without")
     assert steps(tmp_path / "back") == list(range(1, STEPS + 1)), "no double step"
-    (told,) = [r for r in records(tmp_path / "back") if "rollback" in r]
-    assert told["step"] == good and told["rollback"]["number"] == 1 and told["rollback"]["bad_step"] == batch  # type: ignore[index]
+    (record,) = [r for r in records(tmp_path / "back") if "rollback" in r]
+    assert record["step"] == good and record["rollback"]["number"] == 1 and record["rollback"]["bad_step"] == batch  # type: ignore[index]
     strip = {"rollbacks"}
-    ours, theirs = (
+    rolled_back, without = (
         [{k: v for k, v in r.items() if k not in strip} for r in records(tmp_path / name) if "loss" in r]
         for name in ("back", "without")
     )
-    assert ours == theirs
+    assert rolled_back == without
 
 
-def test_a_rollback_tells_of_damaged_checkpoints(
+def test_a_rollback_reports_damaged_checkpoints(
     tmp_path: Path, bad: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad(torch.inf)
@@ -183,8 +183,8 @@ def test_a_rollback_tells_of_damaged_checkpoints(
 
     monkeypatch.setattr(Run, "roll_back", damaged)
     assert trainer.train(prepared(tmp_path, "health.on_nonfinite=rollback", "checkpoint.keep=9")) == 0
-    (told,) = [line for line in capsys.readouterr().err.splitlines() if "is damaged" in line]
-    assert "the checksum of state.json" in told and told.endswith("the one before is taken")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "is damaged" in line]
+    assert "the checksum of state.json" in line and line.endswith("the one before is taken")
 
 
 class Killed(Exception):
@@ -203,7 +203,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
                 raise Killed
 
         monkeypatch.setattr(Run, "advance", stops)
-    elif moment == "behind the rollback":
+    elif moment == "after the rollback":
 
         def back(self: Run, why: str) -> None:
             roll_back(self, why)
@@ -223,7 +223,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("undisturbed")
 
 
@@ -232,33 +232,33 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         "step 0 13",
         "amid the removal",
-        "behind the removal",
-        "behind the rollback",
+        "after the removal",
+        "after the rollback",
         "step 1 8",
         "step 1 10",
     ],
 )
 @pytest.mark.slow
-def test_killed_around_a_rollback_and_restarted_equals_an_undisturbed_run(
-    tmp_path: Path, bad: Callable[..., None], monkeypatch: pytest.MonkeyPatch, undisturbed: Path, moment: str
+def test_killed_around_a_rollback_and_restarted_equals_an_uninterrupted_run(
+    tmp_path: Path, bad: Callable[..., None], monkeypatch: pytest.MonkeyPatch, uninterrupted: Path, moment: str
 ) -> None:
     bad(100.0)
-    if not checkpoints(undisturbed / "r" / "checkpoints"):
-        assert trainer.train(prepared(undisturbed, "health.on_spike=rollback")) == 0
+    if not checkpoints(uninterrupted / "r" / "checkpoints"):
+        assert trainer.train(prepared(uninterrupted, "health.on_spike=rollback")) == 0
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, moment)
         trainer.train(prepared(tmp_path, "health.on_spike=rollback"))
-    if moment.startswith("behind"):
+    if moment.startswith("after"):
         assert checkpoints(tmp_path / "r" / "checkpoints")[-1].name == "step-00000006", "newer ones are gone"
     assert trainer.train(prepared(tmp_path, "health.on_spike=rollback")) == 0
-    assert records(tmp_path) == records(undisturbed)
-    assert_same_end(tmp_path, undisturbed)
-    assert saved(tmp_path)["spikes"] == saved(undisturbed)["spikes"]
-    assert saved(tmp_path)["rollbacks"] == saved(undisturbed)["rollbacks"]
+    assert records(tmp_path) == records(uninterrupted)
+    assert_same_end(tmp_path, uninterrupted)
+    assert saved(tmp_path)["spikes"] == saved(uninterrupted)["spikes"]
+    assert saved(tmp_path)["rollbacks"] == saved(uninterrupted)["rollbacks"]
 
 
-def test_rollbacks_in_vain_end_the_run(tmp_path: Path, bad: Callable[..., None]) -> None:
-    """Every batch behind the fourteenth is bad: each attempt fails at the step behind the checkpoint."""
+def test_rollbacks_without_progress_end_the_run(tmp_path: Path, bad: Callable[..., None]) -> None:
+    """Every batch from the fourteenth on is bad: each attempt fails at the first step after the checkpoint."""
     bad(torch.inf, tuple(range(BAD, 100)))
     with pytest.raises(NonFiniteError, match=r"step 7: .*2 rollbacks .* past step 14"):
         trainer.train(prepared(tmp_path, "health.on_nonfinite=rollback", "health.max_rollbacks=2"))
@@ -267,14 +267,14 @@ def test_rollbacks_in_vain_end_the_run(tmp_path: Path, bad: Callable[..., None])
 
 
 def test_progress_allows_more_rollbacks(tmp_path: Path, bad: Callable[..., None]) -> None:
-    """The second bad batch comes at step 10 behind the first rollback, the third at step 15, behind both."""
+    """The second bad batch comes at step 10 after the first rollback, the third at step 15 after both."""
     bad(torch.inf, (BAD, 18, 32))
     assert trainer.train(prepared(tmp_path, "health.on_nonfinite=rollback", "health.max_rollbacks=2")) == 0
     assert [r["rollback"]["number"] for r in records(tmp_path) if "rollback" in r] == [1, 2, 3]  # type: ignore[index]
     assert steps(tmp_path) == list(range(1, STEPS + 1))
 
 
-def test_the_policy_may_change_when_a_run_goes_on_but_not_what_is_a_spike(
+def test_a_run_that_goes_on_may_change_the_policy_but_not_the_limit_of_spikes(
     tmp_path: Path, bad: Callable[..., None]
 ) -> None:
     bad(100.0)
@@ -299,10 +299,10 @@ def test_the_policy_may_change_when_a_run_goes_on_but_not_what_is_a_spike(
     ids=str,
 )
 @pytest.mark.slow
-def test_all_processes_do_alike(
+def test_all_processes_act_alike(
     tmp_path: Path, bad: Callable[..., None], spread: tuple[str, ...], ranks: int, policy: str, batch: int, good: int
 ) -> None:
-    """The rows of one replica are bad; the others hear of it by the loss and norm of all."""
+    """The rows of one replica are bad. The loss and the norm of all ranks show it to the others."""
     bad(100.0 if batch == BAD else torch.inf, (batch,))
     rest = (f"health.on_spike={policy}", "health.on_nonfinite=rollback", "checkpoint.every=1", "checkpoint.keep=100")
     config = prepared(tmp_path, *spread, *rest)
@@ -312,24 +312,24 @@ def test_all_processes_do_alike(
     if policy == "skip":
         before, after = contents(folder[BAD - 1]), contents(folder[BAD])
         for part in ("model", "optim"):
-            ours, theirs = leaves(before[part]), leaves(after[part])
-            assert all(torch.equal(ours[name], theirs[name]) for name in ours), part
+            one, other = leaves(before[part]), leaves(after[part])
+            assert all(torch.equal(one[name], other[name]) for name in one), part
         assert last(tmp_path)["skipped"] == 1
     else:
-        (told,) = [r for r in records(tmp_path) if "rollback" in r]
-        assert told["step"] == good and saved(tmp_path)["data"]["position"] == 8 * (STEPS + batch - good)
+        (record,) = [r for r in records(tmp_path) if "rollback" in r]
+        assert record["step"] == good and saved(tmp_path)["data"]["position"] == 8 * (STEPS + batch - good)
         assert trainer.train(prepared(tmp_path / "one", *rest)) == 0
         for part in ("model", "optim"):
-            ours, theirs = leaves(saved(tmp_path)[part]), leaves(saved(tmp_path / "one")[part])
-            assert ours.keys() == theirs.keys()
-            for name, tensor in theirs.items():
-                torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+            one, other = leaves(saved(tmp_path)[part]), leaves(saved(tmp_path / "one")[part])
+            assert one.keys() == other.keys()
+            for name, tensor in other.items():
+                torch.testing.assert_close(one[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_text_goes_on_behind_the_bad_step_with_empty_memory(
+def test_text_goes_on_after_the_bad_step_with_empty_memory(
     tmp_path: Path, tiny_shards: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In lanes, whose documents go on over steps: at step 2 of 12 memory is carried, and behind the bad one too."""
+    """Documents in lanes go on over steps: memory is carried at step 2 of 12, and after the bad step, too."""
     more = (*tiny_shards, "health.spike_window=8", "health.on_nonfinite=rollback", "checkpoint.every=1")
     next_batch, reads = Run.next_batch, [0]
 
@@ -343,7 +343,7 @@ def test_text_goes_on_behind_the_bad_step_with_empty_memory(
         reads[0] += 1
         batch, num_tokens = next_batch(self, num_rows)
         if self.folder.parent.name == "back" and reads[0] == 10:
-            assert bool(batch.continues_B.any()), "the case needs a document that goes on behind the bad step"
+            assert bool(batch.continues_B.any()), "the case needs a document that goes on after the bad step"
             self.model.norm.weight.data[0] = torch.nan  # type: ignore[union-attr,operator]
         return batch, num_tokens
 

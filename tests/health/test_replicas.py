@@ -1,4 +1,4 @@
-"""Copies of the weights that differ in a bit: found, named, and not saved."""
+"""Copies of the weights that differ in a bit are found, named, and not saved."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from tests.parallel.test_train import layout, settings
 def test_a_checksum_sees_every_bit_and_every_place(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(replicas, "CHUNK", 64)
     values = torch.randn(size, generator=torch.Generator().manual_seed(0))
-    wanted = int(checksum(values))
-    assert int(checksum(values.clone())) == wanted
+    expected = int(checksum(values))
+    assert int(checksum(values.clone())) == expected
     for place in {0, size // 2, size - 1}:
         for bit in (0, 12, 30):
             other = values.clone()
             other.view(torch.int32)[place] ^= 1 << bit
-            assert int(checksum(other)) != wanted, (place, bit)
-    for one, two in ((0, 3), (3, 67)):  # inside a chunk, and in the same place of two
+            assert int(checksum(other)) != expected, (place, bit)
+    for one, two in ((0, 3), (3, 67)):  # inside a chunk, and in the same place of two chunks
         if two < size:
             other = values.clone()
             other[[one, two]] = other[[two, one]]
-            assert int(checksum(other)) != wanted, (one, two)
+            assert int(checksum(other)) != expected, (one, two)
     zero = torch.zeros(size)
     assert int(checksum(zero)) != int(checksum(-zero)), "the sign of zero is a bit"
 
 
 @pytest.mark.parametrize(
-    ("digests", "wanted"),
+    ("digests", "expected"),
     [("aaaa", []), ("aaba", [2]), ("abac", [1, 3]), ("ab", [0, 1]), ("aabb", [0, 1, 2, 3]), ("abc", [0, 1, 2])],
 )
-def test_the_minority_is_named_or_all(digests: str, wanted: list[int]) -> None:
-    assert differing_ranks(range(len(digests)), [d.encode() for d in digests]) == wanted
+def test_the_minority_is_named_or_without_one_all(digests: str, expected: list[int]) -> None:
+    assert differing_ranks(range(len(digests)), [d.encode() for d in digests]) == expected
 
 
 def corrupt(monkeypatch: pytest.MonkeyPatch, rank: int, step: int, name: str) -> None:
-    """A bit of a weight changes in one process, behind the update of a step."""
+    """A bit of a weight changes in one process, after the update of a step."""
     advance = Run.advance
 
     def corrupted(self: Run, *args: Any) -> None:
@@ -68,9 +68,9 @@ def diverged(config: Any) -> str:
 
 @pytest.mark.usefixtures("imported")
 @pytest.mark.parametrize(
-    ("spread", "ranks", "rank", "every", "wanted"),
+    ("spread", "ranks", "rank", "every", "expected"),
     [
-        # Before a checkpoint weights are compared whatever the interval.
+        # Weights are always compared before a checkpoint, whatever the interval.
         (layout(1, 1, 1), 4, 2, 100, "rank 2 of ranks 0-3 (first in blocks.1.mlp.down_proj.weight)"),
         (layout(1, 2, 1), 4, 1, 1, "ranks 0-1 of ranks 0-1 (first in blocks.1.mlp.down_proj.weight)"),
     ],
@@ -82,17 +82,17 @@ def test_a_run_whose_replicas_differ_ends_and_names_them(
     ranks: int,
     rank: int,
     every: int,
-    wanted: str,
+    expected: str,
 ) -> None:
     corrupt(monkeypatch, rank, 2, "blocks.1.mlp.down_proj.weight")
     config = compose(settings(tmp_path, *spread, f"health.compare_every={every}"))
-    said = run_ranks(diverged, ranks, config)
-    assert len(set(said)) == 1 and said[0].startswith(f"step 2: the weights of replicas differ: {wanted}. ")
+    messages = run_ranks(diverged, ranks, config)
+    assert len(set(messages)) == 1 and messages[0].startswith(f"step 2: the weights of replicas differ: {expected}. ")
     assert [p.stem for p in checkpoints(tmp_path / "r" / "checkpoints")] == ["step-00000000", "step-00000001"]
 
 
 @pytest.mark.usefixtures("imported")
-def test_never_means_never(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zero_switches_the_comparison_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corrupt(monkeypatch, 1, 2, "blocks.1.mlp.down_proj.weight")
     config = compose(settings(tmp_path, *layout(1, 1, 1), "health.compare_every=0"))
     assert run_ranks(trainer.train, 2, config) == [0, 0]

@@ -1,4 +1,4 @@
-"""A process that is slow by itself is named; nothing else follows from it."""
+"""A process that is slow by itself is named, and the run goes on."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def test_slow_ranks_are_those_beyond_the_factor_in_either_kind() -> None:
     }
 
 
-def test_of_two_the_slower_one_is_named() -> None:
+def test_the_slower_of_two_ranks_is_named() -> None:
     assert list(compare_speeds([Probe("a", 2.0, 1.0), Probe("b", 1.0, 1.0)], 1.5)["slow"]) == ["rank0"]  # type: ignore[call-overload]
 
 
 @pytest.mark.usefixtures("imported")
-def test_a_slow_rank_is_told_of_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said, gather = tmp_path / "said", World.gather
+def test_a_slow_rank_is_reported_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, gather = tmp_path / "said", World.gather
 
     def slowed(self: World, value: Any) -> Any:
         if isinstance(value, Probe):
@@ -50,7 +50,7 @@ def test_a_slow_rank_is_told_of_and_recorded(tmp_path: Path, monkeypatch: pytest
         return gather(self, value)
 
     def message(run: Run, text: str) -> None:
-        with said.open("a") as file:
+        with log.open("a") as file:
             file.write(f"{text}\n" if run.world.is_main else "")
 
     monkeypatch.setattr(World, "gather", slowed)
@@ -58,7 +58,7 @@ def test_a_slow_rank_is_told_of_and_recorded(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Run, "message", message)
     config = compose(settings(tmp_path, *layout(1, 1, 1), "health.probe_every=2"))
     assert run_ranks(trainer.train, 2, config) == [0, 0]
-    assert [line for line in said.read_text().splitlines() if "slow" in line] == [
+    assert [line for line in log.read_text().splitlines() if "slow" in line] == [
         "step 2: rank 1 on node7 is slow: 4.0 times the median for matrix products, 1.0 times for a loop of Python"
     ]
     (record,) = [r for r in records(tmp_path) if "speed" in r]

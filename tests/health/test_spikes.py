@@ -1,4 +1,4 @@
-"""What is a spike, and what is known of it behind a restart."""
+"""Spikes, and the detector's state after a restart."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ NINE = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
 
 
 def detector(losses: list[float], norms: list[float], factor: float = 2.0, window: int = 9) -> SpikeDetector:
-    made = SpikeDetector(factor, window)
-    made.begin([1, 2, 3])
+    result = SpikeDetector(factor, window)
+    result.begin([1, 2, 3])
     for loss, norm in zip(losses, norms, strict=True):
-        made.observe(loss, norm)
-    return made
+        result.observe(loss, norm)
+    return result
 
 
-def test_beyond_the_factor_above_the_median() -> None:
+def test_a_spike_is_beyond_the_factor_above_the_median() -> None:
     found = detector(NINE, NINE)
     edge = 5 + 2 * 2 * 1.4826
     assert found.spike(edge - 1e-9, 1.0) is None
@@ -29,7 +29,7 @@ def test_beyond_the_factor_above_the_median() -> None:
 
 
 def test_outliers_do_not_hide_others() -> None:
-    """A mean and a standard deviation would be drawn up by the first spike."""
+    """The first spike would raise a mean and a standard deviation."""
     assert detector([*NINE[:-1], 1e6], NINE).spike(50.0, 1.0)
 
 
@@ -51,7 +51,7 @@ def test_a_level_that_stays_is_no_spike_after_half_a_window() -> None:
     assert spikes == 5
 
 
-def test_off_and_a_constant_loss() -> None:
+def test_without_a_factor_and_with_a_constant_loss() -> None:
     assert detector(NINE, NINE, factor=0.0).spike(1e9, 1e9) is None
     assert not SpikeDetector(0.0, 8).watches
     constant = detector([2.0] * 9, [1.0] * 9)
@@ -59,7 +59,7 @@ def test_off_and_a_constant_loss() -> None:
     assert constant.spike(2.5, 1.0) == "loss 2.5 is far above 2, the median of 9 steps"
 
 
-def test_saved_and_read_back_it_goes_on_to_the_bit() -> None:
+def test_a_restored_detector_goes_on_to_the_bit() -> None:
     generator = random.Random(0)
     losses = [generator.random() for _ in range(40)]
     found = detector(losses[:20], losses[20:])

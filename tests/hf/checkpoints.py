@@ -1,4 +1,4 @@
-"""Checkpoints of small models, and what they were trained with."""
+"""Checkpoints of small models, and their settings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STATE = {"step": 12, "tokens": 3456}
 
 
 def run_config(model: ModelConfig, tokenizer: str = "") -> Config:
-    """Of a run that slept with N=3, L=16 at the tokens of STATE; with N=1 where it has no memory."""
+    """The settings of a run with N=3 and L=16 at the tokens of STATE, or N=1 for a model without memory."""
     data = DataConfig("shards", shards=ShardsConfig(tokenizer, [ShardSource("books"), ShardSource("code")]))
     if not tokenizer:
         data.source = "rule110"
@@ -49,7 +49,7 @@ def documents_of(config: Config, **more: Any) -> dict[str, bytes]:
 
 
 def save_checkpoint(folder: Path, model: Hybrid, config: Config | None = None, **state: Any) -> Path:
-    """As a run writes it, optimizer state and all. state: more of what it says besides tensors."""
+    """Writes a checkpoint as a run does, with optimizer state. state: more fields of `state.json`."""
     config = config or run_config(model.config)
     tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
     tensors |= {"optim/adamw/norm.weight/step": torch.tensor(12.0), "rng/torch": torch.get_rng_state()}
@@ -58,7 +58,7 @@ def save_checkpoint(folder: Path, model: Hybrid, config: Config | None = None, *
 
 
 def save_half(folder: Path, model: Hybrid) -> None:
-    """What one of two ranks does to write the checkpoint: it owns every other tensor."""
+    """Writes the part of one of two ranks, which owns every second tensor."""
     world = all_or_raise()
     owned = list(model.named_parameters())[world.rank :: 2]
     documents = documents_of(run_config(model.config))

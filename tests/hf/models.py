@@ -1,4 +1,4 @@
-"""Small models of every family, ours and theirs with the same weights."""
+"""Small models of every family, as this package's model and as the family's, with the same weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def granite(rotary: float = 0.0, layers: list[str] | None = None, **changes: Any
 
 
 def olmo(rotary: float = 0.0, neg_eigval: bool = True, **changes: Any) -> ModelConfig:
-    """Gated DeltaNet with reflections, and attention in front of its norms."""
+    """Gated DeltaNet with reflections, and attention with norms only after it."""
     config = tiny_config(HYBRID, **({"norm": "plain"} | changes))
     plain = {"gate": False, "qk_norm": "all", "post_norm": True, "partial_rotary_factor": rotary}
     config.attention = replace(config.attention, **plain)  # type: ignore[arg-type]
@@ -40,7 +40,7 @@ def olmo(rotary: float = 0.0, neg_eigval: bool = True, **changes: Any) -> ModelC
     return config
 
 
-# By a name for the test: the family and a model that it expresses.
+# {name of a case: (family, a model that it expresses)}.
 MODELS: dict[str, tuple[str, ModelConfig]] = {
     "qwen3_5_text": ("qwen3_5_text", tiny_config(HYBRID)),
     "qwen3_5_text-untied": ("qwen3_5_text", tiny_config(HYBRID, tie_embeddings=False)),
@@ -55,7 +55,7 @@ MODELS: dict[str, tuple[str, ModelConfig]] = {
     "olmo_hybrid-rope": ("olmo_hybrid", olmo(rotary=1.0, neg_eigval=False, tie_embeddings=False)),
 }
 QUICK = ("qwen3_5_text", "qwen3_next-untied", "granitemoehybrid", "olmo_hybrid")
-# For tests that are long for all of them.
+# The cases of tests that would take long for all of them.
 QUICK_OR_SLOW = [
     pytest.param(*model, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, model in MODELS.items()
 ]
@@ -67,7 +67,7 @@ ZERO_CENTRED: dict[str, tuple[str, ModelConfig]] = {
 
 
 def disturbed(config: ModelConfig, seed: int = 0, amount: float = 0.1) -> Hybrid:
-    """A model in fp32 whose every parameter counts."""
+    """A model in fp32 in which every parameter has an effect."""
     model = Hybrid(config)
     model.init_weights(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -78,7 +78,7 @@ def disturbed(config: ModelConfig, seed: int = 0, amount: float = 0.1) -> Hybrid
 
 
 def native(family: Family, ours: Hybrid, folder: Path) -> PreTrainedModel:
-    """The same model in transformers' own class, by way of the files in `folder`."""
+    """The same model in transformers' own class, which reads files in `folder`."""
     parameters = {name: p.detach() for name, p in ours.named_parameters()}
     weights = {name: w.contiguous() for name, w in family.to_theirs(ours.config, parameters.__getitem__)}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})

@@ -1,10 +1,10 @@
-"""config.json of Jet-Nemotron-2B, Ouro-1.4B and Qwen3.5-2B: what the shape of a model depends on."""
+"""config.json of Jet-Nemotron-2B, Ouro-1.4B and Qwen3.5-2B: the settings that a model's shape depends on."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# jetai/modeling/configs/jetlm_2B.json, what a model's shape depends on.
+# jetai/modeling/configs/jetlm_2B.json: the settings that a model's shape depends on.
 JET_2B: dict[str, Any] = {
     "model_type": "jet_nemotron",
     "efficient_attention_config": {
@@ -33,7 +33,7 @@ JET_2B: dict[str, Any] = {
     "vocab_size": 151936,
 }
 
-# config.json of ByteDance/Ouro-1.4B, what a model's shape depends on.
+# config.json of ByteDance/Ouro-1.4B: the settings that a model's shape depends on.
 OURO_1_4B: dict[str, Any] = {
     "model_type": "ouro",
     "head_dim": 128,
@@ -55,7 +55,7 @@ OURO_1_4B: dict[str, Any] = {
     "vocab_size": 49152,
 }
 
-# The text model of Qwen/Qwen3.5-2B; what is left out is as transformers completes it.
+# The text model of Qwen/Qwen3.5-2B. Missing settings are the defaults of transformers.
 QWEN3_5_2B: dict[str, Any] = {
     "model_type": "qwen3_5_text",
     "head_dim": 256,

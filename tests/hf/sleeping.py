@@ -1,4 +1,4 @@
-"""Small sleeping models behind transformers' interface, in fp64."""
+"""Small sleeping models with transformers' interface, in fp64."""
 
 from __future__ import annotations
 

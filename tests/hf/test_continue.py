@@ -1,4 +1,4 @@
-"""The whole way: train, export, import, go on with more passes and frozen parts, export again."""
+"""All steps: train, export, import, train on with more passes and frozen parts, export again."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def passes(folder: Path) -> list[int]:
     return [r["passes"] for r in read_metrics(folder / "r" / "metrics.jsonl") if "passes" in r]
 
 
-def test_jet_nemotron_from_its_files_and_back(tmp_path: Path):
+def test_jet_nemotron_is_imported_trained_and_exported(tmp_path: Path):
     run(tmp_path / "first", *JET)
     export(tmp_path / "first" / "r", tmp_path / "theirs")
     assert import_folder(tmp_path / "theirs", tmp_path / "ours").model_type == "jet_nemotron"
@@ -59,14 +59,14 @@ def test_jet_nemotron_from_its_files_and_back(tmp_path: Path):
     model = SleepForCausalLM.from_pretrained(tmp_path / "again")
     assert model.sleep_settings().passes == 4
     ids = torch.arange(2 * model.sleep_settings().window + 1)[None] % model.config.vocab_size
-    said = model.generate(ids, max_new_tokens=20, do_sample=False, pad_token_id=0)
+    generated = model.generate(ids, max_new_tokens=20, do_sample=False, pad_token_id=0)
     with torch.no_grad():
-        expected = model(said, use_cache=False).logits[:, ids.shape[1] - 1 : -1].argmax(-1)
-    assert torch.equal(said[:, ids.shape[1] :], expected)
+        expected = model(generated, use_cache=False).logits[:, ids.shape[1] - 1 : -1].argmax(-1)
+    assert torch.equal(generated[:, ids.shape[1] :], expected)
 
 
 @pytest.mark.slow
-def test_ouro_from_its_files_with_a_memory_inserted(tmp_path: Path):
+def test_ouro_is_imported_with_a_memory_inserted(tmp_path: Path):
     run(tmp_path / "first", *OURO)
     export(tmp_path / "first" / "r", tmp_path / "theirs", "ouro")
     assert import_folder(tmp_path / "theirs", tmp_path / "ours").model_type == "ouro"

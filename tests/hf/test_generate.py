@@ -16,7 +16,7 @@ GREEDY = {
     "max_new_tokens": NEW,
     "do_sample": False,
     "pad_token_id": 17,
-}  # no id of a text, or transformers takes it for a pad
+}  # no id of a text, because transformers would take it for a pad
 CASES = {
     "every": {},
     "one pass": {"passes": 1},
@@ -42,10 +42,10 @@ def test_greedy_equals_the_training_forward_token_for_token(sleep):
         assert torch.equal(alone[0, -NEW:], cached[b, -NEW:])
 
 
-@pytest.mark.parametrize("window", [WINDOW, 2])  # more than a sliding layer reaches, and less
+@pytest.mark.parametrize("window", [WINDOW, 2])  # longer and shorter than the reach of a sliding layer
 @pytest.mark.parametrize("when", ["every", "unlabelled"])
 def test_sliding_eviction_of_a_layer_that_reaches_less_than_a_window(when, window):
-    """At one step some rows fall asleep and some, having predicted, do not; and N grows inside a text."""
+    """At one step some rows sleep, and others do not, because they have predicted. N grows inside a text."""
     layers = ["sliding_attention", "jet", "attention"]
     model = sleeping(layers, eviction="sliding", when=when, window=window)
     documents, questions = texts([5, 13, 8]), texts([11, 7, 8], seed=1)
@@ -66,12 +66,12 @@ def test_each_boundary_sleeps_once(monkeypatch):
     model, rows = sleeping(passes=2), texts([9, 3])
     rounds = []
 
-    def told(hybrid, r, *rest):  # type: ignore[no-untyped-def]
+    def counted(hybrid, r, *rest):  # type: ignore[no-untyped-def]
         rounds.append(len(r.rows))
         return run_round(hybrid, r, *rest)
 
     run_round = live_module.run_round
-    monkeypatch.setattr(live_module, "run_round", told)
+    monkeypatch.setattr(live_module, "run_round", counted)
     out = model.generate(**padded(rows), **GREEDY, return_dict_in_generate=True)
     # The last token is not read, so 9 + 10 and 3 + 10 are.
     assert out.past_key_values.boundaries == (4, 3)
@@ -106,7 +106,7 @@ def test_sampling_equals_sampling_without_a_cache():
     assert not torch.equal(model.generate(**batch, **options), found[0])
 
 
-def test_passes_and_window_are_given_to_generate():
+def test_passes_and_window_are_arguments_of_generate():
     model, batch = sleeping(passes=1, window=64), padded(texts([9, 5]))
     expected = sleeping(passes=3).generate(**batch, **GREEDY)
     for use_cache in (True, False):
@@ -126,8 +126,8 @@ def test_streaming(capsys):
     assert capsys.readouterr().out.split() == [str(int(i)) for i in out[0, -NEW:]]
 
 
-def test_after_a_text_that_was_read_before():
-    """Both ways of transformers' users: the whole text again with the cache of its beginning, or the new part alone."""
+def test_generation_after_a_text_that_was_read_before():
+    """A caller gives the whole text again with the cache of its beginning, or only the new part."""
     model, (row,) = sleeping(), texts([15])
     expected = model.generate(row[None], **GREEDY)
     memory = model.read(row[None, :10])

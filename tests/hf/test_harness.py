@@ -1,4 +1,4 @@
-"""The adapter to the lm-evaluation-harness: what it scores is what the training forward gives; no download."""
+"""The adapter to the lm-evaluation-harness scores as the training forward does. No test downloads anything."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def asked(kind: str, *requests: tuple) -> list[Instance]:
+def instances(kind: str, *requests: tuple) -> list[Instance]:
     return [Instance(kind, {}, arguments, i) for i, arguments in enumerate(requests)]
 
 
@@ -48,13 +48,13 @@ def expected_score(scorer: Sleeping, context: list[int], continuation: list[int]
     settings = model.config.sleep_settings()
     logits = trained_logits(model.model, [ids[:-1]], settings, len(context) - 1, vocabulary=IDS)[0]
     own = logits[len(context) - 1 :].float().log_softmax(-1)
-    wanted = torch.tensor(continuation)
-    return own.gather(1, wanted[:, None]).sum().item(), bool((own.argmax(-1) == wanted).all())
+    targets = torch.tensor(continuation)
+    return own.gather(1, targets[:, None]).sum().item(), bool((own.argmax(-1) == targets).all())
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("when", ["every", "unlabelled"])
-def test_likelihoods_are_those_of_training(folder, batch_size, when):
+def test_likelihoods_equal_those_of_training(folder, batch_size, when):
     scorer = Sleeping(str(folder), batch_size=batch_size, device="cpu")
     scorer.model.config.sleep["when"] = when
     scorer._unlabelled = when == "unlabelled"
@@ -64,11 +64,11 @@ def test_likelihoods_are_those_of_training(folder, batch_size, when):
         ("a", " b c d e f g h i"),
         ("some more", " words here"),
     ]
-    found = scorer.loglikelihood(asked("loglikelihood", *pairs))
+    found = scorer.loglikelihood(instances("loglikelihood", *pairs))
     for (context, continuation), score in zip(pairs, found, strict=True):
         if context:
-            own, whole = scorer.tok_encode(context), scorer.tok_encode(context + continuation)
-            expected = expected_score(scorer, own, whole[len(own) :], when)
+            own, full = scorer.tok_encode(context), scorer.tok_encode(context + continuation)
+            expected = expected_score(scorer, own, full[len(own) :], when)
         else:
             expected = expected_score(
                 scorer, [scorer.prefix_token_id], scorer.tok_encode(continuation, add_special_tokens=False), when
@@ -79,12 +79,12 @@ def test_likelihoods_are_those_of_training(folder, batch_size, when):
 def test_rolling_reads_the_whole_text(folder):
     scorer = Sleeping(str(folder), batch_size=2, device="cpu")
     texts = [" ".join(["word"] * 40), "short"]
-    found = scorer.loglikelihood_rolling(asked("loglikelihood_rolling", *((text,) for text in texts)))
+    found = scorer.loglikelihood_rolling(instances("loglikelihood_rolling", *((text,) for text in texts)))
     for text, score in zip(texts, found, strict=True):
         ids = scorer.tok_encode(text, add_special_tokens=False)
         assert score == pytest.approx(expected_score(scorer, [scorer.prefix_token_id], ids, "every")[0], rel=1e-5)
     once = Sleeping(str(folder), passes=1, device="cpu").loglikelihood_rolling(
-        asked("loglikelihood_rolling", (texts[0],))
+        instances("loglikelihood_rolling", (texts[0],))
     )
     assert once[0] != pytest.approx(found[0], abs=1e-3)
 
@@ -92,7 +92,7 @@ def test_rolling_reads_the_whole_text(folder):
 def test_generates_until(folder):
     scorer = Sleeping(str(folder), batch_size=3, device="cpu", max_gen_toks=12)
     free = [("one two three", {"until": []}), ("four", {"until": []}), ("five six", {"until": [], "max_gen_toks": 3})]
-    texts = scorer.generate_until(asked("generate_until", *free))
+    texts = scorer.generate_until(instances("generate_until", *free))
     for (prompt, options), text in zip(free, texts, strict=True):
         ids = torch.tensor([scorer.tok_encode(prompt)])
         length = options.get("max_gen_toks", 12)
@@ -102,13 +102,13 @@ def test_generates_until(folder):
         )  # fmt: skip
         assert text == scorer._tokenizer.decode(out[0, ids.shape[1] :].tolist())
     end = texts[0][len(texts[0]) // 2]
-    (cut,) = scorer.generate_until(asked("generate_until", (free[0][0], {"until": [end]})))
+    (cut,) = scorer.generate_until(instances("generate_until", (free[0][0], {"until": [end]})))
     assert cut == texts[0][: texts[0].index(end)]
 
 
 @pytest.fixture
 def cats(tmp_path):
-    """A scorer that can draw "cat" only, of a tokenizer that drops a text's first space; its model knows more ids."""
+    """A scorer that can only draw "cat". Its tokenizer drops a text's first space, and its model knows more ids."""
     tokenizer = default_sentencepiece(tmp_path / "tokenizer.model")
     model = asdict(tiny_config(["gated_deltanet"])) | {"vocab_size": tokenizer.vocab_size + 30}
     SleepForCausalLM(SleepPretrainedConfig(model=model, sleep={"passes": 2, "window": 4})).save_pretrained(tmp_path)
@@ -119,31 +119,31 @@ def cats(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"temperature": 9.0}], ids=str)
-def test_what_is_generated_begins_with_its_space(cats, options):
-    found = cats.generate_until(asked("generate_until", ("the", options), ("a dog and the", options)))
+def test_the_generated_text_keeps_its_first_space(cats, options):
+    found = cats.generate_until(instances("generate_until", ("the", options), ("a dog and the", options)))
     assert found == [" cat cat cat"] * 2
     stops = options | {"until": [" cat"]}
-    assert cats.generate_until(asked("generate_until", ("the", stops))) == [""]
-    (text,) = cats.generate_until(asked("generate_until", ("the", options | {"until": ["t c"]})))
+    assert cats.generate_until(instances("generate_until", ("the", stops))) == [""]
+    (text,) = cats.generate_until(instances("generate_until", ("the", options | {"until": ["t c"]})))
     assert text == " ca"
 
 
 def test_an_eos_of_the_folder_ends_a_text(cats):
     (cat,) = cats.tok_encode("cat", add_special_tokens=False)
     cats.model.generation_config.eos_token_id = [cat, cats.eot_token_id]
-    assert cats.generate_until(asked("generate_until", ("the", {}), ("a dog", {}))) == ["", ""]
+    assert cats.generate_until(instances("generate_until", ("the", {}), ("a dog", {}))) == ["", ""]
 
 
 @pytest.mark.parametrize("when", ["every", "unlabelled"])
 @pytest.mark.parametrize("passes", [1, 3])
 def test_rolling_scores_window_by_window_are_those_of_the_whole_text(folder, when, passes):
-    """In fp64, rows of other lengths beside them."""
+    """Rows of other lengths are in the same batch, in fp64."""
     scorer = Sleeping(str(folder), passes=passes, batch_size=3, device="cpu")
     scorer.model.double()
     scorer.model.config.sleep["when"] = when
     scorer._unlabelled = when == "unlabelled"
     texts = [" ".join(make_texts(3)[i].split()[:words]) for i, words in enumerate((3, 30, 17))]
-    found = scorer.loglikelihood_rolling(asked("loglikelihood_rolling", *((text,) for text in texts)))
+    found = scorer.loglikelihood_rolling(instances("loglikelihood_rolling", *((text,) for text in texts)))
     sleep = replace(scorer.model.config.sleep_settings(passes=passes), when=when)
     for text, score in zip(texts, found, strict=True):
         ids = [scorer.prefix_token_id, *scorer.tok_encode(text, add_special_tokens=False)]
@@ -155,7 +155,7 @@ def test_rolling_scores_window_by_window_are_those_of_the_whole_text(folder, whe
 
 @torch.no_grad()
 def test_a_continuation_is_greedy_where_all_of_it_is(folder):
-    """Of two windows: the last column, alone in the second one, is greedy; the first is or is not."""
+    """The continuation has two windows. The last column, alone in the second, is greedy; the first is or is not."""
     scorer = Sleeping(str(folder), device="cpu")
     context, greedy = [1, 20, 30, 40], list[int]()
     for _ in range(2):
@@ -168,7 +168,7 @@ def test_a_continuation_is_greedy_where_all_of_it_is(folder):
 
 
 def test_rolling_holds_the_logits_of_one_window(folder):
-    """What is held does not grow with the text by more than its ids."""
+    """Memory grows with the text by no more than its ids."""
     scorer = Sleeping(str(folder), device="cpu")
     text = " ".join(make_texts(1)[0].split())
     ids = scorer.tok_encode(text, add_special_tokens=False)
@@ -176,7 +176,7 @@ def test_rolling_holds_the_logits_of_one_window(folder):
     for length in (40, 400):
         scorer._tokenizer = SimpleNamespace(encode=lambda _, n=length: (ids * 400)[:n], bos_id=1, eos_id=2)
         with LiveBytes() as used:
-            scorer.loglikelihood_rolling(asked("loglikelihood_rolling", (text,)))
+            scorer.loglikelihood_rolling(instances("loglikelihood_rolling", (text,)))
         peaks.append(used.peak)
     assert peaks[1] - peaks[0] < 360 * 8 * 10 < 360 * IDS * 4 / 10, peaks
 
@@ -184,21 +184,21 @@ def test_rolling_holds_the_logits_of_one_window(folder):
 @pytest.mark.parametrize(
     "options", [{"num_beams": 3, "until": None}, {"repetition_penalty": 0.1}, {"do_sample": True, "top_k": 5}]
 )
-def test_generates_as_it_is_asked_to(folder, options):
+def test_generation_follows_the_options_of_a_request(folder, options):
     scorer = Sleeping(str(folder), batch_size=1, device="cpu", max_gen_toks=9)
     own = {name: value for name, value in options.items() if value is not None}
     ids = torch.tensor([scorer.tok_encode("one two three")])
-    said = []
+    texts = []
     for more in (own, {}):
         torch.manual_seed(0)
         out = scorer.model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=9, eos_token_id=scorer.eot_token_id,
             pad_token_id=scorer.eot_token_id, **({"do_sample": False} | more),
         )  # fmt: skip
-        said.append(scorer._tokenizer.decode(out[0, ids.shape[1] :].tolist()))
+        texts.append(scorer._tokenizer.decode(out[0, ids.shape[1] :].tolist()))
     torch.manual_seed(0)
-    assert scorer.generate_until(asked("generate_until", ("one two three", options))) == said[:1]
-    assert said[0] != said[1], "the setting makes a difference"
+    assert scorer.generate_until(instances("generate_until", ("one two three", options))) == texts[:1]
+    assert texts[0] != texts[1], "the setting makes a difference"
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ metric_list:
 def right_share(folder, lines) -> float:
     scorer = Sleeping(str(folder), passes=2, device="cpu")
     pairs = [(line["q"], choice) for line in lines for choice in line["choices"]]
-    scores = [score for score, _ in scorer.loglikelihood(asked("loglikelihood", *pairs))]
+    scores = [score for score, _ in scorer.loglikelihood(instances("loglikelihood", *pairs))]
     right = [scores[i] > scores[i + 1] for i in range(0, len(scores), 2)]
     return sum(right) / len(right)
 

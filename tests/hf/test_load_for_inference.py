@@ -1,4 +1,4 @@
-"""A model and its tokenizer from a checkpoint or a folder, or why not."""
+"""A model and its tokenizer from a checkpoint or a folder, or the reason of a refusal."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_folder_of_transformers_is_read_as_it_is(
     assert open_model(tmp_path / "hf", path, device="cpu", dtype="float32")[0].dtype == torch.float32
 
 
-def test_what_a_place_lacks_is_named(model: Hybrid, tokenizer: tuple[Path, Tokenizer], tmp_path: Path) -> None:
+def test_missing_parts_of_a_place_are_named(model: Hybrid, tokenizer: tuple[Path, Tokenizer], tmp_path: Path) -> None:
     path, own = tokenizer
     task = save_checkpoint(tmp_path / "task", model)
     with pytest.raises(DataError, match=r"trained on data\.source=rule110, which has no tokenizer: name one"):

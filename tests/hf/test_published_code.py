@@ -1,4 +1,4 @@
-"""Families that transformers lacks, against their published code written again: logits, names, shapes, bits."""
+"""Families that transformers lacks, compared with a copy of their published code: logits, names, shapes, bits."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ each = pytest.mark.parametrize("model_type", REFERENCES)
 def test_every_tensor_of_the_published_model_is_known(model_type: str):
     published, _ = REFERENCES[model_type]
     with torch.device("meta"):
-        wanted = {name: tuple(p.shape) for name, p in PUBLISHED[model_type](published).named_parameters()}
+        expected = {name: tuple(p.shape) for name, p in PUBLISHED[model_type](published).named_parameters()}
     family = family_of(model_type)
     config = family.from_config(published)
-    assert family.their_shapes(config) == wanted
+    assert family.their_shapes(config) == expected
     with torch.device("meta"):
         total = sum(p.numel() for p in Hybrid(config).parameters())
     assert total == {"jet_nemotron": 1_964_806_208, "ouro": 1_434_650_624}[model_type]
 
 
 @each
-def test_there_and_back_bit_for_bit(model_type: str):
+def test_weights_there_and_back_are_equal_bit_for_bit(model_type: str):
     theirs, settings = reference(model_type)
     family, weights = family_of(model_type), theirs.state_dict()
     config = family.from_config(settings)
@@ -68,13 +68,13 @@ def test_settings_there_and_back(model_type: str):
 @each
 def test_a_folder_becomes_a_checkpoint(model_type: str, tmp_path: Path):
     theirs = folder_of(model_type, tmp_path / "theirs")
-    done = import_folder(tmp_path / "theirs", tmp_path / "ours")
-    assert done.error < TOLERANCE and done.model_type == model_type
+    result = import_folder(tmp_path / "theirs", tmp_path / "ours")
+    assert result.error < TOLERANCE and result.model_type == model_type
     found: dict[str, torch.Tensor] = {}
     files = TensorFiles(tmp_path / "ours")
     files.read({name: lambda t, name=name: found.update({name.removeprefix(WEIGHTS): t}) for name in files.forms})
-    wanted = dict(family_of(model_type).to_ours(done.config, theirs.state_dict().__getitem__))
-    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    expected = dict(family_of(model_type).to_ours(result.config, theirs.state_dict().__getitem__))
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @each
@@ -120,8 +120,8 @@ def test_a_folder_is_read_and_generates_without_a_checkpoint(model_type: str, tm
     model = SleepForCausalLM.from_pretrained(tmp_path / "theirs")
     ids = torch.randint(1, SMALL["vocab_size"], (2, 11), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model(ids, window=4).logits, our_logits(ours, ids, 4, 1), rtol=0, atol=1e-5)
-    said = model.generate(ids, max_new_tokens=9, do_sample=False, window=4, pad_token_id=0)
-    torch.testing.assert_close(said[:, 11:], model(said, window=4, use_cache=False).logits[:, 10:-1].argmax(-1))
+    output = model.generate(ids, max_new_tokens=9, do_sample=False, window=4, pad_token_id=0)
+    torch.testing.assert_close(output[:, 11:], model(output, window=4, use_cache=False).logits[:, 10:-1].argmax(-1))
 
 
 @each
@@ -169,12 +169,12 @@ def test_malformed_settings_are_refused(model_type: str, change: dict[str, Any],
         ("ouro", {"hidden_act": "gelu"}, "hidden_act"),
     ],
 )
-def test_a_model_that_we_lack_is_refused(model_type: str, change: dict[str, Any], named: str):
+def test_a_model_that_sleeptrain_lacks_is_refused(model_type: str, change: dict[str, Any], named: str):
     with pytest.raises(ConfigError, match=named):
         family_of(model_type).from_config(REFERENCES[model_type][0] | change)
 
 
-def test_what_a_family_cannot_express_is_named():
+def test_settings_that_a_family_cannot_express_are_named():
     jet, ouro = (family_of(name).from_config(reference(name)[1]) for name in REFERENCES)
     assert set(family_of("ouro").lacks(jet)) >= {"model.layers with jet", "model.sandwich_norms=False".lower()}
     assert set(family_of("jet_nemotron").lacks(ouro)) >= {"model.sandwich_norms=true", "model.attention.qkv_bias=false"}
@@ -201,7 +201,7 @@ def test_six_jet_layers_add_less_than_a_tenth_to_ouro_and_change_nothing_at_firs
 
 
 def with_jet(config: ModelConfig, number: int, heads: int, keys: int, values: int, kernel: int) -> ModelConfig:
-    """A Jet mixer behind every so many blocks; for three blocks and one mixer behind the second."""
+    """Inserts a Jet mixer at equal distances; among three blocks, one mixer after the second."""
     each = max(len(config.layers) // number, 2) if number > 1 else 2
     layers, alone = list[str](), list[int]()
     for i, kind in enumerate(config.layers):

@@ -1,4 +1,4 @@
-"""Requests of the harness as arguments of generate."""
+"""Requests of the harness become arguments of generate."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ LENGTHS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("given", "length"), LENGTHS)
-def test_the_length_has_several_names(given, length):
-    assert generation_options(given, 7) == {"do_sample": False, "max_new_tokens": length}
+@pytest.mark.parametrize(("arguments", "length"), LENGTHS)
+def test_the_length_has_several_names(arguments, length):
+    assert generation_options(arguments, 7) == {"do_sample": False, "max_new_tokens": length}
 
 
 OPTIONS = [
@@ -29,13 +29,13 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("given", "expected"), OPTIONS)
-def test_other_generation_settings_are_kept(given, expected):
-    assert generation_options(given, 7) == expected | {"max_new_tokens": 7}
+@pytest.mark.parametrize(("arguments", "expected"), OPTIONS)
+def test_other_generation_settings_stay(arguments, expected):
+    assert generation_options(arguments, 7) == expected | {"max_new_tokens": 7}
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("arguments", "message"),
     [
         ({"max_gen_toks": 3, "max_new_tokens": 4}, "max_gen_toks=3 and max_new_tokens=4: .* give one"),
         ({"max_length": 9}, "max_length .* give max_gen_toks"),
@@ -45,6 +45,6 @@ def test_other_generation_settings_are_kept(given, expected):
         ({"do_sample": True, "temperature": 0.0}, "do_sample=true and temperature=0 exclude each other"),
     ],
 )
-def test_generation_settings_that_cannot_be_are_refused(given, message):
+def test_impossible_generation_settings_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
-        generation_options(given, 7)
+        generation_options(arguments, 7)

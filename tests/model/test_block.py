@@ -1,4 +1,4 @@
-"""The options of a block, and what is fed back, against their definitions."""
+"""The options of a block, and the features that are fed back, against their definitions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rms(x, scale):
 
 
 @pytest.mark.parametrize("kind", ["zero_centred", "plain"])
-def test_sandwich_norms_stand_behind_mixer_and_feed_forward(kind):
+def test_sandwich_norms_follow_mixer_and_feed_forward(kind):
     model, x = tiny_model(["attention"], sandwich_norms=True, norm=kind), features()
     block, one = model.blocks[0], float(kind == "zero_centred")
     mixed, _ = block.mixer(rms(x, one + block.mixer_norm.weight), None, causal_layout(6), HARD)
@@ -60,7 +60,7 @@ def test_a_mixer_alone_begins_as_the_identity_and_can_learn(kind):
 
 @pytest.mark.parametrize("between", [True, False])
 def test_the_last_norm_between_passes(between):
-    """Three passes over one window by hand: what is fed back is normed, what predicts is normed once."""
+    """Three passes over one window by hand: features that are fed back are normed; those that predict, once."""
     model = tiny_model(["attention", "gated_deltanet"], norm_between_passes=between)
     batch = random_batch([[0] * 12])
     rounds = plan_rounds(window_facts(batch, 6), 3)

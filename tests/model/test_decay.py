@@ -1,4 +1,4 @@
-"""Decay parameters: wide, and at first such that a window is remembered."""
+"""Decay parameters: they are fp32, and a fresh model remembers a window."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def test_pads_neither_decay_nor_write() -> None:
     assert not g[0, 1].any() and not beta[0, 1].any()
 
 
-@pytest.mark.parametrize(("given", "made"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
-def test_decay_and_write_are_wide(given: torch.dtype, made: torch.dtype) -> None:
-    a = torch.ones(1, 1, 1, dtype=given)
-    assert {t.dtype for t in decay_and_write(a, a, torch.zeros(1), torch.zeros(1), None)} == {made}
+@pytest.mark.parametrize(("dtype", "wide"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_decay_and_write_are_wide(dtype: torch.dtype, wide: torch.dtype) -> None:
+    a = torch.ones(1, 1, 1, dtype=dtype)
+    assert {t.dtype for t in decay_and_write(a, a, torch.zeros(1), torch.zeros(1), None)} == {wide}
 
 
 def test_first_decays_are_those_of_mamba() -> None:

@@ -10,7 +10,7 @@ def starts(row: list[int]) -> list[int]:
     return first_of_document(torch.tensor([row]))[0].nonzero().flatten().tolist()
 
 
-def test_documents_start_where_the_last_valid_token_was_anothers():
+def test_a_document_starts_where_the_last_valid_token_was_of_another():
     assert starts([0, 0, 1, 1, 2]) == [2, 4]
     assert starts([PAD, PAD, 0, 0]) == [], "the first document of a row goes on from what was carried"
     assert starts([0, PAD, PAD, 0, 0]) == []

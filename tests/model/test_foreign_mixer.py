@@ -1,4 +1,4 @@
-"""A mixer from another package, `tests/model/foreign`, through its entry point alone: it trains, is planned, is spread
+"""A mixer from another package, `tests/model/foreign`, through its entry point alone: it trains, is planned, is cut
 over ranks and stages, saves and goes on as the built-in ones do."""
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def sleeptrain(*arguments: str) -> str:
 
 
 def train(root: Path, *more: str) -> dict[int, dict[str, torch.Tensor]]:
-    """The tensors of the run's checkpoints, by step."""
+    """Train, and return the tensors of each checkpoint by step."""
     config = compose([*SETTINGS, f"run.root={root}", *more])
     if (ranks := config.parallel.tensor * config.parallel.pipeline) == 1:
         assert trainer.train(config) == 0
@@ -72,31 +72,31 @@ def train(root: Path, *more: str) -> dict[int, dict[str, torch.Tensor]]:
 @pytest.mark.timeout(150)
 @pytest.mark.usefixtures("imported")
 def test_two_tensor_ranks_and_two_stages_train_as_one_process_does(tmp_path: Path) -> None:
-    whole = train(tmp_path / "one")
+    single = train(tmp_path / "one")
     spread = train(tmp_path / "four", "parallel.tensor=2", "parallel.pipeline=2")
-    assert list(whole) == list(spread) == [0, 2, 4]
-    for name, tensor in whole[4].items():
+    assert list(single) == list(spread) == [0, 2, 4]
+    for name, tensor in single[4].items():
         if tensor.is_floating_point():
             torch.testing.assert_close(spread[4][name], tensor, rtol=1e-4, atol=1e-5 * float(tensor.abs().max()))
-    changed = whole[4]["model/blocks.3.mixer.k_proj.weight"] - whole[0]["model/blocks.3.mixer.k_proj.weight"]
+    changed = single[4]["model/blocks.3.mixer.k_proj.weight"] - single[0]["model/blocks.3.mixer.k_proj.weight"]
     assert float(changed.abs().max()) > 1e-3, "the mixer was trained"
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> None:
-    whole = train(tmp_path / "whole")
+    uncut = train(tmp_path / "whole")
     train(tmp_path / "cut", f"train.tokens={2 * ROWS * 7}", "optim.schedule=constant", "optim.warmup_fraction=0")
     again = ["optim.schedule=constant", "optim.warmup_fraction=0", "run.allow_changes=[train.tokens]"]
     cut = train(tmp_path / "cut", *again)
     same = train(tmp_path / "same", *again)
-    assert list(whole) == list(cut) == list(same)
+    assert list(uncut) == list(cut) == list(same)
     assert all(torch.equal(cut[4][name], tensor) for name, tensor in same[4].items())
 
 
 @pytest.mark.timeout(150)
 @pytest.mark.usefixtures("imported")
 @pytest.mark.parametrize(("tensor", "pipeline"), [pytest.param(2, 1, marks=pytest.mark.slow), (2, 2)])
-def test_a_plan_is_what_ranks_keep_and_send(tensor: int, pipeline: int) -> None:
+def test_ranks_keep_and_send_what_a_plan_predicts(tensor: int, pipeline: int) -> None:
     parallel = (f"parallel.tensor={tensor}", f"parallel.pipeline={pipeline}")
     check(compose([*SETTINGS, "model.vocab_size=17", *parallel]), tensor * pipeline)
 
@@ -107,7 +107,7 @@ def test_the_command_line_knows_it() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_of_the_command_line_trains_it_in_processes_of_its_own(tmp_path: Path) -> None:
+def test_a_run_of_the_command_line_trains_it_in_its_own_processes(tmp_path: Path) -> None:
     sleeptrain("train", *SETTINGS, f"run.root={tmp_path}", "parallel.tensor=2", "parallel.pipeline=2")
     assert (tmp_path / "r" / "checkpoints").is_dir()
 
@@ -122,7 +122,7 @@ def test_every_parameter_is_cut_as_the_spec_says() -> None:
         assert torch.equal(sharding.join(name, parts), parameter)
 
 
-def test_its_weights_begin_no_model_with_other_settings_of_it() -> None:
+def test_its_weights_do_not_load_into_a_model_with_other_settings() -> None:
     saved = compose(SETTINGS).model
     check_compatible(saved, compose(SETTINGS).model)
     other = compose([*SETTINGS, "++model.mixers.linear_attention.num_heads=2"]).model

@@ -20,7 +20,7 @@ def test_state_only_leaves_the_same_state_and_no_features():
         assert torch.equal(a.S_BHKV, b.S_BHKV)
 
 
-def test_state_only_stops_behind_the_last_recurrent_layer():
+def test_state_only_stops_after_the_last_recurrent_layer():
     model = tiny_model(["gated_deltanet", "attention"])
     called = []
     model.blocks[1].register_forward_hook(lambda *_: called.append(1))
@@ -40,10 +40,10 @@ def test_weights_depend_on_seed_and_name_alone():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_parts_of_a_model_compute_what_the_whole_does(tied):
-    whole = tiny_model(tie_embeddings=tied)
-    weights = whole.state_dict()
-    lower, upper = (Hybrid(whole.config, layers).double() for layers in (range(1), range(1, 3)))
+def test_parts_of_a_model_compute_what_the_full_model_does(tied):
+    full = tiny_model(tie_embeddings=tied)
+    weights = full.state_dict()
+    lower, upper = (Hybrid(full.config, layers).double() for layers in (range(1), range(1, 3)))
     for part in (lower, upper):
         part.load_state_dict({name: weights[name] for name in part.state_dict()})
     assert {*lower.state_dict(), *upper.state_dict()} == set(weights)
@@ -51,7 +51,7 @@ def test_parts_of_a_model_compute_what_the_whole_does(tied):
     tokens, layout = torch.arange(6)[None], causal_layout(6)
     x, state = lower.run(lower.embed(tokens), lower.empty_state(), layout)
     x, state = upper.run(x, state, layout)
-    y, expected = whole.run(whole.embed(tokens), whole.empty_state(), layout)
-    torch.testing.assert_close(upper.logits(x), whole.logits(y), rtol=0, atol=0)
+    y, expected = full.run(full.embed(tokens), full.empty_state(), layout)
+    torch.testing.assert_close(upper.logits(x), full.logits(y), rtol=0, atol=0)
     for ours, theirs in zip(state.to_state_dict().values(), expected.to_state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)

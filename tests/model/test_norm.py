@@ -1,4 +1,4 @@
-"""Norms against torch's, and where the gate acts."""
+"""Norms against those of torch, and the place of the gate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_a_fresh_norm_scales_by_one(kind: str) -> None:
     torch.testing.assert_close(norm(x), 1.5 * F.rms_norm(x, (8,), eps=1e-6))
 
 
-def test_heads_are_normed_together() -> None:
+def test_one_norm_spans_all_heads() -> None:
     x = torch.randn(2, 5, 3, 4)
     expected = F.rms_norm(x.flatten(-2), (12,), eps=1e-6).view_as(x)
     torch.testing.assert_close(HeadsRMSNorm(12, 1e-6)(x), expected)
@@ -43,7 +43,7 @@ def test_rms_norm_equals_torchs(shape):
     assert torch.autograd.gradcheck(lambda x, w: rms_norm(x, w, 1e-6), (x, weight))
 
 
-def test_gate_before_or_behind_the_norm():
+def test_gate_before_or_after_the_norm():
     x, gate = torch.randn(4, 8), torch.randn(4, 8)
     for first in (True, False):
         norm = GatedRMSNorm(8, 1e-6, gate_first=first)

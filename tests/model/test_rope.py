@@ -15,7 +15,7 @@ def test_only_the_first_dimensions_turn() -> None:
 
 
 def test_each_pair_turns_at_its_own_speed() -> None:
-    """By 1 and by 1 / 10 radian a token, where four dimensions of a head turn and theta is 100."""
+    """Four dimensions of a head turn and theta is 100: the pairs turn by 1 and by 1 / 10 radian a token."""
     x = torch.zeros(1, 3, 1, 8, dtype=torch.float64)
     x[..., :2] = 1
     turned, at = rotate(x, rope_tables(2, 3, 8, 0.5, 100.0, x))[0, :, 0], torch.arange(2, 5).double()

@@ -13,32 +13,32 @@ def grid(rows: int, columns: int) -> torch.Tensor:
 
 
 def test_each_fused_piece_is_cut_by_itself() -> None:
-    rule, whole = Sharding(0, (4, 2)), grid(6, 1)
-    shards = [rule.take(whole, rank, 2) for rank in range(2)]
+    rule, full = Sharding(0, (4, 2)), grid(6, 1)
+    shards = [rule.take(full, rank, 2) for rank in range(2)]
     assert [shard.flatten().tolist() for shard in shards] == [[0, 1, 4], [2, 3, 5]]
-    assert torch.equal(rule.join(shards), whole) and rule.whole_shape((3, 1)) == (6, 1)
+    assert torch.equal(rule.join(shards), full) and rule.whole_shape((3, 1)) == (6, 1)
 
 
 def test_columns_are_cut_as_rows_are() -> None:
-    rule, whole = Sharding(1, (6,)), grid(2, 6)
-    shards = [rule.take(whole, rank, 3) for rank in range(3)]
-    assert shards[1].tolist() == [[2, 3], [8, 9]] and torch.equal(rule.join(shards), whole)
+    rule, full = Sharding(1, (6,)), grid(2, 6)
+    shards = [rule.take(full, rank, 3) for rank in range(3)]
+    assert shards[1].tolist() == [[2, 3], [8, 9]] and torch.equal(rule.join(shards), full)
 
 
-def test_padded_rows_are_zeros_that_go_again() -> None:
-    rule, whole = Sharding(0, (5,), padded=True), grid(5, 2) + 1
-    shards = [rule.take(whole, rank, 2) for rank in range(2)]
+def test_padded_rows_are_zeros_and_are_removed() -> None:
+    rule, full = Sharding(0, (5,), padded=True), grid(5, 2) + 1
+    shards = [rule.take(full, rank, 2) for rank in range(2)]
     assert [len(shard) for shard in shards] == [3, 3] and not shards[1][-1].any()
-    assert torch.equal(rule.join(shards), whole)
+    assert torch.equal(rule.join(shards), full)
     assert [padded_size(size, 4) for size in (0, 1, 4, 5)] == [0, 4, 4, 8]
 
 
 def test_replicas_must_be_equal() -> None:
-    rule, whole = Sharding(), grid(2, 2)
-    assert rule.take(whole, 1, 2) is whole and rule.join([whole, whole.clone()]) is whole
+    rule, full = Sharding(), grid(2, 2)
+    assert rule.take(full, 1, 2) is full and rule.join([full, full.clone()]) is full
     assert rule.whole_shape((2, 2)) == (2, 2)
     with pytest.raises(ValueError, match="different values of a replicated parameter"):
-        rule.join([whole, whole + 1])
+        rule.join([full, full + 1])
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
@@ -50,7 +50,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         Sharding(0, (6,)).join([grid(3, 1), grid(2, 1)])
 
 
-def test_outputs_are_gathered_where_all_read_them_or_heads_are_shared() -> None:
+def test_outputs_are_gathered_where_all_ranks_read_them_or_share_heads() -> None:
     assert Sharding(0, (8,)).exchanged(2) == 0
     assert Sharding(0, (8, 4), gathered=True).exchanged(2) == 12
     shared = Sharding(0, (8,), heads=(2, 4))

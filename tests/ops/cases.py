@@ -1,4 +1,4 @@
-"""Random inputs of the recurrences, and the comparison with an oracle that every test here makes."""
+"""Random inputs of the recurrences, and the comparison with an oracle that all these tests use."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def leaves(tensors: Sequence[torch.Tensor], dtype: torch.dtype | None = None) ->
 
 
 def resets(B: int, T: int, *, seed: int = 0) -> torch.Tensor:
-    """Random document starts; row 0 starts one at its first token and two side by side, the last row has none."""
+    """Random document starts; row 0 has one at its first token and two in succession, the last row has none."""
     draw = torch.Generator().manual_seed(seed)
     reset = torch.rand(B, T, generator=draw) < 0.1
     reset[0, 0] = True
@@ -56,7 +56,7 @@ def outcome(run: Callable[..., Pair], tensors: Sequence[torch.Tensor], *, seed: 
 
 
 def worst(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
-    """The largest difference, each tensor's relative to its own largest value."""
+    """The largest difference of any tensor, relative to the largest value of that tensor."""
     assert len(found) == len(expected)
     return max(
         ((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-30)).item()

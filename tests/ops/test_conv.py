@@ -28,19 +28,19 @@ def token_loop(x, weight, bias, tail, reset, valid):
     return torch.stack(outputs).view(B, T, D), (torch.stack(tails) if tails else x.new_zeros(0)).view(B, W - 1, D)
 
 
-@pytest.mark.parametrize("given", range(16), ids=lambda bits: f"{bits:04b}")
+@pytest.mark.parametrize("bits", range(16), ids=lambda bits: f"{bits:04b}")
 @pytest.mark.parametrize(("T", "W"), [(1, 4), (2, 4), (11, 4), (9, 2), (3, 1)])
-def test_equals_the_token_loop(T: int, W: int, given: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_the_token_loop(T: int, W: int, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conv, "SLAB_ELEMENTS", 2 * (T + W - 1) * 5)  # the backward takes the rows in two steps
-    torch.manual_seed(given)
+    torch.manual_seed(bits)
     x, weight, bias, tail = (torch.randn(s, dtype=torch.float64) for s in ((3, T, 5), (5, W), (5,), (3, W - 1, 5)))
-    tensors = leaves([x, weight] + [bias] * (given & 1) + [tail] * (given >> 1 & 1))
-    reset = torch.rand(3, T) < 0.3 if given & 4 else None
-    valid = torch.rand(3, T) < 0.6 if given & 8 else None
+    tensors = leaves([x, weight] + [bias] * (bits & 1) + [tail] * (bits >> 1 & 1))
+    reset = torch.rand(3, T) < 0.3 if bits & 4 else None
+    valid = torch.rand(3, T) < 0.6 if bits & 8 else None
 
     def arrange(tensors):
         rest = list(tensors[2:])
-        return tensors[0], tensors[1], rest.pop(0) if given & 1 else None, rest.pop(0) if given & 2 else None
+        return tensors[0], tensors[1], rest.pop(0) if bits & 1 else None, rest.pop(0) if bits & 2 else None
 
     expected = token_loop(*arrange(tensors), reset, valid)
     x, weight, bias, tail = arrange(tensors)
@@ -58,17 +58,17 @@ def test_equals_the_token_loop(T: int, W: int, given: int, monkeypatch: pytest.M
         torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, rtol=1e-12, atol=1e-13)
 
 
-def test_two_halves_with_the_tail_are_the_whole() -> None:
+def test_two_halves_with_the_tail_equal_one_call() -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(2, 13, 6, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
-    whole, tail = causal_conv(x, weight)
+    full, tail = causal_conv(x, weight)
     first, between = causal_conv(x[:, :2], weight)
     second, last = causal_conv(x[:, 2:], weight, initial_state=between)
-    torch.testing.assert_close(torch.cat([first, second], dim=1), whole, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(torch.cat([first, second], dim=1), full, rtol=1e-12, atol=1e-13)
     assert torch.equal(last, tail)
 
 
-def test_a_window_of_pads_returns_the_tail_it_was_given() -> None:
+def test_a_window_of_pads_returns_its_initial_tail() -> None:
     tail = torch.randn(2, 3, 6)
     _, returned = causal_conv(
         torch.randn(2, 5, 6), torch.randn(6, 4), initial_state=tail, valid_BT=torch.zeros(2, 5, dtype=torch.bool)

@@ -15,7 +15,7 @@ class OnCuda:
         self.is_cuda, self.dtype, self.device = True, dtype, "cuda:0"
 
 
-def test_the_tensors_decide() -> None:
+def test_device_and_dtype_decide() -> None:
     assert dispatch.choose("auto", "save", torch.zeros(1)) == "chunked"
     assert dispatch.choose("auto", "save", OnCuda(torch.bfloat16)) == "fla"  # type: ignore[arg-type]
     assert dispatch.choose("auto", "save", OnCuda(torch.float64)) == "chunked"  # type: ignore[arg-type]
@@ -30,7 +30,7 @@ def test_the_tensors_decide() -> None:
         ({"memory": "none"}, "none of save"),
     ],
 )
-def test_the_impossible_is_refused(make: str, options: dict[str, str], said: str) -> None:
+def test_an_impossible_choice_is_refused(make: str, options: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         if make == "delta":
             gated_delta_rule(*delta_inputs(1, 3, 1, 1, 2, 2)[:5], **options)  # type: ignore[arg-type]
@@ -38,7 +38,7 @@ def test_the_impossible_is_refused(make: str, options: dict[str, str], said: str
             ssd(*ssd_inputs(1, 3, 1, 1, 2, 2)[:5], **options)  # type: ignore[arg-type]
 
 
-def test_shapes_that_do_not_go_together_are_refused() -> None:
+def test_shapes_that_do_not_match_are_refused() -> None:
     q, k, v, g, beta, S = delta_inputs(1, 3, 2, 4, 2, 2)
     with pytest.raises(ValueError, match="beta has shape"):
         gated_delta_rule(q, k, v, g, beta[:, :2])

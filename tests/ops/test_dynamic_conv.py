@@ -11,7 +11,7 @@ EXACT = dict(rtol=1e-12, atol=1e-13)
 
 
 def token_loop(x, kernel, tail, reset, valid):
-    """One row, one token at a time; the taps are those of the tokens before, whatever kernel they had."""
+    """One row, one token at a time; a token's kernel weighs its taps, whatever kernels the tokens before had."""
     (B, T, D), W = x.shape, kernel.shape[2]
     outputs, tails = [], []
     for b in range(B):
@@ -29,15 +29,15 @@ def token_loop(x, kernel, tail, reset, valid):
     return torch.stack(outputs).view(B, T, D), (torch.stack(tails) if tails else x.new_zeros(0)).view(B, W - 1, D)
 
 
-@pytest.mark.parametrize("given", range(8), ids=lambda bits: f"{bits:03b}")
+@pytest.mark.parametrize("bits", range(8), ids=lambda bits: f"{bits:03b}")
 @pytest.mark.parametrize(("T", "W"), [(1, 4), (2, 4), (11, 4), (9, 2), (3, 1)])
-def test_equals_the_token_loop(T: int, W: int, given: int) -> None:
-    torch.manual_seed(given)
+def test_equals_the_token_loop(T: int, W: int, bits: int) -> None:
+    torch.manual_seed(bits)
     x, kernel, tail = (torch.randn(s, dtype=torch.float64) for s in ((3, T, 5), (3, T, W, 5), (3, W - 1, 5)))
-    tensors = leaves([x, kernel] + [tail] * (given & 1))
-    reset = torch.rand(3, T) < 0.3 if given & 2 else None
-    valid = torch.rand(3, T) < 0.6 if given & 4 else None
-    state = tensors[2] if given & 1 else None
+    tensors = leaves([x, kernel] + [tail] * (bits & 1))
+    reset = torch.rand(3, T) < 0.3 if bits & 2 else None
+    valid = torch.rand(3, T) < 0.6 if bits & 4 else None
+    state = tensors[2] if bits & 1 else None
     expected = token_loop(tensors[0], tensors[1], state, reset, valid)
     found = dynamic_causal_conv(tensors[0], tensors[1], initial_state=state, reset_BT=reset, valid_BT=valid)
     for a, b in zip(found, expected, strict=True):

@@ -12,7 +12,7 @@ from tests.ops.cases import delta_inputs, leaves, outcome, resets, ssd_inputs, w
 
 
 def per_sequence(kernel_of_one: Any):
-    """A kernel with the interface of flash-linear-attention, made of one that knows neither documents nor rows."""
+    """A kernel with the interface of flash-linear-attention, from one that knows neither documents nor rows."""
 
     def kernel(*tensors, initial_state, output_final_state, cu_seqlens=None, **options):
         assert output_final_state
@@ -53,12 +53,12 @@ def test_rows_cut_at_resets_equal_the_token_loop(with_resets: bool, with_state: 
         lambda q, k, v, g, beta, S: gated_delta_rule(q, k, v, g, beta, initial_state=S, implementation="reference")
     )
 
-    def cut(*given: torch.Tensor):
-        return fla.run_kernel(kernel, given[:5], given[5] if with_state else None, reset)
+    def cut(*inputs: torch.Tensor):
+        return fla.run_kernel(kernel, inputs[:5], inputs[5] if with_state else None, reset)
 
-    def loop(*given: torch.Tensor):
-        S = given[5] if with_state else None
-        return gated_delta_rule(*given[:5], initial_state=S, reset_BT=reset, implementation="reference")
+    def loop(*inputs: torch.Tensor):
+        S = inputs[5] if with_state else None
+        return gated_delta_rule(*inputs[:5], initial_state=S, reset_BT=reset, implementation="reference")
 
     assert worst(outcome(cut, tensors), outcome(loop, tensors)) < 1e-5
 

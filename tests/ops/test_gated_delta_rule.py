@@ -30,20 +30,20 @@ CASES = [  # B, T, H, G, K, V
 @pytest.mark.parametrize("options", ["plain", "l2norm", "resets", "both"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_equals_the_token_loop(case: tuple[int, ...], options: str, memory: str) -> None:
-    asked = {"qk_l2norm": options in ("l2norm", "both")}
+    arguments = {"qk_l2norm": options in ("l2norm", "both")}
     reset = resets(*case[:2]) if options in ("resets", "both") else None
     tensors = delta_inputs(*case)
-    expected = outcome(run("reference", reset_BT=reset, **asked), tensors)
-    found = outcome(run("chunked", reset_BT=reset, memory=memory, **asked), tensors)
+    expected = outcome(run("reference", reset_BT=reset, **arguments), tensors)
+    found = outcome(run("chunked", reset_BT=reset, memory=memory, **arguments), tensors)
     assert worst(found, expected) < 1e-12
 
 
 @pytest.mark.parametrize("memory", ["save", "recompute"])
 def test_the_cut_into_slabs_changes_nothing(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = delta_inputs(2, 150, 1, 2, 16, 8)
-    whole = outcome(run("chunked", reset_BT=resets(2, 150), memory=memory), tensors)
+    expected = outcome(run("chunked", reset_BT=resets(2, 150), memory=memory), tensors)
     monkeypatch.setattr(chunks, "SLAB_ELEMENTS", 1)
-    assert worst(outcome(run("chunked", reset_BT=resets(2, 150), memory=memory), tensors), whole) < 1e-13
+    assert worst(outcome(run("chunked", reset_BT=resets(2, 150), memory=memory), tensors), expected) < 1e-13
 
 
 def test_gradients_of_the_output_alone_and_of_the_state_alone() -> None:
@@ -71,17 +71,17 @@ def test_no_initial_state_is_a_zero_one() -> None:
     assert worst(outcome(run("chunked"), tensors), expected) < 1e-12
 
 
-def test_two_halves_with_the_carried_state_are_the_whole() -> None:
+def test_two_halves_with_the_carried_state_equal_one_call() -> None:
     tensors = delta_inputs(2, 90, 2, 2, 16, 8)
-    whole = outcome(run("chunked"), tensors)
+    expected = outcome(run("chunked"), tensors)
 
-    def halves(*given: torch.Tensor):
-        first, second = [x[:, :41] for x in given[:5]], [x[:, 41:] for x in given[:5]]
-        o_1, S = run("chunked")(*first, given[5])
+    def halves(*inputs: torch.Tensor):
+        first, second = [x[:, :41] for x in inputs[:5]], [x[:, 41:] for x in inputs[:5]]
+        o_1, S = run("chunked")(*first, inputs[5])
         o_2, S = run("chunked")(*second, S)
         return torch.cat([o_1, o_2], dim=1), S
 
-    assert worst(outcome(halves, tensors), whole) < 1e-12
+    assert worst(outcome(halves, tensors), expected) < 1e-12
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -120,7 +120,7 @@ def test_strong_decays_across_a_reset_do_not_overflow() -> None:
 
 
 def test_the_decays_gradient_keeps_its_digits_where_decays_are_strong() -> None:
-    """It is tiny beside what a token gives to itself, which must not enter it."""
+    """It is tiny compared with the term of a token with itself, which must not enter it."""
     q, k, v, g, beta, S = delta_inputs(2, 70, 1, 1, 32, 32)
     strong = leaves([q, k, v, g - 3, beta, S], torch.float32)
     expected = outcome(run("reference"), leaves(strong, torch.float64))
@@ -147,7 +147,7 @@ def test_pads_are_inert() -> None:
 
 @pytest.mark.parametrize("spread", [0.0, 0.01])
 def test_repeated_keys_in_fp32(spread: float) -> None:
-    """A window that is read again shows the same keys again; beta is near 1."""
+    """A window that is read again has the same keys again; beta is near 1."""
     q, k, v, g, beta, S = delta_inputs(2, 128, 1, 1, 32, 32)
     alike = F.normalize(k[:, :1] + spread * k, dim=-1)
     exact = leaves([q, alike, v, g * 1e-3, 1 - 1e-3 * beta, S])

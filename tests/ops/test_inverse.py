@@ -5,7 +5,7 @@ from sleeptrain.ops.inverse import LARGEST_BLOCK, base_block, unit_lower_inverse
 
 
 def keys_alike(dtype: torch.dtype, size: int = 64) -> torch.Tensor:
-    """b k_i . k_j of keys that hardly differ, b near 1: the powers of this matrix reach 1e17 before they cancel."""
+    """b k_i . k_j for nearly equal keys and b near 1: the powers of this matrix reach 1e17 before they cancel."""
     torch.manual_seed(0)
     k = torch.nn.functional.normalize(torch.randn(4, 1, 32) + 0.01 * torch.randn(4, size, 32), dim=-1)
     return (0.999 * k @ k.mT).tril(-1).to(dtype)

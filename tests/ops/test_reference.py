@@ -1,4 +1,4 @@
-"""The token loops, which all other implementations are compared with, against numbers worked out by hand."""
+"""The token loops, the reference of all other implementations, against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def test_gated_delta_rule_of_two_tokens() -> None:
     """S = 3 decays to 1.5, is corrected by half of 4 - 1.5 * 2 along k = 2; it then decays to 1.25, and k is 0."""
     g, beta = torch.tensor([[[0.5], [0.5]]], dtype=torch.float64).log(), torch.tensor([[[0.5], [1.0]]]).double()
     S = torch.full((1, 1, 1, 1), 3.0, dtype=torch.float64)
-    o, left = reference.gated_delta_rule(
+    o, last = reference.gated_delta_rule(
         column(1.0, 10.0), column(2.0, 0.0), column(4.0, 9.0), g, beta, initial_state=S
     )
     assert o.flatten().tolist() == pytest.approx([2.5, 12.5])
-    assert left.item() == pytest.approx(1.25)
+    assert last.item() == pytest.approx(1.25)
 
 
 def test_ssd_of_two_tokens() -> None:
     """S = 2 decays by exp(dt A) = 1/2, then dt B x is added."""
     dt, A = torch.tensor([[[1.0], [2.0]]]).double(), torch.tensor([0.5]).double().log()
     S = torch.full((1, 1, 1, 1), 2.0, dtype=torch.float64)
-    y, left = reference.ssd(column(1.0, 3.0), column(5.0, 1.0), column(1.0, 4.0), dt, A, initial_state=S)
+    y, last = reference.ssd(column(1.0, 3.0), column(5.0, 1.0), column(1.0, 4.0), dt, A, initial_state=S)
     assert y.flatten().tolist() == pytest.approx([6.0, 3 * (6.0 / 4 + 8.0)])
-    assert left.item() == pytest.approx(9.5)
+    assert last.item() == pytest.approx(9.5)
 
 
 def test_a_document_starts_with_an_empty_state() -> None:
@@ -54,7 +54,7 @@ def test_heads_share_keys_with_their_neighbours_and_queries_are_scaled() -> None
     assert S[0, :, :, 0].nonzero()[:, 1].tolist() == [0, 0, 1, 1]
 
 
-def test_unit_length_is_asked_for() -> None:
+def test_keys_and_queries_get_unit_length_on_request() -> None:
     q = k = torch.full((1, 1, 1, 4), 3.0, dtype=torch.float64)
     one = torch.ones(1, 1, 1, dtype=torch.float64)
     _, S = reference.gated_delta_rule(q, k, one[..., None], 0 * one, one, qk_l2norm=True)

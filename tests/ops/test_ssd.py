@@ -35,9 +35,9 @@ def test_equals_the_token_loop(case: tuple[int, ...], with_resets: bool, memory:
 @pytest.mark.parametrize("memory", ["save", "recompute"])
 def test_the_cut_into_slabs_changes_nothing(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = ssd_inputs(2, 300, 1, 2, 16, 8)
-    whole = outcome(run("chunked", reset_BT=resets(2, 300), memory=memory), tensors)
+    expected = outcome(run("chunked", reset_BT=resets(2, 300), memory=memory), tensors)
     monkeypatch.setattr(chunks, "SLAB_ELEMENTS", 1)
-    assert worst(outcome(run("chunked", reset_BT=resets(2, 300), memory=memory), tensors), whole) < 1e-13
+    assert worst(outcome(run("chunked", reset_BT=resets(2, 300), memory=memory), tensors), expected) < 1e-13
 
 
 def test_gradcheck() -> None:
@@ -52,17 +52,17 @@ def test_no_initial_state_is_a_zero_one() -> None:
     assert worst(outcome(run("chunked"), tensors), outcome(run("reference"), tensors)) < 1e-12
 
 
-def test_two_halves_with_the_carried_state_are_the_whole() -> None:
+def test_two_halves_with_the_carried_state_equal_one_call() -> None:
     tensors = ssd_inputs(2, 150, 1, 2, 16, 8)
-    whole = outcome(run("chunked"), tensors)
+    expected = outcome(run("chunked"), tensors)
 
-    def halves(*given: torch.Tensor):
-        first, second = [x[:, :67] for x in given[:4]], [x[:, 67:] for x in given[:4]]
-        y_1, S = run("chunked")(*first, *given[4:])
-        y_2, S = run("chunked")(*second, given[4], S)
+    def halves(*inputs: torch.Tensor):
+        first, second = [x[:, :67] for x in inputs[:4]], [x[:, 67:] for x in inputs[:4]]
+        y_1, S = run("chunked")(*first, *inputs[4:])
+        y_2, S = run("chunked")(*second, inputs[4], S)
         return torch.cat([y_1, y_2], dim=1), S
 
-    assert worst(outcome(halves, tensors), whole) < 1e-12
+    assert worst(outcome(halves, tensors), expected) < 1e-12
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -93,7 +93,7 @@ def test_strong_decays_across_a_reset_do_not_overflow() -> None:
     expected = outcome(run("reference", reset_BT=reset), leaves(strong, torch.float64))
     found = outcome(run("chunked", reset_BT=reset), strong)
     assert all(x.isfinite().all() for x in found)
-    # The gradient of A vanishes with the decays; what is left of it in fp32 is rounding.
+    # The gradient of A vanishes with the decays; in fp32 only rounding remains.
     assert worst(found[:6] + found[7:], expected[:6] + expected[7:]) < 1e-5
 
 

@@ -1,4 +1,4 @@
-"""One token of a recurrence against the token loop in fp64, and when it is taken."""
+"""The single-token step of a recurrence: equal to the token loop in fp64, and used only without a gradient."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_narrow_inputs_leave_a_wide_state():
 
 
 @pytest.mark.parametrize(("tokens", "gradient", "taken"), [(1, False, True), (1, True, False), (2, False, False)])
-def test_it_is_taken_for_one_token_without_a_gradient(monkeypatch, tokens, gradient, taken):
+def test_the_step_is_used_for_one_token_without_a_gradient(monkeypatch, tokens, gradient, taken):
     seen = []
     rule = step.gated_delta_rule
     monkeypatch.setattr(dispatch.step, "gated_delta_rule", lambda *a, **k: (seen.append(1), rule(*a, **k))[1])

@@ -1,4 +1,4 @@
-"""Frozen parts, rates of groups, inserted blocks: what is trained, when, and how a run goes on from it."""
+"""Frozen parts, rates of groups, inserted blocks: which parameters train when, and how such a run goes on."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_roles_get_rates_and_stages():
         (OptimConfig(frozen=["*"]), r"optim\.frozen freezes every parameter"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(optim: OptimConfig, named: str):
+def test_contradictory_settings_are_refused(optim: OptimConfig, named: str):
     with pytest.raises(ConfigError, match=named):
         with_rates(parameter_roles(tiny_model()), optim)
 
@@ -105,14 +105,14 @@ def test_a_rate_scales_the_update_of_both_optimizers():
 
 
 def weights(folder: Path) -> dict[int, dict[str, torch.Tensor]]:
-    """By step, of every checkpoint of a run."""
+    """The weights of each checkpoint of a run, by step."""
     found = {int(path.name.split("-")[1]): contents(path) for path in checkpoints(folder / "r" / "checkpoints")}
     return {step: content["model"] for step, content in found.items()}
 
 
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A run, and one that goes on from its weights with a Jet mixer between its blocks, trained alone at first."""
+    """A run, and a second from its weights with an inserted Jet mixer, which trains alone at first."""
     root = tmp_path_factory.mktemp("grown")
     run(root / "small")
     more = ("run.init_inserted=[1]", *INSERTED_FIRST, "checkpoint.keep=9")
@@ -130,7 +130,7 @@ def test_inserted_blocks_keep_what_the_others_have_learnt(grown: tuple[Path, Pat
     assert not first["blocks.1.mixer.out_proj.weight"].any()
 
 
-def test_only_what_is_not_frozen_moves_and_later_all(grown: tuple[Path, Path]):
+def test_only_unfrozen_parameters_move_and_later_all(grown: tuple[Path, Path]):
     found = weights(grown[1])
     assert set(found) == {0, 3, 6, 9, 12}
     for step, earlier in ((3, 0), (6, 3), (9, 6), (12, 9)):
@@ -139,7 +139,7 @@ def test_only_what_is_not_frozen_moves_and_later_all(grown: tuple[Path, Path]):
         assert moved == (inserted if step <= 6 else set(found[step]))
 
 
-def test_optimizer_state_is_kept_of_what_has_been_trained(grown: tuple[Path, Path]):
+def test_optimizer_state_is_kept_for_trained_parameters(grown: tuple[Path, Path]):
     places = checkpoints(grown[1] / "r" / "checkpoints")
     sixth, last = (contents(place)["optim"]["adamw"] for place in (places[2], places[-1]))
     early, late = ({name: float(state["step"]) for name, state in saved.items()} for saved in (sixth, last))
@@ -150,7 +150,7 @@ def test_optimizer_state_is_kept_of_what_has_been_trained(grown: tuple[Path, Pat
 
 @pytest.mark.parametrize("killed_at", [3, 6, 9])
 def test_a_killed_run_goes_on_bit_for_bit(grown: tuple[Path, Path], tmp_path: Path, killed_at: int):
-    """Among frozen parts, at their thaw, and behind it."""
+    """While parts are frozen, when they thaw, and after that."""
     small, large = grown
     shutil.copytree(large, tmp_path / "again")
     for path in checkpoints(tmp_path / "again" / "r" / "checkpoints"):
@@ -181,8 +181,8 @@ def test_a_checkpoint_with_too_many_blocks_is_refused(tmp_path: Path):
         run(tmp_path / "new", f"run.init_from={tmp_path / 'small' / 'r'}", "run.init_inserted=[0]")
 
 
-def test_a_plan_counts_no_state_for_what_is_never_trained(tmp_path: Path):
-    """Of one process; DeepSpeed lays out that of all parameters."""
+def test_a_plan_counts_no_state_for_parameters_that_never_train(tmp_path: Path):
+    """In one process; DeepSpeed allocates the state of all parameters."""
     never = compose(settings(tmp_path, "model.vocab_size=3", "optim.frozen=['blocks.0.*']"))
     later = compose(settings(tmp_path, "model.vocab_size=3", f"optim.curriculum=[{{tokens: {STEP}}}]"))
     [held] = held_parameters(never, (0, 2))

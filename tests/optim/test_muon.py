@@ -27,7 +27,7 @@ def run(optimizer: torch.optim.Optimizer, chosen: list[torch.nn.Parameter], firs
 
 
 def plain_newton_schulz(G: torch.Tensor) -> torch.Tensor:
-    """The iteration on singular values: G = U S V' turns into U p(p(...p(S / |G|))) V' with p the quintic."""
+    """The iteration on singular values: G = U S V' becomes U p(p(...p(S / |G|))) V', where p is the quintic."""
     U, S, Vh = torch.linalg.svd(G, full_matrices=False)
     s = S / S.square().sum().sqrt()
     for _ in range(5):
@@ -106,13 +106,13 @@ def test_blocks_are_matrices_of_their_own(scaling: str) -> None:
     separate = Muon([part for *_, part in parts], weight_decay=0.1, scaling=scaling)
     for step in range(3):
         set_gradients([qkv, gated], step)
-        for whole, rows, part in parts:
-            assert whole.grad is not None
-            part.grad = whole.grad[rows].clone()
+        for matrix, rows, part in parts:
+            assert matrix.grad is not None
+            part.grad = matrix.grad[rows].clone()
         fused.step()
         separate.step()
-    for whole, rows, part in parts:
-        torch.testing.assert_close(whole.detach()[rows], part.detach(), rtol=0, atol=1e-15)
+    for matrix, rows, part in parts:
+        torch.testing.assert_close(matrix.detach()[rows], part.detach(), rtol=0, atol=1e-15)
 
 
 def test_one_newton_schulz_call_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,11 +125,11 @@ def test_one_newton_schulz_call_for_each_shape(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_stacks_are_cut_where_they_would_cost_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, cut = parameters(*[(4, 6)] * 5), parameters(*[(4, 6)] * 5)
-    run(Muon(whole), whole)
+    stacked, cut = parameters(*[(4, 6)] * 5), parameters(*[(4, 6)] * 5)
+    run(Muon(stacked), stacked)
     monkeypatch.setattr(muon, "MAX_STACK_ELEMENTS", 2 * 4 * 6)
     run(Muon(cut), cut)
-    for a, b in zip(whole, cut, strict=True):
+    for a, b in zip(stacked, cut, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-15)
 
 
@@ -145,7 +145,7 @@ def test_weight_decay_by_group_and_untouched_without_gradient() -> None:
     assert frozen not in optimizer.state
 
 
-def test_gradients_are_left_as_they_are() -> None:
+def test_gradients_are_not_changed() -> None:
     (p,) = parameters((5, 3))
     set_gradients([p], 0)
     assert p.grad is not None
@@ -169,7 +169,7 @@ def test_state_goes_around_exactly(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     "blocks",
     [
-        (slice(0, 3), slice(4, 6)),  # a row left out
+        (slice(0, 3), slice(4, 6)),  # a missing row
         (slice(0, 4), slice(3, 6)),  # a row twice
         (torch.tensor([0, 1, 2]), torch.tensor([3, 4, 6])),  # beyond the end
         (torch.tensor([1, 1, 1, 1, 1, 0], dtype=torch.bool),),

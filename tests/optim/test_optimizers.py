@@ -1,4 +1,4 @@
-"""Muon and AdamW as one: roles, clipping of the raw gradients, rates, and a state that is kept by name."""
+"""Muon and AdamW as one optimizer: roles, clipping of the raw gradients, rates, and a state by name."""
 
 import copy
 import io
@@ -246,7 +246,7 @@ def test_unknown_scaling_is_refused() -> None:
         make(muon_scaling="kimi")
 
 
-def test_frozen_parameters_are_left_out_and_one_kind_is_enough() -> None:
+def test_frozen_parameters_are_omitted_and_one_kind_is_enough() -> None:
     net = Net()
     net.fused.weight.requires_grad_(False)
     net.out.weight.requires_grad_(False)

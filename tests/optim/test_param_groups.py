@@ -1,4 +1,4 @@
-"""Which optimizer has which parameter."""
+"""Which optimizer updates which parameter."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_roles(name: str, role: ParameterRole) -> None:
     assert parameter_roles(tiny_model(tie_embeddings=False))[name] == role
 
 
-def test_every_parameter_has_a_role_and_queries_part_from_gates() -> None:
+def test_every_parameter_has_a_role_and_queries_and_gates_are_separate_blocks() -> None:
     model = tiny_model()
     roles = parameter_roles(model)
     assert list(roles) == [name for name, _ in model.named_parameters()]

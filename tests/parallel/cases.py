@@ -1,4 +1,4 @@
-"""One training step of a tiny model, on one process or a tensor rank: everything that must not depend on the layout."""
+"""One training step of a tiny model, on one process or a tensor rank: no result may depend on the layout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, JetConfig, Mamba2Config, ModelConfig
+from sleeptrain.config.schema import (
+    AttentionConfig,
+    GatedDeltaNetConfig,
+    JetConfig,
+    Mamba2Config,
+    ModelConfig,
+    TrainConfig,
+)
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.model.hybrid import Hybrid
@@ -17,12 +24,13 @@ from sleeptrain.model.state import HARD, Boundary, FastWeights, Recurrent, Retai
 from sleeptrain.parallel.build import build_model
 from sleeptrain.parallel.tensor.sharding import ModelSharding, own_heads
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
+from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.recompute import Recompute
 from sleeptrain.sleep.rounds import plan_rounds, window_facts
 from tests.configs import change
 from tests.models import random_batch
 
-# Settings of other families than the native one.
+# Settings of families other than the native one.
 OTHER_OPTIONS: dict[str, Any] = {
     "norm": "plain",
     "embedding_multiplier": 3.0,
@@ -55,7 +63,7 @@ class Case:
     carried: bool = False  # the step begins with a memory
     sequence: bool = False
     dtype: torch.dtype = torch.float64
-    autocast: bool = False
+    precision: str = "fp32"
     model: dict[str, Any] = field(default_factory=dict)  # other settings of the model
 
     @property
@@ -82,13 +90,13 @@ class Case:
 
 
 def within(batch: Batch, vocab_size: int) -> Batch:
-    """The batch with tokens of a smaller vocabulary."""
+    """The batch, its tokens mapped into a smaller vocabulary."""
     targets = torch.where(batch.targets_BT == IGNORE, IGNORE, batch.targets_BT % vocab_size)
     return replace(batch, tokens_BT=batch.tokens_BT % vocab_size, targets_BT=targets)
 
 
 def whole_weights(case: Case) -> dict[str, torch.Tensor]:
-    """Weights large enough that every path counts."""
+    """Weights that are large enough for every path to matter."""
     model = Hybrid(case.config)
     model.init_weights(0)
     generator = torch.Generator().manual_seed(0)
@@ -102,7 +110,7 @@ def whole_weights(case: Case) -> dict[str, torch.Tensor]:
 
 
 def random_state(case: Case, seed: int) -> FastWeights:
-    """Memory of the shapes that the case's batch leaves, with random contents."""
+    """Random memory, of the shapes of the memory after the case's batch."""
     model = Hybrid(case.config).to(case.dtype)
     settings = LoopSettings((0, model.num_layers), case.boundary)
     batch = within(random_batch(ONE_DOCUMENT, continues=[True, True]), case.vocab_size)
@@ -118,7 +126,7 @@ def random_state(case: Case, seed: int) -> FastWeights:
 
 
 def each_number(function: Callable[[torch.Tensor], torch.Tensor], state: FastWeights) -> FastWeights:
-    """The state with `function` of its floating point tensors; documents of retained tokens stay."""
+    """The state with `function` applied to its floating point tensors, not to the documents of retained tokens."""
     return tree_map(lambda t: function(t) if isinstance(t, torch.Tensor) and t.is_floating_point() else t, state)
 
 
@@ -132,19 +140,20 @@ class Outcome:
 
 
 def run_case(case: Case, model: Hybrid, start: FastWeights, weights: FastWeights) -> Outcome:
-    """A step whose loss also reads the memory it leaves, against `weights`."""
+    """A step whose loss also reads the memory after it, weighted by `weights`."""
     batch = case.batch
     settings = LoopSettings(case.core or (0, model.num_layers), case.boundary, Recompute(case.recompute))
     rounds = plan_rounds(window_facts(batch, 4), case.passes, case.when, case.feedback)
     if case.carried:
         start = each_number(lambda t: t.clone().requires_grad_(), start)
-    with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
+    train = TrainConfig(tokens=1, precision=case.precision)
+    with in_precision(train, model):
         losses, state = run_rounds(model, batch, rounds, start if case.carried else model.empty_state(), settings)
         loss = torch.stack(list(losses.values())).sum()
-    read = [(s * w).sum() for s, w in zip(tensors(state), tensors(weights), strict=True)]
-    (loss + sum(read)).backward()
+        read = [(s * w).sum() for s, w in zip(tensors(state), tensors(weights), strict=True)]
+        (loss + sum(read)).backward()
     seen: list[torch.Tensor] = []
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
+    with torch.no_grad(), in_precision(train, model):
         other = run_rounds(
             model,
             batch,
@@ -163,14 +172,14 @@ def tensors(state: FastWeights) -> list[torch.Tensor]:
     return [t for t in state.to_state_dict().values() if t.is_floating_point()]
 
 
-def run_whole(case: Case) -> Outcome:
+def run_single(case: Case) -> Outcome:
     model = Hybrid(case.config).to(case.dtype)
     model.load_state_dict(whole_weights(case))
     return run_case(case, model, random_state(case, 1), random_state(case, 2))
 
 
 def run_rank(case: Case, size: int) -> Outcome:
-    """The same on one of `size` tensor ranks, from its shards of the same values."""
+    """The same step on one of `size` tensor ranks, from its shards of the same values."""
     mesh = Mesh.build(size, 1)
     model = build_model(case.config, mesh, sequence=case.sequence).to(case.dtype)
     sharding, rank = ModelSharding(case.config, size), mesh.tensor.rank
@@ -200,7 +209,7 @@ def join_outcomes(case: Case, parts: list[Outcome]) -> Outcome:
 
 
 def _summed(case: Case, parts: list[Outcome], rank: int) -> FastWeights:
-    """A rank's gradient of its memory; that of a shared key-value head is the sum over those that read it."""
+    """A rank's gradient of its memory; that of a shared key-value head is summed over the ranks that read the head."""
     own = own_heads(case.num_kv_heads, rank, len(parts))
     sharers = [p for r, p in enumerate(parts) if own_heads(case.num_kv_heads, r, len(parts)) == own]
     layers = []

@@ -1,4 +1,4 @@
-"""A parallel layout by its numbers, for tests that go through several."""
+"""A parallel layout as numbers, for tests that try several."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Layout(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The processes."""
+        """The number of processes."""
         return math.prod(self[:3])
 
     def settings(self) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ import torch.distributed as dist
 
 # How long the other ranks may go on after one has failed: long enough to report their own errors.
 GRACE_SECONDS = 2.0
-# How long a test waits for what must come, however busy the machine is.
+# How long a test waits for an event that must come, however busy the machine is.
 PATIENCE = 240.0
 PR_SET_PDEATHSIG = 1
 
@@ -39,7 +39,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
     """Calls `function(*args)` on each of `world_size` gloo ranks and returns what they returned, by rank.
 
     `function` and `args` may be closures: the workers are forks. What it returns must go through torch.save. Raises
-    RankError with each failed rank's traceback, or after `timeout` seconds with where each was; no process is left.
+    RankError with each failed rank's traceback, or after `timeout` seconds with each rank's stack; no process survives.
     """
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory(prefix="ranks-") as name:
@@ -63,7 +63,7 @@ def _worker(
 ) -> NoReturn:
     code = 1
     try:
-        os.setsid()  # so that what a rank itself starts ends with it
+        os.setsid()  # so that processes that a rank starts end with it
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank outlives a killed test process
         torch.set_num_threads(1)  # a fork of a process that has OpenMP threads may not use them
         stacks = (folder / f"{rank}.stack").open("w")
@@ -78,15 +78,15 @@ def _worker(
         code = 0
     except BaseException:
         (folder / f"{rank}.error").write_text(traceback.format_exc())
-    os._exit(code)  # neither pytest's own clean-up nor its fixtures' run in a fork
+    os._exit(code)  # a fork runs neither pytest's clean-up nor that of fixtures
 
 
 def _wait(workers: list[BaseProcess], timeout: float) -> None:
-    """Until all have ended, `timeout` seconds are over, or the grace after a first failure is."""
+    """Wait until all have ended, `timeout` seconds are over, or the grace after a first failure is over."""
     deadline = time.monotonic() + timeout
     running = {worker.sentinel: worker for worker in workers}
-    while running and (left := deadline - time.monotonic()) > 0:
-        for sentinel in wait(list(running), timeout=left):
+    while running and (remaining := deadline - time.monotonic()) > 0:
+        for sentinel in wait(list(running), timeout=remaining):
             worker = running.pop(sentinel)  # type: ignore[index]
             worker.join()
             if worker.exitcode != 0:
@@ -94,7 +94,7 @@ def _wait(workers: list[BaseProcess], timeout: float) -> None:
 
 
 def _kill(worker: BaseProcess) -> None:
-    """The rank and all that it started. A rank that has not come as far as its own group is killed alone."""
+    """Kill the rank and all that it started. A rank that does not have its own group yet is killed alone."""
     assert worker.pid is not None
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(worker.pid, signal.SIGKILL)

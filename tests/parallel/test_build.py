@@ -16,7 +16,7 @@ FOUR = ["gated_deltanet", "attention", "mamba2", "gated_deltanet"]
 
 
 def names(model: Hybrid) -> set[str]:
-    """The parameters, those of blocks by their block."""
+    """The names of the parameters; of a block's parameters, the name of the block."""
     full = [name for name, _ in model.named_parameters()]
     return {".".join(name.split(".")[:2]) if name.startswith("blocks") else name for name in full}
 
@@ -38,8 +38,8 @@ def test_a_stage_holds_its_blocks_under_their_names_and_the_ends_that_touch_them
 
 
 def test_several_tensor_ranks_hold_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(tensor_layers, "TensorParallelHybrid", lambda *arguments: asked.append(arguments))
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(tensor_layers, "TensorParallelHybrid", lambda *arguments: calls.append(arguments))
     config, axis = tiny_config(FOUR), Axis(2, 1)
     build_model(config, Mesh(axis, Axis(), Axis()), range(1, 3), sequence=True)
-    assert asked == [(config, axis, range(1, 3), True)]
+    assert calls == [(config, axis, range(1, 3), True)]

@@ -23,18 +23,18 @@ SHARDING = ModelSharding(CASE.config, 2)
 
 
 @pytest.fixture(scope="module")
-def whole() -> FastWeights:
-    """Of two rows, over all layers and heads; the ranks share the one key-value head."""
+def memory() -> FastWeights:
+    """Memory of two rows, over all layers and heads; the ranks share the one key-value head."""
     return random_state(CASE, 1)
 
 
-def owned(patch: pytest.MonkeyPatch, whole: FastWeights, carrying: tuple[int, ...]) -> list[dict[str, torch.Tensor]]:
-    """What each of two tensor ranks of two replicas of a row owns; only the replicas `carrying` have a memory."""
+def owned(patch: pytest.MonkeyPatch, memory: FastWeights, carrying: tuple[int, ...]) -> list[dict[str, torch.Tensor]]:
+    """The tensors that each rank owns: two tensor ranks of two replicas of a row; only `carrying` have a memory."""
 
     def run(group: Any) -> dict[str, torch.Tensor]:
         data, tensor = divmod(group.rank, 2)
         mesh = Mesh(Axis(2, tensor), Axis(), Axis(2, data))
-        own = SHARDING.take_state(whole.rows(torch.tensor([data])), tensor) if data in carrying else None
+        own = SHARDING.take_state(memory.rows(torch.tensor([data])), tensor) if data in carrying else None
         return own_carried(own, mesh, SHARDING, group, CPU)
 
     return run_threads(patch, 4, run)
@@ -50,33 +50,33 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 
 def test_shares_are_joined_to_whole_tensors_of_one_owner_each(
-    monkeypatch: pytest.MonkeyPatch, whole: FastWeights
+    monkeypatch: pytest.MonkeyPatch, memory: FastWeights
 ) -> None:
-    parts = owned(monkeypatch, whole, (0, 1))
-    assert sum(map(len, parts)) == len(named(whole)) and sum(map(bool, parts)) == 3, "a layer has one owner"
-    assert_same({name: tensor for part in parts for name, tensor in part.items()}, named(whole))
+    parts = owned(monkeypatch, memory, (0, 1))
+    assert sum(map(len, parts)) == len(named(memory)) and sum(map(bool, parts)) == 3, "a layer has one owner"
+    assert_same({name: tensor for part in parts for name, tensor in part.items()}, named(memory))
 
 
-def test_a_replica_without_memory_has_empty_rows(monkeypatch: pytest.MonkeyPatch, whole: FastWeights) -> None:
-    parts = owned(monkeypatch, whole, (1,))
-    expected = whole.keep_rows(torch.tensor([False, True]))
+def test_a_replica_without_memory_has_empty_rows(monkeypatch: pytest.MonkeyPatch, memory: FastWeights) -> None:
+    parts = owned(monkeypatch, memory, (1,))
+    expected = memory.keep_rows(torch.tensor([False, True]))
     assert_same({name: tensor for part in parts for name, tensor in part.items()}, named(expected))
 
 
-def test_nothing_is_saved_where_nobody_carries(monkeypatch: pytest.MonkeyPatch, whole: FastWeights) -> None:
-    assert owned(monkeypatch, whole, ()) == [{}] * 4
+def test_nothing_is_saved_where_nobody_carries(monkeypatch: pytest.MonkeyPatch, memory: FastWeights) -> None:
+    assert owned(monkeypatch, memory, ()) == [{}] * 4
 
 
 @pytest.mark.parametrize(("data", "tensor"), [(0, 0), (0, 1), (1, 0), (1, 1)])
-def test_each_process_loads_its_rows_and_heads(whole: FastWeights, data: int, tensor: int) -> None:
-    saved = InMemory(named(whole) | {"model/norm.weight": torch.zeros(1)})
+def test_each_process_loads_its_rows_and_heads(memory: FastWeights, data: int, tensor: int) -> None:
+    saved = InMemory(named(memory) | {"model/norm.weight": torch.zeros(1)})
     found = load_carried(saved, Part(data, 2), range(3), SHARDING, tensor, CPU)
     assert found is not None
-    assert_same(named(found), named(SHARDING.take_state(whole.rows(torch.tensor([data])), tensor)))
+    assert_same(named(found), named(SHARDING.take_state(memory.rows(torch.tensor([data])), tensor)))
 
 
-def test_a_stage_loads_its_layers_only(whole: FastWeights) -> None:
-    found = load_carried(InMemory(named(whole)), Part(0, 1), range(1, 2), SHARDING, 0, CPU)
+def test_a_stage_loads_its_layers_only(memory: FastWeights) -> None:
+    found = load_carried(InMemory(named(memory)), Part(0, 1), range(1, 2), SHARDING, 0, CPU)
     assert found is not None
     assert [state is not None for state in found.layers] == [False, True, False]
 

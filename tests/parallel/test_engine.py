@@ -1,4 +1,4 @@
-"""What the engines of several processes must not lose on the way into DeepSpeed and through a pipeline."""
+"""Settings that the engines of several processes must not lose in DeepSpeed and in a pipeline."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def settings(layout: Layout, *more: str) -> Config:
 
 
 def products(config: Config) -> dict[str, set[torch.dtype]]:
-    """What one rank multiplies in, where autocast is CUDA's: `torch.is_autocast_enabled()` without a device tells."""
+    """The dtype of one rank's products under the autocast of CUDA, as `torch.is_autocast_enabled()` sees it."""
     enabled = torch.is_autocast_enabled
     torch.is_autocast_enabled = lambda device=None: enabled(device or "cpu")
     world = join(config)

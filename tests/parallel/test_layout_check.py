@@ -141,7 +141,7 @@ REFUSED: list[tuple[dict[str, Any], int, list[str], dict[str, Any], int]] = [
         2,
     ),
     (
-        # the answers of the task are a window of their own
+        # the answers of the task fill their own window
         RULE110 | {"data.rule110.strings": 3},
         2,
         ["parallel.sequence", "sleep.window=8 leaves one of 3 tokens of a row of 27 (data.rule110)"],

@@ -1,11 +1,11 @@
-"""Every layout with every way to sleep, through the trainer: what is learned is what one process learns.
+"""Every layout with every way to sleep, through the trainer: it learns what one process learns.
 
 Three clipped steps of AdamW and Muon on text: rows of three windows in which documents end and begin, and which go on
-in the next step; blocks of every kind before, in and after the loop; rows one by one, their gradients accumulated
-(under ZeRO-3 all at once). Compared are losses, gradient norms, held-out losses, weights, optimizer state and memory.
+in the next step; blocks of every kind before, in and after the loop; one row at a time, with gradients accumulated
+(under ZeRO-3 all at once). Losses, norms, held-out losses, weights, optimizer state and memory are compared.
 
-In the fast tests every layout meets every value of every option; the whole product is slow. Left out: N=1 without
-feedback, where nothing would be fed back. `test_nothing_else_is_left_out` asks the validation about all the others.
+In the fast tests every layout meets every value of every option; the full product is slow. N=1 without feedback is
+omitted: it has no sleep pass. `test_nothing_else_is_omitted` runs the validation on all the others.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def configuration(
         "model.mamba2.head_dim=8",
         "model.mamba2.state_dim=8",
         "model.init_std=0.2",
-        # A norm of next to nothing, and AdamW's division by it, would multiply the rounding that layouts differ by.
+        # A tiny norm, and AdamW's division by it, would multiply the rounding that layouts differ by.
         "model.norm_eps=1e-2",
         "optim.adamw_eps=1e-4",
         "sleep=every",
@@ -150,7 +150,7 @@ def configuration(
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Callable[[Sleep], Path]:
-    """The run of one process, which holds all rows at once; made at its first use."""
+    """The run of one process, which holds all rows at once. It is made at its first use."""
 
     @lru_cache
     def run(sleep: Sleep) -> Path:
@@ -162,7 +162,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Callabl
 
 
 def numbers(folder: Path) -> dict[str, torch.Tensor]:
-    """All that a run has said and left, by name: records, and the tensors of its last checkpoint."""
+    """All results of a run by name: its records, and the tensors of its last checkpoint."""
     saved = contents(checkpoints(folder / "r" / "checkpoints")[-1])
     found = {"tokens": torch.tensor(saved["tokens"])}
     for record in read_metrics(folder / "r" / "metrics.jsonl"):
@@ -182,7 +182,7 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def deviations(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The greatest difference of each tensor's numbers, relative to the greatest of them."""
+    """The greatest difference in each tensor, relative to the tensor's greatest number."""
     assert found.keys() == wanted.keys()
     return {
         name: float((found[name] - tensor).abs().max() / tensor.abs().max().clamp(min=torch.finfo(torch.float32).tiny))
@@ -212,7 +212,7 @@ def test_a_run_equals_that_of_one_process(
     assert not {name: deviation for name, deviation in found.items() if not deviation <= TOLERANCE}
 
 
-# The kernels' gradients are ten thousand times smaller than others, and carry their rounding.
+# The gradients of kernels are ten thousand times smaller than others, and inherit their rounding.
 OF_SMALL_GRADIENTS = 1e-3
 NOT_IN_THE_MATRIX = (
     "model.layers=[jet,attention,jet,sliding_attention,jet]",
@@ -222,7 +222,7 @@ NOT_IN_THE_MATRIX = (
     "model.attention.sliding_window=5",
     "model.jet={num_heads: 4, head_k_dim: 8, head_v_dim: 8, kernel_dim: 8}",
     "sleep.core=null",
-    # The inserted block alone, then all, then all but one; two rates besides.
+    # The inserted block alone, then all blocks, then all but one; and two rates.
     "optim.frozen=['*','!blocks.2.*']",
     f"optim.curriculum=[{{tokens: {ROWS * SEQUENCE}}},{{tokens: {2 * ROWS * SEQUENCE}, frozen: [blocks.1.*]}}]",
     "optim.rates=[{parameters: 'blocks.2.*', factor: 3.0},{parameters: '*norm*', factor: 0.5}]",
@@ -244,7 +244,7 @@ def frozen_start(tmp_path_factory: pytest.TempPathFactory, text: Path) -> dict[s
 def test_inserted_blocks_first_then_all(
     tmp_path: Path, text: Path, frozen_start: dict[str, torch.Tensor], layout: Layout
 ) -> None:
-    """What a model of Jet blocks learns when parts are frozen in turn, at rates of their own."""
+    """A model of Jet blocks learns the same when parts are frozen in turn and have their own rates."""
     config = configuration(text, tmp_path, layout, SLEEPS[4], rows_at_once(layout), NOT_IN_THE_MATRIX)
     ranks = layout.tensor * layout.pipeline * layout.data
     assert run_ranks(trainer.train, ranks, config) == [0] * ranks
@@ -256,7 +256,7 @@ def worst(found: dict[str, float], part: str) -> float:
     return max(deviation for name, deviation in found.items() if name.startswith(part))
 
 
-def test_nothing_else_is_left_out(text: Path, tmp_path: Path) -> None:
+def test_nothing_else_is_omitted(text: Path, tmp_path: Path) -> None:
     config = configuration(text, tmp_path, LAYOUTS[0], SLEEPS[0])
     for layout, sleep in itertools.product(LAYOUTS, SLEEPS):
         config.parallel = ParallelConfig(layout.tensor, layout.pipeline, layout.zero)
@@ -270,13 +270,13 @@ def test_nothing_else_is_left_out(text: Path, tmp_path: Path) -> None:
         assert pairs == {(layout, sleep[position]) for layout in LAYOUTS for sleep in SLEEPS}
 
 
-def test_the_text_has_what_the_matrix_is_about(text: Path, tmp_path: Path) -> None:
+def test_the_text_exercises_the_matrix(text: Path, tmp_path: Path) -> None:
     """Several documents in a window, rows that go on, and replicas with different rounds."""
     config = configuration(text, tmp_path, LAYOUTS[0], SLEEPS[-1], rows_at_once(LAYOUTS[0]))
-    whole, halves = build_source(config.data, Part(0, 1)), [build_source(config.data, Part(r, 2)) for r in (0, 1)]
+    source, halves = build_source(config.data, Part(0, 1)), [build_source(config.data, Part(r, 2)) for r in (0, 1)]
     several, going_on, different = [], [], []
     for _ in range(STEPS):
-        batch = whole.batch(ROWS)
+        batch = source.batch(ROWS)
         windows = batch.documents_BT.view(ROWS * SEQUENCE // WINDOW, WINDOW)
         several.append(any(len(set(row) - {-1}) > 1 for row in windows.tolist()))
         going_on.append(bool(batch.carried_B.any()))

@@ -28,7 +28,7 @@ def test_an_error_of_one_rank_comes_back_with_its_traceback_while_the_others_wai
     def one_fails() -> None:
         if dist.get_rank() == 1:
             raise ValueError("rank one fell over")
-        time.sleep(2 * PATIENCE)  # unless it is ended with the other
+        time.sleep(2 * PATIENCE)  # unless it is ended with the failed rank
 
     with pytest.raises(RankError, match=r"rank 1 raised(?s:.)*one_fails(?s:.)*rank one fell over"):
         run_ranks(one_fails, 2)
@@ -41,7 +41,7 @@ def test_a_rank_that_hangs_is_ended_with_all_that_it_started_and_says_where_it_w
         time.sleep(1000)
 
     with pytest.raises(RankError, match=r"rank 0 did not finish in 10 s(?s:.)*in hang"):
-        run_ranks(hang, 2, timeout=10)  # by then they are there, however busy the machine is
+        run_ranks(hang, 2, timeout=10)  # the processes exist by then, however busy the machine is
     for rank in range(2):
         assert _ended(int((tmp_path / str(rank)).read_text()))
 

@@ -1,4 +1,4 @@
-"""A run over several processes is stopped as one, whichever of them is told."""
+"""A run over several processes stops as one, whichever process gets the signal."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from tests.train.test_stop import signalled
 pytestmark = pytest.mark.usefixtures("imported")
 
 
-def told(rank: int, place: Location, *arguments: str) -> int | None:
-    """A rank's run, in which one rank is told to stop; the exit code."""
+def stopped_by_signal(rank: int, place: Location, *arguments: str) -> int | None:
+    """Train on this rank while rank `rank` gets a signal; return the exit code."""
     with pytest.MonkeyPatch.context() as patch:
         if int(os.environ["RANK"]) == rank:
             signalled(patch, place, signal.SIGUSR1)
@@ -52,17 +52,17 @@ def status(folder: Path) -> dict[str, Any]:
     ids=["step", "evaluation"],
 )
 @pytest.mark.slow
-def test_one_of_four_ranks_is_told(tmp_path: Path, rank: int, place: Location, step: int) -> None:
-    """Two stages of two replicas. All stop after the same step, and go on as if nothing had been."""
+def test_a_signal_to_one_of_four_ranks_stops_all(tmp_path: Path, rank: int, place: Location, step: int) -> None:
+    """Two stages of two replicas. All stop after the same step, and go on as an uninterrupted run does."""
     more = (*layout(1, 2, 1), "train.micro_batch=2", "train.eval_every=1", "checkpoint.every=0")
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert run_ranks(told, 4, -1, place, *settings(whole, *more)) == [0] * 4
-    assert run_ranks(told, 4, rank, place, *settings(stopped, *more)) == [EXIT_STOPPED] * 4
+    uncut, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert run_ranks(stopped_by_signal, 4, -1, place, *settings(uncut, *more)) == [0] * 4
+    assert run_ranks(stopped_by_signal, 4, rank, place, *settings(stopped, *more)) == [EXIT_STOPPED] * 4
     found = status(stopped)
     assert (found["state"], found["reason"], found["step"]) == ("stopped", f"SIGUSR1 to rank {rank}", step)
     assert found["attempt"]["hosts"] == [socket.gethostname()] and found["attempt"]["processes"] == 4
-    assert run_ranks(told, 4, -1, place, *settings(stopped, *more)) == [0] * 4
-    assert without_times(stopped) == without_times(whole)
+    assert run_ranks(stopped_by_signal, 4, -1, place, *settings(stopped, *more)) == [0] * 4
+    assert without_times(stopped) == without_times(uncut)
 
 
 def without_times(folder: Path) -> list[dict[str, Any]]:
@@ -71,24 +71,24 @@ def without_times(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_told_stops_all(tmp_path: Path) -> None:
+def test_a_signal_to_a_worker_stops_all(tmp_path: Path) -> None:
     with started(tmp_path, LONG) as process:
         wait_for_steps(tmp_path, process)
         workers_of(process)[1].send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=PATIENCE)
-        assert process.returncode == EXIT_STOPPED, said
-    assert "SIGTERM to rank 1: saved at step" in said and "failed" not in said
+        _, stderr = process.communicate(timeout=PATIENCE)
+        assert process.returncode == EXIT_STOPPED, stderr
+    assert "SIGTERM to rank 1: saved at step" in stderr and "failed" not in stderr
     assert status(tmp_path)["step"] == contents(checkpoints(tmp_path / "r" / "checkpoints")[-1])["step"]
 
 
 def test_signals_while_workers_are_started_are_not_lost(tmp_path: Path) -> None:
-    """Neither kills a worker that does not listen yet, and none of them misses it."""
+    """The signal kills no worker that does not listen yet, and no worker misses it."""
     with started(tmp_path, LONG) as process:
         while not psutil.Process(process.pid).children():
             assert process.poll() is None
         process.send_signal(signal.SIGUSR1)
-        _, said = process.communicate(timeout=PATIENCE)
-        assert process.returncode == EXIT_STOPPED, said
+        _, stderr = process.communicate(timeout=PATIENCE)
+        assert process.returncode == EXIT_STOPPED, stderr
     assert (status(tmp_path)["state"], status(tmp_path)["step"]) == ("stopped", 0)
 
 
@@ -104,7 +104,7 @@ def test_the_status_knows_of_a_leader_that_was_killed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_torchrun(tmp_path: Path) -> None:
-    """It hides the workers' code; the run folder tells."""
+    """torchrun hides the exit code of the workers; the run folder has it."""
     arguments = settings(tmp_path, "train.micro_batch=4", "checkpoint.every=0", LONG)
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sleeptrain", "train"]
     process = subprocess.Popen(
@@ -116,12 +116,12 @@ def test_torchrun(tmp_path: Path) -> None:
     try:
         wait_for_steps(tmp_path, process)
         process.terminate()
-        _, said = process.communicate(timeout=PATIENCE)
+        _, stderr = process.communicate(timeout=PATIENCE)
     finally:
         for one in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
             one.kill()
         process.kill()
     assert process.returncode != EXIT_STOPPED
     found = status(tmp_path)
-    assert (found["state"], found["exit_code"], found["reason"]) == ("stopped", EXIT_STOPPED, "SIGTERM"), said
+    assert (found["state"], found["exit_code"], found["reason"]) == ("stopped", EXIT_STOPPED, "SIGTERM"), stderr
     assert read_metrics(tmp_path / "r" / "metrics.jsonl")[-1]["step"] == found["step"]

@@ -27,12 +27,12 @@ from tests.parallel.processes import run_ranks
 from tests.runs import on_open
 from tests.train.conftest import tiny_shards
 
-__all__ = ["tiny_shards"]  # the fixture holds here too
+__all__ = ["tiny_shards"]  # makes the fixture known here
 
 pytestmark = pytest.mark.usefixtures("imported")
 
-TOLERANCE = 3e-5  # fp32, after three steps of which each is larger than 1e-3; processors round up to 1.3e-5 apart
-CARRIED = 1e-4  # of the memory, which adds up the rounding of many tokens
+TOLERANCE = 3e-5  # fp32, after three steps, each larger than 1e-3; processors differ by up to 1.3e-5
+CARRIED = 1e-4  # of the memory, which sums the rounding of many tokens
 STEPS, ROWS = 3, 8
 
 RULE110 = (
@@ -96,7 +96,7 @@ def flat(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def numbers(record: dict[str, Any]) -> dict[str, float]:
-    """What a record says of the mathematics: loss, norm, rate, evaluation."""
+    """The numbers of a record, without times: loss, norm, rate, evaluation."""
     kept = {key: record[key] for key in ("loss", "grad_norm", "lr", "eval") if key in record}
     listed = {name: leaf if isinstance(leaf, list) else [leaf] for name, leaf in flat(kept).items()}
     return {f"{n}[{i}]": value for n, leaves in listed.items() for i, value in enumerate(leaves) if value is not None}
@@ -161,7 +161,7 @@ def one_process_on_text(tmp_path_factory: pytest.TempPathFactory, tiny_shards: t
 
 
 def text(tiny_shards: tuple[str, ...]) -> tuple[str, ...]:
-    """Rows of which documents begin, end and go on: plans differ between replicas, memory is carried over steps."""
+    """Rows in which documents begin, end and go on: plans differ by replica, memory is carried over steps."""
     return (*tiny_shards, "data.batch=4", "train.micro_batch=1", f"train.tokens={3 * 4 * 40}")
 
 
@@ -217,7 +217,7 @@ def test_bf16_in_stages(tmp_path: Path) -> None:
 def test_a_step_that_is_not_finite_is_skipped_by_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], zero: int
 ) -> None:
-    """One replica's second step overflows, on one of its stages."""
+    """The second step of one replica overflows, on one of its stages."""
 
     def breaks(made: Run) -> None:
         def hook(module: Any, inputs: Any, output: Any) -> Any:
@@ -266,7 +266,7 @@ def test_too_few_micro_batches_are_warned_of_once(tmp_path: Path, monkeypatch: p
         (("parallel.zero=3", "sleep.bptt_windows=1"), 2, "parallel.zero=3 takes one backward a step"),
     ],
 )
-def test_what_is_not_supported_is_refused_before_anything_is_written(
+def test_an_unsupported_layout_is_refused_before_anything_is_written(
     tmp_path: Path, more: tuple[str, ...], ranks: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = {"WORLD_SIZE": ranks, "RANK": 0, "LOCAL_RANK": 0, "MASTER_PORT": 1, "MASTER_ADDR": "127.0.0.1"}
@@ -278,7 +278,7 @@ def test_what_is_not_supported_is_refused_before_anything_is_written(
 
 
 def test_each_stage_knows_which_round_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the forwards and backwards of training, and in an evaluation."""
+    """In forwards and backwards of training, and in an evaluation."""
     made, seen = list[Run](), set[tuple[Any, ...]]()
 
     def spied(model: Any, r: Round, *rest: Any) -> Any:

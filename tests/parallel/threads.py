@@ -1,4 +1,4 @@
-"""Ranks that are threads of the test process: what they send each other goes through shared memory."""
+"""Ranks that are threads of the test process: their messages go through shared memory."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ PATIENCE = 60.0
 
 
 class Link:
-    """What one rank has sent another; messages are matched in the order in which both sides have posted them."""
+    """The messages from one rank to another, matched in the order in which both sides posted them."""
 
     def __init__(self) -> None:
         self.sent: Queue[torch.Tensor] = Queue()
         self.expected: list[torch.Tensor] = []
 
     def fill(self, into: torch.Tensor) -> None:
-        """Wait for this message, and so for those before it."""
+        """Wait for this message, and so for all before it."""
         while any(tensor is into for tensor in self.expected):
             self.expected.pop(0).copy_(self.sent.get(timeout=PATIENCE))
 
 
-class Board:
-    """What the ranks share."""
+class SharedState:
+    """The state that the ranks share."""
 
     def __init__(self, size: int):
         self.posted: list[Any] = [None] * size
@@ -40,16 +40,16 @@ class Board:
 
 
 class Group:
-    """All ranks, seen from one of them. moved: the elements that it has sent to others in `all_to_all_single`."""
+    """All ranks, seen from one rank. moved: the elements that this rank sent to others in `all_to_all_single`."""
 
-    def __init__(self, rank: int, size: int, board: Board):
-        self.rank, self.size, self.board, self.moved = rank, size, board, 0
+    def __init__(self, rank: int, size: int, shared: SharedState):
+        self.rank, self.size, self.shared, self.moved = rank, size, shared, 0
 
     def exchange(self, value: Any) -> list[Any]:
-        self.board.posted[self.rank] = value
-        self.board.barrier.wait()
-        values = list(self.board.posted)
-        self.board.barrier.wait()
+        self.shared.posted[self.rank] = value
+        self.shared.barrier.wait()
+        values = list(self.shared.posted)
+        self.shared.barrier.wait()
         return values
 
 
@@ -89,12 +89,12 @@ def _all_to_all(into: torch.Tensor, out: torch.Tensor, into_sizes: list[int], si
 
 def _isend(tensor: torch.Tensor, to: int, group: Group) -> Work:
     assert tensor.is_contiguous()
-    group.board.links[group.rank, to].sent.put(tensor)
+    group.shared.links[group.rank, to].sent.put(tensor)
     return Work(lambda: None)
 
 
 def _irecv(into: torch.Tensor, source: int, group: Group) -> Work:
-    link = group.board.links[source, group.rank]
+    link = group.shared.links[source, group.rank]
     link.expected.append(into)
     return Work(lambda: link.fill(into))
 
@@ -113,13 +113,13 @@ def run_threads(patch: pytest.MonkeyPatch, size: int, function: Callable[[Any], 
         "irecv": _irecv,
     }.items():
         patch.setattr(dist, name, stand_in)
-    board = Board(size)
+    shared = SharedState(size)
 
     def run(rank: int) -> T:
         try:
-            return function(Group(rank, size, board))
+            return function(Group(rank, size, shared))
         except BaseException:
-            board.barrier.abort()
+            shared.barrier.abort()
             raise
 
     with ThreadPoolExecutor(size) as pool:

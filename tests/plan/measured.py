@@ -1,4 +1,4 @@
-"""A real step on gloo ranks, with everything counted that a plan foretells."""
+"""A real step on gloo ranks, which counts everything that a plan predicts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sleeptrain.watch.progress import Progress
 
 
 def nbytes(tensors: Iterable[torch.Tensor | None]) -> int:
-    """Of the distinct storages behind the tensors."""
+    """The bytes of the distinct storages of the tensors."""
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t is not None}
     return sum(held.values())
 
@@ -34,7 +34,7 @@ def size(t: torch.Tensor) -> int:
     return t.numel() * t.element_size()
 
 
-# Of each collective what is reduced, the whole that is gathered, the whole that is scattered.
+# The bytes of each collective: of the reduced tensor, or of the full tensor that is gathered or scattered.
 PAYLOADS: dict[str, tuple[str, Callable[[Any], int]]] = {
     "all_reduce": ("all_reduce", lambda a: size(a["tensor"])),
     "all_gather_into_tensor": ("all_gather", lambda a: size(a["output_tensor"])),
@@ -45,7 +45,7 @@ PAYLOADS: dict[str, tuple[str, Callable[[Any], int]]] = {
 
 @contextmanager
 def counted(payload: Counter[str], group: dist.ProcessGroup) -> Iterator[None]:
-    """Counts collectives of this group, and all that all-to-alls send to others."""
+    """Count collectives of this group, and all that all-to-alls send to others."""
     from megatron.core.tensor_parallel import mappings
 
     places = [(dist, name) for name in (*PAYLOADS, "all_to_all_single")]
@@ -58,14 +58,14 @@ def counted(payload: Counter[str], group: dist.ProcessGroup) -> Iterator[None]:
 
         @wraps(function)
         def call(*args: Any, **options: Any) -> Any:
-            given = signature.bind(*args, **options).arguments
+            bound = signature.bind(*args, **options).arguments
             if name == "all_to_all_single":
-                splits = list(given["input_split_sizes"])
-                splits.pop(dist.get_rank(given["group"]))
-                payload["exchange"] += sum(splits) * given["input"].element_size()
-            elif group is not None and given.get("group") is group:
+                splits = list(bound["input_split_sizes"])
+                splits.pop(dist.get_rank(bound["group"]))
+                payload["exchange"] += sum(splits) * bound["input"].element_size()
+            elif group is not None and bound.get("group") is group:
                 kind, measure = PAYLOADS[name]
-                payload[kind] += measure(given)
+                payload[kind] += measure(bound)
             return function(*args, **options)
 
         return call
@@ -80,7 +80,7 @@ def counted(payload: Counter[str], group: dist.ProcessGroup) -> Iterator[None]:
 
 
 class Gathers(TorchDispatchMode):
-    """Counts what DeepSpeed gathers over a group: it has looked up torch's function before anybody can wrap it."""
+    """Counts the gathers of DeepSpeed over a group: it looks up torch's function before anybody can wrap it."""
 
     def __init__(self, group: dist.ProcessGroup | None):
         super().__init__()
@@ -94,7 +94,7 @@ class Gathers(TorchDispatchMode):
 
 
 class Watch:
-    """What stage sequences hold, and what mailboxes send, at any moment of a step."""
+    """The bytes that stages hold and mailboxes send at any moment of a step."""
 
     def __init__(self, monkey: Any):
         self.sequences: list[StageMicroBatch] = []
@@ -138,7 +138,7 @@ class Watch:
 
 
 def measure(config: Config, monkey: Any) -> dict[str, Any]:
-    """One of several ranks: its second step, which begins with the memory of the first."""
+    """Measure the second step of one of several ranks; it begins with the memory of the first."""
     world = join(config)
     engine = build_engine(config, world, Progress())
     zero, shape = engine._zero, stage_shape(config, 0)
@@ -149,19 +149,19 @@ def measure(config: Config, monkey: Any) -> dict[str, Any]:
         carried = engine.forward_backward(batch, shape, carried).state
         engine.step(1.0)
     carried = carried if bool(batch.continues_B.any()) else None
-    whole, complete = [0], engine._complete_gradients
+    complete_bytes, complete = [0], engine._complete_gradients
 
     def completed() -> None:
-        """Where gradients are summed once, at the end of a step, they are whole until then."""
+        """Where gradients are summed once, at the end of a step, each rank keeps full ones until then."""
         complete()
-        whole.append(nbytes(p.grad for p in zero.parameters.values()))
+        complete_bytes.append(nbytes(p.grad for p in zero.parameters.values()))
 
     monkey.setattr(engine, "_complete_gradients", completed)
     watch, tensor, data = Watch(monkey), Counter[str](), Counter[str]()
     gathers = Gathers(world.mesh.data.group)
     with counted(tensor, world.mesh.tensor.group), counted(data, world.mesh.data.group), gathers:
         result = engine.forward_backward(batch, shape, carried)
-    gradients = max(*whole, nbytes(_gradients(zero)))
+    gradients = max(*complete_bytes, nbytes(_gradients(zero)))
     with counted(data, world.mesh.data.group), gathers:
         engine.step(1.0)
     optimizer = zero.optimizer
@@ -184,7 +184,7 @@ def measure(config: Config, monkey: Any) -> dict[str, Any]:
 
 
 def _weights(zero: Any) -> int:
-    """As the model computes with them; under ZeRO-3 the parts that are kept, and the gathered whole."""
+    """The weights that the model computes with; under ZeRO-3 the parts that are kept and the gathered tensors."""
     parameters = list(zero.parameters.values())
     parts = nbytes(p.ds_tensor for p in parameters) if zero.zero == 3 else 0
     return parts + nbytes(parameters) if zero.zero < 3 else parts + sum(4 * p.ds_numel for p in parameters)

@@ -1,4 +1,4 @@
-"""What autograd really keeps, against what a plan counts."""
+"""The activations that autograd keeps, against the count of a plan."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sleeptrain.plan.layout import make_plan
 from sleeptrain.plan.workload import typical_batch
 from sleeptrain.sleep.curriculum import stage_shape
 from sleeptrain.sleep.loop import loop_settings, run_rounds
+from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.rounds import plan_batch
 
 # docs/plan.md. The inputs of checkpointed blocks are counted once too often where the head keeps one of them too.
@@ -39,7 +40,7 @@ MODEL = (
 
 
 def saved_bytes(function: Callable[[], Any], model: Hybrid) -> int:
-    """The storages that the graph of `function` keeps, weights left out."""
+    """The bytes of the storages that the graph of `function` keeps, without weights."""
     kept: dict[int, tuple[int, torch.Tensor]] = {}
 
     def pack(t: torch.Tensor) -> torch.Tensor:
@@ -97,14 +98,14 @@ def test_the_graphs_of_a_step(more: tuple[str, ...], precision: str) -> None:
     settings = loop_settings(config.sleep, shape.window, model.num_layers)
 
     def forward() -> Any:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with in_precision(config.train, model):
             return run_rounds(model, batch, rounds, model.empty_state(), settings)
 
     planned = step.memory[0].activations
-    if config.sleep.recompute == "block":  # of which one block's own are made in the backward
+    if config.sleep.recompute == "block":  # the backward makes those of one block
         counts = Activations.of(config, kernels=False)
         planned -= max(counts.block(i, r, False) for i in range(model.num_layers) for r in rounds)
-        planned -= counts.casts(range(model.num_layers), head=False)
+        planned -= counts.copies(range(model.num_layers), head=False)
     accuracy = OF_BLOCK_INPUTS if config.sleep.recompute == "block" else ACCURACY
     assert saved_bytes(forward, model) == pytest.approx(planned, rel=accuracy)
 

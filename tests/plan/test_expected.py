@@ -1,4 +1,4 @@
-"""The line that tells what a run will cost."""
+"""The line with the expected cost of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `sleeptrain plan` says is what the trainer then does, and what a layout needs follows from it."""
+"""The trainer does what `sleeptrain plan` predicts, and a layout's needs follow from the plan."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CLUSTERS = [
 
 @pytest.mark.parametrize(("experiment", "processes", "tokens"), CLUSTERS)
 def test_the_stock_clusters_have_a_layout(experiment: str, processes: int, tokens: int) -> None:
-    """Of 32, 256 and 1,024 GPUs; the tokens of a step stay as they are where a model can be shared so far."""
+    """Clusters of 32, 256 and 1,024 GPUs; the tokens of a step stay the same where a model can be cut so far."""
     config = compose([f"experiment={experiment}"])
     plan = planned(config, processes, "H200")
     assert {s.workload.tokens for s in plan.steps} == {tokens}
@@ -45,7 +45,7 @@ def test_the_stock_clusters_have_a_layout(experiment: str, processes: int, token
 
 
 @pytest.mark.parametrize(("processes", "tensor", "micro_batch"), [(256, 2, 1), (1024, 8, 1)])
-def test_too_few_rows_are_kept_by_what_is_told(processes: int, tensor: int, micro_batch: int) -> None:
+def test_the_advice_for_too_few_rows_keeps_their_number(processes: int, tensor: int, micro_batch: int) -> None:
     way_out = (
         rf"or keep it by .*{f'parallel.tensor={tensor} and ' if tensor > 2 else ''}train\.micro_batch={micro_batch}$"
     )
@@ -102,7 +102,7 @@ def test_too_few_micro_batches_for_the_ring(more, said):
 
 
 def test_a_plan_needs_no_tokenizer_of_a_task(tmp_path: Path) -> None:
-    """What an imported model will bring is not there when a run is planned; lengths are, and the plan says so."""
+    """The tokenizer of an imported model does not exist yet when a run is planned. The plan states the lengths."""
     settings = [f"{name}={value}" for name, value in {"min_tokens": 96, "max_tokens": 160}.items()]
     settings = [f"data.gsm_infinite.{setting}" for setting in settings]
     settings += ["experiment=gsm_small", "model.vocab_size=300", f"data.gsm_infinite.tokenizer={tmp_path / 'none'}"]

@@ -1,4 +1,4 @@
-"""What processes send in a step: bytes of collectives, and which of them a layout has."""
+"""The traffic of processes in a step: bytes of collectives, and the collectives that a layout has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SMALL = ("sleep.passes=1", "data.sequence=128", "data.batch=4", "train.precision
 
 
 def data(zero: int, processes: int) -> tuple[DataTraffic, int]:
-    """Of the replicas of one stage, and the bytes of its weights."""
+    """The traffic between the replicas of one stage, and the bytes of its weights."""
     plan = planned(text(*SMALL, f"parallel.zero={zero}"), processes)
     return plan.steps[0].data[0], 4 * plan.parameters
 
@@ -30,7 +30,7 @@ def test_one_tensor_rank_sends_nothing() -> None:
     assert traffic == TensorTraffic(Payload(), Payload(), Payload()) and traffic.total == Payload()
 
 
-def test_what_runs_again_is_sent_again() -> None:
+def test_recomputation_sends_again() -> None:
     assert tensor("sleep.recompute=none").recompute == Payload()
     again = tensor("sleep.recompute=block")
     assert Payload() < again.recompute < again.forward
@@ -38,9 +38,9 @@ def test_what_runs_again_is_sent_again() -> None:
 
 
 def test_split_sequences_are_gathered_and_scattered_instead_of_reduced() -> None:
-    whole, split = tensor(), tensor("parallel.sequence=true")
-    assert "reduce_scatter" not in whole.forward and split.forward["reduce_scatter"] > 0
-    assert split.forward["all_reduce"] < whole.forward["all_reduce"]
+    unsplit, split = tensor(), tensor("parallel.sequence=true")
+    assert "reduce_scatter" not in unsplit.forward and split.forward["reduce_scatter"] > 0
+    assert split.forward["all_reduce"] < unsplit.forward["all_reduce"]
 
 
 def test_one_replica_sends_no_gradients() -> None:
@@ -48,7 +48,7 @@ def test_one_replica_sends_no_gradients() -> None:
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_replicas_share_gradients_as_their_zero_stage_says(zero: int) -> None:
+def test_replicas_share_gradients_by_their_zero_stage(zero: int) -> None:
     traffic, weights = data(zero, 2)
     if zero == 3:
         assert set(traffic.reduce) == {"reduce_scatter"} and traffic.gather["all_gather"] >= weights

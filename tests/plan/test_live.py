@@ -1,4 +1,4 @@
-"""What a pipeline rank holds at most, reckoned by hand for one round of one window."""
+"""The most that a pipeline rank holds, computed by hand for one round of one window."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def scheduled(sequences: int) -> Schedule:
 
 
 def memory(carried: bool = False, normed: bool = False) -> Memory:
-    return Memory(128, STATE, 8, carried, normed)
+    return Memory(4 * 128, STATE, 8, carried, normed)
 
 
-def test_the_first_rank_holds_its_tokens_what_it_hands_on_and_the_gradient() -> None:
+def test_the_first_rank_holds_its_tokens_its_output_and_the_gradient() -> None:
     assert peak_held(scheduled(1), 0, memory()) == Peak(10, 3 * FEATURES)
 
 
-def test_the_last_rank_holds_what_it_reads_until_its_backward() -> None:
+def test_the_last_rank_holds_its_input_until_its_backward() -> None:
     assert peak_held(scheduled(1), 1, memory()) == Peak(FEATURES + 1100, 2 * FEATURES)
 
 
-def test_features_that_are_normed_between_passes_are_a_tensor_more() -> None:
+def test_features_that_are_normed_between_passes_are_one_more_tensor() -> None:
     assert peak_held(scheduled(1), 1, memory(normed=True)).messages == 3 * FEATURES
 
 
 @pytest.mark.parametrize(("rank", "state"), [(0, 10), (1, 1100)])
-def test_a_state_that_is_carried_is_there_before_and_after(rank: int, state: int) -> None:
+def test_a_carried_state_exists_before_and_after(rank: int, state: int) -> None:
     new, carried = (peak_held(scheduled(1), rank, memory(carried)).boundary for carried in (False, True))
     assert carried - new == state
 

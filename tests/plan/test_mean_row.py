@@ -1,4 +1,4 @@
-"""What a row costs, also under settings that no run has."""
+"""The cost of a row, also under settings that no run has."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMALL = ["experiment=stdlib", "data.batch=1", "data.sequence=256", "sleep.curric
 
 @pytest.mark.parametrize("policy", ["sleep.when=every", "sleep.feedback=none", "sleep.eviction=sliding"])
 @pytest.mark.parametrize("passes", [1, 2, 3, 4, 9])
-def test_any_number_of_passes_costs_what_its_rounds_do(policy: str, passes: int) -> None:
+def test_any_number_of_passes_costs_as_much_as_its_rounds(policy: str, passes: int) -> None:
     config = compose([*SMALL, policy])
     row = MeanRow(config)
     rounds, settings = (
@@ -30,7 +30,7 @@ def test_any_number_of_passes_costs_what_its_rounds_do(policy: str, passes: int)
 
 
 def test_a_number_of_passes_that_no_run_has_costs_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A damaged record may name one: no more than three passes are planned."""
+    """A damaged record may hold such a number. The run plans at most three passes."""
     planned = list[int]()
 
     def plan(batch: object, window: int, passes: int, sleep: object) -> object:

@@ -6,7 +6,7 @@ from sleeptrain.plan.memory import StageMemory
 from tests.plan.planned import planned, text
 
 
-def test_recomputation_saves_memory_and_grows_no_boundary_with_layers():
+def test_recomputation_saves_memory_and_boundaries_do_not_grow_with_layers():
     memory = {
         mode: planned(text(f"sleep.recompute={mode}", "sleep.passes=4", "train.micro_batch=4")).steps[0].memory[0]
         for mode in ("none", "block", "pass", "window")

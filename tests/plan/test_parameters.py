@@ -1,4 +1,4 @@
-"""What each process holds of the parameters."""
+"""The parameters that each process holds."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def test_parameters_of_all_stages_are_those_of_the_model():
     config = text("parallel.pipeline=2", "parallel.tensor=2", "train.micro_batch=4", "model.tie_embeddings=false")
     plan = planned(config, 4)
     with torch.device("meta"):
-        whole = sum(p.numel() for p in Hybrid(config.model).parameters())
-    assert plan.parameters == whole and plan.embedding_parameters == 2 * 1000 * 128
+        total = sum(p.numel() for p in Hybrid(config.model).parameters())
+    assert plan.parameters == total and plan.embedding_parameters == 2 * 1000 * 128
     held = sum(h.numel for stage in plan.held for h in stage)
-    assert whole / 2 < held < 0.51 * whole, "norms alone are held by both tensor ranks"
+    assert total / 2 < held < 0.51 * total, "norms alone are held by both tensor ranks"
 
 
 def held(numel: int, kind: str = "muon", always_frozen: bool = False) -> Held:
     return Held(f"p{numel}", numel, (numel,), ParameterRole(kind), always_frozen)
 
 
-def test_a_process_alone_keeps_nothing_of_what_is_never_trained() -> None:
+def test_a_single_process_keeps_no_state_of_parameters_that_never_train() -> None:
     state = training_state([held(10), held(7, "adamw"), held(5, always_frozen=True)], 0, (1, 1, 1))
     assert (state.weights, state.master, state.gradients) == (4 * 22, 0, 4 * 17)
     assert state.optimizer == 4 * (10 + 2 * 7), "one average of Muon's, two of AdamW's"

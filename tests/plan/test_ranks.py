@@ -1,4 +1,4 @@
-"""What a plan foretells is what real ranks hold and send."""
+"""Real ranks hold and send what a plan predicts."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def layout(tensor: int, pipeline: int, data: int, zero: int) -> tuple[list[str],
         (2, 1, 2, 3, ()),
     ],
 )
-def test_a_plan_is_what_ranks_do(tensor: int, pipeline: int, data: int, zero: int, more: tuple[str, ...]) -> None:
+def test_ranks_do_what_a_plan_predicts(tensor: int, pipeline: int, data: int, zero: int, more: tuple[str, ...]) -> None:
     parallel, ranks = layout(tensor, pipeline, data, zero)
     check(compose([*RULE110, *MODEL, *parallel, *more]), ranks)
 
@@ -76,7 +76,7 @@ def test_a_plan_is_what_ranks_do(tensor: int, pipeline: int, data: int, zero: in
     ],
 )
 def test_rows_that_go_on(tensor: int, pipeline: int, more: tuple[str, ...]) -> None:
-    """Memory is carried into the step, and sleep behind the last loss is not trained."""
+    """Memory is carried into the step, and sleep after the last loss is not trained."""
     parallel, ranks = layout(tensor, pipeline, 1, 1)
     check(compose([*TEXT, *MODEL, *parallel, *more]), ranks)
 
@@ -121,7 +121,7 @@ def test_jet_and_the_options_of_blocks(tensor: int, pipeline: int, more: tuple[s
 def test_zero_3_gathers_as_planned(
     tensor: int, reuse: int, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over several rounds, where weights are too large to stay, as they are in large models."""
+    """Over several rounds, with weights that are too large to stay, as in large models."""
     monkeypatch.setattr(limits, "MAX_REUSE", reuse)
     monkeypatch.setattr(limits, "PERSISTENT", 0)
     monkeypatch.setattr(limits, "AHEAD", 0)
@@ -146,7 +146,7 @@ def check(config: Config, ranks: int) -> None:
             assert dict(step.tensor[stage].total) == ours[0]["tensor"]
         if plan.replicas > 1:
             assert step.data[stage].exchange == max(rank["exchange"] for rank in ours)
-            if zero_stage == 3:  # between keeping no weight and all of them the order inside a block counts
+            if zero_stage == 3:  # if only some weights stay, the order inside a block matters
                 gathered, exact = step.data[stage].gather["all_gather"], limits.MAX_REUSE in (0, 10**9)
                 assert gathered == (ours[0]["gather"] if exact else pytest.approx(ours[0]["gather"], rel=0.01))
             if zero_stage < 3:  # DeepSpeed's norms and the alignment of its buckets are a few bytes more

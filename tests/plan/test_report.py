@@ -11,7 +11,7 @@ from sleeptrain.plan.report import gib, mb, short, table, to_json, to_text, wors
 from tests.plan.planned import planned, text
 
 
-def test_tables_name_units_and_what_is_assumed():
+def test_tables_name_units_and_assumptions():
     config = text("parallel.pipeline=2", "sleep.passes=2")
     said = to_text(planned(config, 4, "H200"))
     for part in ("warning   a step has 1 micro-batch", "GiB", "tokens/s/GPU", "MFU", "assumed:", "GPU-hours", "MB"):
@@ -24,23 +24,23 @@ def test_numbers_are_short() -> None:
     assert (gib(3 * 2**29), mb(1_234_567)) == ("1.5", "1.2")
 
 
-def test_columns_are_aligned_and_words_of_the_last_one_to_the_left() -> None:
+def test_columns_are_aligned_and_words_in_the_last_column_to_the_left() -> None:
     assert table(["a", "long"], [[100, 2]]) == ["    a  long", "  100     2"]
     assert table(["a", "what"], [[1, "x"]]) == ["  a  what", "  1  x"]
 
 
 def test_values_for_programs_are_those_of_the_plan() -> None:
     plan = planned(text("parallel.pipeline=2", "sleep.passes=2"), 4)
-    told = to_json(plan)
-    assert told == json.loads(json.dumps(told)) and told["layout"]["replicas"] == 2
-    assert told["parameters"]["total"] == plan.parameters
-    assert told["flops"] == sum(s["flops"] * s["steps"] for s in told["stages"])
-    assert told["gpu"] is told["seconds"] is told["stages"][0]["speed"] is None
-    assert worst_total(plan) == max(m["total"] for s in told["stages"] for m in s["memory"])
+    values = to_json(plan)
+    assert values == json.loads(json.dumps(values)) and values["layout"]["replicas"] == 2
+    assert values["parameters"]["total"] == plan.parameters
+    assert values["flops"] == sum(s["flops"] * s["steps"] for s in values["stages"])
+    assert values["gpu"] is values["seconds"] is values["stages"][0]["speed"] is None
+    assert worst_total(plan) == max(m["total"] for s in values["stages"] for m in s["memory"])
 
 
 @pytest.mark.parametrize(("share", "verdict"), [(0.5, "fits"), (0.95, "is tight"), (1.5, "does not fit")])
-def test_a_gpu_that_is_too_small_is_told(share: float, verdict: str) -> None:
+def test_a_gpu_that_is_too_small_is_reported(share: float, verdict: str) -> None:
     plan = planned(text(), gpu="H200")
     assert plan.gpu is not None
     name, gpu = plan.gpu

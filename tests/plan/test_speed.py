@@ -9,7 +9,7 @@ from sleeptrain.plan.speed import Speed, Traffic, Work, forecast, hours, leaves_
 from tests.plan.planned import planned, text
 
 
-def test_time_is_work_bubble_and_what_is_sent():
+def test_time_is_work_bubble_and_messages():
     gpu = Gpu(flops=100.0, memory=1.0, bandwidth=4.0, intra=10.0, inter=1.0)
     far = {"tensor": False, "data": True, "pipeline": False}
     work = Work(flops=300.0, executed=100.0, bubble=0.25, orthogonalised=25.0, state=1.0, tokens=42)
@@ -32,6 +32,6 @@ def test_a_link_leaves_a_machine_where_its_ranks_are_more_than_its_gpus() -> Non
     assert leaves_machine(2, 4, 2) == {"tensor": False, "data": False, "pipeline": True}
 
 
-def test_hours_are_those_of_all_steps() -> None:
+def test_hours_count_all_steps() -> None:
     one, two = (Speed(seconds, 0, 0, 0, 0, 0, 0, 0) for seconds in (1.8, 3.6))
     assert hours([one, two], [1000, 500]) == 1.0 and hours([], []) == 0

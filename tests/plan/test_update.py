@@ -1,4 +1,4 @@
-"""What the optimizer's step costs, and who pays for it."""
+"""The cost of the optimizer's step, and the ranks that pay for it."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def test_an_owner_sends_its_matrices_back_to_the_others() -> None:
 
 
 @pytest.mark.parametrize("zero", [1, 3])
-def test_what_an_owner_lacks_of_a_matrix_is_sent_to_it_and_back(zero: int) -> None:
+def test_missing_parts_of_a_matrix_are_sent_to_its_owner_and_back(zero: int) -> None:
     assert muon_exchange(text(f"parallel.zero={zero}"), matrices("a"), 2) == 32
 
 
-def test_a_matrix_that_lies_with_its_owner_stays_there() -> None:
+def test_a_matrix_that_its_owner_holds_is_not_sent() -> None:
     assert muon_exchange(text("parallel.zero=1"), matrices("a", "b"), 2) == 0
 
 

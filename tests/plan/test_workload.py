@@ -1,4 +1,4 @@
-"""The work of a step in a plan is what the trainer then does."""
+"""The work of a step in a plan is the work of the trainer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_stages_follow_the_curriculum():
     assert steps[1].flops > steps[0].flops > 0
 
 
-def test_sampled_passes_count_as_the_most():
+def test_sampled_passes_count_as_the_largest_number():
     [step] = planned(rule110("sleep.sample_passes=true")).steps
     assert step.workload.shape.passes == 3
 
@@ -49,11 +49,11 @@ def test_sampled_passes_count_as_the_most():
     [("none", 0), ("block", 1), ("pass", 1), ("window", 2)],
     ids=["none", "block", "pass", "window"],
 )
-def test_what_is_run_again_is_told_apart(mode, repeated):
+def test_recomputation_is_counted_separately(mode, repeated):
     config = text(f"sleep.recompute={mode}", "sleep.passes=1", "model.tie_embeddings=false", "data.sequence=128")
     [step] = planned(config).steps
     head = 2 * 128 * 1000 * step.workload.tokens if mode == "block" else 0
-    # One window of one round: run again as a window there would be nothing before its last round.
+    # One window of one round: with recompute=window nothing comes before its last round.
     expected = {0: 0, 1: step.flops / 3 - head, 2: step.flops / 3}[repeated]
     assert step.recompute_flops == expected
 
@@ -66,7 +66,7 @@ def test_windows_are_run_again_up_to_their_last_round():
 
 
 def test_pads_of_a_task_are_no_tokens_of_a_step() -> None:
-    """Depo's rows are shorter than the longest: the steps are those of the tokens that count."""
+    """Rows of Depo are shorter than the longest one: only tokens that are no pads count for the steps."""
     config = compose(["experiment=depo_small"])
     [work] = workloads(config, 1)
     batch = build_task(config.data).rows(config.data.seed, 0, 20_000)
@@ -86,7 +86,7 @@ def test_rounds_without_a_loss_have_no_targets() -> None:
     ("source", "exists", "lacks"),
     [("gsm_infinite", False, True), ("gsm_infinite", True, False), ("rule110", False, False)],
 )
-def test_only_a_task_whose_tokenizer_is_not_there_lacks_it(
+def test_only_a_task_whose_tokenizer_does_not_exist_lacks_it(
     tmp_path: Path, source: str, exists: bool, lacks: bool
 ) -> None:
     named = tmp_path / "tokenizer"

@@ -1,4 +1,4 @@
-"""What token shards hold, all of it at once."""
+"""All documents of token shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The result is put together from units: numbered shards in order, again after a kill too."""
+"""The result is assembled from units: numbered shards in order, also after a kill."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_all_documents_are_there_in_order(
     assert list(work.units.rglob("*.tar")) == [], "moved, not copied"
 
 
-def test_what_has_been_moved_is_not_moved_again(work: Work, units: Units, tokenizer: SentencePieceTokenizer) -> None:
+def test_a_moved_shard_is_not_moved_again(work: Work, units: Units, tokenizer: SentencePieceTokenizer) -> None:
     assemble(work, units, tokenizer, b"")
     first = content(work.result)
     for index in work.result.glob("*/index.json"):

@@ -1,4 +1,4 @@
-"""A result that is there already: taken as it is, refused with the reason, or made anew."""
+"""A result that exists already: it is taken as it is, refused with the reason, or made anew."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def job(tmp_path: Path, write_jsonl: Callable[..., Path], tokenizer: SentencePie
     return Job(named_inputs([str(write_jsonl(texts[:20]))]), tmp_path / "out", tokenizer, validation_share=0.3)
 
 
-def test_where_nothing_is_a_result_must_be_made(tmp_path: Path) -> None:
+def test_without_a_result_one_must_be_made(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("absent", "empty"):
         assert finished(tmp_path / name, {}, False) is None
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_what_somebody_else_has_is_never_replaced(tmp_path: Path, force: bool) -> None:
+def test_a_folder_of_somebody_else_is_never_replaced(tmp_path: Path, force: bool) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file is a file; name a folder"):
         finished(tmp_path / "file", {}, force)
@@ -41,7 +41,7 @@ def test_a_sound_result_of_the_same_settings_is_taken(job: Job, capsys: pytest.C
     assert finished(job.out, job.record(), True) is None
 
 
-def test_other_settings_are_told_or_forced(job: Job) -> None:
+def test_other_settings_are_named_or_forced(job: Job) -> None:
     prepare(job)
     other = job.record() | {"validation_share": 0.4}
     with pytest.raises(DataError, match=r"other settings \(validation_share 0\.3, now 0\.4\); .* or use --force"):
@@ -49,7 +49,7 @@ def test_other_settings_are_told_or_forced(job: Job) -> None:
     assert finished(job.out, other, True) is None
 
 
-def test_a_result_that_is_not_whole_is_refused_or_forced(job: Job) -> None:
+def test_an_incomplete_result_is_refused_or_forced(job: Job) -> None:
     prepare(job)
     (job.out / "validation" / "index.json").unlink()
     with pytest.raises(DataError, match="; make it anew with --force"):

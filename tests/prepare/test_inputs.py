@@ -56,13 +56,13 @@ def test_the_name_tells_the_format(tmp_path: Path, name: str, document: str, kin
     assert (source.kind, source.compression) == (kind, compression)
 
 
-def test_patterns_in_the_order_given_each_sorted(tmp_path: Path) -> None:
+def test_patterns_keep_their_order_and_each_is_sorted(tmp_path: Path) -> None:
     fill(tmp_path, "b.md", "a.md", "z/deep/q.txt", "x[1].txt")
     patterns = [f"{tmp_path}/x[1].txt", f"{tmp_path}/**/q.txt", f"{tmp_path}/*.md"]
     assert [source.path.name for source in named_inputs(patterns)] == ["x[1].txt", "q.txt", "a.md", "b.md"]
 
 
-def test_named_twice_is_refused_in_whatever_way(tmp_path: Path) -> None:
+def test_a_file_that_is_named_twice_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, "a.txt", "sub/b.txt")
     (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
     for patterns in (["a.txt", "*.txt"], ["link.txt", "a.txt"], ["sub/b.txt", "sub/../sub/b.txt"]):
@@ -71,10 +71,10 @@ def test_named_twice_is_refused_in_whatever_way(tmp_path: Path) -> None:
 
 
 def linked(folder: Path) -> Path:
-    """Links of every kind: to files and folders, inside and outside, twice, round in circles, and to nothing."""
+    """Links of every kind: to files and folders, inside and outside, twice, in circles, and to nothing."""
     corpus = fill(folder / "corpus", "a.txt", "sub/b.txt", "sub/deep/c.txt", "d.md", ".hidden/e.txt")
     fill(folder / "disk", "f.txt", "more/g.txt")
-    (corpus / "0-again.txt").symlink_to("a.txt")  # sorts first, and is no name to prefer
+    (corpus / "0-again.txt").symlink_to("a.txt")  # sorts first, but is not the name to use
     (corpus / "z.txt").symlink_to("d.md")  # matches by this name alone
     os.link(corpus / "sub/b.txt", corpus / "sub/hard.txt")
     (corpus / "disk").symlink_to(folder / "disk")
@@ -95,13 +95,13 @@ def test_links_are_followed_and_each_file_counts_once(tmp_path: Path, caplog: py
     found = folder_inputs(corpus)
     names = ["a.txt", "disk/f.txt", "disk/more/g.txt", "sub/b.txt", "sub/deep/c.txt", "z.txt"]
     assert [source.name for source in found] == [".hidden/e.txt", *names]
-    [told] = caplog.messages
-    assert "corpus: left out" in told and "pipe.txt (no plain file)" in told and "round.txt (" in told
-    assert "gone.txt (No such file" in told and "unmounted (No such file" in told
+    [message] = caplog.messages
+    assert "corpus: left out" in message and "pipe.txt (no plain file)" in message and "round.txt (" in message
+    assert "gone.txt (No such file" in message and "unmounted (No such file" in message
 
 
 def test_a_glob_follows_links_as_a_folder_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also below `**`, where links that lead round in circles have no end."""
+    """Also below `**`, where links in a circle have no end."""
     corpus = linked(tmp_path)
     names = ["a.txt", "disk/f.txt", "disk/more/g.txt", "sub/b.txt", "sub/deep/c.txt", "z.txt"]
     assert [source.name for source in named_inputs([f"{corpus}/**/*.txt"])] == [f"{corpus}/{name}" for name in names]
@@ -123,7 +123,7 @@ def test_two_patterns_with_one_file_are_refused_by_hard_links_too(tmp_path: Path
         named_inputs([f"{corpus}/disk/*.txt", f"{tmp_path}/disk/**/*.txt"])
 
 
-def test_what_is_no_plain_file_is_not_read(tmp_path: Path) -> None:
+def test_only_plain_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(DataError, match=r"pipe\.txt is no plain file"):
         named_inputs([str(tmp_path / "pipe.txt")])
@@ -141,7 +141,7 @@ def test_globs_of_a_folder_take_parts(tmp_path: Path) -> None:
         assert [source.name for source in folder_inputs(tmp_path, pattern)] == names, pattern
 
 
-def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
+def test_errors_name_the_mistake(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such folder"):
         folder_inputs(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"no file matches '\*\.txt'"):

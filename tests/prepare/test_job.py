@@ -145,21 +145,21 @@ class FileSystemKill:
     """Kills the process with SIGKILL just before the change number `at` that it makes to the file system."""
 
     def __init__(self, at: int, after: Path | None = None) -> None:
-        self.left = at
+        self.remaining = at
         self.after = after
 
     def __call__(self, event: str, arguments: tuple) -> None:
-        if self.after is not None:  # count from the time on when this path gets its name
+        if self.after is not None:  # start to count when this path gets its name
             if event == "os.rename" and Path(os.fsdecode(arguments[1])) == self.after:
                 self.after = None
         elif event in MUTATIONS or (event == "open" and isinstance(arguments[1], str) and "w" in arguments[1]):
-            self.left -= 1
-            if not self.left:
+            self.remaining -= 1
+            if not self.remaining:
                 os.kill(os.getpid(), 9)
 
 
 def killed(job: Job, at: int, after: Path | None = None) -> bool:
-    """Whether a process that does the job lived for fewer than `at` changes; False: it came to its end before."""
+    """Whether a process that does the job was killed at its change number `at`; False: it finished before."""
     child = os.fork()
     if not child:
         status = 1
@@ -213,7 +213,7 @@ def test_killed_before_every_change_to_the_disk_it_goes_on(job: Job, settings: d
 
 
 @pytest.mark.usefixtures("quick_sync")
-def test_killed_again_and_again_it_comes_to_its_end(job: Job) -> None:
+def test_killed_again_and_again_it_finishes(job: Job) -> None:
     expected = undisturbed(job)
     kills = 0
     while killed(job, 33):
@@ -242,7 +242,7 @@ def test_killed_while_it_replaces_an_earlier_result(job: Job) -> None:
 
 
 @pytest.mark.usefixtures("quick_sync")
-def test_a_shard_that_is_gone_has_a_way_out(job: Job) -> None:
+def test_the_message_about_a_missing_shard_has_a_way_out(job: Job) -> None:
     job = replace(job, unit_bytes=25_000)
     expected = undisturbed(job)
     work, at = Work(job.out), 10
@@ -268,7 +268,7 @@ def test_killed_when_the_target_has_its_name(job: Job, force: bool) -> None:
         made = (job.out / "prepared.json").stat().st_ino
         prepare(job)
         assert content(job.out) == expected, at
-        # What is made is not made again, unless it is asked for and the work folder no longer says for what.
+        # A result is made again only by force, and only when the work folder no longer has the plan.
         assert (job.out / "prepared.json").stat().st_ino == made or (force and at > 1), at
         assert [path.name for path in job.out.parent.iterdir()] == ["out"], at
         shutil.rmtree(job.out.parent)
@@ -277,16 +277,16 @@ def test_killed_when_the_target_has_its_name(job: Job, force: bool) -> None:
 
 
 def begun(job: Job, changes: int = 60) -> Path:
-    """The work folder of a job that was killed when some units were whole."""
+    """The work folder of a job that was killed when some units were complete."""
     assert killed(job, changes)
     work = job.out.with_name(".out.work")
     assert len(list((work / "units").glob("0*"))) > 1
     return work
 
 
-def test_whole_units_are_kept(job: Job) -> None:
+def test_finished_units_are_kept(job: Job) -> None:
     work = begun(job)
-    whole = {path.name: path.stat().st_ino for path in (work / "units").glob("0*/report.json")}
+    complete = {path.name: path.stat().st_ino for path in (work / "units").glob("0*/report.json")}
     seen: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -295,10 +295,10 @@ def test_whole_units_are_kept(job: Job) -> None:
         with pytest.raises(ZeroDivisionError):
             prepare(job)
     assert seen == [len(list((work / "units").glob("0*")))]
-    assert {path.name: path.stat().st_ino for path in (work / "units").glob("0*/report.json")} == whole
+    assert {path.name: path.stat().st_ino for path in (work / "units").glob("0*/report.json")} == complete
 
 
-def test_begun_otherwise_is_refused_with_the_differences_or_forced(job: Job) -> None:
+def test_work_with_other_settings_is_refused_with_the_differences_or_forced(job: Job) -> None:
     begun(job)
     other = replace(job, validation_share=0.4)
     with pytest.raises(
@@ -329,7 +329,7 @@ def test_only_one_call_at_a_time(job: Job, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_call_that_was_taken_over_publishes_nothing(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one that was held up for long, while another has begun."""
+    """A call that paused for long, while another call has begun."""
 
     def assembled(work: Work, *rest: Any) -> None:
         (work.path / "lease.json").write_text("of somebody else")
@@ -353,7 +353,7 @@ def test_bad_documents_stop_or_are_counted(job: Job, tokenizer: SentencePieceTok
     job = replace(job, sources=named_inputs([str(source.path) for source in job.sources]))
     with pytest.raises(DataError, match=r"b\.jsonl line 1: no field 'text'.*--on-bad-document skip"):
         prepare(job)
-    # What was whole is kept for the call with the other answer to bad documents, and the other way round.
+    # Complete units serve a call that treats bad documents in the other way, in both directions.
     assert len(list((job.out.with_name(".out.work") / "units").glob("0*"))) > 2
     skipping = replace(job, skip_bad=True)
     report = prepare(skipping)
@@ -398,7 +398,7 @@ def test_senseless_settings(job: Job, name: str) -> None:
         replace(job, **{name: 0})
 
 
-def test_nothing_is_remembered_of_time(job: Job) -> None:
+def test_no_time_is_recorded(job: Job) -> None:
     prepare(job)
     first = content(job.out)
     shutil.rmtree(job.out)

@@ -1,4 +1,4 @@
-"""The longest document: up to it every format gives the text, above it a line that says where, and never its memory."""
+"""The longest document: up to it every format gives the text; longer ones give their place and take no memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LONG = "é" * 30  # 60 bytes
 
 
 def read(path: Path, max_bytes: int, unit_bytes: int = 10**9, document: str = "file") -> list[str]:
-    """Texts, and of bad ones where and why."""
+    """The texts, and the place and reason of each bad one."""
     found = []
     for part in slices(path, unit_bytes, document):
         for text in documents(part, "text", max_bytes):
@@ -72,7 +72,7 @@ def test_a_long_last_line(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("unit_bytes", [30, 10**9])
 @pytest.mark.parametrize("suffix", PACK)
-def test_json_lines_count_as_they_stand_in_the_file(tmp_path: Path, suffix: str, unit_bytes: int) -> None:
+def test_json_lines_are_measured_as_in_the_file(tmp_path: Path, suffix: str, unit_bytes: int) -> None:
     path = tmp_path / f"a.jsonl{suffix}"
     line = json.dumps({"text": LONG})  # é takes six bytes there
     path.write_bytes(PACK[suffix](jsonl(["one"]) + line.encode() + b"\n" + jsonl(["two"])))
@@ -103,7 +103,7 @@ def test_rows_at_and_above_it(tmp_path: Path) -> None:
 
 
 def test_a_long_line_is_never_held(tmp_path: Path) -> None:
-    """Of 128 MiB, which are 4 kB of zstd: it gives all that is in what it is given. 100 MiB are allowed."""
+    """A line of 128 MiB, which is 4 kB of zstd: the reader unpacks all of its input. 100 MiB are allowed."""
     size = 128 * MIB
     (tmp_path / "a.jsonl").touch()
     os.truncate(tmp_path / "a.jsonl", size)
@@ -128,7 +128,7 @@ for path in sys.argv[1:]:
 
 
 def test_row_groups_are_never_held(tmp_path: Path) -> None:
-    """Of 64 MiB in pages of 1 MiB, no more than a few are in memory at a time."""
+    """A group of 64 MiB in pages of 1 MiB: only a few pages are in memory at a time."""
     path = tmp_path / "a.parquet"
     rows = [f"{number:02d}" * (MIB // 2) for number in range(64)]
     table = pyarrow.table({"text": rows})
@@ -159,10 +159,10 @@ sys.exit(code)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
-def test_memory_is_what_the_help_says(
+def test_memory_stays_within_the_bound_in_the_help(
     tmp_path: Path, tokenizer: SentencePieceTokenizer, texts: list[str], write_jsonl: Callable[..., Path]
 ) -> None:
-    """80 bytes for a byte of the longest document, of which each is a token here, and none for longer ones."""
+    """80 bytes for each byte of the longest document (one token here), and none for longer documents."""
     (tmp_path / "t.model").write_bytes(tokenizer.files["tokenizer.model"])
     longest = 2 * MIB
     peaks = {}
@@ -182,7 +182,7 @@ def test_memory_is_what_the_help_says(
     assert peaks["longer"] < peaks["longest"]
 
 
-def test_the_longest_is_tokenised_as_a_whole(
+def test_the_longest_document_is_tokenised_in_one_piece(
     tmp_path: Path, tokenizer: SentencePieceTokenizer, texts: list[str], write_jsonl: Callable[..., Path]
 ) -> None:
     long = " ".join(texts * 20)
@@ -196,13 +196,13 @@ def test_the_longest_is_tokenised_as_a_whole(
         prepare(replace(job, out=tmp_path / "stop", max_document_bytes=longest - 1))
     report = prepare(replace(job, out=tmp_path / "skip", max_document_bytes=longest - 1, skip_bad=True))
     assert report["bad"] == 1 and f"line {len(texts) + 1}: it has {longest:,} bytes" in report["first_bad"]
-    left = documents_of(tmp_path / "skip", tokenizer)
-    assert left == {name: [text for text in texts if side(text, 0.3) == name] for name in SIDES}
+    skipped = documents_of(tmp_path / "skip", tokenizer)
+    assert skipped == {name: [text for text in texts if side(text, 0.3) == name] for name in SIDES}
 
 
 @pytest.fixture
 def job(tmp_path: Path, tokenizer: SentencePieceTokenizer, texts: list[str], write_jsonl: Callable[..., Path]) -> Job:
-    """Its last document is longer than it allows."""
+    """A job whose last document is longer than the limit."""
     sources = named_inputs([str(write_jsonl([*texts, " ".join(texts)]))])
     return Job(sources, tmp_path / "made" / "out", tokenizer, 0, "text", 0.3, None, 8000, 5000, 10_000)
 
@@ -211,8 +211,8 @@ def test_with_a_longer_one_allowed_the_work_goes_on(job: Job) -> None:
     with pytest.raises(DataError, match="--max-document-bytes 10000"):
         prepare(job)
     units = job.out.with_name(".out.work") / "units"
-    whole = {path.name for path in units.glob("0*")}
-    assert len(whole) > 4
+    complete = {path.name for path in units.glob("0*")}
+    assert len(complete) > 4
     for path in units.glob("0*/report.json"):
         assert json.loads(path.read_bytes())["max_document_bytes"] == 10_000
     raised = replace(job, max_document_bytes=10**6)
@@ -220,7 +220,7 @@ def test_with_a_longer_one_allowed_the_work_goes_on(job: Job) -> None:
         patch.setattr("sleeptrain.prepare.worker_pool.tokenise_unit", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(raised)
-    assert {path.name for path in units.glob("0*")} == whole
+    assert {path.name for path in units.glob("0*")} == complete
     report = prepare(raised)
     assert report["bad"] == 0
     with pytest.raises(DataError, match="max_document_bytes 1000000, now 10000"):
@@ -228,8 +228,8 @@ def test_with_a_longer_one_allowed_the_work_goes_on(job: Job) -> None:
 
 
 @pytest.mark.parametrize(("before", "now"), [(10**6, 10_000), (10_000, 10**6)])
-def test_what_another_limit_left_out_or_took_is_made_anew(job: Job, before: int, now: int) -> None:
-    """Both leave out what is too long, so that a unit with it is whole either way."""
+def test_units_of_another_limit_are_made_anew(job: Job, before: int, now: int) -> None:
+    """Both calls skip documents that are too long, so a unit with one is complete either way."""
     job = replace(job, skip_bad=True)
     assert not killed(replace(job, max_document_bytes=before, out=job.out.with_name("full")), 10**6)
     assert killed(replace(job, max_document_bytes=before), 140)

@@ -1,4 +1,4 @@
-"""The options that select text lead to files, and what makes no sense is refused by their names."""
+"""The options that select text give files; the message about a senseless one names the option."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_folder_and_its_pattern(folder: Path) -> None:
     assert [source.name for source in inputs_of(parsed("--folder", str(folder), "--glob", "*.md"))] == ["b.md"]
 
 
-def test_files_in_the_order_given(folder: Path) -> None:
+def test_files_keep_their_order(folder: Path) -> None:
     options = parsed("--input", f"{folder}/c.txt", f"{folder}/[ab].*", "--document", "line")
     found = inputs_of(options)
     assert [(source.path.name, source.kind) for source in found] == [

@@ -15,7 +15,7 @@ def run() -> None:
         shown.tick(1234, 2_000_000)
 
 
-def test_lines_elsewhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run()
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)

@@ -20,7 +20,7 @@ HARD = ["one", "two\nlines\r\n", "  é漢😀\u2028 \u2581", "\x00\x1f", 'quote 
 
 
 def jsonl(texts: list[str], field: str = "text") -> bytes:
-    # Half of them escaped, half not: both are JSON.
+    # Half of the texts are escaped: both forms are JSON.
     lines = [json.dumps({"id": i, field: text}, ensure_ascii=bool(i % 2)) for i, text in enumerate(texts)]
     return "\n".join(lines).encode() + b"\n"
 
@@ -99,7 +99,7 @@ BAD_LINES = [
 
 @pytest.mark.parametrize(("line", "reason"), BAD_LINES)
 @pytest.mark.parametrize("unit_bytes", [10, 10**9])
-def test_bad_lines_are_told_with_their_number(tmp_path: Path, line: bytes, reason: str, unit_bytes: int) -> None:
+def test_bad_lines_are_reported_with_their_number(tmp_path: Path, line: bytes, reason: str, unit_bytes: int) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "a"}\n\n' + line + b'\n{"text": "b"}\n')
     found = [(part, text) for part in slices(path, unit_bytes) for text in documents(part, "text")]
@@ -110,7 +110,7 @@ def test_bad_lines_are_told_with_their_number(tmp_path: Path, line: bytes, reaso
     assert locate(part, bad) == f"{path} line 3"
 
 
-def test_bad_texts_and_rows_are_told_with_their_place(tmp_path: Path) -> None:
+def test_bad_texts_and_rows_are_reported_with_their_place(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"good\nb\xffd\ngood\n")
     (part,) = slices(tmp_path / "a.txt", document="line")
     bad = list(documents(part, "text"))[1]

@@ -1,4 +1,4 @@
-"""Counts of a preparation: how they add up, and that they are read back as they were written."""
+"""Counts of a preparation: their sums, and reports that are read as they were written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def shard(number: int) -> Shard:
 
 
 def unit(documents: list[tuple[int, int]], shards: int = 1, **more: object) -> UnitReport:
-    """With (tokens, bytes) of each document of the train side."""
+    """A unit from (tokens, bytes) of each document of the train side."""
     report = UnitReport(max_document_bytes=100, **more)  # type: ignore[arg-type]
     for tokens, num_bytes in documents:
         report.sides["train"].add(tokens, num_bytes)
@@ -53,7 +53,7 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert UnitReport.read(tmp_path / "report.json") == report
 
 
-def test_a_damaged_report_has_a_way_out(tmp_path: Path) -> None:
+def test_the_message_about_a_damaged_report_has_a_way_out(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_bytes(unit([]).to_json().replace(b'"bad": 0', b'"bad": -1'))
     with pytest.raises(DataError, match=r"report\.json .* its bad is -1; make it anew with --force"):
         UnitReport.read(tmp_path / "report.json")

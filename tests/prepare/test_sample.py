@@ -45,7 +45,7 @@ def test_never_more_units_than_it_may_open(write_jsonl: Callable[..., Path], mon
 
 
 class Watched(tuple):
-    """The slices of a unit, which note that they are read."""
+    """The slices of a unit; it records that they are read."""
 
     def __new__(cls, slices: tuple, number: int, opened: list[int]) -> Watched:
         watched = super().__new__(cls, slices)
@@ -63,6 +63,6 @@ def test_with_max_documents_only_the_first_are_looked_at(write_jsonl: Callable[.
     assert list(sample(units(path), "text", 0.3, max_documents=40)) == expected
 
 
-def test_no_more_characters_than_asked(write_jsonl: Callable[..., Path]) -> None:
+def test_no_more_characters_than_the_limit(write_jsonl: Callable[..., Path]) -> None:
     path = write_jsonl(["a" * 1000, "b" * 1000])
     assert [len(text) for text in sample(units(path, 10**6), "text", 1e-9, characters=1500)] == [1000, 500]

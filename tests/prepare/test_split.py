@@ -23,5 +23,5 @@ def test_other_words_are_another_text() -> None:
 
 
 def test_sides_never_change() -> None:
-    # Pinned: another hash would move documents from one side to the other in every corpus there is.
+    # Pinned: another hash would move documents between the sides of every corpus.
     assert "".join(side(f"text {i}", 0.5)[0] for i in range(16)) == "tttvttvvttvvvvvv"

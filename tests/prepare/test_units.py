@@ -16,7 +16,7 @@ def layout(sources: list[Source], unit_bytes: int) -> list[list[tuple[str, int, 
     return [[(part.source.name, part.start, part.stop) for part in unit.slices] for unit in units]
 
 
-def test_small_files_are_put_together_in_order() -> None:
+def test_small_files_are_joined_in_order() -> None:
     files = [source("a", 40), source("b", 60), source("c", 1), source("empty", 0), source("d", 99)]
     assert layout(files, 100) == [[("a", 0, 40), ("b", 0, 60)], [("c", 0, 1), ("empty", 0, 0), ("d", 0, 99)]]
 
@@ -30,7 +30,7 @@ def test_large_files_are_cut_where_the_format_allows_it() -> None:
     assert plan_units([packed], "text", 100)[0].weight == PACKED * 250
 
 
-def test_nothing_is_no_unit() -> None:
+def test_no_input_gives_no_unit() -> None:
     assert layout([], 100) == layout([source("empty", 0, "json")], 100) == []
 
 

@@ -1,4 +1,4 @@
-"""The content of packed files, and those that are cut short."""
+"""The content of packed files, and packed files that are truncated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.prepare.test_readers import HARD, PACK, jsonl, read
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_a_file_cut_short_is_never_taken_for_whole(tmp_path: Path, suffix: str, cut: int) -> None:
+def test_a_truncated_file_never_counts_as_complete(tmp_path: Path, suffix: str, cut: int) -> None:
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(PACK[suffix](jsonl(HARD))[:-cut])
     with pytest.raises(DataError, match=f"a.jsonl{suffix}: .*cut short"):
@@ -22,7 +22,7 @@ def test_a_file_cut_short_is_never_taken_for_whole(tmp_path: Path, suffix: str, 
 
 
 @pytest.mark.parametrize("suffix", PACK)
-def test_every_packing_gives_the_bytes_that_were_packed(tmp_path: Path, suffix: str) -> None:
+def test_every_packing_gives_the_packed_bytes(tmp_path: Path, suffix: str) -> None:
     content = bytes(range(256)) * 5000
     (tmp_path / f"a.txt{suffix}").write_bytes(PACK[suffix](content))
     (source,) = named_inputs([str(tmp_path / f"a.txt{suffix}")])

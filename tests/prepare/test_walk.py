@@ -45,7 +45,7 @@ def test_each_folder_is_listed_once_under_its_own_name(tmp_path: Path) -> None:
     assert list(names_below(tmp_path, "**/*.txt")) == ["m/deep/a.txt"]
 
 
-def test_links_to_nothing_are_told_whatever_they_are_called(tmp_path: Path) -> None:
+def test_links_to_nothing_are_reported_whatever_their_name(tmp_path: Path) -> None:
     (tmp_path / "gone").symlink_to("nowhere")
     assert list(names_below(tmp_path, "*.txt")) == ["gone"]
     assert each_once(tmp_path, ["gone"]) == ([], ["gone (No such file or directory)"])

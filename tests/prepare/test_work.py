@@ -1,4 +1,4 @@
-"""The work folder: what is kept of a call that was killed, and how the result gets its name."""
+"""The work folder: the work that is kept after a kill, and the moment when the result gets its name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLAN: dict[str, Any] = {"settings": {"share": 1}, "inputs": [["a", 1], ["b", 1]]
 
 @pytest.fixture
 def work(tmp_path: Path) -> Iterator[Work]:
-    """Locked, and begun with PLAN."""
+    """A work folder with a lock and PLAN."""
     work = Work(tmp_path / "out")
     with work.locked():
         assert not work.tidy(PLAN, False)
@@ -28,12 +28,12 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_it_lies_beside_the_target(tmp_path: Path, work: Work) -> None:
+def test_the_work_folder_is_next_to_the_target(tmp_path: Path, work: Work) -> None:
     assert work.path == tmp_path / ".out.work" and names(tmp_path) == {".out.work"}
     assert names(work.path) == {"lease.json", "plan.json", "units"}
 
 
-def test_the_same_plan_goes_on_without_what_is_partial(work: Work) -> None:
+def test_the_same_plan_goes_on_without_partial_units(work: Work) -> None:
     (work.units / "000000").mkdir()
     (work.units / ".000001.part").mkdir()
     (work.path / ".plan.part").touch()
@@ -49,7 +49,7 @@ def test_another_plan_is_refused_with_the_differences_or_forced(work: Work) -> N
     assert names(work.path) == {"lease.json"}
 
 
-def test_of_many_differences_the_first_are_told(work: Work) -> None:
+def test_the_first_of_many_differences_are_named(work: Work) -> None:
     with pytest.raises(DataError, match=r"a changed; b changed; n0 new; n1 new; n2 new; 4 more\)"):
         work.tidy(PLAN | {"inputs": [[name, 2] for name in ("a", "b", *(f"n{i}" for i in range(7)))]}, False)
 
@@ -83,7 +83,7 @@ def test_a_target_with_files_is_replaced_only_where_wanted(tmp_path: Path, work:
     assert names(work.out) == set() and names(work.path / "replaced") == {"earlier"}
 
 
-def test_a_call_that_was_killed_behind_its_end_is_known(work: Work) -> None:
+def test_a_call_that_was_killed_after_its_end_is_recognised(work: Work) -> None:
     work.result.mkdir()
     work.publish(replace=False)
     assert work.tidy(PLAN, False)

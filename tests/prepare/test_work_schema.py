@@ -1,4 +1,4 @@
-"""Files of a work folder and of a result that are damaged: a line that names the file and the way out."""
+"""Damaged files of a work folder and of a result: the message names the file and the way out."""
 
 from __future__ import annotations
 

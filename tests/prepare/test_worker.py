@@ -1,4 +1,4 @@
-"""A unit of text becomes shards and a report, whole or not at all."""
+"""A unit of text becomes shards and a report, completely or not at all."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def recipe(folder: Path, **changes: Any) -> Recipe:
 
 
 def nobody(documents: int, num_bytes: int) -> None:
-    """Wants no progress."""
+    """Ignores progress."""
 
 
 def test_each_document_is_counted_on_its_side(

@@ -1,4 +1,4 @@
-"""Real processes: what a kill leaves, and that nothing outlives its parent."""
+"""Real processes: the files after a kill, and no process that outlives its parent."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.data.texts import make_texts
 from tests.prepare.test_job import content
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 240.0  # for what must come, however busy the machine is
-# Read by every Python that starts with it on its path: a worker opens z.txt when somebody has opened the gate to write.
+SECONDS = 240.0  # for an event that must come, however busy the machine is
+# Every Python with this file on its path reads it: a worker opens z.txt after somebody has opened the gate to write.
 GATE = """
 import sys
 from pathlib import Path
@@ -45,7 +45,7 @@ pytestmark = [
 
 @pytest.fixture
 def corpus(write_jsonl: Callable[..., Path], tokenizer: SentencePieceTokenizer, tmp_path: Path) -> Path:
-    """Some forty units and the tokenizer for them. The last unit waits at the gate: until then no call ends."""
+    """Some forty units and their tokenizer. The last unit waits at the gate, so no call ends before it opens."""
     texts = make_texts(300)
     write_jsonl(f"{i} " + " ".join(texts[i : i + 30]) for i in range(250))
     (tmp_path / "given.model").write_bytes(tokenizer.files["tokenizer.model"])
@@ -70,7 +70,7 @@ def finish(corpus: Path, out: str, workers: int = 1) -> dict[str, bytes]:
 
 
 class Running:
-    """A preparation in processes of its own, all of which are gone when the test ends."""
+    """A preparation in its own processes, all of which have ended when the test ends."""
 
     def __init__(self, corpus: Path, out: str, workers: int) -> None:
         self.units = corpus / f".{out}.work" / "units"
@@ -82,7 +82,7 @@ class Running:
             text=True,
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(corpus)},
-            # A shell's background job, as these tests may be, ignores Ctrl-C, and so would its children.
+            # A background job of a shell ignores Ctrl-C, and so do its children; these tests may be one.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
@@ -100,7 +100,7 @@ class Running:
         return self.found
 
     def end(self) -> None:
-        """Leave nothing behind, also where the test found that something outlives its parent."""
+        """End all processes, also where the test found that one outlives its parent."""
         self.process.kill()
         for pid in filter(is_worker, self.found):
             os.kill(pid, signal.SIGKILL)
@@ -148,8 +148,8 @@ def test_parent_killed(corpus: Path, start: Callable[..., Running]) -> None:
     assert len(workers) == 2
     running.process.kill()
     wait_until_gone(workers)
-    whole = {path.parent.name: path.stat().st_ino for path in running.units.glob("0*/report.json")}
-    assert len(whole) >= 4
+    complete = {path.parent.name: path.stat().st_ino for path in running.units.glob("0*/report.json")}
+    assert len(complete) >= 4
     expected = finish(corpus, "out", workers=2)
     assert expected == {name: data.replace(b"other", b"out") for name, data in finish(corpus, "other").items()}
 
@@ -167,7 +167,7 @@ def test_worker_killed(corpus: Path, start: Callable[..., Running]) -> None:
     running = start(corpus)
     running.wait_for(4)
     victim, other = running.workers()
-    os.kill(victim, signal.SIGTERM)  # the whole group gets this one on a cluster: the parent decides
+    os.kill(victim, signal.SIGTERM)  # on a cluster the whole group gets this signal: the parent decides
     running.wait_for(6)
     os.kill(victim, signal.SIGKILL)
     error = running.process.communicate(timeout=SECONDS)[1]
@@ -205,7 +205,7 @@ def test_killed_at_random_again_and_again(corpus: Path, start: Callable[..., Run
     assert finish(corpus, "out", 2) == {n: d.replace(b"other", b"out") for n, d in finish(corpus, "other").items()}
 
 
-def test_what_a_worker_cannot_do_reaches_the_caller(
+def test_an_error_of_a_worker_reaches_the_caller(
     write_jsonl: Callable[..., Path], tokenizer: SentencePieceTokenizer, tmp_path: Path
 ) -> None:
     path = write_jsonl(make_texts(40))

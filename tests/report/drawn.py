@@ -1,4 +1,4 @@
-"""What a figure shows: its curves and the names in its legend."""
+"""The content of a figure: its curves and the names in its legend."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 
 def lines(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
-    """(x, y) of the named curves."""
+    """(x, y) of each curve with a name."""
     found = {str(line.get_label()): line for line in axes.get_lines()}
     named = {label: line for label, line in found.items() if not label.startswith("_")}
     return {label: (list(line.get_xdata()), list(line.get_ydata())) for label, line in named.items()}  # type: ignore[arg-type]

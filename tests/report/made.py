@@ -20,7 +20,7 @@ SMALL = ("sleep.passes=1", "data.batch=8", "train.tokens=1680")
 
 @cache
 def composed(*overrides: str) -> Config:
-    """Of `experiment=rule110` unless they name another."""
+    """The configuration of `experiment=rule110`, unless the overrides name another."""
     experiment = [] if any(o.startswith("experiment=") for o in overrides) else ["experiment=rule110"]
     config = compose([*experiment, *SMALL, *overrides])
     config.model.vocab_size = config.model.vocab_size or 3
@@ -37,7 +37,7 @@ def evaluation(number: int, losses: dict[str, list[float | None]], **more: Any) 
 
 
 def accuracy(number: int, value: float, passes: int = 1, awake: float = 0.25, **guessing: float) -> dict[str, Any]:
-    """An evaluation of Rule 110 with `passes`, and with one where that is another number."""
+    """An evaluation of Rule 110 with `passes` and with one pass."""
     shares = {"1": awake, str(passes): value}
     metrics = {n: {"bits": share, "sampled": share / 2} for n, share in shares.items()}
     losses: dict[str, list[float | None]] = {n: [None, 2 - share] for n, share in shares.items()}
@@ -45,8 +45,8 @@ def accuracy(number: int, value: float, passes: int = 1, awake: float = 0.25, **
 
 
 def attempt(number: int, at: int, time: float, code: str = "v1") -> dict[str, Any]:
-    told = {"number": number, "hosts": ["here"], "processes": 1, "job": None, "code": code}
-    return {"step": at, "tokens": at * STEP, "time": time, "attempt": told}
+    fields = {"number": number, "hosts": ["here"], "processes": 1, "job": None, "code": code}
+    return {"step": at, "tokens": at * STEP, "time": time, "attempt": fields}
 
 
 def make_run(
@@ -56,14 +56,14 @@ def make_run(
     state: str | None = "finished",
     **status: Any,
 ) -> Path:
-    """state: of status.json, which is left out if None."""
+    """state: that of status.json; None writes no status.json."""
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     config = composed(f"run.name={folder.name}", *overrides)
     save_resolved(config, folder / "config.yaml")
     if state is not None:
-        told = {"state": state, "step": 0, "tokens": 0, "attempt": None, "reason": None, **status}
-        (folder / "status.json").write_text(json.dumps(told))
+        fields = {"state": state, "step": 0, "tokens": 0, "attempt": None, "reason": None, **status}
+        (folder / "status.json").write_text(json.dumps(fields))
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Training FLOPs by step against those that the steps of real runs counted."""
+"""Training FLOPs by step against the counts of real runs."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ CURRICULUM = [CurriculumStage(tokens=3 * STEP, passes=3), CurriculumStage(tokens
         {"sleep.passes": 4, "sleep.sample_passes": True, "train.micro_batch": 4},
     ],
 )
-def test_they_are_what_the_steps_of_a_run_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict
-) -> None:
+def test_they_equal_the_counts_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict) -> None:
     counted = [0]
 
     class Pace(trainer.Pace):
@@ -59,7 +57,7 @@ def cost(config: Config, passes: int) -> int:
 
 
 @pytest.mark.slow
-def test_where_records_say_otherwise_they_are_believed() -> None:
+def test_records_override_the_settings() -> None:
     config = composed("sleep.passes=4")
     records = [step(2, passes=1), step(4, passes=4), step(6, passes=2)]
     one, two, four = (cost(config, n) for n in (1, 2, 4))
@@ -72,8 +70,8 @@ def test_where_records_say_otherwise_they_are_believed() -> None:
     assert four > two > one
 
 
-def test_they_are_believed_for_what_lies_between_them_too() -> None:
-    """Evaluations, norms and the beginnings of attempts tell no shape; N was 1 until step 9, the settings say 4."""
+def test_records_override_the_settings_between_them_too() -> None:
+    """Evaluations, norms and attempts record no shape; N was 1 until step 9, but is 4 in the settings."""
     config = composed("sleep.passes=4")
     one, four = cost(config, 1), cost(config, 4)
     records = [
@@ -92,8 +90,8 @@ def test_they_are_believed_for_what_lies_between_them_too() -> None:
     assert training_flops(config, collect(records)) == expected
 
 
-def test_more_passes_cost_as_the_plan_says() -> None:
-    """Only the window of cells sleeps, without the head: N passes over it, the last one of the last block's state."""
+def test_more_passes_cost_as_in_the_plan() -> None:
+    """Only the window of cells sleeps, without the head: N passes, the last only up to the last block's state."""
     config = composed()
     gained = [cost(config, n + 1) - cost(config, n) for n in (2, 3)]
     assert gained[0] == gained[1] > 0
@@ -106,8 +104,8 @@ def test_text_is_counted_without_its_files() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_records_that_are_passed_over_change_nothing(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run with ramps, whose settings were changed on the way, recorded now and then."""
+def test_records_that_are_skipped_change_nothing(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with ramps and changed settings, which records only some steps."""
     draw = random.Random(seed)
     ramps = [
         CurriculumStage(tokens=40 * STEP, passes=3, ramp="linear"),
@@ -120,8 +118,8 @@ def test_the_records_that_are_passed_over_change_nothing(seed: int, monkeypatch:
         shape = step_shape(config, tokens, number)
         passes = 2 if 30 < number < 50 else shape.passes
         tokens += 21 * shape.batch
-        told = step(number + 1, passes=passes, batch=shape.batch) | {"tokens": tokens}
-        records += [told] if draw.random() < 0.8 else []
+        record = step(number + 1, passes=passes, batch=shape.batch) | {"tokens": tokens}
+        records += [record] if draw.random() < 0.8 else []
         records += [evaluation(number + 1, {"1": [1.0]}) | {"tokens": tokens}] if draw.random() < 0.1 else []
         records += [attempt(1, number + 1, 0.0) | {"tokens": tokens}] if draw.random() < 0.1 else []
     found = training_flops(config, collect(records))
@@ -130,7 +128,7 @@ def test_the_records_that_are_passed_over_change_nothing(seed: int, monkeypatch:
     assert found == {at: every[at] for at in found} and len(found) < len(every) - 20
 
 
-def test_where_the_files_of_a_task_are_gone_it_is_said(tmp_path: Path) -> None:
+def test_missing_files_of_a_task_are_reported(tmp_path: Path) -> None:
     make_run(tmp_path / "r", ["experiment=gsm_small", "data.gsm_infinite.tokenizer=absent"], [step(1)])
     [run], _ = find_runs([tmp_path])
     assert isinstance(run.flops, str) and "absent" in run.flops and run.flops_until(1) is None

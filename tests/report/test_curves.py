@@ -1,4 +1,4 @@
-"""Means, spreads and breakdowns of a group, against numbers reckoned by hand."""
+"""Means, spreads and breakdowns of a group, against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_mean_and_spread_are_those_of_the_records(tmp_path: Path) -> None:
     assert one.flops is not None and one.flops[1] == flops[0] == flops[1] and 2 * one.flops[0] == one.flops[1]
 
 
-def test_lines_stand_with_their_own_quantity(tmp_path: Path) -> None:
+def test_lines_belong_to_their_own_quantity(tmp_path: Path) -> None:
     found = only_section(grid(tmp_path))
     lines_of = {quantity.name: guessing(found.groups, quantity) for quantity in quantities(found)}
     assert lines_of == {
@@ -73,5 +73,5 @@ def test_text_has_windows_with_sleep_and_awake_and_norms(tmp_path: Path) -> None
     assert "windows 2..K: N=2 1.6000, N=1 3.0000" in summary(found)
 
 
-def test_the_most_passes_are_told_by_number() -> None:
+def test_the_largest_number_of_passes_is_named() -> None:
     assert most_passes({"loss": {"2": [1.0], "16": [1.0], "4": [1.0]}}) == "16"

@@ -1,4 +1,4 @@
-"""The curves that are drawn, against numbers reckoned by hand."""
+"""The curves that are drawn, against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_curves_drawn_are_the_means_over_steps_and_over_flops(tmp_path: Path
     assert set(legend(figure)) == set(lines(by_steps))
 
 
-def test_last_values_over_difficulties_tell_the_seeds_and_steps_of_all(tmp_path: Path) -> None:
+def test_last_values_over_difficulties_name_the_seeds_and_steps_of_all(tmp_path: Path) -> None:
     for t, n, seed, end in ((4, 1, 0, 10), (4, 1, 1, 10), (4, 2, 0, 10), (8, 1, 0, 5), (8, 2, 0, 10), (8, 2, 1, 10)):
         settings = [f"data.rule110.steps={t}", f"sleep.passes={n}", f"train.seed={seed}"]
         make_run(tmp_path / f"{t}-{n}-{seed}", settings, [accuracy(end, 0.5, n)])

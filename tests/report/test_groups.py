@@ -1,4 +1,4 @@
-"""Which runs make one curve, and what it is called."""
+"""Which runs make one curve, and the name of the curve."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.report.drawn import lines
 from tests.report.made import accuracy, grid, make_run, only_section, step
 
 
-def test_seeds_are_one_group_and_passes_are_told_apart(tmp_path: Path) -> None:
+def test_seeds_are_one_group_and_passes_are_separate(tmp_path: Path) -> None:
     found = only_section(grid(tmp_path))
     assert [(g.name, g.label, len(g.runs)) for g in found.groups] == [("N=1", "N=1", 2), ("N=2", "N=2", 2)]
     assert found.differing == ["sleep.passes", "data.seed", "train.seed"] and found.difficulty is None
@@ -44,7 +44,7 @@ def test_runs_from_different_weights_are_no_seeds_of_one_another(tmp_path: Path)
     assert "run.init_from" in tables(found)[-1].header
 
 
-def test_where_data_lies_and_what_other_data_would_have_make_no_curve(tmp_path: Path) -> None:
+def test_paths_and_settings_of_other_data_make_no_curve(tmp_path: Path) -> None:
     for at, weight in (("here", 1), ("there", 1), ("there", 2)):
         sources = f"data.shards.sources=[{{train: {at}/a, validation: {at}/b, weight: {weight}}}]"
         text = ["experiment=stdlib", "sleep.curriculum=[]", f"data.shards.tokenizer={at}", sources]
@@ -64,8 +64,8 @@ def test_a_run_and_its_copy_are_one_seed(tmp_path: Path) -> None:
     assert "N=1, mean of 3 runs of 2 seeds" in lines(draw_quantity(found, quantities(found)[0]).axes[0])
 
 
-def test_what_follows_from_the_difficulty_is_in_no_label(tmp_path: Path) -> None:
-    """A budget for each t is told once; where one t has two of them, it tells curves apart."""
+def test_settings_that_follow_from_the_difficulty_are_in_no_label(tmp_path: Path) -> None:
+    """A label names no budget while each t has one; where a t has two, the budget separates the curves."""
     budgets = {4: 100, 8: 200}
     for updates, n in itertools.product(budgets, (1, 2)):
         settings = [f"data.rule110.steps={updates}", f"sleep.passes={n}", f"train.tokens={budgets[updates]}"]
@@ -97,7 +97,7 @@ def test_values_are_short() -> None:
         (["sleep.curriculum=[{tokens: 8, passes: 4}]"], "N by the curriculum"),
     ],
 )
-def test_a_single_curve_tells_its_passes(tmp_path: Path, overrides: list[str], label: str) -> None:
+def test_a_single_curve_names_its_passes(tmp_path: Path, overrides: list[str], label: str) -> None:
     make_run(tmp_path / "r", overrides, [accuracy(1, 0.5)])
     [group] = only_section(tmp_path).groups
     assert group.label == group.name == label

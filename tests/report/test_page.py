@@ -1,4 +1,4 @@
-"""The page of a report: well-formed whatever names it shows, and complete in itself."""
+"""The page of a report: well-formed whatever names it shows, and self-contained."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_names_are_text_and_never_markup() -> None:
     assert [item.text for item in found.iter("li")] == ["<a>: gone"]
 
 
-def test_it_is_known_as_a_report_and_tells_of_nothing_that_is_not_so() -> None:
+def test_it_is_recognised_as_a_report_and_claims_nothing_false() -> None:
     text = page("title", [], [])
     assert MARK in text and "Left out" not in text and list(parsed(text).iter("li")) == []
 
@@ -46,7 +46,7 @@ def test_runs_that_are_not_finished_are_counted_and_listed(tmp_path: Path) -> No
     assert item.text is not None and item.text.startswith(f"{tmp_path / 'b'}: FAILED at step 2")
 
 
-def test_settings_that_no_command_leads_to_are_told(tmp_path: Path) -> None:
+def test_settings_without_a_command_are_reported(tmp_path: Path) -> None:
     made = make_run(tmp_path / "a", [], [step(1)])
     section = only_section(tmp_path)
     section.runs[0].config.data.source = "unknown"

@@ -1,4 +1,4 @@
-"""What is kept of a metrics file: the numbers of training in columns, and little else."""
+"""The data that is kept of a metrics file: the numbers of training in columns, and little else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sleeptrain.sleep.curriculum import StepShape
 from tests.report.made import STEP, accuracy, attempt, step
 
 
-def test_numbers_of_training_stand_in_columns() -> None:
+def test_numbers_of_training_are_in_columns() -> None:
     records = collect(
         [attempt(1, 0, 100.0), step(1, 2.5), step(2, float("nan"), passes=3, skipped=1), accuracy(2, 0.5)]
     )
@@ -43,7 +43,7 @@ def test_recorded_flops_are_those_of_evaluations_and_of_the_end() -> None:
         assert collect(without).flops is None, "an early version wrote a record that is needed"
 
 
-def test_what_no_report_reads_is_not_kept() -> None:
+def test_fields_that_no_report_reads_are_not_kept() -> None:
     [norms] = collect([step(1, norms={"features": {}, "S": {}}, grad_norm=2.0, data={"a": 1})]).norms
     assert set(norms) == {"step", "tokens", "time", "norms"}
 

@@ -38,5 +38,5 @@ def test_the_nearest_experiment_is_taken() -> None:
     assert "passes" not in near and "layers" not in near
 
 
-def test_what_no_command_leads_to_has_none() -> None:
+def test_settings_that_no_command_gives_have_none() -> None:
     assert repeat_command(change(composed(), {"sleep.passes": 0})) is None

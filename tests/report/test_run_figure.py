@@ -42,7 +42,7 @@ def test_the_curves_are_the_records() -> None:
     assert list(curves["N=4"].get_ydata()) == [3.0, 1.5, 1.75]
     (passes,) = panels["Curriculum"].get_lines()
     assert passes.get_drawstyle() == "steps-pre" and sorted(set(passes.get_ydata())) == [1, 4]
-    assert panels["Loss"].get_xlim()[1] > 120 * 512  # the evaluation behind the last training record is inside
+    assert panels["Loss"].get_xlim()[1] > 120 * 512  # the evaluation after the last training record is inside
 
 
 @pytest.mark.parametrize(

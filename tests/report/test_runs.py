@@ -1,4 +1,4 @@
-"""Which folders are runs, what each says of itself, and what is refused."""
+"""Which folders are runs, the facts about each, and the files that are refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ONE = [attempt(1, 0, 100.0), step(1), accuracy(1, 0.5)]
 def test_runs_are_found_at_any_depth_and_once(tmp_path: Path) -> None:
     grid(tmp_path / "a" / "b")
     make_run(tmp_path / "c", [], ONE)
-    # What a run keeps besides is none.
+    # Other folders of a run are no runs.
     saved = tmp_path / "c" / "checkpoints" / "step-00000001"
     saved.mkdir(parents=True)
     (saved / "config.yaml").write_text("run: {}")
@@ -35,7 +35,7 @@ def test_runs_are_found_at_any_depth_and_once(tmp_path: Path) -> None:
 
 
 def test_runs_inside_a_run_are_found(tmp_path: Path) -> None:
-    """A job that was named like the folder of a later sweep."""
+    """A job that has the name of the folder of a later sweep."""
     grid(make_run(tmp_path / "one", [], ONE))
     for kept in ("checkpoints/step-00000001", "wandb/run-1/files", "report"):
         (tmp_path / "one" / kept).mkdir(parents=True)
@@ -86,13 +86,13 @@ def test_runs_that_cannot_be_read_do_not_hide_the_others(tmp_path: Path, monkeyp
         (None, {}, ["NOT KNOWN", "status.json", "step 5"]),
     ],
 )
-def test_what_is_not_finished_says_so(tmp_path: Path, state: str | None, status: dict, words: list[str]) -> None:
+def test_an_unfinished_run_is_reported(tmp_path: Path, state: str | None, status: dict, words: list[str]) -> None:
     [run], _ = find_runs([make_run(tmp_path / "r", [], [step(5)], state, **status)])
     assert run.finished == (state == "finished")
     assert all(word in run.state for word in words), run.state
 
 
-def test_a_status_that_is_damaged_says_so(tmp_path: Path) -> None:
+def test_a_damaged_status_is_reported(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "r", [], [step(5)])
     (folder / "status.json").write_text('{"state": "asleep"}')
     [run], _ = find_runs([folder])
@@ -109,10 +109,10 @@ def test_wall_time_is_that_of_the_attempts(tmp_path: Path) -> None:
     assert bare.records.seconds is None
 
 
-def test_a_line_cut_short_is_left_out_and_told(tmp_path: Path) -> None:
+def test_a_truncated_line_is_skipped_and_reported(tmp_path: Path) -> None:
     path = make_run(tmp_path / "r", [], ONE) / "metrics.jsonl"
-    whole = path.read_text()
-    for content, cut in ((whole, False), (whole[:-1], False), (whole + '{"step": 2, "tok', True), ("", False)):
+    complete = path.read_text()
+    for content, cut in ((complete, False), (complete[:-1], False), (complete + '{"step": 2, "tok', True), ("", False)):
         path.write_text(content)
         [run], _ = find_runs([tmp_path])
         assert run.records.cut_short == cut and any("cut short" in note for note in run.notes) == cut
@@ -121,7 +121,7 @@ def test_a_line_cut_short_is_left_out_and_told(tmp_path: Path) -> None:
     assert any("no evaluation" in note for note in run.notes)
 
 
-def test_a_damaged_checkpoint_is_told_of(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_reported(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "r", [], ONE)
     documents = {
         "state.json": b'{"step": 1, "tokens": 0, "shape": null, "versions": {"torch": "2.0"}}',
@@ -137,7 +137,7 @@ def test_a_damaged_checkpoint_is_told_of(tmp_path: Path) -> None:
     assert run.versions == {} and any("step-00000002, is damaged: the checksum of" in note for note in run.notes)
 
 
-def test_what_is_refused_names_the_file(tmp_path: Path) -> None:
+def test_refusals_name_the_file(tmp_path: Path) -> None:
     def refused(*words: str) -> None:
         with pytest.raises(DataError) as caught:
             find_runs([tmp_path])

@@ -1,4 +1,4 @@
-"""What all figures share: curves that are smoothed or thinned, and legends."""
+"""The style of all figures: curves that are smoothed or thinned, and legends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.report.made import accuracy, make_run, only_section, step
 @pytest.mark.filterwarnings("error")
 @pytest.mark.slow
 def test_a_legend_of_many_long_names_leaves_the_axes_their_size(tmp_path: Path) -> None:
-    """Of 12 curves with names of several lines, and an unfinished formula in each."""
+    """A legend of 12 curves, whose names have several lines and an unfinished formula."""
     sized = {"S": {f"layer{n}": 1.0 for n in range(24)}, "features": {f"pass{n}": 1.0 for n in range(1, 9)}}
     for number in range(12):
         settings = [f"optim.muon_lr={number + 1}", f"run.init_from={'long/' * 60}${number}_$"]
@@ -43,7 +43,7 @@ def test_smoothing_keeps_lines_straight() -> None:
     assert max(map(abs, smooth(np.arange(400), noisy)[1][10:-10])) < 0.2
 
 
-def test_of_very_many_records_a_picture_shows_few_and_each_leap() -> None:
+def test_a_picture_of_very_many_records_shows_few_and_each_jump() -> None:
     count = 100_000
     x, y = np.arange(count), np.linspace(3.0, 1.0, count)
     y[77_777], y[33_333] = 9.0, -9.0
@@ -84,7 +84,7 @@ def test_without_curves_there_is_no_legend() -> None:
     assert figure.legends == [] and figure.get_figheight() == 4
 
 
-def test_a_picture_shows_what_a_terminal_would_obey() -> None:
+def test_a_picture_shows_control_characters_as_text() -> None:
     figure = Figure()
     text = figure.text(0, 0, "a\x1b[31m")
     assert png(figure).startswith(b"\x89PNG") and text.get_text() == "a\\x1b[31m"

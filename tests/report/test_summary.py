@@ -14,7 +14,7 @@ from tests.report.drawn import legend
 from tests.report.made import accuracy, make_run, only_section, step
 
 
-def test_a_seed_that_is_behind_shortens_the_mean_and_is_drawn(tmp_path: Path) -> None:
+def test_a_seed_with_fewer_steps_shortens_the_mean_and_is_drawn(tmp_path: Path) -> None:
     make_run(tmp_path / "a", [], [accuracy(5, 0.2), accuracy(10, 0.4)])
     make_run(tmp_path / "b", ["train.seed=1"], [accuracy(5, 0.4)], "failed", reason="lost")
     make_run(tmp_path / "c", ["train.seed=2"], [step(2)], "running")
@@ -23,9 +23,9 @@ def test_a_seed_that_is_behind_shortens_the_mean_and_is_drawn(tmp_path: Path) ->
     assert band(group, quantities(found)[0]).mean == [pytest.approx(0.3)]
     axes = draw_quantity(found, quantities(found)[0]).axes[0]
     assert [20.0, 40.0] in [list(line.get_ydata()) for line in axes.get_lines()]
-    told = "\n".join(summary(found))
-    assert "N=1: 30.0 % (20.0 to 40.0 %), 2 seeds, at step 5" in told and "equal steps" not in told
-    assert "30.0 % (20.0 to 40.0 %), 2 seeds" in told and "FAILED at step 5" in told and "NOT FINISHED" in told
+    text = "\n".join(summary(found))
+    assert "N=1: 30.0 % (20.0 to 40.0 %), 2 seeds, at step 5" in text and "equal steps" not in text
+    assert "30.0 % (20.0 to 40.0 %), 2 seeds" in text and "FAILED at step 5" in text and "NOT FINISHED" in text
     every = tables(found)[-1]
     column = every.header.index("Held-out accuracy")
     assert [row[column] for row in every.rows] == ["40.0 %", "40.0 %", "–"]

@@ -38,6 +38,6 @@ def test_runs_without_an_evaluation_have_one_table(tmp_path: Path) -> None:
     assert dict(zip(every.header, every.rows[0], strict=True))["steps"] == "1"
 
 
-def test_what_all_runs_share_is_told_once(tmp_path: Path) -> None:
+def test_settings_that_all_runs_share_are_named_once(tmp_path: Path) -> None:
     shared = dict(common_settings(only_section(grid(tmp_path))))
     assert shared["L"] == "20" and shared["tokens"] == "1680" and "N" not in shared

@@ -1,4 +1,4 @@
-"""The method written a second time, row by row and document by document, with no masks, resets or batching."""
+"""A second implementation of the method, row by row and document by document, without masks, resets or batches."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def oracle_loss(
     feedback: str = "features",
     states: list[FastWeights] | None = None,
 ) -> tuple[torch.Tensor, list[FastWeights]]:
-    """Summed loss of a batch and each row's state at its end, under hard eviction with the whole stack as the core."""
+    """Summed loss of a batch and each row's last state, under hard eviction with the whole stack as the core."""
     total = torch.zeros((), dtype=torch.float64)
-    left = []
+    states_after = []
     for b in range(batch.tokens_BT.shape[0]):
         state = model.empty_state()
         if states is not None and batch.carried_B[b]:
             state = states[b]
         loss, state = _row(model, batch.rows(b, b + 1), window, passes, when, feedback, state)
         total = total + loss
-        left.append(state)
-    return total, left
+        states_after.append(state)
+    return total, states_after
 
 
 def _row(model, row, window, passes, when, feedback, state):  # type: ignore[no-untyped-def]

@@ -21,7 +21,7 @@ def config(**sleep: object) -> Config:
     )
 
 
-def test_each_stage_overrides_what_it_names_from_its_tokens_on():
+def test_each_stage_overrides_its_settings_from_its_tokens_on():
     made = config(curriculum=STAGES)
     expected = {
         0: StepShape(1, 128, 8),
@@ -42,7 +42,7 @@ def test_sampled_passes_are_uniform_and_a_function_of_the_step():
 
 
 def counts(made: Config, total: int) -> list[tuple[int, int]]:
-    """(N, how many tokens long it is in force) in the order of a run."""
+    """(N, the number of tokens that train with it) in the order of a run."""
     passes = [step_shape(made, tokens, 0).passes for tokens in range(total)]
     return [(n, len(list(group))) for n, group in groupby(passes)]
 
@@ -59,7 +59,7 @@ def test_a_linear_ramp_holds_every_number_equally_long():
 
 
 def test_a_sqrt_ramp_goes_by_one_minus_the_root():
-    """With three steps up: where 1 - sqrt(1 - p) passes 1/4, 2/4 and 3/4, at p = 7/16, 12/16 and 15/16."""
+    """N rises in three steps: where 1 - sqrt(1 - p) passes 1/4, 2/4 and 3/4, at p = 7/16, 12/16 and 15/16."""
     made = config(curriculum=[CurriculumStage(tokens=1600, passes=4, ramp="sqrt")])
     assert counts(made, 2000) == [(1, 700), (2, 500), (3, 300), (4, 500)]
 

@@ -1,6 +1,6 @@
-"""Law 4 over the real stream: what stands in one document never moves the loss of another, nor do pads.
+"""Law 4 over the real stream: the tokens of one document never change the loss of another, nor do pads.
 
-Several steps in a row, each with the memory that the one before left, of every layout.
+Every layout takes several steps, each of which begins with the memory of the step before.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Documents = dict[tuple[int, int], torch.Tensor]
 
 
 class ModelShards(NumberedShards):
-    """Tokens that the model knows. other: the document that holds other tokens than it does elsewhere."""
+    """Documents in the vocabulary of the model. other: the number of the document whose tokens are changed."""
 
     def __init__(self, other: tuple[int, int] | None = None) -> None:
         super().__init__(LENGTHS)
@@ -41,7 +41,7 @@ class ModelShards(NumberedShards):
         self._other = other
 
     def document(self, shard: int, index: int) -> np.ndarray:
-        # Steps of 7 in numbers of eights: every remainder comes up, and neighbours differ.
+        # The tokens are multiples of 8: times 7, every remainder occurs, and neighbours differ.
         tokens = super().document(shard, index) * 7 % VOCABULARY
         return (tokens + 1) % VOCABULARY if (shard, index) == self._other else tokens
 
@@ -59,7 +59,7 @@ def batches(layout: str, other: tuple[int, int] | None = None) -> list[Batch]:
 
 
 def token_losses(model: Hybrid, steps: list[Batch], passes: int) -> list[torch.Tensor]:
-    """The loss of every token [B, T] in each step, nan where there is none."""
+    """The loss of every token [B, T] in each step, nan without a target."""
     state, losses = None, []
     for batch in steps:
         rounds = plan_batch(batch, WINDOW, passes, SleepConfig(window=WINDOW))
@@ -81,7 +81,7 @@ def token_losses(model: Hybrid, steps: list[Batch], passes: int) -> list[torch.T
 
 
 def by_document(steps: list[Batch], losses: list[torch.Tensor]) -> Documents:
-    """The losses of each document's tokens in each row it is read in, in order."""
+    """The losses of the tokens of each document in each row that reads it, in order."""
     found: dict[tuple[int, int], list[torch.Tensor]] = {}
     for batch, loss in zip(steps, losses, strict=True):
         for row in range(ROWS):
@@ -95,7 +95,7 @@ def by_document(steps: list[Batch], losses: list[torch.Tensor]) -> Documents:
 @pytest.mark.parametrize("passes", [1, 3])
 @pytest.mark.parametrize("layout", ["lanes", "packed", "one_document"])
 def test_other_tokens_in_a_document_move_its_own_losses_only(layout: str, passes: int) -> None:
-    """Token by token and to the last bit, over several steps, for each document in turn."""
+    """Each token is compared to the last bit, over several steps, for each document in turn."""
     model, steps = tiny_model(EVERY_KIND), batches(layout)
     before = by_document(steps, token_losses(model, steps, passes))
     moved_by = 0
@@ -118,22 +118,22 @@ def test_other_tokens_in_a_document_move_its_own_losses_only(layout: str, passes
     assert moved_by >= len(before)
 
 
-def test_the_batches_hold_what_this_is_about() -> None:
+def test_the_batches_exercise_the_law() -> None:
     """Two documents in one window; one document over three windows, and over steps."""
-    together = long = carried = 0
+    shared = spanning = carried = 0
     for batch in batches("lanes"):
         carried += int(batch.carried_B.sum())
         for row in batch.documents_BT.tolist():
             windows = [set(row[start : start + WINDOW]) for start in range(0, SEQUENCE, WINDOW)]
-            together += sum(len(window) > 1 for window in windows)
-            long += sum(all(identity in window for window in windows) for identity in set(row))
-    assert together >= 3 and long >= 3 and carried >= 3
+            shared += sum(len(window) > 1 for window in windows)
+            spanning += sum(all(identity in window for window in windows) for identity in set(row))
+    assert shared >= 3 and spanning >= 3 and carried >= 3
     assert any((batch.documents_BT == PAD).any() for batch in batches("one_document"))
 
 
 @pytest.mark.parametrize("passes", [1, 3])
 def test_a_document_remembers_its_own_earlier_windows(passes: int) -> None:
-    """So that the law does not hold because nothing is carried: a token of one step moves losses of the next."""
+    """The law does not hold only because nothing is carried: a token of one step changes losses of the next."""
     model, steps = tiny_model(EVERY_KIND), batches("lanes")
     before = token_losses(model, steps, passes)
     at = next(i for i, batch in enumerate(steps) if batch.carried_B.any() and (batch.documents_BT[:, :1] >= 0).all())
@@ -149,8 +149,8 @@ def test_a_document_remembers_its_own_earlier_windows(passes: int) -> None:
 
 
 @pytest.mark.parametrize("passes", [1, 3])
-def test_nobody_reads_what_stands_at_pads(passes: int) -> None:
-    """Losses, gradients and what is left in memory, to the last bit, over steps of `one_document`."""
+def test_nobody_reads_the_tokens_at_pads(passes: int) -> None:
+    """Losses, gradients and the last memory are equal to the last bit, over steps of `one_document`."""
     config = Config(
         model=tiny_config(EVERY_KIND), sleep=SleepConfig(window=WINDOW, passes=passes), train=TrainConfig(tokens=1)
     )
@@ -162,11 +162,11 @@ def test_nobody_reads_what_stands_at_pads(passes: int) -> None:
         garbage.append(replace(batch, tokens_BT=torch.where(batch.documents_BT == PAD, noise, batch.tokens_BT)))
     assert any(not torch.equal(a.tokens_BT, b.tokens_BT) for a, b in zip(steps, garbage, strict=True))
 
-    def trained(given: list[Batch]) -> tuple[list[float], list[torch.Tensor]]:
+    def trained(steps_read: list[Batch]) -> tuple[list[float], list[torch.Tensor]]:
         model, state, losses = tiny_model(EVERY_KIND), None, []
         shape = StepShape(passes, WINDOW, ROWS)
         context = step_context(config, shape, model)
-        for batch in given:
+        for batch in steps_read:
             result = forward_backward(context, model, batch, shape, state)
             losses.append(result.loss)
             state = result.state

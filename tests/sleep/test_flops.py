@@ -1,4 +1,4 @@
-"""The FLOP count against the products that torch itself counts."""
+"""The FLOP count against the products that torch counts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.sleep.test_step import config
 
 @pytest.fixture
 def free_recurrences(monkeypatch):
-    """Recurrences that cost nothing, since how many products an implementation makes is its own affair."""
+    """Recurrences without products, because implementations differ in their number of products."""
 
     def rule(q, k, v, g, beta, *, initial_state=None, **_):
         S = torch.zeros(v.shape[0], v.shape[2], k.shape[-1], v.shape[-1]) + 0 * v.sum()
@@ -65,7 +65,7 @@ LAYERS = [["attention"], ["gated_deltanet"], ["jet"], ["mamba2"], ["attention", 
 
 
 def counted_and_expected(layers: list[str], passes: int, backward: bool) -> tuple[int, int]:
-    """What torch counts (with the recurrences' own work added) and what we say, for one window of some passes."""
+    """The count of torch, plus the work of the recurrences, and our count, for one window of some passes."""
     length, rows, core = 8, 2, (0, len(layers))
     model = Hybrid(tiny_config(layers))
     batch = random_batch([[0] * length] * rows)
@@ -77,7 +77,7 @@ def counted_and_expected(layers: list[str], passes: int, backward: bool) -> tupl
         if backward:
             losses[0].backward()
     counted = counter.get_total_flops() + recurrence_flops(layers, length * rows) * passes * (3 if backward else 1)
-    # torch counts every pair of a causal window, we count those that attend.
+    # torch counts every pair of a causal window, we count the pairs that attend.
     masked = (length * length - length * (length + 1) // 2) * rows
     masked *= sum(layer_flops(model.config, layer).pair for layer in range(len(layers)))
     forward = sum(round_flops(model.config, r, core) + masked for r in rounds)
@@ -113,10 +113,10 @@ def test_a_sleep_round_costs_less_when_only_its_state_counts():
 def test_rounds_outside_the_core_are_not_counted():
     config = tiny_config(["gated_deltanet"] * 3)
     layer = layer_flops(config, 0)
-    whole = (layer.state + layer.features) * 8
+    per_layer = (layer.state + layer.features) * 8
     sleeping = Round(0, 0, 8, 2, (0, 1), feeds_back=True)
-    assert round_flops(config, sleeping, (1, 2)) == whole * 2
-    assert round_flops(config, Round(0, 0, 8, 1, (0,), loss=True, coda=True), (1, 2)) == 3 * whole
+    assert round_flops(config, sleeping, (1, 2)) == per_layer * 2
+    assert round_flops(config, Round(0, 0, 8, 1, (0,), loss=True, coda=True), (1, 2)) == 3 * per_layer
 
 
 def test_sliding_eviction_counts_the_pairs_across_the_border():
@@ -150,8 +150,8 @@ DOCUMENTS = [[0] * 16, [0] * 3 + [1] * 2 + [2] * 11, [0] * 6 + [PAD] * 10, [0] *
 
 @pytest.mark.parametrize("sliding_window", [None, 4])
 @pytest.mark.parametrize("reach", [2, 100])
-def test_only_what_a_layout_lets_a_round_work_on_is_counted(reach: int, sliding_window: int | None) -> None:
-    """Tokens and pairs, counted in the masks that the mixers get."""
+def test_only_tokens_and_pairs_that_a_layout_admits_are_counted(reach: int, sliding_window: int | None) -> None:
+    """Tokens and pairs are counted in the masks that the mixers get."""
     config = tiny_config(["sliding_attention"])
     config.attention.sliding_window = reach
     batch, cost = random_batch(DOCUMENTS, continues=[True] * 4), layer_flops(config, 0)
@@ -176,7 +176,7 @@ def test_only_what_a_layout_lets_a_round_work_on_is_counted(reach: int, sliding_
 
 @pytest.mark.parametrize("layers", LAYERS)
 def test_pads_cost_nothing_whatever_the_layout(layers: list[str]) -> None:
-    """A step of padded rows is worth what the rows are that end where their documents do."""
+    """A step of padded rows has the FLOPs of rows that end where their documents end."""
     settings = config(model__layers=layers)
     model = Hybrid(settings.model)
     model.init_weights(0)

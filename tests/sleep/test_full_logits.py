@@ -1,4 +1,4 @@
-"""Logits of whole texts, wherever their pads stand, are those of the training loop."""
+"""Logits of full texts equal those of the training loop, wherever their pads are."""
 
 from __future__ import annotations
 

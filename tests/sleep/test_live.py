@@ -1,4 +1,4 @@
-"""Reading in pieces, rows at their own places, against the training loop over the whole text."""
+"""Reading in pieces, each row at its own position, against the training loop over the full text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXACT = dict(rtol=1e-9, atol=1e-10)
 
 
 def live_logits(model: Hybrid, rows: list[torch.Tensor], sleep: SleepConfig, pieces: Sequence[int], predicts_from=0):
-    """The same, read in pieces of at most these sizes, row by row in turn."""
+    """The logits of texts that are read in pieces of at most these sizes, row by row in turn."""
     live, found = begin(model, len(rows)), [torch.empty(0, VOCABULARY, dtype=torch.float64) for _ in rows]
     sizes = cycle(pieces)
     while any(len(f) < len(row) for f, row in zip(found, rows, strict=True)):
@@ -107,12 +107,12 @@ def test_under_unlabelled_only_windows_that_predict_nothing_sleep(predicts_from)
 def test_each_boundary_is_crossed_once_by_each_row(monkeypatch):
     seen = []
 
-    def told(model, r, given, source, state, *rest):  # type: ignore[no-untyped-def]
+    def recorded(model, r, inputs, source, state, *rest):  # type: ignore[no-untyped-def]
         seen.append((len(r.rows), r.pass_index))
-        return run_round(model, r, given, source, state, *rest)
+        return run_round(model, r, inputs, source, state, *rest)
 
     run_round = live_module.run_round
-    monkeypatch.setattr(live_module, "run_round", told)
+    monkeypatch.setattr(live_module, "run_round", recorded)
     with torch.no_grad():
         _, live = live_logits(tiny_model(), texts([3, 13, 8]), SleepConfig(passes=3, window=4), [1])
     assert live.boundaries == (0, 3, 2)
@@ -143,7 +143,7 @@ def test_the_number_of_passes_may_change_from_window_to_window():
     assert not torch.allclose(model.logits(x)[0], thrice[8:])
 
 
-def test_what_is_kept_does_not_grow():
+def test_kept_memory_does_not_grow():
     model, sleep = tiny_model(), SleepConfig(passes=2, window=4, eviction="sliding")
     sizes = set()
     with torch.no_grad():

@@ -66,10 +66,10 @@ def test_equals_the_method_written_row_by_row(rows, when, feedback):
     model = tiny_model()
     batch = random_batch(rows, target_share=0.15 if when == "unlabelled" else 1.0, continues=[True, False])
     losses, state = step(model, batch, window=4, passes=3, when=when, feedback=feedback)
-    expected, left = oracle_loss(model, batch, 4, 3, when, feedback)
+    expected, states_after = oracle_loss(model, batch, 4, 3, when, feedback)
     assert_same(model, total(losses), expected)
-    if (batch.documents_BT[0, -4:] != PAD).all():  # row 0 goes on behind the step: its state is complete
-        for ours, theirs in zip(state.layers, left[0].layers, strict=True):
+    if (batch.documents_BT[0, -4:] != PAD).all():  # row 0 goes on after the step: its state is complete
+        for ours, theirs in zip(state.layers, states_after[0].layers, strict=True):
             if isinstance(ours, Recurrent):
                 torch.testing.assert_close(ours.S_BHKV[:1], theirs.S_BHKV, **EXACT)
 
@@ -87,7 +87,7 @@ def test_state_carried_into_the_next_step_equals_one_long_step():
 
 
 def test_one_pass_is_the_plain_hybrid_with_windowed_attention():
-    """Law 1, first half: blocks over the whole row, attention cut at window borders, convolutions restarted there."""
+    """Law 1, first half: blocks over the full row; attention and convolutions start anew at window borders."""
     model = tiny_model(["attention", "gated_deltanet"])
     batch = random_batch([[0] * 12])
     losses, _ = step(model, batch, window=4, passes=1)
@@ -108,8 +108,8 @@ def test_without_attention_one_pass_over_windows_is_one_pass_over_all(layers):
     batch = random_batch([[0] * 13, [0] * 5 + [1] * 8])
     carry = Boundary(carry_conv=True)
     windows, _ = step(model, batch, window=4, passes=1, boundary=carry)
-    whole, _ = step(model, batch, window=13, passes=1, boundary=carry)
-    assert_same(model, total(windows), total(whole))
+    long, _ = step(model, batch, window=13, passes=1, boundary=carry)
+    assert_same(model, total(windows), total(long))
     restarted, _ = step(model, batch, window=4, passes=1)
     assert not torch.allclose(total(windows), total(restarted)), "restarting the convolutions must differ"
 
@@ -167,7 +167,7 @@ def test_partial_core_loops_the_middle_and_writes_prelude_and_coda_once():
 
 
 def test_a_coda_carries_its_convolution_over_slept_windows():
-    """It runs once a window, on the last pass's features: window by window its inputs are one sequence."""
+    """It runs once a window, on the features of the last pass, so its inputs over all windows are one sequence."""
     model = tiny_model(["gated_deltanet"] * 2)
     batch = random_batch([[0] * 12], continues=[True])
     carry = Boundary(carry_conv=True)
@@ -178,16 +178,16 @@ def test_a_coda_carries_its_convolution_over_slept_windows():
         h, s = model.run(x, s, causal_layout(4), first=0, last=1, boundary=carry)
         h, s = model.run(h, s, causal_layout(4), first=0, last=1)
         refined.append(h)
-    _, whole = model.run(torch.cat(refined, dim=1), model.empty_state(), causal_layout(12), first=1, boundary=carry)
-    torch.testing.assert_close(state[1].S_BHKV, whole[1].S_BHKV, **EXACT)
-    torch.testing.assert_close(state[1].conv_BWD, whole[1].conv_BWD, **EXACT)
+    _, expected = model.run(torch.cat(refined, dim=1), model.empty_state(), causal_layout(12), first=1, boundary=carry)
+    torch.testing.assert_close(state[1].S_BHKV, expected[1].S_BHKV, **EXACT)
+    torch.testing.assert_close(state[1].conv_BWD, expected[1].conv_BWD, **EXACT)
 
 
 @pytest.mark.parametrize("passes", [1, 3])
 @pytest.mark.parametrize("eviction", [Boundary(), Boundary(sliding_window=4), Boundary(carry_conv=True)])
 @pytest.mark.parametrize("when", ["every", "unlabelled"])
 def test_no_document_sees_another(passes, eviction, when):
-    """Law 4: other tokens in one document leave the loss of every other document as it was, to the last bit."""
+    """Law 4: other tokens in one document change no bit of the loss of any other document."""
     model = tiny_model()
     documents = [[0] * 6 + [1] * 7, [PAD] * 2 + [0] * 3 + [1] * 3 + [2] * 5]
     batch = random_batch(documents, target_share=0.5 if when == "unlabelled" else 1.0)

@@ -23,7 +23,7 @@ SHAPE = StepShape(passes=3, window=4, batch=2)
 
 
 def test_bf16_keeps_the_memory_the_loss_and_the_gradients_wide():
-    """bf16 rounds the products; S, the decays and the loss stay fp32, and the loss is that of fp32 to 1 %."""
+    """bf16 rounds the products; S, the decays and the loss stay fp32, and the loss is within 1 % of fp32."""
     model = Hybrid(tiny_config())
     model.init_weights(0)
     batch = random_batch([[0] * 16, [0] * 7 + [1] * 9], continues=[True, True])
@@ -43,7 +43,7 @@ def test_bf16_keeps_the_memory_the_loss_and_the_gradients_wide():
 
 
 def step(kind: str, of: str, watched: bool) -> tuple[StepResult, dict[str, torch.Tensor], set[torch.dtype]]:
-    """A step of a fresh model with this mixer at this precision: its result, gradients and, watched, its dtypes."""
+    """A step of a fresh model with this mixer at this precision: result, gradients and, if watched, dtypes."""
     model = Hybrid(tiny_config([kind]))
     model.init_weights(0)
     batch = random_batch([[0] * 16, [0] * 7 + [1] * 9], continues=[True, True])
@@ -59,7 +59,7 @@ def step(kind: str, of: str, watched: bool) -> tuple[StepResult, dict[str, torch
 
 @pytest.mark.parametrize("kind", ["attention", "sliding_attention", "gated_deltanet", "jet", "mamba2"])
 def test_every_product_of_a_linear_layer_is_seen_and_none_changes(kind):
-    """Recurrences multiply in fp32 under bf16 too, and do not count."""
+    """Recurrences multiply in fp32 also under bf16, so their products are not recorded."""
     for name, dtype in precision.DTYPES.items():
         plain, gradients, _ = step(kind, name, watched=False)
         watched, others, seen = step(kind, name, watched=True)
@@ -71,7 +71,7 @@ def test_every_product_of_a_linear_layer_is_seen_and_none_changes(kind):
 def test_fp32_holds_inside_another_autocast():
     model, batch = Hybrid(tiny_config()), random_batch([[0] * 8])
     rounds = plan_batch(batch, 4, 2, config().sleep)
-    with torch.autocast("cpu", torch.bfloat16), Products() as products, in_precision(config(), model):
+    with torch.autocast("cpu", torch.bfloat16), Products() as products, in_precision(config().train, model):
         run_rounds(model, batch, rounds, model.empty_state(), LoopSettings((0, 3)))
     assert products.dtypes == {torch.float32}
 
@@ -79,17 +79,17 @@ def test_fp32_holds_inside_another_autocast():
 @pytest.mark.parametrize(("of", "ran"), [("bf16", "float32"), ("fp32", "bfloat16")])
 def test_a_step_in_another_precision_is_refused(of, ran):
     world = World(Mesh.single(), torch.device("cpu"))
-    told: list[str] = []
+    messages: list[str] = []
     with (
         pytest.raises(ConfigError, match=rf"train\.precision={of}, but matrix products of the first step ran in {ran}"),
-        proven_precision(config(train__precision=of), world, told.append),
+        proven_precision(config(train__precision=of), world, messages.append),
     ):
         torch.ones(2, 2, dtype=getattr(torch, ran)) @ torch.ones(2, 2, dtype=getattr(torch, ran))
-    assert told == []
+    assert messages == []
 
 
 @pytest.mark.parametrize(("of", "ran"), [("bf16", "bfloat16"), ("fp32", "float32")])
-def test_a_run_says_once_in_what_its_products_ran(tmp_path, capfd, of, ran):
+def test_a_run_names_the_dtype_of_its_products_once(tmp_path, capfd, of, ran):
     runs.run(tmp_path, f"train.precision={of}", "train.tokens=200", "train.eval_every=0")
     output = capfd.readouterr()
     assert (output.out + output.err).count(f"the first step's matrix products ran in {ran}\n") == 1

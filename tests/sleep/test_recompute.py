@@ -35,7 +35,7 @@ def model() -> Hybrid:
 
 
 def peak_bytes(model: Hybrid, passes: int, mode: str) -> int:
-    """The most bytes alive during a forward and backward over all windows, those of weights and gradients left out."""
+    """The most bytes alive during a forward and backward over all windows, without weights and gradients."""
     shape = (ROWS, WINDOWS * WINDOW)
     tokens = torch.randint(64, shape, generator=torch.Generator().manual_seed(0))
     no = torch.zeros(ROWS, dtype=torch.bool)
@@ -57,10 +57,10 @@ def boundary_bytes(model: Hybrid, passes: int) -> int:
     return (passes - 1) * (features + states)
 
 
-def test_peak_at_eight_passes_is_that_of_one(model):
+def test_peak_at_eight_passes_equals_that_of_one(model):
     one, eight = (peak_bytes(model, n, "window") for n in (1, 8))
     assert eight <= 1.15 * one
-    # Features and their gradients may stand side by side at each border.
+    # Features and their gradients may exist at the same time at each border.
     assert eight - one <= 3 * boundary_bytes(model, 8)
 
 

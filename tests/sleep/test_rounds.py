@@ -91,9 +91,9 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize(("given", "settings", "expected"), TABLE.values(), ids=TABLE)
-def test_rounds(given, settings, expected):
-    assert plan_rounds(given, **settings) == expected
+@pytest.mark.parametrize(("inputs", "settings", "expected"), TABLE.values(), ids=TABLE)
+def test_rounds(inputs, settings, expected):
+    assert plan_rounds(inputs, **settings) == expected
 
 
 def batch(documents, targets=None, continues=None) -> Batch:
@@ -110,21 +110,21 @@ FACTS = {
     "a document that ends inside a window": (batch([[0] * 6 + [1] * 4]), [[True], [True], [False]]),
     "a document that ends at a boundary": (batch([[0] * 4 + [1] * 6]), [[False], [True], [False]]),
     "rows that differ": (batch([[0] * 10, [0] * 8 + [1] * 2]), [[True, True], [True, False], [False, False]]),
-    "pads behind the document": (batch([[0] * 5 + [PAD] * 5]), [[True], [False], [False]]),
+    "pads after the document": (batch([[0] * 5 + [PAD] * 5]), [[True], [False], [False]]),
     "pads before the document": (batch([[PAD] * 5 + [0] * 5]), [[False], [True], [False]]),
     "the end of a padded row never goes on": (batch([[0] * 4 + [PAD] * 6]), [[False], [False], [False]]),
     "a window of pads inside a document": (batch([[0] * 4 + [PAD] * 4 + [0] * 2]), [[True], [False], [False]]),
 }
 
 
-@pytest.mark.parametrize(("given", "read_later"), FACTS.values(), ids=FACTS)
-def test_whose_state_is_read_later(given, read_later):
-    assert [list(f.read_later) for f in window_facts(given, 4)] == read_later
+@pytest.mark.parametrize(("inputs", "read_later"), FACTS.values(), ids=FACTS)
+def test_rows_whose_state_is_read_later(inputs, read_later):
+    assert [list(f.read_later) for f in window_facts(inputs, 4)] == read_later
 
 
 def test_targets_are_counted_by_window():
-    given = batch([[0] * 10, [0] * 10], targets=[[0] * 9 + [1], [1] + [0] * 9])
-    assert [f.has_target for f in window_facts(given, 4)] == [(False, True), (False, False), (True, False)]
+    inputs = batch([[0] * 10, [0] * 10], targets=[[0] * 9 + [1], [1] + [0] * 9])
+    assert [f.has_target for f in window_facts(inputs, 4)] == [(False, True), (False, False), (True, False)]
 
 
 WORK = {
@@ -142,12 +142,12 @@ WORK = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("given", "work"), WORK.values(), ids=WORK)
-def test_what_a_pass_works_on(given, work):
-    rounds = plan_rounds(window_facts(given, 4), 2)
+@pytest.mark.parametrize(("inputs", "work"), WORK.values(), ids=WORK)
+def test_work_of_a_pass(inputs, work):
+    rounds = plan_rounds(window_facts(inputs, 4), 2)
     assert [(r.window, r.pass_index) for r in rounds] == [(0, 1), (0, 2), (1, 1)]
     assert [[list(map(tuple, row)) for row in r.work] for r in rounds] == work
-    assert all(r.executed() == r and r.executed().work is None for r in rounds)  # and they run alike
+    assert all(r.executed() == r and r.executed().work is None for r in rounds)  # and they run in the same way
 
 
 def test_ragged_last_window():

@@ -47,25 +47,25 @@ def assert_same_step(a, b) -> None:
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("target_share", [1.0, 0.3])
 def test_micro_batches_do_not_change_the_step(size, target_share):
-    """Their targets differ in number: each loss must weigh by the targets of the whole batch."""
+    """They differ in the number of targets: each loss must be divided by the targets of the full batch."""
     model, batch = tiny_model(), random_batch(DOCUMENTS, target_share=target_share, continues=[True] * 4)
-    whole = gradients_of(model, batch, config())
-    assert_same_step(whole, gradients_of(model, batch, config(train__micro_batch=size)))
+    full = gradients_of(model, batch, config())
+    assert_same_step(full, gradients_of(model, batch, config(train__micro_batch=size)))
 
 
-def test_truncation_behind_all_windows_changes_nothing():
+def test_truncation_after_all_windows_changes_nothing():
     model, batch = tiny_model(), random_batch(DOCUMENTS)
     assert_same_step(gradients_of(model, batch, config()), gradients_of(model, batch, config(sleep__bptt_windows=4)))
 
 
 def test_truncation_cuts_the_gradient_and_not_the_state():
     model, batch = tiny_model(), random_batch(DOCUMENTS, continues=[True] * 4)
-    whole, cut = (gradients_of(model, batch, config(sleep__bptt_windows=n)) for n in (None, 1))
-    torch.testing.assert_close(whole[0].loss, cut[0].loss, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(whole[0].state[1].S_BHKV, cut[0].state[1].S_BHKV, rtol=1e-12, atol=1e-12)
+    full, cut = (gradients_of(model, batch, config(sleep__bptt_windows=n)) for n in (None, 1))
+    torch.testing.assert_close(full[0].loss, cut[0].loss, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(full[0].state[1].S_BHKV, cut[0].state[1].S_BHKV, rtol=1e-12, atol=1e-12)
     name = "blocks.1.mixer.in_proj_qkv.weight"
-    assert not torch.allclose(whole[1][name], cut[1][name])
-    # What is left is the gradient of each window alone, the state before it a constant.
+    assert not torch.allclose(full[1][name], cut[1][name])
+    # The gradient of each window alone remains; the state before it is a constant.
     model.zero_grad()
     state = model.empty_state()
     for rounds in windows_of(plan_rounds(window_facts(batch, SHAPE.window), SHAPE.passes)):

@@ -1,4 +1,4 @@
-"""What the training loop computes for texts, one document a row: the reference of all that reads them otherwise."""
+"""The training loop on texts, one document a row: the reference for all other ways to read them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def trained_logits(
     with_gradient: bool = False,
     vocabulary: int = VOCABULARY,
 ) -> list[torch.Tensor]:
-    """Each row's logits [tokens, V] by the training loop; NaN where no target is, before `predicts_from`."""
+    """Each row's logits [tokens, V] by the training loop; NaN before `predicts_from`, where there are no targets."""
     num_tokens = max(map(len, rows))
     tokens = torch.zeros(len(rows), num_tokens, dtype=torch.long)
     documents = torch.full_like(tokens, PAD)

@@ -13,7 +13,7 @@ from sleeptrain.train import trainer
 from tests.parallel.processes import run_ranks
 from tests.slurm.jobs import NODES, Jobs, configuration
 
-# Set where these tests are wanted: what keeps them from running is then a failure.
+# Set where these tests must run: a reason not to run is then a failure.
 REQUIRED = "SLEEPTRAIN_SLURM_TESTS"
 
 
@@ -37,7 +37,7 @@ def running_cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster with all its nodes, and without a job when the test is over."""
+    """The cluster with all its nodes; after the test its jobs are removed."""
     yield running_cluster
     running_cluster.mend()
 
@@ -49,7 +49,7 @@ def jobs(cluster: Cluster, tmp_path: Path) -> Jobs:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the run that all others are held to: four processes, without Slurm."""
+    """The folder of the reference run: four processes, without Slurm."""
     root = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DS_ACCELERATOR", "cpu")

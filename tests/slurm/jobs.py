@@ -1,4 +1,4 @@
-"""Jobs of the repository's own batch scripts, with a tiny experiment, and what a run leaves behind."""
+"""Jobs of the repository's own batch scripts, with a tiny experiment, and the results of their runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sleeptrain.train.logging.metrics import read_metrics
 from tests.checkpoint.contents import tensors
 
 ROOT = Path(__file__).resolve().parents[2]
-NODES = 4  # of the cluster; a job takes two, so that two are left when one is lost
+NODES = 4  # in the cluster; a job takes two, so that two remain when one is lost
 STEPS, ROWS = 80, 8
 SPEEDS = ("time", "tokens_per_second", "passes_per_second", "mfu", "memory_mb", "eta_seconds", "failed_saves", "speed")
 SETTINGS = (
@@ -43,7 +43,7 @@ SETTINGS = (
     "checkpoint.every=10",
     "wandb.mode=disabled",
 )
-# A script's own numbers are those of a real run.
+# The scripts have the numbers of a real run.
 SMALL = ("--cpus-per-task=1", "--time=10")
 TWO_BY_TWO = (*SMALL, "--nodes=2", "--ntasks-per-node=2")
 LAST = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL")
@@ -56,7 +56,7 @@ def configuration(root: Path, *more: str) -> Config:
 
 
 class Jobs:
-    """Submits jobs whose runs are in one folder; `folder/r` unless a name is given."""
+    """Submits jobs whose runs are in one folder; a run without a name is `folder/r`."""
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
@@ -64,11 +64,11 @@ class Jobs:
     def submit(
         self, *settings: str, flags: Sequence[str] = TWO_BY_TWO, script: str = "pretrain_2b", **variables: str
     ) -> Job:
-        """sbatch's flags overrule those in the script, which stays as it is."""
-        given = {"EXPERIMENT": "rule110", "RUN_ROOT": str(self.folder), "PYTHON": sys.executable, "DOCTOR": "off"}
-        given |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+        """Submit the script as it is; the flags of sbatch override those in the script."""
+        base = {"EXPERIMENT": "rule110", "RUN_ROOT": str(self.folder), "PYTHON": sys.executable, "DOCTOR": "off"}
+        base |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
         command = ["sbatch", "--parsable", "--job-name=r", f"--output={self.folder / '%x-%j.log'}", *flags]
-        environment = self.cluster.environment | given | variables
+        environment = self.cluster.environment | base | variables
         done = subprocess.run(
             [*command, f"slurm/{script}.sh", *SETTINGS, *settings],
             env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
@@ -83,19 +83,19 @@ class Job:
         self._log = folder / f"r-{number}.log"
 
     @property
-    def said(self) -> str:
+    def log(self) -> str:
         lines = self._log.read_text().splitlines() if self._log.exists() else ["(nothing)"]
         return "\n".join(line for line in lines if not line.startswith("step "))
 
     @property
     def facts(self) -> dict[str, str]:
-        """What Slurm says of it."""
+        """The fields that Slurm shows for the job."""
         lines = self.cluster.ask("scontrol", "show", "job", "-o", self.number)
         return dict(word.split("=", 1) for word in " ".join(lines[:1]).split() if "=" in word)
 
     @property
     def steps(self) -> list[int]:
-        """Those of which the run has a record."""
+        """The steps in the records of the run."""
         return [record["step"] for record in records(self.run) if "loss" in record]
 
     @property
@@ -103,12 +103,12 @@ class Job:
         return [record["attempt"] for record in records(self.run) if "attempt" in record]
 
     def wait(self, what: str, ready: Callable[[], bool], patience: float = PATIENCE) -> None:
-        """Fails where the job comes to its end before, or nothing happens for long."""
+        """Wait until `ready`; fail if the job ends before, or nothing happens for long."""
         deadline = time.monotonic() + patience
         while not ready():
             state = self.facts.get("JobState")
-            assert state not in LAST or ready(), f"{state} before {what}\n{self.said}"
-            assert time.monotonic() < deadline, f"{state}: waited {patience:g} s for {what}\n{self.said}"
+            assert state not in LAST or ready(), f"{state} before {what}\n{self.log}"
+            assert time.monotonic() < deadline, f"{state}: waited {patience:g} s for {what}\n{self.log}"
             time.sleep(0.1)
 
     def wait_for_step(self, step: int, attempt: int = 1) -> None:
@@ -119,24 +119,24 @@ class Job:
         self.wait(f"step {step} in attempt {attempt}", made)
 
     def notice(self) -> None:
-        """What Slurm sends ahead of a time limit."""
+        """Send the signal that Slurm sends ahead of a time limit."""
         self.cluster.ask("scancel", "--batch", "--signal=USR1", self.number)
 
     def end(self) -> tuple[str, str]:
-        """(state, exit code), once it has come to its end."""
+        """Wait for the end of the job: (state, exit code)."""
         deadline = time.monotonic() + PATIENCE
         while (facts := self.facts).get("JobState") not in LAST:
-            assert time.monotonic() < deadline, f"{facts}: did not end in {PATIENCE:g} s\n{self.said}"
+            assert time.monotonic() < deadline, f"{facts}: did not end in {PATIENCE:g} s\n{self.log}"
             time.sleep(0.1)
         return facts["JobState"], facts["ExitCode"].split(":")[0]
 
     def check_completed(self, attempts: int) -> None:
-        """That the run is finished after so many attempts, each step made once."""
-        assert self.end() == ("COMPLETED", "0"), self.said
-        assert [a["number"] for a in self.attempts] == list(range(1, attempts + 1)), self.said
-        assert self.steps == list(range(1, STEPS + 1)), self.said
+        """Check that the run is finished after so many attempts, and made each step once."""
+        assert self.end() == ("COMPLETED", "0"), self.log
+        assert [a["number"] for a in self.attempts] == list(range(1, attempts + 1)), self.log
+        assert self.steps == list(range(1, STEPS + 1)), self.log
         assert {a["job"] for a in self.attempts} == {self.number}
-        assert len(re.findall("queued again", self.said)) <= attempts - 1
+        assert len(re.findall("queued again", self.log)) <= attempts - 1
 
 
 def records(run: Path) -> list[dict[str, Any]]:
@@ -145,15 +145,15 @@ def records(run: Path) -> list[dict[str, Any]]:
 
 
 def check_same(run: Path, other: Path) -> None:
-    """That two runs have ended with the same bits, and have the same records."""
+    """Check that two runs ended with the same bits, and have the same records."""
     found, wanted = (tensors(checkpoints(r / "checkpoints")[-1]) for r in (run, other))
     assert found.keys() == wanted.keys() and len(found) > 20
     assert not [name for name in found if not torch.equal(found[name], wanted[name])]
-    assert said_by(run) == said_by(other)
+    assert stable_records(run) == stable_records(other)
 
 
 def check_alike(run: Path, other: Path) -> None:
-    """That two runs have ended alike to rounding, after the same steps."""
+    """Check that two runs ended with the same weights up to rounding, after the same steps."""
     found, wanted = (tensors(checkpoints(r / "checkpoints")[-1]) for r in (run, other))
     for name in (name for name in wanted if name.startswith("model/")):
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-5)
@@ -161,13 +161,13 @@ def check_alike(run: Path, other: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def said_by(run: Path) -> list[dict[str, Any]]:
+def stable_records(run: Path) -> list[dict[str, Any]]:
     kept = [{k: v for k, v in r.items() if k not in SPEEDS} for r in records(run) if "attempt" not in r]
     return [record for record in kept if record.keys() - {"step", "tokens"}]
 
 
 def ranks_on(node: str, cluster: Cluster) -> list[int]:
-    """The processes that train on a node."""
+    """The numbers of the processes that train on a node."""
     found = []
     for pid in cluster.processes_of(node):
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")

@@ -1,4 +1,4 @@
-"""Jobs that are disturbed in all the ways that a cluster has: each comes to the end of the run that was not."""
+"""Jobs that a cluster disturbs in every way: each ends as the undisturbed run does."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def test_three_notices(jobs: Jobs, undisturbed: Path) -> None:
         job.notice()
     job.check_completed(attempts=4)
     check_same(job.run, undisturbed)
-    assert job.said.count("ended with code 75") == 3
-    # One that was submitted meanwhile would have waited, and finds that all is done.
-    assert next_job.end() == ("COMPLETED", "0"), next_job.said
-    assert "is complete" in next_job.said and [a["job"] for a in job.attempts] == [job.number] * 4 + [next_job.number]
+    assert job.log.count("ended with code 75") == 3
+    # The second job waits for the first, and finds that the run is complete.
+    assert next_job.end() == ("COMPLETED", "0"), next_job.log
+    assert "is complete" in next_job.log and [a["job"] for a in job.attempts] == [job.number] * 4 + [next_job.number]
 
 
 def test_others_need_the_nodes_and_then_one_crashes(jobs: Jobs, cluster: Cluster, undisturbed: Path) -> None:
@@ -34,7 +34,7 @@ def test_others_need_the_nodes_and_then_one_crashes(jobs: Jobs, cluster: Cluster
     others = ("--partition=urgent", f"--nodes={NODES}", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     assert cluster.ask("sbatch", *others)
     job.wait_for_step(35, attempt=2)
-    assert "asked to save" in job.said
+    assert "asked to save" in job.log
     cluster.crash("node2")
     job.check_completed(attempts=3)
     check_same(job.run, undisturbed)
@@ -46,26 +46,26 @@ def test_a_rank_is_killed_after_the_controller_was_gone(jobs: Jobs, cluster: Clu
     job = jobs.submit()
     job.wait_for_step(5)
     cluster.kill_controller()
-    job.wait_for_step(15)  # it trains on
+    job.wait_for_step(15)  # the job keeps training
     cluster.start_controller()
     job.wait_for_step(25)
     os.kill(ranks_on("node2", cluster)[0], signal.SIGKILL)
     job.check_completed(attempts=2)
     check_same(job.run, undisturbed)
-    assert "queued again" in job.said
+    assert "queued again" in job.log
 
 
 @pytest.mark.slow
 def test_the_time_is_over(jobs: Jobs, cluster: Cluster, undisturbed: Path) -> None:
-    """Slurm gives its notice up to a minute earlier than asked. One rank is held until then, or the run were done."""
+    """Slurm sends its notice up to a minute early. One rank is held until then, or the run would finish before."""
     limit = ("--time=2", "--signal=B:USR1@70")
     job = jobs.submit("health.lost_after=300", "health.stall_after=300", flags=(*TWO_BY_TWO, *limit))
-    job.wait("the notice or steps", lambda: "asked to save" in job.said or 15 in job.steps)
+    job.wait("the notice or steps", lambda: "asked to save" in job.log or 15 in job.steps)
     held = ranks_on("node2", cluster)
     for pid in held:
         os.kill(pid, signal.SIGSTOP)
     try:
-        job.wait("the notice", lambda: "asked to save" in job.said)
+        job.wait("the notice", lambda: "asked to save" in job.log)
     finally:
         for pid in held:
             os.kill(pid, signal.SIGCONT)
@@ -75,26 +75,26 @@ def test_the_time_is_over(jobs: Jobs, cluster: Cluster, undisturbed: Path) -> No
 
 @pytest.mark.slow
 def test_other_numbers_of_nodes(jobs: Jobs, cluster: Cluster, undisturbed: Path) -> None:
-    """4 nodes, 2, and 4 again, each a job of its own, which is stopped for good: same samples, same loss."""
+    """A job on 4 nodes, one on 2, and one on 4 again, the first two stopped for good: same samples, same loss."""
     for attempt, (nodes, until) in enumerate(((4, 15), (2, 35)), start=1):
         job = jobs.submit(flags=(*SMALL, f"--nodes={nodes}", "--ntasks-per-node=1"))
         job.wait_for_step(until, attempt)
         cluster.ask("scontrol", "update", f"JobId={job.number}", "Requeue=0")
         job.notice()
-        assert job.end() == ("FAILED", "75"), job.said
-        assert "may not be queued again" in job.said
+        assert job.end() == ("FAILED", "75"), job.log
+        assert "may not be queued again" in job.log
     job = jobs.submit(flags=(*SMALL, "--nodes=4", "--ntasks-per-node=1"))
-    assert job.end() == ("COMPLETED", "0"), job.said
+    assert job.end() == ("COMPLETED", "0"), job.log
     assert [len(a["hosts"]) for a in job.attempts] == [a["processes"] for a in job.attempts] == [4, 2, 4]
     assert job.steps == list(range(1, STEPS + 1))
     check_alike(job.run, undisturbed)
 
 
 @pytest.mark.slow
-def test_a_job_that_saves_nothing_new_is_given_up(jobs: Jobs) -> None:
-    """Its loss is not finite, each time at the same step."""
+def test_a_job_that_saves_nothing_new_is_not_repeated(jobs: Jobs) -> None:
+    """The loss is not finite, each time at the same step."""
     one = (*SMALL, "--nodes=1", "--ntasks-per-node=1")
     job = jobs.submit("optim.muon_lr=1e30", "optim.adamw_lr=1e30", flags=one, MAX_ATTEMPTS="1")
-    assert job.end() == ("FAILED", "1"), job.said
+    assert job.end() == ("FAILED", "1"), job.log
     assert len(job.attempts) == 2, "the first has saved the start"
-    assert "attempts in a row have begun at step-00000000 and saved nothing new; not queued again" in job.said
+    assert "attempts in a row have begun at step-00000000 and saved nothing new; not queued again" in job.log

@@ -1,4 +1,4 @@
-"""The batch scripts without a cluster: what they ask for goes together, and what a container is called with."""
+"""The batch scripts without a cluster: their options fit each other, and containers get the right arguments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.slurm.jobs import ROOT
 SCRIPTS = ("pretrain_2b", "pretrain_7b", "continue_qwen3_5_2b", "rule110_sweep")
 
 
-def asked_for(script: str) -> dict[str, str]:
+def sbatch_options(script: str) -> dict[str, str]:
     """The options of the #SBATCH lines."""
     text = (ROOT / "slurm" / f"{script}.sh").read_text()
     return {key: value for key, _, value in re.findall(r"^#SBATCH --([a-z-]+)(=(.*))?$", text, re.MULTILINE)}
@@ -27,15 +27,15 @@ def asked_for(script: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_can_be_stopped_and_queued_again(script: str) -> None:
-    options = asked_for(script)
+    options = sbatch_options(script)
     assert options["open-mode"] == "append" and "requeue" in options
     assert options["signal"].startswith("B:USR1@")
     assert ("dependency" in options) != ("array" in options)
 
 
 @pytest.mark.parametrize("script", SCRIPTS[:3])
-def test_a_run_fits_the_gpus_that_its_script_asks_for(script: str) -> None:
-    options = asked_for(script)
+def test_a_run_fits_the_gpus_that_its_script_requests(script: str) -> None:
+    options = sbatch_options(script)
     assert options["job-name"] == script and options["gpus-per-node"] == options["ntasks-per-node"]
     config = compose([f"experiment={script}"])
     plan = make_plan(config, int(options["nodes"]) * int(options["ntasks-per-node"]), find_gpu("H200"), 0.4)
@@ -44,18 +44,18 @@ def test_a_run_fits_the_gpus_that_its_script_asks_for(script: str) -> None:
 
 
 def words(runtime: str, tmp_path: Path, **more: str) -> str:
-    """What a task is started with in a container."""
+    """The arguments that start a task in a container."""
     script = (
         "source slurm/launch.sh; choose_container; "
         '"${inside[@]}" "$PYTHON" -m sleeptrain train "a b"; printf "%s\\n" "${container_flags[@]}"'
     )
     programs = tmp_path / "programs"
     programs.mkdir(exist_ok=True)
-    for name in ("apptainer", "enroot"):  # they are not here: a program in their place shows what it is given
+    for name in ("apptainer", "enroot"):  # not installed here: stand-ins print their arguments
         (programs / name).write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
         (programs / name).chmod(0o755)
-    given = {"CONTAINER_RUNTIME": runtime, "CONTAINER_IMAGE": "the image", "RUN_ROOT": str(tmp_path), **more}
-    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_PROCID": "3", **given}
+    settings = {"CONTAINER_RUNTIME": runtime, "CONTAINER_IMAGE": "the image", "RUN_ROOT": str(tmp_path), **more}
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_PROCID": "3", **settings}
     command = ["bash", "-c", script if runtime != "pyxis" else script.replace('"${inside[@]}"', "true")]
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
@@ -70,17 +70,17 @@ def test_pyxis(tmp_path: Path) -> None:
 
 def test_apptainer(tmp_path: Path) -> None:
     binds = ["--bind", str(ROOT), "--bind", str(tmp_path), "--bind", "/data"]
-    given = words("apptainer", tmp_path, CONTAINER_MOUNTS="/data").split("\n")
-    assert given[:-1] == [
+    argv = words("apptainer", tmp_path, CONTAINER_MOUNTS="/data").split("\n")
+    assert argv[:-1] == [
         "exec", "--nv", "--pwd", str(ROOT), *binds, "the image", "python", "-m", "sleeptrain", "train", "a b", "",
     ]  # fmt: skip
 
 
 def test_enroot(tmp_path: Path) -> None:
-    """It hands on the variables of the task, its rank above all."""
-    given = words("enroot", tmp_path).splitlines()
-    assert given[0] == "start" and "SLURM_PROCID" in given
-    end = given[given.index("--mount") :]
+    """It passes the variables of the task on, most of all the rank."""
+    argv = words("enroot", tmp_path).splitlines()
+    assert argv[0] == "start" and "SLURM_PROCID" in argv
+    end = argv[argv.index("--mount") :]
     mounts = ["--mount", f"{ROOT}:{ROOT}", "--mount", f"{tmp_path}:{tmp_path}"]
     assert end[:5] == [*mounts, "the image"] and end[-5:-1] == ["-m", "sleeptrain", "train", "a b"]
 
@@ -90,18 +90,18 @@ def test_another_runtime_is_refused(tmp_path: Path) -> None:
 
 
 def ports(job: int, attempt: int) -> list[int]:
-    """Where the tasks of an attempt's steps are told to meet."""
+    """The ports at which the tasks of each step of an attempt meet."""
     script = (
         'source slurm/launch.sh; srun() { echo "$MASTER_PORT"; }; inside=() container_flags=() asked= ended= PYTHON=; '
         "for i in 1 2 3; do step -- words; done"
     )
-    given = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": str(job), "SLURM_RESTART_COUNT": str(attempt)}
-    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=given, capture_output=True, text=True, check=False)
+    env = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": str(job), "SLURM_RESTART_COUNT": str(attempt)}
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     return [int(line) for line in done.stdout.split()]
 
 
-def test_each_step_of_each_attempt_meets_at_a_port_of_its_own() -> None:
-    """None that the system may give to an outgoing connection meanwhile."""
+def test_each_step_of_each_attempt_meets_at_its_own_port() -> None:
+    """No port is one that the system may give to an outgoing connection."""
     found = [ports(job, attempt) for job in (1234567, 1234568) for attempt in range(3)]
     assert all(len(steps) == 3 for steps in found)
     assert len({port for steps in found for port in steps}) == 18
@@ -109,7 +109,7 @@ def test_each_step_of_each_attempt_meets_at_a_port_of_its_own() -> None:
 
 
 def started(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A batch script as far as it knows its run, with programs in the place of Slurm's."""
+    """Run a batch script until it knows its run, with stand-ins for the programs of Slurm."""
     script = (
         "source slurm/launch.sh\n"
         'srun() { while [[ $1 == --* ]]; do shift; done; "$@"; }\n'
@@ -125,7 +125,7 @@ def started(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.parametrize("name", ["2026_07_20", "it's a, b=c"])
-def test_a_job_asks_where_its_run_is(tmp_path: Path, name: str) -> None:
+def test_a_job_finds_the_folder_of_its_run(tmp_path: Path, name: str) -> None:
     found = started(tmp_path, RUN_ROOT=str(tmp_path), RUN_NAME=name)
     assert found.stdout.splitlines() == [f"run={tmp_path}/{name}"], found.stderr
 

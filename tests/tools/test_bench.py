@@ -1,4 +1,4 @@
-"""What every benchmark prints, whatever it measures."""
+"""The output that all benchmarks share."""
 
 from __future__ import annotations
 

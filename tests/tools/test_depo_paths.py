@@ -1,4 +1,4 @@
-"""Answers of Depo by the windows in which the edges of their path stood."""
+"""Answers of Depo by the windows that hold the edges of their path."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tools.depo_paths import Paths
 
 
 @pytest.mark.parametrize("max_word", [1, 2])
-def test_answers_are_sorted_by_where_the_edges_stood(max_word: int):
-    """Only answers whose second edge stood in an earlier window are right, by another reading of the text."""
+def test_answers_are_grouped_by_the_windows_of_their_edges(max_word: int):
+    """Only answers whose second edge is in an earlier window are right; the test reads the text in its own way."""
     config = DepoConfig(nodes=6, hops=2, symbols=12, max_word=max_word, queries=3)
     window = 6 * max_word
     task = Paths(config, window, 2)
@@ -46,7 +46,7 @@ def test_answers_are_sorted_by_where_the_edges_stood(max_word: int):
     assert found["accuracy"] == wanted[2, 1] / sum(wanted.values())
 
 
-def test_hops_that_are_never_asked_are_refused() -> None:
+def test_hops_that_no_question_has_are_refused() -> None:
     task = Paths(DepoConfig(nodes=6, hops=4, symbols=12, max_word=1, queries=3), 6, 3)
     batch = task.held_out(0, 20)
     with pytest.raises(DataError, match=r"--hops 3: no held-out question"):

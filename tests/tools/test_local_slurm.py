@@ -1,4 +1,4 @@
-"""The folder of a local Slurm cluster is one that nobody else can have put there."""
+"""Nobody else can have planted the folder of a local Slurm cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from local_slurm import Cluster, ClusterError
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """As the system's temporary folder: everybody may add to it, nobody may take away what is another's."""
+    """A folder like the system's temporary one: everybody may add files, only their owner may remove them."""
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o1777)
@@ -30,7 +30,7 @@ def of_somebody_else(monkeypatch: pytest.MonkeyPatch, *theirs: Path) -> None:
     monkeypatch.setattr(Path, "lstat", found)
 
 
-def test_a_folder_of_ones_own_is_taken(place: Path) -> None:
+def test_the_users_own_folder_is_taken(place: Path) -> None:
     (place / "mine").mkdir(mode=0o755)
     assert Cluster(place / "mine").folder == (place / "mine").resolve()
     assert Cluster(place / "not" / "yet").folder == (place / "not" / "yet").resolve()
@@ -55,7 +55,7 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path, mode: int)
 
 
 def test_every_action_refuses_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What stands in a planted slurm.conf would be run, by `stop` too."""
+    """A planted slurm.conf could name programs to run, also by `stop`."""
     (tmp_path / "slurm.conf").write_text("PlugStackConfig=/nowhere/evil\n")
     tmp_path.chmod(0o777)
     for action in (["start"], ["stop"], ["crash", "1"], ["node", "1"]):

@@ -1,4 +1,4 @@
-"""The comparison of passes on Rule 110, on runs that take a second each."""
+"""The comparison of passes on Rule 110, with runs of a second each."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_tar(path: Path, samples: dict[str, np.ndarray | bytes]) -> None:
-    """As webdataset users do: times with a fraction, so that each member has an extended header."""
+    """Write a tar as users of webdataset do: times have a fraction, so each member has an extended header."""
     with webdataset.TarWriter(str(path), encoder=False) as tar:
         for key, array in samples.items():
             content = io.BytesIO()

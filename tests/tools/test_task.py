@@ -1,4 +1,4 @@
-"""tools/task.py shows what a task asks."""
+"""tools/task.py shows the questions of a task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tokenizer tool: what it makes and what it tells."""
+"""The tokenizer tool: its model and its output."""
 
 import importlib.util
 import json
@@ -57,7 +57,7 @@ def test_makes_a_model_and_measures_it(
     assert expected in held_out
 
 
-def test_normalization_is_told(tool: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_normalization_is_printed(tool: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert tool.main([*arguments, "--vocab-size", "440", "--normalization", "nmt_nfkc"]) == 0
     assert "normalization nmt_nfkc" in capsys.readouterr().out
 

@@ -1,7 +1,7 @@
-"""One start of a run, which may be struck: the product's own way to start several processes, with forks for ranks.
+"""One start of a run, which a test may strike. Processes start as in the product, but ranks are forks.
 
-The ranks are forks of a process that has all imports, so that four of them start in a second. What they start besides,
-and what outlives them, is found as the descendants of the test, which adopts orphans, and by a mark in its environment.
+The ranks are forks of a process that has all imports, so that four of them start in a second. Their own processes, and
+those that outlive them, are found as descendants of the test, which adopts orphans, and by a mark in the environment.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from tests.torture.holds import Hold, Signs, install
 
 PR_SET_CHILD_SUBREAPER = 36
 MARK = "SLEEPTRAIN_TORTURE"
-# Seconds until an attempt must have ended after a strike, and what it has left behind after that.
+# Seconds until an attempt must have ended after a strike, and then until its last process must have ended.
 ENDS_AFTER, GONE_AFTER = PATIENCE, PATIENCE
 
 
 class Attempt:
-    """A run that has been started in `size` processes; `starter` is the one that a user would have started.
+    """A run that has been started in `size` processes; `starter` is the process that a user would start.
 
-    hold: where one of them halts. fault: what the starter does first, so that it holds in its forks.
+    hold: where one of them halts. fault: called first by the starter, so that it acts in all forks.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Attempt:
         self.starter.start()
 
     @property
-    def said(self) -> str:
+    def log(self) -> str:
         descriptor = self._log.fileno()
         return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
 
@@ -71,7 +71,7 @@ class Attempt:
 
     @property
     def halted(self) -> tuple[int, str] | None:
-        """(the process that has halted, where), once it has."""
+        """(the halted process, the place), or None before a process has halted."""
         with contextlib.suppress(OSError, ValueError, psutil.NoSuchProcess):
             found = json.loads(self._halted.read_text())
             if psutil.Process(found["pid"]).status() == psutil.STATUS_STOPPED:
@@ -79,7 +79,7 @@ class Attempt:
         return None
 
     def ranks(self) -> list[int]:
-        """The processes that train, as far as they have been started, by rank."""
+        """The processes that train and have started, by rank."""
         assert self.starter.pid is not None
         if self.size == 1:
             return [self.starter.pid]
@@ -87,23 +87,23 @@ class Attempt:
         return [process for process in started if process is not None]
 
     def end(self) -> int:
-        """Its exit code, once it has ended and nothing of it is left. Fails where that does not come in time."""
+        """Wait until all its processes have ended, and return the exit code. Fail if that takes too long."""
         self.starter.join(ENDS_AFTER)
         if self.running:
             self.kill()
-            raise AssertionError(f"it did not end in {ENDS_AFTER:g} s\n{self.said}")
+            raise AssertionError(f"it did not end in {ENDS_AFTER:g} s\n{self.log}")
         until = time.monotonic() + GONE_AFTER
-        while (left := self._left_over()) and time.monotonic() < until:
+        while (survivors := self._survivors()) and time.monotonic() < until:
             time.sleep(0.02)
-        if left:
-            names = [" ".join(one.cmdline()) for one in left]
+        if survivors:
+            names = [" ".join(one.cmdline()) for one in survivors]
             self.kill()
-            raise AssertionError(f"left over after {GONE_AFTER:g} s: {names}\n{self.said}")
+            raise AssertionError(f"left over after {GONE_AFTER:g} s: {names}\n{self.log}")
         code = self.starter.exitcode
         assert code is not None
         return code
 
-    def _left_over(self) -> list[psutil.Process]:
+    def _survivors(self) -> list[psutil.Process]:
         for child in psutil.Process().children():
             with contextlib.suppress(psutil.NoSuchProcess, ChildProcessError):
                 if child.status() == psutil.STATUS_ZOMBIE and child.pid not in self._before:
@@ -118,11 +118,11 @@ class Attempt:
                     yield process
 
     def kill(self) -> None:
-        """All that is left of it."""
-        for one in self._left_over():
+        """Kill all its processes."""
+        for one in self._survivors():
             one.kill()
         self.starter.join()
-        self._left_over()
+        self._survivors()
 
     def _run(self, config: Config, hold: Hold | None, fault: Callable[[], object]) -> NoReturn:
         code = 1
@@ -147,14 +147,14 @@ class Attempt:
 
 
 def _train_in_forks(config: Config, size: int, signs: Signs) -> int:
-    """As a user's command does it, but for the seconds that new interpreters take to import everything."""
+    """Train as a user's command does, but without new interpreters, whose imports take seconds."""
     plain, starter = spawn._work, os.getpid()
 
     def work(config: Config, rank: int, *others: object) -> NoReturn:
         for number in SIGNALS:  # a new interpreter has not inherited them
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         signs.set_process(rank, os.getpid())
-        # A rank that is forked while the starter's store answers an earlier one inherits the locks of that moment.
+        # A rank that is forked while the starter's store answers an earlier rank inherits the store's locks.
         while signs.process(size - 1) is None and os.getppid() == starter:
             time.sleep(0.001)
         plain(config, rank, *others)  # type: ignore[arg-type]
@@ -175,7 +175,7 @@ def _lives(process: psutil.Process) -> bool:
 
 @contextlib.contextmanager
 def adopting_orphans() -> Iterator[None]:
-    """Within, what has lost its parent becomes a child of this process."""
+    """In the block, processes that lose their parent become children of this process."""
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:

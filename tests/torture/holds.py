@@ -1,4 +1,4 @@
-"""What a rank of a tortured run tells of itself, and where it halts until it is struck or let go."""
+"""The signs that ranks of a tortured run give, and the places where they halt until a strike or a release."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from sleeptrain.watch.progress import Location, Phase, Progress
 
 PHASES = tuple(Phase)
 CHANGE = "change"
-# Audit events of the interpreter that announce a change of the file system, and which arguments are its paths.
+# Audit events of the interpreter before a change of the file system, and the number of path arguments.
 EVENTS = {"os.rename": 2, "os.remove": 1, "os.mkdir": 1, "os.rmdir": 1, "os.truncate": 1, "shutil.rmtree": 1}
 MAX_RANKS = 8
-# The process, the phase's number, whether it writes, the step, and the step in which it was told to stop.
+# The process, the phase's number, whether it writes, the step, and the step in which it was asked to stop.
 RANK = struct.Struct("iB?hh")
 NEVER = -1
 
@@ -36,7 +36,7 @@ class Hold(NamedTuple):
 
 
 class Signs:
-    """Memory that the ranks share with the test: what is known of each that has started."""
+    """Memory that the ranks share with the test: the state of each rank that has started."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, RANK.size * MAX_RANKS)
@@ -58,10 +58,10 @@ class Signs:
         return any(self._of(rank)[2] for rank in range(MAX_RANKS))
 
     @property
-    def told_in(self) -> int | None:
-        """The earliest step in which some rank was told to stop, 0 before its first one; None where none was."""
-        told = [step for rank in range(MAX_RANKS) if (step := self._of(rank)[4]) != NEVER]
-        return min(told, default=None)
+    def stop_step(self) -> int | None:
+        """The earliest step in which some rank was asked to stop, 0 before its first step; None if none was."""
+        steps = [step for rank in range(MAX_RANKS) if (step := self._of(rank)[4]) != NEVER]
+        return min(steps, default=None)
 
     def set_process(self, rank: int, process: int) -> None:
         struct.pack_into("i", self._memory, RANK.size * rank, process)
@@ -72,8 +72,8 @@ class Signs:
     def set_step(self, rank: int, step: int) -> None:
         struct.pack_into("h", self._memory, RANK.size * rank + 6, step)
 
-    def set_told(self, rank: int) -> None:
-        """Once it has been."""
+    def set_stop(self, rank: int) -> None:
+        """Record the step of the first request to stop."""
         if self._of(rank)[4] == NEVER:
             struct.pack_into("h", self._memory, RANK.size * rank + 8, self._of(rank)[3])
 
@@ -86,9 +86,9 @@ def own_rank(size: int) -> int:
     return int(os.environ.get("RANK", 0 if size == 1 else -1))
 
 
-def install(run_folder: Path, size: int, signs: Signs, hold: Hold | None, said: Path) -> None:
-    """In the process that starts the ranks, of which each is a fork. said: the file that tells that one has halted."""
-    halt = _Halt(size, hold, said)
+def install(run_folder: Path, size: int, signs: Signs, hold: Hold | None, report: Path) -> None:
+    """In the process that forks the ranks, make them give signs. report: the file that names a halted process."""
+    halt = _Halt(size, hold, report)
     move, write, receive = Progress._move, saver.write, StopRequest.receive
 
     def moved(self: Progress, location: Location) -> None:
@@ -107,7 +107,7 @@ def install(run_folder: Path, size: int, signs: Signs, hold: Hold | None, said: 
     def received(self: StopRequest, *signal_and_frame: Any) -> None:
         receive(self, *signal_and_frame)
         if (rank := own_rank(size)) >= 0:
-            signs.set_told(rank)
+            signs.set_stop(rank)
 
     StopRequest.receive = received  # type: ignore[method-assign]
     Progress._move = moved  # type: ignore[method-assign]
@@ -117,8 +117,8 @@ def install(run_folder: Path, size: int, signs: Signs, hold: Hold | None, said: 
 
 
 class _Halt:
-    def __init__(self, size: int, hold: Hold | None, said: Path) -> None:
-        self._size, self._hold, self._said = size, hold, said
+    def __init__(self, size: int, hold: Hold | None, report: Path) -> None:
+        self._size, self._hold, self._report = size, hold, report
         self._count, self._lock = 0, threading.RLock()
 
     def passing(self, what: str, where: str) -> None:
@@ -128,14 +128,14 @@ class _Halt:
             self._count += 1
             if self._count != self._hold.number:
                 return
-        descriptor = os.open(self._said, os.O_WRONLY | os.O_CREAT)
+        descriptor = os.open(self._report, os.O_WRONLY | os.O_CREAT)
         os.write(descriptor, json.dumps({"pid": os.getpid(), "where": where}).encode() + b"\n")
-        # To this thread, which then does not get a step further; the others stop with it.
+        # The signal goes to this thread, so that it does not get a step further; the others stop with it.
         signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 def _before_changes(folder: Path, passing: Callable[[str, str], None]) -> None:
-    """Tells of every change that this process and its forks are about to make to the run's folder, syncing included."""
+    """Call `halt` before every change, also a sync, that this process and its forks make to the run's folder."""
     place, plain_sync = str(folder), os.fsync
 
     def sync(descriptor: int) -> None:

@@ -1,4 +1,4 @@
-"""When a run is struck and how: drawn at random, by a generator that can be seeded again."""
+"""The moment and the kind of a strike: drawn at random, by a generator that can be seeded again."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from tests.torture.holds import CHANGE, Hold
 
 STRIKES = ("kill one rank", "kill all ranks", "kill the starter", "SIGTERM", "stop, then kill one rank")
 PHASES = (Phase.READING, Phase.FORWARD, Phase.BACKWARD, Phase.UPDATE, Phase.EVALUATION, Phase.SAVING)
-# Seconds: how long a run takes to start, about, and how far into a place that is left to go on.
+# Seconds: about how long a run takes to start, and how long a released rank goes on before a strike.
 STARTS_IN, FURTHER = 2.5, 0.1
 POLL = 0.002
-# Seconds in which a run that nobody strikes comes to its end.
+# Seconds in which a run without a strike ends.
 COMES_WITHIN = PATIENCE
 
 
 class Plan(NamedTuple):
-    """hold: where a rank halts, else the strike comes `delay` seconds after the start.
+    """hold: where a rank halts; without one, the strike comes `delay` seconds after the start.
 
-    released: whether the rank goes on for `delay` seconds before the strike. victim: of the ranks, by its number.
+    released: whether the rank goes on for `delay` seconds before the strike. victim: the number of the struck rank.
     """
 
     strike: str
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
 
 
 def draw(rng: random.Random, strike: str, size: int) -> Plan:
-    """A fifth while it starts, two fifths in a phase of one of the next steps, two before a change of the run's files.
+    """A fifth of the strikes hit the start, two fifths a phase of one of the next steps, two fifths a change of files.
 
     Rank 0, which completes checkpoints and keeps the records, makes most of the changes.
     """
@@ -59,7 +59,7 @@ def draw(rng: random.Random, strike: str, size: int) -> Plan:
 
 
 def strike(attempt: Attempt, plan: Plan) -> str | None:
-    """Strikes at the planned moment. Returns what it hit; None where the run came to its end before."""
+    """Strike at the planned moment. Return what the strike hit, or None if the run ended before."""
     held, where = _wait_for(attempt, plan)
     if not attempt.running:
         return None
@@ -87,7 +87,7 @@ def strike(attempt: Attempt, plan: Plan) -> str | None:
 
 
 def _wait_for(attempt: Attempt, plan: Plan) -> tuple[int | None, str]:
-    """(the process that has halted and still does, where it is about to change something)."""
+    """(the process that has halted and still does, the place of the halt)."""
     if plan.hold is None:
         attempt.starter.join(plan.delay)
         return None, "while it starts"
@@ -95,7 +95,7 @@ def _wait_for(attempt: Attempt, plan: Plan) -> tuple[int | None, str]:
     while attempt.running and attempt.halted is None:
         if time.monotonic() > until:
             attempt.kill()
-            raise AssertionError(f"it stands still\n{attempt.said}")
+            raise AssertionError(f"it stands still\n{attempt.log}")
         time.sleep(POLL)
     if (halted := attempt.halted) is None:
         return None, ""

@@ -1,4 +1,4 @@
-"""Runs of two processes with a fault that passes: they say what is wrong, and come to the undisturbed run's end."""
+"""Runs of two processes with a temporary fault: they name the fault, and end as the undisturbed run does."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from tests.parallel.layouts import Layout
 from tests.parallel.test_matrix import Sleep, configuration, leaves, text
 from tests.torture.attempts import Attempt, adopting_orphans
 
-__all__ = ["text"]  # the fixture holds here too
+__all__ = ["text"]  # makes the fixture known here
 
-STEPS = 12  # of which ten have more records than fit into a page of the file that a full disk has left
+STEPS = 12  # ten of them write more records than fit into the page that a full disk leaves in the file
 STAGES, REPLICAS = Layout(1, 2, 1, 1), Layout(1, 1, 2, 1)
 
 
@@ -46,14 +46,14 @@ def config_of(text: Path, folder: Path, layout: Layout, *more: str) -> Config:
 def run(
     text: Path, folder: Path, layout: Layout, fault: Callable[[], object] = lambda: None, *more: str
 ) -> tuple[int, str]:
-    """(its exit code, what it has said)."""
+    """(the exit code, the output)."""
     with adopting_orphans():
         attempt = Attempt(folder, config_of(text, folder, layout, *more), 2, fault=fault)
-        return attempt.end(), attempt.said
+        return attempt.end(), attempt.log
 
 
 def each(actions: dict[int, Callable[[Run], object]]) -> Callable[[], None]:
-    """A fault: these actions, in all processes, after so many steps."""
+    """A fault: all processes take these actions after so many steps."""
     return lambda: at_step(pytest.MonkeyPatch(), actions)
 
 
@@ -74,7 +74,7 @@ def assert_same_end(folder: Path, straight: Path) -> None:
 
 @pytest.fixture(scope="module")
 def straight(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Layout], Path]:
-    """The folder of a layout's undisturbed run; made at its first use."""
+    """The folder of a layout's undisturbed run, which is made at its first use."""
 
     @lru_cache
     def made(layout: Layout) -> Path:
@@ -111,10 +111,10 @@ def test_shards_that_are_gone_are_named_and_the_run_goes_on_once_they_are_back(
             for path in shards.glob("*.tar"):
                 path.rename(away / path.name)
 
-    code, said = run(text, tmp_path / "struck", STAGES, each({3: take_away}))
-    last = said.splitlines()[-2]
-    assert code == 2 and "Traceback" not in said, said
-    assert str(shards) in last and ".tar: document " in last and "No such file" in last, said
+    code, log = run(text, tmp_path / "struck", STAGES, each({3: take_away}))
+    last = log.splitlines()[-2]
+    assert code == 2 and "Traceback" not in log, log
+    assert str(shards) in last and ".tar: document " in last and "No such file" in last, log
     assert 3 <= newest(tmp_path / "struck")["step"] < STEPS, "what was trained before is saved"
     for path in away.iterdir():
         path.rename(shards / path.name)
@@ -137,7 +137,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(place: Path, made: Run) -> None:
-    """The rest of the file system that a file is on, once the save under way is done."""
+    """Fill the file system of a file after the current save is done."""
     made.saver.wait()
     if made.world.is_main:
         with open(place, "wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -155,11 +155,11 @@ def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_no_record(
         if made.world.is_main:
             ballast.unlink()
 
-    code, said = run(text, small_disk / "runs", STAGES, each({1: partial(fill, ballast), STEPS - 1: free}))
-    assert code == 0, said
-    assert "metrics.jsonl takes no records (No space left on device); they are kept and retried" in said
-    assert "ALARM: the checkpoint of step 1 was not written" in said and "the newest on disk is that of step 0" in said
-    assert "No space left on device" in said and "Traceback" not in said
+    code, log = run(text, small_disk / "runs", STAGES, each({1: partial(fill, ballast), STEPS - 1: free}))
+    assert code == 0, log
+    assert "metrics.jsonl takes no records (No space left on device); they are kept and retried" in log
+    assert "ALARM: the checkpoint of step 1 was not written" in log and "the newest on disk is that of step 0" in log
+    assert "No space left on device" in log and "Traceback" not in log
     assert_same_end(small_disk / "runs", straight(STAGES))
 
 
@@ -169,8 +169,8 @@ def test_a_disk_that_stays_full_ends_the_run_and_the_next_start_goes_on(
 ) -> None:
     ballast = small_disk / "ballast"
 
-    code, said = run(text, small_disk / "runs", STAGES, each({3: partial(fill, ballast)}))
-    assert code == 1 and "the last checkpoint was not written" in said and "goes on from step 2" in said, said
+    code, log = run(text, small_disk / "runs", STAGES, each({3: partial(fill, ballast)}))
+    assert code == 1 and "the last checkpoint was not written" in log and "goes on from step 2" in log, log
     assert newest(small_disk / "runs")["step"] == 2
     ballast.unlink()
     assert run(text, small_disk / "runs", STAGES)[0] == 0
@@ -185,8 +185,8 @@ def test_a_gradient_that_is_not_finite_on_one_rank_ends_all_before_it_is_used(
             weight = made.model.get_parameter("blocks.1.mlp.down_proj.weight")
             weight.register_hook(lambda gradient: gradient * torch.nan)
 
-    code, said = run(text, tmp_path / "struck", REPLICAS, each({2: breaks}))
-    assert code == 1 and "step 3: loss " in said and "gradient norm" in said and "on rank 1" in said, said
+    code, log = run(text, tmp_path / "struck", REPLICAS, each({2: breaks}))
+    assert code == 1 and "step 3: loss " in log and "gradient norm" in log and "on rank 1" in log, log
     assert newest(tmp_path / "struck")["step"] == 2
     assert all(bool(w.isfinite().all()) for _, w in leaves(newest(tmp_path / "struck")["model"]))
     assert run(text, tmp_path / "struck", REPLICAS)[0] == 0
@@ -194,9 +194,9 @@ def test_a_gradient_that_is_not_finite_on_one_rank_ends_all_before_it_is_used(
 
 
 def slow(made: Run) -> None:
-    """From now on process 1 sleeps, after each hundredth of a second that it has computed, for nine.
+    """From now on process 1 sleeps for nine hundredths of a second after each hundredth that it has computed.
 
-    Each counts its looks at the clock in place of seconds: how busy the machine is must not show.
+    Each process counts calls of the clock in place of seconds, so that a busy machine does not matter.
     """
     looks = itertools.count(step=10 if made.world.rank == 1 else 1)
     speed.__dict__["time"] = SimpleNamespace(perf_counter=lambda: float(next(looks)))
@@ -210,9 +210,9 @@ def test_a_rank_ten_times_slower_is_named_and_changes_nothing(
     text: Path, tmp_path: Path, straight: Callable[[Layout], Path]
 ) -> None:
     more = ("health.probe_every=2", "health.slow_factor=3")
-    code, said = run(text, tmp_path / "struck", REPLICAS, each({STEPS - 4: slow}), *more)
-    assert code == 0, said
-    assert f"step {STEPS}: rank 1 on " in said and " is slow: " in said, said
+    code, log = run(text, tmp_path / "struck", REPLICAS, each({STEPS - 4: slow}), *more)
+    assert code == 0, log
+    assert f"step {STEPS}: rank 1 on " in log and " is slow: " in log, log
     found = [r["speed"]["slow"] for r in read_metrics(tmp_path / "struck" / "r" / "metrics.jsonl") if "speed" in r]
     assert len(found) == STEPS // 2 and "rank1" in found[-1] and "rank1" in found[-2]
     assert_same_end(tmp_path / "struck", straight(REPLICAS))

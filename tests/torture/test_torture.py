@@ -1,4 +1,4 @@
-"""A run is killed again and again, anywhere, saves included, and comes to what the undisturbed run comes to."""
+"""A run that is killed again and again, anywhere, also while it saves, ends as the undisturbed run does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.parallel.test_matrix import TOLERANCE, Sleep, configuration, deviatio
 from tests.torture.attempts import Attempt, adopting_orphans
 from tests.torture.strikes import STRIKES, Plan, draw, strike
 
-__all__ = ["text"]  # the fixture holds here too
+__all__ = ["text"]  # makes the fixture known here
 
 pytest.importorskip("psutil")
 SEED = "SLEEPTRAIN_TORTURE_SEED"
@@ -44,7 +44,7 @@ SPEEDS = ("time", "tokens_per_second", "passes_per_second", "mfu", "memory_mb", 
 
 
 class Story(NamedTuple):
-    """layouts: of the attempts, drawn for each where there are several; the first is that of the undisturbed run."""
+    """layouts: each attempt draws one of them; the undisturbed run has the first."""
 
     name: str
     layouts: tuple[Layout, ...]
@@ -71,7 +71,7 @@ CHANGING = Story(
 
 @pytest.fixture(scope="module")
 def straight(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The folder of a layout's undisturbed run; made at its first use."""
+    """The folder of a layout's undisturbed run, which is made at its first use."""
     pytest.importorskip("wandb")
 
     @lru_cache
@@ -94,12 +94,12 @@ def start(text: Path, folder: Path, layout: Layout, plan: Plan | None = None, *m
 
 def finish(text: Path, folder: Path, layout: Layout) -> None:
     attempt = start(text, folder, layout)
-    assert attempt.end() == 0, attempt.said
-    assert "ALARM" not in attempt.said
+    assert attempt.end() == 0, attempt.log
+    assert "ALARM" not in attempt.log
 
 
 class Tortured:
-    """A run in a folder of its own that is struck until it is done, and what is known of it so far."""
+    """A run in its own folder that is struck until it is done, and the facts about it so far."""
 
     def __init__(self, text: Path, folder: Path, story: Story, rng: random.Random) -> None:
         self._text, self.folder, self._story, self._rng = text, folder, story, rng
@@ -113,34 +113,34 @@ class Tortured:
         return self._step == STEPS
 
     def attempt(self, kind: str) -> str | None:
-        """One start and, where it does not come to its end before, one strike; returns what that has hit."""
+        """One start and, unless the run ends before, one strike; returns what the strike hit."""
         begun, recorded = max(self._step, 0), len(self._steps)
         layout = self._rng.choice(self._story.layouts)
         plan = draw(self._rng, kind, layout.size)
         free = (f"checkpoint.every={self._rng.choice([1, 2])}", f"checkpoint.keep={self._rng.choice([1, 2])}")
         attempt = start(self._text, self.folder, layout, plan, *free)
         hit = strike(attempt, plan)
-        told = f"{layout}, {plan}, hit: {hit}"
+        label = f"{layout}, {plan}, hit: {hit}"
         code = attempt.end()
-        assert code == 0 if hit is None else code != 2, f"{told}: exit code {code}\n{attempt.said}"
-        self._check(f"{told}: exit code {code}\n{attempt.said}", stopped=code in (0, EXIT_STOPPED))
-        if (step := attempt.signs.told_in) is not None:  # that step ends, and the next where it was agreed upon already
+        assert code == 0 if hit is None else code != 2, f"{label}: exit code {code}\n{attempt.log}"
+        self._check(f"{label}: exit code {code}\n{attempt.log}", stopped=code in (0, EXIT_STOPPED))
+        if (step := attempt.signs.stop_step) is not None:  # that step ends, and the next one if already agreed on
             most = max((step or begun) + 1, recorded)
-            assert len(trained_steps(self.place)) <= most, f"{told}: it did not stop\n{attempt.said}"
+            assert len(trained_steps(self.place)) <= most, f"{label}: it did not stop\n{attempt.log}"
         return hit
 
-    def _check(self, said: str, stopped: bool) -> None:
+    def _check(self, log: str, stopped: bool) -> None:
         saved = checkpoints(self.place / "checkpoints")
         step = read_state(saved[-1])["step"] if saved else -1
-        assert step >= self._step, f"a checkpoint is lost\n{said}"
+        assert step >= self._step, f"a checkpoint is lost\n{log}"
         ids = {path.name.rpartition("-")[2] for path in self.place.glob("wandb/offline-run-*")}
         if self._step >= 0:
-            assert ids == self._ids, f"another wandb run\n{said}"
+            assert ids == self._ids, f"another wandb run\n{log}"
         steps = trained_steps(self.place)
-        assert steps == list(range(1, len(steps) + 1)) and len(steps) >= step, f"{steps}\n{said}"
-        # Where it was stopped before it came to read the checkpoint, records of a killed start are still there.
+        assert steps == list(range(1, len(steps) + 1)) and len(steps) >= step, f"{steps}\n{log}"
+        # If a start was stopped before it read the checkpoint, the records of a killed start still exist.
         if stopped and steps != self._steps:
-            assert len(steps) == max(step, 0), f"what was trained is not saved\n{said}"
+            assert len(steps) == max(step, 0), f"what was trained is not saved\n{log}"
         self._step, self._steps, self._ids = step, steps, ids
 
     def finish(self) -> None:
@@ -151,19 +151,19 @@ class Tortured:
 
 
 def trained_steps(place: Path) -> list[int]:
-    """Those of which the run has a record."""
+    """The steps in the records of the run."""
     if not (place / "metrics.jsonl").exists():
         return []
     return [record["step"] for record in read_metrics(place / "metrics.jsonl") if "loss" in record]
 
 
-def said(place: Path) -> list[dict[str, Any]]:
+def results(place: Path) -> list[dict[str, Any]]:
     records = [r for r in read_metrics(place / "metrics.jsonl") if "attempt" not in r]
     return [{k: v for k, v in r.items() if k not in SPEEDS} for r in records]
 
 
 def check_end(folder: Path, straight: Path, exact: bool) -> None:
-    """That the run in one folder has ended as the one in the other."""
+    """Check that the run in `folder` ended as the undisturbed one did."""
     place, other = folder / "r", straight / "r"
     found, wanted = (contents(checkpoints(p / "checkpoints")[-1]) for p in (place, other))
     assert (found["step"], found["tokens"], found["samples"]) == (wanted["step"], wanted["tokens"], wanted["samples"])
@@ -172,28 +172,28 @@ def check_end(folder: Path, straight: Path, exact: bool) -> None:
     a, b = ({p + path: t for p in parts for path, t in leaves(saved[p])} for saved in (found, wanted))
     if exact:
         assert a.keys() == b.keys() and not [name for name in a if not torch.equal(a[name], b[name])]
-        assert said(place) == said(other)
+        assert results(place) == results(other)
     else:
         apart = deviations(a, b)
         assert not {name: x for name, x in apart.items() if name.startswith("model") and not x <= TOLERANCE}
-        assert [(r["step"], r.keys()) for r in said(place)] == [(r["step"], r.keys()) for r in said(other)]
-        losses = [[r["loss"] for r in said(p) if "loss" in r] for p in (place, other)]
+        assert [(r["step"], r.keys()) for r in results(place)] == [(r["step"], r.keys()) for r in results(other)]
+        losses = [[r["loss"] for r in results(p) if "loss" in r] for p in (place, other)]
         assert losses[0] == pytest.approx(losses[1], rel=TOLERANCE)
     files = [*place.iterdir(), *(place / "checkpoints").iterdir()]
-    left = [path.name for path in files if path.name.startswith((".", "damaged"))]
-    assert not left, "what killed saves have left is removed, and a kill damages nothing"
+    remains = [path.name for path in files if path.name.startswith((".", "damaged"))]
+    assert not remains, "what killed saves have left is removed, and a kill damages nothing"
     check_wandb(place)
 
 
 def check_wandb(place: Path) -> None:
-    """The last start's files have its steps under the identity that the checkpoint keeps."""
+    """The newest files of wandb have the identity that the checkpoint keeps."""
     (wanted,) = {read_state(path)["wandb_id"] for path in checkpoints(place / "checkpoints")}
     newest = max(place.glob("wandb/offline-run-*"), key=lambda path: path.stat().st_mtime_ns)
     assert newest.name.endswith(f"-{wanted}")
 
 
 def torture(text: Path, folder: Path, story: Story, strikes: list[str], straight: Path) -> None:
-    """Strikes runs of a story until all strikes have hit; prints what they have hit."""
+    """Strike runs of a story until all strikes have hit, and print what they hit."""
     seed = int(os.environ.get(SEED, secrets.randbelow(10**6)))
     print(f"{story.name}: {SEED}={seed}")
     rng, tally = random.Random(f"{seed} {story.name}"), Counter[tuple[str, str]]()
@@ -214,7 +214,7 @@ def torture(text: Path, folder: Path, story: Story, strikes: list[str], straight
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_comes_to_its_end(text: Path, tmp_path: Path, straight: Any) -> None:
+def test_a_run_that_is_killed_ends_as_the_undisturbed_one(text: Path, tmp_path: Path, straight: Any) -> None:
     layout = STAGES_OF_TENSOR_RANKS.layouts[0]
     torture(text, tmp_path, STAGES_OF_TENSOR_RANKS, ["kill one rank", "SIGTERM"], straight(layout))
 
@@ -222,8 +222,8 @@ def test_a_run_that_is_killed_comes_to_its_end(text: Path, tmp_path: Path, strai
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("story", [STAGES_OF_TENSOR_RANKS, STAGES_OF_REPLICAS, CHANGING], ids=lambda s: s.name)
-def test_a_run_that_is_killed_again_and_again_comes_to_its_end(
+def test_a_run_that_is_killed_again_and_again_ends_as_the_undisturbed_one(
     text: Path, tmp_path: Path, straight: Any, story: Story
 ) -> None:
-    """60 strikes in all."""
+    """There are 60 strikes in total."""
     torture(text, tmp_path, story, list(STRIKES) * 4, straight(story.layouts[0]))

@@ -9,7 +9,7 @@ from tests.data.texts import make_texts
 
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """The settings of a run on a small corpus of long documents: steps of 2 rows of 40 tokens, windows of 16."""
+    """Settings of a run on a small corpus of long documents: steps of 2 rows of 40 tokens, windows of 16."""
     folder = tmp_path_factory.mktemp("shards")
     texts = make_texts(40)
     tokenizer = train_tokenizer(texts, 320, folder / "tokenizer.model")

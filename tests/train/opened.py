@@ -1,4 +1,4 @@
-"""Runs that are open, before their steps: what `sleeptrain.train.trainer` works with."""
+"""Runs that are open, before their steps, as `sleeptrain.train.trainer` gets them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHAPE = StepShape(2, 6, 8)
 
 @contextlib.contextmanager
 def opened(folder: Path, *more: str, request: StopRequest | None = None) -> Iterator[Run | None]:
-    """A run of the settings of `tests.train.test_trainer` and more, in this process."""
+    """A run in this process, with the settings of `tests.train.test_trainer` and `more`."""
     config, world = compose(settings(folder, *more)), alone()
     status = Status(run_folder(config), writes=True)
     stopping = Stopping(None, request or StopRequest(says=False), world)
@@ -39,14 +39,14 @@ def opened(folder: Path, *more: str, request: StopRequest | None = None) -> Iter
 
 @contextlib.contextmanager
 def open_in(folder: Path, *more: str) -> Iterator[Run]:
-    """The same, where nothing keeps the run from being opened."""
+    """The same, for a run that must open."""
     with opened(folder, *more) as run:
         assert run is not None
         yield run
 
 
 def make_steps(run: Run, count: int) -> None:
-    """Steps that read their data and change no weights."""
+    """Make steps that read their data and change no weights."""
     for _ in range(count):
         found = run.next_batch(8)
         assert found is not None

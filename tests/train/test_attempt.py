@@ -1,4 +1,4 @@
-"""What an attempt notes of itself: its hosts, its job, and the code that it ran."""
+"""The facts that an attempt records: its hosts, its job, and the code that it ran."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_each_host_is_named_once_in_the_order_of_ranks(monkeypatch: pytest.Monke
 
 @pytest.fixture
 def checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A folder that has a .git, from which the package seems to come."""
+    """A folder with a .git that seems to hold the package."""
     (tmp_path / ".git").mkdir()
     monkeypatch.setattr(attempt, "__file__", str(tmp_path / "sleeptrain" / "train" / "attempt.py"))
     monkeypatch.setattr(attempt, "version", lambda name: f"{name} 9")
@@ -54,7 +54,7 @@ def test_a_checkout_is_described(checkout: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     "error", [FileNotFoundError("git"), subprocess.CalledProcessError(128, "git"), subprocess.TimeoutExpired("git", 10)]
 )
-def test_where_git_does_not_answer_it_is_the_version_of_the_package(
+def test_without_an_answer_of_git_it_is_the_version_of_the_package(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def run(*_: Any, **__: Any) -> None:
@@ -64,7 +64,7 @@ def test_where_git_does_not_answer_it_is_the_version_of_the_package(
     assert code_version() == "sleeptrain 9"
 
 
-def test_outside_of_a_checkout_git_is_not_asked(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_of_a_checkout_git_is_not_called(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (checkout / ".git").rmdir()
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("git was asked"))
     assert code_version() == "sleeptrain 9"

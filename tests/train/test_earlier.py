@@ -1,4 +1,4 @@
-"""Runs of which something is lost: records are never lost with it, and every refusal has a way out."""
+"""Runs that have lost files: records are never lost with them, and every refusal names a way out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sleeptrain.train.run_state import Run
 from sleeptrain.train.status import State, Status, read_status
 from tests.checkpoint.test_folder import SHARD, flip
 from tests.checkpoint.test_runs import at_step, steps_on_disk
-from tests.test_lease import left_by
+from tests.test_lease import write_lease
 from tests.train.test_trainer import records, run, settings
 
 
@@ -65,7 +65,7 @@ def test_a_run_without_its_checkpoints_does_not_begin_again(folder: Path, lose: 
     assert not (folder / "r" / "checkpoints").exists()
 
 
-def test_it_starts_over_where_it_is_told_to_and_keeps_what_there_was(
+def test_it_starts_over_on_request_and_keeps_the_earlier_files(
     folder: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lose_checkpoints(folder / "r")
@@ -75,7 +75,7 @@ def test_it_starts_over_where_it_is_told_to_and_keeps_what_there_was(
     assert records(folder) == records(finished) and steps_on_disk(folder) == [9, 12]
     assert (folder / "r" / "earlier" / "1" / "metrics.jsonl").read_bytes() == before
     assert len(find_runs([folder])[0]) == len(find_runs([folder / "r" / "earlier" / "1"])[0]) == 1
-    run(folder, "run.start_over=true")  # the same command, as a scheduler repeats it
+    run(folder, "run.start_over=true")  # a scheduler repeats the same command
     assert "run.start_over=true: there is a checkpoint, so the run goes on from step 12" in capsys.readouterr().err
     assert [path.name for path in (folder / "r" / "earlier").iterdir()] == ["1"]
 
@@ -96,8 +96,8 @@ def test_records_of_a_checkpoint_that_is_gone_are_kept(
     shutil.rmtree(folder / "r" / "checkpoints" / "step-00000012")
     before = (folder / "r" / "metrics.jsonl").read_bytes()
     run(folder)
-    said = capsys.readouterr().err
-    assert "the checkpoint of step 12 is gone" in said and "going on from the checkpoint of step 9" in said
+    stderr = capsys.readouterr().err
+    assert "the checkpoint of step 12 is gone" in stderr and "going on from the checkpoint of step 9" in stderr
     assert (folder / "r" / "metrics-before-attempt-2.jsonl").read_bytes() == before
     assert records(folder) == records(finished)
     run(folder)
@@ -112,7 +112,7 @@ def test_a_run_that_has_lost_its_settings_takes_those_of_its_checkpoint(folder: 
     assert (folder / "r" / "config.yaml").exists()
 
 
-def test_records_that_are_gone_are_missed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_records_are_noticed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "r" / "metrics.jsonl").unlink()
     run(folder)
     assert "metrics.jsonl is gone: there are no records of the first 12 steps" in capsys.readouterr().err
@@ -141,7 +141,7 @@ def test_a_second_start_is_refused_and_changes_nothing(
         before = contents()
         with pytest.raises(LeaseError, match=r"r is being trained by process \d+ on .*attempt 1"):
             run(tmp_path)
-        with pytest.raises(ConfigError):  # found before it comes to the lease
+        with pytest.raises(ConfigError):  # refused before it looks at the lease
             run(tmp_path, "model.vocab_size=1")
         Status(made.folder, writes=True).end(State.FAILED, "a layout that does not fit", 2)
         assert contents() == before
@@ -157,19 +157,19 @@ def test_a_second_start_is_refused_and_changes_nothing(
 def test_a_run_that_was_taken_over_ends_and_writes_nothing_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one that was held up for long: it saves a checkpoint before it knows."""
-    left: dict[str, object] = {}
+    """The run paused for long, and saves a checkpoint before it notices."""
+    before: dict[str, object] = {}
 
     def taken(made: Run) -> None:
         made.saver.wait()
         (made.folder / "lease.json").write_text("of somebody else")
-        left.update(status=read_status(made.folder), records=read_metrics(made.folder / "metrics.jsonl"))
+        before.update(status=read_status(made.folder), records=read_metrics(made.folder / "metrics.jsonl"))
 
     at_step(monkeypatch, {5: taken, 7: lambda made: made.saver.wait()})
     with pytest.raises(LeaseError, match="r was taken over by process"):
         run(tmp_path)
     assert steps_on_disk(tmp_path) == [0, 3]
-    assert read_status(tmp_path / "r") == left["status"]
+    assert read_status(tmp_path / "r") == before["status"]
     assert (tmp_path / "r" / "lease.json").read_text() == "of somebody else"
 
 
@@ -181,7 +181,7 @@ def test_a_run_that_waits_for_the_folder_can_be_stopped(tmp_path: Path, monkeypa
         return look(self)
 
     monkeypatch.setattr(lease_module._Watch, "look", looked)
-    left_by(tmp_path / "r")
+    write_lease(tmp_path / "r")
     with pytest.raises(Stopped):
         trainer.train(compose(settings(tmp_path)))
     assert [path.name for path in (tmp_path / "r").iterdir()] == ["lease.json"]

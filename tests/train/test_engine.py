@@ -1,4 +1,4 @@
-"""The engine of a single process: its steps, and its tensors on the way into a checkpoint and back."""
+"""The engine of a single process: its steps, and its tensors in a checkpoint and back."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ def test_the_initial_weights_are_those_of_the_seed(config: Config) -> None:
     assert same(weights(one), weights(made(config)))
 
 
-def test_a_step_clips_updates_and_tells_the_norm_before_clipping(config: Config) -> None:
+def test_a_step_clips_updates_and_returns_the_norm_before_clipping(config: Config) -> None:
     engine = made(config)
-    before, asked = weights(engine), list[float]()
+    before, norms_seen = weights(engine), list[float]()
     engine.forward_backward(batch(), SHAPE, None)
     for parameter in engine.model.parameters():
         assert parameter.grad is not None
         parameter.grad.mul_(1000)
-    norm = engine.step(1.0, lambda norm: asked.append(norm) is None)
-    assert asked == [norm] and norm > 1 and not same(weights(engine), before)
+    norm = engine.step(1.0, lambda norm: norms_seen.append(norm) is None)
+    assert norms_seen == [norm] and norm > 1 and not same(weights(engine), before)
     clipped = torch.stack([p.grad.norm() for p in engine.model.parameters() if p.grad is not None]).norm()
     assert float(clipped) == pytest.approx(1.0, rel=1e-4)
 
@@ -98,13 +98,13 @@ def test_gradients_of_the_step_before_are_dropped(config: Config) -> None:
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 
 
-def test_a_step_does_not_change_what_a_checkpoint_was_given(config: Config) -> None:
+def test_a_step_does_not_change_the_tensors_of_a_checkpoint(config: Config) -> None:
     engine = stepped(config)
-    given = engine.local_tensors(None)
-    kept = {name: tensor.clone() for name, tensor in given.items()}
+    saved = engine.local_tensors(None)
+    kept = {name: tensor.clone() for name, tensor in saved.items()}
     engine.forward_backward(batch(1), SHAPE, None)
     engine.step(1.0)
-    assert same(given, kept)
+    assert same(saved, kept)
     assert not same(engine.local_tensors(None), kept)
 
 

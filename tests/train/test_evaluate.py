@@ -17,7 +17,7 @@ from tests.sleep.test_step import config
 
 
 def batches():
-    """Different numbers of targets in each, so that means of means would be wrong."""
+    """Batches with different numbers of targets, so that a mean of means would be wrong."""
     return [
         random_batch([[0] * 11, [0] * 3 + [1] * 8], seed=0, target_share=1.0),
         random_batch([[0] * 11], seed=1, target_share=0.3),
@@ -26,10 +26,10 @@ def batches():
 
 @pytest.mark.parametrize("passes", [1, 3])
 def test_every_token_of_a_window_counts_the_same(passes):
-    model, given = tiny_model(), batches()
-    losses = evaluate(model, {"text": given}, config(), 4, [passes], task=None)["loss"][str(passes)]
-    counts = [sum(int((b.targets_BT[:, s : s + 4] != IGNORE).sum()) for b in given) for s in range(0, 11, 4)]
-    total = sum(oracle_loss(model, b, 4, passes)[0] for b in given)
+    model, sources = tiny_model(), batches()
+    losses = evaluate(model, {"text": sources}, config(), 4, [passes], task=None)["loss"][str(passes)]
+    counts = [sum(int((b.targets_BT[:, s : s + 4] != IGNORE).sum()) for b in sources) for s in range(0, 11, 4)]
+    total = sum(oracle_loss(model, b, 4, passes)[0] for b in sources)
     torch.testing.assert_close(sum(x * n for x, n in zip(losses, counts, strict=True)), float(total.detach()))
 
 
@@ -41,35 +41,35 @@ def test_a_window_without_targets_has_no_loss():
 
 
 class Recording:
-    """A task that keeps what it is given to judge."""
+    """A task that records its arguments."""
 
     def __init__(self) -> None:
-        self.given: list[list[Answered]] = []
+        self.calls: list[list[Answered]] = []
 
     def metrics(self, answered: Sequence[Answered]) -> dict[str, Any]:
-        self.given.append(list(answered))
-        return {"accuracy": len(self.given) / 4, "share": {"a": 0.5}}
+        self.calls.append(list(answered))
+        return {"accuracy": len(self.calls) / 4, "share": {"a": 0.5}}
 
     def guessing(self) -> dict[str, float]:
         return {"chance": 0.25}
 
 
 @pytest.mark.parametrize(("when", "window"), [("unlabelled", 6), ("every", 4), ("unlabelled", 2)])
-def test_a_task_is_given_what_the_model_makes_of_each_target(when: str, window: int) -> None:
-    """Against logits of the plain recurrence over whole rows, where there is no sleep: every target of two batches."""
+def test_a_task_gets_the_answer_of_the_model_at_each_target(when: str, window: int) -> None:
+    """All targets of two batches, against logits of the plain recurrence over full rows, where nothing sleeps."""
     model, task = tiny_model(["gated_deltanet"]), Recording()
-    given = [
+    sources = [
         random_batch([[b] * 6 for b in range(5)], target_share=0.4),
         random_batch([[b] * 6 for b in range(3)], seed=1, target_share=0.4),
     ]
-    given[0].targets_BT[1] = IGNORE
+    sources[0].targets_BT[1] = IGNORE
     settings = config(sleep__when=when, sleep__conv_state="carry")
-    result = evaluate(model, {"task": given}, settings, window, [1], task)  # type: ignore[arg-type]
+    result = evaluate(model, {"task": sources}, settings, window, [1], task)  # type: ignore[arg-type]
     assert result["accuracy"] == {"1": 0.25} and result["metrics"] == {"1": {"share": {"a": 0.5}}}
     assert result["guessing"] == {"chance": 0.25}
-    [answered] = task.given
-    assert [a.batch for a in answered] == given
-    for batch, a in zip(given, answered, strict=True):
+    [answered] = task.calls
+    assert [a.batch for a in answered] == sources
+    for batch, a in zip(sources, answered, strict=True):
         with torch.no_grad():
             x, _ = model.run(
                 model.embed(batch.tokens_BT),
@@ -94,17 +94,17 @@ def test_each_number_of_passes_is_judged_by_itself() -> None:
     model = tiny_model()
     result = evaluate(model, {"task": [batch]}, config(sleep__when="unlabelled"), 4, [1, 3], task)  # type: ignore[arg-type]
     assert result["accuracy"] == {"1": 0.25, "3": 0.5}
-    [one], [three] = task.given
+    [one], [three] = task.calls
     assert not torch.equal(one.loss_BT, three.loss_BT)
 
 
-def test_several_sets_are_told_apart_and_summed_up_by_their_targets():
+def test_several_sets_are_separate_and_averaged_by_their_targets():
     model, (first, second) = tiny_model(), batches()
     both = evaluate(model, {"a": [first], "b": [second]}, config(), 4, [1, 2], task=None)
     for name, batch in (("a", first), ("b", second)):
         alone = evaluate(model, {name: [batch]}, config(), 4, [1, 2], task=None)
         assert "sets" not in alone
         assert both["sets"][name] == alone
-    together = evaluate(model, {"both": [first, second]}, config(), 4, [1, 2], task=None)
-    for passes, losses in together["loss"].items():
+    joined = evaluate(model, {"both": [first, second]}, config(), 4, [1, 2], task=None)
+    for passes, losses in joined["loss"].items():
         assert both["loss"][passes] == pytest.approx(losses)

@@ -26,7 +26,7 @@ def test_a_new_run_begins_with_the_weights_of_another(tmp_path: Path) -> None:
     first, *_ = (contents(path) for path in checkpoints(tmp_path / "new" / "r" / "checkpoints"))
     assert all(torch.equal(first["model"][name], tensor) for name, tensor in old["model"].items())
     assert (first["step"], first["tokens"], first["samples"], first["optim"]) == (0, 0, 0, {})
-    # What it began with may be gone when it goes on.
+    # The first weights may be gone when the run goes on.
     shutil.rmtree(tmp_path / "old")
     shutil.rmtree(tmp_path / "new" / "r" / "checkpoints" / "step-00000012")
     run(tmp_path / "new", f"run.init_from={tmp_path / 'old' / 'r'}", "checkpoint.keep=9", "train.seed=5")
@@ -65,7 +65,7 @@ def test_allowances_need_a_checkpoint(tmp_path: Path) -> None:
         compose(settings(tmp_path, "run.init_new=[a]"))
 
 
-def test_blocks_that_the_checkpoint_lacks_push_its_own_back() -> None:
+def test_inserted_blocks_move_those_of_the_checkpoint_back() -> None:
     saved = InMemory({f"{WEIGHTS}blocks.{n}.w": torch.tensor([n]) for n in range(2)} | {"rng/torch": torch.zeros(1)})
     numbered = Renumbered(saved, inserted=[0, 2], num_blocks=4)
     assert sorted(numbered.forms) == [f"{WEIGHTS}blocks.1.w", f"{WEIGHTS}blocks.3.w", "rng/torch"]
@@ -74,6 +74,6 @@ def test_blocks_that_the_checkpoint_lacks_push_its_own_back() -> None:
     assert read == [1]
 
 
-def test_a_block_too_many_lands_behind_the_model_where_it_is_refused() -> None:
+def test_an_extra_block_comes_after_the_model_where_it_is_refused() -> None:
     saved = InMemory({f"{WEIGHTS}blocks.{n}.w": torch.zeros(1) for n in range(3)})
     assert set(Renumbered(saved, [1], 2).forms) == {f"{WEIGHTS}blocks.{n}.w" for n in (0, 1, 2)}

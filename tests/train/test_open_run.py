@@ -14,7 +14,7 @@ from sleeptrain.errors import ConfigError
 from sleeptrain.stop import StopRequest
 from sleeptrain.train.logging.metrics import read_metrics
 from sleeptrain.train.status import read_status
-from tests.test_lease import left_by
+from tests.test_lease import write_lease
 from tests.train.opened import make_steps, open_in, opened
 
 
@@ -35,7 +35,7 @@ def test_a_new_run_has_its_settings_a_record_and_a_checkpoint_before_the_first_s
         run.lease.check()
 
 
-def test_it_goes_on_from_its_checkpoint_and_drops_what_is_recorded_behind_it(tmp_path: Path) -> None:
+def test_it_goes_on_from_its_checkpoint_and_drops_later_records(tmp_path: Path) -> None:
     with open_in(tmp_path) as run:
         make_steps(run, 2)
         run.log({"loss": 1.0})
@@ -52,7 +52,7 @@ def test_it_goes_on_from_its_checkpoint_and_drops_what_is_recorded_behind_it(tmp
         assert len(checkpoints(tmp_path / "r" / "checkpoints")) == 2, "it is not saved again"
 
 
-def test_changed_settings_are_refused_or_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_settings_are_refused_or_reported_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with open_in(tmp_path):
         pass
     with pytest.raises(ConfigError, match="other settings"), open_in(tmp_path, "optim.muon_lr=0.5"):
@@ -81,7 +81,7 @@ def test_an_evaluation_that_was_made_is_no_longer_owed(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_to_stop_while_another_has_the_folder_is_not_opened(tmp_path: Path) -> None:
-    left_by(tmp_path / "r")
+    write_lease(tmp_path / "r")
     request = StopRequest(says=False)
     request.receive(signal.SIGTERM)
     with opened(tmp_path, request=request) as run:

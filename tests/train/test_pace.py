@@ -1,4 +1,4 @@
-"""Rates of a run, by a clock that is set by hand."""
+"""Rates of a run, by a clock that the tests set."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_rates_are_those_since_the_last_time(clock: Clock) -> None:
     assert pace.take(tokens_left=-3)["tokens_per_second"] == 10.0
 
 
-def test_what_lies_before_a_restart_does_not_count(clock: Clock) -> None:
+def test_time_before_a_restart_does_not_count(clock: Clock) -> None:
     pace = Pace(CPU)
     pace.count(1000, RESULT)
     clock.now += 50
@@ -73,7 +73,7 @@ def test_a_device_without_a_known_peak_has_no_utilisation(clock: Clock, monkeypa
     assert pace.take(0)["mfu"] is None
 
 
-def test_memory_is_told_in_mebibytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_in_mebibytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**20)
     assert peak_memory_mb(torch.device("cuda")) == 3.0
     usage = type("Usage", (), {"ru_maxrss": 2048})

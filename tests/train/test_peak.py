@@ -1,4 +1,4 @@
-"""The peak that utilisation is measured against."""
+"""The peak that utilisation is relative to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_peak_of_another_gpu_is_unknown(monkeypatch: pytest.MonkeyPatch) -> 
     assert peak_flops(CUDA) is None
 
 
-def test_that_of_a_cpu_is_its_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_of_a_cpu_is_its_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four products of 1024 x 1024 matrices take 2, 1, 4 and 3 seconds, after one that is not timed."""
     clock, products = iter([0.0, 2.0, 10.0, 11.0, 20.0, 24.0, 30.0, 33.0]), list[tuple[int, ...]]()
     monkeypatch.setattr(peak, "time", SimpleNamespace(perf_counter=lambda: next(clock)))

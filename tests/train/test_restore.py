@@ -21,7 +21,7 @@ from tests.train.opened import SHAPE, make_steps, open_in
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
-    """The checkpoint of a run after a step, with counts that all differ, and the run's configuration."""
+    """The checkpoint of a run after a step, in which all counts differ, and the run's configuration."""
     with open_in(tmp_path_factory.mktemp("saved")) as run:
         make_steps(run, 1)
         run.skipped, run.owes_evaluation, run.rollbacks = 3, True, Rollbacks(1, 2, 3, 4, 5)
@@ -67,7 +67,7 @@ def test_a_model_of_another_size_is_refused(saved: tuple[Path, Config]) -> None:
         restore(path, engine, change(type(config.model)(**vars(config.model)), layers))
 
 
-def test_a_new_run_has_done_nothing() -> None:
+def test_a_new_run_begins_with_zeros() -> None:
     new = Restored()
     assert (new.checkpoint, new.step, new.tokens, new.shape, new.carried) == (None, 0, 0, None, None)
     assert new.rollbacks == Rollbacks() and not new.owes_evaluation

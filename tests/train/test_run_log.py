@@ -11,7 +11,7 @@ from sleeptrain.train.run_log import MainRunLog, RunLog
 
 
 class Recorder:
-    """Stands for the metrics file, wandb and the progress line, and notes each call of a method in `calls`."""
+    """Replaces the metrics file, wandb and the progress line, and records each call of a method in `calls`."""
 
     def __init__(self, name: str, calls: list[tuple[Any, ...]]):
         self.name, self.calls, self.failed, self.path, self.run_id = name, calls, None, Path("metrics.jsonl"), "id7"
@@ -37,20 +37,20 @@ def test_a_record_goes_to_the_file_first_and_then_to_its_views(log: Any, calls: 
     assert log.wandb_id == "id7"
 
 
-def test_a_file_that_takes_no_records_is_told_once_until_it_does_again(log: Any, calls: list[tuple[Any, ...]]) -> None:
+def test_a_file_that_fails_is_reported_once_until_it_works_again(log: Any, calls: list[tuple[Any, ...]]) -> None:
     failures = iter(["No space left on device"] * 2 + [None, "No space left on device"])
 
     def append(record: dict[str, Any]) -> None:
         log.metrics.failed = next(failures)
 
     log.metrics.append = append
-    told = []
+    messages = []
     for step in range(4):
         log.write({"step": step}, step)
-        told.append([call[2] for call in calls if call[:2] == ("line", "message")])
+        messages.append([call[2] for call in calls if call[:2] == ("line", "message")])
         calls.clear()
     alarm = "ALARM: metrics.jsonl takes no records (No space left on device); they are kept and retried"
-    assert told == [[alarm], [], [], [alarm]]
+    assert messages == [[alarm], [], [], [alarm]]
 
 
 def test_the_rest_is_passed_on_and_all_three_are_closed(log: Any, calls: list[tuple[Any, ...]]) -> None:

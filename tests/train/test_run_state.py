@@ -87,7 +87,7 @@ def test_records_carry_the_position(tmp_path: Path) -> None:
 
 def test_flops_that_were_not_counted_from_the_beginning_are_not_recorded(tmp_path: Path) -> None:
     with open_in(tmp_path) as run:
-        run.flops = None  # as of a checkpoint without them
+        run.flops = None  # as from a checkpoint without FLOPs
         make_steps(run, 1)
         run.log({"loss": 1.5})
         save(run)
@@ -121,7 +121,7 @@ def test_a_rollback_goes_back_to_a_good_checkpoint_and_on_with_later_data(
         assert "rollback 1: step 11: loss 9; going on from step 2 with later data" in capsys.readouterr().err
 
 
-def test_without_a_good_checkpoint_the_way_out_is_told(tmp_path: Path) -> None:
+def test_without_a_good_checkpoint_the_message_names_a_way_out(tmp_path: Path) -> None:
     with open_in(tmp_path, *ROLLBACK) as run:
         make_steps(run, 9)
         for path in checkpoints(run.folder / "checkpoints"):

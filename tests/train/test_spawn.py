@@ -1,4 +1,4 @@
-"""A run that starts its own workers: they are one run to whoever started it, whatever becomes of them."""
+"""A run that starts its own workers: to its user they are one run, whatever happens to a worker."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ pytest.importorskip("deepspeed")
 
 
 @contextmanager
-def nothing_left_of(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Ends it behind the block, with all that it has started, if it has not ended."""
+def killed_in_the_end(process: subprocess.Popen[str]) -> Iterator[None]:
+    """After the block, kill the process and all that it started, if they have not ended."""
     try:
         yield
     finally:
@@ -47,7 +47,7 @@ def nothing_left_of(process: subprocess.Popen[str]) -> Iterator[None]:
 
 @contextmanager
 def started(folder: Path, *more: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A run over two stages; nothing of it is left behind."""
+    """A run over two stages; no process of it survives the block."""
     arguments = [*settings(folder, "train.micro_batch=4", "checkpoint.every=0", *more), "parallel.pipeline=2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "sleeptrain", "train", *arguments],
@@ -55,7 +55,7 @@ def started(folder: Path, *more: str, **environment: str) -> Iterator[subprocess
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
-    with nothing_left_of(process):
+    with killed_in_the_end(process):
         yield process
 
 
@@ -82,10 +82,10 @@ def test_the_death_of_a_worker_ends_all(tmp_path: Path) -> None:
         workers = workers_of(process)
         assert len(workers) == 2
         workers[1].kill()
-        _, said = process.communicate(timeout=PATIENCE)
+        _, stderr = process.communicate(timeout=PATIENCE)
         assert process.returncode != 0
-        assert "2 processes are started on this machine" in said and "failed, and all have been ended" in said
-        assert "sleeptrain: rank 1 was ended by SIGKILL at " in said and "Traceback" not in said
+        assert "2 processes are started on this machine" in stderr and "failed, and all have been ended" in stderr
+        assert "sleeptrain: rank 1 was ended by SIGKILL at " in stderr and "Traceback" not in stderr
         assert not any(worker.is_running() for worker in workers)
 
 
@@ -99,7 +99,7 @@ def test_workers_do_not_outlive_who_started_them(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_begins_when_its_starter_is_gone_ends_at_once(tmp_path: Path) -> None:
-    """It would look for the run's store, which is gone too, until `health.timeout`."""
+    """Otherwise it would look for the store of the starter, which is gone too, until `health.timeout`."""
     config = compose([*settings(tmp_path), "parallel.pipeline=2"])
     forks = multiprocessing.get_context("fork")
     receiver, sender = forks.Pipe(duplex=False)
@@ -129,11 +129,11 @@ def test_a_worker_that_begins_when_its_starter_is_gone_ends_at_once(tmp_path: Pa
 
 
 class Stopped(NamedTuple):
-    """A run that was told to stop. compiled: what it has called of compilers. listened: addresses, in its steps."""
+    """A run that got a signal. compiled: its calls of compilers. listened: its addresses during its steps."""
 
     folder: Path
     code: int
-    said: str
+    stderr: str
     compiled: str
     listened: set[str]
 
@@ -150,34 +150,34 @@ def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
         wait_for_steps(folder, process)
         sockets = [c for p in (psutil.Process(process.pid), *workers_of(process)) for c in p.net_connections("tcp")]
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=PATIENCE)
+        _, stderr = process.communicate(timeout=PATIENCE)
     listened = {c.laddr.ip for c in sockets if c.status == psutil.CONN_LISTEN}
-    return Stopped(folder, process.returncode, said, calls.read_text() if calls.exists() else "", listened)
+    return Stopped(folder, process.returncode, stderr, calls.read_text() if calls.exists() else "", listened)
 
 
 def test_a_signal_saves_in_all(stopped_run: Stopped) -> None:
-    assert stopped_run.code == EXIT_STOPPED, stopped_run.said
+    assert stopped_run.code == EXIT_STOPPED, stopped_run.stderr
     saved = contents(checkpoints(stopped_run.folder / "r" / "checkpoints")[-1])
     assert saved["step"] == records(stopped_run.folder)[-1]["step"] >= 2
-    assert f"SIGTERM: saved at step {saved['step']}" in stopped_run.said
+    assert f"SIGTERM: saved at step {saved['step']}" in stopped_run.stderr
 
 
 def test_a_start_compiles_nothing_and_says_nothing_of_other_packages(stopped_run: Stopped) -> None:
     own = re.compile(r"sleeptrain: |r: |step \d+\b|SIGTERM: |time limit |the first step's ")
-    assert [line for line in stopped_run.said.splitlines() if not own.match(line)] == []
+    assert [line for line in stopped_run.stderr.splitlines() if not own.match(line)] == []
     assert stopped_run.compiled == ""
 
 
-def test_nobody_else_reaches_what_the_processes_meet_and_speak_over(stopped_run: Stopped) -> None:
+def test_nobody_else_reaches_the_sockets_of_the_processes(stopped_run: Stopped) -> None:
     assert stopped_run.listened == {"127.0.0.1"}
 
 
-def test_a_mistake_that_all_workers_find_is_told_once(tmp_path: Path) -> None:
+def test_a_mistake_that_all_workers_find_is_reported_once(tmp_path: Path) -> None:
     missing = f"data.shards.sources=[{{train: {tmp_path / 'none'}, validation: {tmp_path / 'none'}}}]"
     with started(tmp_path, "data=stdlib", "data.shards.tokenizer=''", missing) as process:
-        _, said = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 2, said
-    assert said.count(str(tmp_path / "none")) == 1 and "Traceback" not in said
+        _, stderr = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2, stderr
+    assert stderr.count(str(tmp_path / "none")) == 1 and "Traceback" not in stderr
 
 
 def test_workers_are_started_where_no_launcher_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

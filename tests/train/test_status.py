@@ -1,4 +1,4 @@
-"""The status file of a run: what it says at each end, and when it says nothing."""
+"""The status file of a run: its content after each end, and the times when nothing is written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sleeptrain.stop import Stopped
 from sleeptrain.train import status as status_module
 from sleeptrain.train.attempt import Attempt
 from sleeptrain.train.status import State, Status, read_status
-from tests.test_lease import left_by
+from tests.test_lease import write_lease
 
 ATTEMPT = Attempt(2, ["here"], 1, None, "v1")
 
@@ -25,7 +25,7 @@ def found(folder: Path) -> tuple[Any, ...]:
 
 @pytest.fixture
 def status(tmp_path: Path) -> Status:
-    """Of an attempt that has begun at step 5."""
+    """The status of an attempt that began at step 5."""
     status = Status(tmp_path, writes=True)
     status.begin(ATTEMPT, 5, 500)
     return status
@@ -71,12 +71,12 @@ def test_other_processes_write_nothing(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_while_another_process_has_the_folder(status: Status, tmp_path: Path) -> None:
-    left_by(tmp_path)
+    write_lease(tmp_path)
     status.end(State.FAILED, "a mistake", 1)
     assert found(tmp_path) == ("running", 5, None, None)
 
 
-def test_a_refused_start_makes_no_folder_but_is_noted_in_one_that_is_there(tmp_path: Path) -> None:
+def test_a_refused_start_makes_no_folder_but_is_recorded_in_one_that_exists(tmp_path: Path) -> None:
     refused = Status(tmp_path / "new", writes=True)
     refused.end(State.FAILED, "no", 2)
     assert not (tmp_path / "new").exists()
@@ -97,7 +97,7 @@ def test_a_refused_start_makes_no_folder_but_is_noted_in_one_that_is_there(tmp_p
         (KeyboardInterrupt(), "KeyboardInterrupt: ", 130),
     ],
 )
-def test_an_error_is_noted_and_goes_on(
+def test_an_error_is_recorded_and_raised(
     status: Status, tmp_path: Path, error: BaseException, reason: str, code: int
 ) -> None:
     with pytest.raises(type(error)), status.recorded():
@@ -144,7 +144,7 @@ def test_a_disk_that_takes_no_status_does_not_end_the_run(
         {"reason": 5},
     ],
 )
-def test_what_is_no_status_is_as_good_as_none(status: Status, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_an_invalid_status_counts_as_none(status: Status, tmp_path: Path, changes: dict[str, Any]) -> None:
     path = tmp_path / "status.json"
     fields = json.loads(path.read_text())
     path.write_text(json.dumps(fields | changes))

@@ -1,4 +1,4 @@
-"""Runs that are stopped, at every place of their way: what they have done is kept, and going on loses nothing."""
+"""Runs that are stopped, at every place: their work is kept, and they go on as undisturbed runs do."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from tests.parallel.processes import PATIENCE
 from tests.train.test_trainer import records, run, settings, start, weights
 
 CURRICULUM = "sleep.curriculum=[{tokens: 280, passes: 3}, {tokens: 400, batch: 4}]"
-LAST = 16  # steps, of which the last ones have fewer rows
+LAST = 16  # steps; the last ones have fewer rows
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody has disturbed."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed run."""
     folder = tmp_path_factory.mktemp("whole")
     run(folder, CURRICULUM)
     return folder
@@ -58,7 +58,7 @@ def same(a: Path, b: Path) -> bool:
 
 
 def signalled(patch: pytest.MonkeyPatch, place: Location, *numbers: signal.Signals) -> None:
-    """The signals reach this process when it is first at the place."""
+    """Send the signals to this process when it is at the place for the first time."""
     move, sent = Progress._move, list[bool]()
 
     def moved(self: Progress, location: Location) -> None:
@@ -72,7 +72,7 @@ def signalled(patch: pytest.MonkeyPatch, place: Location, *numbers: signal.Signa
 
 
 def stopped(folder: Path, *more: str) -> int:
-    """A run that ends before its time; the step where it does."""
+    """Train until a stop; return the step of the stop."""
     with pytest.raises(Stopped) as end:
         trainer.train(compose(settings(folder, *more)))
     assert end.value.code == EXIT_STOPPED == 75
@@ -97,10 +97,10 @@ PLACES = {
 
 @pytest.mark.parametrize(("place", "step"), PLACES.values(), ids=PLACES)
 @pytest.mark.slow
-def test_a_signal_anywhere_stops_a_run_that_goes_on_as_if_nothing_had_been(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path, place: Location, step: int
+def test_a_signal_anywhere_stops_a_run_that_goes_on_as_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Path, place: Location, step: int
 ) -> None:
-    """One, or three. Law 5, with the evaluation that was given up made when the run goes on."""
+    """One signal, or three. Law 5; a cancelled evaluation is made when the run goes on."""
     numbers = (signal.SIGTERM,) if step in (1, 5) else (signal.SIGINT, signal.SIGUSR1, signal.SIGINT)
     with monkeypatch.context() as patch:
         signalled(patch, place, *numbers)
@@ -109,19 +109,19 @@ def test_a_signal_anywhere_stops_a_run_that_goes_on_as_if_nothing_had_been(
     held = [r["step"] for r in records(tmp_path) if "eval" in r]
     assert held == [s for s in (5, 10, 15, LAST) if s < step or (s == step and place.phase is not Phase.EVALUATION)]
     run(tmp_path, CURRICULUM)
-    assert same(tmp_path, whole)
+    assert same(tmp_path, undisturbed)
     assert (status(tmp_path)["state"], status(tmp_path)["exit_code"]) == ("finished", 0)
 
 
-def test_the_process_is_left_with_the_handlers_that_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_gets_its_own_handlers_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     signalled(monkeypatch, Location(2, Phase.READING), signal.SIGTERM)
     stopped(tmp_path)
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
-def test_an_owed_evaluation_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path) -> None:
-    """Given up twice, then made, and the run stopped before its next step."""
+def test_an_owed_evaluation_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Path) -> None:
+    """The evaluation is cancelled twice, then made, and the run is stopped before its next step."""
     for _ in range(2):
         with monkeypatch.context() as patch:
             signalled(patch, Location(5, Phase.EVALUATION), signal.SIGTERM)
@@ -138,14 +138,12 @@ def test_an_owed_evaluation_is_made_once(tmp_path: Path, monkeypatch: pytest.Mon
         patch.setattr(Run, "log", logged)
         assert stopped(tmp_path, CURRICULUM) == 5
     run(tmp_path, CURRICULUM)
-    assert same(tmp_path, whole)
+    assert same(tmp_path, undisturbed)
     assert [(a["attempt"]["number"], a["step"]) for a in attempts(tmp_path)] == [(1, 0), (2, 5), (3, 5), (4, 5)]
     assert attempts(tmp_path)[-1]["attempt"] == status(tmp_path)["attempt"]
 
 
-def test_a_run_that_has_come_to_its_end_is_finished_whatever_it_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_at_its_end_is_finished_whatever_signal_it_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     signalled(monkeypatch, Location(12, Phase.SAVING), signal.SIGTERM)
     run(tmp_path)
     assert status(tmp_path)["state"] == "finished"
@@ -187,7 +185,7 @@ class Clock:
 def test_the_time_limit_is_kept_with_room_for_a_step_and_a_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Steps take a second, and saves two: 1.5 * (1 + 2) + 5 of 20 seconds are kept free."""
+    """Steps take a second, and saves two: of 20 seconds, 1.5 * (1 + 2) + 5 are kept free."""
     clock, advance = Clock(), Run.advance
     monkeypatch.setattr(stopping, "time", clock)
     monkeypatch.setattr(stop, "time", clock)
@@ -199,9 +197,9 @@ def test_the_time_limit_is_kept_with_room_for_a_step_and_a_save(
 
     monkeypatch.setattr(Run, "advance", advanced)
     assert stopped(tmp_path, "train.max_time=20s", f"train.tokens={10_000 * 56}") == 11
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     kept = "time limit (10 s kept free: the longest step so far took 1.0 s, the last save may take 2.0 s)"
-    assert "time limit in 0:00:20" in said and f"{kept}: saved at step 11" in said
+    assert "time limit in 0:00:20" in stderr and f"{kept}: saved at step 11" in stderr
     clock.now += 10**6
     run(tmp_path / "free", "train.max_time=null")
 
@@ -242,13 +240,13 @@ def test_the_end_of_the_slurm_job_is_the_limit(
 
 
 def stopped_early(folder: Path) -> bool:
-    """Before anything of the run was made, but for the file that says so."""
+    """Whether the run stopped before it wrote any file but its status."""
     with pytest.raises(Stopped):
         trainer.train(compose(settings(folder)))
     return [path.name for path in (folder / "r").iterdir()] == ["status.json"] and status(folder)["state"] == "stopped"
 
 
-def test_a_failure_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ValueError("a mistake  in the code")
 
@@ -271,7 +269,7 @@ def test_a_refused_run_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_allowed_changes_are_made_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_allowed_changes_are_made_reported_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path)
     longer = f"train.tokens={14 * 56}"
     with pytest.raises(ConfigError, match=r"add 'run.allow_changes=\[optim.muon_lr,train.tokens\]'") as refused:
@@ -285,7 +283,7 @@ def test_allowed_changes_are_made_told_and_kept(tmp_path: Path, capsys: pytest.C
     line = '{"attempt": 2, "step": 12, "changes": ["optim.muon_lr: 0.002 -> 0.5", "train.tokens: 672 -> 784"]}\n'
     assert (tmp_path / "r" / "changes.jsonl").read_text() == line
     assert "changed since the attempt before:\n  optim.muon_lr: 0.002 -> 0.5\n" in capsys.readouterr().err
-    run(tmp_path, longer, "optim.muon_lr=0.5")  # they are the run's own now
+    run(tmp_path, longer, "optim.muon_lr=0.5")  # the changed settings belong to the run now
     assert (tmp_path / "r" / "changes.jsonl").read_text() == line
 
 
@@ -311,22 +309,22 @@ sys.meta_path.insert(0, Hold())
 
 
 def test_signals_while_the_command_is_loading_are_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter, which reads `sitecustomize` first, halts where it is about to load torch."""
+    """The interpreter reads `sitecustomize` first, and halts just before it loads torch."""
     (tmp_path / "sitecustomize.py").write_text(HOLD.format(folder=str(tmp_path)))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     process, lines = start(tmp_path, stderr=subprocess.PIPE), list[str]()
     assert process.stderr is not None
     try:
         until((tmp_path / "loading").exists, process)
-        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):  # each once the one before is handled
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):  # each after the one before is handled
             process.send_signal(number)
             lines.append(process.stderr.readline())
         (tmp_path / "go").touch()
-        _, said = process.communicate(timeout=PATIENCE)
+        _, stderr = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
-    assert process.returncode == EXIT_STOPPED, said
+    assert process.returncode == EXIT_STOPPED, stderr
     assert lines[0] == "sleeptrain: SIGUSR1: stops after the step in progress, with everything saved\n"
     assert all("is stopping already since SIGUSR1" in line for line in lines[1:]), lines
-    assert said == "sleeptrain: SIGUSR1: stopped before the run was opened; the same command starts it again\n"
+    assert stderr == "sleeptrain: SIGUSR1: stopped before the run was opened; the same command starts it again\n"
     assert (status(tmp_path)["state"], status(tmp_path)["attempt"]) == ("stopped", None)

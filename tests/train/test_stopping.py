@@ -1,4 +1,4 @@
-"""The time that is left: counted by one clock, whatever the clocks of the processes show."""
+"""The remaining time: one clock counts it, whatever the clocks of the processes show."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.parallel.processes import PATIENCE, run_ranks
 from tests.parallel.test_train import layout, settings
 
 
-def test_what_is_left_of_a_length_and_until_the_end_of_a_job() -> None:
+def test_seconds_left_by_a_length_and_by_the_end_of_a_job() -> None:
     job = {"SLURM_JOB_END_TIME": "5000"}
     assert seconds_left("90m", 60.0, 1e9, job) == 89 * 60
     assert seconds_left("auto", 60.0, 4000.0, job) == 1000 and seconds_left("auto", 60.0, 4000.0, {}) is None
@@ -25,7 +25,7 @@ def test_what_is_left_of_a_length_and_until_the_end_of_a_job() -> None:
         seconds_left("auto", 0.0, 0.0, {"SLURM_JOB_END_TIME": "soon"})
 
 
-def test_clocks_that_are_off_are_named_once_a_machine() -> None:
+def test_wrong_clocks_are_named_once_a_machine() -> None:
     assert skew_line([("a", 100.0), ("b", 109.0), ("c", 91.0)], 100.0) is None
     line = skew_line([("a", 100.0), ("b", 3700.0), ("b", 3700.0), ("c", 40.0)], 100.0)
     assert line is not None and line.startswith(
@@ -43,5 +43,5 @@ def test_a_clock_that_is_an_hour_ahead_ends_no_run(
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(date()) + 1800))
     config = compose(settings(tmp_path, *layout(1, 1, 1)))
     assert run_ranks(trainer.train, 2, config, timeout=PATIENCE) == [0, 0]
-    said = capfd.readouterr().err
-    assert said.count("clocks differ") == 1 and f"sleeptrain: warning: clocks differ: that of rank {ahead} on " in said
+    text = capfd.readouterr().err
+    assert text.count("clocks differ") == 1 and f"sleeptrain: warning: clocks differ: that of rank {ahead} on " in text

@@ -1,4 +1,4 @@
-"""Runs from a configuration to their end: stops, starts and numbers that are not finite included."""
+"""Runs from a configuration to their end, also with stops, restarts and numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def run(folder: Path, *more: str) -> Config:
 
 
 def records(folder: Path) -> list[dict[str, object]]:
-    """Of steps and evaluations, without what differs between two runs."""
+    """The records of steps and evaluations, without the fields that differ between two runs."""
     found = [r for r in read_metrics(folder / "r" / "metrics.jsonl") if "attempt" not in r]
     return [{k: v for k, v in r.items() if k not in TIMES} for r in found]
 
@@ -97,14 +97,14 @@ def test_a_finished_run_is_not_run_again(tmp_path, capsys):
     assert "r is complete: 12 steps, 672 tokens" in capsys.readouterr().err
 
 
-def test_a_run_says_what_it_will_cost_when_it_begins(tmp_path, capsys):
-    """As the report counts it of what was done, and not again when it goes on."""
+def test_a_run_prints_its_expected_cost_when_it_begins(tmp_path, capsys):
+    """The line has the FLOPs that the report counts later, and is not printed again when the run goes on."""
     config = run(tmp_path, f"train.tokens={6 * 8 * 7}")
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     [found], _ = find_runs([tmp_path / "r"])
     flops = max(training_flops(config, found.records).values())
-    assert f"about 6 steps, 336 tokens and {short(flops)} FLOPs" in said
-    assert said.startswith(f"r: {short(sum(p.numel() for p in Hybrid(config.model).parameters()))} parameters")
+    assert f"about 6 steps, 336 tokens and {short(flops)} FLOPs" in stderr
+    assert stderr.startswith(f"r: {short(sum(p.numel() for p in Hybrid(config.model).parameters()))} parameters")
     run(tmp_path, "run.allow_changes=[train.tokens]")
     assert "about" not in capsys.readouterr().err
 
@@ -140,8 +140,8 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> No
 def test_killed_at_a_random_step_and_restarted_equals_an_undisturbed_run(tmp_path, seed):
     """Law 5: metrics and weights to the last bit, over changes of N and of the batch."""
     curriculum = "sleep.curriculum=[{tokens: 280, passes: 3}, {tokens: 400, batch: 4}]"
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(whole, curriculum).wait(timeout=PATIENCE) == 0
+    undisturbed, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(undisturbed, curriculum).wait(timeout=PATIENCE) == 0
     process = start(killed, curriculum)
     try:
         wait_for_step(killed, random.Random(seed).randint(1, 12), process)
@@ -151,8 +151,8 @@ def test_killed_at_a_random_step_and_restarted_equals_an_undisturbed_run(tmp_pat
     status = read_status(killed / "r")
     assert status is not None and status["state"] == ("running" if ended else "finished"), "nobody could say otherwise"
     assert start(killed, curriculum).wait(timeout=PATIENCE) == 0
-    assert records(killed) == records(whole)
-    a, b = weights(killed), weights(whole)
+    assert records(killed) == records(undisturbed)
+    a, b = weights(killed), weights(undisturbed)
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -187,7 +187,7 @@ def test_a_signal_ends_a_whole_sweep(tmp_path):
 
 @pytest.fixture
 def broken(monkeypatch):
-    """A model one of whose recurrences overflows in the third step."""
+    """A model with a recurrence that overflows in the third step."""
 
     def break_it(made: Run) -> None:
         calls = {"n": 0}
@@ -212,7 +212,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_named(tmp_path, broken):
     assert all(bool(w.isfinite().all()) for w in weights(tmp_path).values())
 
 
-def test_it_is_skipped_and_counted_when_asked(tmp_path, broken, capsys):
+def test_it_is_skipped_and_counted_on_request(tmp_path, broken, capsys):
     run(tmp_path, "health.on_nonfinite=skip")
     steps = [r for r in records(tmp_path) if "loss" in r]
     assert [r["skipped"] for r in steps] == [0, 0] + [1] * 10
@@ -221,7 +221,7 @@ def test_it_is_skipped_and_counted_when_asked(tmp_path, broken, capsys):
 
 
 def test_memory_carried_in_the_middle_of_a_document_survives_a_restart(tmp_path, tiny_shards):
-    """A row's document goes on behind the step where the run stops: its S is in the checkpoint, and is used."""
+    """A document goes on after the step where the run stops: its S is in the checkpoint, and is used."""
     more = (*tiny_shards, "sleep.passes=2", "checkpoint.every=1", "checkpoint.keep=1000")
     run(tmp_path / "whole", *more)
     saved = checkpoints(tmp_path / "whole" / "r" / "checkpoints")

@@ -1,4 +1,4 @@
-"""One step and what follows when it fails."""
+"""One step, and the consequences of a failure."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ CPU = torch.device("cpu")
 
 
 def running(**changes: Any) -> Any:
-    """A run of a tiny model, as far as a step needs it. told: its messages."""
+    """The parts of a tiny run that a step needs. messages: those of the run."""
     layers = "model.layers=[attention,gated_deltanet]"
     small = ("model.dim=16", "model.ffn_dim=16", f"model.vocab_size={VOCABULARY}", layers)
     config = change(compose(["experiment=rule110", "sleep.curriculum=[]", *small]), changes)
-    progress, told = Progress(), list[str]()
+    progress, messages = Progress(), list[str]()
     engine = LocalEngine(config, CPU, progress)
     spikes = SpikeDetector(config.health.spike_factor, config.health.spike_window)
     run = SimpleNamespace(config=config, world=alone(), progress=progress, engine=engine, spikes=spikes)
     run.step = run.tokens = 0
-    run.carried, run.precision_proven, run.message, run.told = None, False, told.append, told
+    run.carried, run.precision_proven, run.message, run.messages = None, False, messages.append, messages
     return run
 
 
@@ -51,7 +51,7 @@ def changed(run: Any, before: list[torch.Tensor]) -> bool:
     return any(not torch.equal(p, w) for p, w in zip(run.engine.model.parameters(), before, strict=True))
 
 
-def test_a_step_updates_the_weights_and_the_first_tells_the_precision() -> None:
+def test_a_step_updates_the_weights_and_the_first_names_the_precision() -> None:
     run = running()
     before = weights(run)
     outcome = step(run)
@@ -59,7 +59,7 @@ def test_a_step_updates_the_weights_and_the_first_tells_the_precision() -> None:
     assert changed(run, before) and run.precision_proven
     assert run.progress.now.phase is Phase.UPDATE
     step(run)
-    assert run.told == ["the first step's matrix products ran in float32"]
+    assert run.messages == ["the first step's matrix products ran in float32"]
 
 
 def test_a_loss_that_is_not_finite_is_no_update_and_is_located() -> None:
@@ -99,10 +99,10 @@ def test_a_spike_is_no_update() -> None:
 
 
 def made(in_vain: int = 0) -> Any:
-    """A run as far as a failure needs it. told: its messages; went_back: the reasons of its rollbacks."""
-    run = SimpleNamespace(skipped=2, told=[], went_back=[], rollbacks=Rollbacks(in_vain=in_vain, furthest=7))
+    """The parts of a run that a failure needs. messages: those of the run; went_back: the reasons of rollbacks."""
+    run = SimpleNamespace(skipped=2, messages=[], went_back=[], rollbacks=Rollbacks(in_vain=in_vain, furthest=7))
     run.config = SimpleNamespace(health=SimpleNamespace(max_rollbacks=3))
-    run.message, run.roll_back = run.told.append, run.went_back.append
+    run.message, run.roll_back = run.messages.append, run.went_back.append
     return run
 
 
@@ -110,10 +110,10 @@ def failure(policy: str) -> StepFailure:
     return StepFailure("step 4: loss 9", "health.on_spike", policy, SpikeError)
 
 
-def test_a_skipped_step_is_counted_and_told() -> None:
+def test_a_skipped_step_is_counted_and_reported() -> None:
     run = made()
     assert handle_failure(run, failure("skip"))
-    assert run.skipped == 3 and run.told == ["skipped step 4: loss 9 (3 skipped so far)"] and run.went_back == []
+    assert run.skipped == 3 and run.messages == ["skipped step 4: loss 9 (3 skipped so far)"] and run.went_back == []
 
 
 def test_a_run_that_is_to_stop_names_the_other_policies() -> None:
@@ -121,7 +121,7 @@ def test_a_run_that_is_to_stop_names_the_other_policies() -> None:
         handle_failure(made(), failure("stop"))
 
 
-def test_a_run_goes_back_until_it_has_done_so_in_vain() -> None:
+def test_a_run_goes_back_until_rollbacks_have_not_helped() -> None:
     run = made(in_vain=2)
     assert not handle_failure(run, failure("rollback"))
     assert run.went_back == ["step 4: loss 9"] and run.skipped == 2

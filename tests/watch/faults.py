@@ -1,4 +1,4 @@
-"""Runs in which something goes wrong on one rank, at one place of its step."""
+"""Runs with a fault on one rank, at one place of its step."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from sleeptrain.watch.progress import Location, Phase, Progress
 
 @dataclass(frozen=True)
 class Fault:
-    """rank: on whom. location: where. what: kill | stop | raise | loop | hold (for `seconds`, then go on).
+    """rank, location: the place of the fault. what: kill | stop | raise | loop | hold (for `seconds`, then go on).
 
-    folder: where those who watch the rank note that they have seen it there. stall: seconds without progress that are
-    a standstill, from then on when the rank is there and the others have come to its step; before there is none,
-    however slow the machine.
+    folder: where the watching ranks record that they have seen the rank at its place. stall: seconds without progress
+    that count as a standstill. They count after the rank is at its place and the others have reached its step; before
+    that nothing is a standstill, however slow the machine.
     """
 
     rank: int
@@ -43,7 +43,7 @@ class Fault:
 
 
 def install(fault: Fault) -> None:
-    """In this process, which knows its rank from the environment when it comes there."""
+    """Install the fault in this process, which knows its rank from the environment when it reaches the place."""
     move, look, struck = Progress._move, FailureDetector.look, list[bool]()
 
     def moved(self: Progress, location: Location) -> None:
@@ -87,5 +87,5 @@ def strike(fault: Fault) -> Any:
     return None
 
 
-if "SLEEPTRAIN_TEST_FAULT" in os.environ:  # a process that is started anew
+if "SLEEPTRAIN_TEST_FAULT" in os.environ:  # a new process
     install(Fault.decode(os.environ["SLEEPTRAIN_TEST_FAULT"]))

@@ -1,4 +1,4 @@
-"""A run over several forks of the test process, which meet as processes of srun do: rank 0 holds the store."""
+"""A run over several forks of the test process, which meet as processes under srun do: rank 0 holds the store."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from tests.watch.faults import Fault, install
 
 
 class Ranks:
-    """workers: by rank. said: what each has written to stderr."""
+    """workers: by rank. log: the stderr of a rank."""
 
     def __init__(self, folder: Path, workers: list[BaseProcess]) -> None:
         self._folder, self.workers = folder, workers
 
     def wait(self, ranks: list[int], timeout: float) -> list[int | None]:
-        """The exit codes of these ranks, once all have ended; None of one that has not in time."""
+        """Wait for the end of these ranks; their exit codes, None for a rank that has not ended in time."""
         deadline = time.monotonic() + timeout
         for rank in ranks:
             self.workers[rank].join(max(deadline - time.monotonic(), 0))
         return [self.workers[rank].exitcode for rank in ranks]
 
-    def said(self, rank: int) -> str:
+    def log(self, rank: int) -> str:
         return (self._folder / f"stderr-{rank}").read_text()
 
 
 @contextlib.contextmanager
 def started(folder: Path, config: Config, size: int, fault: Fault | None, port: int = 0) -> Iterator[Ranks]:
-    """The run; nothing of it is left behind. port: where the processes meet, or any that is free."""
+    """The run; no process survives the block. port: where the processes meet; 0 takes any free port."""
     context, workers = multiprocessing.get_context("fork"), list[BaseProcess]()
     port = port or free_port()
     try:

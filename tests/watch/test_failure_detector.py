@@ -1,4 +1,4 @@
-"""Who is lost and who stands still, from beats alone."""
+"""Which ranks are lost and which stand still, from heartbeats alone."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FORWARD = Location(12, Phase.FORWARD, 3, 2)
 
 
 class Three:
-    """Three ranks whose beats are looked at by rank 0 every `period` seconds."""
+    """Three ranks; rank 0 looks at their heartbeats every `period` seconds."""
 
     def __init__(self, period: float = 1.0, sees_all: bool = True) -> None:
-        self.judge = FailureDetector(SETTINGS, 3, [1, 2], sees_all)
+        self.detector = FailureDetector(SETTINGS, 3, [1, 2], sees_all)
         self.beats = [Heartbeat(1, 1, FORWARD) for _ in range(3)]
         self.period = period
 
@@ -30,7 +30,7 @@ class Three:
                 b if rank in silent else replace(b, count=b.count + 1, moves=b.moves + (rank not in still))
                 for rank, b in enumerate(self.beats)
             ]
-            if alarm := self.judge.look(self.beats, self.period):
+            if alarm := self.detector.look(self.beats, self.period):
                 return alarm
         return None
 
@@ -54,7 +54,7 @@ def test_a_rank_that_beats_again_is_not_lost() -> None:
         assert three.run(1) is None
 
 
-def test_where_an_operation_has_failed_the_lost_rank_is_told_soon() -> None:
+def test_after_a_failed_operation_the_lost_rank_is_named_soon() -> None:
     three = Three()
     three.run(3)
     three.change(0, failing=True)
@@ -65,15 +65,15 @@ def test_where_an_operation_has_failed_the_lost_rank_is_told_soon() -> None:
     assert three.run(100, still=(0,)) is None, "who beats is not lost"
 
 
-def test_looks_that_come_late_find_nobody_lost() -> None:
-    """The one who looks was held up, and sees the others' newest beats a little later than itself."""
+def test_late_looks_find_no_rank_lost() -> None:
+    """The looking rank was paused, and sees the newest heartbeats of the others a little later than its own."""
     three = Three(period=500.0)
     three.run(500)
     assert three.run(500 * 10, silent=(1, 2)) is None
     assert three.run(500 * 10, silent=(1, 2)) is not None, "ten more looks are 20 s more"
 
 
-def test_who_has_ended_is_not_missed() -> None:
+def test_a_rank_that_has_ended_is_not_lost() -> None:
     three = Three()
     three.run(3)
     three.change(1, ended=True)
@@ -121,10 +121,10 @@ def test_a_long_phase_of_one_gives_all_more_time() -> None:
 
 
 @pytest.mark.parametrize("settings", [replace(SETTINGS, stall_after=0), SETTINGS])
-def test_a_standstill_is_told_only_where_wanted_and_by_who_sees_all(settings: HealthConfig) -> None:
-    judge = FailureDetector(settings, 1, [], sees_all=settings.stall_after == 0)
+def test_a_standstill_is_reported_only_if_set_and_by_the_rank_that_sees_all(settings: HealthConfig) -> None:
+    detector = FailureDetector(settings, 1, [], sees_all=settings.stall_after == 0)
     for count in range(500):
-        assert judge.look([Heartbeat(count, 1, FORWARD)], 1.0) is None
+        assert detector.look([Heartbeat(count, 1, FORWARD)], 1.0) is None
 
 
 def test_ranks_in_words() -> None:

@@ -1,4 +1,4 @@
-"""Messages between the processes of a run: what one writes, another one reads."""
+"""Messages between the processes of a run: one process reads what another writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sleeptrain.watch.progress import Location, Phase
 FORWARD = Location(12, Phase.FORWARD, 3, 2)
 
 
-def test_beats_and_alarms_keep_what_they_say() -> None:
+def test_heartbeats_and_alarms_keep_their_fields() -> None:
     beat = Heartbeat(3, 7, Location(12, Phase.LOCATING), long=True, failing=True, ended=True)
     assert Heartbeat.decode(beat.encode()) == beat
     assert Heartbeat.decode(replace(beat, location=FORWARD).encode()).location == FORWARD

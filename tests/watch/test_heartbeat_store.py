@@ -24,7 +24,7 @@ def store() -> dist.Store:
     return dist.HashStore()
 
 
-def test_what_is_posted_is_read_by_rank(store: dist.Store) -> None:
+def test_posted_heartbeats_are_read_by_rank(store: dist.Store) -> None:
     one, other = HeartbeatStore(store, 3), HeartbeatStore(store, 3)
     one.clear()
     assert other.read([0, 1, 2]) == ([None, None, None], None)
@@ -43,7 +43,7 @@ def test_the_first_alarm_counts(store: dist.Store) -> None:
     assert beats.read([0]) == ([None], LOST)
 
 
-def test_keys_are_there_when_the_store_is_clear(store: dist.Store) -> None:
+def test_keys_exist_when_the_store_is_clear(store: dist.Store) -> None:
     beats = HeartbeatStore(store, 1)
     assert not beats.is_clear
     beats.clear()

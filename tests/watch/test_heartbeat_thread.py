@@ -1,4 +1,4 @@
-"""The thread that posts heartbeats and reads those of others. The tests wait for what it does, not for a time."""
+"""The thread that posts heartbeats and reads those of others. The tests wait for its actions, not for a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOST, FAILED = Alarm("lost", (1,), "rank 1 was lost"), Alarm("failed", (0,), "a 
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is exchanged but when it is wanted; a busy machine may take long for it."""
+    """The thread exchanges only when a test wants it; a busy machine may take long."""
     monkeypatch.setattr(module, "INTERVAL", 600.0)
     monkeypatch.setattr(module, "PATIENCE", 600.0)
 
@@ -32,7 +32,7 @@ def store() -> HeartbeatStore:
 
 
 class Beats:
-    """Counts what it was asked for; ended: by the thread's owner."""
+    """Counts the requests for heartbeats; the thread's owner sets `ended`."""
 
     def __init__(self) -> None:
         self.count, self.ended = 0, False
@@ -49,7 +49,7 @@ def beats() -> Beats:
 
 @pytest.fixture
 def thread(store: HeartbeatStore, beats: Beats) -> Iterator[HeartbeatThread]:
-    """Of rank 0, which reads ranks 0 and 2."""
+    """The thread of rank 0, which reads ranks 0 and 2."""
     made = HeartbeatThread(store, 0, 3, [0, 2], beats)
     yield made
     if made._thread.is_alive():
@@ -60,7 +60,7 @@ def test_it_has_read_nothing_before_it_starts(thread: HeartbeatThread) -> None:
     assert thread.reading == (0, [None] * 3, None) and not thread.gone
 
 
-def test_it_reads_the_ranks_that_it_is_to_read(store: HeartbeatStore, beats: Beats, thread: HeartbeatThread) -> None:
+def test_it_reads_only_its_ranks(store: HeartbeatStore, beats: Beats, thread: HeartbeatThread) -> None:
     for rank in (1, 2):
         store.post(rank, Heartbeat(9, 9, Location(None, Phase.STARTING)))
     beats.ended = True

@@ -1,4 +1,4 @@
-"""A process is where it says it is: in every round, forward and backward, however rounds are run."""
+"""The reported place of a process is right: in every round, forward and backward, however rounds are run."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ MODES = ("none", "block", "pass", "window")
 
 
 class Probe(torch.autograd.Function):
-    """The identity, which calls `told` in its backward."""
+    """The identity, which calls `callback` in its backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, told: Callable[[], None]) -> torch.Tensor:
-        ctx.told = told
+    def forward(ctx: Any, x: torch.Tensor, callback: Callable[[], None]) -> torch.Tensor:
+        ctx.callback = callback
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        ctx.told()
+        ctx.callback()
         return grad, None
 
 
@@ -45,7 +45,7 @@ def places(rounds: list[Round], phase: Phase) -> list[Location]:
 
 
 def probed(model: Hybrid, here: Progress) -> tuple[list[Location], list[tuple[Location, Location]]]:
-    """Where the process says it is at each block's forward; and at its backward, with where its forward was."""
+    """The reported place at each block's forward; and at its backward, together with that of its forward."""
     forwards, backwards = list[Location](), list[tuple[Location, Location]]()
 
     def hook(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -67,7 +67,7 @@ def probed(model: Hybrid, here: Progress) -> tuple[list[Location], list[tuple[Lo
 def test_forward_and_backward_name_the_round_they_run(
     mode: str, feedback: str, bptt: int | None, core: list[int] | None
 ) -> None:
-    """With a core, sleep passes hand the memory of prelude and coda on."""
+    """With a core, sleep passes pass the memory of prelude and coda on."""
     model, here = tiny_model(["mamba2", "gated_deltanet", "mamba2"]), Progress()
     batch = random_batch([[0] * 12, [0] * 5 + [1] * 7], continues=[True, False])
     settings = config(sleep__recompute=mode, sleep__feedback=feedback, sleep__bptt_windows=bptt, sleep__core=core)
@@ -77,9 +77,9 @@ def test_forward_and_backward_name_the_round_they_run(
     rounds = rounds_of(batch, settings)
     assert list(dict.fromkeys(f for f in forwards if f.phase == Phase.FORWARD)) == places(rounds, Phase.FORWARD)
     assert backwards
-    for made_at, found in backwards:  # a round that is run again is at the same place, in the backward
+    for made_at, found in backwards:  # a recomputed round is at the same place, in the backward
         assert found.phase == Phase.BACKWARD and found[2:] == made_at[2:], (made_at, found)
-    # No gradient comes back to what runs behind the last loss of a backward.
+    # No gradient reaches rounds after the last loss of a backward.
     trained = {found for _, found in backwards}
     losses = [i for i, r in enumerate(rounds) if r.loss]
     assert trained >= set(places([rounds[i] for i in losses], Phase.BACKWARD))
@@ -91,7 +91,7 @@ def test_forward_and_backward_name_the_round_they_run(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_telling_changes_no_gradient(mode: str) -> None:
+def test_reporting_progress_changes_no_gradient(mode: str) -> None:
     batch, found = random_batch([[0] * 12, [0] * 12], continues=[True, True]), []
     for here in (None, Progress()):
         model = tiny_model()
@@ -101,7 +101,7 @@ def test_telling_changes_no_gradient(mode: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_what_may_take_long() -> None:
+def test_phases_that_may_take_long() -> None:
     here = Progress()
     assert here.long and str(here.now) == "the start"
     here.begin_step(12)

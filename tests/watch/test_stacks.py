@@ -1,4 +1,4 @@
-"""Where the threads of a process stand, as text and in a file of the run."""
+"""The stacks of the threads of a process, as text and in a file of the run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sleeptrain.watch.progress import Location, Phase
 from sleeptrain.watch.stacks import python_stacks, stacks_file, write_stacks
 
 
-def test_the_stacks_of_all_threads_are_told() -> None:
+def test_all_threads_have_stacks() -> None:
     begun, goes_on = threading.Event(), threading.Event()
 
     def waits_for_nothing() -> None:
@@ -20,11 +20,11 @@ def test_the_stacks_of_all_threads_are_told() -> None:
     thread.start()
     begun.wait(600)
     try:
-        told = python_stacks()
+        text = python_stacks()
     finally:
         goes_on.set()
         thread.join()
-    assert "in waits_for_nothing" in told and "in test_the_stacks_of_all_threads_are_told" in told
+    assert "in waits_for_nothing" in text and "in test_all_threads_have_stacks" in text
 
 
 def test_a_file_is_named_by_step_and_rank() -> None:
@@ -33,7 +33,7 @@ def test_a_file_is_named_by_step_and_rank() -> None:
     assert stacks_file(run, Location(None, Phase.STARTING), 0) == run / "stacks" / "start-rank-0.txt"
 
 
-def test_the_reason_stands_above_the_stacks(tmp_path: Path) -> None:
+def test_the_reason_is_above_the_stacks(tmp_path: Path) -> None:
     path = tmp_path / "stacks" / "start-rank-0.txt"
     write_stacks(path, "rank 1 was lost", "Thread …")
     assert path.read_text() == "rank 1 was lost\n\nThread …"

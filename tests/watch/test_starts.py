@@ -1,4 +1,4 @@
-"""The watch under each way of starting a run; `test_watch.py` has what all of them share."""
+"""The watch under each way to start a run; `test_watch.py` has the tests that all of them share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sleeptrain.stop import EXIT_STOPPED
 from sleeptrain.watch.progress import Location, Phase
 from tests.parallel.processes import PATIENCE
 from tests.parallel.test_train import settings
-from tests.train.test_spawn import nothing_left_of, wait_for_steps, workers_of
+from tests.train.test_spawn import killed_in_the_end, wait_for_steps, workers_of
 from tests.watch.faults import Fault
 
 pytest.importorskip("megatron.core")
@@ -34,7 +34,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 @contextmanager
 def job(folder: Path, fault: Fault, *launcher: str) -> Iterator[subprocess.Popen[str]]:
-    """Two stages of two tensor ranks; nothing of the run is left behind."""
+    """Two stages of two tensor ranks; no process of the run survives the block."""
     arguments = settings(folder, "train.micro_batch=4", *HASTE, "parallel.pipeline=2", "parallel.tensor=2")
     process = subprocess.Popen(
         [sys.executable, *launcher, str(ROOT / "tests/watch/job.py"), "train", *arguments, f"train.tokens={10**6}"],
@@ -49,7 +49,7 @@ def job(folder: Path, fault: Fault, *launcher: str) -> Iterator[subprocess.Popen
             "SLEEPTRAIN_TEST_FAULT": fault.encode(),
         },
     )
-    with nothing_left_of(process):
+    with killed_in_the_end(process):
         yield process
 
 
@@ -68,16 +68,16 @@ def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     ],
 )
 def test_own_workers(tmp_path: Path, rank: int, what: str, cause: str, code: int) -> None:
-    """The starting process holds the store: it tells the cause, and ends those that do not end."""
+    """The starting process holds the store: it prints the cause, and ends the processes that do not end."""
     with job(tmp_path, Fault(rank, PLACE, what, str(tmp_path))) as process:
         wait_for_steps(tmp_path, process)
         ranks = ranks_of(process)
         assert len(ranks) == 4
-        _, said = process.communicate(timeout=PATIENCE)
-        assert process.returncode == code, said
-        assert f"sleeptrain: {cause}" in said.rstrip().splitlines()[-2], said
-        assert said.rstrip().splitlines()[-1].startswith(f"sleeptrain: process {rank} of 4 failed"), said
-        assert said.count("Traceback") == (1 if what == "raise" else 0), said
+        _, stderr = process.communicate(timeout=PATIENCE)
+        assert process.returncode == code, stderr
+        assert f"sleeptrain: {cause}" in stderr.rstrip().splitlines()[-2], stderr
+        assert stderr.rstrip().splitlines()[-1].startswith(f"sleeptrain: process {rank} of 4 failed"), stderr
+        assert stderr.count("Traceback") == (1 if what == "raise" else 0), stderr
         assert not any(one.is_running() for one in ranks)
 
 
@@ -88,17 +88,17 @@ def test_torchrun(tmp_path: Path, rank: int) -> None:
         wait_for_steps(tmp_path, process)
         ranks = ranks_of(process)
         assert len(ranks) == 4
-        _, said = process.communicate(timeout=PATIENCE)
+        _, stderr = process.communicate(timeout=PATIENCE)
         assert process.returncode != 0
-        lost = re.findall(r"sleeptrain: rank (\d) was lost at (.*) \(last heard of \d+ s ago\)", said)
-        assert set(lost) == {(str(rank), str(PLACE))}, said  # told twice where the store is slow to say who was first
-        ends = re.findall(r"sleeptrain: rank (\d) ends at step 3, ", said)
-        assert sorted(ends) == [str(r) for r in range(4) if r != rank], said
+        lost = re.findall(r"sleeptrain: rank (\d) was lost at (.*) \(last heard of \d+ s ago\)", stderr)
+        assert set(lost) == {(str(rank), str(PLACE))}, stderr  # twice if the store answers slowly
+        ends = re.findall(r"sleeptrain: rank (\d) ends at step 3, ", stderr)
+        assert sorted(ends) == [str(r) for r in range(4) if r != rank], stderr
         assert not any(one.is_running() for one in ranks)
 
 
 def test_a_run_that_is_suspended_at_the_terminal_goes_on(tmp_path: Path) -> None:
-    """Longer than any rank may be silent."""
+    """The pause is longer than any rank may be silent."""
     with job(tmp_path, Fault(0, Location(-1, Phase.SAVING), "hold", str(tmp_path))) as process:
         wait_for_steps(tmp_path, process)
         process.send_signal(signal.SIGTSTP)
@@ -107,5 +107,5 @@ def test_a_run_that_is_suspended_at_the_terminal_goes_on(tmp_path: Path) -> None
         process.send_signal(signal.SIGCONT)
         time.sleep(4)
         process.terminate()
-        _, said = process.communicate(timeout=PATIENCE)
-        assert process.returncode == EXIT_STOPPED and "SIGTERM: saved at step" in said, said
+        _, stderr = process.communicate(timeout=PATIENCE)
+        assert process.returncode == EXIT_STOPPED and "SIGTERM: saved at step" in stderr, stderr

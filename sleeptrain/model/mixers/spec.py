@@ -44,19 +44,21 @@ class MixerFlops:
 class Precision:
     """The facts about precision and kernels that decide how many bytes autograd saves for a mixer.
 
-    narrow: bytes of an element that autocast makes narrow (2 in bf16, else 4).
+    narrow: bytes of an element of products and attention (2 under `train.precision=bf16`, else 4).
     kernels: the recurrences run in flash-linear-attention, as on a GPU; False: in PyTorch.
+    residual: bytes of an element of the features between blocks.
     """
 
     narrow: int
     kernels: bool
+    residual: int = WIDE
 
     def inputs(self, dim: int, count: int) -> int:
         """Bytes per token of the inputs of `count` linear layers that read the same features [..., dim].
 
-        Autocast makes a narrow copy for each layer; in fp32 all layers share one tensor.
+        Each layer makes its own narrow copy of wide features; features of one dtype are one tensor for all.
         """
-        return self.narrow * dim * (count if self.narrow < WIDE else 1)
+        return self.narrow * dim * (count if self.narrow < self.residual else 1)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
 """DeepSpeed's ZeRO around one pipeline stage: gradients summed over data ranks, optimizer state sharded.
 
-The weights are fp32 also under `train.precision=bf16`, and the loop runs under autocast as in one process. DeepSpeed's
-bf16 mode is not used: it casts every parameter, A_log and dt_bias included, assumes one dtype for all groups, and sums
-gradients in bf16. So results do not depend on the layout; the price is four bytes instead of two for each element of
-gathered weights and their gradients. Autocast is entered inside the engine's forward: DeepSpeed switches off an outer
-autocast that its configuration does not name.
+The weights are fp32 also under `train.precision=bf16`, and linear layers multiply by bf16 copies of them, as in one
+process. DeepSpeed's bf16 mode is not used: it casts every parameter, A_log and dt_bias included, assumes one dtype for
+all groups, and sums gradients in bf16. So results do not depend on the layout; the price is four bytes instead of two
+for each element of gathered weights and their gradients.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ class ZeroEngine:
         return group_partitions(self.optimizer, self.parameters)
 
     def forward(self, function: Callable[[nn.Module], T]) -> T:
-        """Return `function(model)`; ZeRO-3 gathers the weights during the call. Autocast is off unless it enters one.
+        """Return `function(model)`; ZeRO-3 gathers the weights during the call.
 
         Under ZeRO-3 a backward must start at a tensor that the function returned, directly or in a tuple, list or dict.
         The other ZeRO stages may also call the model directly.

@@ -26,8 +26,8 @@ def small_task(name: str) -> Task:
     return build_task(SMALL[name])
 
 
-def equal(left: Batch, right: Batch) -> bool:
-    return all(torch.equal(getattr(left, name), getattr(right, name)) for name in Batch.__dataclass_fields__)
+def equal(one: Batch, other: Batch) -> bool:
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in Batch.__dataclass_fields__)
 
 
 def join(batches: list[Batch]) -> Batch:

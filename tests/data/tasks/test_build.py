@@ -15,6 +15,6 @@ def test_a_task_is_built_by_its_name(source: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["shards", "rule30"])
-def test_what_is_no_task_is_refused(source: str) -> None:
+def test_an_unknown_task_is_refused(source: str) -> None:
     with pytest.raises(ConfigError, match=f"^data\\.source='{source}' is unknown: set shards, rule110, depo or gsm"):
         build_task(DataConfig(source=source))

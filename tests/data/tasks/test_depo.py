@@ -19,7 +19,7 @@ SMALL = DepoConfig(nodes=9, hops=4, symbols=5, max_word=2, queries=4)
 
 
 class Read:
-    """A row read back token by token from its ids: edges, questions, and the positions of its targets."""
+    """The edges, questions and positions of targets of a row, read token by token."""
 
     def __init__(self, config: DepoConfig, batch: Batch, row: int) -> None:
         self.config = config
@@ -35,16 +35,16 @@ class Read:
             hops = tokens[at] - 2 * config.symbols
             assert 1 <= hops <= config.hops
             start = tokens.index(marker, at)
-            [asked] = self.words(tokens[at + 1 : start])
+            [origin] = self.words(tokens[at + 1 : start])
             end = start + 1
             while tokens[end] <= config.symbols:
                 end += 1
-            self.questions.append((hops, asked, tuple(tokens[start + 1 : end + 1])))
+            self.questions.append((hops, origin, tuple(tokens[start + 1 : end + 1])))
             self.answers += range(start, end + 1)
             at = end + 1
 
     def words(self, tokens: list[int]) -> list[tuple[int, ...]]:
-        """Cut behind each token that ends a word."""
+        """Cuts after each token that ends a word."""
         found, word = [], list[int]()
         for token in tokens:
             assert 1 <= token <= 2 * self.config.symbols
@@ -71,11 +71,11 @@ def test_answers_are_those_of_a_walk_over_the_edges(config: DepoConfig, held_out
             node = following[node]
             assert (node == first) == (step == len(following)), "one cycle through all nodes"
         assert len(read.questions) == min(config.queries, len(following))
-        assert len({asked for _, asked, _ in read.questions}) == len(read.questions)
-        for hops, asked, answer in read.questions:
+        assert len({origin for _, origin, _ in read.questions}) == len(read.questions)
+        for hops, origin, answer in read.questions:
             for _ in range(hops):
-                asked = following[asked]
-            assert asked == answer
+                origin = following[origin]
+            assert origin == answer
 
 
 @pytest.mark.parametrize("config", [PAPER, SMALL])
@@ -84,16 +84,16 @@ def test_loss_is_on_the_marker_and_the_answer_and_pads_are_on_the_left(config: D
     assert batch.tokens_BT.shape[1] == (360 if config is PAPER else 36 + 4 * 6)
     for row in range(20):
         read = Read(config, batch, row)
-        wanted = (batch.targets_BT[row] != IGNORE).nonzero().flatten().tolist()
-        assert wanted == [at - 1 for at in read.answers]
-        assert batch.targets_BT[row][wanted].tolist() == batch.tokens_BT[row][read.answers].tolist()
+        predicted = (batch.targets_BT[row] != IGNORE).nonzero().flatten().tolist()
+        assert predicted == [at - 1 for at in read.answers]
+        assert batch.targets_BT[row][predicted].tolist() == batch.tokens_BT[row][read.answers].tolist()
         valid = (batch.documents_BT[row] != PAD).nonzero().flatten().tolist()
         assert valid == list(range(valid[0], valid[-1] + 1)) and valid[0] <= read.context <= valid[-1]
         assert batch.documents_BT[row, read.context - 1] != PAD, "the context ends where the questions begin"
         assert (batch.tokens_BT[row] == 0).tolist() == (batch.documents_BT[row] == PAD).tolist()
 
 
-def test_hops_sizes_starts_and_lengths_are_drawn_as_they_should_be() -> None:
+def test_hops_sizes_starts_and_lengths_have_their_distributions() -> None:
     batch = Depo(PAPER).rows(1, 0, 1500)
     reads = [Read(PAPER, batch, row) for row in range(1500)]
     hops = Counter(hops for read in reads for hops, _, _ in read.questions)
@@ -110,14 +110,14 @@ def test_hops_sizes_starts_and_lengths_are_drawn_as_they_should_be() -> None:
     assert sum(places) / 1500 == pytest.approx(0.5, abs=0.03), "what is asked for stands anywhere"
 
 
-def test_held_out_hops_are_powers_of_two_as_often_each() -> None:
+def test_held_out_hops_are_powers_of_two_equally_often() -> None:
     batch = Depo(PAPER).held_out(0, 400)
     hops = Counter(hops for row in range(400) for hops, _, _ in Read(PAPER, batch, row).questions)
     assert set(hops) == {1, 2, 4, 8, 16} and min(hops.values()) > 0.17 * 4000
 
 
 def test_metrics_against_a_count_by_hand() -> None:
-    """Two questions of each row are spoiled: one in its marker only, one in its word. A marker costs 1."""
+    """Two questions of each row are wrong: one in its marker only, one in its word. A marker costs 1."""
     task = Depo(SMALL)
     batch = task.held_out(0, 6)
     predicted_BT, loss_BT = batch.targets_BT.clone(), torch.zeros(batch.targets_BT.shape)
@@ -144,8 +144,8 @@ def test_metrics_against_a_count_by_hand() -> None:
     assert found["loss_by_hops"] == pytest.approx({f"k={k}": sum(losses[k]) / len(losses[k]) for k in sorted(total)})
 
 
-def test_the_plateau_of_a_model_that_knows_the_nodes_alone() -> None:
-    """What a uniform guess over the other nodes costs on held-out rows: ln 74 an answer, 1.66 nats a target."""
+def test_the_plateau_of_a_model_that_knows_only_the_nodes() -> None:
+    """A uniform guess over the other nodes costs ln 74 for each answer of held-out rows, 1.66 nats for each target."""
     task = Depo(PAPER)
     batch = task.held_out(0, 100)
     answers = [q for row in range(100) for q in Read(PAPER, batch, row).questions]
@@ -156,8 +156,8 @@ def test_the_plateau_of_a_model_that_knows_the_nodes_alone() -> None:
     assert lines["nodes_accuracy"] == 1 / 74
 
 
-def test_the_plateau_where_hops_lead_around() -> None:
-    """Of k = 1, 2, 4 in a cycle of 4 nodes the last leads back to the start, which needs no edge."""
+def test_the_plateau_where_hops_go_around_the_cycle() -> None:
+    """In a cycle of 4 nodes, the question of k = 4 leads back to its start. To answer it, a model needs no edge."""
     lines = Depo(DepoConfig(nodes=4, hops=4, symbols=50, max_word=1)).guessing()
     assert lines["nodes_loss"] == pytest.approx(2 / 3 * math.log(3) / 2)
     assert lines["nodes_accuracy"] == pytest.approx(1 / 3 + 2 / 3 / 3)

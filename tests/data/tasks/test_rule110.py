@@ -15,10 +15,10 @@ CONFIG = Rule110Config(width=11, strings=3, steps=9, validation_samples=50)
 
 
 def brute_force(cells: list[int], steps: int, boundary: str = "periodic") -> list[int]:
-    """The rule's table read off the digits of 110, one cell at a time."""
+    """Applies the rule cell by cell; the binary digits of 110 are its table."""
     for _ in range(steps):
-        before, behind = {"periodic": (cells[-1], cells[0]), "zeros": (0, 0), "ones": (1, 1)}[boundary]
-        around = [before, *cells, behind]
+        before, after = {"periodic": (cells[-1], cells[0]), "zeros": (0, 0), "ones": (1, 1)}[boundary]
+        around = [before, *cells, after]
         width = len(cells)
         cells = [110 >> (4 * around[i] + 2 * around[i + 1] + around[i + 2]) & 1 for i in range(width)]
     return cells
@@ -37,7 +37,7 @@ def test_evolution_matches_brute_force(width: int, steps: int, boundary: str) ->
         assert labels(strings, config).tolist() == [string[label] for string in expected]
 
 
-def test_batch_is_the_task() -> None:
+def test_a_batch_holds_strings_and_labels() -> None:
     task = Rule110(CONFIG)
     batch = task.rows(0, 0, 17)
     assert task.sequence == 36 and task.vocab_size == 3
@@ -51,15 +51,15 @@ def test_batch_is_the_task() -> None:
     assert (batch.documents_BT == batch.documents_BT[:, :1]).all()
 
 
-@pytest.mark.parametrize("width", [8, 11, 24, 64, 65, 200])  # in a word or several, and in several blocks of them
-def test_cells_are_balanced_and_samples_stand_alone(width: int) -> None:
+@pytest.mark.parametrize("width", [8, 11, 24, 64, 65, 200])  # one word, several words, several blocks of words
+def test_cells_are_balanced_and_samples_are_independent(width: int) -> None:
     config = Rule110Config(width=width, strings=3, steps=2)
     for stream, held_out in ((TRAIN, False), (VALIDATION, True)):
-        drawn = draw_strings(config, 0, stream, 0, 3000, held_out)
-        assert np.abs(drawn.mean(0) - 0.5).max() < 0.05, "every cell is as often 1 as 0"
-        assert len(np.unique(drawn.reshape(3000, -1), axis=0)) > 2900
+        strings = draw_strings(config, 0, stream, 0, 3000, held_out)
+        assert np.abs(strings.mean(0) - 0.5).max() < 0.05, "every cell is as often 1 as 0"
+        assert len(np.unique(strings.reshape(3000, -1), axis=0)) > 2900
         for number in (0, 1, 777, 2999):
-            assert (draw_strings(config, 0, stream, number, 1, held_out)[0] == drawn[number]).all()
+            assert (draw_strings(config, 0, stream, number, 1, held_out)[0] == strings[number]).all()
 
 
 def test_too_few_rows_to_hold_some_out_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_too_few_rows_to_hold_some_out_are_refused(monkeypatch: pytest.MonkeyPat
 
 
 def answered(right: list[list[bool]], loss: list[list[float]]) -> Answered:
-    """Two rows and more of a task of two strings, with answers that are right where `right` says so."""
+    """Rows of a task of two strings, with answers that are right where `right` says so."""
     batch = Rule110(Rule110Config(width=5, strings=2)).rows(0, 0, len(right))
     predicted_BT, loss_BT = torch.full_like(batch.targets_BT, IGNORE), torch.zeros(batch.targets_BT.shape)
     predicted_BT[:, -2:] = torch.where(torch.tensor(right), batch.targets_BT[:, -2:], 1 - batch.targets_BT[:, -2:])
@@ -78,7 +78,7 @@ def answered(right: list[list[bool]], loss: list[list[float]]) -> Answered:
 
 
 def test_metrics_against_a_count_by_hand() -> None:
-    """Of three rows in two batches one is right in both labels, and four of six labels are."""
+    """There are three rows in two batches: one has both labels right, and four of six labels are right."""
     half = float(np.log(2))
     batches = [
         answered([[True, True], [True, False]], [[0.0, half], [half, half]]),
@@ -104,8 +104,8 @@ def test_with_zeros_outside_the_first_cell_is_almost_always_one() -> None:
 
 
 @pytest.mark.parametrize(("width", "strings"), [(24, 2), (6, 1), (8, 1)])
-def test_majority_is_what_constant_answers_get(width: int, strings: int) -> None:
-    """Few cells make few held-out strings, whose labels may lean far from those of all."""
+def test_majority_is_the_accuracy_of_constant_answers(width: int, strings: int) -> None:
+    """Few cells make few held-out strings, whose labels may be far from those of all strings."""
     config = Rule110Config(width=width, strings=strings, steps=8)
     task = Rule110(config)
     batch = task.held_out(0, 20_000)

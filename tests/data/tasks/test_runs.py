@@ -1,4 +1,4 @@
-"""A small run of each task: stopped in its middle and gone on with, it is the same to the last bit."""
+"""A small run of each task that stops in its middle and goes on is the same to the last bit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(name: str, folder: Path, tokens: int) -> None:
         "train.eval_batches=2",
         "checkpoint.every=0",
         "sleep.passes=2",
-        "optim.warmup_fraction=0",  # the rate is a function of the tokens to come, which the halves differ in
+        "optim.warmup_fraction=0",  # the learning rate depends on the tokens to come, which differ between the halves
         "wandb.mode=disabled",
         f"data.{name}.validation_samples=8",
     ]
@@ -58,9 +58,9 @@ def test_a_run_in_two_parts_is_one_run(tmp_path: Path, name: str) -> None:
     run(name, tmp_path / "two", int(middle["tokens"]))
     run(name, tmp_path / "two", 2000)
     ends = [checkpoints(tmp_path / part / "r" / "checkpoints")[-1] for part in ("one", "two")]
-    whole, parts = (contents(end) for end in ends)
-    assert ends[0].name == ends[1].name and whole["model"].keys() == parts["model"].keys()
-    assert all((whole["model"][key] == parts["model"][key]).all() for key in whole["model"])
+    uncut, parts = (contents(end) for end in ends)
+    assert ends[0].name == ends[1].name and uncut["model"].keys() == parts["model"].keys()
+    assert all((uncut["model"][key] == parts["model"][key]).all() for key in uncut["model"])
     assert steps == [r for r in records(tmp_path / "two") if "loss" in r]
     [*_, last] = [r["eval"] for r in records(tmp_path / "one") if "eval" in r]
     assert last == [r["eval"] for r in records(tmp_path / "two") if "eval" in r][-1]

@@ -1,4 +1,4 @@
-"""What every task keeps: rows by seed and number, on any number of processes, and held-out rows that stay out."""
+"""The contract of every task: rows depend on seed and number, not on processes; held-out rows are not trained on."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ pytestmark = pytest.mark.parametrize("name", SMALL)
 
 
 def test_a_row_depends_on_seed_and_number_alone(name: str) -> None:
-    whole = TaskSource(small_task(name), seed=4).batch(12)
+    expected = TaskSource(small_task(name), seed=4).batch(12)
     parts = TaskSource(small_task(name), seed=4)
-    assert equal(join([parts.batch(5), parts.batch(1), parts.batch(6)]), whole)
-    assert not equal(TaskSource(small_task(name), seed=5).batch(12), whole)
-    assert whole.tokens_BT.shape == (12, parts.sequence)
+    assert equal(join([parts.batch(5), parts.batch(1), parts.batch(6)]), expected)
+    assert not equal(TaskSource(small_task(name), seed=5).batch(12), expected)
+    assert expected.tokens_BT.shape == (12, parts.sequence)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])
-def test_the_ranks_read_the_rows_of_one(name: str, ranks: int) -> None:
-    whole = TaskSource(small_task(name), 1)
+def test_the_ranks_read_the_rows_of_one_process(name: str, ranks: int) -> None:
+    source = TaskSource(small_task(name), 1)
     parts = [TaskSource(small_task(name), 1, Part(rank, ranks)) for rank in range(ranks)]
     for rows in (8, 11):
-        assert equal(join([part.batch(rows) for part in parts]), whole.batch(rows))
-    assert all(part.state_dict() == whole.state_dict() for part in parts)
+        assert equal(join([part.batch(rows) for part in parts]), source.batch(rows))
+    assert all(part.state_dict() == source.state_dict() for part in parts)
 
 
 def test_resume_on_another_number_of_ranks(name: str) -> None:
@@ -79,29 +79,29 @@ def test_held_out_rows_are_fixed_and_complete(name: str) -> None:
 
 
 def test_rows_keep_the_contract(name: str) -> None:
-    """Ids below the vocabulary, targets that are the tokens read next, pads without a target, no window of context
-    with one; documents are the rows' numbers."""
+    """Ids are below the vocabulary, targets are the next tokens, pads and windows of context have no target, and
+    documents are the numbers of rows."""
     source = TaskSource(small_task(name), 0)
     source.skip(3)
     batch = join([source.batch(20), next(source.validation_batches(name, 20))])
-    valid, wanted = batch.documents_BT != PAD, batch.targets_BT != IGNORE
+    valid, has_target = batch.documents_BT != PAD, batch.targets_BT != IGNORE
     assert int(batch.tokens_BT.min()) >= 0 and int(batch.tokens_BT.max()) < source.vocab_size
-    assert bool(wanted.any(1).all()) and not bool((wanted & ~valid).any())
+    assert bool(has_target.any(1).all()) and not bool((has_target & ~valid).any())
     numbers = [*range(3, 23), *range(20)]
     for row, number in enumerate(numbers):
         assert set(batch.documents_BT[row][valid[row]].tolist()) == {number}
         last = int(valid[row].nonzero().max())
-        at = [t for t in wanted[row].nonzero().flatten().tolist() if t < last]
+        at = [t for t in has_target[row].nonzero().flatten().tolist() if t < last]
         assert batch.targets_BT[row, at].tolist() == batch.tokens_BT[row, [t + 1 for t in at]].tolist()
     assert not batch.carried_B.any() and not batch.continues_B.any()
     facts = window_facts(batch, WINDOWS[name])
-    if name != "gsm_infinite":  # its prompts have all lengths, and end in the window of the answer
+    if name != "gsm_infinite":  # its prompts have various lengths, and end in the window of the answer
         assert not any(any(fact.has_target) for fact in facts[:-1])
     assert all(sum(fact.has_target[row] for fact in facts) in (1, 2) for row in range(40))
 
 
 def test_nothing_held_out_is_trained_on(name: str) -> None:
-    """Where there are so few different rows that chance would mix them."""
+    """There are so few different rows that random rows would be on both sides."""
     few = {
         "rule110": replace(SMALL[name], rule110=Rule110Config(width=7, strings=1, steps=3, validation_samples=300)),
         "depo": replace(
@@ -120,7 +120,7 @@ def test_nothing_held_out_is_trained_on(name: str) -> None:
 
 
 def content(name: str, task: Any, batch: Any, row: int) -> Any:
-    """What must not be met in training: the strings, the cycle as a set of edges, or the problem that is asked."""
+    """The part of a row that training must not see: the strings, the cycle as a set of edges, or the problem."""
     if name == "rule110":
         return tuple(batch.tokens_BT[row, :7].tolist())
     if name == "depo":

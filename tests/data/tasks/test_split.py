@@ -1,4 +1,4 @@
-"""What is held out: an eighth of all contents, the same for ever."""
+"""The held-out contents: an eighth of all, the same for ever."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sleeptrain.data.tasks.split import SHARE, are_held_out, is_held_out
 
 
 def test_the_split_is_the_same_for_ever() -> None:
-    """A change here would train runs that go on with what was held out before."""
+    """After a change, a run that goes on would train on rows that were held out before."""
     assert [i for i in range(40) if is_held_out(str(i).encode())] == [17, 18, 19, 25, 29, 30, 39]
     assert are_held_out(np.arange(40, dtype=np.uint64)[:, None]).nonzero()[0].tolist() == [6, 29, 33, 38]
 

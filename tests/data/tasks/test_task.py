@@ -1,4 +1,4 @@
-"""Predictions of held-out rows: which are asked for, and which are right."""
+"""Predictions of held-out rows: which ones count, and which ones are right."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.data.tasks.task import Answered
 
 
-def test_only_targets_are_wanted_and_can_be_right() -> None:
+def test_only_positions_with_a_target_can_be_right() -> None:
     targets = torch.tensor([[IGNORE, 3, 4], [5, IGNORE, IGNORE]])
     no = torch.zeros(2, dtype=torch.bool)
     batch = Batch(torch.zeros_like(targets), targets, torch.zeros_like(targets), no, no)

@@ -1,4 +1,4 @@
-"""Folders of models as transformers saves them, changed, and refused by an import."""
+"""Folders of models as transformers saves them, changes of them, and their refusal by an import."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], obj
 
 
 def refused(folder: Path) -> DataError | ConfigError:
-    """How the import fails; nothing is left of it."""
+    """The error of the import, which leaves no files."""
     with pytest.raises((DataError, ConfigError)) as error:
         import_folder(folder, folder.parent / "out", check_tokens=16)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]

@@ -27,7 +27,7 @@ def test_passes_and_window_are_those_of_the_last_step() -> None:
     assert {name: found[name] for name in written} == written
 
 
-def test_without_settings_there_are_the_defaults() -> None:
+def test_without_settings_the_defaults_are_written() -> None:
     assert read_sleep({}) == read_sleep({"sleep": None}) == SleepConfig()
     assert sleep_settings(SleepConfig(), StepShape(1, 16, 8))["core"] is None
 

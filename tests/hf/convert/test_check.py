@@ -1,4 +1,4 @@
-"""Transformers' own models against the training loop, window by window and pass by pass."""
+"""Transformers' own models compared with the training loop, window by window and pass by pass."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_same_logits_over_windows_and_passes(model_type: str, config: ModelConfi
         expected = our_logits(ours, tokens, window, passes)
         error = (native_logits(theirs, tokens, window, passes) - expected).abs().max().item()
         assert error <= 1e-5, f"{windows=} {passes=}: {error:.1e}"
-    # More passes tell the last window something else, unless nothing is kept.
+    # More passes change the last window's logits, unless a model keeps nothing between windows.
     assert torch.equal(expected, our_logits(ours, tokens, window, 1)) == (set(config.layers) == {"attention"})
 
 

@@ -1,4 +1,4 @@
-"""`config.json` of a stranger's model: refused before transformers reads it, where that would cost too much."""
+"""A stranger's `config.json` is refused before transformers reads it, where that would cost too much."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ PATH = Path("config.json")
         ({"text_config": 3}, "text_config is no object"),
     ],
 )
-def test_what_no_model_has_is_refused_by_its_name(tmp_path: Path, settings: dict[str, Any], word: str) -> None:
+def test_values_that_no_model_has_are_refused_by_name(tmp_path: Path, settings: dict[str, Any], word: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_5_text"} | settings))
     with pytest.raises(DataError, match=f"config.json: {word}"):
         read_config(tmp_path)
 
 
-def test_what_a_model_has_is_read(tmp_path: Path) -> None:
+def test_values_that_a_model_may_have_are_read(tmp_path: Path) -> None:
     written = {"model_type": "x", "num_hidden_layers": 1024, "layer_types": ["a"] * 1024, "text_config": None}
     (tmp_path / "config.json").write_text(json.dumps(written))
     assert read_config(tmp_path) == written

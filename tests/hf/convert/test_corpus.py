@@ -26,7 +26,7 @@ from tests.models import tiny_config
 def test_the_tokenizer_is_compared_on_the_runs_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """Held-out documents of one source, trained ones of the other; what cannot be read here is passed over."""
+    """Held-out documents of one source, training documents of the other. Sources that cannot be read are ignored."""
     texts = [f"document {i}: what a model reads while it sleeps, a naïve 日 {i * 37}" for i in range(40)]
     tokenizer = train_tokenizer(texts, 320, tmp_path / "tokenizer.model")
     write_shards(tmp_path / "held_out", texts[:9], tokenizer, "held_out")
@@ -57,7 +57,7 @@ def test_the_tokenizer_is_compared_on_the_runs_data(
     assert sampled_documents(config.data.shards, own) == [], "made with another tokenizer"
 
 
-def test_documents_made_elsewhere_without_bos_are_seen(tmp_path: Path):
+def test_documents_made_elsewhere_without_bos_fail_the_check(tmp_path: Path):
     """The tokenizer would begin with a BOS that no document of the run's shards has."""
     tokenizer = load_tokenizer(make_tokenizer(tmp_path / "t", {"bos_token": BOS, "eos_token": EOS}))
     bare = load_tokenizer(tmp_path / "t", bos_token="")

@@ -1,4 +1,4 @@
-"""Exports: there and back bit for bit, what the folder says, what is refused, and what memory it takes."""
+"""Exports: there and back bit for bit, the contents of the folder, refusals, and memory."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ SLEEP = {
 
 
 @pytest.mark.parametrize(("model_type", "config"), QUICK_OR_SLOW)
-def test_there_and_back(model_type: str, config: ModelConfig, tmp_path: Path):
+def test_an_export_is_imported_bit_for_bit(model_type: str, config: ModelConfig, tmp_path: Path):
     ours = disturbed(config)
     checkpoint = save_checkpoint(tmp_path / "step-00000012", ours)
-    done = export(checkpoint, tmp_path / "hf", model_type, check_tokens=16)
-    assert done.num_parameters == sum(p.numel() for p in ours.parameters())
+    result = export(checkpoint, tmp_path / "hf", model_type, check_tokens=16)
+    assert result.num_parameters == sum(p.numel() for p in ours.parameters())
     back = import_folder(tmp_path / "hf", tmp_path / "back", check_tokens=16)
     assert (back.model_type, list(back.left_out)) == (model_type, [])
     found = weights_of(tmp_path / "back")
@@ -57,7 +57,7 @@ def test_there_and_back(model_type: str, config: ModelConfig, tmp_path: Path):
     assert {key: getattr(resolved.sleep, key) for key in SLEEP} == SLEEP | {"passes": passes}
 
 
-def test_the_folder_needs_no_code_of_ours(tmp_path: Path):
+def test_the_folder_needs_no_code_of_sleeptrain(tmp_path: Path):
     export(save_checkpoint(tmp_path / "c", disturbed(MODELS["qwen3_5_text"][1])), tmp_path / "hf", check_tokens=16)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     assert type(theirs).__module__.startswith("transformers.models.qwen3_5.")
@@ -89,14 +89,14 @@ def test_half_precision_keeps_decays_wide(name: str, tmp_path: Path):
         assert torch.equal(tensor, mine.to(torch.bfloat16).float() if narrow else mine), key
 
 
-def test_the_tokenizer_goes_along(tmp_path: Path):
+def test_the_tokenizer_is_exported(tmp_path: Path):
     text = "the windows of a model that sleeps are read again and again " * 20
     tokenizer = train_tokenizer([text], 300, tmp_path / "tokenizer.model")
     model = disturbed(dataclasses.replace(tiny_config(["gated_deltanet", "attention"]), vocab_size=304))
     config = run_config(model.config, str(tmp_path / "tokenizer.model"))
     checkpoint = save_checkpoint(tmp_path / "c", model, config)
-    done = export(checkpoint, tmp_path / "hf", check_tokens=16)
-    assert done.tokenizer and done.texts == 0
+    result = export(checkpoint, tmp_path / "hf", check_tokens=16)
+    assert result.tokenizer and result.texts == 0
     theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert theirs(text, add_special_tokens=False).input_ids == tokenizer.encode(text)
     assert theirs(text).input_ids == [tokenizer.bos_id, *tokenizer.encode(text)]
@@ -110,9 +110,9 @@ def test_the_tokenizer_goes_along(tmp_path: Path):
 
 @pytest.mark.parametrize("bos", [None, "", OTHER])
 def test_a_copied_tokenizer_begins_a_text_as_the_runs_data_does(bos: str | None, tmp_path: Path):
-    """It names a BOS, does not say whether to add it, and adds nothing: data begins with it, unless it is told not to.
+    """The tokenizer names a BOS and adds none. Data begins with it, unless an option says otherwise.
 
-    None: as the tokenizer says; else what `tools/prepare.py --bos-token` was given.
+    bos: the argument of `tools/prepare.py --bos-token`, or None without it.
     """
     texts = make_texts(12)
     of_model = make_tokenizer(tmp_path / "model", {"bos_token": BOS, "eos_token": EOS}, post_processor=None)
@@ -124,8 +124,8 @@ def test_a_copied_tokenizer_begins_a_text_as_the_runs_data_does(bos: str | None,
     model = disturbed(dataclasses.replace(tiny_config(["gated_deltanet"]), vocab_size=tokenizer.vocab_size))
     config = run_config(model.config, str(data))
     config.data.shards.sources = [ShardSource("a", str(data / "train"))]
-    done = export(save_checkpoint(tmp_path / "c", model, config), tmp_path / "hf", check_tokens=16)
-    assert done.texts == len(texts)
+    result = export(save_checkpoint(tmp_path / "c", model, config), tmp_path / "hf", check_tokens=16)
+    assert result.texts == len(texts)
     theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
     shards = TokenShards(data / "train")
     stored = [shards.document(0, index).tolist() for index in range(len(texts))]
@@ -149,7 +149,7 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path: Path):
 
 
 def test_memory_is_that_of_a_shard(tmp_path: Path):
-    """Both ways: what is held at a time does not grow with the model."""
+    """The memory of an export and of an import does not grow with the model."""
     config = ModelConfig(
         vocab_size=64, dim=128, ffn_dim=256, layers=["gated_deltanet"] * 12,
         gated_deltanet=GatedDeltaNetConfig(4, 4, 32, 32),
@@ -184,7 +184,7 @@ def test_a_checkpoint_of_several_processes(tmp_path: Path):
     assert all(torch.equal(found[name], p) for name, p in ours.named_parameters())
 
 
-def test_what_no_family_or_another_one_has(tmp_path: Path):
+def test_models_that_no_family_or_another_family_expresses(tmp_path: Path):
     mixed = save_checkpoint(tmp_path / "mixed", disturbed(tiny_config(["mamba2", "gated_deltanet"])))
     with pytest.raises(ConfigError, match="no family of transformers' models can express this model") as refused:
         export(mixed, tmp_path / "hf")
@@ -217,7 +217,7 @@ def test_a_failed_check_leaves_nothing(way: str, tmp_path: Path, monkeypatch: py
     mappings = type(family_of("qwen3_5_text")).mappings
 
     def swapped(self: object, config: ModelConfig) -> list:
-        """The map with gate and up of a feed-forward exchanged: every name and shape fits."""
+        """The map with a feed-forward's gate and up exchanged, so that every name and shape fits."""
         found = mappings(self, config)
         gate = next(i for i, link in enumerate(found) if link.ours == ("blocks.1.mlp.gate_proj.weight",))
         first, second = found[gate : gate + 2]
@@ -249,8 +249,8 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path):
         export(checkpoint, tmp_path / "hf")
 
 
-def test_of_a_run_an_older_checkpoint_is_taken_only_where_it_may_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """By a conversion, and by all that opens a model."""
+def test_an_older_checkpoint_of_a_run_is_taken_only_where_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """This holds for a conversion, and for all commands that open a model."""
     train_tokenizer(["the windows of a model that sleeps " * 20], 300, tmp_path / "tokenizer.model")
     model = disturbed(dataclasses.replace(tiny_config(["gated_deltanet", "attention"]), vocab_size=300))
     config = run_config(model.config, str(tmp_path / "tokenizer.model"))
@@ -261,10 +261,10 @@ def test_of_a_run_an_older_checkpoint_is_taken_only_where_it_may_be(tmp_path: Pa
     generate = ["generate", place, "--prompt", "the", "--max-new-tokens", "0", "--device", "cpu"]
     for command in (export_it, generate):
         assert main(command) == 2
-        told = capsys.readouterr().err
-        assert f"{newest.name} is damaged (the checksum of state.json" in told and str(older) in told
+        output = capsys.readouterr().err
+        assert f"{newest.name} is damaged (the checksum of state.json" in output and str(older) in output
         assert command is generate or not out.exists()
         assert main([*command, "--allow-older"]) == 0
-        told = capsys.readouterr().err
-        assert f"{newest.name} is damaged" in told and f"{older.name} is taken" in told
+        output = capsys.readouterr().err
+        assert f"{newest.name} is damaged" in output and f"{older.name} is taken" in output
     assert (out / "model.safetensors").is_file()

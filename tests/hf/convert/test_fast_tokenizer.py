@@ -1,4 +1,4 @@
-"""Tokenizers as transformers reads them: the ids of training for any text, or a refusal."""
+"""Tokenizers that transformers reads give the ids of training for any text, or are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_same_ids_on_a_corpus(bpe: SentencePieceTokenizer, sources: list[str
 
 
 def test_the_same_ids_of_random_characters(bpe: SentencePieceTokenizer):
-    """Also of those that the vocabulary lacks, of SentencePiece's own symbols, and of names of control tokens."""
+    """Some are not in the vocabulary, some are symbols of SentencePiece, some make names of control tokens."""
     fast, _ = convert(bpe)
     draw = random.Random(0)
     parts = [
@@ -59,7 +59,7 @@ def test_the_same_ids_of_random_characters(bpe: SentencePieceTokenizer):
         assert fast.decode(bpe.encode(text)) == bpe.decode(bpe.encode(text)), text
 
 
-def test_what_is_written_is_what_was_compared(bpe: SentencePieceTokenizer, tmp_path: Path):
+def test_the_written_tokenizer_is_the_compared_one(bpe: SentencePieceTokenizer, tmp_path: Path):
     for name, content in fast_files(bpe).items():
         (tmp_path / name).write_bytes(content)
     again = HuggingFaceTokenizer(tmp_path / TOKENIZER_JSON)
@@ -67,15 +67,15 @@ def test_what_is_written_is_what_was_compared(bpe: SentencePieceTokenizer, tmp_p
     assert again.encode(SAMPLE) == bpe.encode(SAMPLE)
     written = tokenizers.Tokenizer.from_file(str(tmp_path / TOKENIZER_JSON))
     assert written.encode("a b").ids == [bpe.bos_id, *bpe.encode("a b")]
-    # A Hugging Face tokenizer that is as in training goes along as it is.
+    # A Hugging Face tokenizer that agrees with training is copied unchanged.
     assert fast_files(again)[TOKENIZER_JSON] == again.files[TOKENIZER_JSON]
     check_tokenizer(tmp_path, bpe)
     check_tokenizer(tmp_path, again)
 
 
 @pytest.mark.parametrize("settings", [{}, {"remove_extra_whitespaces": False}, {"add_dummy_prefix": False}], ids=str)
-def test_text_comes_back_without_the_space_that_is_put_before_it(settings, tmp_path: Path):
-    """Also with transformers' own class of it, where ids that only the model has give nothing."""
+def test_text_is_decoded_without_the_space_before_it(settings, tmp_path: Path):
+    """This holds for transformers' own class, too, in which ids that only the model has give no text."""
     ours = default_sentencepiece(tmp_path / "tokenizer.model", **settings)
     fast, config = convert(ours)
     (tmp_path / TOKENIZER_JSON).write_text(fast.to_str())
@@ -89,7 +89,7 @@ def test_text_comes_back_without_the_space_that_is_put_before_it(settings, tmp_p
         assert theirs.decode(more, skip_special_tokens=True) == ours.decode(known)
 
 
-# Of a copied tokenizer: what its configuration says, what its post-processor adds, and the options of tools/prepare.py.
+# A copied tokenizer: its configuration, the template of its post-processor, and the options of tools/prepare.py.
 NAMED = {"bos_token": BOS, "eos_token": EOS}
 COPIED: dict[str, tuple[dict[str, Any], str | None, dict[str, str]]] = {
     "named, and nothing adds it": (NAMED, None, {}),
@@ -100,8 +100,8 @@ COPIED: dict[str, tuple[dict[str, Any], str | None, dict[str, str]]] = {
     "--bos-token '' against what is said": (NAMED | {"add_bos_token": True}, None, {"bos_token": ""}),
     "--bos-token against what is said": (NAMED | {"add_bos_token": False}, None, {"bos_token": BOS}),
     "not to be added, but added": (NAMED | {"add_bos_token": False}, f"{BOS} $A", {}),
-    "EOS added behind a text": (NAMED, f"{BOS} $A {EOS}", {}),
-    "EOS to be added behind a text": (NAMED | {"add_bos_token": True, "add_eos_token": True}, None, {}),
+    "EOS added after a text": (NAMED, f"{BOS} $A {EOS}", {}),
+    "EOS to be added after a text": (NAMED | {"add_bos_token": True, "add_eos_token": True}, None, {}),
     "--eos-token": (NAMED, f"$A {EOS}", {"eos_token": OTHER}),
     "a class with ideas of its own": (NAMED | {"tokenizer_class": "LlamaTokenizer", "legacy": True}, f"{BOS} $A", {}),
     "a class that adds tokens": (NAMED | {"tokenizer_class": "Qwen2TokenizerFast", "pad_token": "<|none|>"}, None, {}),
@@ -113,27 +113,27 @@ COPIED: dict[str, tuple[dict[str, Any], str | None, dict[str, str]]] = {
 
 @pytest.mark.parametrize("case", COPIED)
 def test_a_copied_tokenizer_gives_the_ids_of_training(case: str, tmp_path: Path):
-    """By transformers' own loading, and by the `tokenizers` package alone."""
+    """transformers and the `tokenizers` package alone give the same ids."""
     config, template, options = COPIED[case]
     processor = None
     if template is not None:
         ids = [(token, at) for at, token in enumerate((BOS, EOS)) if token in template]
         processor = json.loads(processors.TemplateProcessing(template, special_tokens=ids).__getstate__())
-    made = load_tokenizer(make(tmp_path / "hf", config, post_processor=processor), **options)
-    folder = write(tmp_path / "out", fast_files(made))
-    check_tokenizer(folder, made)
+    ours = load_tokenizer(make(tmp_path / "hf", config, post_processor=processor), **options)
+    folder = write(tmp_path / "out", fast_files(ours))
+    check_tokenizer(folder, ours)
     theirs = AutoTokenizer.from_pretrained(folder)
-    first = [] if made.bos_id is None else [made.bos_id]
+    first = [] if ours.bos_id is None else [ours.bos_id]
     for text in (f"a{EOS}b{OTHER} {BOS}", "  return x\n", "", "x" * 50):
-        assert theirs(text).input_ids == first + made.encode(text)
-        assert theirs(text, add_special_tokens=False).input_ids == made.encode(text)
+        assert theirs(text).input_ids == first + ours.encode(text)
+        assert theirs(text, add_special_tokens=False).input_ids == ours.encode(text)
         assert theirs.decode(theirs(text).input_ids, skip_special_tokens=True) == text
-    assert (theirs.bos_token_id, theirs.eos_token_id, len(theirs)) == (made.bos_id, made.eos_id, made.vocab_size)
+    assert (theirs.bos_token_id, theirs.eos_token_id, len(theirs)) == (ours.bos_id, ours.eos_id, ours.vocab_size)
     alone = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_JSON))
-    assert alone.encode("return x" * 9).ids == first + made.encode("return x" * 9)
+    assert alone.encode("return x" * 9).ids == first + ours.encode("return x" * 9)
     assert theirs.padding_side == config.get("padding_side", "right")
     again = load_tokenizer(folder)
-    assert (again.bos_id, again.eos_id, again.encode("a b")) == (made.bos_id, made.eos_id, made.encode("a b"))
+    assert (again.bos_id, again.eos_id, again.encode("a b")) == (ours.bos_id, ours.eos_id, ours.encode("a b"))
 
 
 def test_without_protobuf_the_way_out_is_named(bpe: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch):
@@ -159,7 +159,7 @@ def test_control_tokens_keep_their_ids(sources: list[str], tmp_path: Path):
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
 @pytest.mark.parametrize("normalization", ["identity", "nmt_nfkc"])
 def test_other_kinds_agree_on_plain_text_or_are_refused(sources, model_type, normalization, tmp_path: Path):
-    """Equally good cuts of unigram models, and some rules of normalisers, are decided otherwise: never silently."""
+    """The two differ in equally good splits of unigram models and in some rules of normalisers, but never silently."""
     tokenizer = train_tokenizer(sources[:4], 800, tmp_path / "t.model", model_type, normalization)
     fast, _ = convert(tokenizer)
     text = "The quick brown fox: it's read, forgotten and dreamt of (twice)."

@@ -1,4 +1,4 @@
-"""Imports: folders as they are on the hub, the sizes of real models, and a run that goes on from one."""
+"""Imports: folders as on the hub, the sizes of real models, and a run that begins with an import."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path):
 
 
 @pytest.mark.parametrize("place", ["special_tokens_map.json", "config.json", "generation_config.json"])
-def test_eos_is_read_where_it_stands(folder: Path, tmp_path: Path, place: str):
+def test_eos_is_read_from_each_file(folder: Path, tmp_path: Path, place: str):
     make_tokenizer(tmp_path / "t")
     vocabulary = json.loads((tmp_path / "t/tokenizer.json").read_bytes())
     change_weights(folder, lambda w: w.update({"model.embed_tokens.weight": torch.randn(310, 16)}))
@@ -71,14 +71,14 @@ def test_eos_is_read_where_it_stands(folder: Path, tmp_path: Path, place: str):
     (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
     path = folder / place
     before = json.loads(path.read_bytes()) if path.exists() else {}
-    said = {"eos_token": {"content": EOS}} if place.startswith("special") else {"eos_token_id": [1, 2]}
-    path.write_text(json.dumps(before | {"eos_token_id": None} | said))
+    settings = {"eos_token": {"content": EOS}} if place.startswith("special") else {"eos_token_id": [1, 2]}
+    path.write_text(json.dumps(before | {"eos_token_id": None} | settings))
     assert import_folder(folder, tmp_path / "out", check_tokens=16).tokenizer
     assert load_tokenizer(tmp_path / "out").eos_id == 1
     assert tokenizer_of(tmp_path / "out") == load_tokenizer(folder).hash
 
 
-def test_where_no_eos_stands_the_way_out_is_one_that_an_import_has(folder: Path, tmp_path_factory):
+def test_without_an_eos_the_way_out_is_a_flag_of_import(folder: Path, tmp_path_factory):
     change_config(folder, eos_token_id=None)
     (folder / "generation_config.json").unlink(missing_ok=True)
     vocabulary = make_tokenizer(tmp_path_factory.mktemp("t")) / "tokenizer.json"
@@ -88,25 +88,25 @@ def test_where_no_eos_stands_the_way_out_is_one_that_an_import_has(folder: Path,
     assert "has 310 ids, the model 17" in str(refused(folder)), "that was all"
 
 
-def test_the_text_model_of_one_that_sees_images(folder: Path, tmp_path: Path):
-    """As on the hub: settings inside `text_config`, other names, and a vision tower and a draft head besides."""
+def test_the_text_model_of_a_model_that_sees_images(folder: Path, tmp_path: Path):
+    """On the hub the settings are in `text_config`, names differ, and there are a vision tower and a draft head."""
     expected = tmp_path / "expected"
     import_folder(folder, expected, check_tokens=16)
     text = json.loads((folder / "config.json").read_bytes())
     tied = text.pop("tie_word_embeddings")
-    whole = {"model_type": "qwen3_5", "text_config": text, "tie_word_embeddings": tied}
-    (folder / "config.json").write_text(json.dumps(whole))
+    settings = {"model_type": "qwen3_5", "text_config": text, "tie_word_embeddings": tied}
+    (folder / "config.json").write_text(json.dumps(settings))
     weights = load_file(folder / "model.safetensors")
     renamed = {name.replace("model.", "model.language_model.", 1): w for name, w in weights.items()}
     others = {"model.visual.patch_embed.proj.bias": torch.zeros(4), "mtp.fc.weight": torch.zeros(2, 2)}
     save_file(renamed | others, folder / "model.safetensors", {"format": "pt"})
-    done = import_folder(folder, tmp_path / "out", check_tokens=16)
-    assert sorted(done.left_out) == sorted(others)
+    result = import_folder(folder, tmp_path / "out", check_tokens=16)
+    assert sorted(result.left_out) == sorted(others)
     a, b = weights_of(expected), weights_of(tmp_path / "out")
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-# Of Qwen3.5-0.8B and -2B: width, feed-forward, and what a file of their weights in bf16 holds for the text model.
+# Qwen3.5-0.8B and -2B: width, feed-forward width, and number of parameters of the text model in a bf16 file.
 REAL = {"0.8B": (1024, 3584, 752_393_024), "2B": (2048, 6144, 1_881_825_088)}
 
 
@@ -133,7 +133,7 @@ def test_every_tensor_of_the_real_sizes_is_accounted_for(size: str, tmp_path: Pa
 
 
 def real_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """By the names on the hub, from transformers' own class without memory for it."""
+    """Shapes by the names on the hub, from transformers' own class on the meta device."""
     from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
     with torch.device("meta"):
@@ -142,7 +142,7 @@ def real_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def sparse_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A file of bf16 zeros that takes no room on the disk."""
+    """Writes a file of bf16 zeros that takes no room on the disk."""
     header, at = {}, 0
     for name, shape in shapes.items():
         end = at + 2 * math.prod(shape)
@@ -172,8 +172,8 @@ def test_a_run_begins_with_an_import_and_is_exported(folder: Path, tmp_path: Pat
     ]  # fmt: skip
     assert main([*printed, *settings]) == 0
     [first, *_, last] = sorted((tmp_path / "on/checkpoints").glob("step-*"))
-    begun, imported = weights_of(first), weights_of(out)
-    assert begun.keys() == imported.keys() and all(torch.equal(begun[name], imported[name]) for name in begun)
+    start, imported = weights_of(first), weights_of(out)
+    assert start.keys() == imported.keys() and all(torch.equal(start[name], imported[name]) for name in start)
     assert main(["convert", "export", str(tmp_path / "on"), str(tmp_path / "hf2"), "--check-tokens", "16"]) == 0
     assert "checked: the logits of both models differ by" in capsys.readouterr().out
     found = load_file(tmp_path / "hf2/model.safetensors")

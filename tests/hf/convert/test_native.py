@@ -1,4 +1,4 @@
-"""Transformers' own models, run over windows and passes."""
+"""Transformers' own models over windows and passes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_stock_forward_is_one_window_of_one_pass(name: str, tmp_path: Path):
 
 
 def test_only_the_cpu_paths_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A package of GPU kernels that can be imported takes the functions' places; on a CPU it fails."""
+    """An installed package of GPU kernels replaces these functions, and fails on a CPU."""
     from transformers.models.qwen3_5 import modeling_qwen3_5 as theirs
 
     model_type, config = MODELS["qwen3_5_text"]

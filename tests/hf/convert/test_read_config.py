@@ -1,4 +1,4 @@
-"""What config.json says of a model and its sleep, or why it is refused."""
+"""The settings of a model and its sleep in config.json, or the reason of their refusal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(("name", "changes", "message"), SETTINGS, ids=[str(c[1])[1:40] for c in SETTINGS])
-def test_settings_that_we_lack_are_refused(name: str, changes: dict, message: str, tmp_path: Path):
+def test_settings_that_sleeptrain_lacks_are_refused(name: str, changes: dict, message: str, tmp_path: Path):
     native_folder(name, tmp_path / "hf")
     change_config(tmp_path / "hf", **changes)
     error = refused(tmp_path / "hf")
@@ -85,7 +85,7 @@ def test_malformed_settings_are_refused(name: str, changes: dict, message: str, 
     assert re.search(message, str(refused(tmp_path / "hf")))
 
 
-def test_no_model_is_refused(tmp_path: Path):
+def test_a_folder_without_a_model_is_refused(tmp_path: Path):
     (tmp_path / "hf").mkdir()
     assert "name the folder of a model as transformers saves it" in str(refused(tmp_path / "hf"))
     (tmp_path / "hf/config.json").write_text("{")

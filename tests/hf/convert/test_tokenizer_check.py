@@ -1,4 +1,4 @@
-"""The ids that transformers gives, against those of training."""
+"""The ids that transformers gives, compared with those of training."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def test_a_text_whose_ids_differ_is_refused(
         check_tokenizer(tmp_path, bpe, [as_read("other", bpe)])
 
 
-# Of a copied tokenizer: what its configuration says, what its post-processor adds, and the options of tools/prepare.py.
+# A copied tokenizer: its configuration, the template of its post-processor, and the options of tools/prepare.py.
 NAMED = {"bos_token": BOS, "eos_token": EOS}
 
 
-def test_other_ends_than_the_datas_are_refused(tmp_path: Path):
+def test_other_bos_and_eos_than_in_the_data_are_refused(tmp_path: Path):
     of_data = load_tokenizer(make(tmp_path / "hf", NAMED))
     other = load_tokenizer(make(tmp_path / "hf", NAMED), eos_token=OTHER)
     with pytest.raises(DataError, match="its BOS and EOS have the ids 0 and 2, those of the data 0 and 1"):

@@ -1,4 +1,4 @@
-"""Which tokenizer goes along with an export."""
+"""The tokenizer of an export."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.hf.models import disturbed
 from tests.models import tiny_config
 
 
-def test_another_tokenizer_than_that_of_the_training(tmp_path: Path):
-    """One that has taken its place is refused; one that is named may be other files with the same ids."""
+def test_a_tokenizer_that_is_not_that_of_training(tmp_path: Path):
+    """Another one at the same path is refused. A named one may be other files with the same ids."""
     texts = make_texts(40)
     tokenizer = train_tokenizer(texts, 320, tmp_path / "t.model")
     other = train_tokenizer(make_texts(40, seed=1), 320, tmp_path / "other.model")

@@ -1,4 +1,4 @@
-"""Files of weights: read only where they are plain and whole, and written in parts."""
+"""Files of weights are read only if they are plain and whole. They are written in parts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_truncated_file_is_refused(folder: Path):
     assert "model.safetensors is missing, truncated or damaged" in str(refused(folder))
 
 
-def test_an_index_whose_files_are_not_there_is_refused(folder: Path):
+def test_an_index_with_missing_files_is_refused(folder: Path):
     names = load_file(folder / "model.safetensors").keys()
     places = dict.fromkeys(names, "model.safetensors") | {"model.norm.weight": "model-00002-of-00002.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
@@ -41,7 +41,7 @@ def test_an_index_whose_files_are_not_there_is_refused(folder: Path):
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/dev/zero", "sub/../../model.safetensors", "pipe", "link"])
 def test_weights_outside_of_the_folder_are_refused(folder: Path, name: str, tmp_path_factory: pytest.TempPathFactory):
-    """Names in the index, links and pipes: only plain files of the folder are opened, by whichever way it is read."""
+    """Names in the index, links and pipes: every reader opens only plain files of the folder."""
     away = tmp_path_factory.mktemp("away") / "model.safetensors"
     away.write_bytes((folder / "model.safetensors").read_bytes())
     places = dict.fromkeys(load_file(folder / "model.safetensors"), name)

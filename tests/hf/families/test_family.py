@@ -1,4 +1,4 @@
-"""Every family against transformers' own classes: same weights under mapped names, same logits, same gradients."""
+"""Every family equals transformers' own class: weights under mapped names, logits, gradients."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def test_same_logits_and_gradients(model_type: str, config: ModelConfig, tmp_pat
 
 
 def saved_gradients(theirs: PreTrainedModel, folder: Path) -> dict[str, torch.Tensor]:
-    """Under the names that transformers' files have."""
+    """Gradients under the names in transformers' files."""
     for parameter in theirs.parameters():
         parameter.data = parameter.grad
     return saved(theirs, folder)
 
 
 def saved(theirs: PreTrainedModel, folder: Path) -> dict[str, torch.Tensor]:
-    """What transformers writes. Of OLMo's it would cut convolutions into thirds, whatever their parts."""
+    """The tensors that transformers writes. For OLMo it would cut convolutions into equal thirds, which is wrong."""
     olmo = theirs.config.model_type == "olmo_hybrid"
     theirs.save_pretrained(folder, save_original_format=not olmo)
     found = load_file(folder / "model.safetensors")
@@ -65,7 +65,7 @@ def saved(theirs: PreTrainedModel, folder: Path) -> dict[str, torch.Tensor]:
 
 
 def olmo_names(found: dict[str, torch.Tensor], config: PreTrainedConfig) -> dict[str, torch.Tensor]:
-    """As on the hub."""
+    """Renames OLMo's tensors as on the hub."""
     keys = config.linear_num_key_heads * config.linear_key_head_dim
     values = config.linear_num_value_heads * config.linear_value_head_dim
     named = {}
@@ -99,7 +99,7 @@ def test_zero_centred_norms_become_plain_ones_with_the_same_logits(model_type, c
 
 
 @each_model
-def test_there_and_back_bit_for_bit(model_type: str, config: ModelConfig):
+def test_weights_there_and_back_are_equal_bit_for_bit(model_type: str, config: ModelConfig):
     family, ours = family_of(model_type), dict(disturbed(config).named_parameters())
     theirs = dict(family.to_theirs(config, ours.__getitem__))
     back = dict(family.to_ours(config, theirs.__getitem__))
@@ -125,7 +125,7 @@ def test_shapes_are_those_that_transformers_saves(model_type: str, config: Model
     assert family.their_shapes(config) == {family.canonical(n): tuple(t.shape) for n, t in theirs.items()}
 
 
-def test_what_a_family_lacks_is_refused():
+def test_settings_that_a_family_lacks_are_refused():
     with pytest.raises(ConfigError, match=r"qwen3_5_text cannot express model\.layers with mamba2"):
         family_of("qwen3_5_text").to_config(tiny_config(["mamba2"]))
     ungated = tiny_config(["attention"])
@@ -171,7 +171,7 @@ def test_models_of_the_configuration_have_a_family(settings: list[str], first: s
         ("hybrid_2b", transformers.AutoConfig.for_model(**QWEN3_5_2B).to_dict()),
     ],
 )
-def test_models_of_the_configuration_fit_an_import_of_what_is_published(settings: str, published: dict):
+def test_models_of_the_configuration_fit_an_import_of_published_models(settings: str, published: dict):
     model = compose(["experiment=stdlib", "sleep=wake", f"model={settings}"]).model
     imported = family_of(published["model_type"]).from_config(published)
     with torch.device("meta"):

@@ -23,20 +23,20 @@ def test_layers_are_read_under_both_names() -> None:
 
 
 @pytest.mark.parametrize(("rotary", "positions"), [(0.0, None), (1.0, "rope")])
-def test_positions_are_there_or_not(rotary: float, positions: str | None) -> None:
+def test_positions_are_optional(rotary: float, positions: str | None) -> None:
     written = FAMILY.to_config(granite(rotary))
     assert written["position_embedding_type"] == positions
     assert FAMILY.from_config(written).attention.partial_rotary_factor == rotary
 
 
-def test_a_usual_scale_is_none_and_another_is_kept() -> None:
+def test_a_usual_scale_is_none_and_another_stays() -> None:
     assert FAMILY.from_config(FAMILY.to_config(granite())).attention.scale == 0.0
     multiplied = FAMILY.from_config(FAMILY.to_config(granite(**MULTIPLIED)))
     assert multiplied.attention.scale == 0.3
     assert {name: getattr(multiplied, name) for name in MULTIPLIED} == MULTIPLIED
 
 
-def test_what_it_lacks_is_named() -> None:
+def test_settings_that_granite_lacks_are_named() -> None:
     config = granite(rotary=0.5)
     config.attention = replace(config.attention, gate=True)
     config.mamba2 = replace(config.mamba2, num_groups=2, num_heads=3)
@@ -57,12 +57,12 @@ def test_what_it_lacks_is_named() -> None:
         ({"layer_types": ["mamba", "moe", "mamba"]}, "layer_types holds moe, which sleeptrain does not have"),
     ],
 )
-def test_what_sleeptrain_lacks_is_refused(change: dict[str, Any], message: str) -> None:
+def test_settings_that_sleeptrain_lacks_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         FAMILY.from_config(FAMILY.to_config(granite()) | change)
 
 
-def test_groups_matter_to_mamba_alone() -> None:
+def test_groups_matter_only_to_mamba() -> None:
     written = FAMILY.to_config(granite(layers=["attention"])) | {"mamba_n_groups": 2}
     assert FAMILY.from_config(written).layers == ["attention"]
 

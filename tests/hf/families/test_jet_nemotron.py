@@ -23,7 +23,7 @@ _UNSORTED = {f"kernel_out.{part}": f"{_GENERATOR}.{part}" for part in ("weight",
 FAMILY = JetNemotron()
 
 
-def test_an_import_that_mixes_up_channels_and_taps_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_import_that_mixes_up_channels_and_taps_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder_of("jet_nemotron", tmp_path / "theirs")
     unsorted = lambda _, ours, theirs: renamed(ours, theirs, families.jet_nemotron._JET | _UNSORTED)  # noqa: E731
     monkeypatch.setattr(families.jet_nemotron, "_jet_mappings", unsorted)
@@ -42,7 +42,7 @@ def test_the_published_settings_are_read() -> None:
 
 
 @pytest.mark.parametrize(("keys", "values"), [(96, 256), (12, 32), (10, 3), (7, 61), (11, 15)])
-def test_a_width_of_values_comes_back_from_its_expansion(keys: int, values: int) -> None:
+def test_a_width_of_values_is_read_back_from_its_expansion(keys: int, values: int) -> None:
     config = tiny_config(["jet"], norm="plain")
     config.jet = replace(config.jet, num_heads=2, head_k_dim=keys, head_v_dim=values, kernel_dim=2 * values)
     assert FAMILY.from_config(FAMILY.to_config(config)).jet == config.jet
@@ -54,7 +54,7 @@ def test_a_fraction_of_a_dimension_is_refused() -> None:
         FAMILY.from_config(JET_2B | {"efficient_attention_config": {"jet": jet}})
 
 
-def test_a_generator_whose_width_no_reduction_gives_is_refused() -> None:
+def test_a_generator_with_a_width_that_no_reduction_gives_is_refused() -> None:
     config = tiny_config(["jet"], norm="plain")
     config.jet = replace(config.jet, num_heads=2, head_v_dim=10, kernel_dim=7)
     assert FAMILY.lacks(config) == {"model.jet.kernel_dim=7": "it must be 20 divided by a whole number"}

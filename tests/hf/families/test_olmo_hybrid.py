@@ -1,4 +1,4 @@
-"""OLMo's settings: no positions without a theta, and q, k and v of Gated DeltaNet by themselves."""
+"""OLMo's settings: no positions without a theta, and separate q, k and v of Gated DeltaNet."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_scaled_positions_are_refused() -> None:
         FAMILY.from_config(FAMILY.to_config(olmo()) | {"rope_parameters": {"rope_type": "yarn"}})
 
 
-def test_what_it_lacks_is_named() -> None:
+def test_settings_that_olmo_lacks_are_named() -> None:
     config = replace(olmo(rotary=0.5, embedding_multiplier=2.0), layers=["attention", "attention"])
     assert FAMILY.lacks(config) == {
         "model.layers without gated_deltanet": "it has both",

@@ -1,4 +1,4 @@
-"""What Qwen3.5 and Qwen3-Next share: settings that they have, and those that they lack."""
+"""Settings of Qwen3.5 and Qwen3-Next: those that they have, and those that they lack."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def written(**changes: Any) -> dict[str, Any]:
     return family_of("qwen3_next").to_config(tiny_config(HYBRID)) | changes
 
 
-def test_what_they_lack_is_named() -> None:
+def test_settings_that_they_lack_are_named() -> None:
     config = tiny_config(["mamba2", "attention", "gated_deltanet"], norm="plain", logits_divisor=2.0)
     config.attention = replace(config.attention, qk_norm="none", scale=0.3)
     config.gated_deltanet = replace(config.gated_deltanet, allow_neg_eigval=True)
@@ -31,13 +31,13 @@ def test_what_they_lack_is_named() -> None:
     }
 
 
-def test_settings_of_layers_that_are_not_there_do_not_matter() -> None:
+def test_settings_of_absent_layers_do_not_matter() -> None:
     config = tiny_config(["attention"])
     config.gated_deltanet = replace(config.gated_deltanet, allow_neg_eigval=True)
     assert qwen.lacks(config) == {}
 
 
-def test_settings_come_back() -> None:
+def test_settings_are_read_back() -> None:
     config = tiny_config(HYBRID)
     found = qwen.from_config("qwen3_next", written())
     assert found == replace(config, jet=found.jet, mamba2=found.mamba2), "but for layers that it lacks"
@@ -53,7 +53,7 @@ def test_settings_come_back() -> None:
         ({"layer_types": ["full_attention", "chunked"]}, "layer_types holds chunked, which sleeptrain does not have"),
     ],
 )
-def test_what_sleeptrain_lacks_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_settings_that_sleeptrain_lacks_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         qwen.from_config("qwen3_next", written(**changes))
 

@@ -1,4 +1,4 @@
-"""Qwen3-Next: projections joined by key head, and dense models alone."""
+"""Qwen3-Next: projections joined by key head, and only dense models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory as a value of its own: constant in size, copied, saved, and restored only where it belongs."""
+"""The memory as a value: its size is constant, it is copied and saved, and only its own model restores it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GREEDY = {
     "max_new_tokens": NEW,
     "do_sample": False,
     "pad_token_id": 17,
-}  # no id of a text, or transformers takes it for a pad
+}  # no id of a text, because transformers would take it for a pad
 CASES = [{}, {"eviction": "sliding"}, {"conv_state": "carry"}, {"core": [1, 2]}, {"when": "unlabelled"}]
 
 FRESH = """
@@ -75,7 +75,7 @@ def test_the_memory_of_another_model_is_refused(tmp_path):
             SleepCache.load(path, other)
     with pytest.raises(ConfigError, match=r"sleep.eviction=sliding: the cache was filled with hard"):
         SleepCache.load(path, sleeping(eviction="sliding"))
-    SleepCache.load(path, sleeping(passes=1, window=9))  # N may change, and L is the file's
+    SleepCache.load(path, sleeping(passes=1, window=9))  # N may change, and L comes from the file
 
 
 def test_files_that_hold_no_memory_are_refused(tmp_path):
@@ -106,7 +106,7 @@ def test_the_file_does_not_grow_with_the_text(tmp_path):
     assert abs(sizes[0] - sizes[1]) <= 8  # digits
 
 
-def test_a_copy_goes_on_by_itself():
+def test_a_copy_is_independent():
     model, ids = sleeping(), torch.tensor([[1, 2, 3]])
     memory = model.read(texts([10])[0][None])
     expected = model.generate(ids, past_key_values=memory.copy(), **GREEDY)
@@ -115,7 +115,7 @@ def test_a_copy_goes_on_by_itself():
     assert torch.equal(model.generate(ids, past_key_values=memory, **GREEDY), expected)
 
 
-def test_what_a_cache_is_asked():
+def test_the_methods_of_a_cache():
     model = sleeping()
     memory = model.read(**padded(texts([14, 7])))
     assert (memory.batch_size, memory.window, len(memory), memory.is_initialized) == (2, 4, 3, True)

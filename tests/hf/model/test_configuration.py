@@ -9,7 +9,7 @@ from sleeptrain.hf.model.configuration import SleepPretrainedConfig
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("arguments", "message"),
     [
         ({"sleep": {"pases": 2}}, "unknown setting sleep.pases; did you mean 'passes'"),
         ({"sleep": {"recompute": "pass"}}, "unknown setting sleep.recompute"),
@@ -20,6 +20,6 @@ from sleeptrain.hf.model.configuration import SleepPretrainedConfig
         ({"model": {"dims": 2}}, "'dims' not in 'ModelConfig'"),
     ],
 )
-def test_settings_are_checked(given, message):
+def test_settings_are_checked(arguments, message):
     with pytest.raises(ConfigError, match=message):
-        SleepPretrainedConfig(**given)
+        SleepPretrainedConfig(**arguments)

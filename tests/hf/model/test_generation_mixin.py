@@ -1,4 +1,4 @@
-"""Where sleeping models meet transformers: both names of a cache, and which private parts are relied on."""
+"""The interface to transformers: both names of a cache, and the private parts that this package uses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.sleep.trained import texts
 GREEDY = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 17}
 NAMES = ("cache", "past_key_values")
 
-# Each begins with an underscore in transformers, and we define it too. Generation overrides none.
+# Each begins with an underscore in transformers, and this package defines it, too. Generation overrides none.
 PRIVATE = {
     "_init_weights": "every model of transformers defines it: Hybrid draws its own weights, nothing is drawn again",
     "_is_stateful": "a class attribute that says that assisted generation cannot be",
@@ -34,7 +34,7 @@ def test_no_other_private_part_of_transformers_is_overridden():
     theirs = {name for kind in (PreTrainedModel, transformers.GenerationMixin, Cache) for name in dir(kind)}
     ours = {name for kind in (SleepForCausalLM, SleepGeneration, SleepCache) for name in vars(kind)}
     found = {name for name in ours & theirs if name.startswith("_") and not name.startswith("__")}
-    # What transformers itself sets on each class that is made.
+    # Attributes that transformers sets on each new class.
     automatic = {"_auto_class", "_can_record_outputs", "_abc_impl"} | set(vars(_Subclass))
     assert found - automatic == set(PRIVATE)
 
@@ -59,10 +59,10 @@ def test_a_cache_has_two_names(name):
     )  # fmt: skip
     assert beams.past_key_values is beams[CACHE_NAME]
     with torch.no_grad():
-        said = model(row[None, :10], use_cache=True)
-        after = model(row[None, 10:], **{name: said.past_key_values})
-    assert after.past_key_values is said.past_key_values
-    assert after[CACHE_NAME] is said[CACHE_NAME]
+        first = model(row[None, :10], use_cache=True)
+        after = model(row[None, 10:], **{name: first.past_key_values})
+    assert after.past_key_values is first.past_key_values
+    assert after[CACHE_NAME] is first[CACHE_NAME]
     assert after.logits[0, -1].argmax() == expected[0, 15]
 
 
@@ -88,7 +88,7 @@ def test_nothing_deprecated_is_used(options, caplog):
     assert not [record for record in caplog.messages if "deprecat" in record]
 
 
-def test_arguments_may_stand_where_transformers_has_them():
+def test_positional_arguments_have_the_order_of_transformers():
     theirs = list(inspect.signature(transformers.GenerationMixin.generate).parameters)
     ours = list(inspect.signature(SleepForCausalLM.generate).parameters)
     assert ours[:5] == theirs[:5]

@@ -1,4 +1,4 @@
-"""What `from_pretrained` may be given besides a folder, and how it is refused."""
+"""The arguments of `from_pretrained` besides a folder, and their refusals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.models import tiny_config
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An export of a family, which says how it sleeps."""
+    """An export of a family, with sleep settings."""
     place = tmp_path / "native"
     place.mkdir()
     native(FAMILIES["qwen3_5_text"], disturbed(tiny_config(["attention", "gated_deltanet"])), place)
@@ -34,10 +34,10 @@ def folder(tmp_path: Path) -> Path:
     return place
 
 
-@pytest.mark.parametrize("given", ["bfloat16", torch.bfloat16])
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
 @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
-def test_dtypes(folder: Path, given: Any, name: str):
-    model = SleepForCausalLM.from_pretrained(folder, **{name: given})
+def test_dtypes(folder: Path, dtype: Any, name: str):
+    model = SleepForCausalLM.from_pretrained(folder, **{name: dtype})
     narrow = {n for n, p in model.named_parameters() if p.dtype == torch.bfloat16}
     assert {n for n, _ in model.named_parameters()} - narrow == {
         n for n in model.state_dict() if n.endswith(("A_log", "dt_bias"))
@@ -46,12 +46,12 @@ def test_dtypes(folder: Path, given: Any, name: str):
     assert SleepForCausalLM.from_pretrained(folder, dtype=torch.float64, torch_dtype="bfloat16").dtype == torch.float64
 
 
-@pytest.mark.parametrize("given", ["cpu", torch.device("cpu"), {"": "cpu"}, None])
-def test_one_device(folder: Path, given: Any):
-    assert SleepForCausalLM.from_pretrained(folder, device_map=given).device.type == "cpu"
+@pytest.mark.parametrize("device_map", ["cpu", torch.device("cpu"), {"": "cpu"}, None])
+def test_one_device(folder: Path, device_map: Any):
+    assert SleepForCausalLM.from_pretrained(folder, device_map=device_map).device.type == "cpu"
 
 
-def test_a_sleep_that_is_given_goes_over_the_folders(folder: Path, tmp_path: Path):
+def test_an_argument_sleep_replaces_settings_of_the_folder(folder: Path, tmp_path: Path):
     for place, load in ((folder, SleepForCausalLM), (tmp_path / "saved", AutoModelForCausalLM)):
         for passes in (5, 3):
             model = load.from_pretrained(place, sleep={"passes": passes})
@@ -66,7 +66,7 @@ def test_a_sleep_that_is_given_goes_over_the_folders(folder: Path, tmp_path: Pat
             SleepForCausalLM.from_pretrained(folder, sleep=wrong)
 
 
-def test_a_config_that_is_given_is_used(folder: Path, tmp_path: Path):
+def test_an_argument_config_is_used(folder: Path, tmp_path: Path):
     config = SleepPretrainedConfig.from_pretrained(folder, sleep={"passes": 2})
     model = SleepForCausalLM.from_pretrained(folder, config=config)
     assert model.config.sleep["passes"] == 2
@@ -79,7 +79,7 @@ def test_a_config_that_is_given_is_used(folder: Path, tmp_path: Path):
     assert SleepForCausalLM.from_pretrained(folder, use_cache=False).config.use_cache is False
 
 
-def test_what_loading_tells(folder: Path, tmp_path: Path):
+def test_loading_info(folder: Path, tmp_path: Path):
     model, info = SleepForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not model.training
     model.save_pretrained(tmp_path / "saved")
@@ -89,13 +89,13 @@ def test_what_loading_tells(folder: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("mixer", ["gated_deltanet", "mamba2"])
 def test_an_export_without_attention_generates_with_a_cache(mixer: str, tmp_path: Path):
-    """Transformers' own classes of such models have none, and the folder says so."""
+    """Transformers' own classes of such models have no cache, and the folder says so."""
     config = granite(layers=[mixer] * 2) if mixer == "mamba2" else tiny_config([mixer] * 2)
     export(save_checkpoint(tmp_path / "c", disturbed(config)), tmp_path / "hf", check_tokens=16)
     assert json.loads((tmp_path / "hf" / "generation_config.json").read_text())["use_cache"] is False
     model, lengths = SleepForCausalLM.from_pretrained(tmp_path / "hf"), []
     model.register_forward_pre_hook(
-        lambda _, args, given: lengths.append(given["input_ids"].shape[1]), with_kwargs=True
+        lambda _, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 17}
     model.generate(torch.tensor([[1, 2, 3]]), **options)
@@ -105,14 +105,14 @@ def test_an_export_without_attention_generates_with_a_cache(mixer: str, tmp_path
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_text_model_of_one_that_sees_images(tied: bool, tmp_path: Path):
-    """Whether embeddings are tied is said at the top, not in `text_config`."""
+def test_the_text_model_of_a_model_that_sees_images(tied: bool, tmp_path: Path):
+    """The key for tied embeddings is at the top, not in `text_config`."""
     ours = disturbed(tiny_config(["attention", "gated_deltanet"], tie_embeddings=tied))
     theirs = native(FAMILIES["qwen3_5_text"], ours, tmp_path)
     text = json.loads((tmp_path / "config.json").read_text())
     assert text.pop("tie_word_embeddings") is tied
-    whole = {"model_type": "qwen3_5", "text_config": text, "tie_word_embeddings": tied}
-    (tmp_path / "config.json").write_text(json.dumps(whole))
+    outer = {"model_type": "qwen3_5", "text_config": text, "tie_word_embeddings": tied}
+    (tmp_path / "config.json").write_text(json.dumps(outer))
     weights = load_file(tmp_path / "model.safetensors")
     renamed = {name.replace("model.", "model.language_model.", 1): w for name, w in weights.items()}
     save_file(renamed | {"model.visual.proj.bias": torch.zeros(4)}, tmp_path / "model.safetensors", {"format": "pt"})
@@ -123,7 +123,7 @@ def test_the_text_model_of_one_that_sees_images(tied: bool, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("arguments", "message"),
     [
         ({"dtpye": "bfloat16"}, "does not know dtpye"),
         ({"quantization_config": {"load_in_8bit": True}}, "quantization_config: weights are loaded as they are"),
@@ -138,9 +138,9 @@ def test_the_text_model_of_one_that_sees_images(tied: bool, tmp_path: Path):
         ({"config": SleepPretrainedConfig(model={"vocab_size": 17}), "sleep": {"passes": 2}}, "does not know sleep"),
     ],
 )
-def test_what_is_not_understood_is_refused(folder: Path, given: dict[str, Any], message: str):
+def test_unknown_arguments_are_refused(folder: Path, arguments: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
-        SleepForCausalLM.from_pretrained(folder, **given)
+        SleepForCausalLM.from_pretrained(folder, **arguments)
 
 
 GENERATION = [b"", b"{", b"[]", b"\xff", b'{"eos_token_id": "a"}', b'{"max_new_tokens": -3}', b"[" * 100_000]
@@ -176,7 +176,7 @@ def test_values_of_a_wrong_kind_are_refused_before_a_tensor_is_read(
 
 @pytest.mark.parametrize("metadata", [None, 3, "absent"])
 def test_an_index_without_metadata_is_refused(folder: Path, tmp_path: Path, metadata: object):
-    """Transformers takes them for granted."""
+    """Transformers requires metadata."""
     place = tmp_path / "saved"
     SleepForCausalLM.from_pretrained(folder).save_pretrained(place, max_shard_size="4KB")
     path = place / "model.safetensors.index.json"

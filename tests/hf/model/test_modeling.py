@@ -1,4 +1,4 @@
-"""Law 6: the forward of `SleepForCausalLM`, with a cache and without, against the training loop."""
+"""Law 6: the forward of `SleepForCausalLM`, with and without a cache, equals the training loop."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_loss_and_gradients_are_those_of_training(when):
     model = sleeping(when=when)
     rows = texts([13, 10])
     batch = padded(rows)
-    labels = batch["input_ids"].clone()  # those of pads are passed over
+    labels = batch["input_ids"].clone()  # the labels of pads are ignored
     first = 9 if when == "unlabelled" else 0  # a token of the third window on
     for b, row in enumerate(rows):
         begin = labels.shape[1] - len(row)
@@ -94,7 +94,7 @@ def test_loss_and_gradients_are_those_of_training(when):
 
 
 @pytest.mark.parametrize("stack", ["all mixers", "sliding attention"])
-def test_in_pieces_with_a_cache(stack):
+def test_pieces_of_a_text_with_a_cache(stack):
     model = sleeping(STACKS[stack], eviction="sliding")
     (row,) = texts([15])
     expected = trained_logits(model.model, [row], settings_of(model))[0]
@@ -108,13 +108,13 @@ def test_in_pieces_with_a_cache(stack):
     assert cache.get_seq_length() == 15
 
 
-def test_only_what_is_kept_reaches_the_head():
+def test_only_the_last_features_reach_the_head():
     model, rows = sleeping(), texts([11, 6])
     with torch.no_grad():
-        whole = model(**padded(rows)).logits
+        logits = model(**padded(rows)).logits
         for cached in (True, False):
             few = model(**padded(rows), use_cache=cached, logits_to_keep=3).logits
-            torch.testing.assert_close(few, whole[:, -3:], **EXACT)
+            torch.testing.assert_close(few, logits[:, -3:], **EXACT)
 
 
 def test_passes_and_window_at_call_time():
@@ -128,13 +128,13 @@ def test_passes_and_window_at_call_time():
         torch.testing.assert_close(model(rows[0][None], window=4).logits[0], logits, **EXACT)
 
 
-def test_where_a_gradient_is_asked_for_there_is_one():
+def test_gradients_are_computed_where_torch_records_them():
     model = sleeping()
     out = model(texts([6])[0][None])
     assert out.past_key_values is None
     out.logits.sum().backward()
     assert model.model.blocks[0].mixer.q_proj.weight.grad is not None
-    out = model(texts([6])[0][None], use_cache=True)  # a cache has none, and does not pretend
+    out = model(texts([6])[0][None], use_cache=True)  # with a cache there is no gradient
     assert out.past_key_values is not None
     assert not out.logits.requires_grad
 
@@ -212,7 +212,7 @@ def test_a_file_without_a_weight_is_refused(tmp_path):
             SleepForCausalLM.from_pretrained(folder)
 
 
-def test_what_cannot_go_on_is_refused():
+def test_inputs_that_do_not_fit_are_refused():
     model = sleeping()
     ids = texts([6])[0][None]
     with pytest.raises(ConfigError, match="the cache is a DynamicCache"):
@@ -232,12 +232,12 @@ def test_what_cannot_go_on_is_refused():
             other(ids, past_key_values=cache)
     other, own = copy.deepcopy((model, cache))
     other(ids, past_key_values=own)
-    for asked in ({"output_hidden_states": True}, {"output_attentions": True}):
+    for outputs in ({"output_hidden_states": True}, {"output_attentions": True}):
         with pytest.raises(ConfigError, match="the model gives logits only"):
-            model(ids, **asked)
-        asking = sleeping()
-        asking.config.output_hidden_states = True
+            model(ids, **outputs)
+        other_model = sleeping()
+        other_model.config.output_hidden_states = True
         with pytest.raises(ConfigError, match="the model gives logits only"):
-            asking(ids)
+            other_model(ids)
     with pytest.raises(ConfigError, match=r"model.vocab_size must be set"):
         SleepForCausalLM(SleepPretrainedConfig())

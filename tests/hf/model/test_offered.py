@@ -1,4 +1,4 @@
-"""All that transformers offers for generation: served as its own class serves it, or refused with a way out."""
+"""Every option of transformers for generation works as in its own class, or is refused with a way out."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tests.hf.sleeping import padded, sleeping
 from tests.models import VOCABULARY
 from tests.sleep.trained import texts
 
-EOS, NEVER = 4, 12  # an id that answers hold, and one that they do not
+EOS, NEVER = 4, 12  # an id that answers hold, and one that they do not hold
 GREEDY: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
 SAMPLED = GREEDY | {"do_sample": True, "top_k": 0}
 ENDING = GREEDY | {"eos_token_id": EOS}
 BEAMS = ENDING | {"num_beams": 3}
 RECORDED = GREEDY | {"return_dict_in_generate": True}
 
-# Setting: options without it, and it.
+# {setting: (options without it, the setting)}.
 SERVED: dict[str, tuple[dict[str, Any], Any]] = {
     "max_length": (GREEDY | {"max_new_tokens": None}, 13),
     "max_new_tokens": (GREEDY, 5),
@@ -72,7 +72,7 @@ SERVED: dict[str, tuple[dict[str, Any], Any]] = {
     "return_dict_in_generate": (GREEDY, True),
     "eos_token_id": (GREEDY, [EOS, 1]),
 }
-# What is seen only beside other things, each by a test of its own or by those named.
+# Settings that have an effect only together with others. Each has a test of its own, or the tests named here.
 ELSEWHERE = {
     "stop_strings": "test_stop_strings",
     "use_cache": "all cases",
@@ -93,7 +93,7 @@ REFUSED_VALUES: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> tuple[Any, SleepForCausalLM]:
-    """Transformers' own class and ours, of the same weights: equal as long as a text is shorter than a window."""
+    """Transformers' own class and ours with the same weights. They are equal while a text is shorter than a window."""
     folder = tmp_path_factory.mktemp("pair")
     name, config = MODELS["qwen3_5_text-transformer"]
     theirs = native(FAMILIES[name], disturbed(config, amount=0.3), folder)
@@ -109,7 +109,7 @@ def letters() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="a")
 
 
-def said(model: Any, options: dict[str, Any], batch: dict[str, torch.Tensor] | None = None) -> Any:
+def generate(model: Any, options: dict[str, Any], batch: dict[str, torch.Tensor] | None = None) -> Any:
     torch.manual_seed(1)
     return model.generate(**(padded(texts([9, 5])) if batch is None else batch), **options)
 
@@ -125,15 +125,15 @@ def assert_same(found: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_what_is_served_is_as_of_transformers_own_class(pair, name):
+def test_served_options_give_the_results_of_transformers(pair, name):
     theirs, ours = pair
     base, value = SERVED[name]
     options = base | {name: value}
-    expected = said(theirs, options)
-    assert_same(said(ours, options), expected)
-    assert_same(said(ours, options | {"use_cache": False}), expected)
+    expected = generate(theirs, options)
+    assert_same(generate(ours, options), expected)
+    assert_same(generate(ours, options | {"use_cache": False}), expected)
     with pytest.raises((AssertionError, TypeError, ValueError)):
-        assert_same(said(theirs, base), expected)
+        assert_same(generate(theirs, base), expected)
 
 
 def test_every_setting_is_served_or_refused():
@@ -144,18 +144,18 @@ def test_every_setting_is_served_or_refused():
 
 def test_a_setting_of_a_newer_transformers_is_refused(monkeypatch):
     monkeypatch.setattr(offered, "UNKNOWN", frozenset(["top_k"]))
-    said(sleeping(), GREEDY)
+    generate(sleeping(), GREEDY)
     with pytest.raises(ConfigError, match="top_k: a setting of a newer transformers"):
-        said(sleeping(), GREEDY | {"top_k": 5})
+        generate(sleeping(), GREEDY | {"top_k": 5})
 
 
 @pytest.mark.parametrize("name", [*offered.REFUSED, *offered.REFUSED_ARGUMENTS])
-def test_what_is_refused_says_its_name_and_the_way_out(name):
+def test_a_refusal_names_the_option_and_the_way_out(name):
     value = REFUSED_VALUES.get(name, 1 if name.startswith(("num", "max", "assistant_l", "target")) else True)
     with pytest.raises(ConfigError, match=rf"^{name}: .*(leave it out|instead|take|give)"):
-        said(sleeping(), GREEDY | {name: value})
+        generate(sleeping(), GREEDY | {name: value})
     if name not in offered.REFUSED_ARGUMENTS:
-        said(sleeping(), GREEDY | {name: None, "max_new_tokens": 1})
+        generate(sleeping(), GREEDY | {name: None, "max_new_tokens": 1})
 
 
 def test_other_arguments_of_forward():
@@ -171,43 +171,43 @@ def test_other_arguments_of_forward():
 
 def test_stop_strings(pair, letters):
     theirs, ours = pair
-    free = said(ours, GREEDY)
+    free = generate(ours, GREEDY)
     options = GREEDY | {"eos_token_id": NEVER, "tokenizer": letters}
     strings = [letters.decode(row[11:13]) for row in free]
     for more in ({"stop_strings": strings}, {"stop_strings": strings[0], "num_beams": 2}):
-        expected = said(theirs, options | more)
-        assert_same(said(ours, options | more), expected)
-        assert_same(said(ours, options | more | {"use_cache": False}), expected)
-        without = said(theirs, options | more | {"stop_strings": None})
+        expected = generate(theirs, options | more)
+        assert_same(generate(ours, options | more), expected)
+        assert_same(generate(ours, options | more | {"use_cache": False}), expected)
+        without = generate(theirs, options | more | {"stop_strings": None})
         assert expected.shape != without.shape or not torch.equal(expected, without)
     for one in (theirs, ours):
         one.generation_config.stop_strings = strings
     try:
-        assert_same(said(ours, options), said(theirs, options))
+        assert_same(generate(ours, options), generate(theirs, options))
         config = GenerationConfig(**GREEDY, eos_token_id=NEVER, stop_strings=strings[:1])
-        given = {"generation_config": config, "tokenizer": letters}
-        assert_same(said(ours, given), said(theirs, given))
+        options_of_config = {"generation_config": config, "tokenizer": letters}
+        assert_same(generate(ours, options_of_config), generate(theirs, options_of_config))
     finally:
         for one in (theirs, ours):
             one.generation_config.stop_strings = None
     with pytest.raises(ConfigError, match=r"stop_strings are found with the tokenizer; give it"):
-        said(ours, GREEDY | {"stop_strings": strings})
+        generate(ours, GREEDY | {"stop_strings": strings})
 
 
-def test_a_row_that_a_string_has_ended_reads_no_pads(letters):
-    """Seen in the next turn of a conversation, in which each row answers as if it were alone."""
+def test_a_row_that_a_stop_string_has_ended_reads_no_pads(letters):
+    """The next turn of a conversation shows it: each row answers as if it were alone."""
     model, documents, question = sleeping(), texts([9, 9]), torch.stack(texts([4, 4], seed=1))
     options = GREEDY | {"eos_token_id": NEVER, "tokenizer": letters, "pad_token_id": 17}  # an id of no prompt
     memory = model.read(torch.stack(documents))
-    end = letters.decode(said(model, options | {"cache": memory.copy()}, {"input_ids": question})[0, 5:7])
-    found = said(model, options | {"stop_strings": end, "cache": memory}, {"input_ids": question})
-    after = said(model, options | {"cache": memory}, {"input_ids": question})
+    end = letters.decode(generate(model, options | {"cache": memory.copy()}, {"input_ids": question})[0, 5:7])
+    found = generate(model, options | {"stop_strings": end, "cache": memory}, {"input_ids": question})
+    after = generate(model, options | {"cache": memory}, {"input_ids": question})
     lengths = [(letters.decode(row) + end).index(end) + len(end) for row in found[:, 4:]]
     assert lengths[0] == 3
     assert lengths[1] > 8, "one row ends before the other"
     for b, length in enumerate((3, 8)):
         text = torch.cat([documents[b], question[b], found[b, 4 : 4 + length], question[b]])
-        alone = said(model, options | {"use_cache": False}, {"input_ids": text[None]})[0, len(text) :]
+        alone = generate(model, options | {"use_cache": False}, {"input_ids": text[None]})[0, len(text) :]
         assert torch.equal(alone, after[b, 4 : 4 + len(alone)])
 
 
@@ -227,25 +227,25 @@ def test_values_that_are_no_numbers(pair):
             return scores.index_fill(1, torch.tensor([4]), float("nan"))
 
     options = GREEDY | {"logits_processor": [Broken()], "remove_invalid_values": True}
-    assert_same(said(pair[1], options), said(pair[0], options))
+    assert_same(generate(pair[1], options), generate(pair[0], options))
 
 
 @pytest.mark.parametrize("more", [{}, {"negative_prompt_attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]])}])
 def test_a_negative_prompt(pair, more):
     options = GREEDY | {"guidance_scale": 3.0, "negative_prompt_ids": torch.tensor([[4, 5, 6], [7, 8, 9]])} | more
-    expected = said(pair[0], options)
-    assert_same(said(pair[1], options), expected)
-    assert_same(said(pair[1], options | {"use_cache": False}), expected)
+    expected = generate(pair[0], options)
+    assert_same(generate(pair[1], options), expected)
+    assert_same(generate(pair[1], options | {"use_cache": False}), expected)
     with pytest.raises(ConfigError, match="negative_prompt_ids do nothing without guidance_scale"):
-        said(pair[1], GREEDY | {"negative_prompt_ids": torch.tensor([[4], [5]])})
+        generate(pair[1], GREEDY | {"negative_prompt_ids": torch.tensor([[4], [5]])})
 
 
 def test_guidance_with_sleep_is_that_of_two_texts():
-    """The other text is read window by window, too."""
+    """The model reads the other text window by window, too."""
     model, (row,) = sleeping(), texts([9])
     other = texts([7], seed=1)[0]
     options = GREEDY | {"pad_token_id": 17, "guidance_scale": 2.0, "negative_prompt_ids": other[None]}
-    found = said(model, options, {"input_ids": row[None]})
+    found = generate(model, options, {"input_ids": row[None]})
     for at in range(9, found.shape[1]):
         with torch.no_grad():
             pair = [torch.cat([start, found[0, 9:at]])[None] for start in (row, other)]
@@ -253,7 +253,7 @@ def test_guidance_with_sleep_is_that_of_two_texts():
         assert (2 * yes - no).argmax() == found[0, at]
 
 
-def test_functions_that_are_given(pair):
+def test_functions_as_arguments(pair):
     class Shifted(LogitsProcessor):
         def __call__(self, input_ids, scores):  # type: ignore[no-untyped-def]
             return scores.roll(1, dims=-1)
@@ -270,11 +270,11 @@ def test_functions_that_are_given(pair):
         {"stopping_criteria": [Long()]},
         {"prefix_allowed_tokens_fn": allowed},
     ):
-        assert_same(said(pair[1], GREEDY | more), said(pair[0], GREEDY | more))
+        assert_same(generate(pair[1], GREEDY | more), generate(pair[0], GREEDY | more))
 
 
-def test_a_loop_of_ones_own():
-    """As transformers documents it: the loop prepares its inputs by the model's method."""
+def test_a_loop_of_the_caller():
+    """The loop prepares its inputs by the model's method, as transformers documents it."""
 
     def loop(model, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):  # type: ignore[no-untyped-def]
         first = True
@@ -289,9 +289,9 @@ def test_a_loop_of_ones_own():
         return input_ids
 
     model, batch = sleeping(), {"input_ids": torch.stack(texts([9, 9]))}
-    assert torch.equal(said(model, GREEDY | {"custom_generate": loop}, batch), said(model, GREEDY, batch))
+    assert torch.equal(generate(model, GREEDY | {"custom_generate": loop}, batch), generate(model, GREEDY, batch))
     with pytest.raises(ConfigError, match="custom_generate names a folder or a hub's: give a function"):
-        said(model, GREEDY | {"custom_generate": "somebody/something"})
+        generate(model, GREEDY | {"custom_generate": "somebody/something"})
 
 
 def test_scores_of_transitions(pair):
@@ -299,7 +299,7 @@ def test_scores_of_transitions(pair):
     for model_options in (options, options | {"num_beams": 2}):
         found = []
         for model in pair:
-            out = said(model, model_options)
+            out = generate(model, model_options)
             indices = getattr(out, "beam_indices", None)
             found.append(model.compute_transition_scores(out.sequences, out.scores, indices, normalize_logits=True))
         torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
@@ -312,18 +312,18 @@ def test_a_watermark_is_found(pair):
     batch = {"input_ids": texts([9])[0][None]}
     scores = []
     for marks in (settings, None):
-        ids = said(pair[1], SAMPLED | {"watermarking_config": marks, "max_new_tokens": 40}, batch)
+        ids = generate(pair[1], SAMPLED | {"watermarking_config": marks, "max_new_tokens": 40}, batch)
         scores.append(detector(ids[:, 9:], return_dict=True).z_score[0])
     assert scores[0] > 3 > scores[1]
 
 
 @pytest.mark.parametrize("name", offered.REFUSED_LOADING)
-def test_what_from_pretrained_would_not_follow_is_refused(name, tmp_path):
+def test_settings_that_from_pretrained_would_not_follow_are_refused(name, tmp_path):
     with pytest.raises(ConfigError, match=f"^{name}: "):
         SleepForCausalLM.from_pretrained(tmp_path, **{name: "auto"})
 
 
-# Methods by what becomes of them. Those of loading and sharding over processes are transformers' own machinery.
+# Methods by group. MACHINERY: the methods for loading and for sharding over processes.
 AS_THEY_ARE = set(
     """
     add_model_tags base_model base_model_prefix can_generate can_record_outputs config_class device dtype dummy_inputs
@@ -379,18 +379,18 @@ def test_one_attention_and_one_device(way, tmp_path):
             transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
 
 
-def test_the_trainer_hands_no_count_of_items_over():
+def test_the_trainer_passes_no_count_of_items():
     assert SleepForCausalLM.accepts_loss_kwargs is False
     assert any(p.kind is p.VAR_KEYWORD for p in inspect.signature(SleepForCausalLM.forward).parameters.values())
 
 
-def test_the_documentation_lists_all_of_it():
+def test_the_documentation_lists_every_option():
     page = Path(__file__).parents[3].joinpath("docs", "generation.md").read_text()
     tables = page.split("## What of transformers is served")[1].split("\n## ")[0]
-    listed = set(re.findall(r"`(\w+)`", tables))
+    documented = set(re.findall(r"`(\w+)`", tables))
     needed = set(offered.SERVED) | offered.WITHOUT_EFFECT | set(offered.REFUSED) | set(offered.REFUSED_ARGUMENTS)
     needed |= set(offered.REFUSED_LOADING) | set(REFUSED_METHODS)
-    assert needed - listed == set()
+    assert needed - documented == set()
 
 
 def test_the_pipeline_for_text(letters):

@@ -1,4 +1,4 @@
-"""Methods that would do nothing or something wrong here."""
+"""Methods that would do nothing, or something wrong."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_methods_that_are_refused(name):
         getattr(sleeping(), name)(*arguments.get(name, ()))
 
 
-def test_what_changes_nothing_is_no_mistake():
+def test_calls_without_effect_are_allowed():
     model = sleeping()
     assert model.resize_token_embeddings() is model.resize_token_embeddings(VOCABULARY) is model.model.embedding
     model.set_attn_implementation("sdpa")

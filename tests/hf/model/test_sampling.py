@@ -1,4 +1,4 @@
-"""Token by token: rows that end, and what is read of them."""
+"""Token by token: rows that end, and the tokens that are read of them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from transformers import StoppingCriteria
 from tests.hf.sleeping import padded, sleeping
 from tests.sleep.trained import texts
 
-EOS = 3  # greedy answers of these models hold it; rows that have ended are padded with it
+EOS = 3  # greedy answers of these models hold this id; rows that have ended are padded with it
 NEW = 9
 OPTIONS = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": EOS, "eos_token_id": EOS}
 
 
-def said(ids: torch.Tensor) -> torch.Tensor:
+def up_to_end(ids: torch.Tensor) -> torch.Tensor:
     """bool: True up to the first EOS of each row."""
     ends = (ids == EOS).long()
     return ends.cumsum(1) - ends == 0
 
 
-def test_rows_that_a_criterion_ends_go_on_where_no_id_ends_a_text():
+def test_rows_that_a_criterion_ends_go_on_without_an_eos_id():
     class FirstRow(StoppingCriteria):
         def __call__(self, input_ids, scores, **_):  # type: ignore[no-untyped-def]
             return torch.tensor([True, input_ids.shape[1] > 12])
@@ -49,4 +49,4 @@ def test_sampling_with_rows_that_end():
         torch.manual_seed(1)
         found.append(model.generate(**batch, **options, use_cache=use_cache))
     assert torch.equal(*found)
-    assert not said(found[0][:, 9:]).all()
+    assert not up_to_end(found[0][:, 9:]).all()

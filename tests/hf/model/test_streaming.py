@@ -1,4 +1,4 @@
-"""Text that is printed while it is generated."""
+"""Text is printed while the model generates it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_characters_are_written_whole():
     assert out.getvalue() == "xé→\n"
 
 
-def test_a_terminal_does_not_obey_the_model(monkeypatch: pytest.MonkeyPatch):
-    """What goes to a file or a program is as the model writes it."""
+def test_control_sequences_of_the_model_are_escaped_for_a_terminal(monkeypatch: pytest.MonkeyPatch):
+    """Text that goes to a file or a program is unchanged."""
 
     class Tokens:
         def encode(self, text: str) -> list[int]:

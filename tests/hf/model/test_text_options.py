@@ -1,4 +1,4 @@
-"""Which ids end a text and which are never drawn."""
+"""The ids that end a text, and those that are never drawn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sleeptrain.hf.model.text_options import OnlyText, end_ids
     ("generation", "config", "expected"),
     [(None, None, [2]), (3, None, [2, 3]), ([2, 9, 7], 5, [2, 7, 9]), (None, 5, [2, 5]), (None, [6, 5], [2, 5, 6])],
 )
-def test_all_that_a_folder_names_ends_a_text(generation, config, expected):
+def test_every_eos_of_a_folder_ends_a_text(generation, config, expected):
     settings = SimpleNamespace(**({} if config is None else {"eos_token_id": config}))
     model = SimpleNamespace(generation_config=GenerationConfig(eos_token_id=generation), config=settings)
     assert end_ids(model, SimpleNamespace(eos_id=2)) == expected  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Small models of the published code, of random weights."""
+"""Small models of the published code, with random weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ REFERENCES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def reference(model_type: str) -> tuple[Published, dict[str, Any]]:
-    """A small model of random weights, all of which count, and its settings."""
+    """A small model, in which every random weight has an effect, and its settings."""
     torch.manual_seed(0)
     published, small = REFERENCES[model_type]
     theirs = PUBLISHED[model_type](published | small)
@@ -61,7 +61,7 @@ def once(theirs: Published, tokens_BT: torch.Tensor) -> torch.Tensor:
 
 
 def folder_of(model_type: str, folder: Path, **changes: torch.Tensor | None) -> Published:
-    """The files of a small model; changes: tensors that are other ones, or None where they are missing."""
+    """Writes the files of a small model. changes: other tensors by name, None for a missing one."""
     theirs, settings = reference(model_type)
     weights = {**theirs.state_dict(), **changes}
     folder.mkdir()

@@ -27,7 +27,7 @@ def test_jet_nemotron_has_the_same_gradients():
     (ours.logits(x) * direction).sum().backward()
     (once(theirs, tokens) * direction).sum().backward()
     found = {name: p.grad for name, p in ours.named_parameters()}
-    wanted = {name: p.grad for name, p in theirs.named_parameters()}
+    expected = {name: p.grad for name, p in theirs.named_parameters()}
     for name, gradient in family_of("jet_nemotron").to_theirs(ours.config, found.__getitem__):
-        error = (gradient - wanted[name]).norm() / wanted[name].norm()
+        error = (gradient - expected[name]).norm() / expected[name].norm()
         assert error < 1e-3, f"{name}: relative error {error:.1e}"

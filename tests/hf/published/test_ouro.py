@@ -10,7 +10,7 @@ from tests.sleep.oracle import causal_layout
 
 @torch.no_grad()
 def test_ouros_loops_are_passes():
-    """Without a memory, N passes over one window are N of its loops; each of them could predict."""
+    """Without a memory, N passes over one window are N loops of Ouro, and the logits after each are the same."""
     theirs, ours = (model.double() for model in imported("ouro"))
     tokens = torch.randint(17, (2, 30))
     x, y = ours.embed(tokens), theirs.embed(tokens)

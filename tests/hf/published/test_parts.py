@@ -1,4 +1,4 @@
-"""The parts of the published code: norms, attention that looks back only, and a head of its own or none."""
+"""The parts of the published code: norms, causal attention, and a head that is tied or not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SETTINGS = REFERENCES["ouro"][0] | REFERENCES["ouro"][1] | {"num_key_value_heads
 
 
 @torch.no_grad()
-def test_a_norm_makes_rows_of_one_size_and_multiplies() -> None:
+def test_a_norm_scales_rows_to_one_size_and_multiplies() -> None:
     norm, x = Norm(8, 0.0), torch.randn(3, 8) * 100
     torch.testing.assert_close(norm(x).square().mean(-1), torch.ones(3))
     norm.weight.fill_(2.0)
@@ -24,18 +24,18 @@ def test_a_norm_makes_rows_of_one_size_and_multiplies() -> None:
 @torch.no_grad()
 def test_a_token_attends_to_itself_and_those_before_it(reach: int | None, seen: list[int]) -> None:
     attention, x = Attention(SETTINGS, bias=True, reach=reach), torch.randn(1, 7, 48)
-    whole = attention(x)[0, 5]
+    before = attention(x)[0, 5]
     changed = []
     for at in range(7):
         other = x.clone()
         other[0, at] += 1
-        if not torch.equal(attention(other)[0, 5], whole):
+        if not torch.equal(attention(other)[0, 5], before):
             changed.append(at)
     assert changed == seen
 
 
 @torch.no_grad()
-def test_positions_turn_by_their_distance_alone() -> None:
+def test_scores_depend_on_the_distance_of_positions_alone() -> None:
     attention = Attention(SETTINGS, bias=False)
     q, k = torch.randn(2, attention.width, dtype=torch.float64)
     places = torch.zeros(1, 9, 1, attention.width, dtype=torch.float64)
@@ -65,7 +65,7 @@ def test_a_tied_head_is_the_embeddings() -> None:
     assert own.empty_memory() == [None] * 3
 
 
-def test_pairs_turn_slower_and_slower() -> None:
+def test_each_pair_turns_slower_than_the_one_before() -> None:
     attention = Attention(SETTINGS | {"head_dim": 8, "rope_theta": 10_000.0}, bias=False)
     ones = torch.cat([torch.ones(1, 2, 1, 4), torch.zeros(1, 2, 1, 4)], dim=-1).double()
     turned = attention.rotated(ones)[0, 1, 0]

@@ -25,7 +25,7 @@ NAME = "linear_attention"
 
 @dataclass
 class LinearAttentionConfig:
-    """S is [num_heads, head_k_dim, head_v_dim] a row."""
+    """S is [num_heads, head_k_dim, head_v_dim] for each row."""
 
     num_heads: int = setting(2, "heads", at_least=1)
     head_k_dim: int = setting(8, "width of keys", at_least=1)

@@ -25,7 +25,7 @@ def test_equals_its_definition_token_by_token(negative: bool) -> None:
     model.init_weights(0)
     m, x = model.blocks[0].mixer, torch.randn(1, 11, 16, dtype=torch.float64)
     S, tail = torch.randn(1, 4, 8, 6, dtype=torch.float64), torch.randn(1, 3, 56, dtype=torch.float64)
-    found, left = m(x, Recurrent(S, tail), causal_layout(11), Boundary(carry_conv=True))
+    found, state_after = m(x, Recurrent(S, tail), causal_layout(11), Boundary(carry_conv=True))
     state, taps, strongest = S[0], list(tail[0]), 2.0 if negative else 1.0
     for t, token in enumerate(x[0]):
         taps = [*taps, m.in_proj_qkv.weight @ token][-4:]
@@ -40,13 +40,13 @@ def test_equals_its_definition_token_by_token(negative: bool) -> None:
         o = F.rms_norm(torch.einsum("hk,hkv->hv", q, state) * 8**-0.5, (6,), m.norm.weight, config.norm_eps)
         o = o * F.silu((m.in_proj_z.weight @ token).view(4, 6))
         torch.testing.assert_close(found[0, t], m.out_proj.weight @ o.flatten())
-    torch.testing.assert_close(left.S_BHKV[0], state)
-    torch.testing.assert_close(left.conv_BWD[0], torch.stack(taps[1:]))
+    torch.testing.assert_close(state_after.S_BHKV[0], state)
+    torch.testing.assert_close(state_after.conv_BWD[0], torch.stack(taps[1:]))
 
 
 def test_the_convolution_restarts_unless_it_is_carried() -> None:
     m, x = tiny_model(["gated_deltanet"]).blocks[0].mixer, torch.randn(1, 5, 16, dtype=torch.float64)
     S, tail = torch.zeros(1, 4, 8, 6, dtype=torch.float64), torch.randn(1, 3, 56, dtype=torch.float64)
-    restarted, left = m(x, Recurrent(S, tail), causal_layout(5), HARD)
-    assert torch.equal(restarted, m(x, None, causal_layout(5), HARD)[0]) and left.conv_BWD is tail
+    restarted, state_after = m(x, Recurrent(S, tail), causal_layout(5), HARD)
+    assert torch.equal(restarted, m(x, None, causal_layout(5), HARD)[0]) and state_after.conv_BWD is tail
     assert not torch.equal(m(x, Recurrent(S, tail), causal_layout(5), Boundary(carry_conv=True))[0], restarted)

@@ -13,7 +13,7 @@ from tests.sleep.oracle import causal_layout
 
 
 def jet_by_tokens(m: Jet, x_TD: torch.Tensor, S: torch.Tensor, taps: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Outputs [T, D] of one row and the state behind its last token, from the state and the last values before it."""
+    """Outputs [T, D] of one row and the state after its last token, from the state and the last values before it."""
     c, outputs = m.config, []
     H, K, V, W = c.num_heads, c.head_k_dim, c.head_v_dim, c.conv_size
     for x in x_TD:
@@ -40,13 +40,13 @@ def test_equals_its_definition_token_by_token():
         torch.randn(s, dtype=torch.float64, requires_grad=True)
         for s in ((1, 37, 16), (1, c.num_heads, c.head_k_dim, c.head_v_dim), (1, 3, c.num_heads * c.head_v_dim))
     )
-    found, left = mixer(x, Recurrent(S, tail), causal_layout(37), Boundary(carry_conv=True))
+    found, state_after = mixer(x, Recurrent(S, tail), causal_layout(37), Boundary(carry_conv=True))
     expected, last = jet_by_tokens(mixer, x[0], S[0], list(tail[0]))
     torch.testing.assert_close(found[0], expected)
-    torch.testing.assert_close(left.S_BHKV[0], last)
+    torch.testing.assert_close(state_after.S_BHKV[0], last)
     inputs = [x, S, tail, *mixer.parameters()]
     direction, towards = torch.randn_like(expected), torch.randn_like(last)
-    ours = torch.autograd.grad((found[0] * direction).sum() + (left.S_BHKV[0] * towards).sum(), inputs)
+    ours = torch.autograd.grad((found[0] * direction).sum() + (state_after.S_BHKV[0] * towards).sum(), inputs)
     theirs = torch.autograd.grad((expected * direction).sum() + (last * towards).sum(), inputs)
     for a, b in zip(ours, theirs, strict=True):
         assert b.abs().max() > 1e-6
@@ -60,8 +60,8 @@ def test_the_convolution_restarts_unless_it_is_carried():
     first, _ = mixer(x, None, causal_layout(5), Boundary())
     tail = torch.randn(1, 3, 40, dtype=torch.float64)
     S = torch.zeros(1, 4, 6, 10, dtype=torch.float64)
-    restarted, left = mixer(x, Recurrent(S, tail), causal_layout(5), Boundary())
-    assert torch.equal(restarted, first) and left.conv_BWD is tail
+    restarted, state_after = mixer(x, Recurrent(S, tail), causal_layout(5), Boundary())
+    assert torch.equal(restarted, first) and state_after.conv_BWD is tail
     assert not torch.equal(mixer(x, Recurrent(S, tail), causal_layout(5), Boundary(carry_conv=True))[0], first)
 
 

@@ -18,7 +18,7 @@ def test_equals_its_definition_token_by_token() -> None:
     torch.manual_seed(0)
     m, x = tiny_model(["mamba2"]).blocks[0].mixer, torch.randn(1, 11, 16, dtype=torch.float64)
     S, tail = torch.randn(1, 4, 6, 8, dtype=torch.float64), torch.randn(1, 3, 56, dtype=torch.float64)
-    found, left = m(x, Recurrent(S, tail), causal_layout(11), Boundary(carry_conv=True))
+    found, state_after = m(x, Recurrent(S, tail), causal_layout(11), Boundary(carry_conv=True))
     state, taps = S[0], list(tail[0])
     for t, token in enumerate(x[0]):
         z, mixed, dt = (m.in_proj.weight @ token).split([32, 56, 4])
@@ -31,13 +31,13 @@ def test_equals_its_definition_token_by_token() -> None:
         y = (torch.einsum("hk,hkv->hv", C, state) + m.D[:, None] * v).flatten()
         y = F.rms_norm(y * F.silu(z), (32,), m.norm.weight, 1e-6)
         torch.testing.assert_close(found[0, t], m.out_proj.weight @ y)
-    torch.testing.assert_close(left.S_BHKV[0], state)
-    torch.testing.assert_close(left.conv_BWD[0], torch.stack(taps[1:]))
+    torch.testing.assert_close(state_after.S_BHKV[0], state)
+    torch.testing.assert_close(state_after.conv_BWD[0], torch.stack(taps[1:]))
 
 
 def test_the_convolution_restarts_unless_it_is_carried() -> None:
     m, x = tiny_model(["mamba2"]).blocks[0].mixer, torch.randn(1, 5, 16, dtype=torch.float64)
     S, tail = torch.zeros(1, 4, 6, 8, dtype=torch.float64), torch.randn(1, 3, 56, dtype=torch.float64)
-    restarted, left = m(x, Recurrent(S, tail), causal_layout(5), HARD)
-    assert torch.equal(restarted, m(x, None, causal_layout(5), HARD)[0]) and left.conv_BWD is tail
+    restarted, state_after = m(x, Recurrent(S, tail), causal_layout(5), HARD)
+    assert torch.equal(restarted, m(x, None, causal_layout(5), HARD)[0]) and state_after.conv_BWD is tail
     assert not torch.equal(m(x, Recurrent(S, tail), causal_layout(5), Boundary(carry_conv=True))[0], restarted)

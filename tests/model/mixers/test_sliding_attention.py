@@ -21,7 +21,7 @@ def test_the_spec_knows_the_reach() -> None:
 
 @pytest.mark.parametrize("sliding", [None, 4, 6])
 def test_a_sliding_layer_sees_the_last_tokens_only(sliding):
-    """Windows of 6 tokens, a reach of 3 that lies inside them, or across them where eviction slides."""
+    """Windows of 6 tokens; a reach of 3 stays inside a window, or crosses its start where eviction slides."""
     config = tiny_config(["sliding_attention"])
     config.attention.sliding_window = 3
     model = Hybrid(config).double()
@@ -29,13 +29,13 @@ def test_a_sliding_layer_sees_the_last_tokens_only(sliding):
     mixer, boundary = model.blocks[0].mixer, Boundary(sliding_window=sliding)
     x = torch.cat([features(6), features(6).flip(1)], dim=1).requires_grad_()
     _, state = mixer(x[:, :6], None, causal_layout(6), boundary)
-    y, left = mixer(x[:, 6:], state, causal_layout(6), boundary)
+    y, retained = mixer(x[:, 6:], state, causal_layout(6), boundary)
     for t in range(6):
         (gradient,) = torch.autograd.grad(y[0, t].sum(), x, retain_graph=True)
         seen = gradient[0].abs().sum(-1) > 0
         first = max(6 + t - 2, 6 if sliding is None else 0)
         assert seen.nonzero().flatten().tolist() == list(range(first, 6 + t + 1))
-    assert left is None if sliding is None else left.k_BLGD.shape[1] == 3
+    assert retained is None if sliding is None else retained.k_BLGD.shape[1] == 3
 
 
 def test_a_reach_beyond_the_window_is_full_attention():

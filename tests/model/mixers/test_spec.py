@@ -23,7 +23,7 @@ def test_weights_are_drawn_by_seed_and_name() -> None:
     assert even.abs().max() <= 0.25 and even.std().item() == pytest.approx(0.25 / 3**0.5, rel=0.05)
 
 
-def test_both_decay_parameters_come_of_one_draw() -> None:
+def test_one_draw_gives_both_decay_parameters() -> None:
     drawn = random_decay((9,), parameter_generator(0, "blocks.0.mixer.A_log"))
     for name in ("A_log", "dt_bias"):
         assert torch.equal(Draw(f"blocks.0.mixer.{name}", (9,), 0).decay(), drawn[name])
@@ -47,7 +47,7 @@ def test_rows_one_below_the_other() -> None:
     assert consecutive_rows(2, 3, 1) == (slice(0, 2), slice(2, 5), slice(5, 6))
 
 
-def test_what_ranks_do_not_divide_is_named() -> None:
+def test_a_size_that_ranks_do_not_divide_is_named() -> None:
     assert list(uneven("jet", {"num_heads": 4, "kernel_dim": 6}, 4)) == ["model.jet.kernel_dim (6)"]
     assert list(uneven("jet", {"num_heads": 4}, 2)) == []
 
@@ -71,7 +71,7 @@ def test_what_crosses_a_boundary() -> None:
     assert spec.carried_bytes(2, 5, carry_conv=True) == 4 * (4 * 6 * 8 + 3 * (32 + 12 + 12))
 
 
-def test_how_a_parameter_begins_must_be_said() -> None:
+def test_a_parameter_without_an_initialisation_is_refused() -> None:
     spec = mixer_spec(tiny_config(["jet"]), "jet")
     with pytest.raises(ConfigError, match=r"model\.layers: the spec of mixer 'jet' gives no .* feature_map \[3, 5\]"):
         spec.initial_weight("feature_map", Draw("blocks.0.mixer.feature_map", (3, 5), 0))

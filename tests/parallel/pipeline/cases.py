@@ -11,7 +11,7 @@ LENGTH = 4  # tokens of a window
 
 
 def plan(windows: int, passes: int, feedback: str = "features", goes_on: bool = False) -> list[Round]:
-    """One row of `windows` windows with targets, each of which sleeps but the last (`goes_on`: that one too)."""
+    """One row of `windows` windows with targets; all sleep but the last (with `goes_on`, the last too)."""
     read_later = [True] * (windows - 1) + [goes_on]
     facts = [WindowFacts(i * LENGTH, (i + 1) * LENGTH, (True,), (read_later[i],)) for i in range(windows)]
     return plan_rounds(facts, passes, "every", feedback)
@@ -38,7 +38,7 @@ def any_stages(draw: st.DrawFn) -> PipelineStages:
 
 @st.composite
 def any_plans(draw: st.DrawFn) -> list[list[Round]]:
-    """1 to 6 sequences of one step: equal N, policy and feedback, but rows with targets and documents of their own."""
+    """1 to 6 sequences of one step: N, policy and feedback are equal, targets and documents differ by row."""
     passes = draw(st.integers(1, 4))
     when, feedback = draw(st.sampled_from(["every", "unlabelled"])), draw(st.sampled_from(["features", "none"]))
     num_rows = draw(st.integers(1, 2))

@@ -18,16 +18,16 @@ from tests.parallel.pipeline.cases import even_stages, plan
 
 
 @pytest.mark.parametrize("blocking", [False, True])
-def test_backwards_and_gradients_are_left_out_and_the_rest_keeps_its_order(blocking: bool) -> None:
+def test_backwards_and_gradients_are_omitted_and_the_rest_keeps_its_order(blocking: bool) -> None:
     made = schedule([plan(3, 2)] * 4, even_stages(3))
-    left = forwards_of(made)
-    for before, after in zip(made.ranks, left.ranks, strict=True):
+    forwards = forwards_of(made)
+    for before, after in zip(made.ranks, forwards.ranks, strict=True):
         assert not any(isinstance(action, Backward) for action in after)
         assert all(a.message.kind is Kind.FEATURES for a in after if isinstance(a, Send | Receive))
         assert [a for a in after if isinstance(a, Forward)] == [a for a in before if isinstance(a, Forward)]
         kept = set(after)
         assert [action for action in before if action in kept] == list(after)
-    simulation = simulate(left, blocking_receives=blocking, rendezvous_sends=blocking)
+    simulation = simulate(forwards, blocking_receives=blocking, rendezvous_sends=blocking)
     assert len(simulation.spans) == 3 * 4 * len(plan(3, 2)), "no rank waits for what is left out"
 
 

@@ -1,4 +1,4 @@
-"""The pipeline is held to one process: losses, every gradient, and the memory that a step leaves."""
+"""The pipeline equals one process: losses, every gradient, and the memory after a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features and their gradients between rounds and stages: what one rank passes on, exactly one other reads."""
+"""Features and their gradients between rounds and stages: exactly one other rank reads each message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.parallel.pipeline.cases import any_plans, any_stages, even_stages, pl
 
 
 def messages(made: Schedule, rank: int, incoming: bool) -> Counter[Message]:
-    """What the rules say that a rank sends or gets while it acts its list."""
+    """The messages that a rank sends and receives by the rules while it works through its list."""
     flow, found = FeatureFlow(made, rank), Counter[Message]()
     for action in made.ranks[rank]:
         match action:
@@ -54,7 +54,7 @@ def test_a_pass_reads_the_core_output_of_the_pass_before() -> None:
     assert flow.passes_on(0, 0) == flow.gradients_in(0, 0) == []
 
 
-def test_features_that_are_fed_back_travel_from_the_last_stage_of_the_core_to_its_first() -> None:
+def test_fed_back_features_travel_from_the_last_stage_of_the_core_to_its_first() -> None:
     made = schedule([plan(2, 2)], even_stages(2))
     first, last = (FeatureFlow(made, rank) for rank in range(2))
     back = Message(Kind.FEATURES, 0, 0, 1)

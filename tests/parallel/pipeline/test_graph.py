@@ -28,7 +28,7 @@ def test_one_round_goes_down_the_stages_and_its_gradient_up() -> None:
     ]
 
 
-def test_a_pass_waits_for_the_features_of_the_last_stage_and_for_the_state_of_its_own() -> None:
+def test_a_pass_waits_for_the_features_of_the_last_stage_and_for_its_own_state() -> None:
     graph = build_graph([plan(2, 2)], even_stages(2))
     assert set(graph.before[forward(1, 0)]) == {forward(0, 1), forward(0, 0)}
     assert set(graph.before[forward(2, 0)]) == {forward(1, 0)}, "another window reads no features, but the state"
@@ -36,7 +36,7 @@ def test_a_pass_waits_for_the_features_of_the_last_stage_and_for_the_state_of_it
     assert Sent(Message(Kind.FEATURES, 0, 0, 1), forward(0, 1), forward(1, 0)) in graph.sent
 
 
-def test_rounds_behind_the_last_loss_have_no_backward_and_get_no_gradient() -> None:
+def test_rounds_after_the_last_loss_have_no_backward_and_get_no_gradient() -> None:
     graph = build_graph([plan(1, 2, goes_on=True)], even_stages(2))
     assert {task.round for task in graph.before if not task.backward} == {0, 1}
     assert {task.round for task in graph.before if task.backward} == {0}

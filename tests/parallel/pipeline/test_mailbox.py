@@ -15,7 +15,7 @@ FIRST, SECOND = (Message(Kind.FEATURES, micro_batch, 0, 0) for micro_batch in ra
 CPU = torch.device("cpu")
 
 
-def test_messages_are_those_of_their_place_whenever_they_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_are_matched_by_their_order_whenever_they_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(group: Any) -> list[torch.Tensor]:
         mailbox = Mailbox(group, torch.float32, CPU)
         if group.rank == 0:
@@ -31,7 +31,7 @@ def test_messages_are_those_of_their_place_whenever_they_are_taken(monkeypatch: 
     assert first.tolist() == [[1.0] * 3] * 2 and second.tolist() == [[2.0] * 3] * 2
 
 
-def test_what_is_sent_is_laid_out_and_rounded_as_the_other_side_expects(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_is_laid_out_and_rounded_as_the_receiver_expects(monkeypatch: pytest.MonkeyPatch) -> None:
     """The features of a round may be a transposed fp32 tensor of a graph."""
 
     def run(group: Any) -> torch.Tensor:
@@ -63,7 +63,7 @@ def test_a_message_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
     run_threads(monkeypatch, 2, run)
 
 
-def test_the_end_waits_for_what_is_still_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_waits_for_messages_that_are_still_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     class Slow:
         waited = 0
 

@@ -57,7 +57,7 @@ def test_loss_gradients_and_memory_are_those_of_the_loop(passes: int) -> None:
 
 
 def test_backpropagation_ends_before_a_detached_round() -> None:
-    """As a loop that detaches the state at each window."""
+    """The gradients equal those of a loop that detaches the state at each window."""
     model, other, rounds = tiny_model(LAYERS), tiny_model(LAYERS), planned()
     begins = frozenset(i for i, r in enumerate(rounds) if r.is_wake and i and r.window != rounds[i - 1].window)
     assert len(begins) == 2
@@ -68,9 +68,9 @@ def test_backpropagation_ends_before_a_detached_round() -> None:
         if losses:
             (torch.stack(list(losses.values())).sum() / DIVISOR).backward()
     assert_same(gradients(model), gradients(other))
-    whole = tiny_model(LAYERS)
-    run(micro_batch(whole, rounds))
-    assert any(not torch.allclose(p, gradients(whole)[name]) for name, p in gradients(model).items())
+    undetached = tiny_model(LAYERS)
+    run(micro_batch(undetached, rounds))
+    assert any(not torch.allclose(p, gradients(undetached)[name]) for name, p in gradients(model).items())
 
 
 def test_a_forward_builds_no_graph_and_keeps_its_inputs_for_one_backward() -> None:

@@ -1,6 +1,6 @@
-"""The schedule: every task once, nothing before what it reads, no deadlock, the bubble and memory that are claimed.
+"""The schedule: every task once and after its inputs, no deadlock, bubble and memory as documented.
 
-The rules are written down here a second time, from the loop's text, and the ranks' lists are run against them.
+The rules are written a second time here, from the text of the loop, and the ranks' lists are run against them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MODES = [
 
 
 def layers_run(r, stages: PipelineStages) -> set[int]:
-    """From the embedding or the core's first layer to the loss, the core's last layer or the last state."""
+    """The layers from the embedding or the core's first one to the loss, the core's last one or the last state."""
     layers = set(range(0 if r.pass_index == 1 else stages.core[0], len(stages.layers) if r.coda else stages.core[1]))
     if r.state_only:
         stateful = {i for i in layers if stages.sliding or stages.layers[i] != "attention"}
@@ -47,7 +47,7 @@ def core_ranks(stages: PipelineStages) -> list[int]:
 
 
 def fed_by(rounds, index: int) -> list[int]:
-    """The rounds whose output a sleep pass reads: of the same window, the pass before, on rows it works on."""
+    """The rounds whose output a sleep pass reads: the pass before over the same window, for any of its rows."""
     r = rounds[index]
     return [
         i
@@ -60,12 +60,12 @@ def fed_by(rounds, index: int) -> list[int]:
 
 
 def trained(rounds) -> list[int]:
-    """The rounds with a gradient: nothing behind the last loss reaches a loss."""
+    """The rounds with a gradient: those after the last loss reach no loss."""
     return [i for i in range(len(rounds)) if any(r.loss for r in rounds[i:])]
 
 
 class Execution:
-    """Runs the lists with blocking receives and checks at every task that all it reads is on its rank."""
+    """Runs the lists with blocking receives, and checks before every task that its inputs are on its rank."""
 
     def __init__(self, made: Schedule):
         self.made, self.stages = made, made.stages
@@ -77,13 +77,13 @@ class Execution:
         self.first_core, self.last_core = core[0], core[-1]
 
     def run(self) -> None:
-        left = [deque(actions) for actions in self.made.ranks]
-        while any(left):
-            before = sum(map(len, left))
-            for rank, actions in enumerate(left):
+        remaining = [deque(actions) for actions in self.made.ranks]
+        while any(remaining):
+            before = sum(map(len, remaining))
+            for rank, actions in enumerate(remaining):
                 while actions and self.act(rank, actions[0]):
                     actions.popleft()
-            assert sum(map(len, left)) < before, "deadlock"
+            assert sum(map(len, remaining)) < before, "deadlock"
         assert not any(self.links.values()), "sent and not received"
         assert not any(what == "got" for _, what, *_ in self.present), "received and not read"
 
@@ -104,7 +104,7 @@ class Execution:
         return True
 
     def got(self, rank: int, kind: Kind, seq: int, source: int, reader: int) -> None:
-        """A message was received by the rank, and no other task has read it."""
+        """The rank has received the message, and no other task has read it."""
         self.present.remove((rank, "got", kind, seq, source, reader))
 
     def forward(self, rank: int, seq: int, index: int) -> None:
@@ -140,14 +140,14 @@ class Execution:
         self.makes(rank, Kind.GRADIENT, seq, index)
 
     def makes(self, rank: int, kind: Kind, seq: int, index: int) -> None:
-        """What the rank could send from now on: to itself as another round's input, or along the round."""
+        """Record what the rank can send from now on: to itself as the input of another round, or along the round."""
         for other in range(len(self.made.plans[seq])):
             self.present.add((rank, "made", kind, seq, index, other))
 
 
 @PROPERTY
 @given(any_plans(), any_stages(), st.none() | st.integers(1, 6))
-def test_everything_is_done_once_and_after_what_it_reads(plans, stages, max_live_micro_batches):
+def test_every_task_is_done_once_and_after_its_inputs(plans, stages, max_live_micro_batches):
     made = schedule(plans, stages, max_live_micro_batches=max_live_micro_batches)
     Execution(made).run()
     for rank, actions in enumerate(made.ranks):

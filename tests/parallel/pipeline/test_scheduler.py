@@ -1,4 +1,4 @@
-"""The order of tasks in simulated time: groups, the limit of live rounds, and no task before what it waits for."""
+"""The order of tasks in simulated time: groups, the limit of live rounds, and no task before its inputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNIT = Costs(forward=1 / LENGTH, backward=3 / LENGTH)  # on a stage of one layer
         (0, 2, 1, []),
     ],
 )
-def test_groups_fill_the_ring_or_stay_within_the_most(
+def test_groups_fill_the_ring_or_stay_within_the_limit(
     micro_batches: int, ring: int, most: int | None, groups: list[int]
 ) -> None:
     assert form_groups(micro_batches, ring, most) == groups
@@ -43,7 +43,7 @@ def test_one_round_by_hand() -> None:
     assert list(slower.values()) == [2, 4, 7, 10]
 
 
-def test_a_stage_does_one_task_at_a_time_and_none_before_what_it_waits_for() -> None:
+def test_a_stage_does_one_task_at_a_time_and_none_before_its_inputs() -> None:
     stages, plans = even_stages(3, each=1), [plan(2, 2)] * 5
     graph = build_graph(plans, stages)
     ends = order_tasks(graph, plans, stages, UNIT, form_groups(5, 3, None))

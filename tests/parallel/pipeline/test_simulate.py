@@ -1,4 +1,4 @@
-"""The simulator on lists written by hand: its times, its counts, and what it refuses."""
+"""The simulator on lists written by hand: its times, its counts, and the lists that it refuses."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_message_that_nobody_reads_is_refused():
 
 
 def test_bytes_of_a_step():
-    """Three links carry each round's features and gradients; the ring's ends carry those of the fed-back rounds."""
+    """Three links carry the features and gradients of each round; a fourth closes the ring for fed-back rounds."""
     rounds = plan(3, 2)
     link_bytes = simulate(schedule([rounds] * 4, even_stages(4)), bytes_per_token=1).link_bytes
     along, back = 4 * len(rounds) * LENGTH, 4 * sum(r.feeds_back for r in rounds) * LENGTH

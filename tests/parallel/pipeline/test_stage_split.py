@@ -1,4 +1,4 @@
-"""The split of the layers into stages, by what each costs over all passes."""
+"""The split of the layers into stages, by the cost of each layer over all passes."""
 
 from __future__ import annotations
 

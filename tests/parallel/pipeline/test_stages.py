@@ -18,7 +18,7 @@ def visits(stages, rounds):
     return [list(stages.visited(r)) for r in rounds]
 
 
-def test_a_loss_goes_through_all_a_sleep_pass_through_the_core_and_the_last_one_to_the_last_state():
+def test_a_loss_visits_all_stages_a_sleep_pass_the_core_and_the_last_pass_those_up_to_the_last_state():
     assert visits(PARTIAL, plan(2, 3)) == [[0, 1, 2, 3], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3]]
     assert [PARTIAL.layers_on(plan(2, 3)[2], s) for s in range(4)] == [1, 2, 2, 1]
 

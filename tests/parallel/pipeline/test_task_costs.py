@@ -1,4 +1,4 @@
-"""The time of a task in the unit in which schedules are compared."""
+"""The time of a task, in the unit that schedules are compared in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.parallel.pipeline.test_stages import PARTIAL
 
 
 @pytest.mark.parametrize("times", [dict(forward=0), dict(backward=-1), dict(head=-1), dict(message=-0.1)])
-def test_times_that_cannot_be_are_refused(times):
+def test_impossible_times_are_refused(times):
     with pytest.raises(ConfigError):
         Costs(**times)
 

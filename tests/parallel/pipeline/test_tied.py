@@ -28,7 +28,7 @@ def test_both_copies_get_the_sum_of_their_gradients(monkeypatch: pytest.MonkeyPa
     def run(group: Any) -> torch.Tensor:
         model, tied = stage(2 * group.rank, 3)
         assert model.embedding is not None
-        tied._group = group  # threads share what is one group a process
+        tied._group = group  # the threads share what each process has of its own
         model.embedding.weight.grad = torch.full_like(model.embedding.weight, 1.0 + group.rank)
         tied.sum_gradients()
         return model.embedding.weight.grad
@@ -38,10 +38,10 @@ def test_both_copies_get_the_sum_of_their_gradients(monkeypatch: pytest.MonkeyPa
 
 def test_the_norm_counts_the_first_copy_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel_state, "get_embedding_group", lambda: None)
-    for rank, left_out in ((0, False), (2, True)):
+    for rank, omitted in ((0, False), (2, True)):
         model, _ = stage(rank, 3)
         assert model.embedding is not None
-        assert model.embedding.weight.ds_pipe_replicated is left_out
+        assert model.embedding.weight.ds_pipe_replicated is omitted
 
 
 @pytest.mark.parametrize(("rank", "size", "tied"), [(1, 3, True), (0, 3, False), (2, 3, False), (0, 1, True)])

@@ -1,4 +1,4 @@
-"""The tensor parallel model is held to the single process: loss, logits, every gradient, states and theirs."""
+"""The tensor parallel model equals one process: loss, logits, states, and every gradient, also of the states."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.parallel.cases import (
     assert_same_outcome,
     join_outcomes,
     run_rank,
-    run_whole,
+    run_single,
     tensors,
 )
 from tests.parallel.processes import run_ranks
@@ -104,7 +104,7 @@ def spread(case: Case, size: int) -> Outcome:
     return join_outcomes(case, run_ranks(run_rank, size, case, size))
 
 
-# On four ranks the two key-value heads and groups are shared, and the vocabulary's padding is cut otherwise.
+# On four ranks the two key-value heads and groups are shared, and the vocabulary is padded more.
 ON_FOUR = (
     "three passes",
     "prelude, core, coda",
@@ -122,16 +122,16 @@ ON_FOUR = (
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_two_ranks_equal_one_process(case: Case):
-    assert_same_outcome(spread(case, 2), run_whole(case), **EXACT)
+    assert_same_outcome(spread(case, 2), run_single(case), **EXACT)
 
 
 @pytest.mark.parametrize("name", ON_FOUR)
 def test_four_ranks_equal_one_process(name: str):
-    assert_same_outcome(spread(CASES[name], 4), run_whole(CASES[name]), **EXACT)
+    assert_same_outcome(spread(CASES[name], 4), run_single(CASES[name]), **EXACT)
 
 
 def assert_same_to_rounding(found: Outcome, expected: Outcome, exact: Outcome, loss: float, gradients: float) -> None:
-    """Ranks round otherwise than one process does, but hardly more, on whatever processor: exact is in more digits."""
+    """Ranks round differently from one process, but hardly more, on any processor; `exact` has more digits."""
     torch.testing.assert_close(found.loss, expected.loss, rtol=loss, atol=0)
     for name, gradient in exact.gradients.items():
         rounding = (expected.gradients[name] - gradient).norm()
@@ -140,14 +140,14 @@ def assert_same_to_rounding(found: Outcome, expected: Outcome, exact: Outcome, l
 
 def test_four_ranks_equal_one_process_in_fp32():
     case = Case(passes=3, dtype=torch.float32, num_kv_heads=1, carried=True)
-    exact = run_whole(replace(case, dtype=torch.float64))
-    assert_same_to_rounding(spread(case, 4), run_whole(case), exact, loss=1e-5, gradients=1e-5)
+    exact = run_single(replace(case, dtype=torch.float64))
+    assert_same_to_rounding(spread(case, 4), run_single(case), exact, loss=1e-5, gradients=1e-5)
 
 
-def test_bf16_autocast_equals_one_process_to_its_rounding():
-    case = Case(passes=2, dtype=torch.float32, autocast=True, num_kv_heads=1, num_groups=1)
-    exact = run_whole(replace(case, autocast=False))
-    assert_same_to_rounding(spread(case, 2), run_whole(case), exact, loss=2e-2, gradients=0.02)
+def test_bf16_equals_one_process_to_its_rounding():
+    case = Case(passes=2, dtype=torch.float32, precision="bf16", num_kv_heads=1, num_groups=1)
+    exact = run_single(replace(case, precision="fp32"))
+    assert_same_to_rounding(spread(case, 2), run_single(case), exact, loss=2e-2, gradients=0.02)
 
 
 def _initial(case: Case, size: int, layers: range | None) -> dict[str, torch.Tensor]:
@@ -194,7 +194,7 @@ def _count(name: str, seen: list[str]) -> None:
 
 
 def test_each_region_costs_one_reduction_each_way():
-    """Two regions a block, embedding and head; the backward adds one for each parameter that ranks use in part."""
+    """Two regions a block, embedding and head; the backward adds one for each parameter that ranks use partly."""
     forward, backward = run_ranks(_collectives, 2, Case(("attention", "gated_deltanet")))[0]
     blocks, embedding, cross_entropy = 2 * 2, 1, 3
     assert forward == ["all_reduce"] * (blocks + embedding + cross_entropy)

@@ -26,11 +26,11 @@ def _gradients_around_shared_parameters() -> list[torch.Tensor]:
     plain, shared, shared_too, plain_too = (nn.Parameter(torch.zeros(2, 3)) for _ in range(4))
     sum_gradient(shared, axis)
     sum_gradient(shared_too, axis)
-    # An addition hands one and the same gradient tensor to both, in either order; only the shared one's is summed.
+    # An addition gives both the same gradient tensor, in either order; only the shared parameter's is summed.
     weight_23 = torch.arange(6.0).view(2, 3) * (axis.rank + 1)
     ((plain + shared) * weight_23 + (shared_too + plain_too) * weight_23).sum().backward()
-    (asked,) = torch.autograd.grad((shared * 1.0).sum(), [shared])
-    return [plain.grad, plain_too.grad, shared.grad, shared_too.grad, asked]
+    (returned,) = torch.autograd.grad((shared * 1.0).sum(), [shared])
+    return [plain.grad, plain_too.grad, shared.grad, shared_too.grad, returned]
 
 
 def test_a_shared_parameter_gets_the_sum_and_its_neighbours_keep_their_own():
@@ -55,5 +55,5 @@ def _names_and_ungraded_output() -> tuple[list[str], list[str], torch.Tensor]:
 def test_linears_have_the_names_of_a_whole_model_and_may_be_frozen():
     for column, row, y in run_ranks(_names_and_ungraded_output, 2):
         assert (column, row) == (["weight"], ["0.weight"])
-        # Rank r: columns of 3 (r + 1), summed with weights (r + 1) over its two.
+        # Rank r has columns of 3 (r + 1), and sums two of them with weights (r + 1).
         assert torch.equal(y, torch.full((1, 1, 3), 2 * 3.0 * 1 + 2 * 6.0 * 2))

@@ -13,17 +13,17 @@ CASES = [Case(tied=False), Case(num_kv_heads=1, num_groups=1), Case(vocab_size=5
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("case", CASES)
-def test_shards_join_to_the_whole_and_hold_each_element_once(case: Case, size: int):
+def test_shards_join_to_the_full_tensor_and_hold_each_element_once(case: Case, size: int):
     model = Hybrid(case.config)
     model.init_weights(0)
     sharding = ModelSharding(case.config, size)
     assert sorted(sharding.names()) == sorted(name for name, _ in model.named_parameters())
-    for name, whole in model.state_dict().items():
-        numbered = torch.arange(1.0, whole.numel() + 1).view_as(whole)
+    for name, full in model.state_dict().items():
+        numbered = torch.arange(1.0, full.numel() + 1).view_as(full)
         shards = [sharding.take(name, numbered, rank) for rank in range(size)]
         assert torch.equal(sharding.join(name, shards), numbered)
         assert len({shard.shape for shard in shards}) == 1
-        assert sharding[name].whole_shape(shards[0].shape) == tuple(whole.shape)
+        assert sharding[name].whole_shape(shards[0].shape) == tuple(full.shape)
         if sharding[name].dim is not None:
             held = torch.cat([shard.flatten() for shard in shards])
             assert torch.equal(held[held > 0].sort().values, numbered.flatten()), "an element on two ranks, or on none"
@@ -33,14 +33,14 @@ def test_shards_join_to_the_whole_and_hold_each_element_once(case: Case, size: i
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("case", CASES[:2])
 @pytest.mark.parametrize("boundary", [Boundary(), Boundary(sliding_window=4, carry_conv=True)])
-def test_memory_is_taken_apart_and_joined(case: Case, size: int, boundary: Boundary):
+def test_memory_is_cut_and_joined(case: Case, size: int, boundary: Boundary):
     case = Case(num_kv_heads=case.num_kv_heads, num_groups=case.num_groups, boundary=boundary)
-    whole, sharding = random_state(case, 0), ModelSharding(case.config, size)
-    parts = [sharding.take_state(whole, rank) for rank in range(size)]
+    full, sharding = random_state(case, 0), ModelSharding(case.config, size)
+    parts = [sharding.take_state(full, rank) for rank in range(size)]
     joined = sharding.join_state(parts).to_state_dict()
-    assert joined.keys() == whole.to_state_dict().keys()
-    assert all(torch.equal(joined[name], t) for name, t in whole.to_state_dict().items())
-    assert parts[-1][1].S_BHKV.shape[1] * size == whole[1].S_BHKV.shape[1]
+    assert joined.keys() == full.to_state_dict().keys()
+    assert all(torch.equal(joined[name], t) for name, t in full.to_state_dict().items())
+    assert parts[-1][1].S_BHKV.shape[1] * size == full[1].S_BHKV.shape[1]
     if isinstance(parts[-1][0], Retained):
         assert parts[-1][0].k_BLGD.shape[2] == max(case.num_kv_heads // size, 1)
 
@@ -55,7 +55,7 @@ def test_ranks_share_heads_with_their_neighbours():
     assert [list(own_heads(4, rank, 2)) for rank in range(2)] == [[0, 1], [2, 3]]
 
 
-def test_what_cannot_be_is_refused():
+def test_impossible_cuts_are_refused():
     with pytest.raises(ValueError, match="cannot be cut evenly over 3"):
         Sharding(0, (4,)).take(torch.zeros(4), 0, 3)
     with pytest.raises(ValueError, match=r"\[5\] is not 4 long in dimension 0"):

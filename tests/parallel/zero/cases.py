@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from sleeptrain.config.schema import OptimConfig, SleepConfig
+from sleeptrain.config.schema import OptimConfig, SleepConfig, TrainConfig
 from sleeptrain.data.batch import Batch
 from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.model.hybrid import Hybrid
@@ -19,6 +19,7 @@ from sleeptrain.parallel.tensor.sharding import ModelSharding
 from sleeptrain.parallel.zero.engine import ZeroEngine, wrap
 from sleeptrain.parallel.zero.state import load, local_tensors
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
+from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.rounds import Round, plan_batch, windows_of
 from tests.checkpoint.contents import InMemory, flat, nested
 from tests.models import random_batch, tiny_config
@@ -47,7 +48,7 @@ def planned(batch: Batch) -> list[Round]:
 def share_of_loss(model: Hybrid, batch: Batch, bf16: bool = False) -> torch.Tensor:
     """This batch's part of the loss of the step, which is a mean over all rows' targets."""
     settings = LoopSettings((0, model.num_layers))
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with in_precision(TrainConfig(tokens=1, precision="bf16" if bf16 else "fp32"), model):
         losses, _ = run_rounds(model, batch, planned(batch), model.empty_state(), settings)
     return torch.stack(list(losses.values())).sum() / NUM_TARGETS
 
@@ -93,7 +94,7 @@ def differently(engine: ZeroEngine, batch: Batch, bf16: bool) -> torch.Tensor:
 
 
 def window_by_window(engine: ZeroEngine, batch: Batch, bf16: bool) -> torch.Tensor:
-    """All forwards first, then a backward for each window, the gradient of S handed from one to the one before."""
+    """All forwards first, then a backward for each window, which passes the gradient of S to the window before."""
     model = engine.model
     settings, state, kept = LoopSettings((0, model.num_layers)), model.empty_state(), []
     for rounds in windows_of(planned(batch)):
@@ -101,10 +102,10 @@ def window_by_window(engine: ZeroEngine, batch: Batch, bf16: bool) -> torch.Tens
         losses, state = run_rounds(model, batch, rounds, inputs, settings)
         kept.append((inputs, sum(losses.values()) / NUM_TARGETS, state))
     gradients: list[torch.Tensor] = []
-    for inputs, loss, left in reversed(kept):
+    for inputs, loss, after in reversed(kept):
         surrogate = loss
         if gradients:
-            outputs = list(left.to_state_dict().values())
+            outputs = list(after.to_state_dict().values())
             surrogate = loss + sum((s * g).sum() for s, g in zip(outputs, gradients, strict=True))
         engine.backward(surrogate)
         gradients = [t.grad for t in inputs.to_state_dict().values()]
@@ -116,13 +117,13 @@ def _leaves(state: Any) -> Any:
     return type(state).from_state_dict(named, len(state.layers))
 
 
-def engine_for(whole: Hybrid, zero: int, tensor: int = 1, config: OptimConfig = OPTIM) -> ZeroEngine:
+def engine_for(full: Hybrid, zero: int, tensor: int = 1, config: OptimConfig = OPTIM) -> ZeroEngine:
     """An engine over this rank's part of a model."""
-    mesh, roles = Mesh.build(tensor, 1), parameter_roles(whole)
+    mesh, roles = Mesh.build(tensor, 1), parameter_roles(full)
     if tensor == 1:
-        return wrap(whole, roles, config, zero, mesh)
-    sharding, model = ModelSharding(whole.config, tensor), build_model(whole.config, mesh)
-    weights = dict(whole.named_parameters())
+        return wrap(full, roles, config, zero, mesh)
+    sharding, model = ModelSharding(full.config, tensor), build_model(full.config, mesh)
+    weights = dict(full.named_parameters())
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(sharding.take(name, weights[name], mesh.tensor.rank))
@@ -140,7 +141,7 @@ def data_parallel(
     saved: dict[str, Any] | None = None,
     tensor: int = 1,
 ) -> dict[str, Any]:
-    """What `single_process` tells, from all ranks as data ranks of `tensor` tensor ranks each; call it on each."""
+    """The results of `single_process`, from data ranks of `tensor` tensor ranks each; every rank calls it."""
     engine = engine_for(make(), zero, tensor, config)
     data = engine.mesh.data
     if saved is not None:
@@ -156,7 +157,7 @@ def data_parallel(
 
 
 def stage_state(engine: ZeroEngine) -> dict[str, Any] | None:
-    """{"model", "optim"} as one process has them, from what each process of the stage owns; for the first of them."""
+    """{"model", "optim"} as in one process, from the tensors of all processes of the stage; None but on the first."""
     own = local_tensors(engine)
     everyone: list[dict[str, torch.Tensor]] = [{}] * dist.get_world_size(engine.stage.group)
     dist.all_gather_object(everyone, own, group=engine.stage.group)

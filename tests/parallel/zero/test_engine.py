@@ -22,7 +22,7 @@ from tests.parallel.zero import cases
 
 pytestmark = pytest.mark.usefixtures("imported")
 
-TOLERANCE = 2e-6  # fp32, after three steps of which each is larger than 1e-2
+TOLERANCE = 2e-6  # fp32, after three steps, each larger than 1e-2
 
 
 def assert_equal(results: list[dict[str, Any]], wanted: dict[str, Any], tolerance: float = TOLERANCE) -> None:
@@ -77,7 +77,7 @@ def test_equals_one_process_with_an_untied_head(zero: int) -> None:
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_nothing_is_clipped_without_a_limit_and_the_norm_is_still_told(zero: int) -> None:
+def test_nothing_is_clipped_without_a_limit_and_the_norm_is_still_returned(zero: int) -> None:
     config = OptimConfig(clip_norm=0.0, muon_scaling="moonshot")
     wanted = cases.single_process(steps=2, config=config)
     results = run_ranks(cases.data_parallel, 2, zero, cases.whole_rounds, cases.small_model, range(2), False, config)
@@ -85,8 +85,8 @@ def test_nothing_is_clipped_without_a_limit_and_the_norm_is_still_told(zero: int
 
 
 @pytest.mark.parametrize("zero", [0, 1, 3])
-def test_bf16_autocast_keeps_every_weight_wide(zero: int) -> None:
-    """The ranks round other sums to bf16 than one process does, so equality is to bf16's rounding."""
+def test_bf16_keeps_every_weight_wide(zero: int) -> None:
+    """The ranks round other sums to bf16 than one process does, so results are equal up to that rounding."""
 
     def run() -> dict[str, Any]:
         result = cases.data_parallel(zero, bf16=True, steps=range(2))
@@ -115,12 +115,12 @@ def test_every_matrix_is_orthogonalised_once_and_the_state_is_cut() -> None:
 
     roles = parameter_roles(cases.small_model())
     matrices = sum(len(role.blocks or (1,)) for role in roles.values() if role.kind == "muon")
-    whole = None
+    state_of_one = None
     for zero in (0, 1, 2, 3):
         results = run_ranks(run, 2, zero)
         assert sum(count for count, _ in results) == 2 * matrices and all(count for count, _ in results)
-        whole = whole or results[0][1]
-        assert all(size < 0.51 * whole for _, size in results) == (zero > 0)
+        state_of_one = state_of_one or results[0][1]
+        assert all(size < 0.51 * state_of_one for _, size in results) == (zero > 0)
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
@@ -194,15 +194,15 @@ def test_a_parameter_without_a_role_is_refused() -> None:
 
 
 def test_deepspeed_compiles_nothing_and_stays_quiet() -> None:
-    """Nor does it ask what could be compiled, for which it runs a compiler."""
+    """It does not even test what could be compiled: such a test runs a compiler."""
 
     def run() -> tuple[list[str], int]:
         from deepspeed.ops.op_builder.builder import OpBuilder
 
-        asked: list[str] = []
+        requests: list[str] = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(OpBuilder, "has_function", lambda builder, *_, **__: asked.append(builder.name))
+            patch.setattr(OpBuilder, "has_function", lambda builder, *_, **__: requests.append(builder.name))
             deepspeed = load_deepspeed()
-            return asked, deepspeed.logger.level
+            return requests, deepspeed.logger.level
 
     assert run_ranks(run, 1) == [([], 40)]

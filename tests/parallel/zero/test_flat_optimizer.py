@@ -18,7 +18,7 @@ from sleeptrain.parallel.zero.matrix_exchange import Fragment, Unsharded
 from tests.parallel.processes import run_ranks
 
 INTERLEAVED = torch.arange(12).view(3, 2, 2)
-# The names sort otherwise than they are listed, and no cut falls on a border of matrices or rows.
+# The order of the names is not the sorted one, and no cut falls on a border of matrices or rows.
 SHAPES = {"qkv": (12, 6), "gated": (12, 7), "embedding": (12, 5), "out": (6, 8), "again": (12, 6), "bias": (8,)}
 ROLES = {
     "qkv": ParameterRole("muon", blocks=(slice(0, 4), slice(4, 6), slice(6, 12))),
@@ -45,16 +45,16 @@ class ByBlock:
         at = torch.arange(total)
         return torch.cat([at[rows].flatten().chunk(self._size)[rank] for rows in blocks]).sort().values
 
-    def take(self, name: str, whole: torch.Tensor, rank: int) -> torch.Tensor:
-        return whole[self._rows(name, whole.shape[0], rank)]
+    def take(self, name: str, full: torch.Tensor, rank: int) -> torch.Tensor:
+        return full[self._rows(name, full.shape[0], rank)]
 
     def join(self, name: str, shards: Sequence[torch.Tensor]) -> torch.Tensor:
         assert len(shards) == self._size
         total = sum(s.shape[0] for s in shards)
-        whole = shards[0].new_empty(total, *shards[0].shape[1:])
+        full = shards[0].new_empty(total, *shards[0].shape[1:])
         for rank, shard in enumerate(shards):
-            whole[self._rows(name, total, rank)] = shard
-        return whole
+            full[self._rows(name, total, rank)] = shard
+        return full
 
 
 def random_tensors(seed: int) -> dict[str, torch.Tensor]:
@@ -79,7 +79,7 @@ def flattened(group: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> torc
 def cut(
     group: Sequence[str], local: Mapping[str, torch.Tensor], rank: int, size: int
 ) -> tuple[slice, tuple[Fragment, ...]]:
-    """This data rank's part of the group laid end to end: the first rank's is the smallest."""
+    """This data rank's part of the concatenated group; the first rank has the smallest part."""
     total = flattened(group, local).numel()
     borders = [total * r * (r + 1) // (size * (size + 1)) for r in range(size + 1)]
     begin, end = borders[rank], borders[rank + 1]
@@ -93,7 +93,7 @@ def cut(
 
 
 def partitioned(tensor_size: int, scaling: str, damage: bool = False) -> dict[str, Any]:
-    """Three steps on this rank's partitions; the weights, momentum and work that it ends with."""
+    """Take three steps on this rank's partitions; return its weights, momentum and amount of work."""
     shard, rank = dist.get_rank() % tensor_size, dist.get_rank() // tensor_size
     shards, data_size = ByBlock(tensor_size), dist.get_world_size() // tensor_size
     counted: list[int] = []
@@ -137,13 +137,13 @@ def partitioned(tensor_size: int, scaling: str, damage: bool = False) -> dict[st
 
 
 def joined(results: Sequence[dict[str, Any]], tensor_size: int, which: int) -> dict[str, torch.Tensor]:
-    """Whole tensors out of all ranks' fragments: weights (2) or what the optimizer keeps (3)."""
+    """Full tensors from the fragments of all ranks: weights (2) or optimizer state (3)."""
     local: dict[tuple[str, int], torch.Tensor] = {}
     for result in results:
         for fragment in result["fragments"]:
             name, start, shape = fragment[0], fragment[1], fragment[4]
-            whole = local.setdefault((name, result["shard"]), torch.full(shape, torch.nan, dtype=torch.float64))
-            whole.view(-1)[start : start + fragment[which].numel()] = fragment[which]
+            full = local.setdefault((name, result["shard"]), torch.full(shape, torch.nan, dtype=torch.float64))
+            full.view(-1)[start : start + fragment[which].numel()] = fragment[which]
     shards = ByBlock(tensor_size)
     return {n: shards.join(n, [local[n, s] for s in range(tensor_size)]) for n in SHAPES}
 
@@ -180,7 +180,7 @@ def test_a_layout_with_a_gap_is_refused() -> None:
 
 
 def test_every_stage_has_the_groups_of_all() -> None:
-    """DeepSpeed adds norms up over stages group by group: one group less, and a stage waits for ever."""
+    """DeepSpeed adds norms up over stages group by group: with a group missing, a stage waits for ever."""
     parameters = {n: torch.nn.Parameter(t) for n, t in random_tensors(0).items()}
     matrix = next(n for n, role in ROLES.items() if role.kind == "muon")
     for names in (list(ROLES), [matrix, "bias"]):

@@ -54,7 +54,7 @@ def test_a_checkpoint_goes_on_with_other_tensor_ranks(before: tuple[int, int], a
     assert_equal(run_ranks(go_on, after[0]), wanted)
 
 
-def test_each_matrix_is_orthogonalised_once_by_all_tensor_and_data_ranks_together() -> None:
+def test_each_matrix_is_orthogonalised_once_over_all_tensor_and_data_ranks() -> None:
     def run() -> int:
         counted: list[int] = []
         plain = muon.newton_schulz

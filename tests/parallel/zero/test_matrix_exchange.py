@@ -1,4 +1,4 @@
-"""Fragments of matrices on their way to an owner and back: each element is sent once, and the work is shared."""
+"""Fragments of matrices on their way to an owner and back: each element is sent once, and the owners share the work."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_owners_share_the_work() -> None:
     assert set(assign_owners({"a": 1.0}, 4).values()) == {0}
 
 
-def test_one_process_works_on_whole_matrices_and_leaves_what_lies_outside() -> None:
+def test_one_process_works_on_whole_matrices_and_changes_nothing_else() -> None:
     holding = Holding(0, {"w": (2, 3), "v": (2,)}, (Fragment("v", 0, 2, 0), Fragment("w", 0, 6, 3)))
     exchange, seen = Exchange([holding], {"w": 0}, Unsharded(), 0), dict[str, torch.Tensor]()
 
@@ -74,7 +74,7 @@ def test_a_matrix_in_pieces_out_of_order_is_joined() -> None:
 def exchanged(
     monkeypatch: pytest.MonkeyPatch, holdings: list[Holding], flats: list[torch.Tensor], owner: int
 ) -> tuple[list[list[float]], list[int]]:
-    """The results of ranks whose work adds 10, and how many elements each has sent to others."""
+    """The results of ranks whose work adds 10, and the number of elements that each has sent to others."""
 
     def run(group: Any) -> tuple[list[float], int]:
         def work(matrices: dict[str, torch.Tensor]) -> None:
@@ -103,7 +103,7 @@ def test_two_processes_that_hold_parts_of_a_matrix_get_the_results_of_their_part
 
 
 def test_copies_of_a_fragment_count_as_one_and_all_get_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The owner takes its own copy, so nothing is sent to it."""
+    """The owner uses its own copy, so nobody sends it one."""
     holdings = [Holding(0, {"w": (1, 2)}, (Fragment("w", 0, 2, 0),)) for _ in range(2)]
     results, sent = exchanged(monkeypatch, holdings, [torch.zeros(2), torch.ones(2)], owner=1)
     assert results == [[11, 11], [11, 11]]

@@ -12,7 +12,7 @@ from tests.parallel.processes import run_ranks
 pytestmark = pytest.mark.usefixtures("imported")
 
 
-def test_deepspeed_is_told_of_every_group() -> None:
+def test_deepspeed_knows_every_group() -> None:
     def run() -> list[int]:
         unit = MegatronUnit(Mesh.build(2, 2))
         kinds = ("model", "data", "tensor_model", "pipeline_model")

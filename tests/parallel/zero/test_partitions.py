@@ -1,4 +1,4 @@
-"""Where a partition holds which elements, and what is refused of a layout that is not as expected."""
+"""Which elements a partition holds and where, and the layouts that are refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def optimizer() -> tuple[FlatOptimizer, dict[str, torch.nn.Parameter]]:
     return FlatOptimizer(roles, parameters, OPTIM), parameters
 
 
-def test_without_cutting_each_parameter_is_one_fragment_behind_the_one_before() -> None:
+def test_without_cutting_each_parameter_is_one_fragment_after_the_one_before() -> None:
     flat, parameters = optimizer()
     muon, adamw = whole_partitions(flat, parameters)
     assert (muon.kind, muon.names) == ("muon", ("matrix", "other"))
@@ -65,7 +65,7 @@ def test_groups_that_are_not_one_flat_tensor_are_refused() -> None:
         group_partitions(*optimizer())
 
 
-def test_a_parameter_that_leads_to_no_partition_is_refused() -> None:
+def test_a_parameter_without_a_partition_is_refused() -> None:
     flat, parameters = optimizer()
     for group in flat.param_groups:
         group["params"] = [torch.nn.Parameter(torch.zeros(12))]
@@ -83,10 +83,10 @@ def test_a_parameter_that_others_hold_has_no_fragment() -> None:
 
 
 def test_a_parameter_that_is_cut_keeps_its_shape_and_a_flat_part() -> None:
-    whole, cut = torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(0))
+    full, cut = torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(0))
     marked: Any = cut
     marked.ds_shape, marked.ds_tensor = torch.Size((4, 5)), torch.arange(10.0)
-    assert local_shape(whole) == (2, 3) and local_shape(cut) == (4, 5)
+    assert local_shape(full) == (2, 3) and local_shape(cut) == (4, 5)
     assert own_part(cut).tolist() == list(range(10))
     with pytest.raises(LayoutError, match="ZeRO-3 keeps a flat part"):
-        own_part(whole)
+        own_part(full)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("imported")
 
 @pytest.mark.parametrize(("world", "zero"), [(4, 2), (2, 3), (2, 0), (1, 1)])
 def test_a_checkpoint_goes_on_in_another_layout(world: int, zero: int) -> None:
-    """Two steps on two ranks under ZeRO-1, then one more elsewhere, against three in one process."""
+    """Two steps on two ranks under ZeRO-1, then one in another layout, against three in one process."""
     saved = run_ranks(cases.data_parallel, 2, 1, cases.whole_rounds, cases.small_model, range(2))[0]
     state = {"model": saved["model"], "optim": saved["optim"]}
 
@@ -32,7 +32,7 @@ def test_a_checkpoint_goes_on_in_another_layout(world: int, zero: int) -> None:
     assert_equal(results, wanted)
 
 
-def test_a_checkpoint_of_one_process_is_loaded_and_given_back_exactly() -> None:
+def test_a_checkpoint_of_one_process_is_loaded_and_saved_again_exactly() -> None:
     done = cases.single_process(steps=2)
     state = {"model": done["model"], "optim": done["optim"]}
     state["model"]["norm.weight"][:] = -0.0
@@ -50,7 +50,7 @@ def test_a_checkpoint_of_one_process_is_loaded_and_given_back_exactly() -> None:
             assert all(torch.equal(first["optim"][kind][name][key], t) for key, t in tensors.items())
 
 
-def test_parameters_that_zero_steps_together_must_have_done_the_same_steps() -> None:
+def test_parameters_of_one_zero_group_must_have_done_the_same_steps() -> None:
     state = cases.single_process(steps=1)
     state["optim"]["adamw"]["norm.weight"]["step"] += 1
     saved = InMemory(flat({"model": state["model"], "optim": state["optim"]}))

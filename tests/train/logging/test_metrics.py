@@ -1,4 +1,4 @@
-"""The metrics file: exact floats, no gap and no double step over a kill and a resume."""
+"""The metrics file: exact floats, and no gap and no double step after a kill and a resume."""
 
 import math
 import os
@@ -28,7 +28,7 @@ def test_records_read_back_exactly(tmp_path: Path) -> None:
     file.append(record)
     file.append({"step": 2, "loss": math.nan})
     file.sync()
-    first, second = read_metrics(file.path)  # before the file is closed: every record is in it at once
+    first, second = read_metrics(file.path)  # the file is still open: every record is in it at once
     assert first == record and math.copysign(1, first["values"][4]) == -1
     assert math.isnan(second["loss"])
     file.close()
@@ -44,10 +44,10 @@ def test_one_line_a_record_and_a_resume_appends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", range(0, 60, 7))
 def test_killed_anywhere_and_resumed_leaves_no_gap_and_no_double_step(tmp_path: Path, cut: int) -> None:
-    """A checkpoint at step 4, a kill after `cut` more bytes were written, a resume: the same file as without a kill."""
-    whole, path = tmp_path / "whole.jsonl", tmp_path / "metrics.jsonl"
-    write(whole, 1, 9)
-    content = whole.read_bytes()
+    """A checkpoint at step 4, a kill after `cut` more bytes, a resume: the file is the same as without a kill."""
+    uncut, path = tmp_path / "whole.jsonl", tmp_path / "metrics.jsonl"
+    write(uncut, 1, 9)
+    content = uncut.read_bytes()
     at_checkpoint = sum(len(line) for line in content.splitlines(keepends=True)[:4])
     path.write_bytes(content[: at_checkpoint + cut])
     file = MetricsFile(path)
@@ -83,7 +83,7 @@ def test_training_and_evaluation_of_one_step_both_stay(tmp_path: Path) -> None:
     assert steps(path) == [2, 2]
 
 
-def test_a_torn_line_is_left_out_by_readers_and_dropped_by_writers(tmp_path: Path) -> None:
+def test_a_torn_line_is_skipped_by_readers_and_dropped_by_writers(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, 1, 2)
     with open(path, "ab") as file:
@@ -93,7 +93,7 @@ def test_a_torn_line_is_left_out_by_readers_and_dropped_by_writers(tmp_path: Pat
     assert steps(path) == [1, 2, 3]
 
 
-def test_a_whole_line_that_only_lacks_its_newline_is_kept(tmp_path: Path) -> None:
+def test_a_complete_line_that_only_lacks_its_newline_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, 1, 2)
     path.write_bytes(path.read_bytes()[:-1])
@@ -117,7 +117,7 @@ def test_damage_elsewhere_is_named(tmp_path: Path) -> None:
         read_metrics(tmp_path / "absent.jsonl")
 
 
-def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
+def test_a_line_that_is_no_record_is_refused(tmp_path: Path) -> None:
     file = MetricsFile(tmp_path / "metrics.jsonl")
     with pytest.raises(ValueError, match="step"):
         file.append({"loss": 1.0})
@@ -136,7 +136,7 @@ def test_mean_of_later_windows() -> None:
 
 
 def test_records_of_later_rollbacks_are_dropped_with_later_steps(tmp_path: Path) -> None:
-    """A run that was killed behind a rollback goes on before it, and makes it again."""
+    """A run that was killed after a rollback goes on before it, and makes it again."""
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path)
     file.append({"step": 2, "loss": 1.0})

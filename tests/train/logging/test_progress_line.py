@@ -1,4 +1,4 @@
-"""What a run prints, with and without a terminal."""
+"""The lines that a run prints, with and without a terminal."""
 
 import io
 import re
@@ -56,13 +56,13 @@ def test_plain_lines_without_a_terminal() -> None:
     assert "\x1b" not in stream.getvalue()
 
 
-def test_unknown_values_are_left_out() -> None:
+def test_unknown_values_are_omitted() -> None:
     stream = io.StringIO()
     ProgressLine(1000, stream).update({"step": 1, "tokens": 64, "loss": float("nan"), "mfu": None, "eta_seconds": None})
     assert stream.getvalue() == "step 1 | 64/1.00k tokens (6%) | loss nan\n"
 
 
-def test_evaluations_tell_later_windows_for_each_number_of_passes() -> None:
+def test_evaluations_show_later_windows_for_each_number_of_passes() -> None:
     stream = io.StringIO()
     progress = ProgressLine(1000, stream)
     progress.update(EVALUATION)
@@ -106,7 +106,7 @@ def test_standard_error_is_the_default(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_message_is_text_and_nothing_more(terminal: Terminal) -> None:
-    """No markup, no escape sequence, no credentials."""
+    """It holds no markup, no escape sequence and no credentials."""
     text = f"[red]{HOSTILE}[/red] https://me:hush@host"
     for stream in (io.StringIO(), terminal):
         progress = ProgressLine(1000, stream)

@@ -1,4 +1,4 @@
-"""What a record must have, for a run that goes on and for a report."""
+"""The fields that a record must have, for a run that goes on and for a report."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ STEP = HERE | {"loss": 1.0, "passes": 1, "window": 2, "batch": 1}
     [None, [], "x", {}, {"step": "1"}, {"step": -1}, {"step": True}, {"step": 2**63}, {"step": 1, "rollback": 3},
      {"step": 1, "attempt": {"number": None}}, {"step": 1, "rollback": {}}],
 )  # fmt: skip
-def test_what_is_no_record(value: Any) -> None:
+def test_invalid_records(value: Any) -> None:
     assert not is_record(value)
 
 
-def test_what_is_one() -> None:
+def test_valid_records() -> None:
     assert is_record({"step": 0}) and is_record({"step": 1, "rollback": {"number": 0}, "more": []})
 
 
@@ -56,11 +56,11 @@ def test_a_record_as_it_is_written_has_no_faults() -> None:
     ],
     ids=str,
 )
-def test_what_a_report_needs_is_named(changes: dict[str, Any], named: str) -> None:
+def test_missing_fields_of_a_report_are_named(changes: dict[str, Any], named: str) -> None:
     assert faults(STEP | changes) == [named]
 
 
-def test_a_window_of_no_tokens_takes_no_other_run_with_it(tmp_path: Path) -> None:
+def test_a_window_of_no_tokens_does_not_spoil_other_runs(tmp_path: Path) -> None:
     for name in ("a", "b"):
         make_run(tmp_path / name, [], ONE)
     with open(tmp_path / "a/metrics.jsonl", "a") as file:

@@ -1,4 +1,4 @@
-"""wandb for real, offline: what was logged is read back out of its own files."""
+"""The real wandb, offline: the tests read its own files back."""
 
 import logging
 import os
@@ -18,12 +18,12 @@ from sleeptrain.train.logging.wandb_log import WandbLogger, flatten
 from tests.parallel.processes import PATIENCE
 
 BLOCK = 32 * 1024
-HEADER = 7  # of the file, and of each fragment: crc32 u32, length u16, type u8
+HEADER = 7  # of the file, and of each fragment (crc32 u32, length u16, type u8)
 KEY = "0123456789" * 4
 
 
 def fragments(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """(type, payload) of a LevelDB log; a block's last bytes are padding where no header fits."""
+    """(type, payload) of a LevelDB log; a block ends with padding where no header fits."""
     at = HEADER
     while at + HEADER <= len(content):
         if BLOCK - at % BLOCK < HEADER:
@@ -62,7 +62,7 @@ def history(folder: Path) -> list[dict[str, str]]:
 
 
 def run_in_process(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A training process of its own: wandb's service and its settings live as long as the process does."""
+    """Train in a new process, because wandb's service and settings live as long as their process."""
     prelude = (
         "import sys\nfrom sleeptrain.config.schema import WandbConfig\n"
         "from sleeptrain.train.logging.wandb_log import WandbLogger\nfolder = sys.argv[1]\n"
@@ -157,7 +157,7 @@ print(logger.run_id)
     [
         ({}, "no key is configured"),
         ({"WANDB_API_KEY": "short"}, "not reachable"),
-        # Port 9 of this machine answers nobody: a server that is away.
+        # Port 9 of this machine answers nobody, as a server that is down.
         ({"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}, "not reachable"),
     ],
 )
@@ -173,15 +173,15 @@ def test_online_that_fails_goes_on_offline_as_the_same_run(
 
 
 class FakeWandb:
-    """Stands where the module would: remembers what it was asked for, and fails on request."""
+    """Replaces the module: records its calls, and fails on request."""
 
     class Settings:
         model_fields = {"base_url": type("Field", (), {"default": "https://api.default.example"})}  # noqa: RUF012
         api_key: str | None = None
         base_url = "https://api.default.example"
 
-        def __init__(self, **given: object):
-            self.given = given
+        def __init__(self, **options: object):
+            self.options = options
 
     def __init__(self, failing: tuple[str, ...] = ()):
         self.failing, self.calls = failing, []  # type: ignore[var-annotated]
@@ -190,7 +190,7 @@ class FakeWandb:
         return type("Setup", (), {"settings": self.Settings()})
 
     def init(self, mode: str, settings: Any, **arguments: object) -> Any:
-        self.calls.append((mode, settings.given, arguments))
+        self.calls.append((mode, settings.options, arguments))
         if mode in self.failing:
             raise RuntimeError(f"no {mode}\nmore lines")
         return type("Run", (), {"log": lambda *a, **k: None, "finish": lambda *a: None})()
@@ -223,7 +223,7 @@ def test_auto_is_online_with_a_key_in_the_netrc(clean: pytest.MonkeyPatch, tmp_p
     fake = FakeWandb()
     logger = start(clean, fake, "auto")
     ((mode, settings, arguments),) = fake.calls
-    # The key is handed over, so that wandb cannot come to ask for one.
+    # The key is passed on, so that wandb does not ask for one.
     assert mode == "online" and settings["api_key"] == KEY
     assert arguments["resume"] == "allow" and arguments["id"] == logger.run_id and arguments["dir"] == "folder"
 

@@ -30,13 +30,13 @@ def config(**changes: object) -> GsmInfiniteConfig:
 
 
 def records(first: int, count: int) -> list[dict[str, Any]]:
-    """As the public generator writes them, in words that our vocabulary has."""
-    made = []
+    """Records as the public generator writes them, in words of our vocabulary."""
+    result = []
     for number in range(first, first + count):
         draws = Draws(0, 0, number)
         lengths = Lengths(150, 203, 3, lambda text: len(TOKENIZER.encode(text)))
         problem = make_problem(draws, draw_core(draws, 1 + number % 3, held_out=False), lengths)
-        made.append(
+        result.append(
             {
                 "problem": problem.context,
                 "question": problem.question,
@@ -49,7 +49,7 @@ def records(first: int, count: int) -> list[dict[str, Any]]:
                 "d": 3,
             }
         )
-    return made
+    return result
 
 
 def write(path: Path, found: list[Any]) -> str:

@@ -56,6 +56,6 @@ def test_an_empty_or_missing_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("solution", "answer"), [("Answer: 12.", 12), ("so a = 3. Answer: 0", 0), ("Answer: 1. Answer: 2.", 2)]
 )
-def test_the_answer_is_the_last_thing_said(tmp_path: Path, solution: str, answer: int) -> None:
+def test_the_answer_is_the_last_word_of_a_solution(tmp_path: Path, solution: str, answer: int) -> None:
     [problem] = read_problems(Path(write(tmp_path / "one.jsonl", [RECORD | {"solution": solution}])))
     assert (problem.answer, problem.ops, problem.wording) == (answer, 2, "t")

@@ -1,4 +1,4 @@
-"""The arithmetic of a problem: values stay in bounds, and the answer takes the operations asked for."""
+"""The arithmetic of a problem: values stay in bounds, and the answer takes the required operations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_values_of_equations(kind: Kind, number: int, operands: tuple[int, ...],
 
 
 @pytest.mark.parametrize("ops", [0, 1, 2, 7, 40])
-def test_a_quantity_takes_the_operations_asked_for(ops: int) -> None:
+def test_a_quantity_takes_the_required_operations(ops: int) -> None:
     for seed in range(20):
         graph = Graph(Draws(seed, 0, 0), NAMES)
         query = graph.add_needed(ops)

@@ -15,24 +15,24 @@ from sleeptrain.errors import DataError
 from tests.data.tasks.gsm_infinite.made import LENGTHS, config, records, write
 
 
-def test_operations_are_drawn_as_often_each() -> None:
+def test_operations_are_drawn_equally_often() -> None:
     pool = Generated(config(max_ops=8), LENGTHS)
-    drawn = Counter(pool.held_out_ops(number) for number in range(8000))
-    assert set(drawn) == set(range(1, 9)) and max(abs(count - 1000) for count in drawn.values()) < 110
+    counts = Counter(pool.held_out_ops(number) for number in range(8000))
+    assert set(counts) == set(range(1, 9)) and max(abs(count - 1000) for count in counts.values()) < 110
 
 
 def test_rows_are_the_files_problems_in_a_new_order_each_epoch(stored: GsmInfiniteConfig) -> None:
     task = GsmInfinite(stored)
-    given = {f"{r['question']} {r['problem']} Answer:": r["solution"].split()[-1][:-1] for r in records(0, 12)}
+    answers = {f"{r['question']} {r['problem']} Answer:": r["solution"].split()[-1][:-1] for r in records(0, 12)}
     orders = []
     for epoch in range(3):
         batch = task.rows(7, 12 * epoch, 12)
         prompts = []
         for tokens, targets in zip(batch.tokens_BT, batch.targets_BT, strict=True):
             prompt = task.text(tokens.tolist()).partition("Answer:")[0] + "Answer:"
-            assert task.text(targets[targets != IGNORE].tolist()) == given[prompt]
+            assert task.text(targets[targets != IGNORE].tolist()) == answers[prompt]
             prompts.append(prompt)
-        assert Counter(prompts) == Counter(list(given)), "every problem once an epoch"
+        assert Counter(prompts) == Counter(list(answers)), "every problem once an epoch"
         orders.append(prompts)
     assert orders[0] != orders[1] != orders[2]
     assert [task.text(t.tolist()) for t in task.rows(8, 0, 12).tokens_BT] != [
@@ -40,7 +40,7 @@ def test_rows_are_the_files_problems_in_a_new_order_each_epoch(stored: GsmInfini
     ]
     assert task.num_held_out == 5 and len(task.held_out(0, 5).tokens_BT) == 5
     assert task.report() == {"problems": 12, "left_out": 0}
-    assert task.guessing()["commonest"] == pytest.approx(Counter(given.values()).most_common(1)[0][1] / 12, abs=0.05)
+    assert task.guessing()["commonest"] == pytest.approx(Counter(answers.values()).most_common(1)[0][1] / 12, abs=0.05)
 
 
 def test_problems_of_other_lengths_and_operations_are_left_out_and_counted(stored: GsmInfiniteConfig) -> None:
@@ -66,7 +66,7 @@ def test_a_problem_in_both_files_is_found_however_it_is_written(stored: GsmInfin
         GsmInfinite(stored)
 
 
-def test_held_out_problems_that_are_sorted_are_judged_in_another_order(stored: GsmInfiniteConfig) -> None:
+def test_sorted_held_out_problems_are_evaluated_in_another_order(stored: GsmInfiniteConfig) -> None:
     by_ops = sorted(records(50, 60), key=lambda record: record["op"])
     write(Path(stored.validation), by_ops)
     stored.validation_samples = 15

@@ -1,4 +1,4 @@
-"""Generated problems: lengths, sides of the split, and answers that hold."""
+"""Generated problems: lengths, sides of the split, and right answers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ def test_lengths_are_between_the_bounds_and_fill_them() -> None:
 
 
 def test_no_core_of_training_is_held_out() -> None:
-    kept = [draw_core(Draws(0, side, n), 1, bool(side)) for side in (0, 1) for n in range(4000)]
+    cores = [draw_core(Draws(0, side, n), 1, bool(side)) for side in (0, 1) for n in range(4000)]
     train, held_out = (
         {(core.wording.name, core.query, frozenset(core.graph.equations)) for core in part}
-        for part in (kept[:4000], kept[4000:])
+        for part in (cores[:4000], cores[4000:])
     )
     assert len(held_out) > 3000 and not train & held_out
 
 
-def test_a_core_is_the_same_in_whichever_order_it_was_thought_of() -> None:
-    """A difference turns its operands where it would be negative, so that either may have been drawn first."""
+def test_a_core_does_not_depend_on_the_order_of_its_equations() -> None:
+    """A difference swaps its operands where it would be negative, so that the order of drawing does not show."""
     core = next(c for c in (draw_core(Draws(0, 0, n), 1, False) for n in range(99)) if len(c.graph.equations) == 3)
     before = core.content()
     core.graph.equations[:2] = core.graph.equations[1::-1]

@@ -16,6 +16,7 @@ from tests.data.tasks.gsm_infinite.made import problems
 NAME = r"(?:number|count|stock) of \w+ (?:at|kept in|on dock) \w+"
 
 
+# Each turn as an expression that equals 0, without the package. x0: its quantity; x1, x2: the operands.
 SYMBOLIC = {
     r"x0 is (\d+)|x0 equals (\d+)|x0 comes to (\d+)": "x0 - n",
     r"x0 is the sum of x1 and x2|x0 equals x1 plus x2|x0 comes to x1 together with x2": "x0 - x1 - x2",
@@ -27,7 +28,7 @@ SYMBOLIC = {
 
 
 def equations(problem: Problem) -> dict[str, tuple[str, list[str]]]:
-    """(the equation, that is 0, over names; the names it needs) of each quantity."""
+    """{quantity: (an expression that equals 0, the names in it)}."""
     found = {}
     for sentence in problem.context.rstrip(".").split(". "):
         names = re.findall(NAME, sentence)
@@ -41,27 +42,27 @@ def equations(problem: Problem) -> dict[str, tuple[str, list[str]]]:
     return found
 
 
-def test_answers_are_those_of_symbolic_evaluation() -> None:
-    """All sentences as one system of linear equations, solved by sympy; and the needed ones counted."""
+def test_answers_equal_a_symbolic_evaluation() -> None:
+    """sympy solves all sentences as one system of linear equations. The test counts the equations that are needed."""
     for problem in problems(24):
-        given = equations(problem)
-        symbols = {name: sympy.Symbol(f"q{index}") for index, name in enumerate(given)}
+        equation_of = equations(problem)
+        symbols = {name: sympy.Symbol(f"q{index}") for index, name in enumerate(equation_of)}
         system = [
             sympy.sympify(zero, locals={f"x{i}": symbols[name] for i, name in enumerate(names)})
-            for zero, names in given.values()
+            for zero, names in equation_of.values()
         ]
-        [asked] = re.findall(NAME, problem.question)
+        [target] = re.findall(NAME, problem.question)
         [solution] = sympy.linsolve(system, *symbols.values())
-        assert solution[list(symbols).index(asked)] == problem.answer
-        needed, waiting = set[str](), [asked]
+        assert solution[list(symbols).index(target)] == problem.answer
+        needed, waiting = set[str](), [target]
         while waiting:
             name = waiting.pop()
             if name not in needed:
                 needed.add(name)
-                waiting += given[name][1][1:]
-        assert sum(len(given[name][1]) > 1 for name in needed) == problem.ops
+                waiting += equation_of[name][1][1:]
+        assert sum(len(equation_of[name][1]) > 1 for name in needed) == problem.ops
         assert all(0 <= value <= 999 for value in solution)
-        assert len(needed) < len(given), "there are distractors"
+        assert len(needed) < len(equation_of), "there are distractors"
 
 
 def test_the_solver_refuses_what_it_cannot_solve() -> None:

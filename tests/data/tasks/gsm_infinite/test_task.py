@@ -19,34 +19,32 @@ from sleeptrain.data.tokenizer import train_tokenizer
 from sleeptrain.errors import ConfigError
 from tests.data.tasks.gsm_infinite.made import TOKENIZER, config, problems
 
-# What each turn says, read with no help from the package: the named quantities are x0 (what it is about), x1, x2.
-
 
 def test_a_row_asks_first_and_answers_last() -> None:
     task = GsmInfinite(config())
     batch = task.rows(0, 0, 30)
     for row in range(30):
         tokens, targets = batch.tokens_BT[row], batch.targets_BT[row]
-        prompt, _, said = task.text(tokens.tolist()).partition(" Answer:")
+        prompt, _, answered = task.text(tokens.tolist()).partition(" Answer:")
         [wording] = [w for w in WORDINGS if prompt.startswith(w.question.split("{q}")[0])]
         question, context = re.fullmatch(r"(.+?[?.]) (.*)", prompt).groups()  # type: ignore[union-attr]
         answer, ops = solve(wording, question, context)
-        wanted = targets[targets != IGNORE].tolist()
-        assert task.text(wanted) == str(answer) and wanted[-1] == TOKENIZER.eos_id and 1 <= ops <= 3
-        assert said.strip() == str(answer), "the answer's tokens are inputs too, all but its end"
+        predicted = targets[targets != IGNORE].tolist()
+        assert task.text(predicted) == str(answer) and predicted[-1] == TOKENIZER.eos_id and 1 <= ops <= 3
+        assert answered.strip() == str(answer), "the answer's tokens are inputs too, all but its end"
         length = int((batch.documents_BT[row] != PAD).sum())
-        assert (targets != IGNORE).nonzero().flatten().tolist() == list(range(length - len(wanted), length))
+        assert (targets != IGNORE).nonzero().flatten().tolist() == list(range(length - len(predicted), length))
         assert 150 <= length <= 220 and (batch.documents_BT[row, length:] == PAD).all()
 
 
-def test_a_problem_without_operations_asks_for_a_number_that_is_said() -> None:
+def test_a_problem_without_operations_asks_for_a_number_in_its_text() -> None:
     task = GsmInfinite(config(min_ops=0, max_ops=1))
-    asked = Counter(task._pool.held_out(number).ops for number in range(400))
-    assert set(asked) == {0, 1} and min(asked.values()) > 150
+    counts = Counter(task._pool.held_out(number).ops for number in range(400))
+    assert set(counts) == {0, 1} and min(counts.values()) > 150
     problem = next(p for p in map(task._pool.held_out, range(400)) if p.ops == 0)
     quantity = re.search("(the (?:number|count|stock) .+?)[?.]$", problem.question).group(1)  # type: ignore[union-attr]
-    said = [s for s in problem.context.split(". ") if s.lower().startswith(quantity.lower())]
-    assert len(said) == 1 and re.fullmatch(r".* (\d)\.?", said[0]).group(1) == str(problem.answer)  # type: ignore[union-attr]
+    sentences = [s for s in problem.context.split(". ") if s.lower().startswith(quantity.lower())]
+    assert len(sentences) == 1 and re.fullmatch(r".* (\d)\.?", sentences[0]).group(1) == str(problem.answer)  # type: ignore[union-attr]
 
 
 def test_operations_are_uniform() -> None:
@@ -67,7 +65,7 @@ def test_operations_are_uniform() -> None:
 
 
 def test_metrics_against_a_count_by_hand() -> None:
-    """A row counts when all its tokens are right: three of eight are spoiled, one in its last token only."""
+    """A row counts when all its tokens are right. Three of eight are wrong, one in its last token only."""
     task = GsmInfinite(config())
     batch = task.held_out(0, 8)
     predicted_BT = batch.targets_BT.clone()
@@ -93,10 +91,10 @@ def test_lengths_are_in_the_tokens_of_the_models_own_tokenizer(tmp_path: Path) -
     assert task.vocab_size == 400
     for row in range(20):
         inputs = batch.tokens_BT[row][batch.documents_BT[row] != PAD].tolist()
-        wanted = batch.targets_BT[row][batch.targets_BT[row] != IGNORE].tolist()
-        assert 240 <= len(inputs) <= 400 and wanted[-1] == tokenizer.eos_id
-        assert re.fullmatch(r" \d{1,3}", tokenizer.decode(wanted))
-        prompt = inputs[: len(inputs) - len(wanted) + 1]
+        predicted = batch.targets_BT[row][batch.targets_BT[row] != IGNORE].tolist()
+        assert 240 <= len(inputs) <= 400 and predicted[-1] == tokenizer.eos_id
+        assert re.fullmatch(r" \d{1,3}", tokenizer.decode(predicted))
+        prompt = inputs[: len(inputs) - len(predicted) + 1]
         assert tokenizer.decode(prompt).endswith(" Answer:") and tokenizer.encode(tokenizer.decode(prompt)) == prompt
 
 

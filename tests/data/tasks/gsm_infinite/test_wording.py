@@ -12,7 +12,7 @@ from tests.data.tasks.gsm_infinite.made import problems
 
 
 @pytest.mark.parametrize("wording", [FARM, LIBRARY, HARBOUR])
-def test_every_sentence_reads_back(wording) -> None:
+def test_every_sentence_is_read_back(wording) -> None:
     assert len(set(wording.items)) == len(set(wording.places)) == 24
     for kind in wording.templates:
         equation = wording.example(kind, (3, 5))
@@ -21,9 +21,9 @@ def test_every_sentence_reads_back(wording) -> None:
 
 
 def test_all_turns_of_all_wordings_are_used() -> None:
-    said = Counter()
+    turns = Counter()
     for problem in problems(60):
         [wording] = [w for w in WORDINGS if w.name == problem.wording]
         for sentence in re.findall(r"[^.]+\.", problem.context):
-            said[problem.wording, wording.read(sentence.strip()).kind] += 1
-    assert len(said) == 18 and min(said.values()) > 20
+            turns[problem.wording, wording.read(sentence.strip()).kind] += 1
+    assert len(turns) == 18 and min(turns.values()) > 20

@@ -1,0 +1,111 @@
+"""Linear layers with a compute dtype: against autocast that casts each use, and in what they keep and leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.linear import Linear, adopt_linears, computing_in, working_copies
+from tests.models import tiny_config
+
+BF16 = torch.bfloat16
+
+
+def layer(bias: bool = True) -> Linear:
+    torch.manual_seed(0)
+    return Linear(8, 5, bias=bias)
+
+
+@contextmanager
+def in_bf16(model: nn.Module, copies: bool) -> Iterator[None]:
+    with computing_in(model, BF16):
+        if not copies:
+            yield
+            return
+        with working_copies(model):
+            yield
+
+
+def uses(linear: Linear, xs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The outputs, each of which the loss reads with another weight."""
+    outputs = [linear(x) for x in xs]
+    sum((number + 1) * y.float().square().sum() for number, y in enumerate(outputs)).backward()
+    return outputs
+
+
+@pytest.mark.parametrize("copies", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(3, 8), (2, 4, 8)])
+def test_many_uses_equal_casts_of_their_own(copies: bool, bias: bool, shape: tuple[int, ...]) -> None:
+    """Gradients of 16 uses add up in fp32, as under autocast without its cache, and not as with it."""
+    xs = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)).requires_grad_() for seed in range(16)]
+    ours, theirs = layer(bias), layer(bias)
+    with in_bf16(ours, copies):
+        found = uses(ours, xs)
+    gradients = [x.grad for x in xs]
+    for x in xs:
+        x.grad = None
+    with torch.autocast("cpu", BF16, cache_enabled=False):
+        expected = uses(theirs, xs)
+    for a, b in zip([*found, *gradients, ours.weight.grad], [*expected, *(x.grad for x in xs), theirs.weight.grad],
+                    strict=True):  # fmt: skip
+        assert a is not None and b is not None and a.dtype == b.dtype and torch.equal(a, b)
+    if bias:
+        torch.testing.assert_close(ours.bias.grad, theirs.bias.grad, rtol=1e-2, atol=1e-2)
+
+
+def test_the_sum_of_many_uses_is_not_rounded_to_bf16() -> None:
+    linear, x = layer(bias=False), torch.ones(1, 8)
+    with in_bf16(linear, copies=True):
+        uses = [linear(x).sum() * (1.0 if number == 0 else 2.0**-9) for number in range(257)]
+        torch.stack(uses).sum().backward()
+    assert torch.equal(linear.weight.grad, torch.full((5, 8), 1.5)), "in bf16 each small term would vanish beside 1"
+
+
+def test_without_a_compute_dtype_it_is_a_plain_layer() -> None:
+    linear = layer().double()
+    plain = nn.Linear(8, 5).double()
+    plain.load_state_dict(linear.state_dict())
+    x = torch.randn(3, 8, dtype=torch.float64)
+    assert torch.equal(linear(x), plain(x)) and type(linear(x).grad_fn) is type(plain(x).grad_fn)
+
+
+def test_copies_have_the_values_at_entry_and_end_with_the_block() -> None:
+    model = Hybrid(tiny_config())
+    model.init_weights(0)
+    with pytest.raises(ZeroDivisionError), computing_in(model, BF16), working_copies(model):
+        copies = {name: m.working_copy for name, m in model.named_modules() if isinstance(m, Linear)}
+        assert all(torch.equal(copy, model.get_parameter(f"{n}.weight").to(BF16)) for n, copy in copies.items())
+        assert torch.equal(model.working_copy, model.head_weight.to(BF16)), "the tied head has one too"
+        raise ZeroDivisionError
+    assert len(copies) > 5
+    for module in model.modules():
+        assert getattr(module, "working_copy", None) is None and getattr(module, "compute_dtype", None) is None
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_each_matrix_has_one_copy(tied: bool) -> None:
+    """Copies beside the embeddings, which a step reads row by row."""
+    model = Hybrid(tiny_config(tie_embeddings=tied))
+    matrices = [module.matrix for module in model.modules() if isinstance(module, Linear | Hybrid)]
+    copied = [id(matrix) for matrix in matrices if matrix is not None]
+    assert len(set(copied)) == len(copied) and id(model.head_weight) in copied
+
+
+def test_layers_of_a_mixer_from_outside_are_adopted() -> None:
+    class Foreign(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(8, 8), nn.SiLU())
+
+    mixer = Foreign()
+    weight = mixer.inner[0].weight
+    adopt_linears(mixer)
+    assert isinstance(mixer.inner[0], Linear) and mixer.inner[0].weight is weight
+    with in_bf16(mixer, copies=True):
+        assert mixer.inner(torch.ones(1, 8)).dtype == BF16
