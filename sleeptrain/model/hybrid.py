@@ -9,6 +9,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn import LinearCrossEntropyOptions
 
 from sleeptrain.config.mixers import is_recurrent
 from sleeptrain.config.schema import ModelConfig
@@ -19,6 +20,9 @@ from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.model.mixers.spec import Draw
 from sleeptrain.model.norm import RMSNorm
 from sleeptrain.model.state import HARD, Boundary, FastWeights, LayerState
+
+# Elements of logits that are held at once: 256 MiB in fp32.
+MOST_LOGITS = 2**26
 
 # Runs one block. Under recomputation of blocks it checkpoints the block's activations.
 RunBlock = Callable[..., tuple[torch.Tensor | None, LayerState]]
@@ -134,12 +138,25 @@ class Hybrid(Product, nn.Module):
     ) -> torch.Tensor:
         """The summed cross entropy of the targets (int64) in nats, a scalar in fp32 or wider.
 
-        read_logits: called with the logits [N, V] in the same dtype.
+        read_logits: called with the logits [N, V] in the same dtype. Without it, logits of more than `MOST_LOGITS`
+        elements are computed some rows at a time, and again in the backward.
         """
+        rows = rows_at_once(self.config.vocab_size)
+        if read_logits is None and rows < len(targets_N):
+            return self._chunked_cross_entropy(x_ND, targets_N, rows)
         logits = at_least_fp32(self.logits(x_ND))
         if read_logits is not None:
             read_logits(logits)
         return F.cross_entropy(logits, targets_N, reduction="sum")
+
+    def _chunked_cross_entropy(self, x_ND: torch.Tensor, targets_N: torch.Tensor, rows: int) -> torch.Tensor:
+        """The same from the logits of `rows` rows at a time. torch gives each loss in the dtype of x."""
+        assert self.norm is not None, "this part of the model has no head"
+        head = self if self.head is None else self.head
+        x, weight = head.factors(self.norm(x_ND) / self.config.logits_divisor, self.head_weight)
+        options = LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None)
+        losses_N = F.linear_cross_entropy(x, weight, targets_N, reduction="none", options=options)
+        return at_least_fp32(losses_N).sum()
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -170,6 +187,11 @@ def initial_weight(config: ModelConfig, name: str, shape: tuple[int, ...], seed:
         return None
     ends_branch = name.endswith("down_proj.weight")
     return draw.normal(config.init_std / (math.sqrt(2 * len(config.layers)) if ends_branch else 1))
+
+
+def rows_at_once(vocab_size: int) -> int:
+    """The number of rows whose logits are held at once, a power of two."""
+    return 1 << max(MOST_LOGITS // vocab_size, 1).bit_length() - 1
 
 
 def at_least_fp32(x: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 
 from sleeptrain.config.schema import Config, ModelConfig
 from sleeptrain.model.block import Block
+from sleeptrain.model.hybrid import rows_at_once
 from sleeptrain.model.mixers.registry import block_spec, mixer_spec
 from sleeptrain.model.mixers.spec import WIDE, Precision
 from sleeptrain.parallel.tensor.sharding import local_config
@@ -63,11 +64,13 @@ class Activations:
     def head(self, num_targets: int) -> int:
         """Bytes for the last norm, the head and the loss."""
         m = self.model
-        return num_targets * (WIDE * m.dim + WIDE + self.narrow * m.dim + WIDE * m.vocab_size)
+        chunked = num_targets > rows_at_once(m.vocab_size)
+        return num_targets * (WIDE * m.dim + WIDE + self.narrow * m.dim + (0 if chunked else WIDE * m.vocab_size))
 
     def logits(self, num_targets: int) -> int:
         """Peak bytes of the loss, in its backward: probabilities, and the gradients before and after the softmax."""
-        return 3 * WIDE * self.model.vocab_size * num_targets
+        vocab_size = self.model.vocab_size
+        return 3 * WIDE * vocab_size * min(num_targets, rows_at_once(vocab_size))
 
     def copies(self, layers: range, head: bool) -> int:
         """Bytes of the narrow copies of these layers' matrices (`sleeptrain.model.linear`)."""

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sleeptrain.config.schema import Config
+from sleeptrain.model.hybrid import rows_at_once
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.parallel.pipeline.stages import PipelineStages
+from sleeptrain.parallel.tensor.sharding import local_config
 from sleeptrain.plan.gathers import gathered
 from sleeptrain.plan.parameters import WIDE, Held, partition_size, role_groups
 from sleeptrain.plan.update import muon_exchange
@@ -73,6 +75,7 @@ class _TensorCounts:
         self.config, self.workload, self.stages, self.stage = config, workload, stages, stage
         self.layers = range(*stages.bounds[stage : stage + 2])
         self.sequence, self.size = config.parallel.sequence, config.parallel.tensor
+        self.rows_at_once = rows_at_once(local_config(config.model, self.size).vocab_size)
         self.narrow, self.residual = product_bytes(config.train), residual_bytes(config.train)
 
     def forward(self, r: Round) -> Payload:
@@ -95,8 +98,11 @@ class _TensorCounts:
         return _times(self._leave(r), sum(not state_only for _, state_only in self._blocks_run(r)))
 
     def last(self, r: Round) -> Payload:
-        """The collectives at the end of a round. The rerun of a checkpointed round without loss stops ahead of them."""
-        if r.loss or not (blocks := list(self._blocks_run(r))) or blocks[-1][1]:
+        """The collectives at the end of a round, ahead of which the rerun of a checkpointed round stops."""
+        if r.loss:  # of the last rows, if the loss is computed some rows at a time
+            targets, rows = self.workload.targets_of(r), self.rows_at_once
+            return Payload(all_reduce=3 * WIDE * ((targets - 1) % rows + 1)) if targets > rows else Payload()
+        if not (blocks := list(self._blocks_run(r))) or blocks[-1][1]:
             return Payload()
         elements = self._tokens(r) * self.config.model.dim
         return self._leave(r) + (Payload(all_gather=elements * self.residual) if self.sequence else Payload())
@@ -108,7 +114,10 @@ class _TensorCounts:
         if self.sequence:  # of the tokens that are split at the start of prelude, core or coda
             payload["all_gather"] += self._sections(r) * self._tokens(r) * D * self.residual
         if r.loss and self.layers.stop == len(self.config.model.layers):
-            payload["all_reduce"] += self.workload.targets_of(r) * D * self.narrow
+            targets = self.workload.targets_of(r)
+            payload["all_reduce"] += targets * D * self.narrow
+            if targets > self.rows_at_once:
+                payload["all_reduce"] += 3 * WIDE * targets  # the loss is computed again
         return payload
 
     def _blocks_run(self, r: Round) -> Iterator[tuple[int, bool]]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sleeptrain.config.compose import compose
+from sleeptrain.model import hybrid as hybrid_module
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.plan.activations import Activations
 from sleeptrain.plan.layout import make_plan
@@ -108,6 +109,25 @@ def test_the_graphs_of_a_step(more: tuple[str, ...], precision: str) -> None:
         planned -= counts.copies(range(model.num_layers), head=False)
     accuracy = OF_BLOCK_INPUTS if config.sleep.recompute == "block" else ACCURACY
     assert saved_bytes(forward, model) == pytest.approx(planned, rel=accuracy)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_graph_of_a_loss_without_whole_logits(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hybrid_module, "MOST_LOGITS", 64 * 300)
+    more = ("model.layers=[gated_deltanet]", "sleep.passes=1", f"train.precision={precision}", "model.vocab_size=3000")
+    config = compose([*MODEL, *more])
+    model, shape = Hybrid(config.model), stage_shape(config, 0)
+    model.init_weights(0)
+    batch = typical_batch(config, shape.batch)
+    [step] = make_plan(config, 1, None, 0.4).steps
+    settings = loop_settings(config.sleep, shape.window, model.num_layers)
+
+    def forward() -> Any:
+        with in_precision(config.train, model):
+            return run_rounds(model, batch, step.workload.rounds, model.empty_state(), settings)
+
+    assert saved_bytes(forward, model) == pytest.approx(step.memory[0].activations, rel=ACCURACY)
+    assert step.memory[0].logits == 3 * 4 * 4 * 3000, "four rows at a time"
 
 
 def test_kernels_keep_less_than_chunks() -> None:

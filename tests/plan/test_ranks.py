@@ -8,6 +8,7 @@ import pytest
 
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
+from sleeptrain.model import hybrid as hybrid_module
 from sleeptrain.parallel.zero import limits
 from sleeptrain.plan.layout import make_plan
 from tests.parallel.processes import run_ranks
@@ -64,6 +65,12 @@ def layout(tensor: int, pipeline: int, data: int, zero: int) -> tuple[list[str],
 def test_ranks_do_what_a_plan_predicts(tensor: int, pipeline: int, data: int, zero: int, more: tuple[str, ...]) -> None:
     parallel, ranks = layout(tensor, pipeline, data, zero)
     check(compose([*RULE110, *MODEL, *parallel, *more]), ranks)
+
+
+def test_a_loss_of_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hybrid_module, "MOST_LOGITS", 16)
+    parallel, ranks = layout(2, 1, 1, 1)
+    check(compose([*TEXT, *MODEL, *parallel, "sleep.recompute=pass"]), ranks)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_ent
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding, set_tensor_model_parallel_attributes
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.distributed.mesh import Axis
 from sleeptrain.model.block import Block
-from sleeptrain.model.hybrid import Hybrid, at_least_fp32, initial_weight
+from sleeptrain.model.hybrid import Hybrid, at_least_fp32, initial_weight, rows_at_once
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.model.norm import GatedRMSNorm, RMSNorm
 from sleeptrain.model.shards import Sharding, TensorRank, padded_size
@@ -108,6 +109,15 @@ class TensorParallelHybrid(Hybrid):
         self, x_ND: torch.Tensor, targets_N: torch.Tensor, read_logits: Callable[[torch.Tensor], None] | None = None
     ) -> torch.Tensor:
         """As `Hybrid.cross_entropy`. Without `read_logits` each rank holds only its part of the vocabulary's logits."""
+        rows = rows_at_once(self.config.vocab_size)
+        if read_logits is None and rows < len(targets_N):
+            parts = zip(x_ND.split(rows), targets_N.split(rows), strict=True)
+            return torch.stack([checkpoint(self._loss, *part, use_reentrant=False) for part in parts]).sum()
+        return self._loss(x_ND, targets_N, read_logits)
+
+    def _loss(
+        self, x_ND: torch.Tensor, targets_N: torch.Tensor, read_logits: Callable[[torch.Tensor], None] | None = None
+    ) -> torch.Tensor:
         logits = at_least_fp32(self._local_logits(x_ND))
         if read_logits is not None:
             read_logits(self._gather(logits))

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.model import hybrid as hybrid_module
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import Boundary
 from sleeptrain.parallel.build import build_model
@@ -128,6 +129,13 @@ def test_two_ranks_equal_one_process(case: Case):
 @pytest.mark.parametrize("name", ON_FOUR)
 def test_four_ranks_equal_one_process(name: str):
     assert_same_outcome(spread(CASES[name], 4), run_single(CASES[name]), **EXACT)
+
+
+def test_logits_of_some_rows_at_a_time_equal_one_process(monkeypatch: pytest.MonkeyPatch):
+    case = Case(passes=2, tied=False)
+    expected = run_single(case)
+    monkeypatch.setattr(hybrid_module, "MOST_LOGITS", 2 * case.vocab_size)  # of a rank, four rows or two
+    assert_same_outcome(spread(case, 2), expected, **EXACT)
 
 
 def assert_same_to_rounding(found: Outcome, expected: Outcome, exact: Outcome, loss: float, gradients: float) -> None:
