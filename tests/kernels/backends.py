@@ -116,4 +116,3 @@ def counted(function: Callable[..., Any], calls: list[str]) -> Callable[..., Any
         return function(*args, **kwargs)
 
     return run
-

@@ -1,7 +1,7 @@
 """Triton's interpreter, made to run the kernels of flash-linear-attention on a CPU.
 
 With TRITON_INTERPRET=1 Triton runs a kernel program by program in NumPy. flash-linear-attention was written for its
-compiler, and three things differ. `install` changes Triton for this process; it must run before `fla` is imported,
+compiler, and two things differ. `install` changes Triton for this process; it must run before `fla` is imported,
 because kernels are rewritten for the interpreter where they are defined.
 
 The interpreter rounds products as NumPy does. It stores bf16 as integers and multiplies those, so bf16 is never to be
@@ -14,8 +14,6 @@ import ast
 import os
 import sys
 from typing import Any
-
-import numpy as np
 
 ACTIVE = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -34,7 +32,6 @@ def install() -> None:
 
     _fix_configurations(autotuner.Autotuner)
     _wrap_loop_variables(interpreter.ASTTransformer)
-    _cast_masks(interpreter.InterpreterBuilder)
 
 
 def _fix_configurations(tuner: Any) -> None:
@@ -66,19 +63,3 @@ def _wrap_loop_variables(transformer: Any) -> None:
         return node
 
     transformer.visit_For = visit_For
-
-
-def _cast_masks(builder: Any) -> None:
-    """Make masks boolean: products and sums of masks are integers here, and loads and stores refuse them."""
-    load, store = builder.create_masked_load, builder.create_masked_store
-
-    def boolean(mask: Any) -> Any:
-        return mask if mask is None or mask.data.dtype == np.bool_ else type(mask)(mask.data != 0, mask.dtype)
-
-    def masked_load(self: Any, pointers: Any, mask: Any, *rest: Any, **named: Any) -> Any:
-        return load(self, pointers, boolean(mask), *rest, **named)
-
-    def masked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any, **named: Any) -> Any:
-        return store(self, pointers, value, boolean(mask), *rest, **named)
-
-    builder.create_masked_load, builder.create_masked_store = masked_load, masked_store

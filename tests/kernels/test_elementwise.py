@@ -25,7 +25,7 @@ def unit(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("dim", [64, 96, 256, 640])
 def test_the_gated_norm(backend: Backend, within: Within, dim: int) -> None:
     """Norm, weight, then the SiLU gate; there is no kernel for Mamba-2's order. 640: the kernel of long rows."""
-    from fla.modules.fused_norm_gate import rms_norm_gated
+    from fla.modules.norm.fused_norm_gate import rms_norm_gated
 
     x, gate, weight = given(backend, drawn((2, 7, 3, dim), (2, 7, 3, dim), (dim,)), narrow=2)
     found = error(
@@ -41,7 +41,7 @@ def test_the_gated_norm(backend: Backend, within: Within, dim: int) -> None:
 @pytest.mark.parametrize("zero_centred", [False, True])
 def test_the_norm(backend: Backend, within: Within, dim: int, zero_centred: bool) -> None:
     """A zero-centred weight is to be given as 1 + weight: the kernel has no option for it."""
-    from fla.modules.layernorm import rms_norm
+    from fla.modules.norm.layernorm import rms_norm
 
     def scale(weight: torch.Tensor) -> torch.Tensor:
         return 1.0 + weight if zero_centred else weight
@@ -58,7 +58,7 @@ def test_the_norm(backend: Backend, within: Within, dim: int, zero_centred: bool
 @pytest.mark.parametrize("dim", [64, 640])
 def test_the_norm_of_a_sum_that_is_returned_too(backend: Backend, within: Within, dim: int) -> None:
     """A block's output is added to the residual features in fp32 and normed; the sum goes on."""
-    from fla.modules.layernorm import rms_norm
+    from fla.modules.norm.layernorm import rms_norm
 
     found = error(
         lambda x, residual, weight: rms_norm(x, weight, None, residual=residual, eps=EPS, prenorm=True),
@@ -70,7 +70,7 @@ def test_the_norm_of_a_sum_that_is_returned_too(backend: Backend, within: Within
 
 @of_all
 def test_the_norm_alone_of_a_sum(backend: Backend, within: Within) -> None:
-    from fla.modules.layernorm import rms_norm
+    from fla.modules.norm.layernorm import rms_norm
 
     found = error(
         lambda x, residual, weight: [rms_norm(x, weight, None, residual=residual, eps=EPS)],
@@ -118,7 +118,7 @@ def test_the_decay_gate(backend: Backend, within: Within, shift: float) -> None:
 
 
 @in_fp32
-@pytest.mark.xfail(strict=True, reason="the kernel computes log(1 + exp(x)): below x = -16 nothing is left of it in fp32")
+@pytest.mark.xfail(strict=True, reason="log(1 + exp(x)) has no digit left in fp32 below x = -16")
 def test_the_decay_gate_where_the_decay_is_tiny(backend: Backend) -> None:
     from fla.ops.gated_delta_rule.gate import fused_gdn_gate
 

@@ -30,7 +30,7 @@ def kernel(
     activation: str | None = "silu",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(y, the tail), by fla's kernel."""
-    from fla.modules.conv.causal_conv1d import causal_conv1d
+    from fla.modules.causal_conv1d import causal_conv1d
 
     def call(x: torch.Tensor, **options):
         return causal_conv1d(x, weight_DW, bias_D, activation=activation, **options)
@@ -136,7 +136,7 @@ def test_windows_in_a_row_are_one_window(backend: Backend, within: Within) -> No
 @pytest.mark.parametrize("backend", parameters([b for b in OWN if b.dtype == torch.float32]), indirect=True)
 @pytest.mark.xfail(strict=True, reason="the kernel's backward skips slot 0 of the returned cache; no tap reads it")
 def test_slot_0_of_the_cache_has_no_gradient(backend: Backend) -> None:
-    from fla.modules.conv.causal_conv1d import causal_conv1d
+    from fla.modules.causal_conv1d import causal_conv1d
 
     x, weight = given(backend, drawn((1, 6, 16), (16, 4)), narrow=2)
     _, cache = causal_conv1d(x, weight, output_final_state=True)
@@ -153,9 +153,11 @@ def test_the_cache_has_the_dtype_of_the_input(backend: Backend) -> None:
 @of_convolution
 def test_one_token_without_a_gradient_is_written_into_the_cache(backend: Backend, within: Within) -> None:
     """The function for decoding differs from the others: it changes the cache that it is given."""
-    from fla.modules.conv.causal_conv1d import causal_conv1d_update
+    from fla.modules.causal_conv1d import causal_conv1d_update
 
-    x, weight, tail, bias = (t.detach() for t in given(backend, drawn((2, 1, 16), (16, 4), (2, 3, 16), (16,)), narrow=1))
+    x, weight, tail, bias = (
+        t.detach() for t in given(backend, drawn((2, 1, 16), (16, 4), (2, 3, 16), (16,)), narrow=1)
+    )
     cache = F.pad(tail.transpose(1, 2), (1, 0)).contiguous()
     y, returned = causal_conv1d_update(x, cache, weight=weight, bias=bias, activation="silu")
     expected = loop(x.double(), tail.double(), weight.double(), bias.double(), None)
