@@ -48,4 +48,4 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if largest:
         terminalreporter.section("largest errors")
     for (kernel, label), found in sorted(largest.items()):
-        terminalreporter.write_line(f"{kernel:<40} {label:<20} {found:.1e}")
+        terminalreporter.write_line(f"{kernel:<42} {label:<20} {found:.1e}")

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sleeptrain.ops import reference
 from tests.kernels.backends import OWN, Backend, parameters
 from tests.kernels.comparison import drawn, error, given
 
@@ -129,25 +130,25 @@ def test_the_decay_gate_where_the_decay_is_tiny(backend: Backend) -> None:
 
 
 @of_all
-def test_gates_inside_the_delta_rule(backend: Backend, within: Within) -> None:
-    """Raw decays and write strengths are given to the recurrence, which applies both gates by itself."""
+@pytest.mark.parametrize("with_pads", [False, True])
+def test_gates_inside_the_delta_rule(backend: Backend, within: Within, with_pads: bool) -> None:
+    """Raw decays and write strengths are given to the recurrence, which applies both gates. At pads both are -inf."""
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
-    from sleeptrain.ops import reference
-
-    q, k, v, a, b, S, A_log, dt_bias = drawn(
-        *[(1, 70, 1, 64)] * 2, (1, 70, 2, 64), *[(1, 70, 2)] * 2, (1, 2, 64, 64), (2,), (2,)
-    )
-    tensors = given(backend, [q, k, v, a, b, S, A_log, dt_bias - 4.0], narrow=5)
+    pad = torch.zeros(1, 70, 1, dtype=torch.bool, device=backend.device)
+    pad[:, [3, 4, 66, 69]] = with_pads
 
     def run(q, k, v, a, b, S, A_log, dt_bias):
-        return chunk_gated_delta_rule(
-            q, k, v, a, b, initial_state=S, output_final_state=True, use_qk_l2norm_in_kernel=True,
-            use_gate_in_kernel=True, A_log=A_log, dt_bias=dt_bias, use_beta_sigmoid_in_kernel=True,
-        )  # fmt: skip
+        a, b = a.masked_fill(pad, -torch.inf), b.masked_fill(pad, -torch.inf)
+        gates = {"use_gate_in_kernel": True, "A_log": A_log, "dt_bias": dt_bias, "use_beta_sigmoid_in_kernel": True}
+        options = {"output_final_state": True, "use_qk_l2norm_in_kernel": True}
+        return chunk_gated_delta_rule(q, k, v, a, b, initial_state=S, **options, **gates)
 
     def oracle(q, k, v, a, b, S, A_log, dt_bias):
-        g = decay(a, A_log, dt_bias)
-        return reference.gated_delta_rule(q, k, v, g, b.sigmoid(), initial_state=S, qk_l2norm=True)
+        g, beta = decay(a, A_log, dt_bias).masked_fill(pad, 0.0), b.sigmoid().masked_fill(pad, 0.0)
+        return reference.gated_delta_rule(q, k, v, g, beta, initial_state=S, qk_l2norm=True)
 
-    within("gated delta rule, gates inside", error(run, oracle, tensors), factor=3)
+    shapes = [(1, 70, 1, 64)] * 2 + [(1, 70, 2, 64)] + [(1, 70, 2)] * 2 + [(1, 2, 64, 64), (2,), (2,)]
+    *rest, dt_bias = drawn(*shapes)
+    found = error(run, oracle, given(backend, [*rest, dt_bias - 4.0], narrow=5))
+    within("gated delta rule, gates inside", found, factor=3)

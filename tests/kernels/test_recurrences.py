@@ -18,6 +18,7 @@ Shape = tuple[int, int, int, int, int, int]
 of_rule = pytest.mark.parametrize("backend", parameters(RECURRENCES), indirect=True)
 of_ssd = pytest.mark.parametrize("backend", parameters(OWN), indirect=True)
 
+of_fp32 = pytest.mark.parametrize("backend", parameters([b for b in OWN if b.dtype == torch.float32]), indirect=True)
 
 SLOW = 0.02  # times the decays of tests/ops/cases.py, so that a state outlives the row
 
@@ -111,11 +112,11 @@ def test_keys_that_are_given_with_unit_length(backend: Backend, within: Within) 
     within(RULE, rule_error(backend, slow(delta_inputs(1, 40, 1, 2, 128, 128), 3), qk_l2norm=False))
 
 
-def alike(T: int, K: int, share: float) -> list[torch.Tensor]:
-    """Keys with a common part, write strengths near 1 and hardly any decay: a window that is read again and again."""
+def alike(T: int, K: int, share: float, strongest: float = 1.0) -> list[torch.Tensor]:
+    """Keys with a common part, full write strengths and hardly any decay: a window that is read again and again."""
     q, k, v, g, beta, S = (x.detach() for x in delta_inputs(1, T, 1, 1, K, K))
     common = torch.nn.functional.normalize(k[:, :1], dim=-1)
-    return [q, share * common + (1 - share) * k, v, 1e-3 * g, 0.95 + 0.05 * beta, S]
+    return [q, share * common + (1 - share) * k, v, 1e-3 * g, strongest * (0.95 + 0.05 * beta), S]
 
 
 @of_rule
@@ -123,6 +124,29 @@ def alike(T: int, K: int, share: float) -> list[torch.Tensor]:
 def test_keys_that_are_alike(backend: Backend, within: Within, share: float) -> None:
     """Here an inverse by doubling has no correct digit (docs/numerics.md)."""
     within("gated delta rule, keys alike", rule_error(backend, alike(128, 128, share)), factor=5)
+
+
+@pytest.mark.parametrize("backend", parameters([b for b in OWN if b.dtype != torch.bfloat16]), indirect=True)
+def test_keys_that_are_alike_with_negative_eigenvalues(backend: Backend, within: Within) -> None:
+    """Write strengths near 2: a token turns around what it finds, so errors do not fade. No promise in bf16."""
+    found = rule_error(backend, alike(128, 128, 0.99, strongest=2.0))
+    within("gated delta rule, keys alike, b near 2", found, factor=20)
+
+
+@of_rule
+def test_a_window_of_pads_leaves_the_state_exactly_as_it_was(backend: Backend) -> None:
+    q, k, v, g, _, S = (x.detach() for x in given(backend, delta_inputs(1, 70, 1, 2, 128, 128), narrow=3))
+    none = torch.zeros_like(g)
+    after = fla.gated_delta_rule(q, k, v, none, none, initial_state=S, reset_BT=None, qk_l2norm=True)[1]
+    assert torch.equal(after, S)
+
+
+@of_fp32
+def test_keys_of_more_than_256_elements_are_refused(backend: Backend) -> None:
+    tensors = (x.detach() for x in given(backend, delta_inputs(1, 1, 1, 1, 320, 16), narrow=3))
+    q, k, v, g, beta, S = tensors
+    with pytest.raises(AssertionError, match="head dimension larger than 256"):
+        fla.gated_delta_rule(q, k, v, g, beta, initial_state=S, reset_BT=None, qk_l2norm=True)
 
 
 @of_ssd
@@ -153,7 +177,7 @@ def test_the_gradient_of_one_result_of_ssd(backend: Backend, within: Within, thr
     within(SSD, ssd_error(backend, slow(ssd_inputs(1, 70, 1, 3, 64, 64), 4), through=[through]))
 
 
-@pytest.mark.parametrize("backend", parameters([b for b in OWN if b.dtype == torch.float32]), indirect=True)
+@of_fp32
 def test_states_are_fp32_whatever_the_inputs_are(backend: Backend) -> None:
     narrow = torch.float16 if backend.device == "cpu" else torch.bfloat16
     q, k, v, g, beta, S = (x.detach().to(backend.device) for x in delta_inputs(1, 5, 1, 1, 64, 64))
