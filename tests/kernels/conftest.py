@@ -7,29 +7,36 @@ import numpy as np
 import pytest
 
 from tests.kernels import interpreter
-from tests.kernels.backends import Backend, only
+from tests.kernels.backends import REPLACEMENTS, Backend, only
 
 if interpreter.ACTIVE:
     interpreter.install()
 
 
 @pytest.fixture
-def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+def calls() -> list[str]:
+    """The calls of the replacement that is tested, if one is."""
+    return []
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, calls: list[str]) -> Iterator[Backend]:
     """The parameter of the test; its kernels and no others run until the test ends."""
     chosen: Backend = request.param
     if lack := chosen.why_not():
         pytest.skip(lack)
     # Kernels with several configurations run with the first one in fp32 and with the last one in fp16.
     interpreter.Choice.index = 0 if chosen.dtype.itemsize == 4 else -1
-    with only(chosen.name), np.errstate(over="ignore"):  # of decays above the diagonal, which kernels mask
+    with only(chosen.name, calls), np.errstate(over="ignore"):  # of decays above the diagonal, which kernels mask
         yield chosen
 
 
 @pytest.fixture
-def within(backend: Backend, record_property: Callable[[str, object], None]) -> Callable[..., None]:
+def within(backend: Backend, calls: list[str], record_property: Callable[[str, object], None]) -> Callable[..., None]:
     """Hold an error to the backend's tolerance, times a factor, and note it for the summary."""
 
     def hold(kernel: str, found: float, factor: float = 1.0) -> None:
+        assert calls or backend.name not in REPLACEMENTS, f"fla did not take {backend.name}"
         record_property("error", [kernel, backend.label, found])
         assert found <= factor * backend.tolerance, f"{kernel}: error {found:.1e}"
 

@@ -81,6 +81,15 @@ def test_the_norm_alone_of_a_sum(backend: Backend, within: Within) -> None:
     within("RMSNorm of a sum", found)
 
 
+@in_fp32
+def test_the_sum_without_a_residual_is_the_input_itself(backend: Backend) -> None:
+    """What is added in place to the one changes the other."""
+    from fla.modules.norm.layernorm import rms_norm
+
+    x, weight = (t.detach() for t in given(backend, drawn((2, 7, 64), (64,)), narrow=1))
+    assert rms_norm(x, weight, None, prenorm=True)[1].data_ptr() == x.data_ptr()
+
+
 @of_all
 @pytest.mark.parametrize("sliced", [False, True])
 def test_swiglu(backend: Backend, within: Within, sliced: bool) -> None:
