@@ -18,7 +18,7 @@ def drawn(*shapes: tuple[int, ...], seed: int = 0) -> list[torch.Tensor]:
     return [torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes]
 
 
-def given(backend: Backend, tensors: Sequence[torch.Tensor], narrow: int) -> list[torch.Tensor]:
+def leaves_on(backend: Backend, tensors: Sequence[torch.Tensor], narrow: int) -> list[torch.Tensor]:
     """Leaves on the backend's device: the first `narrow` in its dtype, the others in fp32, as models hold them."""
     dtypes = [backend.dtype] * narrow + [torch.float32] * (len(tensors) - narrow)
     return [x.detach().to(backend.device, d).requires_grad_() for x, d in zip(tensors, dtypes, strict=True)]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from sleeptrain.ops import reference
 from tests.kernels.backends import OWN, Backend, parameters
-from tests.kernels.comparison import drawn, error, given
+from tests.kernels.comparison import drawn, error, leaves_on
 
 EPS = 1e-6
 Within = Callable[..., None]
@@ -28,7 +28,7 @@ def test_the_gated_norm(backend: Backend, within: Within, dim: int) -> None:
     """Norm, weight, then the SiLU gate; there is no kernel for Mamba-2's order. 640: the kernel of long rows."""
     from fla.modules.norm.fused_norm_gate import rms_norm_gated
 
-    x, gate, weight = given(backend, drawn((2, 7, 3, dim), (2, 7, 3, dim), (dim,)), narrow=2)
+    x, gate, weight = leaves_on(backend, drawn((2, 7, 3, dim), (2, 7, 3, dim), (dim,)), narrow=2)
     found = error(
         lambda x, gate, weight: [rms_norm_gated(x, gate, weight, None, eps=EPS)],
         lambda x, gate, weight: [unit(x, weight) * F.silu(gate)],
@@ -50,7 +50,7 @@ def test_the_norm(backend: Backend, within: Within, dim: int, zero_centred: bool
     found = error(
         lambda x, weight: [rms_norm(x, scale(weight), None, eps=EPS)],
         lambda x, weight: [unit(x, scale(weight))],
-        given(backend, drawn((2, 7, dim), (dim,)), narrow=1),
+        leaves_on(backend, drawn((2, 7, dim), (dim,)), narrow=1),
     )
     within("RMSNorm", found)
 
@@ -64,7 +64,7 @@ def test_the_norm_of_a_sum_that_is_returned_too(backend: Backend, within: Within
     found = error(
         lambda x, residual, weight: rms_norm(x, weight, None, residual=residual, eps=EPS, prenorm=True),
         lambda x, residual, weight: (unit(x + residual, weight), x + residual),
-        given(backend, drawn((2, 7, dim), (2, 7, dim), (dim,)), narrow=1),
+        leaves_on(backend, drawn((2, 7, dim), (2, 7, dim), (dim,)), narrow=1),
     )
     within("RMSNorm of a sum", found)
 
@@ -76,7 +76,7 @@ def test_the_norm_alone_of_a_sum(backend: Backend, within: Within) -> None:
     found = error(
         lambda x, residual, weight: [rms_norm(x, weight, None, residual=residual, eps=EPS)],
         lambda x, residual, weight: [unit(x + residual, weight)],
-        given(backend, drawn((2, 7, 64), (2, 7, 64), (64,)), narrow=1),
+        leaves_on(backend, drawn((2, 7, 64), (2, 7, 64), (64,)), narrow=1),
     )
     within("RMSNorm of a sum", found)
 
@@ -86,7 +86,7 @@ def test_the_sum_without_a_residual_is_the_input_itself(backend: Backend) -> Non
     """What is added in place to the one changes the other."""
     from fla.modules.norm.layernorm import rms_norm
 
-    x, weight = (t.detach() for t in given(backend, drawn((2, 7, 64), (64,)), narrow=1))
+    x, weight = (t.detach() for t in leaves_on(backend, drawn((2, 7, 64), (64,)), narrow=1))
     assert rms_norm(x, weight, None, prenorm=True)[1].data_ptr() == x.data_ptr()
 
 
@@ -104,9 +104,9 @@ def test_swiglu(backend: Backend, within: Within, sliced: bool) -> None:
 
     shape = (2, 9, 80)
     if sliced:
-        found = error(halves(swiglu), halves(plain), given(backend, drawn((2, 9, 160)), narrow=1))
+        found = error(halves(swiglu), halves(plain), leaves_on(backend, drawn((2, 9, 160)), narrow=1))
     else:
-        tensors = given(backend, drawn(shape, shape), narrow=2)
+        tensors = leaves_on(backend, drawn(shape, shape), narrow=2)
         found = error(lambda *x: [swiglu(*x)], lambda *x: [plain(*x)], tensors)
     within("SwiGLU", found)
 
@@ -122,7 +122,7 @@ def test_the_decay_gate(backend: Backend, within: Within, shift: float) -> None:
     from fla.ops.gated_delta_rule.gate import fused_gdn_gate
 
     a, A_log, dt_bias = drawn((2, 45, 6), (6,), (6,))
-    tensors = given(backend, [a, A_log, dt_bias + shift], narrow=1)
+    tensors = leaves_on(backend, [a, A_log, dt_bias + shift], narrow=1)
     found = error(lambda *x: [fused_gdn_gate(*x)], lambda *x: [decay(*x)], tensors)
     within("decay gate", found, factor=3)
 
@@ -159,5 +159,5 @@ def test_gates_inside_the_delta_rule(backend: Backend, within: Within, with_pads
 
     shapes = [(1, 70, 1, 64)] * 2 + [(1, 70, 2, 64)] + [(1, 70, 2)] * 2 + [(1, 2, 64, 64), (2,), (2,)]
     *rest, dt_bias = drawn(*shapes)
-    found = error(run, oracle, given(backend, [*rest, dt_bias - 4.0], narrow=5))
+    found = error(run, oracle, leaves_on(backend, [*rest, dt_bias - 4.0], narrow=5))
     within("gated delta rule, gates inside", found, factor=3)

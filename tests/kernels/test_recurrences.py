@@ -9,7 +9,7 @@ import torch
 
 from sleeptrain.ops import fla, reference
 from tests.kernels.backends import OWN, RECURRENCES, Backend, parameters
-from tests.kernels.comparison import error, given
+from tests.kernels.comparison import error, leaves_on
 from tests.ops.cases import delta_inputs, resets, ssd_inputs
 
 RULE, SSD = "gated delta rule", "SSD (simple_gla)"
@@ -47,7 +47,7 @@ def rule_error(
     def oracle(*x: torch.Tensor):
         return reference.gated_delta_rule(*x[:5], initial_state=state(x), reset_BT=reset_BT, qk_l2norm=qk_l2norm)
 
-    return error(run, oracle, given(backend, tensors, narrow=3), through)
+    return error(run, oracle, leaves_on(backend, tensors, narrow=3), through)
 
 
 def ssd_error(
@@ -64,7 +64,7 @@ def ssd_error(
     def oracle(*x: torch.Tensor):
         return reference.ssd(*x[:5], initial_state=state(x), reset_BT=reset_BT)
 
-    return error(run, oracle, given(backend, tensors, narrow=3), through)
+    return error(run, oracle, leaves_on(backend, tensors, narrow=3), through)
 
 
 def state(x: Sequence[torch.Tensor]) -> torch.Tensor | None:
@@ -135,7 +135,7 @@ def test_keys_that_are_alike_with_negative_eigenvalues(backend: Backend, within:
 
 @of_rule
 def test_a_window_of_pads_leaves_the_state_exactly_as_it_was(backend: Backend) -> None:
-    q, k, v, g, _, S = (x.detach() for x in given(backend, delta_inputs(1, 70, 1, 2, 128, 128), narrow=3))
+    q, k, v, g, _, S = (x.detach() for x in leaves_on(backend, delta_inputs(1, 70, 1, 2, 128, 128), narrow=3))
     none = torch.zeros_like(g)
     after = fla.gated_delta_rule(q, k, v, none, none, initial_state=S, reset_BT=None, qk_l2norm=True)[1]
     assert torch.equal(after, S)
@@ -143,7 +143,7 @@ def test_a_window_of_pads_leaves_the_state_exactly_as_it_was(backend: Backend) -
 
 @of_fp32
 def test_keys_of_more_than_256_elements_are_refused(backend: Backend) -> None:
-    tensors = (x.detach() for x in given(backend, delta_inputs(1, 1, 1, 1, 320, 16), narrow=3))
+    tensors = (x.detach() for x in leaves_on(backend, delta_inputs(1, 1, 1, 1, 320, 16), narrow=3))
     q, k, v, g, beta, S = tensors
     with pytest.raises(AssertionError, match="head dimension larger than 256"):
         fla.gated_delta_rule(q, k, v, g, beta, initial_state=S, reset_BT=None, qk_l2norm=True)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from sleeptrain.ops.fla import run_kernel
 from tests.kernels.backends import OWN, Backend, parameters
-from tests.kernels.comparison import drawn, error, given
+from tests.kernels.comparison import drawn, error, leaves_on
 from tests.ops.cases import resets
 
 NAME = "short convolution"
@@ -91,7 +91,7 @@ def test_the_convolution_equals_the_loop(
     B, T, D, W = shape
     x, weight, tail, bias = drawn((B, T, D), (D, W), (B, W - 1, D), (D,))
     reset_BT = resets(B, T).to(backend.device) if with_resets else None
-    tensors = given(backend, [x, weight, *([tail] if with_tail else []), *([bias] if with_bias else [])], narrow=1)
+    tensors = leaves_on(backend, [x, weight, *([tail] if with_tail else []), *([bias] if with_bias else [])], narrow=1)
 
     def by(convolution: Callable[..., Sequence[torch.Tensor]]):
         def run(x: torch.Tensor, weight: torch.Tensor, *rest: torch.Tensor):
@@ -114,7 +114,7 @@ def test_inputs_and_gradients_may_be_slices_of_wider_rows(backend: Backend, with
 
         return run
 
-    tensors = given(backend, drawn((2, 11, 64), (32, 4), (2, 3, 32)), narrow=1)
+    tensors = leaves_on(backend, drawn((2, 11, 64), (32, 4), (2, 3, 32)), narrow=1)
     within(NAME, error(by(kernel), by(loop), tensors))
 
 
@@ -129,7 +129,7 @@ def test_windows_in_a_row_are_one_window(backend: Backend, within: Within) -> No
             outputs.append(y)
         return torch.cat(outputs, dim=1), tail
 
-    tensors = given(backend, drawn((2, 14, 16), (16, 4), (2, 3, 16)), narrow=1)
+    tensors = leaves_on(backend, drawn((2, 14, 16), (16, 4), (2, 3, 16)), narrow=1)
     within(NAME, error(windows, lambda x, weight, tail: loop(x, tail, weight, None, None), tensors))
 
 
@@ -138,7 +138,7 @@ def test_windows_in_a_row_are_one_window(backend: Backend, within: Within) -> No
 def test_slot_0_of_the_cache_has_no_gradient(backend: Backend) -> None:
     from fla.modules.causal_conv1d import causal_conv1d
 
-    x, weight = given(backend, drawn((1, 6, 16), (16, 4)), narrow=2)
+    x, weight = leaves_on(backend, drawn((1, 6, 16), (16, 4)), narrow=2)
     _, cache = causal_conv1d(x, weight, output_final_state=True)
     assert torch.autograd.grad(cache[..., 0].sum(), x)[0].any(), "slot 0 is a copy of the token 4 before the end"
 
@@ -146,7 +146,7 @@ def test_slot_0_of_the_cache_has_no_gradient(backend: Backend) -> None:
 @of_convolution
 def test_the_cache_has_the_dtype_of_the_input(backend: Backend) -> None:
     """So a tail in fp32 is rounded where the window's inputs are narrow."""
-    x, weight, tail = given(backend, drawn((1, 6, 16), (16, 4), (1, 3, 16)), narrow=1)
+    x, weight, tail = leaves_on(backend, drawn((1, 6, 16), (16, 4), (1, 3, 16)), narrow=1)
     assert kernel(x, tail, weight, None, None)[1].dtype == backend.dtype
 
 
@@ -156,7 +156,7 @@ def test_one_token_without_a_gradient_is_written_into_the_cache(backend: Backend
     from fla.modules.causal_conv1d import causal_conv1d_update
 
     x, weight, tail, bias = (
-        t.detach() for t in given(backend, drawn((2, 1, 16), (16, 4), (2, 3, 16), (16,)), narrow=1)
+        t.detach() for t in leaves_on(backend, drawn((2, 1, 16), (16, 4), (2, 3, 16), (16,)), narrow=1)
     )
     cache = F.pad(tail.transpose(1, 2), (1, 0)).contiguous()
     y, returned = causal_conv1d_update(x, cache, weight=weight, bias=bias, activation="silu")

@@ -89,14 +89,14 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         fla._kernel("fla.ops.gated_delta_rule", "chunk_gated_delta_rule")
 
 
-@pytest.mark.parametrize(("given", "kept"), [(None, "0"), ("1", "1")])
+@pytest.mark.parametrize(("value", "kept"), [(None, "0"), ("1", "1")])
 def test_replacements_of_the_kernels_are_off_unless_asked_for(
-    monkeypatch: pytest.MonkeyPatch, given: str | None, kept: str
+    monkeypatch: pytest.MonkeyPatch, value: str | None, kept: str
 ) -> None:
     monkeypatch.setattr(fla.importlib, "import_module", lambda name: SimpleNamespace(kernel=None))
     for switch in fla.REPLACEMENTS:
-        monkeypatch.setenv(switch, given or "")
-        if given is None:
+        monkeypatch.setenv(switch, value or "")
+        if value is None:
             monkeypatch.delenv(switch)
     fla._kernel("fla.ops", "kernel")
     assert [os.environ[switch] for switch in fla.REPLACEMENTS] == [kept, kept]
