@@ -17,7 +17,7 @@ WORKERS ?= 2
 TEST := OMP_NUM_THREADS=2 $(BIN)/python -m pytest
 SHARED_OPTIONS := -m pytest -n $(WORKERS) --dist loadfile
 SHARED := OMP_NUM_THREADS=1 $(BIN)/python $(SHARED_OPTIONS)
-FAST := -m "not slow and not gpu and not slurm"
+FAST := -m "not slow and not gpu and not slurm and not kernels"
 # The tests of what reaches into other libraries, or leans on how they behave.
 INSIDES := tests/config tests/hf tests/doctor/test_packages.py tests/doctor/test_libraries.py \
 	tests/data/test_hf_tokenizer.py tests/data/test_shard_writer.py tests/data/test_shards.py \
@@ -28,10 +28,12 @@ INSIDES := tests/config tests/hf tests/doctor/test_packages.py tests/doctor/test
 # Of the locks: empty keeps the versions that still fit pyproject.toml.
 UPGRADE ?= --upgrade
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --annotation-style line \
-	--custom-compile-command 'make lock' pyproject.toml --extra dev
+	--custom-compile-command 'make lock' pyproject.toml
+NO_CUDA := --excludes requirements/cuda.txt
+NO_TRITON := --excludes requirements/triton.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train rule110 test test-full test-slurm test-docker check check-latest check-lowest lock clean
+.PHONY: help install train rule110 test test-full test-slurm test-docker test-kernels check check-latest check-lowest lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,7 +52,7 @@ test: install ## the fast tests
 	$(SHARED) $(FAST)
 
 test-full: install ## all tests; those that need a GPU skip themselves without one
-	$(SHARED) -m "not gpu and not slurm"
+	$(SHARED) -m "not gpu and not slurm and not kernels"
 	$(TEST) -m "gpu or slurm"
 
 test-slurm: install ## the batch scripts on a local Slurm cluster, installed where you are root on Debian or Ubuntu
@@ -62,6 +64,9 @@ test-slurm: install ## the batch scripts on a local Slurm cluster, installed whe
 test-docker: install ## build the container image on a stand-in base and train in it (root, buildah, mmdebstrap)
 	docker/check.sh
 
+test-kernels: .venv-kernels/.ok ## flash-linear-attention's Triton kernels against fp64, interpreted on the CPU, in .venv-kernels
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 .venv-kernels/bin/python $(SHARED_OPTIONS) -m kernels tests/kernels
+
 check-latest: ## the newest permitted versions of all packages, in .venv-latest: the tests that reach into them
 	$(INSTALL) .venv-latest latest
 	OMP_NUM_THREADS=1 .venv-latest/bin/python $(SHARED_OPTIONS) $(FAST) $(INSIDES)
@@ -71,9 +76,12 @@ check-lowest: ## the same with the lowest, in .venv-lowest
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python $(SHARED_OPTIONS) $(FAST) $(INSIDES)
 
 lock: install ## the newest permitted versions into requirements/; UPGRADE= keeps those that still fit
-	$(COMPILE) $(UPGRADE) --universal --fork-strategy fewest --excludes requirements/cuda.txt -o requirements/cpu.txt
-	$(COMPILE) $(UPGRADE) --universal --fork-strategy fewest --constraints requirements/cpu.txt --extra gpu -o requirements/gpu.txt
-	$(COMPILE) $(UPGRADE) --resolution lowest-direct --excludes requirements/cuda.txt -o requirements/lowest.txt
+	$(COMPILE) $(UPGRADE) --extra dev --universal --fork-strategy fewest $(NO_CUDA) $(NO_TRITON) -o requirements/cpu.txt
+	$(COMPILE) $(UPGRADE) --extra dev --extra gpu --universal --fork-strategy fewest --constraints requirements/cpu.txt \
+		-o requirements/gpu.txt
+	$(COMPILE) $(UPGRADE) --extra dev --resolution lowest-direct $(NO_CUDA) $(NO_TRITON) -o requirements/lowest.txt
+	$(COMPILE) $(UPGRADE) --extra gpu --universal --fork-strategy fewest --constraints requirements/gpu.txt $(NO_CUDA) \
+		requirements/kernels.in -o requirements/kernels.txt
 
 check: install ## lint and types
 	$(BIN)/ruff check
@@ -83,13 +91,18 @@ check: install ## lint and types
 	$(BIN)/hadolint --failure-threshold warning docker/Dockerfile
 
 clean: ## remove .venv and the like, caches and builds; runs/ and data/ stay
-	rm -rf .venv .venv-latest .venv-lowest build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf .venv .venv-latest .venv-lowest .venv-kernels build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is made last: an install that was cut short is done again. One for the other kind of machine is made anew.
 .venv/.ok: pyproject.toml $(LOCK) requirements/install.sh $(if $(filter-out $(GPU),$(INSTALLED)),anew)
 	@$(INSTALL) .venv $(LOCK)
 	@echo $(GPU) > $@
+
+# For the CPU, also beside a GPU: the interpreter needs none.
+.venv-kernels/.ok: pyproject.toml requirements/kernels.txt requirements/install.sh
+	@GPU=0 PYTHON=$(PYTHON) requirements/install.sh .venv-kernels requirements/kernels.txt
+	@touch $@
 
 .PHONY: anew
 anew:

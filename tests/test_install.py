@@ -31,7 +31,7 @@ BOUNDED = [
     *("tokenizers", "wandb", "transformers", "protobuf", "lm-eval", "megatron-core", "deepspeed"),
     *("flash-linear-attention", "pyarrow", "zstandard"),
 ]
-LOCKS = {"cpu": ("dev",), "gpu": ("dev", "gpu"), "lowest": ("dev",)}
+LOCKS = {"cpu": ("dev",), "gpu": ("dev", "gpu"), "lowest": ("dev",), "kernels": ("gpu",)}
 CUDA = re.compile(r"nvidia-.*|cuda-.*|triton")
 
 
@@ -98,6 +98,12 @@ def test_a_machine_without_a_gpu_gets_no_cuda() -> None:
     assert {"triton", "flash-linear-attention", "nvidia-nccl-cu13"} <= set(gpu)
     shared = {package: pin for package, pin in gpu.items() if package in pins("cpu")}
     assert {p: str(pin) for p, pin in shared.items()} == {p: str(pin) for p, pin in pins("cpu").items()}
+
+
+def test_the_kernels_are_tested_in_the_versions_that_gpus_get_without_cuda() -> None:
+    kernels, gpu = pins("kernels"), pins("gpu")
+    assert {package for package in kernels if CUDA.fullmatch(package)} == {"triton"}
+    assert {p: pin.specifier for p, pin in kernels.items()} == {p: gpu[p].specifier for p in kernels}
 
 
 def test_the_lowest_are_the_lowest() -> None:

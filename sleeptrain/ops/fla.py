@@ -8,6 +8,7 @@ begins with a reset; all other segments begin with zeros. The final state of a r
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,6 +18,10 @@ from sleeptrain.errors import ConfigError
 
 GATED_DELTA_RULE = ("fla.ops.gated_delta_rule", "chunk_gated_delta_rule")
 GATED_LINEAR_ATTENTION = ("fla.ops.simple_gla", "chunk_simple_gla")
+# Where the packages flash_qla or tilelang are installed, flash-linear-attention replaces kernels of its own by theirs
+# without a word. These variables decide. None of the replacements has passed tests/kernels, so each is off unless its
+# variable is set.
+REPLACEMENTS = ("FLA_FLASH_QLA", "FLA_TILELANG")
 
 
 class Segments(NamedTuple):
@@ -109,6 +114,8 @@ def load_kernels() -> None:
 
 
 def _kernel(module: str, name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    for switch in REPLACEMENTS:
+        os.environ.setdefault(switch, "0")
     try:
         return getattr(importlib.import_module(module), name)
     except ImportError as missing:

@@ -56,9 +56,9 @@ def outcome(run: Callable[..., Pair], tensors: Sequence[torch.Tensor], *, seed: 
 
 
 def worst(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
-    """The largest difference of any tensor, relative to the largest value of that tensor."""
-    assert len(found) == len(expected)
-    return max(
-        ((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-30)).item()
+    """The largest difference of any tensor, relative to the largest value of that tensor; NaN if a tensor has a NaN."""
+    differences = [
+        ((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-30)).cpu()
         for a, b in zip(found, expected, strict=True)
-    )
+    ]
+    return torch.stack(differences).max().item()  # Python's max would lose a NaN

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,6 +87,19 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fla.importlib, "import_module", refuse)
     with pytest.raises(ConfigError, match=r"sleeptrain\[gpu\]"):
         fla._kernel("fla.ops.gated_delta_rule", "chunk_gated_delta_rule")
+
+
+@pytest.mark.parametrize(("value", "kept"), [(None, "0"), ("1", "1")])
+def test_replacements_of_the_kernels_are_off_unless_asked_for(
+    monkeypatch: pytest.MonkeyPatch, value: str | None, kept: str
+) -> None:
+    monkeypatch.setattr(fla.importlib, "import_module", lambda name: SimpleNamespace(kernel=None))
+    for switch in fla.REPLACEMENTS:
+        monkeypatch.setenv(switch, value or "")
+        if value is None:
+            monkeypatch.delenv(switch)
+    fla._kernel("fla.ops", "kernel")
+    assert [os.environ[switch] for switch in fla.REPLACEMENTS] == [kept, kept]
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
