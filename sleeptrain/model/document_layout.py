@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from sleeptrain.data.batch import PAD
+from sleeptrain.ops.segments import Segments, cut_at_resets
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class DocumentLayout:
     reset_RL: bool, True where memory is emptied before the token, because a document starts inside the row; None if
         nowhere.
     mask_RLL: bool [R or 1, 1, L, L], True where a query (dim 2) may attend to a key (dim 3); None: causal attention.
+    segments: the cut of the rows at `reset_RL`; None where that is None.
     place: the tokens' positions in windows in progress (mask_RLL is then [R or 1, 1, L, high - low]); None: the rows
         are whole windows.
     """
@@ -65,16 +67,8 @@ class DocumentLayout:
     valid_RL: torch.Tensor | None
     reset_RL: torch.Tensor | None
     mask_RLL: torch.Tensor | None
+    segments: Segments | None = None
     place: Place | None = None
-
-    def to(self, device: torch.device | str) -> DocumentLayout:
-        def move(t: torch.Tensor | None) -> torch.Tensor | None:
-            return None if t is None else t.to(device, non_blocking=True)
-
-        assert self.place is None, "windows in progress stay where they are"
-        return DocumentLayout(
-            self.documents_RL.to(device), move(self.valid_RL), move(self.reset_RL), move(self.mask_RLL)
-        )
 
     def within(self, reach: int) -> DocumentLayout:
         """The layout in which each token sees at most the last `reach` tokens, itself included."""
@@ -120,7 +114,9 @@ def window_layout(documents_RL: torch.Tensor, starts_RL: torch.Tensor) -> Docume
     plain = bool(valid.all())
     one_document = plain and bool((documents_RL == documents_RL[:, :1]).all())
     reset = starts_RL if bool(starts_RL.any()) else None
-    return DocumentLayout(documents_RL, None if plain else valid, reset, None if one_document else _mask(documents_RL))
+    mask = None if one_document else _mask(documents_RL)
+    segments = None if reset is None else cut_at_resets(reset)
+    return DocumentLayout(documents_RL, None if plain else valid, reset, mask, segments)
 
 
 def sleep_layout(documents_RL: torch.Tensor) -> DocumentLayout:
@@ -152,7 +148,7 @@ def continued_layout(
         place = Place(window, low, high, filled[0])
         plain = num_tokens == 1 or low == high - num_tokens  # a single token sees all keys; more tokens are causal
         mask = None if plain else _place_mask(filled[:1], num_tokens, place, has_retained[:1], device)
-        return DocumentLayout(documents, None, None, mask, place)
+        return DocumentLayout(documents, None, None, mask, place=place)
     first, number = torch.tensor(filled, device=device), torch.tensor(counts, device=device)
     token = torch.arange(num_tokens, device=device)
     valid = token < number[:, None]
@@ -163,7 +159,7 @@ def continued_layout(
     all_valid = min(counts) == num_tokens
     # A pad may attend to any key: nobody reads its output, and no row of a mask may be empty.
     mask = mask if all_valid else mask | ~valid[:, None, :, None]
-    return DocumentLayout(torch.where(valid, 0, PAD), None if all_valid else valid, None, mask, place)
+    return DocumentLayout(torch.where(valid, 0, PAD), None if all_valid else valid, None, mask, place=place)
 
 
 def _place_mask(

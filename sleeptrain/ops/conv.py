@@ -55,7 +55,10 @@ def _history(
     batch, num_tokens, dim = x_BTD.shape
     reach = weight_DW.shape[1] - 1
     history = x_BTD.new_empty(batch, reach + num_tokens, dim, dtype=torch.promote_types(x_BTD.dtype, weight_DW.dtype))
-    history[:, :reach] = 0 if initial_state is None else initial_state
+    if initial_state is None:
+        history[:, :reach].zero_()
+    else:
+        history[:, :reach] = initial_state
     history[:, reach:] = x_BTD
     if valid_BT is not None:
         history[:, reach:].masked_fill_(~valid_BT.unsqueeze(-1), 0)

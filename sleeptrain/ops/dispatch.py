@@ -16,6 +16,7 @@ import torch
 from sleeptrain.errors import ConfigError
 from sleeptrain.ops import fla, reference, step
 from sleeptrain.ops.gated_delta_rule import gated_delta_rule as chunked_gated_delta_rule
+from sleeptrain.ops.segments import Segments
 from sleeptrain.ops.ssd import ssd as chunked_ssd
 
 IMPLEMENTATIONS = ("auto", "chunked", "reference", "fla")
@@ -48,6 +49,7 @@ def gated_delta_rule(
     *,
     initial_state: torch.Tensor | None = None,
     reset_BT: torch.Tensor | None = None,
+    segments: Segments | None = None,
     qk_l2norm: bool = False,
     implementation: str = "auto",
     memory: str = "save",
@@ -57,7 +59,8 @@ def gated_delta_rule(
     Gated DeltaNet, arXiv 2412.06464, equation 10. Key head i of H serves the value heads i*G/H .. (i+1)*G/H - 1.
     g is the log decay, at most 0. qk_l2norm: q and k are divided by sqrt(sum of squares + 1e-6) first.
     initial_state: [B, G, K, V], None for zeros. reset_BT: bool, S is zeroed before the token is read; no value and no
-    gradient crosses a reset. A token with g = 0 and beta = 0 leaves S exactly unchanged. Returns (o_BTGV in v's dtype,
+    gradient crosses a reset. segments: `cut_at_resets(reset_BT)`, if it is known; kernels cut by it. A token with g = 0
+    and beta = 0 leaves S exactly unchanged. Returns (o_BTGV in v's dtype,
     the last state S_BGKV in fp32). Computed in fp32, in fp64 if an input is fp64. Both are differentiable, once. Raises
     ConfigError for an unknown or impossible implementation, ValueError for shapes that do not match.
     """
@@ -80,8 +83,11 @@ def gated_delta_rule(
             return chunked_gated_delta_rule(
                 *tensors, initial_state=initial_state, reset_BT=reset_BT, qk_l2norm=qk_l2norm, memory=memory
             )
-        run = fla.gated_delta_rule if chosen == "fla" else reference.gated_delta_rule
-        return run(*tensors, initial_state=initial_state, reset_BT=reset_BT, qk_l2norm=qk_l2norm)
+        if chosen == "fla":
+            return fla.gated_delta_rule(
+                *tensors, initial_state=initial_state, reset_BT=reset_BT, segments=segments, qk_l2norm=qk_l2norm
+            )
+        return reference.gated_delta_rule(*tensors, initial_state=initial_state, reset_BT=reset_BT, qk_l2norm=qk_l2norm)
 
 
 def ssd(
@@ -93,14 +99,15 @@ def ssd(
     *,
     initial_state: torch.Tensor | None = None,
     reset_BT: torch.Tensor | None = None,
+    segments: Segments | None = None,
     implementation: str = "auto",
     memory: str = "save",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """S_t = exp(dt_t A) S_{t-1} + B_t (dt_t x_t)^T, y_t = S_t^T C_t (Mamba-2, arXiv 2405.21060, section 2).
 
     The heads i*H/N .. (i+1)*H/N - 1 form group i of N and share B and C. dt is at least 0, A at most 0. A token with
-    dt = 0 leaves S exactly unchanged. initial_state: [B, H, K, V], None for zeros. reset_BT, the returned dtypes and
-    the errors are as in `gated_delta_rule`. Returns (y_BTHV, S_BHKV).
+    dt = 0 leaves S exactly unchanged. initial_state: [B, H, K, V], None for zeros. reset_BT, segments, the returned
+    dtypes and the errors are as in `gated_delta_rule`. Returns (y_BTHV, S_BHKV).
     """
     batch, num_tokens, num_groups, key_dim = B_BTNK.shape
     num_heads, value_dim = x_BTHV.shape[2:]
@@ -119,8 +126,9 @@ def ssd(
             return step.ssd(*tensors, initial_state=initial_state)
         if chosen == "chunked":
             return chunked_ssd(*tensors, initial_state=initial_state, reset_BT=reset_BT, memory=memory)
-        run = fla.ssd if chosen == "fla" else reference.ssd
-        return run(*tensors, initial_state=initial_state, reset_BT=reset_BT)
+        if chosen == "fla":
+            return fla.ssd(*tensors, initial_state=initial_state, reset_BT=reset_BT, segments=segments)
+        return reference.ssd(*tensors, initial_state=initial_state, reset_BT=reset_BT)
 
 
 def _is_step(num_tokens: int, reset_BT: torch.Tensor | None) -> bool:

@@ -41,7 +41,10 @@ class _DynamicConv(torch.autograd.Function):
         reach = kernel.shape[2] - 1
         wide = torch.promote_types(x.dtype, torch.float32)
         history = x.new_empty(batch, reach + num_tokens, dim, dtype=wide)
-        history[:, :reach] = 0 if initial_state is None else initial_state
+        if initial_state is None:
+            history[:, :reach].zero_()
+        else:
+            history[:, :reach] = initial_state
         history[:, reach:] = x if valid_BT is None else x.masked_fill(~valid_BT.unsqueeze(-1), 0)
         documents = document_facts(num_tokens, reach, reset_BT, valid_BT)
         before_silu = history[:, reach:] * kernel[:, :, reach]

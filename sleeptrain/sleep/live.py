@@ -18,15 +18,8 @@ from sleeptrain.model.document_layout import DocumentLayout, continued_layout, s
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.mixers.attention import Attention
 from sleeptrain.model.state import FastWeights, LayerState, Recurrent, Retained, WindowKV
-from sleeptrain.sleep.loop import (
-    Features,
-    LoopSettings,
-    RoundContext,
-    RoundInputs,
-    loop_settings,
-    run_layers,
-    run_round,
-)
+from sleeptrain.sleep.inputs import RoundInputs
+from sleeptrain.sleep.loop import Features, LoopSettings, RoundContext, loop_settings, run_layers, run_round
 from sleeptrain.sleep.rounds import Round, WindowFacts, plan_rounds
 
 T = TypeVar("T")
@@ -125,7 +118,7 @@ def read(
 
 
 def _inputs(tokens_RL: torch.Tensor, layout: DocumentLayout) -> RoundInputs:
-    return RoundInputs(tokens_RL, layout, tokens_RL.new_empty(0), None, None)
+    return RoundInputs(tokens_RL, layout, tokens_RL.new_empty(0))
 
 
 def _cross(model: Hybrid, live: Live, full: list[int], sleep: SleepConfig, settings: LoopSettings) -> Live:

@@ -9,10 +9,11 @@ import torch
 from torch.utils._pytree import register_dataclass, tree_leaves
 
 from sleeptrain.config.schema import SleepConfig
-from sleeptrain.data.batch import IGNORE, Batch
-from sleeptrain.model.document_layout import DocumentLayout, first_of_document, sleep_layout, window_layout
+from sleeptrain.data.batch import Batch
+from sleeptrain.model.document_layout import DocumentLayout
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import HARD, Boundary, FastWeights, Retained
+from sleeptrain.sleep.inputs import RoundInputs, inputs_of_rounds, row_index
 from sleeptrain.sleep.recompute import Recompute
 from sleeptrain.sleep.rounds import Round, round_layers, windows_of
 
@@ -58,24 +59,6 @@ register_dataclass(Features)
 
 
 @dataclass(frozen=True)
-class RoundInputs:
-    """The inputs of a round besides features and state, on the model's device.
-
-    tokens_RL: int64 ids.
-    layout: the rows' layout.
-    targets_N: int64 ids of the targets.
-    target_index_N: the targets' positions in the flattened [R * L]; None: every position has a target.
-    rows_R: the rows' indices in the batch; None: all rows take part.
-    """
-
-    tokens_RL: torch.Tensor
-    layout: DocumentLayout
-    targets_N: torch.Tensor
-    target_index_N: torch.Tensor | None
-    rows_R: torch.Tensor | None
-
-
-@dataclass(frozen=True)
 class RoundContext:
     """The arguments that all rounds of a batch share.
 
@@ -103,12 +86,12 @@ def run_rounds(
     that predict (scalars in nats, fp32 or wider) and the memory after the last round, both with gradients.
     """
     context = RoundContext(model, settings, read_logits)
-    starts_BT = first_of_document(batch.documents_BT)
     num_rows = batch.tokens_BT.shape[0]
+    inputs = inputs_of_rounds(batch, rounds, model.device)
     losses: dict[int, torch.Tensor] = {}
     for group in windows_of(rounds):
-        inputs = [round_inputs(batch, starts_BT, r, model.device) for r in group]
-        loss, state = settings.recompute.window(run_window, context, num_rows, group, inputs, state)
+        of_group, inputs = inputs[: len(group)], inputs[len(group) :]
+        loss, state = settings.recompute.window(run_window, context, num_rows, group, of_group, state)
         if loss is not None:
             losses[group[0].window] = loss
     return losses, state
@@ -127,7 +110,7 @@ def run_window(
         row_state, at_start = state, boundary_state
         if inputs.rows_R is not None:
             row_state, at_start = state.rows(inputs.rows_R), boundary_state.rows(inputs.rows_R)
-        source = None if r.is_wake else _select(features, r.rows)
+        source = None if r.is_wake else _select(features, r.rows, inputs)
         output, new_state, round_loss = context.settings.recompute.round(
             run_round, context, r, inputs, source, row_state, at_start
         )
@@ -243,43 +226,23 @@ def summed_loss(context: RoundContext, x_RLD: torch.Tensor, r: Round, inputs: Ro
     return context.model.cross_entropy(x_ND, inputs.targets_N, read)
 
 
-def round_inputs(batch: Batch, starts_BT: torch.Tensor, r: Round, device: torch.device) -> RoundInputs:
-    """Cuts a round's tokens, targets and layout out of the batch, on the CPU, and moves them to the device."""
-    all_rows = len(r.rows) == batch.tokens_BT.shape[0]
-    rows = torch.tensor(r.rows)
-
-    def cut(t: torch.Tensor) -> torch.Tensor:
-        part = t[:, r.start : r.stop]
-        return part if all_rows else part.index_select(0, rows)
-
-    documents = cut(batch.documents_BT)
-    layout = window_layout(documents, cut(starts_BT)) if r.is_wake else sleep_layout(documents)
-    targets = cut(batch.targets_BT).flatten()
-    has_target = targets != IGNORE
-    index = None if bool(has_target.all()) else has_target.nonzero().squeeze(1)
-    return RoundInputs(
-        tokens_RL=cut(batch.tokens_BT).to(device),
-        layout=layout.to(device),
-        targets_N=(targets if index is None else targets[index]).to(device),
-        target_index_N=None if index is None else index.to(device),
-        rows_R=None if all_rows else rows.to(device),
-    )
-
-
-def _select(features: Sequence[Features], rows: tuple[int, ...]) -> Features:
+def _select(features: Sequence[Features], rows: tuple[int, ...], inputs: RoundInputs) -> Features:
     """The features of `rows`, gathered from the features of previous rounds."""
-    inputs = [(part.rows, part.core_input_RLD) for part in features if part.core_input_RLD is not None]
+    core_inputs = [(part.rows, part.core_input_RLD) for part in features if part.core_input_RLD is not None]
     outputs = [(part.rows, part.output_RLD) for part in features if part.output_RLD is not None]
-    return Features(rows, gather_rows(inputs, rows), gather_rows(outputs, rows))
+    return Features(rows, gather_rows(core_inputs, rows, inputs), gather_rows(outputs, rows, inputs))
 
 
-def gather_rows(parts: Sequence[tuple[tuple[int, ...], torch.Tensor]], rows: tuple[int, ...]) -> torch.Tensor:
-    """The features [R, L, D] of `rows`. parts: (rows, features of these rows)."""
+def gather_rows(
+    parts: Sequence[tuple[tuple[int, ...], torch.Tensor]], rows: tuple[int, ...], inputs: RoundInputs
+) -> torch.Tensor:
+    """The features [R, L, D] of `rows`. parts: (rows, features of these rows). inputs: of the round that reads them."""
     if len(parts) == 1 and parts[0][0] == rows:
         return parts[0][1]
-    index = {b: i for i, b in enumerate(b for part_rows, _ in parts for b in part_rows)}
+    order = tuple(row for part_rows, _ in parts for row in part_rows)
+    index = inputs.source_index_R if order == inputs.source_rows else row_index(order, rows)
     joined = torch.cat([features for _, features in parts])
-    return joined.index_select(0, torch.tensor([index[b] for b in rows], device=joined.device))
+    return joined if index is None else joined.index_select(0, index.to(joined.device))
 
 
 def loop_settings(sleep: SleepConfig, window: int, num_layers: int, recompute: str | None = None) -> LoopSettings:

@@ -151,7 +151,7 @@ def _sum_micro_batches(
     config, progress = context.config, context.progress
     num_rows, num_targets = batch.tokens_BT.shape[0], int((batch.targets_BT != IGNORE).sum())
     divisor = divisor or max(num_targets, 1)
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=model.device)  # read once, when the step has ended
     final_state, planned = model.empty_state(), list[Round]()
     for micro in micro_batches(batch, shape, config):
         state = start_state(model, micro, carried)
@@ -169,7 +169,7 @@ def _sum_micro_batches(
                 loss = torch.stack(list(losses.values())).sum() / divisor
                 progress.begin(Phase.BACKWARD)
                 context.calls.backward(loss)
-                total += loss.detach().to("cpu", torch.float64)
+                total += loss.detach()
             state = state.detach()
         final_state = final_state.put_rows(micro.rows(model.device), state, num_rows)
         planned += micro.rounds

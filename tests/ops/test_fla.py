@@ -30,22 +30,6 @@ def per_sequence(kernel_of_one: Any):
     return kernel
 
 
-def test_segments_of_two_rows() -> None:
-    reset = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 0, 1]], dtype=torch.bool)
-    cut = fla.segments(reset)
-    assert cut.cu_seqlens.tolist() == [0, 2, 3, 5, 9, 10]
-    assert cut.row.tolist() == [0, 0, 0, 1, 1]
-    assert cut.continues.tolist() == [False, False, False, True, False]
-    assert cut.last_of_row.tolist() == [2, 4]
-
-
-def test_only_a_segment_that_continues_its_row_gets_the_rows_state() -> None:
-    cut = fla.segments(torch.tensor([[1, 0, 1], [0, 1, 0]], dtype=torch.bool))
-    states = fla.segment_states(torch.tensor([[5.0], [7.0]]), cut)
-    assert states is not None and states.tolist() == [[0.0], [0.0], [7.0], [0.0]]
-    assert fla.segment_states(None, cut) is None
-
-
 @pytest.mark.parametrize("with_state", [True, False])
 @pytest.mark.parametrize("with_resets", [True, False])
 def test_rows_cut_at_resets_equal_the_token_loop(with_resets: bool, with_state: bool) -> None:

@@ -76,6 +76,7 @@ class GatedDeltaNet(KeepsDecayWide, nn.Module):
             ),
             initial_state=S,
             reset_BT=layout.reset_RL,
+            segments=layout.segments,
             qk_l2norm=True,
         )
         new_state = Recurrent(S, new_tail if boundary.carry_conv else tail)

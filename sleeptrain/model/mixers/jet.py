@@ -72,6 +72,7 @@ class Jet(KeepsDecayWide, nn.Module):
             *decay_and_write(self.in_proj_a(x_BTD), self.in_proj_b(x_BTD), self.A_log, self.dt_bias, layout.valid_RL),
             initial_state=S,
             reset_BT=layout.reset_RL,
+            segments=layout.segments,
             qk_l2norm=True,
         )
         new_state = Recurrent(S, new_tail if boundary.carry_conv else tail)

@@ -86,6 +86,7 @@ class Mamba2(KeepsDecayWide, nn.Module):
             -self.A_log.to(wide).exp(),
             initial_state=S,
             reset_BT=layout.reset_RL,
+            segments=layout.segments,
         )
         new_state = Recurrent(S, new_tail if boundary.carry_conv else tail)
         if state_only:

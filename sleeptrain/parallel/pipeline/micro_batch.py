@@ -15,15 +15,14 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sleeptrain.data.batch import Batch
-from sleeptrain.model.document_layout import first_of_document
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
+from sleeptrain.sleep.inputs import inputs_of_rounds
 from sleeptrain.sleep.loop import (
     LoopSettings,
     ReadLogits,
     RoundContext,
     gather_rows,
-    round_inputs,
     run_layers,
     summed_loss,
 )
@@ -91,10 +90,10 @@ class StageMicroBatch:
     ) -> None:
         self.rounds = rounds
         self.state = state
-        self.loss = torch.zeros((), dtype=torch.float64)
-        self._context, self._batch = RoundContext(model, settings, read_logits), batch
+        self.loss = torch.zeros((), dtype=torch.float64, device=model.device)
+        self._context, self._num_rows = RoundContext(model, settings, read_logits), batch.tokens_BT.shape[0]
         self._divisor, self._detached_before = divisor, detached_before
-        self._starts_BT = first_of_document(batch.documents_BT)
+        self._inputs = inputs_of_rounds(batch, rounds, model.device)
         self._boundary: tuple[int, FastWeights] | None = None  # window, and the state at its start
         self._saved: dict[int, SavedInputs] = {}
         self._state_gradient: Gradients | None = None
@@ -107,11 +106,11 @@ class StageMicroBatch:
             self._boundary = (r.window, self.state)
         saved = SavedInputs(tuple(entry), self.state, self._boundary[1])
         with torch.no_grad():
-            outputs, self.state = self._run(r, saved)
+            outputs, self.state = self._run(index, saved)
         if trained:
             self._saved[index] = saved
         if outputs.loss is not None:
-            self.loss += outputs.loss.to("cpu", torch.float64) / self._divisor
+            self.loss += outputs.loss.double() / self._divisor
         return outputs
 
     def backward(self, index: int, gradients: RoundOutputs, run_backward: RunBackward) -> tuple[Part, ...]:
@@ -124,7 +123,7 @@ class StageMicroBatch:
         state = _leaves(saved.state)
         begins_window = saved.state is saved.boundary_state
         boundary = state if begins_window else _leaves(saved.boundary_state)
-        outputs, after = self._run(self.rounds[index], SavedInputs(entry, state, boundary))
+        outputs, after = self._run(index, SavedInputs(entry, state, boundary))
         pairs = list(zip(outputs[:3], gradients[:3], strict=True))
         pairs += zip(_floating(after), self._state_gradient or [None] * len(_floating(after)), strict=True)
         parts = [(output * gradient).sum() for output, gradient in pairs if output is not None and gradient is not None]
@@ -135,17 +134,16 @@ class StageMicroBatch:
         self._store_state_gradient(index, state, boundary, begins_window)
         return tuple(Part(part.rows, _gradient(part.features_RLD)) for part in entry)
 
-    def _run(self, r: Round, saved: SavedInputs) -> tuple[RoundOutputs, FastWeights]:
+    def _run(self, index: int, saved: SavedInputs) -> tuple[RoundOutputs, FastWeights]:
         """Run the round on this part of the model; `saved` and the returned state hold all rows."""
-        model = self._context.model
-        inputs = round_inputs(self._batch, self._starts_BT, r, model.device)
+        model, r, inputs = self._context.model, self.rounds[index], self._inputs[index]
         state, boundary = saved.state, saved.boundary_state
         if inputs.rows_R is not None:
             state, boundary = state.rows(inputs.rows_R), boundary.rows(inputs.rows_R)
-        x = gather_rows(saved.entry, r.rows) if saved.entry else None
+        x = gather_rows(saved.entry, r.rows, inputs) if saved.entry else None
         features, top, after = run_layers(self._context, r, inputs, x, state, boundary)
         if inputs.rows_R is not None:
-            after = saved.state.put_rows(inputs.rows_R, after, self._batch.tokens_BT.shape[0])
+            after = saved.state.put_rows(inputs.rows_R, after, self._num_rows)
         ends = model.layers.stop == model.num_layers
         loss = summed_loss(self._context, top, r, inputs) if r.loss and ends and top is not None else None
         return RoundOutputs(top, features.core_input_RLD, features.output_RLD, loss), after

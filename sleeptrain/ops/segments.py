@@ -1,0 +1,63 @@
+"""Rows cut at their resets into segments, which the kernels of a GPU read as sequences of one long row.
+
+The segments are laid end to end. The first segment of a row begins with the row's state, unless the row begins with a
+reset; all other segments begin with zeros. The final state of a row's last segment is the row's.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+CHUNK = 64  # tokens of a chunk in flash-linear-attention
+
+
+class Segments(NamedTuple):
+    """The segments of B rows of T tokens, in the order of the flattened rows.
+
+    cu_seqlens: int64 [segments + 1], boundaries in the flattened [B * T]. cu_seqlens_cpu: the same, always on the CPU.
+    row: int64 [segments], the row of each segment.
+    continues: bool [segments], True if the segment begins with the row's initial state.
+    last_of_row: int64 [B], the last segment of each row.
+    chunk_indices: int64 [chunks, 2], the segment of each chunk and the chunk's number in it.
+    """
+
+    cu_seqlens: torch.Tensor
+    cu_seqlens_cpu: torch.Tensor
+    row: torch.Tensor
+    continues: torch.Tensor
+    last_of_row: torch.Tensor
+    chunk_indices: torch.Tensor
+
+
+def cut_at_resets(reset_BT: torch.Tensor) -> Segments:
+    """Cut rows at their resets; the start of a row is a boundary too.
+
+    It reads the resets: on a GPU that waits for all work before, so a step cuts on the CPU, ahead of its rounds.
+    """
+    batch, num_tokens = reset_BT.shape
+    begins = reset_BT.bool().clone()
+    begins[:, 0] = True
+    starts = begins.flatten().nonzero().squeeze(1)
+    cu_seqlens = torch.cat([starts, starts.new_tensor([batch * num_tokens])])
+    continues = ~reset_BT.bool().flatten()[starts]
+    chunks = (cu_seqlens.diff() + CHUNK - 1) // CHUNK
+    segment = torch.arange(len(starts), device=starts.device).repeat_interleave(chunks)
+    number = torch.arange(len(segment), device=starts.device) - (chunks.cumsum(0) - chunks)[segment]
+    return Segments(
+        cu_seqlens,
+        cu_seqlens.cpu(),
+        starts // num_tokens,
+        continues,
+        begins.sum(1).cumsum(0) - 1,
+        torch.stack([segment, number], 1),
+    )
+
+
+def segment_states(initial_state: torch.Tensor | None, cut: Segments) -> torch.Tensor | None:
+    """[B, ...] -> [segments, ...]: the row's state for segments that continue it, zeros for the others."""
+    if initial_state is None:
+        return None
+    continues = cut.continues.view(-1, *[1] * (initial_state.dim() - 1))
+    return initial_state[cut.row].masked_fill(~continues, 0.0)

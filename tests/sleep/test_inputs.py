@@ -1,0 +1,143 @@
+"""Inputs of rounds: made ahead of the rounds, sent in one copy, and nothing read back from the device in a round."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sleeptrain.config.schema import SleepConfig
+from sleeptrain.data.batch import PAD, Batch
+from sleeptrain.ops import dispatch, fla
+from sleeptrain.sleep import inputs as inputs_module
+from sleeptrain.sleep import loop
+from sleeptrain.sleep.inputs import inputs_of_rounds, packed, row_index
+from sleeptrain.sleep.loop import loop_settings, run_rounds
+from sleeptrain.sleep.rounds import plan_batch
+from tests.models import random_batch, tiny_model
+
+CPU = torch.device("cpu")
+WINDOW = 6
+KINDS = ["attention", "sliding_attention", "gated_deltanet", "jet", "mamba2"]
+# The first read values of tensors to know a size or a scalar: on a GPU the host waits for all work before. `lift_fresh`
+# is a tensor made of Python numbers, which would be copied to the GPU.
+READS = {"nonzero", "_local_scalar_dense", "masked_select", "_unique2", "unique_dim", "unique_consecutive"}
+WAITS = {*READS, "lift_fresh"}
+
+
+class Waits(TorchDispatchMode):
+    """Records the operations that would make the host wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        by_mask = any(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in indices)
+        if name in WAITS or by_mask or (name == "repeat_interleave" and kwargs.get("output_size") is None):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def documents() -> Batch:
+    """Two documents in a window, pads, and a document that goes on."""
+    rows = [[0] * 4 + [1] * 8 + [PAD] * 2, [2] * 14, [3] * 6 + [4] * 3 + [5] * 5]
+    return random_batch(rows, continues=[False, True, True])
+
+
+def kernel(*tensors: torch.Tensor, initial_state: torch.Tensor | None, **options: Any) -> tuple[torch.Tensor, ...]:
+    """A stand-in for those of flash-linear-attention, with their shapes."""
+    k, v, bounds = tensors[1], tensors[2], options.get("cu_seqlens")
+    states = len(v) if bounds is None else len(bounds) - 1
+    outer = k.new_zeros(states, v.shape[2], k.shape[3], v.shape[3], dtype=torch.float32)
+    S = outer + v.float().mean() + k.float().mean()
+    return v * 2, S if initial_state is None else S + initial_state
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("eviction", ["hard", "sliding"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_round_reads_nothing_back(kind: str, eviction: str, kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kernels: as on a GPU; then no tensor is made of Python numbers either."""
+    batch, waits, run_window = documents(), Waits(), loop.run_window
+    sleep = SleepConfig(window=WINDOW, passes=3, when="every", eviction=eviction)
+    if kernels:
+        monkeypatch.setattr(dispatch, "choose", lambda *_: "fla")
+        monkeypatch.setattr(fla, "_kernel", lambda *_: kernel)
+
+    def watched(*args: Any) -> Any:
+        with waits:
+            return run_window(*args)
+
+    monkeypatch.setattr(loop, "run_window", watched)
+    model = tiny_model([kind, "gated_deltanet"]).float()
+    rounds = plan_batch(batch, WINDOW, 3, sleep)
+    settings = loop_settings(sleep, WINDOW, 2, recompute="none")
+    losses, state = run_rounds(model, batch, rounds, model.empty_state(), settings)
+    read = [t.sum() for t in state.to_state_dict().values() if t.is_floating_point()]
+    total = torch.stack([*losses.values(), *read]).sum()
+    with waits:
+        total.backward()
+    assert [name for name in waits.found if kernels or name != "lift_fresh"] == []
+
+
+def test_the_watch_sees_what_waits() -> None:
+    x, mask = torch.ones(3), torch.tensor([True, False, True])
+    for call in (lambda: x.nonzero(), lambda: float(x[0]), lambda: x[mask], lambda: torch.tensor([1])):
+        with Waits() as waits:
+            call()
+        assert waits.found
+
+
+def test_tensors_are_sent_by_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a GPU; here the CPU stands for it."""
+    batch = documents()
+    rounds = plan_batch(batch, WINDOW, 3, SleepConfig(window=WINDOW, passes=3, when="every"))
+    expected = inputs_of_rounds(batch, rounds, CPU)
+    copies: list[int] = []
+    monkeypatch.setattr(
+        inputs_module, "packed", lambda tensors, device: copies.append(len(tensors)) or packed(tensors, CPU)
+    )
+    found = inputs_module._sent(expected, CPU)
+    assert len(copies) == 1 and copies[0] > 20
+    for a, b in zip(found, expected, strict=True):
+        assert a.source_rows == b.source_rows
+        leaves_a, leaves_b = tree_leaves(a), tree_leaves(b)
+        assert len(leaves_a) == len(leaves_b)
+        for x, y in zip(leaves_a, leaves_b, strict=True):
+            assert torch.equal(x, y) and x.dtype == y.dtype if isinstance(y, torch.Tensor) else x == y
+        if b.layout.segments is not None:
+            assert a.layout.segments.cu_seqlens_cpu is b.layout.segments.cu_seqlens_cpu
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        [],
+        [torch.empty(0, dtype=torch.long)],
+        [torch.arange(5), torch.tensor(True), torch.tensor([[True, False]]), torch.arange(6.0).view(2, 3).t()],
+    ],
+    ids=len,
+)
+def test_packed_tensors_are_the_same(tensors: list[torch.Tensor]) -> None:
+    for found, expected in zip(packed(tensors, CPU), tensors, strict=True):
+        assert torch.equal(found, expected) and found.dtype == expected.dtype and found.is_contiguous()
+
+
+def test_rows_are_found_in_the_features_before() -> None:
+    assert row_index((0, 1, 2), (0, 1, 2)) is None
+    index = row_index((2, 0, 1), (0, 2))
+    assert index is not None and index.tolist() == [1, 0]
+    batch = documents()
+    rounds = plan_batch(batch, WINDOW, 3, SleepConfig(window=WINDOW, passes=3, when="unlabelled"))
+    for r, inputs in zip(rounds, inputs_of_rounds(batch, rounds, CPU), strict=True):
+        assert r.is_wake == (inputs.source_rows == ())
+        if not r.is_wake:
+            index = inputs.source_index_R
+            rows = inputs.source_rows if index is None else [inputs.source_rows[i] for i in index.tolist()]
+            assert tuple(rows) == r.rows
