@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from sleeptrain.ops.device import runs_kernels
+
 
 class ComputeDtype:
     """A module with a dtype for its matrix products. compute_dtype: None: that of inputs and weights."""
@@ -105,7 +107,7 @@ class _Product(torch.autograd.Function):
 
 def weight_gradient(dy_NC: torch.Tensor, x_ND: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """dy^T @ x, [C, D] in `dtype`. A GPU adds the products in fp32 and need not round the sum to bf16."""
-    if dy_NC.is_cuda and dtype == torch.float32 != dy_NC.dtype:
+    if runs_kernels(dy_NC) and dtype == torch.float32 != dy_NC.dtype:
         return torch.mm(dy_NC.t(), x_ND, out_dtype=dtype)
     return (dy_NC.t() @ x_ND).to(dtype)
 

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from sleeptrain.ops.device import runs_kernels
+
 
 class _RMSNorm(torch.autograd.Function):
     """x / rms(x) * weight with a hand-written backward, on a CPU three times as fast as that of autograd."""
@@ -38,7 +40,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """
     wide = x if x.dtype == torch.float64 else x.float()
     weight = weight.to(wide.dtype)
-    y = F.rms_norm(wide, weight.shape, weight, eps) if x.is_cuda else _RMSNorm.apply(wide, weight, eps)
+    y = F.rms_norm(wide, weight.shape, weight, eps) if runs_kernels(x) else _RMSNorm.apply(wide, weight, eps)
     return y.to(x.dtype)
 
 

@@ -15,6 +15,7 @@ import torch
 
 from sleeptrain.errors import ConfigError
 from sleeptrain.ops import fla, reference, step
+from sleeptrain.ops.device import runs_kernels
 from sleeptrain.ops.gated_delta_rule import gated_delta_rule as chunked_gated_delta_rule
 from sleeptrain.ops.segments import Segments
 from sleeptrain.ops.ssd import ssd as chunked_ssd
@@ -29,10 +30,9 @@ def choose(implementation: str, memory: str, like: torch.Tensor) -> str:
         raise ConfigError(f"implementation={implementation!r} is none of {', '.join(IMPLEMENTATIONS)}")
     if memory not in MEMORIES:
         raise ConfigError(f"memory={memory!r} is none of {', '.join(MEMORIES)}")
-    runs_on_fla = like.is_cuda and like.dtype != torch.float64
     if implementation == "auto":
-        return "fla" if runs_on_fla else "chunked"
-    if implementation == "fla" and not runs_on_fla:
+        return "fla" if runs_kernels(like) else "chunked"
+    if implementation == "fla" and not runs_kernels(like):
         raise ConfigError(
             f"implementation='fla' runs on CUDA tensors of at most 32 bits, not on {like.dtype} on {like.device}: "
             "use 'auto' or 'chunked', or move the model to a GPU"
