@@ -109,7 +109,7 @@ def check_fla(case: Case) -> Finding:
         return skipped(_missing("flash-linear-attention"))
     if has_driver() or not wants_gpus(case):
         return skipped("train.device=cpu" if not wants_gpus(case) else "covered by the check `kernel`")
-    from sleeptrain.ops.fla import load_kernels
+    from sleeptrain.ops.fla_package import load_kernels
 
     load_kernels()
     return ok(f"{_versions('flash-linear-attention', 'triton')}: can be loaded")

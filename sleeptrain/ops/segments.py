@@ -6,6 +6,7 @@ reset; all other segments begin with zeros. The final state of a row's last segm
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -61,3 +62,26 @@ def segment_states(initial_state: torch.Tensor | None, cut: Segments) -> torch.T
         return None
     continues = cut.continues.view(-1, *[1] * (initial_state.dim() - 1))
     return initial_state[cut.row].masked_fill(~continues, 0.0)
+
+
+def run_on_segments(
+    operator: Callable[..., tuple[torch.Tensor, ...]],
+    tensors: tuple[torch.Tensor, ...],
+    initial_state: torch.Tensor | None,
+    reset_BT: torch.Tensor | None,
+    segments: Segments | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Call an operator of sequences on rows [B, T, ...] that are cut at their resets, if there are any.
+
+    operator(*tensors, states, cu_seqlens, chunk_indices) returns (its output, the last states, ...); the states that
+    it gets are fp32. segments: `cut_at_resets(reset_BT)`, if it is known. Returns (the output [B, T, ...], the rows'
+    last states).
+    """
+    state = None if initial_state is None else initial_state.float().contiguous()
+    if reset_BT is None:
+        y, states, *_ = operator(*tensors, state, None, None)
+        return y, states
+    cut = cut_at_resets(reset_BT) if segments is None else segments
+    flat = (x.flatten(0, 1).unsqueeze(0) for x in tensors)
+    y, states, *_ = operator(*flat, segment_states(state, cut), cut.cu_seqlens, cut.chunk_indices)
+    return y.squeeze(0).unflatten(0, reset_BT.shape), states[cut.last_of_row]

@@ -20,24 +20,15 @@ class Replacement:
     """An implementation that flash-linear-attention takes by itself in place of its own, where a package is installed.
 
     switch: the variable of the environment that turns it on or off. place, function: what is called then.
-    head_dims: the only (K, V) that it takes; None: all.
     """
 
     package: str
     switch: str
     place: tuple[str, str]
     function: str
-    head_dims: tuple[int, int] | None = None
 
 
 REPLACEMENTS = {
-    "flash_qla": Replacement(
-        "flash_qla",
-        "FLA_FLASH_QLA",
-        ("fla.ops.gated_delta_rule.backends.flash_qla", "FlashQLABackend"),
-        "chunk_gated_delta_rule",
-        head_dims=(128, 128),
-    ),
     "tilelang": Replacement(
         "tilelang", "FLA_TILELANG", ("fla.ops.common.backends.tilelang", "CommonTileLangBackend"), "chunk_bwd_dqkwg"
     ),
@@ -57,10 +48,6 @@ class Backend:
     @property
     def label(self) -> str:
         return f"{self.name}-{self.device}-{str(self.dtype).removeprefix('torch.')}"
-
-    def takes(self, K: int, V: int) -> bool:
-        replacement = REPLACEMENTS.get(self.name)
-        return replacement is None or replacement.head_dims in (None, (K, V))
 
     def why_not(self) -> str | None:
         """What this process lacks, None if it can run the kernels."""

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sleeptrain.ops.device import as_on_gpu
 from tests.kernels import interpreter
 from tests.kernels.backends import REPLACEMENTS, Backend, only
 
@@ -21,13 +22,13 @@ def calls() -> list[str]:
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest, calls: list[str]) -> Iterator[Backend]:
-    """The parameter of the test; its kernels and no others run until the test ends."""
+    """The parameter of the test; its kernels and no others run until the test ends, in all that models call."""
     chosen: Backend = request.param
     if lack := chosen.why_not():
         pytest.skip(lack)
     # Kernels with several configurations run with the first one in fp32 and with the last one in fp16.
     interpreter.Choice.index = 0 if chosen.dtype.itemsize == 4 else -1
-    with only(chosen.name, calls), np.errstate(over="ignore"):  # of decays above the diagonal, which kernels mask
+    with only(chosen.name, calls), as_on_gpu(), np.errstate(over="ignore"):  # of decays above the diagonal: masked
         yield chosen
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sleeptrain.ops.fla import run_kernel
+from sleeptrain.ops.segments import run_on_segments
 from tests.kernels.backends import OWN, Backend, parameters
 from tests.kernels.comparison import drawn, error, leaves_on
 from tests.ops.cases import resets
@@ -32,11 +32,12 @@ def kernel(
     """(y, the tail), by fla's kernel."""
     from fla.modules.causal_conv1d import causal_conv1d
 
-    def call(x: torch.Tensor, **options):
-        return causal_conv1d(x, weight_DW, bias_D, activation=activation, **options)
+    def call(x: torch.Tensor, cache: torch.Tensor | None, cu_seqlens: torch.Tensor | None, chunks: torch.Tensor | None):
+        options = {"initial_state": cache, "output_final_state": True, "activation": activation}
+        return causal_conv1d(x, weight_DW, bias_D, cu_seqlens=cu_seqlens, chunk_indices=chunks, **options)
 
     cache_BDW = None if tail_BWD is None else F.pad(tail_BWD.transpose(1, 2), (1, 0))
-    y, cache_BDW = run_kernel(call, (x_BTD,), cache_BDW, reset_BT)
+    y, cache_BDW = run_on_segments(call, (x_BTD,), cache_BDW, reset_BT)
     return y, cache_BDW[..., 1:].transpose(1, 2)
 
 

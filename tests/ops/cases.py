@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 
@@ -45,6 +46,26 @@ def resets(B: int, T: int, *, seed: int = 0) -> torch.Tensor:
     reset[0, T // 2 : T // 2 + 2] = True
     reset[-1] = False
     return reset
+
+
+def per_sequence(of_one: Callable[..., Pair], options: int = 0) -> Callable[..., Pair]:
+    """An operator of several sequences in one row, as flash-linear-attention's are, from a function of one sequence.
+
+    of_one(*tensors, state, *options), with this number of options.
+    """
+
+    def operator(*args) -> Pair:
+        rest = args[len(args) - options :]
+        *tensors, states, cu_seqlens, chunk_indices = args[: len(args) - options]
+        if cu_seqlens is None:
+            return of_one(*tensors, states, *rest)
+        assert len(tensors[0]) == 1 and len(chunk_indices) >= len(cu_seqlens) - 1
+        bounds = enumerate(pairwise(cu_seqlens.tolist()))
+        state = [None if states is None else states[i : i + 1] for i in range(len(cu_seqlens) - 1)]
+        done = [of_one(*(x[:, first:end] for x in tensors), state[i], *rest) for i, (first, end) in bounds]
+        return torch.cat([y for y, _ in done], dim=1), torch.cat([S for _, S in done])
+
+    return operator
 
 
 def outcome(run: Callable[..., Pair], tensors: Sequence[torch.Tensor], *, seed: int = 1) -> list[torch.Tensor]:

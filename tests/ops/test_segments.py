@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sleeptrain.ops.segments import CHUNK, cut_at_resets, segment_states
+from sleeptrain.ops import gated_delta_rule
+from sleeptrain.ops.segments import CHUNK, cut_at_resets, run_on_segments, segment_states
+from tests.ops.cases import delta_inputs, outcome, per_sequence, resets, worst
 
 
 def test_segments_of_two_rows() -> None:
@@ -29,3 +31,24 @@ def test_chunks_of_a_segment_follow_each_other(lengths: list[int]) -> None:
     reset[0, torch.tensor([0, *lengths[:-1]]).cumsum(0)] = True
     expected = [[i, n] for i, length in enumerate(lengths) for n in range(-(-length // CHUNK))]
     assert cut_at_resets(reset).chunk_indices.tolist() == expected
+
+
+@pytest.mark.parametrize("cut_before", [True, False])
+@pytest.mark.parametrize("with_state", [True, False])
+@pytest.mark.parametrize("with_resets", [True, False])
+def test_rows_cut_at_resets_equal_the_token_loop(with_resets: bool, with_state: bool, cut_before: bool) -> None:
+    tensors = delta_inputs(3, 23, 1, 2, 4, 4, dtype=torch.float32)[: 6 if with_state else 5]
+    reset = resets(3, 23) if with_resets else None
+    segments = cut_at_resets(reset) if cut_before and reset is not None else None
+    rule = per_sequence(
+        lambda q, k, v, g, beta, S: gated_delta_rule(q, k, v, g, beta, initial_state=S, implementation="reference")
+    )
+
+    def cut(*inputs: torch.Tensor):
+        return run_on_segments(rule, inputs[:5], inputs[5] if with_state else None, reset, segments)
+
+    def loop(*inputs: torch.Tensor):
+        S = inputs[5] if with_state else None
+        return gated_delta_rule(*inputs[:5], initial_state=S, reset_BT=reset, implementation="reference")
+
+    assert worst(outcome(cut, tensors), outcome(loop, tensors)) < 1e-5

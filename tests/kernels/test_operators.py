@@ -1,0 +1,61 @@
+"""The operators around flash-linear-attention as torch sees them: schemas, fake results, gradients in a traced graph.
+
+Inputs are narrow: a fake result in a wrong dtype differs from a real one only then.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sleeptrain.ops import fla_delta_rule, fla_linear_attention
+from sleeptrain.ops.segments import cut_at_resets, segment_states
+from tests.kernels.backends import OWN, Backend, parameters
+from tests.kernels.comparison import leaves_on
+from tests.ops.cases import delta_inputs, resets
+
+of_narrow = pytest.mark.parametrize("backend", parameters([b for b in OWN if b.dtype.itemsize == 2]), indirect=True)
+
+
+def check(operator, *args: object) -> None:
+    """Fake results have the shapes, dtypes and strides of real ones; a traced graph has the values of an eager call."""
+    torch.library.opcheck(operator, args)
+
+
+def sequences(backend: Backend, documents: bool) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+    """(q, k, v, g, beta; states and bounds): two rows, or one row of several documents."""
+    leaves = leaves_on(backend, delta_inputs(2, 20, 1, 2, 32, 16), narrow=3)
+    if not documents:
+        return leaves[:5], [leaves[5], None, None]
+    cut = cut_at_resets(resets(2, 20).to(backend.device))
+    joined = [x.detach().flatten(0, 1).unsqueeze(0).requires_grad_() for x in leaves[:5]]
+    states = segment_states(leaves[5].detach(), cut)
+    assert states is not None
+    return joined, [states.requires_grad_(), cut.cu_seqlens, cut.chunk_indices]
+
+
+@of_narrow
+@pytest.mark.parametrize("documents", [False, True])
+def test_the_gated_delta_rule(backend: Backend, documents: bool) -> None:
+    tensors, rest = sequences(backend, documents)
+    check(fla_delta_rule.gated_delta_rule, *tensors, *rest, 0.25)
+
+
+@of_narrow
+def test_the_gated_delta_rule_without_a_state(backend: Backend) -> None:
+    tensors, _ = sequences(backend, False)
+    check(fla_delta_rule.gated_delta_rule, *tensors, None, None, None, 0.25)
+
+
+@of_narrow
+@pytest.mark.parametrize("documents", [False, True])
+def test_gated_linear_attention(backend: Backend, documents: bool) -> None:
+    (_, _, v, g, _), rest = sequences(backend, documents)
+    shape = (*v.shape[:3], 32)
+    q, k = (torch.randn(shape).to(v).requires_grad_() for _ in range(2))
+    check(fla_linear_attention.gated_linear_attention, q, k, v, g, *rest, 1.0)
+
+
+@of_narrow
+def test_the_norm_of_keys(backend: Backend) -> None:
+    check(fla_delta_rule.l2norm, leaves_on(backend, delta_inputs(2, 9, 3, 3, 16, 8), narrow=3)[0], 1e-6)
