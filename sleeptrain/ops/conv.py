@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from sleeptrain.ops import fla_conv
+from sleeptrain.ops.device import runs_kernels
+from sleeptrain.ops.documents import Documents, document_facts
+from sleeptrain.ops.segments import Segments
+
 SLAB_ELEMENTS = 1 << 20  # elements of one tensor for some rows, so that they stay in the cache during the backward
 ALL = slice(None)
-
-
-class Documents(NamedTuple):
-    """The effect of resets and pads on a convolution. A field is None if it has no effect."""
-
-    joined_WBT1: torch.Tensor | None  # bool, for each lag: the token `lag` positions back is of the same document
-    slot_BW: torch.Tensor | None  # int64: positions of the tail's entries in the history (tail, then x)
-    present_BW1: torch.Tensor | None  # bool; False: the entry does not exist, so the tail is zero there
 
 
 def causal_conv(
@@ -27,15 +24,27 @@ def causal_conv(
     initial_state: torch.Tensor | None = None,
     reset_BT: torch.Tensor | None = None,
     valid_BT: torch.Tensor | None = None,
+    segments: Segments | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y_t = silu(bias + sum_w weight[:, w] x_{t - W + 1 + w}): returns (y_BTD, the tail for the next window).
 
     initial_state: [B, W-1, D], the tail of the window before; None: zeros. reset_BT: bool, a document starts at the
     token, and no tap reaches across that start. valid_BT: bool, tokens with False count as zeros and do not enter the
     tail. The tail [B, W-1, D] holds, for each row, the last W-1 valid inputs of the document that is open at the end,
-    zeros if there are fewer. So a window of pads returns its initial tail. y has x's dtype, the tail the wider dtype of
-    x and weight. Differentiable, once, in x, weight, bias and initial_state, through y and the tail.
+    zeros if there are fewer. So a window of pads returns its initial tail. segments: `cut_at_resets(reset_BT)`, if it
+    is known; kernels cut by it. y has x's dtype, the tail the wider dtype of x and weight. Differentiable, once, in x,
+    weight, bias and initial_state, through y and the tail. Raises ConfigError on a GPU without flash-linear-attention.
     """
+    if runs_kernels(x_BTD) and weight_DW.shape[1] > 1:
+        return fla_conv.causal_conv(
+            x_BTD,
+            weight_DW,
+            bias_D=bias_D,
+            initial_state=initial_state,
+            reset_BT=reset_BT,
+            valid_BT=valid_BT,
+            segments=segments,
+        )
     tensors = (x_BTD, weight_DW, bias_D, initial_state)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _CausalConv.apply(*tensors, reset_BT, valid_BT)
@@ -63,27 +72,6 @@ def _history(
     if valid_BT is not None:
         history[:, reach:].masked_fill_(~valid_BT.unsqueeze(-1), 0)
     return history, document_facts(num_tokens, reach, reset_BT, valid_BT)
-
-
-def document_facts(
-    num_tokens: int, reach: int, reset_BT: torch.Tensor | None, valid_BT: torch.Tensor | None
-) -> Documents:
-    """The `Documents` of a convolution whose taps reach `reach` tokens back."""
-    mask_BT = reset_BT if reset_BT is not None else valid_BT
-    if mask_BT is None:
-        return Documents(None, None, None)
-    # Position in the history plus 1; 0 for entries that may not enter the tail.
-    positions = torch.arange(1, reach + num_tokens + 1, device=mask_BT.device).expand(len(mask_BT), -1)
-    joined = None
-    if reset_BT is not None:
-        document = F.pad(reset_BT.long().cumsum(1), (reach, 0))
-        earlier = [document[:, reach - lag : reach - lag + num_tokens] for lag in range(reach + 1)]
-        joined = torch.stack([document[:, reach:] == number for number in earlier]).unsqueeze(-1)
-        positions = positions * (document == document[:, -1:])
-    if valid_BT is not None:
-        positions = positions * F.pad(valid_BT, (reach, 0), value=True)
-    last = positions.topk(reach, dim=1).values.flip(1)
-    return Documents(joined, (last - 1).clamp_min(0), (last > 0).unsqueeze(-1))
 
 
 def _convolve(

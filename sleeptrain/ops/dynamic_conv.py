@@ -7,7 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from sleeptrain.ops.conv import Documents, document_facts, joined, put_tail_gradient, read_tail
+from sleeptrain.ops.conv import joined, put_tail_gradient, read_tail
+from sleeptrain.ops.documents import Documents, document_facts
 
 
 def dynamic_causal_conv(

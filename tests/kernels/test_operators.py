@@ -8,10 +8,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sleeptrain.ops import fla_delta_rule, fla_linear_attention
+from sleeptrain.ops import fla_conv, fla_delta_rule, fla_linear_attention
 from sleeptrain.ops.segments import cut_at_resets, segment_states
 from tests.kernels.backends import OWN, Backend, parameters
-from tests.kernels.comparison import leaves_on
+from tests.kernels.comparison import drawn, leaves_on
 from tests.ops.cases import delta_inputs, resets
 
 of_narrow = pytest.mark.parametrize("backend", parameters([b for b in OWN if b.dtype.itemsize == 2]), indirect=True)
@@ -59,3 +59,17 @@ def test_gated_linear_attention(backend: Backend, documents: bool) -> None:
 @of_narrow
 def test_the_norm_of_keys(backend: Backend) -> None:
     check(fla_delta_rule.l2norm, leaves_on(backend, delta_inputs(2, 9, 3, 3, 16, 8), narrow=3)[0], 1e-6)
+
+
+@of_narrow
+@pytest.mark.parametrize("documents", [False, True])
+def test_the_short_convolution(backend: Backend, documents: bool) -> None:
+    """On a slice of wider rows."""
+    wide, weight, bias = leaves_on(backend, drawn((1, 20, 24), (16, 4), (16,)), narrow=1)
+    x = wide.detach()[..., 4:20].requires_grad_()
+    if not documents:
+        check(fla_conv.short_convolution, x, weight, None, None, None, None)
+        return
+    cut = cut_at_resets(resets(1, 20).to(backend.device))
+    cache = torch.zeros(len(cut.row), 16, 4, device=backend.device).requires_grad_()
+    check(fla_conv.short_convolution, x, weight, bias, cache, cut.cu_seqlens, cut.chunk_indices)

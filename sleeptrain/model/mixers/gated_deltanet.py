@@ -65,6 +65,7 @@ class GatedDeltaNet(KeepsDecayWide, nn.Module):
             initial_state=tail if boundary.carry_conv else None,
             reset_BT=layout.reset_RL,
             valid_BT=layout.valid_RL,
+            segments=layout.segments,
         )
         q, k, v = mixed.split([self.key_dim, self.key_dim, self.value_dim], dim=-1)
         o, S = gated_delta_rule(

@@ -72,6 +72,7 @@ class Mamba2(KeepsDecayWide, nn.Module):
             initial_state=tail if boundary.carry_conv else None,
             reset_BT=layout.reset_RL,
             valid_BT=layout.valid_RL,
+            segments=layout.segments,
         )
         x_BTHV, B_BTNK, C_BTNK = self.split_mixed(mixed)
         wide = torch.promote_types(dt.dtype, torch.float32)
