@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sleeptrain.ops import fla_elementwise
+from sleeptrain.ops.device import runs_kernels
+
 
 class SwiGLU(nn.Module):
     def __init__(self, dim: int, ffn_dim: int):
@@ -15,4 +18,11 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(ffn_dim, dim, bias=False)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        return self.down_proj(swiglu(self.gate_proj(x_BTD), self.up_proj(x_BTD)))
+
+
+def swiglu(gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * value, [..., D]; a GPU's kernel computes in fp32."""
+    if runs_kernels(gate):
+        return fla_elementwise.swiglu(gate, value)
+    return F.silu(gate) * value

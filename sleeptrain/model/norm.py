@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from sleeptrain.ops import fla_elementwise
 from sleeptrain.ops.device import runs_kernels
 
 
@@ -38,10 +39,11 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
     x: [..., D] floating point; weight: [D].
     """
+    if runs_kernels(x) and x.numel():
+        y, _ = fla_elementwise.rms_norm(x.contiguous(), weight.float(), eps)
+        return y
     wide = x if x.dtype == torch.float64 else x.float()
-    weight = weight.to(wide.dtype)
-    y = F.rms_norm(wide, weight.shape, weight, eps) if runs_kernels(x) else _RMSNorm.apply(wide, weight, eps)
-    return y.to(x.dtype)
+    return _RMSNorm.apply(wide, weight.to(wide.dtype), eps).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -78,6 +80,9 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         """x, gate: [..., D]; the gate acts in fp32 (fp64 for fp64 inputs)."""
+        if runs_kernels(x) and x.numel() and not self.gate_first:
+            y, _ = fla_elementwise.gated_rms_norm(x.contiguous(), gate.contiguous(), self.weight.float(), self.eps)
+            return y
         wide = x if x.dtype == torch.float64 else x.float()
         gate = F.silu(gate.to(wide.dtype))
         y = (

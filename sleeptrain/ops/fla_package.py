@@ -19,12 +19,7 @@ R = TypeVar("R")
 # word. This variable decides. The replacement has not passed tests/kernels, so it is off unless the variable is set.
 # The package flash_qla replaces a whole recurrence with its autograd: operators call the parts, which it leaves alone.
 REPLACEMENTS = ("FLA_TILELANG",)
-MODULES = (
-    "fla.ops.gated_delta_rule.chunk",
-    "fla.ops.simple_gla.chunk",
-    "fla.ops.utils",
-    "fla.modules.norm.l2norm",
-)
+MODULES = ("fla.ops.gated_delta_rule", "fla.ops.simple_gla", "fla.modules.causal_conv1d", "fla.modules.norm")
 
 
 def from_fla(module: str, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""fla's fused norms, SwiGLU and decay gate against plain PyTorch in fp64."""
+"""Norms and SwiGLU as models call them, and kernels of fla that models may call, against plain PyTorch in fp64."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sleeptrain.model.mlp import swiglu
+from sleeptrain.model.norm import GatedRMSNorm, RMSNorm, rms_norm
 from sleeptrain.ops import reference
 from tests.kernels.backends import OWN, Backend, parameters
 from tests.kernels.comparison import drawn, error, leaves_on
@@ -23,34 +25,42 @@ def unit(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 @of_all
+@pytest.mark.parametrize("gate_first", [False, True])
 @pytest.mark.parametrize("dim", [64, 96, 256, 640])
-def test_the_gated_norm(backend: Backend, within: Within, dim: int) -> None:
-    """Norm, weight, then the SiLU gate; there is no kernel for Mamba-2's order. 640: the kernel of long rows."""
-    from fla.modules.norm.fused_norm_gate import rms_norm_gated
+def test_the_gated_norm(backend: Backend, within: Within, dim: int, gate_first: bool) -> None:
+    """Norm, then the SiLU gate, is one kernel; in Mamba-2's order the norm alone is. 640: the kernel of long rows."""
+    norm = GatedRMSNorm(dim, EPS, gate_first).to(backend.device)
 
-    x, gate, weight = leaves_on(backend, drawn((2, 7, 3, dim), (2, 7, 3, dim), (dim,)), narrow=2)
-    found = error(
-        lambda x, gate, weight: [rms_norm_gated(x, gate, weight, None, eps=EPS)],
-        lambda x, gate, weight: [unit(x, weight) * F.silu(gate)],
-        [x, gate, weight],
-    )
-    within("gated RMSNorm", found)
+    def run(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor):
+        return [torch.func.functional_call(norm, {"weight": weight}, (x, gate))]
+
+    def oracle(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor):
+        return [unit(x * F.silu(gate), weight) if gate_first else unit(x, weight) * F.silu(gate)]
+
+    tensors = leaves_on(backend, drawn((2, 7, 3, dim), (2, 7, 3, dim), (dim,)), narrow=2)
+    within("gated RMSNorm", error(run, oracle, tensors))
 
 
 @of_all
 @pytest.mark.parametrize("dim", [64, 640])
-@pytest.mark.parametrize("zero_centred", [False, True])
-def test_the_norm(backend: Backend, within: Within, dim: int, zero_centred: bool) -> None:
-    """A zero-centred weight is to be given as 1 + weight: the kernel has no option for it."""
-    from fla.modules.norm.layernorm import rms_norm
-
-    def scale(weight: torch.Tensor) -> torch.Tensor:
-        return 1.0 + weight if zero_centred else weight
-
+@pytest.mark.parametrize("kind", ["plain", "zero_centred"])
+def test_the_norm(backend: Backend, within: Within, dim: int, kind: str) -> None:
+    norm = RMSNorm(dim, EPS, kind).to(backend.device)
     found = error(
-        lambda x, weight: [rms_norm(x, scale(weight), None, eps=EPS)],
-        lambda x, weight: [unit(x, scale(weight))],
+        lambda x, weight: [torch.func.functional_call(norm, {"weight": weight}, (x,))],
+        lambda x, weight: [unit(x, 1.0 + weight if norm.zero_centred else weight)],
         leaves_on(backend, drawn((2, 7, dim), (dim,)), narrow=1),
+    )
+    within("RMSNorm", found)
+
+
+@of_all
+def test_the_norm_of_a_slice(backend: Backend, within: Within) -> None:
+    """Queries lie beside their gates, head by head."""
+    found = error(
+        lambda x, weight: [rms_norm(x.chunk(2, dim=-1)[0], weight, EPS)],
+        lambda x, weight: [unit(x.chunk(2, dim=-1)[0], weight)],
+        leaves_on(backend, drawn((2, 7, 3, 64), (32,)), narrow=1),
     )
     within("RMSNorm", found)
 
@@ -59,10 +69,10 @@ def test_the_norm(backend: Backend, within: Within, dim: int, zero_centred: bool
 @pytest.mark.parametrize("dim", [64, 640])
 def test_the_norm_of_a_sum_that_is_returned_too(backend: Backend, within: Within, dim: int) -> None:
     """A block's output is added to the residual features in fp32 and normed; the sum goes on."""
-    from fla.modules.norm.layernorm import rms_norm
+    from fla.modules.norm.layernorm import rms_norm as fla_rms_norm
 
     found = error(
-        lambda x, residual, weight: rms_norm(x, weight, None, residual=residual, eps=EPS, prenorm=True),
+        lambda x, residual, weight: fla_rms_norm(x, weight, None, residual=residual, eps=EPS, prenorm=True),
         lambda x, residual, weight: (unit(x + residual, weight), x + residual),
         leaves_on(backend, drawn((2, 7, dim), (2, 7, dim), (dim,)), narrow=1),
     )
@@ -71,10 +81,10 @@ def test_the_norm_of_a_sum_that_is_returned_too(backend: Backend, within: Within
 
 @of_all
 def test_the_norm_alone_of_a_sum(backend: Backend, within: Within) -> None:
-    from fla.modules.norm.layernorm import rms_norm
+    from fla.modules.norm.layernorm import rms_norm as fla_rms_norm
 
     found = error(
-        lambda x, residual, weight: [rms_norm(x, weight, None, residual=residual, eps=EPS)],
+        lambda x, residual, weight: [fla_rms_norm(x, weight, None, residual=residual, eps=EPS)],
         lambda x, residual, weight: [unit(x + residual, weight)],
         leaves_on(backend, drawn((2, 7, 64), (2, 7, 64), (64,)), narrow=1),
     )
@@ -84,17 +94,16 @@ def test_the_norm_alone_of_a_sum(backend: Backend, within: Within) -> None:
 @in_fp32
 def test_the_sum_without_a_residual_is_the_input_itself(backend: Backend) -> None:
     """What is added in place to the one changes the other."""
-    from fla.modules.norm.layernorm import rms_norm
+    from fla.modules.norm.layernorm import rms_norm as fla_rms_norm
 
     x, weight = (t.detach() for t in leaves_on(backend, drawn((2, 7, 64), (64,)), narrow=1))
-    assert rms_norm(x, weight, None, prenorm=True)[1].data_ptr() == x.data_ptr()
+    assert fla_rms_norm(x, weight, None, prenorm=True)[1].data_ptr() == x.data_ptr()
 
 
 @of_all
 @pytest.mark.parametrize("sliced", [False, True])
 def test_swiglu(backend: Backend, within: Within, sliced: bool) -> None:
     """sliced: gate and value are halves of one projection's rows, which the kernel reads where they lie."""
-    from fla.modules.activations import swiglu
 
     def halves(run: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]):
         return lambda x: [run(*x.chunk(2, dim=-1))]

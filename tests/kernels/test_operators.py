@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sleeptrain.ops import fla_conv, fla_delta_rule, fla_linear_attention
+from sleeptrain.ops import fla_conv, fla_delta_rule, fla_elementwise, fla_linear_attention
 from sleeptrain.ops.segments import cut_at_resets, segment_states
 from tests.kernels.backends import OWN, Backend, parameters
 from tests.kernels.comparison import drawn, leaves_on
@@ -73,3 +73,11 @@ def test_the_short_convolution(backend: Backend, documents: bool) -> None:
     cut = cut_at_resets(resets(1, 20).to(backend.device))
     cache = torch.zeros(len(cut.row), 16, 4, device=backend.device).requires_grad_()
     check(fla_conv.short_convolution, x, weight, bias, cache, cut.cu_seqlens, cut.chunk_indices)
+
+
+@of_narrow
+def test_norms_and_swiglu(backend: Backend) -> None:
+    x, y, weight = leaves_on(backend, drawn((2, 5, 16), (2, 5, 16), (16,)), narrow=2)
+    check(fla_elementwise.rms_norm, x, weight, 1e-6)
+    check(fla_elementwise.gated_rms_norm, x, y, weight, 1e-6)
+    check(fla_elementwise.swiglu, x, y)

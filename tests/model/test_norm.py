@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sleeptrain.model.norm import GatedRMSNorm, HeadsRMSNorm, RMSNorm, rms_norm
+from sleeptrain.ops.device import as_on_gpu
 
 
 @pytest.mark.parametrize("kind", ["zero_centred", "plain"])
@@ -49,3 +50,9 @@ def test_gate_before_or_after_the_norm():
         norm = GatedRMSNorm(8, 1e-6, gate_first=first)
         expected = F.rms_norm(x * F.silu(gate), (8,)) if first else F.rms_norm(x, (8,)) * F.silu(gate)
         torch.testing.assert_close(norm(x, gate), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_to_norm_needs_no_kernel():
+    with as_on_gpu():
+        assert rms_norm(torch.empty(0, 8), torch.ones(8), 1e-6).shape == (0, 8)
+        assert GatedRMSNorm(8, 1e-6, gate_first=False)(torch.empty(0, 8), torch.empty(0, 8)).shape == (0, 8)
