@@ -1,7 +1,8 @@
 """Bytes that autograd saves in a round for its backward: counted by hand from the modules, tested against them.
 
 Private functions count for one token of one row. `narrow` is the element size, in bytes, of matrix products and
-attention: 2 under `train.precision=bf16`, else 4. Norms, gates and convolutions are wide (4 bytes).
+attention: 2 under `train.precision=bf16`, else 4. In PyTorch norms, gates and convolutions save wide tensors (4 bytes);
+GPU kernels save their arguments as they are.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Activations:
 
     model: as one tensor rank holds it.
     narrow, residual: bytes of an element of products and attention, and of the features between blocks.
-    kernels: the recurrences are flash-linear-attention's, as on a GPU; else PyTorch's.
+    kernels: recurrences, convolutions, norms and SwiGLU are flash-linear-attention's, as on a GPU; else PyTorch's.
     token_parts: number of parts into which `parallel.sequence` cuts the tokens between mixers.
     """
 
@@ -49,23 +50,28 @@ class Activations:
         """Bytes for a block in a round, over all rows of the round, with the S that the recurrence starts from."""
         length, m = r.stop - r.start, self.model
         spec, has_mlp = block_spec(m, layer), layer not in m.mixer_only
-        token = self._norm() + spec.saved_bytes(length, state_only, self._precision)
+        post_norm = has_mlp and m.attention.post_norm and not spec.recurrent
+        norm = self._norm(self.narrow if post_norm else self.residual)
+        token = norm + spec.saved_bytes(length, state_only, self._precision)
         if not state_only and has_mlp:
-            token += self._norm() + self._precision.inputs(m.dim, 2) + 4 * m.ffn_dim * self.narrow
-            token += 2 * self._norm() * m.sandwich_norms
+            hidden = 3 if self.kernels else 4  # gate, value and their product; in PyTorch the gate after SiLU too
+            token += norm + self._precision.inputs(m.dim, 2) + hidden * m.ffn_dim * self.narrow
+            token += 2 * self._norm(self.narrow) * m.sandwich_norms
         mask = 0 if state_only else spec.saved_mask_bytes(length)
         return len(r.rows) * (length * token + state_bytes(m, m.layers[layer])) + mask
 
     def fed_back(self, r: Round) -> int:
         """Bytes for the norm of the features that are fed back. In a round with a loss the head's norm counts them."""
         normed = self.model.norm_between_passes and not r.loss and not r.state_only
-        return len(r.rows) * (r.stop - r.start) * WIDE * (self.model.dim + 1) if normed else 0
+        saved = self._precision.normed(self.residual) * self.model.dim + WIDE
+        return len(r.rows) * (r.stop - r.start) * saved if normed else 0
 
     def head(self, num_targets: int) -> int:
         """Bytes for the last norm, the head and the loss."""
         m = self.model
         chunked = num_targets > rows_at_once(m.vocab_size)
-        return num_targets * (WIDE * m.dim + WIDE + self.narrow * m.dim + (0 if chunked else WIDE * m.vocab_size))
+        normed = self._precision.normed(self.residual) * m.dim + WIDE
+        return num_targets * (normed + self.narrow * m.dim + (0 if chunked else WIDE * m.vocab_size))
 
     def logits(self, num_targets: int) -> int:
         """Peak bytes of the loss, in its backward: probabilities, and the gradients before and after the softmax."""
@@ -79,9 +85,9 @@ class Activations:
         m = self.model
         return self.narrow * (sum(_matrix_elements(m, i) for i in layers) + head * m.vocab_size * m.dim)
 
-    def _norm(self) -> int:
-        """Bytes for a norm ahead of a mixer or feed-forward: it saves its input, the residual stream."""
-        return (WIDE * self.model.dim + WIDE) // self.token_parts
+    def _norm(self, element: int) -> int:
+        """Bytes for a norm ahead of or behind a mixer or feed-forward; element: bytes of an element of its input."""
+        return (self._precision.normed(element) * self.model.dim + WIDE) // self.token_parts
 
     @property
     def _precision(self) -> Precision:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sleeptrain.config.compose import compose
 from sleeptrain.model import hybrid as hybrid_module
+from sleeptrain.model.block import Block
+from sleeptrain.model.document_layout import DocumentLayout
 from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.linear import Product, computing_in, working_copies
+from sleeptrain.model.mixers.registry import mixer_spec
+from sleeptrain.model.state import HARD, Recurrent
+from sleeptrain.ops.device import as_on_gpu
 from sleeptrain.plan.activations import Activations
 from sleeptrain.plan.layout import make_plan
 from sleeptrain.plan.workload import typical_batch
 from sleeptrain.sleep.curriculum import stage_shape
 from sleeptrain.sleep.loop import loop_settings, run_rounds
-from sleeptrain.sleep.precision import in_precision
+from sleeptrain.sleep.precision import DTYPES, in_precision
 from sleeptrain.sleep.rounds import plan_batch
 
 # docs/plan.md. The inputs of checkpointed blocks are counted once too often where the head keeps one of them too.
@@ -40,20 +47,30 @@ MODEL = (
 )
 
 
-def saved_bytes(function: Callable[[], Any], model: Hybrid) -> int:
+BLOCKS = [
+    ("gated_deltanet",),
+    ("jet",),
+    ("mamba2",),
+    ("attention",),
+    ("attention", "model.attention.qk_norm=none", "model.sandwich_norms=true"),
+    ("attention", "model.attention.qk_norm=all", "model.attention.post_norm=true"),
+]
+
+
+def saved_bytes(function: Callable[[], Any], weights: Iterable[torch.Tensor]) -> int:
     """The bytes of the storages that the graph of `function` keeps, without weights."""
     kept: dict[int, tuple[int, torch.Tensor]] = {}
 
     def pack(t: torch.Tensor) -> torch.Tensor:
         storage = t.untyped_storage()
-        kept[storage.data_ptr()] = (storage.nbytes(), t)
+        kept[storage._cdata] = (storage.nbytes(), t)
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         result = function()
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    storages = {weight.untyped_storage()._cdata for weight in weights}
     assert result is not None
-    return sum(size for at, (size, _) in kept.items() if at not in weights)
+    return sum(size for at, (size, _) in kept.items() if at not in storages)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -108,7 +125,7 @@ def test_the_graphs_of_a_step(more: tuple[str, ...], precision: str) -> None:
         planned -= max(counts.block(i, r, False) for i in range(model.num_layers) for r in rounds)
         planned -= counts.copies(range(model.num_layers), head=False)
     accuracy = OF_BLOCK_INPUTS if config.sleep.recompute == "block" else ACCURACY
-    assert saved_bytes(forward, model) == pytest.approx(planned, rel=accuracy)
+    assert saved_bytes(forward, model.parameters()) == pytest.approx(planned, rel=accuracy)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -126,8 +143,36 @@ def test_the_graph_of_a_loss_without_whole_logits(precision: str, monkeypatch: p
         with in_precision(config.train, model):
             return run_rounds(model, batch, step.workload.rounds, model.empty_state(), settings)
 
-    assert saved_bytes(forward, model) == pytest.approx(step.memory[0].activations, rel=ACCURACY)
+    assert saved_bytes(forward, model.parameters()) == pytest.approx(step.memory[0].activations, rel=ACCURACY)
     assert step.memory[0].logits == 3 * 4 * 4 * 3000, "four rows at a time"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16 throughout"])
+@pytest.mark.parametrize(
+    ("more", "state_only"),
+    [*((more, False) for more in BLOCKS), *((more, True) for more in BLOCKS if more[0] != "attention")],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else f"{value}",
+)
+def test_the_graph_of_a_block_on_a_gpu(more: tuple[str, ...], state_only: bool, precision: str) -> None:
+    """By fake tensors: torch knows what the operators around the kernels save."""
+    kind, *settings = more
+    residual = "bf16" if "throughout" in precision else "fp32"
+    dtypes = (f"train.precision={precision[:4]}", f"train.residual={residual}")
+    config = compose([*MODEL, f"model.layers=[{kind},gated_deltanet]", *settings, *dtypes])
+    [r, *_] = plan_batch(typical_batch(config, 2), 160, 1, config.sleep)
+    rows, length, narrow = len(r.rows), r.stop - r.start, torch.bfloat16 if "bf16" in precision else None
+    spec = mixer_spec(config.model, kind)
+    with FakeTensorMode(), as_on_gpu():
+        block = Block(0, config.model)
+        x = torch.zeros(rows, length, config.model.dim, dtype=DTYPES[residual], requires_grad=True)
+        state = Recurrent(torch.zeros(rows, *spec.state_shape, requires_grad=True)) if spec.recurrent else None
+        layout = DocumentLayout(torch.zeros(rows, length, dtype=torch.long), None, None, None)
+        with computing_in(block, narrow), working_copies(block):
+            copies = [part.working_copy for part in block.modules() if isinstance(part, Product)]
+            weights = [*block.parameters(), *(copy for copy in copies if copy is not None)]
+            found = saved_bytes(lambda: block(x, state, layout, HARD, state_only), weights)
+    planned = Activations.of(config, kernels=True).block(0, r, state_only)
+    assert found == pytest.approx(planned, rel=ACCURACY)
 
 
 def test_kernels_keep_less_than_chunks() -> None:

@@ -208,14 +208,14 @@ class AttentionSpec(MixerSpec):
     def saved_bytes(self, length: int, state_only: bool, precision: Precision) -> int:
         c, d, narrow, (query, keys) = self.settings, self.model.dim, precision.narrow, self._widths
         if state_only:
-            return precision.inputs(d, 2) + (WIDE * keys if c.qk_norm != "none" else 0)
+            return precision.inputs(d, 2) + (precision.normed(narrow) * keys if c.qk_norm != "none" else 0)
         # Rotated queries and keys, values, the output of attention, and its gated copy or the copy with joined heads.
         token = precision.inputs(d, 3) + narrow * (3 * query + 2 * keys) + WIDE * c.num_heads
         if c.gate:
             token += narrow * query
-        if c.qk_norm != "none":  # the inputs of the norms; in fp32 the query's shares a tensor with the gate
-            shared = query if c.gate and narrow == WIDE else 0
-            token += WIDE * (query + keys + shared + c.num_heads + c.num_kv_heads)
+        if c.qk_norm != "none":  # the inputs of the norms; PyTorch's in fp32 shares a tensor with the gate
+            shared = query if c.gate and narrow == WIDE and not precision.kernels else 0
+            token += precision.normed(narrow) * (query + keys + shared) + WIDE * (c.num_heads + c.num_kv_heads)
         return token
 
 

@@ -153,11 +153,19 @@ class GatedDeltaNetSpec(MixerSpec):
         return MixerFlops(2 * d * (2 * keys + values + 2 * self.settings.num_v_heads) + 4 * S, 2 * S + 4 * d * values)
 
     def saved_bytes(self, length: int, state_only: bool, precision: Precision) -> int:
-        c, conv = self.settings, sum(self.conv_pieces)
-        # The convolution's input and its output before SiLU; q, k and v; the intermediate values of both gates.
-        token = precision.inputs(self.model.dim, 3 if state_only else 4) + (2 * WIDE + precision.narrow) * conv
+        c, conv, conv_saved = self.settings, sum(self.conv_pieces), conv_saved_bytes(precision)
+        # The convolution, then q, k and v; the intermediate values of both gates.
+        token = precision.inputs(self.model.dim, 3 if state_only else 4) + (conv_saved + precision.narrow) * conv
         token += 4 * WIDE * c.num_v_heads
         return token + delta_rule_saved_bytes(self.state_shape, c.num_k_heads, length, state_only, precision)
+
+
+def conv_saved_bytes(precision: Precision) -> int:
+    """Bytes per token and channel that autograd saves for a short convolution, without what reads its output.
+
+    A kernel saves its input; PyTorch a wide copy of it, and the output before SiLU.
+    """
+    return precision.narrow if precision.kernels else 2 * WIDE
 
 
 def delta_rule_saved_bytes(
@@ -171,5 +179,6 @@ def delta_rule_saved_bytes(
         size = Cut.of(length, chunk_size(K), 1).size
         token = WIDE * heads * (3 * K + V + 2 + 4 * size + K * V // size)
     if not state_only:  # norm, gate, and their product, which the projection reads
-        token += (4 * WIDE + precision.narrow) * heads * V + WIDE * heads
+        gated = 2 * precision.narrow if precision.kernels else 4 * WIDE
+        token += (gated + precision.narrow) * heads * V + WIDE * heads
     return token

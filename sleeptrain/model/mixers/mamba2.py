@@ -214,14 +214,18 @@ class Mamba2Spec(MixerSpec):
         c, narrow = self.settings, precision.narrow
         inner, groups, _ = self.conv_pieces
         conv = sum(self.conv_pieces)
-        token = precision.inputs(self.model.dim, 1) + (2 * WIDE + narrow) * conv + 2 * WIDE * c.num_heads
-        if precision.kernels:  # B and C repeated for each head, x times dt
-            token += narrow * (2 * c.num_heads * c.state_dim + inner) + WIDE * (inner + c.num_heads)
+        projected = inner + conv + c.num_heads
+        token = precision.inputs(self.model.dim, 1) + narrow * conv + 2 * WIDE * c.num_heads
+        if precision.kernels:
+            # The projection, of which the convolution reads a slice; of each head B, C, and x times dt.
+            token += narrow * (projected + 2 * c.num_heads * c.state_dim + inner) + WIDE * c.num_heads
         else:
             size = Cut.of(length, CHUNK, 1).size
             matrices = c.num_heads * (2 * size + c.state_dim * c.head_dim // size)
-            token += WIDE * (2 * groups + 2 * inner + matrices)
+            token += WIDE * (2 * conv + 2 * groups + 2 * inner + matrices)
         if not state_only:
-            gate = inner + conv + c.num_heads if narrow == WIDE else inner  # one tensor with the other projections
+            gate = inner  # a wide copy; in fp32 the projection, which kernels save already
+            if narrow == WIDE:
+                gate = 0 if precision.kernels else projected
             token += WIDE * (gate + 3 * inner + 1) + narrow * inner
         return token

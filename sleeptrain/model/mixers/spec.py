@@ -45,7 +45,7 @@ class Precision:
     """The facts about precision and kernels that decide how many bytes autograd saves for a mixer.
 
     narrow: bytes of an element of products and attention (2 under `train.precision=bf16`, else 4).
-    kernels: the recurrences run in flash-linear-attention, as on a GPU; False: in PyTorch.
+    kernels: recurrences, convolutions, norms and gates run in flash-linear-attention, as on a GPU; False: in PyTorch.
     residual: bytes of an element of the features between blocks.
     """
 
@@ -59,6 +59,10 @@ class Precision:
         Each layer makes its own narrow copy of wide features; features of one dtype are one tensor for all.
         """
         return self.narrow * dim * (count if self.narrow < self.residual else 1)
+
+    def normed(self, element: int) -> int:
+        """Bytes per element that a norm saves of an input whose elements have `element`: PyTorch makes a wide copy."""
+        return element if self.kernels else WIDE
 
 
 @dataclass(frozen=True)
