@@ -73,6 +73,11 @@ class Hybrid(Product, nn.Module):
         return None if self.norm is None or self.head is not None else self.head_weight
 
     @property
+    def _head_product(self) -> Product:
+        """The module that multiplies by the head's matrix."""
+        return self if self.head is None else self.head
+
+    @property
     def head_weight(self) -> torch.Tensor:
         holder = self.embedding if self.config.tie_embeddings else self.head
         assert holder is not None, "this part of the model has no head"
@@ -129,8 +134,7 @@ class Hybrid(Product, nn.Module):
     def logits(self, x_ND: torch.Tensor) -> torch.Tensor:
         """Features [..., D] -> logits [..., V] over the vocabulary, in the features' dtype."""
         assert self.norm is not None, "this part of the model has no head"
-        head = self if self.head is None else self.head
-        logits, divisor = head.product(self.norm(x_ND), self.head_weight), self.config.logits_divisor
+        logits, divisor = self._head_product.product(self.norm(x_ND), self.head_weight), self.config.logits_divisor
         return logits if divisor == 1 else logits / divisor
 
     def cross_entropy(
@@ -152,8 +156,7 @@ class Hybrid(Product, nn.Module):
     def _chunked_cross_entropy(self, x_ND: torch.Tensor, targets_N: torch.Tensor, rows: int) -> torch.Tensor:
         """The same from the logits of `rows` rows at a time. torch gives each loss in the dtype of x."""
         assert self.norm is not None, "this part of the model has no head"
-        head = self if self.head is None else self.head
-        x, weight = head.factors(self.norm(x_ND) / self.config.logits_divisor, self.head_weight)
+        x, weight = self._head_product.factors(self.norm(x_ND) / self.config.logits_divisor, self.head_weight)
         options = LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None)
         losses_N = F.linear_cross_entropy(x, weight, targets_N, reduction="none", options=options)
         return at_least_fp32(losses_N).sum()

@@ -17,7 +17,7 @@ CHUNK = 64  # tokens of a chunk in flash-linear-attention
 class Segments(NamedTuple):
     """The segments of B rows of T tokens, in the order of the flattened rows.
 
-    cu_seqlens: int64 [segments + 1], boundaries in the flattened [B * T]. cu_seqlens_cpu: the same, always on the CPU.
+    cu_seqlens: int64 [segments + 1], boundaries in the flattened [B * T].
     row: int64 [segments], the row of each segment.
     continues: bool [segments], True if the segment begins with the row's initial state.
     last_of_row: int64 [B], the last segment of each row.
@@ -25,7 +25,6 @@ class Segments(NamedTuple):
     """
 
     cu_seqlens: torch.Tensor
-    cu_seqlens_cpu: torch.Tensor
     row: torch.Tensor
     continues: torch.Tensor
     last_of_row: torch.Tensor
@@ -48,7 +47,6 @@ def cut_at_resets(reset_BT: torch.Tensor) -> Segments:
     number = torch.arange(len(segment), device=starts.device) - (chunks.cumsum(0) - chunks)[segment]
     return Segments(
         cu_seqlens,
-        cu_seqlens.cpu(),
         starts // num_tokens,
         continues,
         begins.sum(1).cumsum(0) - 1,

@@ -6,7 +6,7 @@ A round itself reads nothing back from the device and sends nothing to it, so a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
@@ -97,17 +97,7 @@ def _sent(inputs: list[RoundInputs], device: torch.device) -> list[RoundInputs]:
     which = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
     for i, tensor in zip(which, packed([leaves[i] for i in which], device), strict=True):
         leaves[i] = tensor
-    sent = tree_unflatten(leaves, structure)
-    return [_with_cpu_bounds(moved, old) for moved, old in zip(sent, inputs, strict=True)]
-
-
-def _with_cpu_bounds(moved: RoundInputs, old: RoundInputs) -> RoundInputs:
-    """`Segments.cu_seqlens_cpu` stays on the CPU."""
-    segments = moved.layout.segments
-    if segments is None or old.layout.segments is None:
-        return moved
-    segments = segments._replace(cu_seqlens_cpu=old.layout.segments.cu_seqlens_cpu)
-    return replace(moved, layout=replace(moved.layout, segments=segments))
+    return tree_unflatten(leaves, structure)
 
 
 def packed(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:

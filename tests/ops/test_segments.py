@@ -15,7 +15,6 @@ def test_segments_of_two_rows() -> None:
     assert cut.row.tolist() == [0, 0, 0, 1, 1]
     assert cut.continues.tolist() == [False, False, False, True, False]
     assert cut.last_of_row.tolist() == [2, 4]
-    assert cut.cu_seqlens_cpu.tolist() == cut.cu_seqlens.tolist()
 
 
 def test_only_a_segment_that_continues_its_row_gets_the_rows_state() -> None:
