@@ -71,7 +71,7 @@ class DistributedEngine:
         shapes = {name: tuple(p.shape) for name, p in full_model.named_parameters() if name in local_names}
         self._zero = wrap(self.model, roles, config.optim, config.parallel.zero, mesh, self._sharding, shapes)
         self._costs = schedule_costs(config)
-        self._schedule = lru_cache(KEPT_SCHEDULES)(self._make_schedule)
+        self._order = lru_cache(KEPT_SCHEDULES)(self._make_order)
 
     def forward_backward(
         self, batch: Batch, shape: StepShape, carried: FastWeights | None, on_features: OnFeatures | None = None
@@ -149,7 +149,7 @@ class DistributedEngine:
         ]
         on_task = self._report_progress if finder is None else lambda _, r: finder.on_round(r)
         with in_precision(self._config.train, self.model, self._copies):
-            self._run_schedule(self._schedule(tuple(tuple(m.rounds) for m in micros)), stage_parts, on_task)
+            self._run_schedule(self._schedule([m.rounds for m in micros]), stage_parts, on_task)
         final_state, num_rows = self.model.empty_state(), batch.tokens_BT.shape[0]
         for m, part in zip(micros, stage_parts, strict=True):
             final_state = final_state.put_rows(m.rows(self._world.device), part.state, num_rows)
@@ -170,7 +170,12 @@ class DistributedEngine:
         step = StageStep(plan, pipeline.rank, stage_parts, mailbox, self._config.model.dim, on_task)
         step.run(self._zero.backward)
 
-    def _make_schedule(self, plans: tuple[tuple[Round, ...], ...]) -> Schedule:
+    def _schedule(self, plans: Sequence[Sequence[Round]]) -> Schedule:
+        """The schedule of these rounds. Its order is that of whole windows, the same whatever documents a step has."""
+        order = self._order(tuple(tuple(r.whole() for r in rounds) for rounds in plans))
+        return replace(order, plans=tuple(tuple(rounds) for rounds in plans))
+
+    def _make_order(self, plans: tuple[tuple[Round, ...], ...]) -> Schedule:
         return schedule(plans, self._stages, self._costs)
 
     def _cuts(self, micro: MicroBatch) -> frozenset[int]:
@@ -191,7 +196,7 @@ class DistributedEngine:
             return False
         plans = [m.rounds for m in micro_batches(batch, shape, self._config)]
         stretches = [rounds for plan in plans for rounds in truncated(plan, sleep.bptt_windows)]
-        if self._world.agree([[replace(r, rows=(), work=None) for r in rounds] for rounds in stretches]):
+        if self._world.agree([[replace(r, rows=(), skip=0, work=None) for r in rounds] for rounds in stretches]):
             return True
         alike = self._world.agree(len(stretches))
         if alike and not self._world.any(not all(rounds[0].loss for rounds in stretches)):
@@ -239,7 +244,7 @@ class DistributedEngine:
                 return self._zero.forward(lambda _: run_rounds(model, batch, rounds, state, settings, read_logits))[0]
         micro_batch = EvaluationMicroBatch(model, batch, rounds, state, settings, 1.0, read_logits=read_logits)
         with in_precision(self._config.train, self.model, self._copies):
-            forwards = forwards_of(self._schedule((tuple(rounds),)))
+            forwards = forwards_of(self._schedule([rounds]))
             self._run_schedule(forwards, [micro_batch], lambda _, r: self._progress.at(r))
         return micro_batch.losses
 

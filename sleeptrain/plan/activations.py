@@ -43,12 +43,12 @@ class Activations:
     @staticmethod
     def of(config: Config, kernels: bool) -> Activations:
         parallel = config.parallel
-        model, parts = local_config(config.model, parallel.tensor), parallel.tensor if parallel.sequence else 1
+        model, parts = local_config(config.model, parallel.tensor), parallel.token_parts
         return Activations(model, product_bytes(config.train), residual_bytes(config.train), kernels, parts)
 
     def block(self, layer: int, r: Round, state_only: bool) -> int:
         """Bytes for a block in a round, over all rows of the round, with the S that the recurrence starts from."""
-        length, m = r.stop - r.start, self.model
+        length, m = r.length, self.model
         spec, has_mlp = block_spec(m, layer), layer not in m.mixer_only
         post_norm = has_mlp and m.attention.post_norm and not spec.recurrent
         norm = self._norm(self.narrow if post_norm else self.residual)
@@ -64,7 +64,7 @@ class Activations:
         """Bytes for the norm of the features that are fed back. In a round with a loss the head's norm counts them."""
         normed = self.model.norm_between_passes and not r.loss and not r.state_only
         saved = self._precision.normed(self.residual) * self.model.dim + WIDE
-        return len(r.rows) * (r.stop - r.start) * saved if normed else 0
+        return len(r.rows) * r.length * saved if normed else 0
 
     def head(self, num_targets: int) -> int:
         """Bytes for the last norm, the head and the loss."""

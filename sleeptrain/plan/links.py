@@ -190,7 +190,7 @@ class _TensorCounts:
         return WIDE * (elements + m.dim * (len(reached) + norms) * self.sequence)
 
     def _tokens(self, r: Round) -> int:
-        return len(r.rows) * (r.stop - r.start)
+        return len(r.rows) * r.length
 
 
 def _times(payload: Payload, factor: int) -> Payload:

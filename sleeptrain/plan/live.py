@@ -190,7 +190,7 @@ class _Holdings:
         return self.tensors[message.micro_batch, message.source][output]
 
     def _features(self, r: Round) -> int:
-        return len(r.rows) * (r.stop - r.start) * self.memory.feature
+        return len(r.rows) * r.length * self.memory.feature
 
     def _name(self, *name: Hashable, size: int) -> Name:
         self.sizes[name] = size

@@ -101,7 +101,7 @@ def _graph(counts: Activations, config: Config, workload: Workload, r: Round, la
         head += counts.head(workload.targets_of(r)) + casts * counts.copies(range(0), True) if r.loss else 0
     if config.sleep.recompute != "block":
         return _Graph(sum(blocks) + head, 0)
-    features = len(r.rows) * (r.stop - r.start) * counts.model.dim * counts.residual // counts.token_parts
+    features = len(r.rows) * r.length * counts.model.dim * counts.residual // counts.token_parts
     inputs = sum(features + len(r.rows) * state_bytes(counts.model, kinds[i]) for i in local)
     return _Graph(inputs + head, max(blocks, default=0))
 
@@ -133,5 +133,5 @@ def _boundary(counts: Activations, config: Config, workload: Workload) -> int:
 def _border(counts: Activations, r: Round, S: int, window: Sequence[Round]) -> int:
     """Bytes of a round's inputs: S, and the features that it reads, or in a window that sleeps the embedded tokens."""
     reads = not r.is_wake or any(not other.is_wake for other in window)
-    features = len(r.rows) * (r.stop - r.start) * counts.model.dim * counts.residual
+    features = len(r.rows) * r.length * counts.model.dim * counts.residual
     return len(r.rows) * S + features * reads

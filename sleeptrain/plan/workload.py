@@ -70,8 +70,8 @@ class Workload:
 
     def targets_of(self, r: Round) -> int:
         """The number of targets of a round, in proportion to its tokens."""
-        predicting = [len(other.rows) * (other.stop - other.start) for other in self.rounds if other.loss]
-        return round(self.num_targets * len(r.rows) * (r.stop - r.start) / sum(predicting)) if r.loss else 0
+        predicting = [len(other.rows) * other.length for other in self.rounds if other.loss]
+        return round(self.num_targets * len(r.rows) * r.length / sum(predicting)) if r.loss else 0
 
     def flops(self, config: Config) -> int:
         """Model FLOPs of a step in all replicas: all passes counted, recomputation not (`StepResult.flops`)."""
@@ -136,7 +136,7 @@ def workloads(config: Config, replicas: int) -> list[Workload]:
         replica_rows = shape.batch // replicas
         rows = config.train.micro_batch or replica_rows
         batch = typical_batch(config, rows)
-        rounds = tuple(plan_batch(batch, shape.window, shape.passes, config.sleep))
+        rounds = tuple(plan_batch(batch, shape.window, shape.passes, config.sleep, config.parallel.token_parts))
         result.append(
             Workload(
                 start, shape, num_steps, rows, replica_rows // rows, replicas, mean.step_tokens(shape), rounds,

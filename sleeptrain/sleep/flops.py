@@ -45,8 +45,8 @@ def round_flops(config: ModelConfig, r: Round, core: tuple[int, int], sliding_wi
 def _stretches(r: Round, sliding_window: int | None) -> Counter[Stretch]:
     """The stretches of a round, each with its count. Under hard eviction the previous window is not seen."""
     if r.work is None:
-        before = sliding_window if sliding_window is not None and r.window > 0 else 0
-        return Counter({Stretch(r.stop - r.start, before): len(r.rows)})
+        before = sliding_window if sliding_window is not None and r.window > 0 and not r.skip else 0
+        return Counter({Stretch(r.length, before): len(r.rows)})
     stretches = Counter(chain.from_iterable(r.work))
     if sliding_window is not None:
         return stretches

@@ -64,7 +64,7 @@ def _round_inputs(batch: Batch, starts_BT: torch.Tensor, r: Round, source_rows: 
     rows = torch.tensor(r.rows)
 
     def cut(t: torch.Tensor) -> torch.Tensor:
-        part = t[:, r.start : r.stop]
+        part = t[:, r.start + r.skip : r.stop]
         return part if all_rows else part.index_select(0, rows)
 
     documents = cut(batch.documents_BT)

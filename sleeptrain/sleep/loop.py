@@ -236,7 +236,12 @@ def _select(features: Sequence[Features], rows: tuple[int, ...], inputs: RoundIn
 def gather_rows(
     parts: Sequence[tuple[tuple[int, ...], torch.Tensor]], rows: tuple[int, ...], inputs: RoundInputs
 ) -> torch.Tensor:
-    """The features [R, L, D] of `rows`. parts: (rows, features of these rows). inputs: of the round that reads them."""
+    """The features [R, L, D] of `rows`. parts: (rows, features of these rows). inputs: of the round that reads them.
+
+    A sleep pass that skips ended documents reads the last features of the wake pass.
+    """
+    length = inputs.tokens_RL.shape[1]
+    parts = [(part_rows, features[:, features.shape[1] - length :]) for part_rows, features in parts]
     if len(parts) == 1 and parts[0][0] == rows:
         return parts[0][1]
     order = tuple(row for part_rows, _ in parts for row in part_rows)

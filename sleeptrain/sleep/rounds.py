@@ -16,6 +16,8 @@ from sleeptrain.config.schema import SleepConfig
 from sleeptrain.data.batch import IGNORE, PAD, Batch
 from sleeptrain.model.hybrid import state_only_end
 
+SLEEP_LENGTHS = 16  # the most lengths of sleep passes: for each, kernels are tuned and code may be compiled
+
 
 class Stretch(NamedTuple):
     """A document's tokens in one window of a row.
@@ -40,6 +42,7 @@ class Round:
     loss: the targets of the window are predicted.
     coda: the blocks after the core run (for a loss, or because this is the window's last pass).
     state_only: nobody reads the features, only the state.
+    skip: the pass leaves out the window's first `skip` tokens, which are pads in a sleep pass: their documents ended.
     work: the documents that the pass works on, by row: in a wake pass all documents of the window, in a sleep pass the
         document that is open at the window's end. All other tokens are pads. None: all tokens, as one document. It is
         not compared: rounds that differ only in work run alike.
@@ -54,15 +57,25 @@ class Round:
     loss: bool = False
     coda: bool = False
     state_only: bool = False
+    skip: int = 0
     work: tuple[tuple[Stretch, ...], ...] | None = field(default=None, compare=False)
 
     @property
     def is_wake(self) -> bool:
         return self.pass_index == 1
 
+    @property
+    def length(self) -> int:
+        """The tokens of a row that the pass computes."""
+        return self.stop - self.start - self.skip
+
     def executed(self) -> Round:
         """The same round in which pads count as work, since they are computed like other tokens."""
         return replace(self, work=None)
+
+    def whole(self) -> Round:
+        """The same round over the whole window."""
+        return replace(self, skip=0)
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,8 @@ class WindowFacts:
     has_target[b]: the row has at least one target in the window.
     read_later[b]: the document that is open at the window's end continues after it, in this step or the next: its state
         will be read.
+    ended[b]: the number of tokens in the window before the document that is open at its end; the tuple is empty if they
+        are not known.
     documents[b]: the row's documents in order, without pads; the tuple is empty if they are not known.
     """
 
@@ -80,6 +95,7 @@ class WindowFacts:
     stop: int
     has_target: tuple[bool, ...]
     read_later: tuple[bool, ...]
+    ended: tuple[int, ...] = ()
     documents: tuple[tuple[Stretch, ...], ...] = ()
 
     def work(self, rows: Sequence[int], sleeping: bool) -> tuple[tuple[Stretch, ...], ...] | None:
@@ -87,6 +103,16 @@ class WindowFacts:
         if not self.documents:
             return None
         return tuple(self.documents[b][-1:] if sleeping else self.documents[b] for b in rows)
+
+    def skip(self, rows: Sequence[int], multiple: int) -> int:
+        """The number of tokens before the open documents of all these rows, cut to `SLEEP_LENGTHS` lengths at most.
+
+        multiple: divides the lengths if it divides that of the window.
+        """
+        if not self.ended or not rows:
+            return 0
+        unit = max((self.stop - self.start) // SLEEP_LENGTHS // multiple, 1) * multiple
+        return min(self.ended[b] for b in rows) // unit * unit
 
 
 def round_layers(r: Round, layers: Sequence[str], core: tuple[int, int], sliding: bool) -> range:
@@ -117,8 +143,10 @@ def window_facts(batch: Batch, window: int) -> list[WindowFacts]:
         open_document = batch.documents_BT.gather(1, last.clamp(min=0)[:, None]).squeeze(1)
         read_later = (last >= 0) & (open_document == following[:, stop - 1])
         has_target = (batch.targets_BT[:, start:stop] != IGNORE).any(dim=1)
-        flags = tuple(has_target.tolist()), tuple(read_later.tolist())
-        facts.append(WindowFacts(start, stop, *flags, tuple(map(tuple, documents[index]))))
+        is_open = batch.documents_BT[:, start:stop] == open_document[:, None]
+        ended = torch.where(last >= 0, is_open.int().argmax(dim=1), 0)
+        by_row = tuple(has_target.tolist()), tuple(read_later.tolist()), tuple(ended.tolist())
+        facts.append(WindowFacts(start, stop, *by_row, tuple(map(tuple, documents[index]))))
     return facts
 
 
@@ -158,7 +186,7 @@ def _next_valid_document(batch: Batch) -> torch.Tensor:
 
 
 def plan_rounds(
-    facts: Sequence[WindowFacts], passes: int, when: str = "every", feedback: str = "features"
+    facts: Sequence[WindowFacts], passes: int, when: str = "every", feedback: str = "features", multiple: int = 1
 ) -> list[Round]:
     """The rounds of a step, in the order in which one process runs them.
 
@@ -167,6 +195,7 @@ def plan_rounds(
     when: `every` (each window wakes, and sleeps if its state is read later) or `unlabelled` (Algorithm 1 of arXiv
         2605.26099: windows with a target get one pass, the others N).
     feedback: `features` | `none`.
+    multiple: divides the number of tokens of sleep passes if it divides those of windows.
 
     A row takes part in a window only if the result is read: by a loss, or as the state of a later window.
     """
@@ -184,16 +213,16 @@ def plan_rounds(
             work, only = fact.work(silent, sleeping=False), passes == 1
             rounds.append(Round(*span, 1, silent, coda=only, state_only=only, work=work))
         if sleeping:
-            work = fact.work(sleeping, sleeping=True)
+            work, skip = fact.work(sleeping, sleeping=True), fact.skip(sleeping, multiple)
+            sleep = Round(*span, 2, sleeping, feedback == "features", skip=skip, work=work)
             for n in range(2, passes + 1):
-                last = n == passes
-                rounds.append(Round(*span, n, sleeping, feedback == "features", coda=last, state_only=last, work=work))
+                rounds.append(replace(sleep, pass_index=n, coda=n == passes, state_only=n == passes))
     return rounds
 
 
-def plan_batch(batch: Batch, window: int, passes: int, sleep: SleepConfig) -> list[Round]:
-    """The rounds of a batch (on the CPU) with the configured policy and feedback."""
-    return plan_rounds(window_facts(batch, window), passes, sleep.when, sleep.feedback)
+def plan_batch(batch: Batch, window: int, passes: int, sleep: SleepConfig, multiple: int = 1) -> list[Round]:
+    """The rounds of a batch (on the CPU) with the configured policy and feedback. multiple: as in `plan_rounds`."""
+    return plan_rounds(window_facts(batch, window), passes, sleep.when, sleep.feedback, multiple)
 
 
 def windows_of(rounds: Iterable[Round]) -> list[list[Round]]:

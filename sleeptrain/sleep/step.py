@@ -61,7 +61,9 @@ def micro_batches(batch: Batch, shape: StepShape, config: Config) -> Iterator[Mi
     size = config.train.micro_batch or num_rows
     for first in range(0, num_rows, size):
         part = batch.rows(first, first + size)
-        yield MicroBatch(first, part, plan_batch(part, shape.window, shape.passes, config.sleep))
+        yield MicroBatch(
+            first, part, plan_batch(part, shape.window, shape.passes, config.sleep, config.parallel.token_parts)
+        )
 
 
 class DirectCalls:

@@ -153,7 +153,7 @@ def _window_losses(
     spans = window_spans(batches[0].tokens_BT.shape[1], window)
     windows = _Windows([0.0] * len(spans), [0] * len(spans))
     for batch in _until(stop, batches):
-        rounds = plan_batch(batch, window, passes, config.sleep)
+        rounds = plan_batch(batch, window, passes, config.sleep, config.parallel.token_parts)
         answers = None if answered is None else _Answers(batch)
         losses = run(batch, rounds, settings, None if answers is None else answers.read)
         if answered is not None and answers is not None:

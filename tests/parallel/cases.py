@@ -62,6 +62,7 @@ class Case:
     vocab_size: int = 17
     carried: bool = False  # the step begins with a memory
     sequence: bool = False
+    multiple: int = 1  # divides the tokens of every round
     dtype: torch.dtype = torch.float64
     precision: str = "fp32"
     model: dict[str, Any] = field(default_factory=dict)  # other settings of the model
@@ -143,7 +144,7 @@ def run_case(case: Case, model: Hybrid, start: FastWeights, weights: FastWeights
     """A step whose loss also reads the memory after it, weighted by `weights`."""
     batch = case.batch
     settings = LoopSettings(case.core or (0, model.num_layers), case.boundary, Recompute(case.recompute))
-    rounds = plan_rounds(window_facts(batch, 4), case.passes, case.when, case.feedback)
+    rounds = plan_rounds(window_facts(batch, 4), case.passes, case.when, case.feedback, case.multiple)
     if case.carried:
         start = each_number(lambda t: t.clone().requires_grad_(), start)
     train = TrainConfig(tokens=1, precision=case.precision)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from sleeptrain.data.batch import IGNORE, PAD, Batch
 from sleeptrain.model.hybrid import Hybrid
@@ -72,6 +73,31 @@ def test_equals_the_method_written_row_by_row(rows, when, feedback):
         for ours, theirs in zip(state.layers, states_after[0].layers, strict=True):
             if isinstance(ours, Recurrent):
                 torch.testing.assert_close(ours.S_BHKV[:1], theirs.S_BHKV, **EXACT)
+
+
+@pytest.mark.parametrize("boundary", [Boundary(), Boundary(carry_conv=True), Boundary(sliding_window=4)])
+@pytest.mark.parametrize("feedback", ["features", "none"])
+@pytest.mark.parametrize("core", [None, (1, 3)])
+def test_a_sleep_pass_over_the_open_document_equals_one_over_the_window(boundary, feedback, core):
+    """Losses, all gradients and the memory after the step, for tokens that are skipped and for the same as pads."""
+    model = tiny_model(["attention", "gated_deltanet", "mamba2", "jet", "sliding_attention"])
+    batch = random_batch([[0] * 3 + [1] * 2 + [2] * 8, [PAD] + [0] * 2 + [1] * 10], continues=[True, True])
+    settings = LoopSettings(core or (0, model.num_layers), boundary)
+    rounds = plan_rounds(window_facts(batch, 6), 3, feedback=feedback)
+    assert {r.skip for r in rounds} == {0, 3}
+    outcomes = []
+    for plan in (rounds, [r.whole() for r in rounds]):
+        losses, state = run_rounds(model, batch, plan, model.empty_state(), settings)
+        outcomes.append((total(losses) + sum((t.double() ** 2).sum() for t in floating(state)), state))
+    (skipped, state), (padded, expected) = outcomes
+    assert_same(model, skipped, padded, rtol=1e-8, atol=1e-10)
+    assert state.to_state_dict().keys() == expected.to_state_dict().keys()
+    for ours, theirs in zip(tree_leaves(state), tree_leaves(expected), strict=True):
+        torch.testing.assert_close(ours, theirs, **EXACT)
+
+
+def floating(state: FastWeights) -> list[torch.Tensor]:
+    return [t for t in tree_leaves(state) if isinstance(t, torch.Tensor) and t.is_floating_point()]
 
 
 def test_state_carried_into_the_next_step_equals_one_long_step():

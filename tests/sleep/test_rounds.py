@@ -150,6 +150,35 @@ def test_work_of_a_pass(inputs, work):
     assert all(r.executed() == r and r.executed().work is None for r in rounds)  # and they run in the same way
 
 
+def test_sleep_passes_skip_the_tokens_before_the_open_documents():
+    inputs = batch([[PAD] + [0] * 2 + [1] * 5, [0] * 2 + [1] * 6], continues=[True, True])
+    alone = plan_rounds(window_facts(inputs.rows(0, 1), 4), 3)
+    assert [(r.window, r.pass_index, r.skip, r.length) for r in alone] == [
+        (0, 1, 0, 4), (0, 2, 3, 1), (0, 3, 3, 1), (1, 1, 0, 4), (1, 2, 0, 4), (1, 3, 0, 4)
+    ]  # fmt: skip
+    assert [r.skip for r in plan_rounds(window_facts(inputs, 4), 2)] == [0, 2, 0, 0]  # as the longest of the rows needs
+    assert all(r.whole() == replace(r, skip=0) for r in alone)
+
+
+def test_the_first_of_several_parts_of_the_open_document_is_not_skipped():
+    inputs = batch([[1, 0, PAD, 0]], continues=[True])
+    assert [r.skip for r in plan_rounds(window_facts(inputs, 4), 2)] == [0, 1]
+
+
+@pytest.mark.parametrize(("ended", "multiple", "skip"), [(7, 1, 6), (7, 4, 4), (63, 1, 62), (63, 4, 60), (1, 1, 0)])
+def test_sleep_passes_have_few_lengths(ended, multiple, skip):
+    """Windows of 32 tokens: lengths are multiples of 2, or of the given number."""
+    ids = [0] * ended + [1] * (64 - ended)
+    sleep = [r for r in plan_rounds(window_facts(batch([ids], continues=[True]), 32), 2, multiple=multiple)]
+    [r] = [r for r in sleep if not r.is_wake and r.start <= ended < r.stop]
+    assert r.start + r.skip == skip
+    assert r.length % multiple == 0
+
+
+def test_windows_of_unknown_documents_are_read_whole():
+    assert all(r.skip == 0 for r in plan_rounds(facts([A, B], [[1], [1]], [[1], [1]]), passes=2))
+
+
 def test_ragged_last_window():
     assert window_spans(10, 4) == [A, B, C]
     assert window_spans(8, 4) == [A, B]

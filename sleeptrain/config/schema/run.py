@@ -84,6 +84,11 @@ class ParallelConfig:
         on_resume="free",
     )
 
+    @property
+    def token_parts(self) -> int:
+        """The number of parts into which tokens are cut between mixers; it divides the tokens of every round."""
+        return self.tensor if self.sequence else 1
+
 
 @dataclass
 class HealthConfig:

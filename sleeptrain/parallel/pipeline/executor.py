@@ -91,7 +91,7 @@ class StageStep:
 
     def _shape(self, message: Message) -> tuple[int, ...]:
         r = self._flow.shape_of(message)
-        return len(r.rows), r.stop - r.start, self._dim
+        return len(r.rows), r.length, self._dim
 
 
 def _present(tensor: torch.Tensor | None) -> torch.Tensor:

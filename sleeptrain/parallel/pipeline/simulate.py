@@ -184,4 +184,4 @@ class _Execution:
 def _bytes(schedule: Schedule, message: Message, bytes_per_token: int) -> int:
     """Bytes of a message: only the rows that are in both rounds are sent."""
     source, reader = (schedule.plans[message.micro_batch][index] for index in (message.source, message.reader))
-    return len(set(source.rows) & set(reader.rows)) * (source.stop - source.start) * bytes_per_token
+    return len(set(source.rows) & set(reader.rows)) * source.length * bytes_per_token

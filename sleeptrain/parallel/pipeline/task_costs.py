@@ -32,4 +32,4 @@ class Costs:
         """The time of one direction of a round on one stage."""
         head = self.head if r.loss and stage == stages.num_stages - 1 else 0.0
         each = self.backward if backward else self.forward
-        return each * (stages.layers_on(r, stage) + head) * len(r.rows) * (r.stop - r.start)
+        return each * (stages.layers_on(r, stage) + head) * len(r.rows) * r.length

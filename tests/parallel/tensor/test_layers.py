@@ -88,15 +88,24 @@ CASES = {
         passes=3,
         model={"mixer_only": [1], "sandwich_norms": True, "norm_between_passes": True},
         sequence=True,
+        multiple=2,
         tied=False,
     ),
     "options of other families": Case(passes=2, carried=True, model=OTHER_OPTIONS),
-    "options of other families, tokens split": Case(passes=2, sequence=True, model=OTHER_OPTIONS, tied=False),
+    "options of other families, tokens split": Case(
+        passes=2, sequence=True, multiple=2, model=OTHER_OPTIONS, tied=False
+    ),
     "divisible vocabulary": Case(vocab_size=16, tied=False),
     "a rank of padding only": Case(vocab_size=5, tied=False),
-    "tokens split between mixers": Case(passes=3, sequence=True, recompute="pass", carried=True),
+    "tokens split between mixers": Case(passes=3, sequence=True, multiple=4, recompute="pass", carried=True),
     "tokens split, prelude and coda": Case(
-        ("gated_deltanet", "attention", "mamba2"), passes=2, core=(1, 2), sequence=True, num_groups=1, num_kv_heads=1
+        ("gated_deltanet", "attention", "mamba2"),
+        passes=2,
+        core=(1, 2),
+        sequence=True,
+        multiple=4,
+        num_groups=1,
+        num_kv_heads=1,
     ),
 }
 
