@@ -33,9 +33,9 @@ def test_a_number_of_passes_that_no_run_has_costs_no_time(monkeypatch: pytest.Mo
     """A damaged record may hold such a number. The run plans at most three passes."""
     planned = list[int]()
 
-    def plan(batch: object, window: int, passes: int, sleep: object) -> object:
+    def plan(batch: object, window: int, passes: int, *rest: object) -> object:
         planned.append(passes)
-        return plan_batch(batch, window, passes, sleep)  # type: ignore[arg-type]
+        return plan_batch(batch, window, passes, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr("sleeptrain.plan.mean_row.plan_batch", plan)
     row = MeanRow(compose(SMALL))
