@@ -212,6 +212,51 @@ def test_a_run_equals_that_of_one_process(
     assert not {name: deviation for name, deviation in found.items() if not deviation <= TOLERANCE}
 
 
+BF16 = ("train.precision=bf16", f"train.tokens={ROWS * SEQUENCE}")  # one step: optimizers hold its gradients
+BF16_SLEEP = Sleep(3, "features", "hard", True)
+
+
+@pytest.fixture(scope="module")
+def in_one_process(tmp_path_factory: pytest.TempPathFactory, text: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The results of one process after one step, by precision."""
+    found = {}
+    for precision, more in (("bf16", BF16), ("fp32", BF16[1:])):
+        folder = tmp_path_factory.mktemp(precision)
+        assert trainer.train(configuration(text, folder, Layout(1, 1, 1, 1), BF16_SLEEP, more=more)) == 0
+        found[precision] = numbers(folder)
+    return found
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(layout, id=str(layout), marks=() if index == 6 else pytest.mark.slow)
+        for index, layout in enumerate(LAYOUTS)
+    ],
+)
+def test_gradients_in_bf16_differ_by_less_than_its_rounding(
+    tmp_path: Path,
+    text: Path,
+    in_one_process: dict[str, dict[str, torch.Tensor]],
+    record_property: Callable[[str, object], None],
+    layout: Layout,
+) -> None:
+    """All gradients together are nearer to those of one process in bf16 than these are to fp32."""
+    config = configuration(text, tmp_path, layout, BF16_SLEEP, rows_at_once(layout), BF16)
+    assert run_ranks(trainer.train, layout.size, config) == [0] * layout.size
+    found, bf16, fp32 = (moments(n) for n in (numbers(tmp_path), in_one_process["bf16"], in_one_process["fp32"]))
+    share = float((found - bf16).norm() / (bf16 - fp32).norm())
+    record_property("share", share)
+    assert 0 < share <= 1
+
+
+def moments(found: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The gradients of the first step in one vector: both optimizers' first averages, each tensor with norm 1."""
+    named = sorted(name for name in found if name.endswith(("exp_avg", "momentum_buffer")))
+    assert any("adamw" in name for name in named) and any("muon" in name for name in named)
+    return torch.cat([found[name].flatten() / found[name].norm() for name in named])
+
+
 # The gradients of kernels are ten thousand times smaller than others, and inherit their rounding.
 OF_SMALL_GRADIENTS = 1e-3
 NOT_IN_THE_MATRIX = (
