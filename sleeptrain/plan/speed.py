@@ -10,8 +10,8 @@ from sleeptrain.distributed.gpus import Gpu
 GPUS_A_MACHINE = 8
 
 ASSUMPTIONS = (
-    "a GPU's own work reaches a share of its bf16 peak, recomputation included: named (--efficiency), or counted from the "
-    "operators of a round and what GPUs reach of their data sheets, not measured",
+    "a GPU's own work reaches a share of its bf16 peak, recomputation included: named (--efficiency), or counted from "
+    "the operators of a round and what GPUs reach of their data sheets, not measured",
     f"machines of {GPUS_A_MACHINE} GPUs; what crosses machines goes at the network's rate",
     "messages between stages travel while stages work; tensor and data communication does not",
     "where the share is counted, PyTorch needs 7.5 us of the host for an operator; reading data, evaluation and "

@@ -28,7 +28,7 @@ from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.recompute import Recompute
 from sleeptrain.sleep.rounds import Round, plan_batch
 
-METHOD = "counted on fake tensors as an H200 would run it, not measured; one row of packed text, windows of 2,048 tokens"
+METHOD = "counted on fake tensors as an H200 would run it, not measured; a row of packed text, windows of 2,048 tokens"
 GPU = GPUS["H200"]
 WINDOW, TOKENS, DOCUMENT = 2048, 12288, 900
 EXPERIMENTS = {

@@ -1,4 +1,4 @@
-"""The time of kernels on a GPU, by the roofline: what its products or its memory need at least, at a share of the peak."""
+"""The time of kernels on a GPU, by the roofline: the longer of what products and memory need, at shares of the peak."""
 
 from __future__ import annotations
 
@@ -88,9 +88,7 @@ class Count:
         def each(a: dict[Kind, float]) -> dict[Kind, float]:
             return {kind: value * times for kind, value in a.items()}
 
-        return Count(
-            each(self.kernels), each(self.bytes), each(self.seconds), self.host * times, self.waits * times
-        )
+        return Count(each(self.kernels), each(self.bytes), each(self.seconds), self.host * times, self.waits * times)
 
     def without(self, kind: Kind, share: float) -> Count:
         """Without this share of the work of one kind."""

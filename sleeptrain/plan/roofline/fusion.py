@@ -4,13 +4,13 @@ The rule, on the safe side of what torch's Inductor does:
 
 1. Operators that compute the same from the same tensors run once. Results that nobody reads are not computed. Numbers
    that are written without reading anything (zeros, a range) are computed where they are used.
-2. Products, attention, recurrences, kernels of other packages, look-ups in tables and sums of weight gradients are never
-   fused.
-3. An elementwise operator, a cast or a sum over the last dimension joins the kernel of an operator whose result it reads,
-   or that reads a tensor which it reads too, if both iterate over as many elements, and if no third kernel would have to
-   run between the two. Kernels that it reads from become one under the same conditions.
-4. A sum over the last dimension ends a kernel, except for operators that read a tensor of the kernel again (as a norm
-   does) and for operators on the sums alone. A sum over other dimensions is a kernel of its own.
+2. Products, attention, recurrences, kernels of other packages, look-ups in tables, joined tensors (cat) and sums of
+   weight gradients are never fused.
+3. An elementwise operator, a cast or a sum over the last dimension joins the kernel of an operator whose result it
+   reads, or that reads a tensor which it reads too, if both iterate over as many elements, and if no third kernel would
+   have to run between the two. Kernels that it reads from become one under the same conditions.
+4. A sum ends a kernel: what reads it is another one. A sum over other dimensions than the last is a kernel of its own,
+   and then one over parts.
 5. A kernel reads each tensor from outside once, and writes the results that are used outside of it. It belongs to one
    block, and to its forward or its backward.
 """
@@ -89,7 +89,8 @@ def _live(calls: Sequence[Call], used: Collection[int]) -> list[Call]:
 class _Group:
     """Calls of one kernel.
 
-    calls: their indices. before: bits of the groups that must run before. sums: storages that hold sums over rows.
+    calls: their indices. before: bits of the groups that must run before. touched: storages that it reads or writes.
+    sums: storages that hold its sums.
     """
 
     calls: list[int]
@@ -102,21 +103,15 @@ class _Group:
 
     def add(self, index: int, call: Call) -> None:
         self.calls.append(index)
-        self.touched |= {u.storage for u in call.reads}
-        if call.reduces == "rows":
-            self.sums |= {w.storage for w in call.writes}
-        else:
-            self.touched |= {w.storage for w in call.writes}
+        written = {w.storage for w in call.writes}
+        self.touched |= written | {u.storage for u in call.reads}
+        if call.reduces:
+            self.sums |= written
 
     def takes(self, call: Call) -> bool:
         """Rules 3 and 4, but for the order."""
-        reads = {u.storage for u in call.reads}
-        of_sums = bool(reads & self.sums)
-        if not (self.fusible and call.fusible) or call.reduces == "all":
-            return False
-        if call.elements != self.elements:
-            return of_sums and reads <= self.sums and call.reduces == ""
-        return not of_sums or bool((reads - self.sums) & self.touched)
+        fits = self.fusible and call.fusible and call.reduces != "all" and call.elements == self.elements
+        return fits and not any(u.storage in self.sums for u in call.reads)
 
     def inlined(self, calls: Sequence[Call], used: Collection[int]) -> bool:
         """True for numbers that only kernels of a compiler read."""

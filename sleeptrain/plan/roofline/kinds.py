@@ -36,7 +36,7 @@ MADE = frozenset(
 )  # fmt: skip
 # Elementwise, though torch does not tag them so.
 ELEMENTWISE = frozenset(
-    {"cat", "repeat", "stack", "constant_pad_nd", "slice_backward", "select_backward", "softplus_backward",
+    {"repeat", "constant_pad_nd", "slice_backward", "select_backward", "softplus_backward",
      "silu_backward", "copy", "_to_copy", "clone"}
 )  # fmt: skip
 # They launch nothing: memory without values, and questions.

@@ -1,7 +1,7 @@
 """Operators whose kernels no compiler fuses with others: what each launches, computes and takes.
 
-Counts of kernels are read off flash-linear-attention 0.6 and torch 2.13. Times, where there is one, are on an H200; they
-are published or stem from published throughputs, and none is a measurement of this code:
+Counts of kernels are read off flash-linear-attention 0.6 and torch 2.13. Times, where there is one, are on an H200;
+they are published or stem from published throughputs, and none is a measurement of this code:
 
 * Gated delta rule: 0.102 ms forward for one row of 2,048 tokens with 16 heads of 128 x 128, as the FlashQLA repository
   gives for flash-linear-attention. The backward is taken as three times that. More heads and tokens take less than in

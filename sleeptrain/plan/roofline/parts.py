@@ -23,7 +23,7 @@ from sleeptrain.plan.roofline.fusion import compiled, eager
 from sleeptrain.plan.roofline.loss import loss_as_on_gpu
 from sleeptrain.plan.roofline.record import Call, Recorder
 from sleeptrain.sleep.inputs import RoundInputs
-from sleeptrain.sleep.loop import RoundContext, LoopSettings, summed_loss
+from sleeptrain.sleep.loop import LoopSettings, RoundContext, summed_loss
 from sleeptrain.sleep.precision import DTYPES, in_precision, residual_bytes
 from sleeptrain.sleep.rounds import Round
 

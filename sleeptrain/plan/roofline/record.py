@@ -131,7 +131,7 @@ class Recorder(TorchDispatchMode):
         self.calls.append(
             Call(
                 plain, kind, kinds.KERNELS.get(plain, 1) if known is None else known.kernels,
-                _product_flops(func, args, kwargs, result) if known is None and product else known.flops if known else 0,
+                known.flops if known else _product_flops(func, args, kwargs, result) if product else 0,
                 0.0 if known is None else known.h200, max(t.numel() for t in iterated), reads, writes,
                 known is None and kind in (Kind.ELEMENTWISE, Kind.CAST) and _fusible(func, plain),
                 _reduces(plain, inputs, outputs), product and _smallest(inputs) < NARROW,
@@ -169,7 +169,7 @@ class Recorder(TorchDispatchMode):
 
     def _use(self, t: torch.Tensor, size: int | None = None) -> Use:
         number = self._number(t)
-        return Use(number, self._versions.get(number, 0), t.storage_offset(), _bytes(t) if size is None else size)
+        return Use(number, self._versions.get(number, 0), int(t.storage_offset()), _bytes(t) if size is None else size)
 
     def _signature(self, values: Any) -> Hashable:
         return tuple(
@@ -179,7 +179,7 @@ class Recorder(TorchDispatchMode):
 
     def _place(self, t: torch.Tensor) -> tuple[int, int, int]:
         number = self._number(t)
-        return number, self._versions.get(number, 0), t.storage_offset()
+        return number, self._versions.get(number, 0), int(t.storage_offset())
 
 
 def _tensors(values: Any) -> list[torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 
 import torch
@@ -91,8 +91,8 @@ class RoundRecords:
 
     def _rest(self, part: Part, model: ModelConfig, size: tuple[int, int]) -> list[Record]:
         r, targets = part.round, len(part.inputs.targets_N)
-        parts = []
-        if r.is_wake or not r.feeds_back and self._settings.core[0] == 0:
+        parts: list[tuple[tuple[Hashable, ...], Callable[[], Record]]] = []
+        if r.is_wake or (not r.feeds_back and self._settings.core[0] == 0):
             parts.append((("embedding", *size), part.embedding))
         if model.norm_between_passes and not r.state_only:
             parts.append((("fed back", *size), part.fed_back))
