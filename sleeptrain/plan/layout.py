@@ -17,7 +17,7 @@ from sleeptrain.parallel.pipeline.stage_split import schedule_costs, split_stage
 from sleeptrain.plan.links import DataTraffic, TensorTraffic, data_traffic, sent_bytes, tensor_traffic
 from sleeptrain.plan.memory import StageMemory, stage_memory
 from sleeptrain.plan.parameters import WIDE, Held, count_parameters, held_parameters
-from sleeptrain.plan.roofline.costs import SHARES
+from sleeptrain.plan.roofline.kernel_times import SHARES
 from sleeptrain.plan.roofline.step import compiles, count_step
 from sleeptrain.plan.speed import Speed, Traffic, Work, forecast, leaves_machine
 from sleeptrain.plan.update import newton_schulz_flops

@@ -17,7 +17,7 @@ from sleeptrain.config.schema import Config, TrainConfig
 from sleeptrain.data.batch import Batch
 from sleeptrain.distributed.gpus import GPUS
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.plan.roofline.costs import Count
+from sleeptrain.plan.roofline.kernel_times import Count
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.rounds import Parts, RoundRecords, all_but_kept, anything
 from sleeptrain.plan.roofline.step import count_step

@@ -35,11 +35,11 @@ def _as_on_gpu(input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
 @contextmanager
 def loss_as_on_gpu() -> Iterator[None]:
     """Let the loss of a large vocabulary choose as on a GPU."""
-    chunked._ChunkContext.build = _as_on_gpu
+    chunked._ChunkContext.build = _as_on_gpu  # type: ignore[method-assign]
     try:
         yield
     finally:
-        chunked._ChunkContext.build = _build
+        chunked._ChunkContext.build = _build  # type: ignore[method-assign]
 
 
 def run_forward(input: Any, weight: Any, target: Any, bias: Any, weights: Any, ignored: int, *options: Any) -> None:

@@ -18,8 +18,8 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.linear import Product
 from sleeptrain.model.state import Boundary
 from sleeptrain.ops.device import as_on_gpu
-from sleeptrain.plan.roofline.costs import SHARES, Count, count
 from sleeptrain.plan.roofline.fusion import compiled, eager
+from sleeptrain.plan.roofline.kernel_times import SHARES, Count, count
 from sleeptrain.plan.roofline.loss import loss_as_on_gpu
 from sleeptrain.plan.roofline.record import Call, Recorder
 from sleeptrain.sleep.inputs import RoundInputs

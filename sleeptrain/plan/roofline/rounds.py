@@ -13,7 +13,7 @@ from sleeptrain.config.schema import Config, ModelConfig
 from sleeptrain.distributed.gpus import Gpu
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.parallel.tensor.sharding import local_config
-from sleeptrain.plan.roofline.costs import NOTHING, Count
+from sleeptrain.plan.roofline.kernel_times import NOTHING, Count
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.parts import Part, Record, RunsAgain
 from sleeptrain.plan.roofline.record import Call

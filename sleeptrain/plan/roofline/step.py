@@ -9,8 +9,8 @@ import torch
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import Batch
 from sleeptrain.distributed.gpus import Gpu
-from sleeptrain.plan.roofline.costs import NOTHING, Count, count
 from sleeptrain.plan.roofline.fusion import Kernel
+from sleeptrain.plan.roofline.kernel_times import NOTHING, Count, count
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.rounds import Parts, RoundRecords, all_but_kept, anything
 from sleeptrain.plan.workload import Extent, Workload, reruns, typical_batch

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sleeptrain.distributed.gpus import GPUS, Gpu
-from sleeptrain.plan.roofline.costs import NOTHING, SHARES, count, seconds
 from sleeptrain.plan.roofline.fusion import Kernel
+from sleeptrain.plan.roofline.kernel_times import NOTHING, SHARES, count, seconds
 from sleeptrain.plan.roofline.kinds import Kind
 
 GPU = Gpu(flops=1e15, memory=1, bandwidth=1e12, intra=1, inter=1)
