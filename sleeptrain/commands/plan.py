@@ -10,7 +10,6 @@ from pathlib import Path
 
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import ConfigError
-from sleeptrain.plan.speed import EFFICIENCY
 from sleeptrain.terminal import say, say_json
 
 PICTURES = (".png", ".pdf", ".svg")
@@ -23,8 +22,7 @@ def add_flags(parser: ArgumentParser) -> None:
         "--efficiency",
         type=_share,
         metavar="SHARE",
-        default=EFFICIENCY,
-        help="of the GPU's peak FLOP/s that the run reaches; default %(default)s",
+        help="of the GPU's peak FLOP/s that the run reaches; default: counted from the operators of its rounds",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the pipeline's schedule (.png, .pdf, .svg)")

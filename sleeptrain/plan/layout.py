@@ -17,6 +17,8 @@ from sleeptrain.parallel.pipeline.stage_split import schedule_costs, split_stage
 from sleeptrain.plan.links import DataTraffic, TensorTraffic, data_traffic, sent_bytes, tensor_traffic
 from sleeptrain.plan.memory import StageMemory, stage_memory
 from sleeptrain.plan.parameters import WIDE, Held, count_parameters, held_parameters
+from sleeptrain.plan.roofline.kernel_times import SHARES
+from sleeptrain.plan.roofline.step import compiles, count_step
 from sleeptrain.plan.speed import Speed, Traffic, Work, forecast, leaves_machine
 from sleeptrain.plan.update import newton_schulz_flops
 from sleeptrain.plan.workload import Workload, workloads
@@ -33,7 +35,7 @@ class StepPlan:
     flops, recompute_flops: FLOPs in all processes.
     pipeline: bytes by (sending stage, receiving stage).
     tied: bytes of the gradient of tied embeddings, which the first and the last stage add up.
-    speed: forecast; None without a GPU.
+    speed: forecast; None without a GPU. efficiency: share of the GPU's peak in it, 0..1; None without a GPU.
     """
 
     workload: Workload
@@ -45,6 +47,7 @@ class StepPlan:
     data: tuple[DataTraffic, ...]
     tied: int
     speed: Speed | None
+    efficiency: float | None
 
     @property
     def pipeline(self) -> dict[tuple[int, int], int]:
@@ -64,7 +67,7 @@ class Plan:
     held: for each pipeline stage, the parameters that one of its processes holds.
     steps: one for each curriculum stage.
     gpu: (name, data sheet); None: no forecast.
-    efficiency: share of the GPU's peak, 0..1.
+    efficiency: share of the GPU's peak that was named, 0..1; None: it is counted for each step (`StepPlan.efficiency`).
     """
 
     config: Config
@@ -76,7 +79,7 @@ class Plan:
     held: tuple[tuple[Held, ...], ...]
     steps: tuple[StepPlan, ...]
     gpu: tuple[str, Gpu] | None
-    efficiency: float
+    efficiency: float | None
     warning: str | None
 
     @property
@@ -85,9 +88,10 @@ class Plan:
         return max(self.steps, key=lambda s: s.flops)
 
 
-def make_plan(config: Config, processes: int, gpu: tuple[str, Gpu] | None, efficiency: float) -> Plan:
+def make_plan(config: Config, processes: int, gpu: tuple[str, Gpu] | None, efficiency: float | None) -> Plan:
     """Plan a run on `processes` processes.
 
+    efficiency: the share of the GPU's peak that the run reaches, 0..1; None: count it, from a record of its operators.
     Raises ConfigError if the layout does not fit, or if neither the model nor the data give the size of the vocabulary.
     """
     replicas = check_layout(config, processes)
@@ -115,7 +119,7 @@ def _step_plan(
     simulation: Simulation,
     held: list[list[Held]],
     gpu: tuple[str, Gpu] | None,
-    efficiency: float,
+    efficiency: float | None,
 ) -> StepPlan:
     ranks = range(config.parallel.pipeline)
     memory = tuple(stage_memory(config, workload, held[s], plan, s, gpu is not None) for s in ranks)
@@ -127,6 +131,9 @@ def _step_plan(
         tied = WIDE * next(h.numel for h in held[0] if h.name == "embedding.weight")
     speed = None
     if gpu is not None:
+        products = SHARES.wide_product if efficiency is None else efficiency
+        if efficiency is None:
+            efficiency = count_step(config, workload, gpu[1], compiles(config)).efficiency(gpu[1])
         busiest = max(simulation.busy) * len(ranks) / sum(simulation.busy)
         executed = workload.executed()
         work = Work(
@@ -137,8 +144,11 @@ def _step_plan(
             state=max(m.weights + m.master + m.gradients + m.optimizer for m in memory),
             tokens=workload.tokens,
         )
-        speed = forecast(gpu[1], efficiency, processes, work, _traffic(config, workload, tensor, data, tied))
-    return StepPlan(workload, simulation, memory, flops, recompute, tensor, data, tied, speed)
+        traffic = _traffic(config, workload, tensor, data, tied)
+        speed = forecast(gpu[1], efficiency, processes, work, traffic, products)
+    return StepPlan(
+        workload, simulation, memory, flops, recompute, tensor, data, tied, speed, None if gpu is None else efficiency
+    )
 
 
 def _traffic(

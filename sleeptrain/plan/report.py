@@ -78,6 +78,7 @@ def _stage(plan: Plan, step: StepPlan) -> dict[str, Any]:
             ],
             "tied_embeddings": step.tied,
         },
+        "efficiency": step.efficiency,
         "speed": None if step.speed is None else asdict(step.speed),
     }
 
@@ -175,19 +176,22 @@ def _speed(plan: Plan) -> Iterable[str]:
     if plan.gpu is None:
         yield "no forecast of time: name a GPU (--gpu H200)"
         return
-    yield f"forecast for {plan.gpu[0]}, at {plan.efficiency:.0%} of its peak"
+    if plan.efficiency is None:
+        yield f"forecast for {plan.gpu[0]}, at the share of its peak that is counted from the operators of a step"
+    else:
+        yield f"forecast for {plan.gpu[0]}, at {plan.efficiency:.0%} of its peak, as named by --efficiency"
     rows = []
     for s in plan.steps:
         v = s.speed
-        assert v is not None
+        assert v is not None and s.efficiency is not None
         rows.append(
             [
-                s.workload.shape.passes, s.workload.shape.window, f"{v.tokens_per_second:,.0f}",
+                s.workload.shape.passes, s.workload.shape.window, f"{s.efficiency:.1%}", f"{v.tokens_per_second:,.0f}",
                 f"{v.tokens_per_second / plan.processes:,.0f}", f"{v.mfu:.1%}",
                 *(f"{x:.3g}" for x in (v.seconds, v.compute, v.bubble, v.tensor, v.data, v.update)),
             ]
         )  # fmt: skip
-    names = ["N", "L tokens", "tokens/s", "tokens/s/GPU", "MFU"]
+    names = ["N", "L tokens", "of peak", "tokens/s", "tokens/s/GPU", "MFU"]
     yield from table([*names, "step s", "compute s", "bubble s", "tensor s", "data s", "update s"], rows)
     yield f"the run: {_hours(plan):.3g} h, {_hours(plan) * plan.processes:.4g} GPU-hours"
     yield "assumed:"

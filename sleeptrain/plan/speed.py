@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from sleeptrain.distributed.gpus import Gpu
 
-# The share of its peak that a GPU reaches, all kernels together. docs/plan.md names the source.
-EFFICIENCY = 0.4
 GPUS_A_MACHINE = 8
 
 ASSUMPTIONS = (
-    "a GPU's own work reaches the given share of its bf16 peak (--efficiency), recomputation included",
+    "a GPU's own work reaches a share of its bf16 peak, recomputation included: named (--efficiency), or counted from "
+    "the operators of a round and what GPUs reach of their data sheets, not measured",
     f"machines of {GPUS_A_MACHINE} GPUs; what crosses machines goes at the network's rate",
     "messages between stages travel while stages work; tensor and data communication does not",
-    "launching kernels, reading data, evaluation and checkpoints take no time: small models are slower",
+    "where the share is counted, PyTorch needs 7.5 us of the host for an operator; reading data, evaluation and "
+    "checkpoints take no time",
 )
 
 
@@ -76,13 +76,18 @@ class Work:
     tokens: int
 
 
-def forecast(gpu: Gpu, efficiency: float, processes: int, work: Work, traffic: Traffic) -> Speed:
-    """The speed of a step. efficiency: share of the GPU's peak, 0..1."""
+def forecast(
+    gpu: Gpu, efficiency: float, processes: int, work: Work, traffic: Traffic, products: float | None = None
+) -> Speed:
+    """The speed of a step.
+
+    efficiency: share of the GPU's peak, 0..1. products: that of Newton-Schulz, which is wide products; None: the same.
+    """
     rate = {link: gpu.inter if far else gpu.intra for link, far in traffic.machines.items()}
     compute = work.executed / (gpu.flops * efficiency)
     tensor = traffic.tensor / rate["tensor"]
     data = traffic.data / rate["data"] + traffic.tied / rate["pipeline"]
-    update = work.orthogonalised / (gpu.flops * efficiency) + 2 * work.state / gpu.bandwidth
+    update = work.orthogonalised / (gpu.flops * (products or efficiency)) + 2 * work.state / gpu.bandwidth
     idle = work.bubble * (compute + tensor)
     seconds = compute + idle + tensor + data + update
     mfu = work.flops / seconds / (processes * gpu.flops)

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from sleeptrain.config.schema import SleepConfig
 from sleeptrain.data.batch import PAD, Batch
 from sleeptrain.ops.device import as_on_gpu
+from sleeptrain.plan.roofline.waits import makes_the_host_wait
 from sleeptrain.sleep import inputs as inputs_module
 from sleeptrain.sleep import loop
 from sleeptrain.sleep.inputs import inputs_of_rounds, packed, row_index
@@ -24,10 +25,6 @@ from tests.ops.stand_in import ZerosForKernels
 CPU = torch.device("cpu")
 WINDOW = 6
 KINDS = ["attention", "sliding_attention", "gated_deltanet", "jet", "mamba2"]
-# The first read values of tensors to know a size or a scalar: on a GPU the host waits for all work before. `lift_fresh`
-# is a tensor made of Python numbers, which would be copied to the GPU.
-READS = {"nonzero", "_local_scalar_dense", "masked_select", "_unique2", "unique_dim", "unique_consecutive"}
-WAITS = {*READS, "lift_fresh"}
 
 
 class Waits(TorchDispatchMode):
@@ -39,9 +36,7 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
-        by_mask = any(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in indices)
-        if name in WAITS or by_mask or (name == "repeat_interleave" and kwargs.get("output_size") is None):
+        if makes_the_host_wait(name, args, kwargs):
             self.found.append(name)
         return func(*args, **(kwargs or {}))
 

@@ -1,0 +1,116 @@
+"""Operators whose kernels no compiler fuses with others: what each launches, computes and takes.
+
+Counts of kernels are read off flash-linear-attention 0.6 and torch 2.13. Times, where there is one, are on an H200;
+they are published or stem from published throughputs, and none is a measurement of this code:
+
+* Gated delta rule: 0.102 ms forward for one row of 2,048 tokens with 16 heads of 128 x 128, as the FlashQLA repository
+  gives for flash-linear-attention. The backward is taken as three times that. More heads and tokens take less than in
+  proportion, since one row of 2,048 tokens does not fill a GPU.
+* Mamba-2's recurrence: no published time; the share of the delta rule's that its kernels have.
+* Attention: 350 TFLOP/s forward and 280 backward for FlashAttention-2 on Hopper at widths of 64 to 256 (arXiv
+  2307.08691, figures for H100), at least 20 and 60 us. With a mask torch has no such kernel for grouped queries and
+  computes in steps: fp32 products at 45 TFLOP/s, and 10 and 14 passes over the scores in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sleeptrain.plan.roofline.kinds import Kind
+
+CHUNK = 64
+BANDWIDTH = 0.8 * 4.8e12  # bytes/s of an H200's memory that kernels reach
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """kernels: that a call launches. flops: a multiply-add is two. h200: seconds on an H200; 0: bytes decide."""
+
+    kind: Kind
+    kernels: int
+    flops: int = 0
+    h200: float = 0.0
+
+
+# Called with an operator's arguments, its keyword arguments, and the attending pairs of tokens where documents are cut.
+Cost = Callable[[Sequence[Any], Mapping[str, Any], int], Opaque]
+
+
+def _norm(kernels: int) -> Cost:
+    return lambda args, kwargs, pairs: Opaque(Kind.NORM, kernels)
+
+
+def _delta_rule(k: torch.Tensor, v: torch.Tensor, kernels: int, seconds: float, times: float, fixed: float) -> Opaque:
+    """times: FLOPs against the forward. fixed: the share of the time that a shorter row does not save."""
+    (rows, length, _, K), (heads, V) = k.shape, v.shape[2:]
+    tokens = rows * length
+    per_token = 2 * CHUNK * (3 * K + 2 * V) + 6 * K * V
+    scale = max(1.0, fixed + (1 - fixed) * tokens / 2048) * (K * V / 128**2) ** 0.7 * (heads / 16) ** 0.4
+    return Opaque(Kind.RECURRENCE, kernels, int(times * tokens * heads * per_token), seconds * scale)
+
+
+FORWARD, BACKWARD = (1.0, 0.62), (2.5, 0.55)  # FLOPs against the forward; fixed share of the time
+
+
+def _attention(q: torch.Tensor, pairs: int, masked: bool, backward: bool, heads_dim: int) -> Opaque:
+    """pairs: attending pairs of tokens in all rows, without heads."""
+    heads, dim = q.shape[heads_dim], q.shape[-1]
+    products = 5 if backward else 2
+    flops = 2 * products * heads * dim * pairs
+    if masked:
+        scores = heads * pairs * 4 * (14 if backward else 10)
+        kernels = 20 if backward else 14
+        flops = flops * 4 // 5 if backward else flops
+        return Opaque(Kind.ATTENTION, kernels, flops, flops / 45e12 + scores / BANDWIDTH)
+    rate, least = (280e12, 6e-5) if backward else (350e12, 2e-5)
+    return Opaque(Kind.ATTENTION, 3 if backward else 1, flops, max(flops / rate, least))
+
+
+def _dense(backward: bool) -> Cost:
+    """torch's attention over whole rows. A masked one computes all pairs."""
+
+    def cost(args: Sequence[Any], kwargs: Mapping[str, Any], pairs: int) -> Opaque:
+        q, k = args[1:3] if backward else args[:2]
+        rows, queries, keys = q.shape[0], q.shape[2], k.shape[2]
+        masked = kwargs.get("attn_mask") is not None
+        causal = args[7 if backward else 4] if len(args) > (7 if backward else 4) else False
+        seen = queries * (queries + 1) // 2 if causal and not masked else queries * keys
+        return _attention(q, rows * seen, masked, backward, heads_dim=1)
+
+    return cost
+
+
+def _varlen(backward: bool) -> Cost:
+    """Attention over documents laid end to end, [tokens, heads, dim]."""
+
+    def cost(args: Sequence[Any], kwargs: Mapping[str, Any], pairs: int) -> Opaque:
+        q = args[1 if backward else 0]
+        return _attention(q, pairs or q.shape[0] * (q.shape[0] + 1) // 2, False, backward, heads_dim=1)
+
+    return cost
+
+
+OPAQUE: dict[str, Cost] = {
+    "sleeptrain::rms_norm": _norm(1),
+    "sleeptrain::rms_norm_backward": _norm(2),  # then a sum of the weight's gradient over parts
+    "sleeptrain::gated_rms_norm": _norm(1),
+    "sleeptrain::gated_rms_norm_backward": _norm(2),
+    "sleeptrain::l2norm": _norm(1),
+    "sleeptrain::l2norm_backward": _norm(1),
+    "sleeptrain::swiglu": _norm(1),
+    "sleeptrain::swiglu_backward": _norm(1),
+    "sleeptrain::short_convolution": _norm(2),  # then the cache
+    "sleeptrain::short_convolution_backward": _norm(3),  # then sums of the weight's gradient, and the cache's
+    "sleeptrain::gated_delta_rule": lambda a, _, __: _delta_rule(a[1], a[2], 9, 0.102e-3, *FORWARD),
+    "sleeptrain::gated_delta_rule_backward": lambda a, _, __: _delta_rule(a[3], a[4], 15, 0.306e-3, *BACKWARD),
+    "sleeptrain::gated_linear_attention": lambda a, _, __: _delta_rule(a[1], a[2], 3, 0.034e-3, *FORWARD),
+    "sleeptrain::gated_linear_attention_backward": lambda a, _, __: _delta_rule(a[3], a[4], 6, 0.122e-3, *BACKWARD),
+    "aten::_scaled_dot_product_flash_attention_for_cpu": _dense(backward=False),
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _dense(backward=True),
+    "torch_attn::_varlen_attn": _varlen(backward=False),
+    "torch_attn::_varlen_attn_backward": _varlen(backward=True),
+}

@@ -1,0 +1,159 @@
+"""Records of the parts of a round: a block, the embedding, the norm between passes, head and loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from sleeptrain.config.schema import ModelConfig, TrainConfig
+from sleeptrain.distributed.gpus import Gpu
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.linear import Product
+from sleeptrain.model.state import Boundary
+from sleeptrain.ops.device import as_on_gpu
+from sleeptrain.plan.roofline.fusion import compiled, eager
+from sleeptrain.plan.roofline.kernel_times import SHARES, Count, count
+from sleeptrain.plan.roofline.loss import loss_as_on_gpu
+from sleeptrain.plan.roofline.record import Call, Recorder
+from sleeptrain.sleep.inputs import RoundInputs
+from sleeptrain.sleep.loop import LoopSettings, RoundContext, summed_loss
+from sleeptrain.sleep.precision import DTYPES, in_precision, residual_bytes
+from sleeptrain.sleep.rounds import Round
+
+RunsAgain = Callable[[Call], bool]
+
+
+@dataclass(frozen=True)
+class Record:
+    """The operators of a part.
+
+    forward, backward: its calls. results: storages that others read. dispatched: operators that the host called,
+    forward and backward. waits: operators for which it waited. copied: elements of the matrices that are cast once a
+    step. compilable: it is a block, which is one graph under a compiler.
+    """
+
+    forward: tuple[Call, ...]
+    backward: tuple[Call, ...]
+    results: frozenset[int]
+    dispatched: tuple[int, int]
+    waits: int
+    copied: int
+    compilable: bool
+
+    def count_forward(self, gpu: Gpu, compile: bool, runs: RunsAgain | None = None) -> Count:
+        """The forward; with `runs` the forward that runs again, of which only such operators run."""
+        calls = [c for c in self.forward if runs is None or runs(c)]
+        return self._count(calls, self.backward, gpu, compile, 0)
+
+    def count_backward(self, gpu: Gpu, compile: bool) -> Count:
+        return self._count(self.backward, (), gpu, compile, 1)
+
+    def _count(self, calls: Sequence[Call], others: Sequence[Call], gpu: Gpu, compile: bool, half: int) -> Count:
+        waits = 0 if half else self.waits
+        if not (compile and self.compilable):
+            return count(eager(calls), gpu, self.dispatched[half] * SHARES.call, waits)
+        kernels = compiled(calls, self.results | {u.storage for c in others for u in c.reads})
+        return count(kernels, gpu, sum(k.kernels for k in kernels) * SHARES.launch, waits)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a record is made under.
+
+    model: the model of one tensor rank. train: the run's settings. inputs: of the round, on the CPU.
+    """
+
+    model: ModelConfig
+    train: TrainConfig
+    round: Round
+    inputs: RoundInputs
+
+    def block(self, layer: int, boundary: Boundary, state_only: bool, pairs: int) -> Record:
+        """A block that starts from a state. pairs: of tokens that attend, in all rows."""
+        model = replace(
+            self.model, layers=[self.model.layers[layer]], mixer_only=[0] if layer in self.model.mixer_only else []
+        )
+        with self._faked(model) as (hybrid, inputs):
+            block, x = hybrid.blocks[0], self._features()
+            with torch.no_grad():
+                state = tree_map(_leaf, block(x, None, inputs.layout, boundary, state_only)[1])
+            run = partial(block, x, state, inputs.layout, boundary, state_only)
+            return _recorded(Recorder(pairs=pairs), hybrid, run, (x, state), _copied(block), compilable=True)
+
+    def embedding(self) -> Record:
+        with self._faked(_ends(self.model)) as (hybrid, inputs):
+            return _recorded(Recorder(), hybrid, partial(hybrid.embed, inputs.tokens_RL), (), 0)
+
+    def fed_back(self) -> Record:
+        with self._faked(_ends(self.model)) as (hybrid, _):
+            x = self._features()
+            return _recorded(Recorder(), hybrid, partial(hybrid.fed_back, x), (x,), 0)
+
+    def head(self) -> Record:
+        """The last norm, the head and the loss."""
+        with self._faked(_ends(self.model)) as (hybrid, inputs):
+            x = self._features()
+            context = RoundContext(hybrid, LoopSettings((0, 1)))
+            run = partial(summed_loss, context, x, self.round, inputs)
+            copied = _copied(hybrid) - _copied(hybrid.blocks)
+            return _recorded(Recorder(head=True), hybrid, run, (x,), copied)
+
+    def _features(self) -> torch.Tensor:
+        r = self.round
+        dtype = torch.bfloat16 if residual_bytes(self.train) == 2 else DTYPES["fp32"]
+        return torch.zeros(len(r.rows), r.stop - r.start, self.model.dim, dtype=dtype, requires_grad=True)
+
+    @contextmanager
+    def _faked(self, model: ModelConfig) -> Iterator[tuple[Hybrid, RoundInputs]]:
+        """A model on fake tensors, as a GPU runs it in a step's precision, and the round's inputs."""
+        mode = FakeTensorMode()
+        inputs = tree_map(lambda t: mode.from_tensor(t) if isinstance(t, torch.Tensor) else t, self.inputs)
+        with mode, as_on_gpu(), loss_as_on_gpu():
+            hybrid = Hybrid(model)
+            with in_precision(self.train, hybrid):
+                yield hybrid, inputs
+
+
+def _ends(model: ModelConfig) -> ModelConfig:
+    """A model of one block with the same embedding, norm and head."""
+    return replace(model, layers=model.layers[:1], mixer_only=[])
+
+
+def _leaf(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return torch.zeros_like(value).requires_grad_(value.is_floating_point())
+
+
+def _copied(module: torch.nn.Module) -> int:
+    copies = [part.working_copy for part in module.modules() if isinstance(part, Product)]
+    return sum(copy.numel() for copy in copies if copy is not None)
+
+
+def _recorded(
+    recorder: Recorder, hybrid: Hybrid, run: Callable[[], Any], leaves: Any, copied: int, compilable: bool = False
+) -> Record:
+    """Record `run` and its backward. leaves: its inputs, whose gradients others read."""
+    for parameter in hybrid.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with recorder:
+        outputs = [t for t in tree_leaves(run()) if isinstance(t, torch.Tensor)]
+    trained = [t for t in outputs if t.requires_grad]
+    gradients = [torch.ones_like(t) for t in trained]
+    recorder.begin_backward([p.grad for p in hybrid.parameters() if p.grad is not None])
+    with recorder:
+        torch.autograd.backward(trained, gradients)
+    inner = [t.grad for t in tree_leaves(leaves) if isinstance(t, torch.Tensor) and t.grad is not None]
+    forward = tuple(c for c in recorder.calls if not c.backward)
+    backward = tuple(c for c in recorder.calls if c.backward)
+    dispatched = (recorder.dispatched[0], recorder.dispatched[1])
+    return Record(
+        forward, backward, recorder.storages([*outputs, *inner]), dispatched, len(recorder.waits), copied, compilable
+    )

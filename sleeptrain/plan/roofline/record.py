@@ -1,0 +1,231 @@
+"""A record of the operators that torch runs: what each reads and writes, on fake tensors of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from sleeptrain.plan.roofline import kinds, loss
+from sleeptrain.plan.roofline.kinds import Kind
+from sleeptrain.plan.roofline.opaque import OPAQUE, Opaque
+from sleeptrain.plan.roofline.waits import makes_the_host_wait
+
+NARROW = 512  # a product with a dimension below it reaches a smaller share of the peak
+
+
+@dataclass(frozen=True)
+class Use:
+    """A tensor that an operator reads or writes.
+
+    storage: number of its memory in the record. version: how often that memory was written before, or with this.
+    offset: of its first element. bytes: of its distinct elements, as many as the operator touches.
+    """
+
+    storage: int
+    version: int
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of an operator that launches kernels.
+
+    name: of its packet, without the underscore of work in place. kind: of its work. kernels: that it launches.
+    flops: of a product, an attention or a recurrence; a multiply-add is two.
+    h200: seconds on an H200 of an operator with a published time, else 0.
+    elements: that its kernel iterates over.
+    fusible: a compiler can put it into one kernel with others.
+    reduces: `rows`: it sums over the last dimension; `all`: over others; empty: it reduces nothing.
+    narrow: a product with a dimension below `NARROW`. wide: a product of fp32 matrices.
+    identity: equal for calls that compute the same; None: unlike any other.
+    backward: it ran in the backward.
+    """
+
+    name: str
+    kind: Kind
+    kernels: int
+    flops: int
+    h200: float
+    elements: int
+    reads: tuple[Use, ...]
+    writes: tuple[Use, ...]
+    fusible: bool
+    reduces: str
+    narrow: bool
+    wide: bool
+    identity: Hashable
+    backward: bool
+
+
+class Recorder(TorchDispatchMode):
+    """While entered, records the calls of operators.
+
+    calls: in the order of execution. dispatched: operators that the host called, views included, by `Call.backward`.
+    waits: names of operators for which the host would wait for a GPU.
+    """
+
+    def __init__(self, head: bool = False, pairs: int = 0):
+        """head: the work is that of head and loss. pairs: attending pairs of tokens where documents are cut."""
+        super().__init__()
+        self.calls: list[Call] = []
+        self.dispatched = [0, 0]
+        self.waits: list[str] = []
+        self.backward = False
+        self._head, self._pairs = head, pairs
+        self._numbers: dict[int, int] = {}
+        self._versions: dict[int, int] = {}
+        self._alive: list[torch.UntypedStorage] = []  # so that no address is used twice
+        self._sums: frozenset[int] = frozenset()
+
+    def begin_backward(self, gradients: Sequence[torch.Tensor]) -> None:
+        """Say that the backward begins. gradients: the tensors to which it adds the gradients of weights."""
+        self.backward, self._sums = True, self.storages(gradients)
+
+    def storages(self, tensors: Sequence[torch.Tensor]) -> frozenset[int]:
+        """The numbers of these tensors' storages."""
+        return frozenset(self._number(t) for t in tensors)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        if makes_the_host_wait(name, args, kwargs):
+            self.waits.append(name)
+        result = func(*args, **kwargs)
+        if name == loss.FORWARD:
+            with self, torch.no_grad():
+                loss.run_forward(*args)
+            return result
+        if func.namespace != "prim" and name != "promote_types":
+            self.dispatched[self.backward] += 1
+            if name not in kinds.FREE and not func.is_view:
+                self._add(func, name, args, kwargs, result)
+        return result
+
+    def _add(self, func: Any, name: str, args: Any, kwargs: Mapping[str, Any], result: Any) -> None:
+        outputs, targets = _tensors(result), _targets(func, args, kwargs)
+        if not outputs:
+            return
+        plain, arguments = name.removesuffix("_"), _tensors((args, kwargs))
+        inputs = [t for t in arguments if not any(t is x for x in targets)]
+        if targets and not (plain in ("copy", "zero", "fill") or "out" in func._overloadname):
+            inputs = [*targets, *inputs]  # work in place reads what it changes
+        opaque = OPAQUE.get(f"{func.namespace}::{name}")
+        known = None if opaque is None else opaque(args, kwargs, self._pairs)
+        identity = None if targets else (str(func), self._signature((args, kwargs)))
+        reads = tuple(self._use(t) for t in _touched(plain in kinds.READ_ROWS, inputs, outputs))
+        written = targets or outputs
+        for t in written:
+            self._versions[self._number(t)] = self._versions.get(self._number(t), 0) + 1
+        rows = arguments[1:] if plain in kinds.WRITE_ROWS else written
+        writes = tuple(self._use(t, size) for t, size in zip(written, map(_bytes, rows), strict=False))
+        kind = self._kind(plain, inputs, outputs, writes, known)
+        product = plain in kinds.PRODUCTS
+        iterated = inputs if plain in kinds.REDUCTIONS else outputs
+        self.calls.append(
+            Call(
+                plain, kind, kinds.KERNELS.get(plain, 1) if known is None else known.kernels,
+                known.flops if known else _product_flops(func, args, kwargs, result) if product else 0,
+                0.0 if known is None else known.h200, max(t.numel() for t in iterated), reads, writes,
+                known is None and kind in (Kind.ELEMENTWISE, Kind.CAST) and _fusible(func, plain),
+                _reduces(plain, inputs, outputs), product and _smallest(inputs) < NARROW,
+                product and inputs[-1].dtype == torch.float32, identity, self.backward,
+            )
+        )  # fmt: skip
+
+    def _kind(
+        self,
+        name: str,
+        inputs: Sequence[torch.Tensor],
+        outputs: Sequence[torch.Tensor],
+        writes: Sequence[Use],
+        known: Opaque | None,
+    ) -> Kind:
+        if known is not None:
+            return known.kind
+        if any(w.storage in self._sums for w in writes):
+            return Kind.SUM
+        if name in kinds.PRODUCTS:
+            return Kind.HEAD if self._head else Kind.PRODUCT
+        if self._head:
+            return Kind.LOSS
+        if name in kinds.EMBEDDINGS:
+            return Kind.EMBEDDING
+        cast = name in kinds.CASTS and inputs and inputs[-1].dtype != outputs[0].dtype
+        return Kind.CAST if cast else Kind.ELEMENTWISE
+
+    def _number(self, t: torch.Tensor) -> int:
+        storage = t.untyped_storage()
+        if storage._cdata not in self._numbers:
+            self._numbers[storage._cdata] = len(self._numbers)
+            self._alive.append(storage)
+        return self._numbers[storage._cdata]
+
+    def _use(self, t: torch.Tensor, size: int | None = None) -> Use:
+        number = self._number(t)
+        return Use(number, self._versions.get(number, 0), int(t.storage_offset()), _bytes(t) if size is None else size)
+
+    def _signature(self, values: Any) -> Hashable:
+        return tuple(
+            (*self._place(t), t.dtype, t.shape, t.stride()) if isinstance(t, torch.Tensor) else str(t)
+            for t in tree_leaves(values)
+        )
+
+    def _place(self, t: torch.Tensor) -> tuple[int, int, int]:
+        number = self._number(t)
+        return number, self._versions.get(number, 0), int(t.storage_offset())
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    return [t for t in tree_leaves(values) if isinstance(t, torch.Tensor)]
+
+
+def _targets(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """The arguments that the operator writes."""
+    found = []
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = kwargs[argument.name] if argument.name in kwargs else args[position]
+            found += _tensors(value)
+    return found
+
+
+def _bytes(t: torch.Tensor) -> int:
+    """Bytes of the distinct elements: a dimension that was expanded has one."""
+    return prod(size for size, stride in zip(t.shape, t.stride(), strict=True) if stride) * t.itemsize
+
+
+def _touched(rows: bool, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """The tensors that are read; of a table that is looked up, as much as the result has."""
+    return [*outputs[:1], *inputs[1:]] if rows else inputs
+
+
+def _product_flops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> int:
+    counted = flop_registry.get(func.overloadpacket)
+    if counted is not None:
+        return int(counted(*args, **kwargs, out_val=result))
+    return 2 * result.numel() * args[-1].shape[-2]  # in place: the registry does not know it
+
+
+def _smallest(inputs: Sequence[torch.Tensor]) -> int:
+    a, b = inputs[-2:]
+    return min(a.shape[-2], b.shape[-1])
+
+
+def _fusible(func: Any, name: str) -> bool:
+    named = name in kinds.ELEMENTWISE or name in kinds.REDUCTIONS or name in kinds.MADE
+    return named or torch.Tag.pointwise in func.tags
+
+
+def _reduces(name: str, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> str:
+    if name not in kinds.REDUCTIONS:
+        return ""
+    before, after = inputs[0].shape, outputs[0].shape
+    rows = prod(before[:-1]) == outputs[0].numel() and (before[:-1] == after or before[:-1] == after[:-1])
+    return "rows" if rows else "all"

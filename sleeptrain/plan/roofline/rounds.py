@@ -1,0 +1,116 @@
+"""The work of rounds on a GPU: each distinct part is recorded once and counted as often as the round runs it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from sleeptrain.config.schema import Config, ModelConfig
+from sleeptrain.distributed.gpus import Gpu
+from sleeptrain.model.mixers.registry import block_spec
+from sleeptrain.parallel.tensor.sharding import local_config
+from sleeptrain.plan.roofline.kernel_times import NOTHING, Count
+from sleeptrain.plan.roofline.kinds import Kind
+from sleeptrain.plan.roofline.parts import Part, Record, RunsAgain
+from sleeptrain.plan.roofline.record import Call
+from sleeptrain.sleep.inputs import RoundInputs
+from sleeptrain.sleep.loop import LoopSettings
+from sleeptrain.sleep.rounds import Round, Stretch, round_layers
+
+# Kept by `selective` recomputation: their results are dear to compute. Head and loss are outside of it.
+KEPT = frozenset({Kind.PRODUCT, Kind.ATTENTION, Kind.RECURRENCE, Kind.HEAD, Kind.LOSS})
+
+
+def anything(call: Call) -> bool:
+    return True
+
+
+def all_but_kept(call: Call) -> bool:
+    return call.kind not in KEPT
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a round with how often it runs each. blocks: the blocks; rest: embedding, norms, head and loss."""
+
+    blocks: tuple[tuple[Record, int], ...]
+    rest: tuple[tuple[Record, int], ...]
+
+    @property
+    def all(self) -> tuple[tuple[Record, int], ...]:
+        return self.blocks + self.rest
+
+    @property
+    def copied(self) -> int:
+        """Elements of the matrices that are cast once a step."""
+        return sum(record.copied * times for record, times in self.all)
+
+    def forward(self, gpu: Gpu, compile: bool) -> Count:
+        return sum((record.count_forward(gpu, compile) * times for record, times in self.all), NOTHING)
+
+    def again(self, gpu: Gpu, compile: bool, runs: RunsAgain, blocks_only: bool = False) -> Count:
+        """The forward that runs again."""
+        parts = self.blocks if blocks_only else self.all
+        return sum((record.count_forward(gpu, compile, runs) * times for record, times in parts), NOTHING)
+
+    def backward(self, gpu: Gpu, compile: bool) -> Count:
+        return sum((record.count_backward(gpu, compile) * times for record, times in self.all), NOTHING)
+
+
+class RoundRecords:
+    """Records the rounds of one tensor rank, which holds the whole depth of the model."""
+
+    def __init__(self, config: Config, settings: LoopSettings):
+        """config: `model.vocab_size` is known."""
+        self._model = local_config(config.model, config.parallel.tensor)
+        self._train, self._settings = config.train, settings
+        self._known: dict[Hashable, Record] = {}
+
+    def of(self, r: Round, inputs: RoundInputs) -> Parts:
+        """The parts of a round. inputs: of the round, on the CPU."""
+        model, part = self._model, Part(self._model, self._train, r, inputs)
+        shapes = tuple(tuple(t.shape) if isinstance(t, torch.Tensor) else t for t in tree_leaves(inputs.layout))
+        size = (len(r.rows), r.stop - r.start)
+        blocks: Counter[Record] = Counter()
+        layers = round_layers(r, model.layers, self._settings.core, self._settings.boundary.sliding_window is not None)
+        for layer in layers:
+            pairs = attending_pairs(r, block_spec(model, layer).reach(size[1]))
+            boundary = self._settings.boundary
+            if not r.is_wake and layer < self._settings.core[1]:
+                boundary = replace(boundary, carry_conv=False)
+            state_only = r.state_only and layer == layers[-1]
+            key = (*size, *shapes, pairs, model.layers[layer], layer in model.mixer_only, boundary, state_only)
+            if key not in self._known:
+                self._known[key] = part.block(layer, boundary, state_only, pairs)
+            blocks[self._known[key]] += 1
+        return Parts(tuple(blocks.items()), tuple((record, 1) for record in self._rest(part, model, size)))
+
+    def _rest(self, part: Part, model: ModelConfig, size: tuple[int, int]) -> list[Record]:
+        r, targets = part.round, len(part.inputs.targets_N)
+        parts: list[tuple[tuple[Hashable, ...], Callable[[], Record]]] = []
+        if r.is_wake or (not r.feeds_back and self._settings.core[0] == 0):
+            parts.append((("embedding", *size), part.embedding))
+        if model.norm_between_passes and not r.state_only:
+            parts.append((("fed back", *size), part.fed_back))
+        if r.loss:
+            parts.append((("head", *size, targets), part.head))
+        for key, record in parts:
+            if key not in self._known:
+                self._known[key] = record()
+        return [self._known[key] for key, _ in parts]
+
+
+def attending_pairs(r: Round, reach: int) -> int:
+    """Pairs of a token and one that it sees, in all rows of a round, under hard eviction."""
+    length = r.stop - r.start
+    rows = r.work if r.work is not None else ((Stretch(length),),) * len(r.rows)
+    return sum(_pairs(stretch.tokens, reach) for row in rows for stretch in row)
+
+
+def _pairs(tokens: int, reach: int) -> int:
+    rising = min(tokens, reach)
+    return rising * (rising + 1) // 2 + (tokens - rising) * reach

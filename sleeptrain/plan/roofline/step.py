@@ -1,0 +1,97 @@
+"""The time of a whole step on one GPU, from the count of its rounds, and the share of the peak that it means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from sleeptrain.config.schema import Config
+from sleeptrain.data.batch import Batch
+from sleeptrain.distributed.gpus import Gpu
+from sleeptrain.plan.roofline.fusion import Kernel
+from sleeptrain.plan.roofline.kernel_times import NOTHING, Count, count
+from sleeptrain.plan.roofline.kinds import Kind
+from sleeptrain.plan.roofline.rounds import Parts, RoundRecords, all_but_kept, anything
+from sleeptrain.plan.workload import Extent, Workload, reruns, typical_batch
+from sleeptrain.sleep.inputs import inputs_of_rounds
+from sleeptrain.sleep.rounds import Round
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class StepCount:
+    """Counted work of one process for one micro-batch of a step.
+
+    work: of the GPU and the host. flops: model FLOPs of the process. padded: with pads as work. executed: with pads and
+    recomputation.
+    """
+
+    work: Count
+    flops: float
+    padded: float
+    executed: float
+
+    @property
+    def seconds(self) -> float:
+        """The GPU's work, or the host's where it takes longer."""
+        return max(self.work.total, self.work.host)
+
+    def utilisation(self, gpu: Gpu, pads: bool = False) -> float:
+        """Model FLOPs utilisation if the GPU need not wait for the host, 0..1. pads: they count as work."""
+        return (self.padded if pads else self.flops) / (self.work.total * gpu.flops)
+
+    def efficiency(self, gpu: Gpu) -> float:
+        """Executed FLOPs over what the GPU's peak would do in the same time, 0..1."""
+        return self.executed / (self.seconds * gpu.flops)
+
+
+def count_step(
+    config: Config,
+    workload: Workload,
+    gpu: Gpu,
+    compile: bool,
+    batch: Batch | None = None,
+    records: RoundRecords | None = None,
+    mode: str | None = None,
+) -> StepCount:
+    """Count a micro-batch of a step, with the whole depth of the model on one process of a tensor group.
+
+    Without the optimizer's update and without communication. compile: blocks are compiled. batch: of one micro-batch,
+    on the CPU, whose rounds the workload has; None: a typical one. records: of the same configuration, to record
+    nothing twice. mode: of recomputation; None: the configured one.
+    """
+    mode = mode or config.sleep.recompute
+    records = records or RoundRecords(config, workload.settings)
+    batch = typical_batch(config, workload.rows) if batch is None else batch
+    parts = _parts(workload, batch, records)
+    trained = workload.trained(config.parallel.pipeline)
+    work = sum((parts[r].forward(gpu, compile) for r in workload.rounds), NOTHING)
+    work += sum((parts[r].backward(gpu, compile) for r in trained), NOTHING)
+    # The sums of a step's first round are no sums; the matrices are cast once in the step.
+    uses = len(trained) * workload.num_micros
+    work = work.without(Kind.SUM, 1 / uses if uses else 0.0)
+    cast = Kernel(Kind.CAST, 1, 6 * max(parts[r].copied for r in workload.rounds))
+    work += count([cast], gpu, 0.0) * (1 / workload.num_micros)
+    runs = all_but_kept if mode == "selective" else anything
+    # A round of which only a part runs again is one that runs again.
+    selected = replace(config, sleep=replace(config.sleep, recompute="pass" if mode == "selective" else mode))
+    for r, extent in reruns(selected, workload):
+        work += parts[r].again(gpu, compile, runs, blocks_only=extent is Extent.BLOCKS)
+    share = workload.num_micros * workload.replicas * config.parallel.tensor
+    padded = workload.executed()
+    again = padded.recompute_flops(selected) if mode != "selective" else 0
+    own, all_tokens = workload.flops(config), padded.flops(config)
+    return StepCount(work, own / share, all_tokens / share, (all_tokens + again) / share)
+
+
+def compiles(config: Config) -> bool:
+    """True if the run compiles its blocks."""
+    return bool(getattr(config.train, "compile", False))
+
+
+def _parts(workload: Workload, batch: Batch, records: RoundRecords) -> dict[Round, Parts]:
+    """The parts of each round; those of windows that differ in nothing but their place are recorded once."""
+    inputs = inputs_of_rounds(batch, workload.rounds, CPU)
+    return {r: records.of(r, i) for r, i in zip(workload.rounds, inputs, strict=True)}

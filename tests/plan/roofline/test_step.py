@@ -1,0 +1,67 @@
+"""The time of a step, and the efficiency that a plan takes from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sleeptrain.config.compose import compose
+from sleeptrain.distributed.gpus import GPUS, find_gpu
+from sleeptrain.plan.layout import make_plan
+from sleeptrain.plan.roofline.kinds import Kind
+from sleeptrain.plan.roofline.step import StepCount, compiles, count_step
+from sleeptrain.plan.workload import workloads
+from tests.plan.planned import text
+from tests.plan.roofline.counted import counted_2b
+
+H200 = GPUS["H200"]
+SMALL = ("model.layers=[gated_deltanet,attention]", "sleep.passes=1", "data.sequence=256", "sleep.window=256")
+
+
+def step(mode: str, compile: bool = False) -> StepCount:
+    config, workload, batch, records = counted_2b()
+    return count_step(config, workload, H200, compile, batch, records, mode)
+
+
+def test_what_runs_again_takes_time_and_is_no_model_flop() -> None:
+    none, selective, whole = (step(mode) for mode in ("none", "selective", "pass"))
+    assert none.work.total < selective.work.total < whole.work.total
+    assert none.flops == whole.flops < none.padded == whole.padded
+    assert none.executed == none.padded < whole.executed
+    assert none.utilisation(H200) > whole.utilisation(H200) and none.utilisation(H200, pads=True) < 1
+    assert step("none", compile=True).work.total < none.work.total
+
+
+def test_the_rounds_after_the_last_loss_have_no_backward() -> None:
+    """And the sums of weight gradients are one fewer than the rounds with a backward."""
+    config, workload, batch, records = counted_2b()
+    assert len(workload.trained(1)) == 4 < len(workload.rounds) == 6
+    [wake, *_] = workload.rounds
+    one = replace(workload, rounds=(wake,), stretches=((wake,),))
+    alone = count_step(config, one, H200, False, batch, records, "none").work
+    assert alone.seconds[Kind.SUM] == 0 < step("none").work.seconds[Kind.SUM]
+
+
+def test_the_plan_takes_its_efficiency_from_the_count() -> None:
+    config = text("sleep.recompute=pass", "data.batch=2", *SMALL)
+    [named], [counted] = (make_plan(config, 1, find_gpu("H200"), share).steps for share in (0.4, None))
+    assert named.efficiency == 0.4 and counted.efficiency is not None
+    expected = count_step(config, counted.workload, H200, False)
+    assert counted.efficiency == expected.efficiency(H200)
+    assert counted.speed is not None
+    assert counted.speed.compute == pytest.approx(expected.seconds * counted.workload.num_micros)
+    assert make_plan(config, 1, None, None).steps[0].efficiency is None
+
+
+def test_a_tensor_rank_does_its_part() -> None:
+    whole, half = (
+        count_step(config, workloads(config, 1)[0], H200, False)
+        for config in (text(*SMALL, f"parallel.tensor={size}", "data.batch=64", "model.dim=512") for size in (1, 2))
+    )
+    assert half.flops == whole.flops / 2
+    assert 0.4 < half.work.bytes[Kind.PRODUCT] / whole.work.bytes[Kind.PRODUCT] < 1
+
+
+def test_blocks_are_not_compiled_unless_a_run_compiles_them() -> None:
+    assert not compiles(compose(["experiment=stdlib"]))

@@ -1,0 +1,175 @@
+"""What a GPU would do in a round, counted from fake tensors on any machine: kernels, time by a roofline, MFU.
+
+Nothing here is a measurement of a GPU. docs/benchmarks.md has the assumptions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from benchmarks import Row
+from sleeptrain.config.compose import compose
+from sleeptrain.config.schema import Config, TrainConfig
+from sleeptrain.data.batch import Batch
+from sleeptrain.distributed.gpus import GPUS
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.plan.roofline.kernel_times import Count
+from sleeptrain.plan.roofline.kinds import Kind
+from sleeptrain.plan.roofline.rounds import Parts, RoundRecords, all_but_kept, anything
+from sleeptrain.plan.roofline.step import count_step
+from sleeptrain.plan.workload import Workload, workloads
+from sleeptrain.sleep.inputs import RoundInputs, inputs_of_rounds
+from sleeptrain.sleep.loop import LoopSettings, RoundContext, run_round
+from sleeptrain.sleep.precision import in_precision
+from sleeptrain.sleep.recompute import Recompute
+from sleeptrain.sleep.rounds import Round, plan_batch
+
+METHOD = "counted on fake tensors as an H200 would run it, not measured; a row of packed text, windows of 2,048 tokens"
+GPU = GPUS["H200"]
+WINDOW, TOKENS, DOCUMENT = 2048, 12288, 900
+EXPERIMENTS = {
+    "2B": ["experiment=pretrain_2b"],
+    "7B": ["experiment=pretrain_7b"],
+    "Ouro 1.4B": ["experiment=stdlib", "model=ouro_1_4b_jet", "sleep=every", "train=gpu"],
+}
+MORE = [
+    "train.residual=bf16", "sleep.curriculum=[]", f"sleep.window={WINDOW}", f"data.sequence={TOKENS}", "data.batch=1",
+    "train.micro_batch=1", "parallel.tensor=1", "parallel.pipeline=1",
+]  # fmt: skip
+MODES = ("none", "selective", "pass")
+GOAL_MFU, GOAL_KERNELS, GOAL_CASTS = 40.0, 1500, 2.0
+
+# Called with a model before its rounds are timed: a place to compile it.
+Prepare = Callable[[Hybrid], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with the step of packed text that is counted, at N = 4 if nothing else is said."""
+
+    config: Config
+    workload: Workload
+    batch: Batch
+    records: RoundRecords
+
+    @staticmethod
+    def of(experiment: list[str], passes: int = 4, records: RoundRecords | None = None) -> Case:
+        config = compose([*experiment, *MORE, f"sleep.passes={passes}"])
+        batch = packed_batch()
+        rounds = tuple(plan_batch(batch, WINDOW, passes, config.sleep))
+        [workload] = workloads(config, 1)
+        workload = replace(workload, rounds=rounds, stretches=(rounds,), num_targets=TOKENS)
+        return Case(config, workload, batch, records or RoundRecords(config, workload.settings))
+
+    def kinds(self) -> dict[str, Parts]:
+        """The parts of one round of each kind."""
+        inputs = inputs_of_rounds(self.batch, self.workload.rounds, torch.device("cpu"))
+        pairs = list(zip(self.workload.rounds, inputs, strict=True))
+        chosen: dict[str, Callable[[Round], bool]] = {
+            "wake": lambda r: r.is_wake,
+            "middle sleep": lambda r: not r.is_wake and not r.state_only,
+            "last sleep": lambda r: r.state_only,
+        }
+        return {name: next(self.records.of(r, i) for r, i in pairs if fits(r)) for name, fits in chosen.items()}
+
+
+def packed_batch() -> Batch:
+    """A row of documents, several in each window; one is open at each window's end."""
+    tokens = torch.zeros(1, TOKENS, dtype=torch.long)
+    yes = torch.tensor([True])
+    return Batch(tokens, tokens, torch.arange(TOKENS).div(DOCUMENT, rounding_mode="floor")[None], yes, yes)
+
+
+def run(quick: bool) -> list[Row]:
+    """quick: the 2B alone."""
+    rows = []
+    for name, experiment in EXPERIMENTS.items():
+        if quick and name != "2B":
+            continue
+        case = Case.of(experiment)
+        rows += [*_rounds(name, case.kinds(), goals=name == "2B"), *_steps(name, experiment, case)]
+    return [*rows, *_host(6 if quick else 20)]
+
+
+def _rounds(model: str, kinds: dict[str, Parts], goals: bool) -> Iterator[Row]:
+    for compile in (False, True):
+        how = "compiled" if compile else "eager"
+        for kind, parts in kinds.items():
+            forward, backward = parts.forward(GPU, compile), parts.backward(GPU, compile)
+            again = {"pass": parts.again(GPU, compile, anything), "selective": parts.again(GPU, compile, all_but_kept)}
+            whole, name = forward + backward, f"{model}, {kind} round, {how}"
+            goal = GOAL_KERNELS if goals and compile and kind == "wake" else None
+            yield Row(f"{name}: kernels", whole.launched, "", goal, "lower")
+            yield Row(f"{name}: forward", forward.total * 1e3, "ms", better="lower")
+            yield Row(f"{name}: backward", backward.total * 1e3, "ms", better="lower")
+            for mode, count in again.items():
+                yield Row(f"{name}: run again under {mode}", count.total * 1e3, "ms", better="lower")
+            yield Row(f"{name}: host", whole.host * 1e3, "ms", whole.total * 1e3 if goal else None, "lower")
+            if kind == "wake":
+                yield from _by_kind(name, whole, goals and compile)
+
+
+def _by_kind(name: str, count: Count, goals: bool) -> Iterator[Row]:
+    for kind, seconds in sorted(count.seconds.items(), key=lambda item: -item[1]):
+        yield Row(f"{name}: {kind.value}", seconds * 1e3, "ms", better="lower")
+    casts = 100 * count.seconds.get(Kind.CAST, 0.0) / count.total
+    yield Row(f"{name}: share of casts", casts, "%", GOAL_CASTS if goals else None, "lower")
+    yield Row(f"{name}: operators for which the host waits", count.waits, "", 0, "lower")
+
+
+def _steps(model: str, experiment: list[str], case: Case) -> Iterator[Row]:
+    """MFU of a step, without the optimizer's update and with embedding, head, loss and the casts of matrices."""
+    for passes in (1, 4):
+        at = case if passes == 4 else Case.of(experiment, passes, case.records)
+        for compile in (False, True):
+            for mode in MODES:
+                step = count_step(at.config, at.workload, GPU, compile, at.batch, case.records, mode)
+                name = f"{model}, N={passes}, {mode}, {'compiled' if compile else 'eager'}"
+                best = model == "2B" and compile and mode == ("none" if passes == 1 else "selective")
+                goal = GOAL_MFU if best else None
+                yield Row(f"{name}: MFU, pads as work", 100 * step.utilisation(GPU, pads=True), "%", goal)
+                yield Row(f"{name}: MFU", 100 * step.utilisation(GPU), "%")
+
+
+def _host(repeats: int) -> Iterator[Row]:
+    forward, backward = host_seconds(lambda model: None, repeats)
+    yield Row("2B's depth with tiny tensors, eager, measured on this CPU: forward", forward * 1e3, "ms", better="lower")
+    yield Row("the same: backward", backward * 1e3, "ms", better="lower")
+
+
+def host_seconds(prepare: Prepare, repeats: int) -> tuple[float, float]:
+    """CPU seconds of a wake round's forward and backward, with the 2B's depth and tensors so small that calls decide.
+
+    It computes with PyTorch, whose recurrences and convolutions call more operators than kernels need.
+    """
+    torch.set_num_threads(1)
+    tiny = ["model.vocab_size=64", "model.dim=32", "model.ffn_dim=48", "model.attention.num_heads=4",
+            "model.attention.num_kv_heads=2", "model.attention.head_dim=8", "model.gated_deltanet.num_k_heads=2",
+            "model.gated_deltanet.num_v_heads=2", "model.gated_deltanet.head_k_dim=8",
+            "model.gated_deltanet.head_v_dim=8"]  # fmt: skip
+    config = compose([*EXPERIMENTS["2B"], *tiny, "train.device=cpu"])
+    model = Hybrid(config.model)
+    model.init_weights(0)
+    prepare(model)
+    tokens, yes = torch.zeros(1, 8, dtype=torch.long), torch.tensor([True])
+    batch = Batch(tokens, tokens, tokens, yes, yes)
+    [r, *_] = plan_batch(batch, 8, 1, config.sleep)
+    [inputs] = inputs_of_rounds(batch, [r], model.device)
+    context = RoundContext(model, LoopSettings((0, model.num_layers), recompute=Recompute("none")))
+    times = [_timed(config.train, context, r, inputs) for _ in range(repeats + 2)][2:]
+    return min(forward for forward, _ in times), min(backward for _, backward in times)
+
+
+def _timed(train: TrainConfig, context: RoundContext, r: Round, inputs: RoundInputs) -> tuple[float, float]:
+    model = context.model
+    with in_precision(train, model):
+        empty, begin = model.empty_state(), time.process_time()
+        *_, loss = run_round(context, r, inputs, None, empty, empty)
+        between = time.process_time()
+        assert loss is not None
+        loss.backward()
+        return between - begin, time.process_time() - between
