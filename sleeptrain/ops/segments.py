@@ -59,7 +59,7 @@ def segment_states(initial_state: torch.Tensor | None, cut: Segments) -> torch.T
     if initial_state is None:
         return None
     continues = cut.continues.view(-1, *[1] * (initial_state.dim() - 1))
-    return initial_state[cut.row].masked_fill(~continues, 0.0)
+    return initial_state.index_select(0, cut.row).masked_fill(~continues, 0.0)
 
 
 def run_on_segments(
@@ -82,4 +82,4 @@ def run_on_segments(
     cut = cut_at_resets(reset_BT) if segments is None else segments
     flat = (x.flatten(0, 1).unsqueeze(0) for x in tensors)
     y, states, *_ = operator(*flat, segment_states(state, cut), cut.cu_seqlens, cut.chunk_indices)
-    return y.squeeze(0).unflatten(0, reset_BT.shape), states[cut.last_of_row]
+    return y.squeeze(0).unflatten(0, reset_BT.shape), states.index_select(0, cut.last_of_row)

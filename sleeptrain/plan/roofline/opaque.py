@@ -44,6 +44,10 @@ def _norm(kernels: int) -> Cost:
     return lambda args, kwargs, pairs: Opaque(Kind.NORM, kernels)
 
 
+def _loss(kernels: int) -> Cost:
+    return lambda args, kwargs, pairs: Opaque(Kind.LOSS, kernels)
+
+
 def _delta_rule(k: torch.Tensor, v: torch.Tensor, kernels: int, seconds: float, times: float, fixed: float) -> Opaque:
     """times: FLOPs against the forward. fixed: the share of the time that a shorter row does not save."""
     (rows, length, _, K), (heads, V) = k.shape, v.shape[2:]
@@ -105,6 +109,8 @@ OPAQUE: dict[str, Cost] = {
     "sleeptrain::swiglu_backward": _norm(1),
     "sleeptrain::short_convolution": _norm(2),  # then the cache
     "sleeptrain::short_convolution_backward": _norm(3),  # then sums of the weight's gradient, and the cache's
+    "sleeptrain::cross_entropy": _loss(2),  # over parts of the vocabulary, then over the parts
+    "sleeptrain::cross_entropy_backward": _loss(1),
     "sleeptrain::gated_delta_rule": lambda a, _, __: _delta_rule(a[1], a[2], 9, 0.102e-3, *FORWARD),
     "sleeptrain::gated_delta_rule_backward": lambda a, _, __: _delta_rule(a[3], a[4], 15, 0.306e-3, *BACKWARD),
     "sleeptrain::gated_linear_attention": lambda a, _, __: _delta_rule(a[1], a[2], 3, 0.034e-3, *FORWARD),

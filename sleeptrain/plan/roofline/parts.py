@@ -108,7 +108,7 @@ class Part:
     def _features(self) -> torch.Tensor:
         r = self.round
         dtype = torch.bfloat16 if residual_bytes(self.train) == 2 else DTYPES["fp32"]
-        return torch.zeros(len(r.rows), r.stop - r.start, self.model.dim, dtype=dtype, requires_grad=True)
+        return torch.zeros(len(r.rows), r.length, self.model.dim, dtype=dtype, requires_grad=True)
 
     @contextmanager
     def _faked(self, model: ModelConfig) -> Iterator[tuple[Hybrid, RoundInputs]]:

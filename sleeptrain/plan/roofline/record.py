@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from sleeptrain.plan.roofline import kinds, loss
 from sleeptrain.plan.roofline.kinds import Kind
@@ -114,7 +113,8 @@ class Recorder(TorchDispatchMode):
             return
         plain, arguments = name.removesuffix("_"), _tensors((args, kwargs))
         inputs = [t for t in arguments if not any(t is x for x in targets)]
-        if targets and not (plain in ("copy", "zero", "fill") or "out" in func._overloadname):
+        read = "out" in func._overloadname and all(any(t is x for x in _tensors(args)) for t in targets)
+        if targets and (read or not (plain in ("copy", "zero", "fill") or "out" in func._overloadname)):
             inputs = [*targets, *inputs]  # work in place reads what it changes
         opaque = OPAQUE.get(f"{func.namespace}::{name}")
         known = None if opaque is None else opaque(args, kwargs, self._pairs)
@@ -131,7 +131,7 @@ class Recorder(TorchDispatchMode):
         self.calls.append(
             Call(
                 plain, kind, kinds.KERNELS.get(plain, 1) if known is None else known.kernels,
-                known.flops if known else _product_flops(func, args, kwargs, result) if product else 0,
+                known.flops if known else 2 * result.numel() * inputs[-2].shape[-1] if product else 0,
                 0.0 if known is None else known.h200, max(t.numel() for t in iterated), reads, writes,
                 known is None and kind in (Kind.ELEMENTWISE, Kind.CAST) and _fusible(func, plain),
                 _reduces(plain, inputs, outputs), product and _smallest(inputs) < NARROW,
@@ -204,13 +204,6 @@ def _bytes(t: torch.Tensor) -> int:
 def _touched(rows: bool, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
     """The tensors that are read; of a table that is looked up, as much as the result has."""
     return [*outputs[:1], *inputs[1:]] if rows else inputs
-
-
-def _product_flops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> int:
-    counted = flop_registry.get(func.overloadpacket)
-    if counted is not None:
-        return int(counted(*args, **kwargs, out_val=result))
-    return 2 * result.numel() * args[-1].shape[-2]  # in place: the registry does not know it
 
 
 def _smallest(inputs: Sequence[torch.Tensor]) -> int:

@@ -74,7 +74,7 @@ class RoundRecords:
         """The parts of a round. inputs: of the round, on the CPU."""
         model, part = self._model, Part(self._model, self._train, r, inputs)
         shapes = tuple(tuple(t.shape) if isinstance(t, torch.Tensor) else t for t in tree_leaves(inputs.layout))
-        size = (len(r.rows), r.stop - r.start)
+        size = (len(r.rows), r.length)
         blocks: Counter[Record] = Counter()
         layers = round_layers(r, model.layers, self._settings.core, self._settings.boundary.sliding_window is not None)
         for layer in layers:
@@ -106,7 +106,7 @@ class RoundRecords:
 
 def attending_pairs(r: Round, reach: int) -> int:
     """Pairs of a token and one that it sees, in all rows of a round, under hard eviction."""
-    length = r.stop - r.start
+    length = r.length
     rows = r.work if r.work is not None else ((Stretch(length),),) * len(r.rows)
     return sum(_pairs(stretch.tokens, reach) for row in rows for stretch in row)
 

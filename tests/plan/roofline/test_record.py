@@ -79,3 +79,15 @@ def test_reductions() -> None:
         x.square()
     assert [c.reduces for c in recorder.calls] == ["rows", "all", "all", ""]
     assert [c.elements for c in recorder.calls] == [32] * 4
+
+
+def test_a_product_that_adds_to_its_output_reads_it() -> None:
+    with FakeTensorMode(), Recorder() as recorder:
+        total, a, b = torch.empty(600, 800), torch.empty(600, 700).bfloat16(), torch.empty(700, 800).bfloat16()
+        recorder.calls.clear()
+        torch.ops.aten.addmm.dtype_out(total, a, b, torch.float32, out=total)
+        torch.mm(total.t(), total, out=torch.empty(800, 800))
+    narrow, wide = recorder.calls
+    assert sizes(narrow) == ([4 * 600 * 800, 2 * 600 * 700, 2 * 700 * 800], [4 * 600 * 800])
+    assert (narrow.flops, narrow.wide) == (2 * 600 * 700 * 800, False)
+    assert sizes(wide) == ([4 * 600 * 800] * 2, [4 * 800 * 800]) and wide.wide

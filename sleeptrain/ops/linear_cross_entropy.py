@@ -1,0 +1,108 @@
+"""Cross entropy over a large vocabulary from features: logits are computed some rows at a time and never held whole.
+
+Products have the dtype of the features. Logits are widened to fp32 inside the cross entropy, and the gradient of the
+weight adds up in the weight's dtype over all rows. `torch.nn.functional.linear_cross_entropy` has the same memory; on a
+GPU it multiplies in fp32 in the backward, without tensor cores, or adds the gradient of the weight up in bf16.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from sleeptrain.ops import fla_cross_entropy
+from sleeptrain.ops.device import runs_kernels
+
+
+def linear_cross_entropy(
+    x_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    targets_N: torch.Tensor,
+    *,
+    copy_VD: torch.Tensor | None = None,
+    rows: int,
+    keep: bool,
+) -> torch.Tensor:
+    """The losses [N] of logits x @ weight^T, in nats, fp32 or wider.
+
+    targets_N: int64. copy_VD: the weight in x's dtype; None: the weight. rows: the number of rows whose logits are held
+    at once. keep: keep all logits, in x's dtype, for the backward, which else computes them again.
+    """
+    copy = weight_VD.detach() if copy_VD is None else copy_VD
+    losses: torch.Tensor = _LinearCrossEntropy.apply(x_ND, weight_VD, copy, targets_N, rows, keep)
+    return losses
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        copy: torch.Tensor,
+        targets: torch.Tensor,
+        rows: int,
+        keep: bool,
+    ) -> torch.Tensor:
+        found, kept = list[tuple[torch.Tensor, torch.Tensor]](), list[torch.Tensor]()
+        for x_part, targets_part in zip(x.split(rows), targets.split(rows), strict=True):
+            logits = x_part @ copy.t()
+            found.append(_cross_entropy(logits, targets_part))
+            if keep:
+                kept.append(logits)
+        losses, lse = (torch.cat(parts) for parts in zip(*found, strict=True))
+        ctx.rows, ctx.weight_dtype = rows, weight.dtype
+        ctx.save_for_backward(x, copy, targets, lse, *kept)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dlosses: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, copy, targets, lse, *kept = ctx.saved_tensors
+        needs_x, needs_weight = ctx.needs_input_grad[:2]
+        dx, dweight = torch.empty_like(x) if needs_x else None, None
+        parts = zip(*(t.split(ctx.rows) for t in (x, targets, lse, dlosses)), strict=True)
+        for index, (x_part, *rest) in enumerate(parts):
+            logits = kept[index].clone() if kept else x_part @ copy.t()
+            dlogits = _logits_gradient(logits, *rest)
+            if dx is not None:
+                torch.mm(dlogits, copy, out=dx[index * ctx.rows :][: len(x_part)])
+            if needs_weight:
+                dweight = _add_product(dweight, dlogits.t(), x_part, ctx.weight_dtype)
+        return dx, dweight, None, None, None, None
+
+
+def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the losses, the logarithms of the sums of exponentials), [N] in fp32 or wider."""
+    if runs_kernels(logits):
+        return fla_cross_entropy.cross_entropy(logits, targets)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    lse = wide.logsumexp(1)
+    return lse - wide.gather(1, targets[:, None]).squeeze(1), lse
+
+
+def _logits_gradient(
+    logits: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor, dlosses: torch.Tensor
+) -> torch.Tensor:
+    """The gradients of the logits, in their dtype and, if that is fp32 or wider, in their memory."""
+    if runs_kernels(logits):
+        fla_cross_entropy.cross_entropy_backward(logits, targets, lse, dlosses.contiguous())
+        return logits
+    wide = logits.to(lse.dtype).sub_(lse[:, None]).exp_()
+    wide.scatter_add_(1, targets[:, None], wide.new_full((len(targets), 1), -1.0))
+    return wide.mul_(dlosses[:, None]).to(logits.dtype)
+
+
+def _add_product(
+    total: torch.Tensor | None, a_VN: torch.Tensor, b_ND: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """total + a @ b in `dtype`, in the memory of `total`; on a GPU the product itself adds in fp32."""
+    if runs_kernels(a_VN) and dtype == torch.float32 != a_VN.dtype:
+        if total is None:
+            return torch.mm(a_VN, b_ND, out_dtype=dtype)
+        return torch.ops.aten.addmm.dtype_out(total, a_VN, b_ND, dtype, out=total)
+    if total is None:
+        return (a_VN @ b_ND).to(dtype)
+    return total.addmm_(a_VN, b_ND) if a_VN.dtype == dtype else total.add_(a_VN @ b_ND)
