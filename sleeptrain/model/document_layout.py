@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from sleeptrain.data.batch import PAD
+from sleeptrain.ops.document_attention import DocumentBounds, document_bounds
 from sleeptrain.ops.segments import Segments, cut_at_resets
 
 
@@ -57,10 +58,14 @@ class DocumentLayout:
     valid_RL: bool, False at pads; None without pads.
     reset_RL: bool, True where memory is emptied before the token, because a document starts inside the row; None if
         nowhere.
-    mask_RLL: bool [R or 1, 1, L, L], True where a query (dim 2) may attend to a key (dim 3); None: causal attention.
+    mask_RLL: bool [R or 1, 1, L, L], True where a query (dim 2) may attend to a key (dim 3); None: causal attention,
+        or `bounds` are there.
     segments: the cut of the rows at `reset_RL`; None where that is None.
     place: the tokens' positions in windows in progress (mask_RLL is then [R or 1, 1, L, high - low]); None: the rows
         are whole windows.
+    bounds: the documents as FlashAttention reads them, in place of a mask; None: attention reads `mask_RLL`.
+    bounds_after: besides `bounds`, those after C retained tokens, by C; empty if no token attends to retained ones.
+    reach: besides `bounds`, how many of the last tokens each token sees, itself included; None: no limit.
     """
 
     documents_RL: torch.Tensor
@@ -69,6 +74,14 @@ class DocumentLayout:
     mask_RLL: torch.Tensor | None
     segments: Segments | None = None
     place: Place | None = None
+    bounds: DocumentBounds | None = None
+    bounds_after: Mapping[int, DocumentBounds] = field(default_factory=dict)
+    reach: int | None = None
+
+    @property
+    def reads_retained(self) -> bool:
+        """False if no token attends to retained ones. A mask does not tell on the host."""
+        return self.bounds is None or bool(self.bounds_after)
 
     def within(self, reach: int) -> DocumentLayout:
         """The layout in which each token sees at most the last `reach` tokens, itself included."""
@@ -76,6 +89,8 @@ class DocumentLayout:
         place = self.place or Place(num_tokens, 0, num_tokens, 0)
         if reach >= place.window:
             return self
+        if self.bounds is not None:
+            return replace(self, reach=reach)
         query_RL = place.position_RL if place.start is None else place.start + torch.arange(num_tokens, device=device)
         assert query_RL is not None
         distance = query_RL.unsqueeze(-1) - torch.arange(place.low, place.high, device=device)
@@ -108,18 +123,22 @@ def first_of_document(documents_BT: torch.Tensor) -> torch.Tensor:
     return valid & (before >= 0) & (documents_BT != previous)
 
 
-def window_layout(documents_RL: torch.Tensor, starts_RL: torch.Tensor) -> DocumentLayout:
-    """The layout of a wake pass. starts_RL: True where a document starts (`first_of_document` over the whole row)."""
+def window_layout(documents_RL: torch.Tensor, starts_RL: torch.Tensor, with_bounds: bool = False) -> DocumentLayout:
+    """The layout of a wake pass. starts_RL: True where a document starts (`first_of_document` over the whole row).
+
+    with_bounds: attention reads `bounds`, not a mask. The tokens of each document must then be consecutive.
+    """
     valid = documents_RL != PAD
     plain = bool(valid.all())
     one_document = plain and bool((documents_RL == documents_RL[:, :1]).all())
     reset = starts_RL if bool(starts_RL.any()) else None
-    mask = None if one_document else _mask(documents_RL)
+    mask = None if one_document or with_bounds else _mask(documents_RL)
     segments = None if reset is None else cut_at_resets(reset)
-    return DocumentLayout(documents_RL, None if plain else valid, reset, mask, segments)
+    bounds = document_bounds(documents_RL) if with_bounds else None
+    return DocumentLayout(documents_RL, None if plain else valid, reset, mask, segments, bounds=bounds)
 
 
-def sleep_layout(documents_RL: torch.Tensor) -> DocumentLayout:
+def sleep_layout(documents_RL: torch.Tensor, with_bounds: bool = False) -> DocumentLayout:
     """The layout of a sleep pass: only the document that is open at the boundary is read again, on top of its S.
 
     Its tokens do not restart the memory. All other tokens are pads, since nobody reads the states of their documents.
@@ -128,7 +147,7 @@ def sleep_layout(documents_RL: torch.Tensor) -> DocumentLayout:
     last = torch.where(documents_RL != PAD, position, -1).amax(dim=1).clamp(min=0)
     open_document = documents_RL.gather(1, last[:, None])
     documents = torch.where(documents_RL == open_document, documents_RL, PAD)
-    return window_layout(documents, torch.zeros_like(documents, dtype=torch.bool))
+    return window_layout(documents, torch.zeros_like(documents, dtype=torch.bool), with_bounds)
 
 
 def continued_layout(

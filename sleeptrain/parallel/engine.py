@@ -140,10 +140,17 @@ class DistributedEngine:
     ) -> StepResult:
         settings = loop_settings(self._config.sleep, shape.window, self.model.num_layers)
         settings = replace(settings, on_features=on_features)
-        micros = list(micro_batches(batch, shape, self._config))
+        micros = list(micro_batches(batch, shape, self._config, carried))
         stage_parts = [
             StageMicroBatch(
-                self.model, m.batch, m.rounds, start_state(self.model, m, carried), settings, divisor, self._cuts(m)
+                self.model,
+                m.batch,
+                m.rounds,
+                start_state(self.model, m, carried),
+                settings,
+                divisor,
+                self._cuts(m),
+                retained_BC=m.retained_BC,
             )
             for m in micros
         ]

@@ -57,7 +57,7 @@ class Activations:
             hidden = 3 if self.kernels else 4  # gate, value and their product; in PyTorch the gate after SiLU too
             token += norm + self._precision.inputs(m.dim, 2) + hidden * m.ffn_dim * self.narrow
             token += 2 * self._norm(self.narrow) * m.sandwich_norms
-        mask = 0 if state_only else spec.saved_mask_bytes(length)
+        mask = 0 if state_only else spec.saved_mask_bytes(length, self._precision)
         return len(r.rows) * (length * token + state_bytes(m, m.layers[layer])) + mask
 
     def fed_back(self, r: Round) -> int:

@@ -13,7 +13,8 @@ import torch
 from torch.utils._pytree import register_dataclass, tree_flatten, tree_unflatten
 
 from sleeptrain.data.batch import IGNORE, Batch
-from sleeptrain.model.document_layout import DocumentLayout, first_of_document, sleep_layout, window_layout
+from sleeptrain.model.document_layout import DocumentLayout
+from sleeptrain.sleep.round_layouts import RoundLayouts
 from sleeptrain.sleep.rounds import Round
 
 ALIGNMENT = 16  # bytes; each tensor of a packed copy starts at a multiple of it
@@ -45,21 +46,22 @@ for _kind in (DocumentLayout, RoundInputs):
     register_dataclass(_kind)
 
 
-def inputs_of_rounds(batch: Batch, rounds: Sequence[Round], device: torch.device) -> list[RoundInputs]:
-    """The inputs of each round. batch: on the CPU. rounds: in the order in which they run."""
-    starts_BT = first_of_document(batch.documents_BT)
+def inputs_of_rounds(
+    batch: Batch, rounds: Sequence[Round], layouts: RoundLayouts, device: torch.device
+) -> list[RoundInputs]:
+    """The inputs of each round. batch: on the CPU. rounds: in the order in which they run. layouts: of the batch."""
     inputs, sources, window = list[RoundInputs](), list[tuple[int, ...]](), -1
     for r in rounds:
         if r.window != window:
             sources, window = [], r.window
         source_rows = tuple(chain.from_iterable(sources))
-        inputs.append(_round_inputs(batch, starts_BT, r, () if r.is_wake else source_rows))
+        inputs.append(_round_inputs(batch, layouts.of(r), r, () if r.is_wake else source_rows))
         sources = [*sources, r.rows] if r.is_wake else [r.rows]
     return inputs if device.type == "cpu" else _sent(inputs, device)
 
 
-def _round_inputs(batch: Batch, starts_BT: torch.Tensor, r: Round, source_rows: tuple[int, ...]) -> RoundInputs:
-    """Cut a round's tokens, targets and layout out of the batch."""
+def _round_inputs(batch: Batch, layout: DocumentLayout, r: Round, source_rows: tuple[int, ...]) -> RoundInputs:
+    """Cut a round's tokens and targets out of the batch."""
     all_rows = len(r.rows) == batch.tokens_BT.shape[0]
     rows = torch.tensor(r.rows)
 
@@ -67,8 +69,6 @@ def _round_inputs(batch: Batch, starts_BT: torch.Tensor, r: Round, source_rows: 
         part = t[:, r.start + r.skip : r.stop]
         return part if all_rows else part.index_select(0, rows)
 
-    documents = cut(batch.documents_BT)
-    layout = window_layout(documents, cut(starts_BT)) if r.is_wake else sleep_layout(documents)
     targets = cut(batch.targets_BT).flatten()
     has_target = targets != IGNORE
     index = None if bool(has_target.all()) else has_target.nonzero().squeeze(1)

@@ -15,6 +15,7 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import HARD, Boundary, FastWeights, Retained
 from sleeptrain.sleep.inputs import RoundInputs, inputs_of_rounds, row_index
 from sleeptrain.sleep.recompute import Recompute
+from sleeptrain.sleep.round_layouts import RoundLayouts, carried_documents
 from sleeptrain.sleep.rounds import Round, round_layers, windows_of
 
 # Called with the logits [N, V] and targets [N] of a round that predicts.
@@ -79,15 +80,20 @@ def run_rounds(
     state: FastWeights,
     settings: LoopSettings,
     read_logits: ReadLogits | None = None,
+    retained_BC: torch.Tensor | None = None,
 ) -> tuple[dict[int, torch.Tensor], FastWeights]:
     """Runs planned rounds of one batch in order.
 
-    batch: on the CPU. state: the memory before the first round. Returns {window: summed cross entropy} for the windows
-    that predict (scalars in nats, fp32 or wider) and the memory after the last round, both with gradients.
+    batch: on the CPU. state: the memory before the first round. retained_BC: its `retained_documents`, if they are
+    known; otherwise they are read here. Returns {window: summed cross entropy} for the windows that predict (scalars in
+    nats, fp32 or wider) and the memory after the last round, both with gradients.
     """
     context = RoundContext(model, settings, read_logits)
     num_rows = batch.tokens_BT.shape[0]
-    inputs = inputs_of_rounds(batch, rounds, model.device)
+    if retained_BC is None:
+        retained_BC = carried_documents(rounds, state)
+    layouts = RoundLayouts(batch, model, settings.boundary.sliding_window, retained_BC)
+    inputs = inputs_of_rounds(batch, rounds, layouts, model.device)
     losses: dict[int, torch.Tensor] = {}
     for group in windows_of(rounds):
         of_group, inputs = inputs[: len(group)], inputs[len(group) :]

@@ -17,6 +17,7 @@ from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.flops import step_flops
 from sleeptrain.sleep.loop import LoopSettings, OnFeatures, loop_settings, run_rounds
 from sleeptrain.sleep.precision import in_precision
+from sleeptrain.sleep.round_layouts import retained_documents
 from sleeptrain.sleep.rounds import Round, plan_batch, windows_of
 from sleeptrain.watch.progress import Phase, Progress
 
@@ -28,11 +29,13 @@ class MicroBatch:
     """Some rows of a step's batch with their round plan.
 
     first: the index of the first row in the step's batch.
+    retained_BC: `retained_documents` of the carried memory of its rows; None: no row carries any.
     """
 
     first: int
     batch: Batch
     rounds: list[Round]
+    retained_BC: torch.Tensor | None = None
 
     def rows(self, device: torch.device) -> torch.Tensor:
         """The indices of its rows in the step's batch, int64."""
@@ -55,15 +58,20 @@ class StepResult:
     flops: int
 
 
-def micro_batches(batch: Batch, shape: StepShape, config: Config) -> Iterator[MicroBatch]:
-    """Cuts a batch into parts of `train.micro_batch` rows and plans the rounds of each part."""
+def micro_batches(
+    batch: Batch, shape: StepShape, config: Config, carried: FastWeights | None = None
+) -> Iterator[MicroBatch]:
+    """Cuts a batch into parts of `train.micro_batch` rows and plans the rounds of each part.
+
+    carried: the memory of the step's rows; its documents are read once, before a GPU has work of the step to wait for.
+    """
     num_rows = batch.tokens_BT.shape[0]
     size = config.train.micro_batch or num_rows
+    retained_BC = None if carried is None or not bool(batch.carried_B.any()) else retained_documents(carried)
     for first in range(0, num_rows, size):
         part = batch.rows(first, first + size)
-        yield MicroBatch(
-            first, part, plan_batch(part, shape.window, shape.passes, config.sleep, config.parallel.token_parts)
-        )
+        rounds = plan_batch(part, shape.window, shape.passes, config.sleep, config.parallel.token_parts)
+        yield MicroBatch(first, part, rounds, None if retained_BC is None else retained_BC[first : first + size])
 
 
 class DirectCalls:
@@ -155,7 +163,7 @@ def _sum_micro_batches(
     divisor = divisor or max(num_targets, 1)
     total = torch.zeros((), dtype=torch.float64, device=model.device)  # read once, when the step has ended
     final_state, planned = model.empty_state(), list[Round]()
-    for micro in micro_batches(batch, shape, config):
+    for micro in micro_batches(batch, shape, config, carried):
         state = start_state(model, micro, carried)
         for rounds in truncated(micro.rounds, config.sleep.bptt_windows):
             progress.begin(Phase.FORWARD)
@@ -165,6 +173,7 @@ def _sum_micro_batches(
                 rounds=rounds,
                 state=state,
                 settings=context.settings,
+                retained_BC=micro.retained_BC,
             )
             losses, state = context.calls.forward(run)
             if losses:

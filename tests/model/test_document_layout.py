@@ -42,3 +42,14 @@ def test_retained_tokens_are_seen_within_the_window():
     layout = window_layout(documents, first_of_document(documents))
     mask = layout.with_retained(torch.tensor([[4, 5, 5]]), window=3)
     assert mask[0, 0].int().tolist() == [[0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1]]
+
+
+def test_bounds_take_the_place_of_a_mask():
+    documents = torch.tensor([[5, 5, 6, 6], [7, 7, 7, PAD]])
+    layout = window_layout(documents, first_of_document(documents), with_bounds=True)
+    assert layout.mask_RLL is None and layout.bounds.queries.tolist() == [0, 2, 4, 7, 8]
+    assert layout.within(4) is layout and layout.reach is None
+    near = layout.within(3)
+    assert near.mask_RLL is None and near.reach == 3 and near.bounds is layout.bounds
+    assert sleep_layout(documents, with_bounds=True).bounds.queries.tolist() == [0, 2, 4, 7, 8]
+    assert not layout.reads_retained and window_layout(documents, first_of_document(documents)).reads_retained

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,9 +15,11 @@ from sleeptrain.model.block import Block
 from sleeptrain.model.document_layout import DocumentLayout
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.linear import Product, computing_in, working_copies
+from sleeptrain.model.mixers.attention import Attention
 from sleeptrain.model.mixers.registry import mixer_spec
 from sleeptrain.model.state import HARD, Recurrent
 from sleeptrain.ops.device import as_on_gpu
+from sleeptrain.ops.document_attention import DocumentBounds
 from sleeptrain.plan.activations import Activations
 from sleeptrain.plan.layout import make_plan
 from sleeptrain.plan.workload import typical_batch
@@ -54,6 +56,9 @@ BLOCKS = [
     ("attention",),
     ("attention", "model.attention.qk_norm=none", "model.sandwich_norms=true"),
     ("attention", "model.attention.qk_norm=all", "model.attention.post_norm=true"),
+    ("attention", "model.attention.gate=false"),
+    ("sliding_attention", "model.attention.sliding_window=50"),
+    ("sliding_attention", "model.attention.sliding_window=50", "model.attention.gate=false"),
 ]
 
 
@@ -147,10 +152,20 @@ def test_the_graph_of_a_loss_without_whole_logits(precision: str, monkeypatch: p
     assert step.memory[0].logits == 3 * 4 * 4 * 3000, "four rows at a time"
 
 
+def two_documents(rows: int, length: int, with_bounds: bool) -> DocumentLayout:
+    """The layout of rows of two documents by bounds, or of one document: a mask of documents is not counted."""
+    documents = torch.zeros(rows, length, dtype=torch.long)
+    bounds = None
+    if with_bounds:
+        ends = torch.arange(0, 2 * rows + 1, dtype=torch.int32) * (length // 2)
+        bounds = DocumentBounds(ends, ends, length, length, None, False)
+    return DocumentLayout(documents, None, None, None, bounds=bounds)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16 throughout"])
 @pytest.mark.parametrize(
     ("more", "state_only"),
-    [*((more, False) for more in BLOCKS), *((more, True) for more in BLOCKS if more[0] != "attention")],
+    [*((more, False) for more in BLOCKS), *((more, True) for more in BLOCKS if "attention" not in more[0])],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else f"{value}",
 )
 def test_the_graph_of_a_block_on_a_gpu(more: tuple[str, ...], state_only: bool, precision: str) -> None:
@@ -166,10 +181,12 @@ def test_the_graph_of_a_block_on_a_gpu(more: tuple[str, ...], state_only: bool, 
         block = Block(0, config.model)
         x = torch.zeros(rows, length, config.model.dim, dtype=DTYPES[residual], requires_grad=True)
         state = Recurrent(torch.zeros(rows, *spec.state_shape, requires_grad=True)) if spec.recurrent else None
-        layout = DocumentLayout(torch.zeros(rows, length, dtype=torch.long), None, None, None)
         with computing_in(block, narrow), working_copies(block):
             copies = [part.working_copy for part in block.modules() if isinstance(part, Product)]
             weights = [*block.parameters(), *(copy for copy in copies if copy is not None)]
+            with_bounds = not spec.recurrent and cast(Attention, block.mixer).reads_bounds
+            assert with_bounds == ("attention" in kind and narrow is not None)
+            layout = two_documents(rows, length, with_bounds)
             found = saved_bytes(lambda: block(x, state, layout, HARD, state_only), weights)
     planned = Activations.of(config, kernels=True).block(0, r, state_only)
     assert found == pytest.approx(planned, rel=ACCURACY)

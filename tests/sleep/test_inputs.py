@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from itertools import product
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sleeptrain.config.schema import SleepConfig
+from sleeptrain.config.schema import SleepConfig, TrainConfig
 from sleeptrain.data.batch import PAD, Batch
 from sleeptrain.ops.device import as_on_gpu
 from sleeptrain.plan.roofline.waits import makes_the_host_wait
@@ -18,6 +19,8 @@ from sleeptrain.sleep import inputs as inputs_module
 from sleeptrain.sleep import loop
 from sleeptrain.sleep.inputs import inputs_of_rounds, packed, row_index
 from sleeptrain.sleep.loop import loop_settings, run_rounds
+from sleeptrain.sleep.precision import in_precision
+from sleeptrain.sleep.round_layouts import RoundLayouts, reads_bounds
 from sleeptrain.sleep.rounds import plan_batch
 from tests.models import random_batch, tiny_model
 from tests.ops.stand_in import ZerosForKernels
@@ -47,11 +50,14 @@ def documents() -> Batch:
     return random_batch(rows, continues=[False, True, True])
 
 
-@pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("eviction", ["hard", "sliding"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_round_reads_nothing_back(kind: str, eviction: str, kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """kernels: as on a GPU, without the kernels' own work; then no tensor is made of Python numbers either."""
+@pytest.mark.parametrize(
+    ("kind", "kernels"),
+    [*product(KINDS, ["", "fp32"]), ("attention", "bf16"), ("sliding_attention", "bf16")],
+)
+def test_a_round_reads_nothing_back(kind: str, eviction: str, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kernels: the precision of a run as on a GPU, without the kernels' own work; then no tensor is made of Python
+    numbers either. In bf16 attention reads the bounds of documents."""
     batch, waits, run_window = documents(), Waits(), loop.run_window
     sleep = SleepConfig(window=WINDOW, passes=3, when="every", eviction=eviction)
 
@@ -67,6 +73,8 @@ def test_a_round_reads_nothing_back(kind: str, eviction: str, kernels: bool, mon
         if kernels:
             stack.enter_context(as_on_gpu())
             stack.enter_context(ZerosForKernels())
+            stack.enter_context(in_precision(TrainConfig(tokens=1, precision=kernels), model))
+        assert reads_bounds(model) == (kernels == "bf16" or "attention" not in kind)
         losses, state = run_rounds(model, batch, rounds, model.empty_state(), settings)
         read = [t.sum() for t in state.to_state_dict().values() if t.is_floating_point()]
         total = torch.stack([*losses.values(), *read]).sum()
@@ -87,7 +95,7 @@ def test_tensors_are_sent_by_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """To a GPU; here the CPU stands for it."""
     batch = documents()
     rounds = plan_batch(batch, WINDOW, 3, SleepConfig(window=WINDOW, passes=3, when="every"))
-    expected = inputs_of_rounds(batch, rounds, CPU)
+    expected = inputs_of_rounds(batch, rounds, RoundLayouts(batch, tiny_model()), CPU)
     copies: list[int] = []
     monkeypatch.setattr(
         inputs_module, "packed", lambda tensors, device: copies.append(len(tensors)) or packed(tensors, CPU)
@@ -122,7 +130,8 @@ def test_rows_are_found_in_the_features_before() -> None:
     assert index is not None and index.tolist() == [1, 0]
     batch = documents()
     rounds = plan_batch(batch, WINDOW, 3, SleepConfig(window=WINDOW, passes=3, when="unlabelled"))
-    for r, inputs in zip(rounds, inputs_of_rounds(batch, rounds, CPU), strict=True):
+    layouts = RoundLayouts(batch, tiny_model())
+    for r, inputs in zip(rounds, inputs_of_rounds(batch, rounds, layouts, CPU), strict=True):
         assert r.is_wake == (inputs.source_rows == ())
         if not r.is_wake:
             index = inputs.source_index_R

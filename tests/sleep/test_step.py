@@ -8,8 +8,11 @@ import torch
 from sleeptrain.config.schema import Config, TrainConfig
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.state import FastWeights, Retained
+from sleeptrain.sleep import step
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
+from sleeptrain.sleep.round_layouts import retained_documents
 from sleeptrain.sleep.rounds import plan_rounds, window_facts, windows_of
 from sleeptrain.sleep.step import forward_backward, step_context
 from tests.models import random_batch, tiny_config, tiny_model
@@ -88,6 +91,21 @@ def test_carried_rows_go_on_and_others_start_empty():
     fresh = dataclasses.replace(second, carried_B=torch.tensor([True, True]))
     assert both != alone
     assert forward_backward(step_context(config(), shape, model), model, fresh, shape, state).loss != both
+
+
+def test_the_documents_of_carried_memory_are_read_once_before_the_step(monkeypatch):
+    reads = []
+    monkeypatch.setattr(step, "retained_documents", lambda state: reads.append(state) or retained_documents(state))
+    k = torch.zeros(4, 3, 1, 1)
+    carried = FastWeights((Retained(k, k, torch.arange(12).view(4, 3)),))
+    fresh, going_on = (random_batch(DOCUMENTS, carried=[False, False, c, c]) for c in (False, True))
+    settings = config(train__micro_batch=2)
+    parts = list(step.micro_batches(going_on, SHAPE, settings, carried))
+    assert reads == [carried]
+    assert [part.retained_BC.tolist() for part in parts] == [[[0, 1, 2], [3, 4, 5]], [[6, 7, 8], [9, 10, 11]]]
+    assert all(part.retained_BC is None for part in step.micro_batches(fresh, SHAPE, settings, carried))
+    assert all(part.retained_BC is None for part in step.micro_batches(going_on, SHAPE, settings))
+    assert reads == [carried], "without a carried row nothing is read"
 
 
 def test_a_batch_without_targets_has_no_loss_and_no_gradient():

@@ -26,6 +26,7 @@ from sleeptrain.sleep.inputs import RoundInputs, inputs_of_rounds
 from sleeptrain.sleep.loop import LoopSettings, RoundContext, run_round
 from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.recompute import Recompute
+from sleeptrain.sleep.round_layouts import RoundLayouts
 from sleeptrain.sleep.rounds import Round, plan_batch
 
 METHOD = "counted on fake tensors as an H200 would run it, not measured; a row of packed text, windows of 2,048 tokens"
@@ -67,7 +68,7 @@ class Case:
 
     def kinds(self) -> dict[str, Parts]:
         """The parts of one round of each kind."""
-        inputs = inputs_of_rounds(self.batch, self.workload.rounds, torch.device("cpu"))
+        inputs = self.records.inputs(self.batch, self.workload.rounds)
         pairs = list(zip(self.workload.rounds, inputs, strict=True))
         chosen: dict[str, Callable[[Round], bool]] = {
             "wake": lambda r: r.is_wake,
@@ -158,7 +159,7 @@ def host_seconds(prepare: Prepare, repeats: int) -> tuple[float, float]:
     tokens, yes = torch.zeros(1, 8, dtype=torch.long), torch.tensor([True])
     batch = Batch(tokens, tokens, tokens, yes, yes)
     [r, *_] = plan_batch(batch, 8, 1, config.sleep)
-    [inputs] = inputs_of_rounds(batch, [r], model.device)
+    [inputs] = inputs_of_rounds(batch, [r], RoundLayouts(batch, model), model.device)
     context = RoundContext(model, LoopSettings((0, model.num_layers), recompute=Recompute("none")))
     times = [_timed(config.train, context, r, inputs) for _ in range(repeats + 2)][2:]
     return min(forward for forward, _ in times), min(backward for _, backward in times)

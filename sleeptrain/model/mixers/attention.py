@@ -17,6 +17,7 @@ from sleeptrain.model.norm import HeadsRMSNorm, RMSNorm
 from sleeptrain.model.rope import rope_tables, rotate, rotate_back
 from sleeptrain.model.shards import Sharding
 from sleeptrain.model.state import Boundary, LayerState, Recurrent, Retained, WindowKV
+from sleeptrain.ops.document_attention import attend_in_documents, runs_kernel
 
 _INPUTS = ("q_proj", "k_proj", "v_proj")
 
@@ -54,15 +55,45 @@ class Attention(nn.Module):
         if state_only:
             return None, retained
         q, gate = self._queries(x_BTD)
-        mask = layout.mask_RLL
-        if sliding_window is not None and isinstance(state, Retained):
-            mask = layout.with_retained(state.documents_BL, sliding_window)
-            k, v = torch.cat([state.k_BLGD, k], dim=1), torch.cat([state.v_BLGD, v], dim=1)
+        before = state if sliding_window is not None and isinstance(state, Retained) and layout.reads_retained else None
+        if before is not None:
+            k, v = torch.cat([before.k_BLGD, k], dim=1), torch.cat([before.v_BLGD, v], dim=1)
         # Positions count from the first token of the window; retained tokens have negative ones.
         num_queries, num_keys = q.shape[1], k.shape[1]
         tables = self._tables(num_queries - num_keys, num_keys, q)
         q = rotate(q, (tables[0][-num_queries:], tables[1][-num_queries:]))
-        return self._project(self._attend(q, rotate(k, tables), v, mask), gate), retained
+        y = self._attend_window(q, rotate(k, tables), v, layout, before, sliding_window)
+        return self._project(y, gate), retained
+
+    @property
+    def reads_bounds(self) -> bool:
+        """True if it reads documents by their bounds (`DocumentLayout.bounds`), False if it needs a mask."""
+        weight: torch.Tensor = self.q_proj.weight
+        dtype = getattr(self.q_proj, "compute_dtype", None) or weight.dtype
+        return runs_kernel(weight, dtype, self.config.head_dim)
+
+    def _attend_window(
+        self,
+        q_RLHD: torch.Tensor,
+        k_RKGD: torch.Tensor,
+        v_RKGD: torch.Tensor,
+        layout: DocumentLayout,
+        before: Retained | None,
+        sliding_window: int | None,
+    ) -> torch.Tensor:
+        """Attention in a window. before: the retained tokens whose keys and values come first in k and v."""
+        if layout.bounds is None:
+            mask = layout.mask_RLL
+            if before is not None and sliding_window is not None:
+                mask = layout.with_retained(before.documents_BL, sliding_window)
+            return self._attend(q_RLHD, k_RKGD, v_RKGD, mask)
+        bounds, reach = layout.bounds, layout.reach
+        if before is not None:
+            bounds, reach = layout.bounds_after[before.k_BLGD.shape[1]], sliding_window
+        if bounds.whole_rows and reach is None:  # torch chooses the fastest of its fused kernels
+            return self._attend(q_RLHD, k_RKGD, v_RKGD, None)
+        k, v = k_RKGD.to(q_RLHD.dtype), v_RKGD.to(q_RLHD.dtype)
+        return attend_in_documents(q_RLHD, k, v, bounds, reach, self.config.scale or None)
 
     def _keys_values(self, x_BTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys before rotation and values, [B, T, num_kv_heads, head_dim]."""
@@ -209,10 +240,11 @@ class AttentionSpec(MixerSpec):
         c, d, narrow, (query, keys) = self.settings, self.model.dim, precision.narrow, self._widths
         if state_only:
             return precision.inputs(d, 2) + (precision.normed(narrow) * keys if c.qk_norm != "none" else 0)
-        # Rotated queries and keys, values, the output of attention, and its gated copy or the copy with joined heads.
-        token = precision.inputs(d, 3) + narrow * (3 * query + 2 * keys) + WIDE * c.num_heads
-        if c.gate:
-            token += narrow * query
+        # Rotated queries and keys, values, the output of attention and its logarithms of sums. Its heads are joined
+        # without a copy.
+        token = precision.inputs(d, 3) + narrow * (2 * query + 2 * keys) + WIDE * c.num_heads
+        if c.gate:  # after the sigmoid, and the gated output
+            token += narrow * 2 * query
         if c.qk_norm != "none":  # the inputs of the norms; PyTorch's in fp32 shares a tensor with the gate
             shared = query if c.gate and narrow == WIDE and not precision.kernels else 0
             token += precision.normed(narrow) * (query + keys + shared) + WIDE * (c.num_heads + c.num_kv_heads)

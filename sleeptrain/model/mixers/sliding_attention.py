@@ -8,7 +8,9 @@ import torch
 
 from sleeptrain.model.document_layout import DocumentLayout
 from sleeptrain.model.mixers.attention import Attention, AttentionSpec
+from sleeptrain.model.mixers.spec import Precision
 from sleeptrain.model.state import Boundary, LayerState, Retained, WindowKV
+from sleeptrain.ops.document_attention import fits_kernel
 
 
 class SlidingAttention(Attention):
@@ -44,6 +46,8 @@ class SlidingAttentionSpec(AttentionSpec):
     def reach(self, tokens: int) -> int:
         return min(tokens, self.settings.sliding_window)
 
-    def saved_mask_bytes(self, length: int) -> int:
-        """A bool for each pair of tokens if the reach is shorter than the window."""
-        return length**2 if self.settings.sliding_window < length else 0
+    def saved_mask_bytes(self, length: int, precision: Precision) -> int:
+        """A number for each pair of tokens if the reach is shorter than the window; FlashAttention needs no mask."""
+        c = self.settings
+        by_bounds = precision.kernels and fits_kernel(precision.narrow, c.head_dim)
+        return 0 if by_bounds or c.sliding_window >= length else precision.narrow * length**2

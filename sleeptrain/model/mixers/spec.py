@@ -45,7 +45,8 @@ class Precision:
     """The facts about precision and kernels that decide how many bytes autograd saves for a mixer.
 
     narrow: bytes of an element of products and attention (2 under `train.precision=bf16`, else 4).
-    kernels: recurrences, convolutions, norms and gates run in flash-linear-attention, as on a GPU; False: in PyTorch.
+    kernels: recurrences, convolutions, norms and gates run in flash-linear-attention and attention reads documents by
+        their bounds where it can, as on a GPU; False: in PyTorch, with masks.
     residual: bytes of an element of the features between blocks.
     """
 
@@ -215,7 +216,7 @@ class MixerSpec(ABC):
         The spec's settings are those of one tensor rank (`cut`). state_only: nobody reads the features.
         """
 
-    def saved_mask_bytes(self, length: int) -> int:
+    def saved_mask_bytes(self, length: int, precision: Precision) -> int:
         """Bytes of the mixer's mask that autograd saves, once for all rows."""
         return 0
 

@@ -26,6 +26,7 @@ from sleeptrain.sleep.loop import (
     run_layers,
     summed_loss,
 )
+from sleeptrain.sleep.round_layouts import RoundLayouts, carried_documents
 from sleeptrain.sleep.rounds import Round
 
 RunBackward = Callable[[torch.Tensor], None]
@@ -73,6 +74,7 @@ class StageMicroBatch:
     rounds: its plan; the methods name a round by its index in it.
     state: the memory of its rows, current after each forward.
     divisor: divides each summed loss.
+    retained_BC: `retained_documents` of the memory before the first round, if they are known; None: they are read.
     detached_before: rounds whose initial state is detached, where backpropagation ends (`sleep.bptt_windows`).
     loss: the sum over the forwards so far, divided by `divisor`.
     """
@@ -87,13 +89,17 @@ class StageMicroBatch:
         divisor: float,
         detached_before: frozenset[int] = frozenset(),
         read_logits: ReadLogits | None = None,
+        retained_BC: torch.Tensor | None = None,
     ) -> None:
         self.rounds = rounds
         self.state = state
         self.loss = torch.zeros((), dtype=torch.float64, device=model.device)
         self._context, self._num_rows = RoundContext(model, settings, read_logits), batch.tokens_BT.shape[0]
         self._divisor, self._detached_before = divisor, detached_before
-        self._inputs = inputs_of_rounds(batch, rounds, model.device)
+        if retained_BC is None:
+            retained_BC = carried_documents(rounds, state)
+        layouts = RoundLayouts(batch, model, settings.boundary.sliding_window, retained_BC)
+        self._inputs = inputs_of_rounds(batch, rounds, layouts, model.device)
         self._boundary: tuple[int, FastWeights] | None = None  # window, and the state at its start
         self._saved: dict[int, SavedInputs] = {}
         self._state_gradient: Gradients | None = None

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch.utils._pytree import tree_leaves
 
 from sleeptrain.config.schema import Config, ModelConfig
+from sleeptrain.data.batch import Batch
 from sleeptrain.distributed.gpus import Gpu
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.linear import computing_in
 from sleeptrain.model.mixers.registry import block_spec
+from sleeptrain.ops.device import as_on_gpu
 from sleeptrain.parallel.tensor.sharding import local_config
 from sleeptrain.plan.roofline.kernel_times import NOTHING, Count
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.parts import Part, Record, RunsAgain
 from sleeptrain.plan.roofline.record import Call
-from sleeptrain.sleep.inputs import RoundInputs
+from sleeptrain.sleep.inputs import RoundInputs, inputs_of_rounds
 from sleeptrain.sleep.loop import LoopSettings
+from sleeptrain.sleep.precision import DTYPES
+from sleeptrain.sleep.round_layouts import RoundLayouts
 from sleeptrain.sleep.rounds import Round, Stretch, round_layers
 
 # Kept by `selective` recomputation: their results are dear to compute. Head and loss are outside of it.
@@ -69,6 +75,14 @@ class RoundRecords:
         self._model = local_config(config.model, config.parallel.tensor)
         self._train, self._settings = config.train, settings
         self._known: dict[Hashable, Record] = {}
+
+    def inputs(self, batch: Batch, rounds: Sequence[Round]) -> list[RoundInputs]:
+        """The inputs of the rounds of a batch as a GPU would get them, on the CPU."""
+        with torch.device("meta"):
+            model = Hybrid(self._model)
+        with as_on_gpu(), computing_in(model, DTYPES[self._train.precision]):
+            layouts = RoundLayouts(batch, model, self._settings.boundary.sliding_window)
+        return inputs_of_rounds(batch, rounds, layouts, torch.device("cpu"))
 
     def of(self, r: Round, inputs: RoundInputs) -> Parts:
         """The parts of a round. inputs: of the round, on the CPU."""

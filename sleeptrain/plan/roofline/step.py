@@ -14,7 +14,6 @@ from sleeptrain.plan.roofline.kernel_times import NOTHING, Count, count
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.rounds import Parts, RoundRecords, all_but_kept, anything
 from sleeptrain.plan.workload import Extent, Workload, reruns, typical_batch
-from sleeptrain.sleep.inputs import inputs_of_rounds
 from sleeptrain.sleep.rounds import Round
 
 CPU = torch.device("cpu")
@@ -93,5 +92,5 @@ def compiles(config: Config) -> bool:
 
 def _parts(workload: Workload, batch: Batch, records: RoundRecords) -> dict[Round, Parts]:
     """The parts of each round; those of windows that differ in nothing but their place are recorded once."""
-    inputs = inputs_of_rounds(batch, workload.rounds, CPU)
+    inputs = records.inputs(batch, workload.rounds)
     return {r: records.of(r, i) for r, i in zip(workload.rounds, inputs, strict=True)}

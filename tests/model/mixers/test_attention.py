@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch._dynamo.backends.debugging import aot_eager
 
+from sleeptrain.model.document_layout import DocumentLayout, window_layout
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.rope import rope_tables, rotate
-from sleeptrain.model.state import HARD, Boundary
+from sleeptrain.model.state import HARD, Boundary, Retained
+from sleeptrain.ops.document_attention import after_earlier_keys
 from tests.model.test_block import features, run_block
 from tests.models import tiny_config, tiny_model
 from tests.sleep.oracle import causal_layout
@@ -65,3 +70,40 @@ def test_biases_begin_as_zero_and_count():
         bias.data += torch.randn_like(bias)
         assert not torch.allclose(run_block(model, x), before)
         before = run_block(model, x)
+
+
+def compiled_case(lengths: list[int], counts: list[int]) -> tuple[DocumentLayout, list[torch.Tensor]]:
+    """Two rows of 12 tokens: the first has documents of these lengths. counts: what rows see of 4 retained tokens."""
+    generator = torch.Generator().manual_seed(sum(counts) + len(lengths))
+    first = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    documents = torch.stack([first, torch.full((12,), 9)])
+    layout = window_layout(documents, torch.zeros(2, 12, dtype=torch.bool), with_bounds=True)
+    bounds = after_earlier_keys(layout.bounds, torch.tensor(counts), 4)
+    shapes = [(2, 12, 16), (2, 4, 2, 8), (2, 4, 2, 8)]
+    leaves = [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
+    return replace(layout, bounds_after={4: bounds}), leaves
+
+
+@pytest.mark.parametrize("retains", [False, True])
+def test_a_compiled_block_reads_bounds_in_one_graph(by_bounds: list[torch.Tensor], retains: bool) -> None:
+    """Also where the next windows have other documents, for which one more graph is enough."""
+    block, graphs = tiny_model(["attention"]).blocks[0], list[int]()
+
+    def count(module: torch.fx.GraphModule, examples: list[torch.Tensor]) -> object:
+        graphs.append(1)
+        return aot_eager(module, examples)
+
+    compiled = torch.compile(block, backend=count, fullgraph=True)
+    boundary = Boundary(sliding_window=4) if retains else HARD
+    for lengths, counts in [([5, 7], [4, 3]), ([2, 4, 6], [1, 4]), ([3] * 4, [4, 0])]:
+        layout, leaves = compiled_case(lengths, counts)
+
+        def outcome(run: torch.nn.Module, layout=layout, leaves=leaves) -> list[torch.Tensor]:
+            x, k, v = leaves
+            state = Retained(k, v, torch.zeros(2, 4, dtype=torch.long)) if retains else None
+            y, _ = run(x, state, layout, boundary)
+            return [y, *torch.autograd.grad(y.sin().sum(), [*leaves] if retains else [x])]
+
+        for found, expected in zip(outcome(compiled), outcome(block), strict=True):
+            torch.testing.assert_close(found, expected)
+    assert len(graphs) <= 2 and len(by_bounds) == 6

@@ -7,6 +7,7 @@ import torch
 
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.mixers.registry import mixer_spec
+from sleeptrain.model.mixers.spec import Precision
 from sleeptrain.model.state import Boundary
 from tests.model.test_block import features, run_block
 from tests.models import tiny_config, tiny_model
@@ -16,7 +17,9 @@ from tests.sleep.oracle import causal_layout
 def test_the_spec_knows_the_reach() -> None:
     spec = mixer_spec(tiny_config(["sliding_attention"]), "sliding_attention")
     assert [spec.reach(tokens) for tokens in (1, 3, 9)] == [1, 3, 3]
-    assert [spec.saved_mask_bytes(length) for length in (3, 4)] == [0, 16]
+    by_mask, by_bounds = Precision(4, True), Precision(2, True)
+    assert [spec.saved_mask_bytes(length, by_mask) for length in (3, 4)] == [0, 64]
+    assert spec.saved_mask_bytes(4, by_bounds) == 0 and spec.saved_mask_bytes(4, Precision(2, False)) == 32
 
 
 @pytest.mark.parametrize("sliding", [None, 4, 6])

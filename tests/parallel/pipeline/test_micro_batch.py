@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.model.state import FastWeights
+from sleeptrain.model.state import Boundary, FastWeights
 from sleeptrain.parallel.pipeline.executor import StageStep
 from sleeptrain.parallel.pipeline.micro_batch import RoundOutputs, StageMicroBatch
 from sleeptrain.parallel.pipeline.schedule import schedule
 from sleeptrain.parallel.pipeline.stages import PipelineStages
+from sleeptrain.sleep import round_layouts
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_rounds, window_facts, windows_of
 from tests.models import random_batch, tiny_model
@@ -54,6 +57,31 @@ def test_loss_gradients_and_memory_are_those_of_the_loop(passes: int) -> None:
     assert float(part.loss) == pytest.approx(float(loss.detach()))
     assert_same(gradients(model), gradients(other))
     assert_same(part.state.to_state_dict(), state.detach().to_state_dict())
+
+
+def test_attention_by_bounds_reads_the_documents_of_carried_memory(
+    by_bounds: list[torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Under sliding eviction, against the loop under masks, over two steps."""
+    rows, settings = [[0] * 6 + [1] * 6, [2] * 12], replace(SETTINGS, boundary=Boundary(sliding_window=4))
+    first, second = random_batch(rows, continues=[True, True]), random_batch([[1] * 5 + [3] * 7, [2] * 12], 1)
+    second = replace(second, carried_B=torch.tensor([True, True]))
+    model, other = tiny_model(LAYERS), tiny_model(LAYERS)
+    plans = [plan_rounds(window_facts(batch, 4), 2) for batch in (first, second)]
+    memory = model.empty_state()
+    for batch, rounds in zip((first, second), plans, strict=True):
+        part = StageMicroBatch(model, batch, rounds, memory, settings, DIVISOR)
+        run(part)
+        memory = part.state
+    assert len(by_bounds) >= 8
+    monkeypatch.setattr(round_layouts, "reads_bounds", lambda model: False)
+    state = other.empty_state()
+    for batch, rounds in zip((first, second), plans, strict=True):
+        losses, state = run_rounds(other, batch, rounds, state.detach(), settings)
+        (torch.stack(list(losses.values())).sum() / DIVISOR).backward()
+    assert_same(gradients(model), gradients(other))
+    assert_same(memory.to_state_dict(), state.detach().to_state_dict())
 
 
 def test_backpropagation_ends_before_a_detached_round() -> None:

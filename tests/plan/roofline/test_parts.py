@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from sleeptrain.config.compose import compose
 from sleeptrain.distributed.gpus import GPUS
 from sleeptrain.model.state import HARD, Boundary
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.parts import Part, Record
-from sleeptrain.sleep.inputs import inputs_of_rounds
+from sleeptrain.plan.roofline.rounds import RoundRecords
+from sleeptrain.sleep.loop import loop_settings
 from sleeptrain.sleep.rounds import plan_batch
 from tests.plan.roofline.counted import packed_batch
 
@@ -21,7 +21,12 @@ def part(*more: str) -> Part:
     config = compose([*SMALL, *more])
     batch = packed_batch(2000)
     [r, *_] = rounds = plan_batch(batch, 1000, 1, config.sleep)
-    return Part(config.model, config.train, r, inputs_of_rounds(batch, rounds, torch.device("cpu"))[0])
+    return Part(
+        config.model,
+        config.train,
+        r,
+        RoundRecords(config, loop_settings(config.sleep, 1000, len(config.model.layers))).inputs(batch, rounds)[0],
+    )
 
 
 def flops(record: Record) -> tuple[int, int]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from sleeptrain.distributed.gpus import GPUS
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.rounds import Parts, all_but_kept, anything, attending_pairs
-from sleeptrain.sleep.inputs import inputs_of_rounds
 from sleeptrain.sleep.rounds import Round, Stretch
 from tests.plan.roofline.counted import counted_2b
 
@@ -20,7 +18,7 @@ CEILINGS = {"wake": (3800, 3220, 222, 142), "middle": (3560, 2610, 67, 140), "la
 
 def round_of(kind: str) -> Parts:
     _, workload, batch, records = counted_2b()
-    inputs = inputs_of_rounds(batch, workload.rounds, torch.device("cpu"))
+    inputs = records.inputs(batch, workload.rounds)
     fits = {
         "wake": lambda r: r.is_wake,
         "middle": lambda r: not r.is_wake and not r.state_only,
