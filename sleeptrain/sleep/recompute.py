@@ -70,4 +70,5 @@ class Recompute:
         self.window = _recomputed if mode == "window" else _plain
         self.round = _recomputed if rounds else _plain
         self.loss = _recomputed if rounds else _plain
-        self.block: Callable[..., Any] | None = {"block": _recomputed, "selective": _selected}.get(mode)
+        blocks: dict[str, Callable[..., Any]] = {"block": _recomputed, "selective": _selected}
+        self.block = blocks.get(mode)
