@@ -16,11 +16,13 @@ a time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch.utils._pytree import register_dataclass, tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
+from sleeptrain.config.schema import Config
 from sleeptrain.model.state import FastWeights, Recurrent, Retained
 from sleeptrain.sleep.selective import Contexts, contexts_of
 
@@ -28,6 +30,13 @@ for _kind in (FastWeights, Recurrent, Retained):
     register_dataclass(_kind)
 
 MODES = ("none", "selective", "block", "pass", "window")
+# The value of `sleep.recompute` that stands for one of them at each time of a run (`sleeptrain.plan.recompute`).
+AUTO = "auto"
+
+
+def with_recompute(config: Config, mode: str) -> Config:
+    """The configuration with this value of `sleep.recompute`."""
+    return replace(config, sleep=replace(config.sleep, recompute=mode))
 
 
 def _recomputed(
@@ -59,8 +68,8 @@ def _plain(function: Callable[..., Any], *arguments: Any) -> Any:
 class Recompute:
     """The functions that call windows, rounds, blocks and losses in a mode (one of `MODES`).
 
-    block: calls a block with its arguments; None: it is called directly. Raises ValueError for another mode:
-    `sleep.recompute=auto` stands for one of them at each time of a run.
+    block: calls a block with its arguments; None: it is called directly. Raises ValueError for another mode, `AUTO`
+    included.
     """
 
     def __init__(self, mode: str):
