@@ -86,8 +86,8 @@ def run_rounds(
 def _loss(context: RoundContext, x_ND: torch.Tensor, r: Round, inputs: RoundInputs) -> torch.Tensor:
     """The loss of a round, outside the round's recomputation (`Recompute.loss`)."""
     settings = context.settings
-    # A loss of some rows at a time keeps no logits, so it need not run again as a whole.
-    whole = len(inputs.targets_N) <= rows_at_once(context.model.config.vocab_size)
+    # A loss of some rows at a time keeps no logits, so it need not run again as a whole. Logits are read once.
+    whole = len(inputs.targets_N) <= rows_at_once(context.model.config.vocab_size) and context.read_logits is None
     if settings.on_round is not None:
         settings.on_round(r)
     if whole:
