@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
+from sleeptrain.distributed.memory import memory_limits
 from sleeptrain.doctor.driver import has_driver, wants_gpus
 from sleeptrain.doctor.finding import Case, Finding, failed, ok, skipped
 
@@ -17,7 +17,6 @@ SHARED = Path("/dev/shm")
 SHARED_WITH_GPUS, SHARED_WITHOUT = GIB, GIB // 64
 OPEN_FILES = 1024
 MEMORY = 2 * GIB
-CGROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def check_shared_memory(case: Case) -> Finding:
@@ -43,7 +42,7 @@ def check_open_files(case: Case) -> Finding:
 
 
 def check_memory(case: Case) -> Finding:
-    free = min([_available(), *_free_in_cgroups()])
+    free = min([_available(), *(limit - used for limit, used in memory_limits())])
     if free < MEMORY:
         cure = "end the processes that use the memory, or ask the scheduler for more (sbatch --mem)"
         return failed(f"{_gib(free)} free, {_gib(MEMORY)} are needed by one process", cure, free=free)
@@ -57,22 +56,6 @@ def _available() -> int:
         rows = dict(line.split(":") for line in table.read_text().splitlines())
         return int(rows["MemAvailable"].split()[0]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _free_in_cgroups() -> Iterator[int]:
-    """Free bytes under the memory limit of this process's cgroup and of each parent: a scheduler's or a container's."""
-    for line in OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.exists() else ():
-        _, kinds, path = line.split(":", 2)
-        if kinds not in ("", "memory"):
-            continue
-        root = CGROUPS / kinds
-        limit, used = ("memory.limit_in_bytes", "memory.usage_in_bytes") if kinds else ("memory.max", "memory.current")
-        group = root / path.lstrip("/")
-        for place in [group, *group.parents]:
-            if place.is_relative_to(root) and (place / limit).is_file() and (place / used).is_file():
-                maximum = (place / limit).read_text().strip()
-                if maximum.isdigit():
-                    yield int(maximum) - int((place / used).read_text())
 
 
 def _gib(size: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -26,6 +27,8 @@ MOST_LOGITS = 2**26
 
 # Runs one block. Under recomputation of blocks it checkpoints the block's activations.
 RunBlock = Callable[..., tuple[torch.Tensor | None, LayerState]]
+# Called with the index of the first of some rows, their logits [n, V] in fp32 or wider, and their targets [n].
+ReadRows = Callable[[int, torch.Tensor, torch.Tensor], None]
 
 
 class Blocks(nn.ModuleDict):
@@ -138,19 +141,33 @@ class Hybrid(Product, nn.Module):
         return logits if divisor == 1 else logits / divisor
 
     def cross_entropy(
-        self, x_ND: torch.Tensor, targets_N: torch.Tensor, read_logits: Callable[[torch.Tensor], None] | None = None
+        self, x_ND: torch.Tensor, targets_N: torch.Tensor, read_logits: ReadRows | None = None
     ) -> torch.Tensor:
         """The summed cross entropy of the targets (int64) in nats, a scalar in fp32 or wider.
 
-        read_logits: called with the logits [N, V] in the same dtype. Without it, logits of more than `MOST_LOGITS`
-        elements are computed some rows at a time, and again in the backward.
+        Logits of more than `MOST_LOGITS` elements are computed some rows at a time. Without `read_logits` they are
+        computed again in the backward; a graph of logits that were read keeps them.
         """
         rows = rows_at_once(self.config.vocab_size)
-        if read_logits is None and rows < len(targets_N):
-            return self._chunked_cross_entropy(x_ND, targets_N, rows)
+        if read_logits is None:
+            whole = rows >= len(targets_N)
+            return self._loss(x_ND, targets_N) if whole else self._chunked_cross_entropy(x_ND, targets_N, rows)
+        losses = []
+        for first in range(0, max(len(targets_N), 1), rows):
+            chunk = slice(first, first + rows)
+            losses.append(self._loss(x_ND[chunk], targets_N[chunk], partial(read_logits, first)))
+        return torch.stack(losses).sum()
+
+    def _loss(
+        self,
+        x_ND: torch.Tensor,
+        targets_N: torch.Tensor,
+        read: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
+    ) -> torch.Tensor:
+        """The loss from all logits at once. read: called with the logits and the targets."""
         logits = at_least_fp32(self.logits(x_ND))
-        if read_logits is not None:
-            read_logits(logits)
+        if read is not None:
+            read(logits, targets_N)
         return F.cross_entropy(logits, targets_N, reduction="sum")
 
     def _chunked_cross_entropy(self, x_ND: torch.Tensor, targets_N: torch.Tensor, rows: int) -> torch.Tensor:

@@ -34,6 +34,7 @@ from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.flops import step_flops
 from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits, loop_settings, run_rounds
 from sleeptrain.sleep.precision import in_precision
+from sleeptrain.sleep.recompute import with_recompute
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.sleep.step import (
     MicroBatch,
@@ -225,6 +226,9 @@ class DistributedEngine:
 
     def freeze(self, stage: int) -> None:
         self._zero.freeze(stage)
+
+    def recompute(self, mode: str) -> None:
+        self._config = with_recompute(self._config, mode)
 
     def step(self, scale: float, accepts: Callable[[float], bool] | None = None) -> float:
         return self._zero.step(scale, accepts)

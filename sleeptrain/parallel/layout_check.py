@@ -165,6 +165,11 @@ def _check_recompute(config: Config) -> None:
             f"sleep.recompute=window does not go with parallel.pipeline={pipeline}, which runs each round again by "
             "itself in its backward; use sleep.recompute=pass, or block for less memory in it"
         )
+    if config.parallel.zero == 3 and config.sleep.recompute == "selective":
+        raise ConfigError(
+            "sleep.recompute=selective does not go with parallel.zero=3: DeepSpeed would gather the weights of "
+            "products that do not run again; use sleep.recompute=pass, or parallel.zero=1"
+        )
 
 
 def _check_sequence(config: Config) -> None:

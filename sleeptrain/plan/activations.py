@@ -8,6 +8,7 @@ GPU kernels save their arguments as they are.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import torch
@@ -60,18 +61,47 @@ class Activations:
         mask = 0 if state_only else spec.saved_mask_bytes(length, self._precision)
         return len(r.rows) * (length * token + state_bytes(m, m.layers[layer])) + mask
 
-    def fed_back(self, r: Round) -> int:
-        """Bytes for the norm of the features that are fed back. In a round with a loss the head's norm counts them."""
-        normed = self.model.norm_between_passes and not r.loss and not r.state_only
+    def kept(self, layer: int, r: Round, state_only: bool) -> int:
+        """Bytes that a block keeps under `sleep.recompute=selective`, besides its input features and S."""
+        m, tokens = self.model, len(r.rows) * r.length
+        to_state, to_features = self._product_widths[layer]
+        width = to_state if state_only else to_state + to_features
+        if self.token_parts > 1:  # the gathered input and the scattered output of the mixer and of the feed-forward
+            regions = 1 if state_only or layer in m.mixer_only else 2
+            width += regions * m.dim + (0 if state_only else regions * m.dim // self.token_parts)
+        return tokens * (self.narrow * width + block_spec(m, layer).kept_bytes(state_only, self._precision))
+
+    @cached_property
+    def _product_widths(self) -> list[tuple[int, int]]:
+        """The channels of each block's linear layers together: of those that its state needs, and of the others."""
+        result = []
+        for layer in range(len(self.model.layers)):
+            state = {f"mixer.{name}" for name in block_spec(self.model, layer).state_layers}
+            widths = {name: weight.shape[0] for name, weight in _matrices(self.model, layer).items()}
+            to_state = sum(width for name, width in widths.items() if name in state)
+            result.append((to_state, sum(widths.values()) - to_state))
+        return result
+
+    def features(self, r: Round) -> int:
+        """Bytes of the features between blocks."""
+        return len(r.rows) * r.length * self.model.dim * self.residual
+
+    def fed_back(self, r: Round, head: bool) -> int:
+        """Bytes for the norm of the features that are fed back. head: the round counts the head's norm of them."""
+        normed = self.model.norm_between_passes and not head and not r.state_only
         saved = self._precision.normed(self.residual) * self.model.dim + WIDE
         return len(r.rows) * r.length * saved if normed else 0
 
     def head(self, num_targets: int) -> int:
-        """Bytes for the last norm, the head and the loss."""
+        """Bytes for the last norm, the head and the loss, with the features that they read."""
         m = self.model
-        chunked = num_targets > rows_at_once(m.vocab_size)
         normed = self._precision.normed(self.residual) * m.dim + WIDE
-        return num_targets * (normed + self.narrow * m.dim + (0 if chunked else WIDE * m.vocab_size))
+        logits = WIDE * m.vocab_size if self.whole_logits(num_targets) else 0
+        return num_targets * (normed + self.narrow * m.dim + logits)
+
+    def whole_logits(self, num_targets: int) -> bool:
+        """True if a loss of so many targets holds all their logits at once."""
+        return num_targets <= rows_at_once(self.model.vocab_size)
 
     def logits(self, num_targets: int) -> int:
         """Peak bytes of the loss, in its backward: probabilities, and the gradients before and after the softmax."""
@@ -83,7 +113,8 @@ class Activations:
         if self.narrow == WIDE:
             return 0
         m = self.model
-        return self.narrow * (sum(_matrix_elements(m, i) for i in layers) + head * m.vocab_size * m.dim)
+        elements = sum(weight.numel() for i in layers for weight in _matrices(m, i).values())
+        return self.narrow * (elements + head * m.vocab_size * m.dim)
 
     def _norm(self, element: int) -> int:
         """Bytes for a norm ahead of or behind a mixer or feed-forward; element: bytes of an element of its input."""
@@ -105,8 +136,8 @@ def carried_bytes(config: Config, workload: Workload, model: ModelConfig, kind: 
     return mixer_spec(model, kind).carried_bytes(narrow, workload.sliding_window or 0, carry_conv)
 
 
-def _matrix_elements(model: ModelConfig, layer: int) -> int:
-    """Number of weights in a block's linear layers."""
+def _matrices(model: ModelConfig, layer: int) -> dict[str, torch.Tensor]:
+    """The weights of a block's linear layers by the layers' names, on the meta device."""
     with torch.device("meta"):
         block = Block(layer, model)
-    return sum(part.weight.numel() for part in block.modules() if isinstance(part, nn.Linear))
+    return {name: part.weight for name, part in block.named_modules() if isinstance(part, nn.Linear)}

@@ -118,7 +118,8 @@ def _backward(config: Config, workload: Workload, r: Round, mode: str) -> Iterat
     """
     needs_last = config.model.sandwich_norms
     rerun = list(_forward(config, workload, r)) if mode in ("pass", "window") else []
-    weight_present = bool(rerun) and not (r.loss or r.state_only or needs_last or config.model.norm_between_passes)
+    after_last = workload.selects_targets(r) or r.state_only or needs_last or config.model.norm_between_passes
+    weight_present = bool(rerun) and not after_last
     yield from rerun[:-1] if weight_present else rerun
     for layer, state_only in reversed(list(_blocks(config, workload, r))):
         names = _calls(config, layer, state_only)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from sleeptrain.config.schema import Config
 from sleeptrain.config.vocabulary import with_vocabulary
 from sleeptrain.data.shards import TokenShards
 from sleeptrain.data.tasks.build import build_task
 from sleeptrain.distributed.gpus import Gpu
+from sleeptrain.distributed.memory import device_memory
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.parallel.layout_check import check_layout, too_few_micro_batches
 from sleeptrain.parallel.pipeline.schedule import Schedule, schedule
@@ -17,12 +20,14 @@ from sleeptrain.parallel.pipeline.stage_split import schedule_costs, split_stage
 from sleeptrain.plan.links import DataTraffic, TensorTraffic, data_traffic, sent_bytes, tensor_traffic
 from sleeptrain.plan.memory import StageMemory, stage_memory
 from sleeptrain.plan.parameters import WIDE, Held, count_parameters, held_parameters
+from sleeptrain.plan.recompute import choose
 from sleeptrain.plan.roofline.kernel_times import SHARES
 from sleeptrain.plan.roofline.step import compiles, count_step
 from sleeptrain.plan.speed import Speed, Traffic, Work, forecast, leaves_machine
 from sleeptrain.plan.update import newton_schulz_flops
 from sleeptrain.plan.workload import Workload, workloads
 from sleeptrain.sleep.precision import residual_bytes
+from sleeptrain.sleep.recompute import AUTO, with_recompute
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class StepPlan:
     """A step of one curriculum stage.
 
     workload: the rounds of the step.
+    recompute: the recomputation mode.
     simulation: of a replica's pipeline schedule.
     memory, tensor, data: one entry for each pipeline stage.
     flops, recompute_flops: FLOPs in all processes.
@@ -39,6 +45,7 @@ class StepPlan:
     """
 
     workload: Workload
+    recompute: str
     simulation: Simulation
     memory: tuple[StageMemory, ...]
     flops: int
@@ -68,6 +75,7 @@ class Plan:
     steps: one for each curriculum stage.
     gpu: (name, data sheet); None: no forecast.
     efficiency: share of the GPU's peak that was named, 0..1; None: it is counted for each step (`StepPlan.efficiency`).
+    memory: bytes of a process within which `sleep.recompute=auto` chose; None: nothing was chosen.
     """
 
     config: Config
@@ -81,6 +89,7 @@ class Plan:
     gpu: tuple[str, Gpu] | None
     efficiency: float | None
     warning: str | None
+    memory: float | None
 
     @property
     def largest(self) -> StepPlan:
@@ -92,6 +101,8 @@ def make_plan(config: Config, processes: int, gpu: tuple[str, Gpu] | None, effic
     """Plan a run on `processes` processes.
 
     efficiency: the share of the GPU's peak that the run reaches, 0..1; None: count it, from a record of its operators.
+    `sleep.recompute=auto` chooses for the GPU's memory; without `gpu` for the memory of this machine's GPU, or of a
+    machine without one for all of its own.
     Raises ConfigError if the layout does not fit, or if neither the model nor the data give the size of the vocabulary.
     """
     replicas = check_layout(config, processes)
@@ -99,15 +110,19 @@ def make_plan(config: Config, processes: int, gpu: tuple[str, Gpu] | None, effic
     stages = split_stages(config, config.parallel.pipeline)
     held = held_parameters(config, stages.bounds)
     costs = schedule_costs(config)
+    memory = process_memory(gpu) if config.sleep.recompute == AUTO else None
     steps = []
     for workload in workloads(config, replicas):
         plan = schedule(workload.plans, stages, costs)
         simulation = simulate(plan, costs, residual_bytes(config.train) * config.model.dim)
-        steps.append(_step_plan(config, processes, workload, plan, simulation, held, gpu, efficiency))
+        mode = choose(config, workload, held, plan, memory or 0, gpu is not None).mode
+        steps.append(
+            _step_plan(with_recompute(config, mode), processes, workload, plan, simulation, held, gpu, efficiency)
+        )
     total, embedding = count_parameters(config)
     return Plan(
         config, processes, replicas, stages.bounds, total, embedding, tuple(map(tuple, held)), tuple(steps), gpu,
-        efficiency, too_few_micro_batches(config, replicas),
+        efficiency, too_few_micro_batches(config, replicas), memory,
     )  # fmt: skip
 
 
@@ -146,8 +161,9 @@ def _step_plan(
         )
         traffic = _traffic(config, workload, tensor, data, tied)
         speed = forecast(gpu[1], efficiency, processes, work, traffic, products)
+    counted = None if gpu is None else efficiency
     return StepPlan(
-        workload, simulation, memory, flops, recompute, tensor, data, tied, speed, None if gpu is None else efficiency
+        workload, config.sleep.recompute, simulation, memory, flops, recompute, tensor, data, tied, speed, counted
     )
 
 
@@ -165,6 +181,13 @@ def _traffic(
         tied=tied,
         machines=leaves_machine(parallel.tensor, replicas, parallel.pipeline),
     )
+
+
+def process_memory(gpu: tuple[str, Gpu] | None) -> float:
+    """Bytes of the GPU; without one of this machine's GPU, or of the machine if it has none."""
+    if gpu is not None:
+        return gpu[1].memory
+    return device_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def vocabulary(config: Config) -> int:

@@ -7,10 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sleeptrain.config.schema import Config
-from sleeptrain.model.hybrid import rows_at_once
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.parallel.pipeline.stages import PipelineStages
-from sleeptrain.parallel.tensor.sharding import local_config
 from sleeptrain.plan.gathers import gathered
 from sleeptrain.plan.parameters import WIDE, Held, partition_size, role_groups
 from sleeptrain.plan.update import muon_exchange
@@ -51,7 +49,7 @@ def tensor_traffic(config: Config, workload: Workload, stages: PipelineStages, s
         return TensorTraffic(forward, recompute, backward)
     counts = _TensorCounts(config, workload, stages, stage)
     for r in workload.rounds:
-        forward += counts.forward(r)
+        forward += counts.forward(r) + counts.loss(r)
     for r, extent in reruns(config, workload):
         if extent is Extent.BLOCKS:
             recompute += counts.blocks(r) - counts.ends_of_blocks(r)
@@ -59,6 +57,7 @@ def tensor_traffic(config: Config, workload: Workload, stages: PipelineStages, s
             recompute += counts.forward(r) - (counts.last(r) if extent is Extent.NEEDED else Payload())
     trained = workload.trained(config.parallel.pipeline)
     for r in trained:
+        recompute += _times(counts.loss(r), workload.losses_again(config, r))
         backward += counts.backward(r)
     # In a pipeline each round has its own backward; else a stretch of rounds has one.
     backwards = [[r] for r in trained] if config.parallel.pipeline > 1 else workload.stretches
@@ -75,7 +74,6 @@ class _TensorCounts:
         self.config, self.workload, self.stages, self.stage = config, workload, stages, stage
         self.layers = range(*stages.bounds[stage : stage + 2])
         self.sequence, self.size = config.parallel.sequence, config.parallel.tensor
-        self.rows_at_once = rows_at_once(local_config(config.model, self.size).vocab_size)
         self.narrow, self.residual = product_bytes(config.train), residual_bytes(config.train)
 
     def forward(self, r: Round) -> Payload:
@@ -86,9 +84,13 @@ class _TensorCounts:
             # A block that only updates its state outputs no features to gather.
             has_state_only = any(state_only for _, state_only in self._blocks_run(r))
             payload["all_gather"] += (self._sections(r) - has_state_only) * self._tokens(r) * D * self.residual
-        if r.loss and self.layers.stop == len(self.config.model.layers):
-            payload["all_reduce"] += 3 * WIDE * self.workload.targets_of(r)  # maxima, target logits, sums
         return payload
+
+    def loss(self, r: Round) -> Payload:
+        """The maxima, target logits and sums of a loss."""
+        if not r.loss or self.layers.stop < len(self.config.model.layers):
+            return Payload()
+        return Payload(all_reduce=3 * WIDE * self.workload.targets_of(r))
 
     def blocks(self, r: Round) -> Payload:
         return sum((self._block(layer, r, state_only) for layer, state_only in self._blocks_run(r)), Payload())
@@ -99,10 +101,7 @@ class _TensorCounts:
 
     def last(self, r: Round) -> Payload:
         """The collectives at the end of a round, ahead of which the rerun of a checkpointed round stops."""
-        if r.loss:  # of the last rows, if the loss is computed some rows at a time
-            targets, rows = self.workload.targets_of(r), self.rows_at_once
-            return Payload(all_reduce=3 * WIDE * ((targets - 1) % rows + 1)) if targets > rows else Payload()
-        if not (blocks := list(self._blocks_run(r))) or blocks[-1][1]:
+        if not (blocks := list(self._blocks_run(r))) or blocks[-1][1] or self.workload.selects_targets(r):
             return Payload()
         elements = self._tokens(r) * self.config.model.dim
         return self._leave(r) + (Payload(all_gather=elements * self.residual) if self.sequence else Payload())
@@ -114,10 +113,7 @@ class _TensorCounts:
         if self.sequence:  # of the tokens that are split at the start of prelude, core or coda
             payload["all_gather"] += self._sections(r) * self._tokens(r) * D * self.residual
         if r.loss and self.layers.stop == len(self.config.model.layers):
-            targets = self.workload.targets_of(r)
-            payload["all_reduce"] += targets * D * self.narrow
-            if targets > self.rows_at_once:
-                payload["all_reduce"] += 3 * WIDE * targets  # the loss is computed again
+            payload["all_reduce"] += self.workload.targets_of(r) * D * self.narrow
         return payload
 
     def _blocks_run(self, r: Round) -> Iterator[tuple[int, bool]]:

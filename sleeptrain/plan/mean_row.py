@@ -70,7 +70,7 @@ class MeanRow:
             return two + (passes - 2) * (three - two)
         config = self._config
         rounds = plan_batch(self._sample, window, passes, config.sleep, config.parallel.token_parts)
-        settings = loop_settings(config.sleep, window, len(config.model.layers))
+        settings = loop_settings(config.sleep, window, len(config.model.layers), recompute="none")
         targets = int((self._sample.targets_BT != IGNORE).sum())
         return step_flops(config.model, rounds, targets, settings.core, settings.boundary.sliding_window)
 

@@ -88,50 +88,82 @@ class _Graph:
 
 
 def _graph(counts: Activations, config: Config, workload: Workload, r: Round, layers: range) -> _Graph:
-    """The graph of a round on these layers. Under `sleep.recompute=block` each block saves only its features and S."""
+    """The graph of a round on these layers, with its loss unless the loss is outside of what runs again.
+
+    Under `sleep.recompute=block` each block saves only its features and S, under `selective` also what it `kept`.
+    """
+    mode = config.sleep.recompute
     planned = workload.layers_of(r, config)
     local = [i for i in layers if i in planned]
     kinds = config.model.layers
     casts = config.parallel.zero == 3  # each use of a matrix makes a copy of its own
-    blocks = [counts.block(i, r, r.state_only and i == planned.stop - 1) for i in local]
+    state_only = {i: r.state_only and i == planned.stop - 1 for i in local}
+    blocks = [counts.block(i, r, state_only[i]) for i in local]
     blocks = [saved + casts * counts.copies(range(i, i + 1), False) for i, saved in zip(local, blocks, strict=True)]
     head = 0
     if layers.stop == len(kinds):
-        head = counts.fed_back(r)
-        head += counts.head(workload.targets_of(r)) + casts * counts.copies(range(0), True) if r.loss else 0
-    if config.sleep.recompute != "block":
+        loss = r.loss and not _rounds_again(config)
+        head = counts.fed_back(r, loss)
+        head += counts.head(workload.targets_of(r)) + casts * counts.copies(range(0), True) if loss else 0
+    if mode not in ("block", "selective"):
         return _Graph(sum(blocks) + head, 0)
-    features = len(r.rows) * r.length * counts.model.dim * counts.residual // counts.token_parts
+    features = counts.features(r) // counts.token_parts
     inputs = sum(features + len(r.rows) * state_bytes(counts.model, kinds[i]) for i in local)
-    return _Graph(inputs + head, max(blocks, default=0))
+    kept = sum(counts.kept(i, r, state_only[i]) for i in local) if mode == "selective" else 0
+    return _Graph(inputs + kept + head, max(blocks, default=0))
+
+
+def _rounds_again(config: Config) -> bool:
+    """True if rounds run again by `sleep.recompute`. A pipeline runs rounds again with their losses."""
+    return config.parallel.pipeline == 1 and config.sleep.recompute in ("pass", "window")
 
 
 def _graphs(counts: Activations, config: Config, workload: Workload, layers: range) -> int:
     """Bytes of the graphs of a micro-batch that are alive at once: of one round if rounds run again, else of all."""
-    one_round = config.parallel.pipeline > 1 or config.sleep.recompute in ("pass", "window")
+    one_round = config.parallel.pipeline > 1 or _rounds_again(config)
     groups = [[r] for r in workload.trained(config.parallel.pipeline)] if one_round else workload.stretches
     graphs = [[_graph(counts, config, workload, r, layers) for r in group] for group in groups]
-    return max((sum(g.forward for g in group) + max(g.backward for g in group) for group in graphs if group), default=0)
+    most = max((sum(g.forward for g in group) + max(g.backward for g in group) for group in graphs if group), default=0)
+    if _rounds_again(config):  # a loss that holds all logits runs again, before its round does
+        targets = max(workload.targets_of(r) for r in workload.rounds)
+        most = max(most, counts.head(targets) * counts.whole_logits(targets))
+    return most
 
 
 def _boundary(counts: Activations, config: Config, workload: Workload) -> int:
-    """Bytes of features and S that `sleep.recompute=pass` and `window` save, without a pipeline."""
-    if config.sleep.recompute not in ("pass", "window"):
+    """Bytes of features and S that `sleep.recompute=pass` and `window` save, without a pipeline.
+
+    Losses save their features in all windows, or what the head saves, if they are computed some rows at a time.
+    """
+    if not _rounds_again(config):
         return 0
     S = sum(state_bytes(counts.model, kind) for kind in counts.model.layers)
     most = 0
     for stretch in workload.stretches:
+        losses = sum(_loss(counts, config, workload, r, stretch) for r in stretch)
         windows = [sum(_border(counts, r, S, group) for r in group) for group in windows_of(stretch)]
         rows = [max(len(r.rows) for r in group) for group in windows_of(stretch)]
         if config.sleep.recompute == "window":
-            most = max(most, max(windows, default=0) + S * sum(rows))
+            most = max(most, max(windows, default=0) + S * sum(rows) + losses)
         else:
-            most = max(most, sum(windows))
+            most = max(most, sum(windows) + losses)
     return most
+
+
+def _loss(counts: Activations, config: Config, workload: Workload, r: Round, stretch: Sequence[Round]) -> int:
+    """Bytes that the loss of a round saves beyond the features that rounds save (`_border`)."""
+    if not r.loss:
+        return 0
+    targets = workload.targets_of(r)
+    features = targets * counts.model.dim * counts.residual
+    saved = features if counts.whole_logits(targets) else counts.head(targets)
+    to_the_end = workload.settings.core[1] == len(counts.model.layers) and not counts.model.norm_between_passes
+    fed_back = any(other.feeds_back and other.window == r.window for other in stretch)
+    shared = to_the_end and fed_back and not workload.selects_targets(r) and config.sleep.recompute == "pass"
+    return saved - features * shared
 
 
 def _border(counts: Activations, r: Round, S: int, window: Sequence[Round]) -> int:
     """Bytes of a round's inputs: S, and the features that it reads, or in a window that sleeps the embedded tokens."""
     reads = not r.is_wake or any(not other.is_wake for other in window)
-    features = len(r.rows) * r.length * counts.model.dim * counts.residual
-    return len(r.rows) * S + features * reads
+    return len(r.rows) * S + counts.features(r) * reads

@@ -9,6 +9,7 @@ from typing import Any
 from sleeptrain.plan.layout import Plan, StepPlan
 from sleeptrain.plan.links import Payload, sent_bytes
 from sleeptrain.plan.memory import StageMemory
+from sleeptrain.plan.recompute import SHARE
 from sleeptrain.plan.speed import ASSUMPTIONS, hours
 from sleeptrain.plan.workload import lacks_tokenizer
 
@@ -36,6 +37,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "gpu": None if gpu is None else {"name": gpu[0], **asdict(gpu[1])},
         "efficiency": None if gpu is None else plan.efficiency,
         "assumptions": list(ASSUMPTIONS) if gpu else [],
+        "recompute": {"setting": config.sleep.recompute, "memory": plan.memory},
         "warning": plan.warning,
         "tokens": config.train.tokens,
         "flops": sum(s.flops * s.workload.num_steps for s in plan.steps),
@@ -54,6 +56,7 @@ def _stage(plan: Plan, step: StepPlan) -> dict[str, Any]:
         "batch": work.shape.batch,
         "micro_batches": work.num_micros,
         "steps": work.num_steps,
+        "recompute": step.recompute,
         "rounds": work.num_rounds,
         "tokens": work.tokens,
         "flops": step.flops,
@@ -121,15 +124,26 @@ def _stages(plan: Plan) -> Iterable[str]:
         rows.append(
             [
                 short(w.first_token), w.shape.passes, w.shape.window, w.shape.batch, w.num_micros, w.num_steps,
-                w.num_rounds, short(s.flops), short(s.flops / w.tokens), short(s.recompute_flops / w.tokens),
-                f"{s.simulation.bubble:.1%}", max(s.simulation.peak_live_rounds),
+                s.recompute, w.num_rounds, short(s.flops), short(s.flops / w.tokens),
+                short(s.recompute_flops / w.tokens), f"{s.simulation.bubble:.1%}", max(s.simulation.peak_live_rounds),
             ]
         )  # fmt: skip
-    names = "from token|N|L tokens|rows|micro-batches|steps|rounds/step|FLOPs/step|FLOPs/token|recomputed/token"
+    names = (
+        "from token|N|L tokens|rows|micro-batches|steps|recompute|rounds/step|FLOPs/step|FLOPs/token|recomputed/token"
+    )
     yield from table([*names.split("|"), "bubble", "live rounds"], rows)
+    if plan.memory is not None:
+        yield f"sleep.recompute=auto chose the mode within {SHARE:.0%} of {_whose(plan)}"
     total = sum(s.flops * s.workload.num_steps for s in plan.steps)
     steps = sum(s.workload.num_steps for s in plan.steps)
     yield f"in all {steps} steps, {short(total)} FLOPs with all passes counted, recomputed ones not"
+
+
+def _whose(plan: Plan) -> str:
+    """The memory within which `sleep.recompute=auto` chose, in words."""
+    assert plan.memory is not None
+    size = f"{gib(plan.memory)} GiB"
+    return f"{size} of {plan.gpu[0]}" if plan.gpu else f"{size}, assumed from this machine: name a GPU (--gpu H200)"
 
 
 def _memory(plan: Plan) -> Iterable[str]:
@@ -144,7 +158,7 @@ def _memory(plan: Plan) -> Iterable[str]:
     if plan.gpu is not None:
         name, gpu = plan.gpu
         share = worst_total(plan) / gpu.memory
-        verdict = "fits" if share <= 0.9 else "is tight" if share <= 1 else "does not fit"
+        verdict = "fits" if share <= SHARE else "is tight" if share <= 1 else "does not fit"
         yield f"{name}: {gib(gpu.memory)} GiB, of which the fullest process takes {share:.0%}: {verdict}"
     yield ""
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from sleeptrain.config.schema import Config, DataConfig
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.data.tasks.build import build_task
+from sleeptrain.model.hybrid import rows_at_once
 from sleeptrain.parallel.pipeline.stages import num_trained
+from sleeptrain.parallel.tensor.sharding import local_config
 from sleeptrain.plan.mean_row import MeanRow, long_rows
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.flops import round_flops, step_flops
@@ -85,12 +87,27 @@ class Workload:
 
     def recompute_flops(self, config: Config) -> int:
         """FLOPs of recomputation of a step, in all replicas."""
-        flops = 0
-        for r, extent in reruns(config, self):
-            flops += round_flops(config.model, r, self.settings.core, self.sliding_window)
-            if extent is not Extent.BLOCKS:
-                flops += 2 * config.model.dim * config.model.vocab_size * self.targets_of(r)
+        rounds = [r for r, _ in reruns(config, self)]
+        flops = sum(round_flops(config.model, r, self.settings.core, self.sliding_window) for r in rounds)
+        head = 2 * config.model.dim * config.model.vocab_size
+        flops += sum(head * self.targets_of(r) * self.losses_again(config, r) for r in self.rounds)
         return flops * self.num_micros * self.replicas
+
+    def chunked(self, config: Config, r: Round) -> bool:
+        """True if the loss of a round is computed some rows at a time, and so their logits again in the backward."""
+        local = local_config(config.model, config.parallel.tensor)
+        return self.targets_of(r) > rows_at_once(local.vocab_size)
+
+    def losses_again(self, config: Config, r: Round) -> int:
+        """How often the head and the loss of a round run again. In a pipeline they are part of the round that does."""
+        chunked = self.chunked(config, r)
+        if config.parallel.pipeline > 1:
+            return 1 + chunked
+        return int(chunked or config.sleep.recompute in ("pass", "window"))
+
+    def selects_targets(self, r: Round) -> bool:
+        """True if the round predicts at some of its positions only."""
+        return r.loss and self.targets_of(r) < len(r.rows) * r.length
 
     def trained(self, pipeline: int) -> list[Round]:
         """The rounds of a micro-batch that have a backward. In a pipeline these are all up to the last loss."""
@@ -99,7 +116,7 @@ class Workload:
 
 
 class Extent(Enum):
-    """The part of a round that runs again.
+    """The part of a round that runs again, without its loss (`Workload.losses_again`).
 
     WHOLE: the whole round. NEEDED: up to the last tensor that the backward needs. BLOCKS: each block up to that point.
     """
@@ -110,7 +127,10 @@ class Extent(Enum):
 
 
 def reruns(config: Config, workload: Workload) -> Iterator[tuple[Round, Extent]]:
-    """The rounds that run again in a micro-batch's backward. A pipeline reruns all, whatever `sleep.recompute` is."""
+    """The rounds that run again in a micro-batch's backward. A pipeline reruns all, whatever `sleep.recompute` is.
+
+    Under `selective` only work runs again that is not counted as FLOPs, and nothing is sent again.
+    """
     mode, pipeline = config.sleep.recompute, config.parallel.pipeline
     trained = workload.trained(pipeline)
     for r in trained:
@@ -143,7 +163,7 @@ def workloads(config: Config, replicas: int) -> list[Workload]:
                 num_targets=int((batch.targets_BT != IGNORE).sum()),
                 carried=bool(batch.carried_B.any()),
                 stretches=tuple(tuple(s) for s in truncated(rounds, config.sleep.bptt_windows)),
-                settings=loop_settings(config.sleep, shape.window, len(config.model.layers)),
+                settings=loop_settings(config.sleep, shape.window, len(config.model.layers), recompute="none"),
             )
         )  # fmt: skip
     return result

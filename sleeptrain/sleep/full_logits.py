@@ -24,11 +24,11 @@ def whole_logits(
     batch = _batch(tokens_BT.gather(1, order_BT), counts_B, predicts_BT.gather(1, order_BT))
     parts: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def keep(r: Round, logits_NV: torch.Tensor, _: torch.Tensor) -> None:
+    def keep(r: Round, first: int, logits_NV: torch.Tensor, _: torch.Tensor) -> None:
         has_target = batch.targets_BT[list(r.rows), r.start : r.stop] != IGNORE
         row_N, column_N = has_target.nonzero(as_tuple=True)
         position_N = torch.tensor(r.rows)[row_N] * batch.tokens_BT.shape[1] + r.start + column_N
-        parts.append((position_N, logits_NV))
+        parts.append((position_N[first : first + len(logits_NV)], logits_NV))
 
     rounds = plan_batch(batch, sleep.window, sleep.passes, sleep)
     settings = loop_settings(sleep, sleep.window, model.num_layers)

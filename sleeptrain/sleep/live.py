@@ -18,8 +18,9 @@ from sleeptrain.model.document_layout import DocumentLayout, continued_layout, s
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.mixers.attention import Attention
 from sleeptrain.model.state import FastWeights, LayerState, Recurrent, Retained, WindowKV
+from sleeptrain.sleep.features import Features
 from sleeptrain.sleep.inputs import RoundInputs
-from sleeptrain.sleep.loop import Features, LoopSettings, RoundContext, loop_settings, run_layers, run_round
+from sleeptrain.sleep.loop import LoopSettings, RoundContext, loop_settings, run_layers, run_round
 from sleeptrain.sleep.rounds import Round, WindowFacts, plan_rounds
 
 T = TypeVar("T")

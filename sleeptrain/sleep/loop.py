@@ -6,20 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch.utils._pytree import register_dataclass, tree_leaves
+from torch.utils._pytree import tree_leaves
 
 from sleeptrain.config.schema import SleepConfig
 from sleeptrain.data.batch import Batch
 from sleeptrain.model.document_layout import DocumentLayout
-from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.hybrid import Hybrid, rows_at_once
 from sleeptrain.model.state import HARD, Boundary, FastWeights, Retained
-from sleeptrain.sleep.inputs import RoundInputs, inputs_of_rounds, row_index
+from sleeptrain.sleep.features import Features, select
+from sleeptrain.sleep.inputs import RoundInputs, inputs_of_rounds
 from sleeptrain.sleep.recompute import Recompute
 from sleeptrain.sleep.round_layouts import RoundLayouts, carried_documents
 from sleeptrain.sleep.rounds import Round, round_layers, windows_of
 
-# Called with the logits [N, V] and targets [N] of a round that predicts.
-ReadLogits = Callable[[Round, torch.Tensor, torch.Tensor], None]
+# Called with logits [n, V] and targets [n] of a round that predicts, and with the index of the first among the round's
+# targets; with all of them at once, or with some at a time, in order (`MOST_LOGITS`).
+ReadLogits = Callable[[Round, int, torch.Tensor, torch.Tensor], None]
 # Called with the features [R, L, D] that the core leaves in a round.
 OnFeatures = Callable[[Round, DocumentLayout, torch.Tensor], None]
 
@@ -40,23 +42,6 @@ class LoopSettings:
     recompute: Recompute = field(default_factory=lambda: Recompute("none"))
     on_round: Callable[[Round], None] | None = None
     on_features: OnFeatures | None = None
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features [R, L, D] of some rows.
-
-    rows: the rows' indices in the batch.
-    core_input_RLD: the core's input, which sleep passes without feedback read.
-    output_RLD: the core's output, which sleep passes with feedback read.
-    """
-
-    rows: tuple[int, ...]
-    core_input_RLD: torch.Tensor | None
-    output_RLD: torch.Tensor | None
-
-
-register_dataclass(Features)
 
 
 @dataclass(frozen=True)
@@ -97,10 +82,27 @@ def run_rounds(
     losses: dict[int, torch.Tensor] = {}
     for group in windows_of(rounds):
         of_group, inputs = inputs[: len(group)], inputs[len(group) :]
-        loss, state = settings.recompute.window(run_window, context, num_rows, group, of_group, state)
-        if loss is not None:
-            losses[group[0].window] = loss
+        predicting, state = settings.recompute.window(run_window, context, num_rows, group, of_group, state)
+        for index, x_ND in predicting.items():
+            loss, window = _loss(context, x_ND, group[index], of_group[index]), group[0].window
+            losses[window] = losses[window] + loss if window in losses else loss
     return losses, state
+
+
+def _loss(context: RoundContext, x_ND: torch.Tensor, r: Round, inputs: RoundInputs) -> torch.Tensor:
+    """The loss of a round, outside the round's recomputation (`Recompute.loss`)."""
+    settings = context.settings
+    # A loss of some rows at a time keeps no logits, so it need not run again as a whole. Logits are read once.
+    whole = len(inputs.targets_N) <= rows_at_once(context.model.config.vocab_size) and context.read_logits is None
+    if settings.on_round is not None:
+        settings.on_round(r)
+    if whole:
+        loss: torch.Tensor = settings.recompute.loss(summed_loss, context, x_ND, r, inputs)
+    else:
+        loss = summed_loss(context, x_ND, r, inputs)
+    if settings.on_round is not None:
+        _call_before_backward(r, settings.on_round, x_ND, loss)
+    return loss
 
 
 def run_window(
@@ -109,22 +111,25 @@ def run_window(
     rounds: Sequence[Round],
     inputs_of_rounds: Sequence[RoundInputs],
     boundary_state: FastWeights,
-) -> tuple[torch.Tensor | None, FastWeights]:
-    """All rounds of one window. Prelude and coda write their state once; the coda reads the last pass's features."""
-    state, features, loss = boundary_state, list[Features](), None
-    for r, inputs in zip(rounds, inputs_of_rounds, strict=True):
+) -> tuple[dict[int, torch.Tensor], FastWeights]:
+    """All rounds of one window. Prelude and coda write their state once; the coda reads the last pass's features.
+
+    Returns {index: features [N, D] at the targets} for the rounds that predict, and the state.
+    """
+    state, features, predicting = boundary_state, list[Features](), dict[int, torch.Tensor]()
+    for index, (r, inputs) in enumerate(zip(rounds, inputs_of_rounds, strict=True)):
         row_state, at_start = state, boundary_state
         if inputs.rows_R is not None:
             row_state, at_start = state.rows(inputs.rows_R), boundary_state.rows(inputs.rows_R)
-        source = None if r.is_wake else _select(features, r.rows, inputs)
-        output, new_state, round_loss = context.settings.recompute.round(
+        source = None if r.is_wake else select(features, r.rows, inputs)
+        output, new_state, x_ND = context.settings.recompute.round(
             run_round, context, r, inputs, source, row_state, at_start
         )
         state = new_state if inputs.rows_R is None else state.put_rows(inputs.rows_R, new_state, num_rows)
         features = [*features, output] if r.is_wake else [output]
-        if round_loss is not None:
-            loss = round_loss if loss is None else loss + round_loss
-    return loss, state
+        if x_ND is not None:
+            predicting[index] = x_ND
+    return predicting, state
 
 
 def run_round(
@@ -135,7 +140,7 @@ def run_round(
     state: FastWeights,
     boundary_state: FastWeights,
 ) -> tuple[Features, FastWeights, torch.Tensor | None]:
-    """Runs one pass over one window: features and state -> (features, state, summed loss or None).
+    """Runs one pass over one window: features and state -> (features, state, features [N, D] at the targets or None).
 
     source: the features of the previous pass; None in a wake pass.
     boundary_state: the memory at the window's start. Recurrences of the core continue from the previous pass. The coda
@@ -149,10 +154,10 @@ def run_round(
         x = source.output_RLD if r.feeds_back else source.core_input_RLD
     read = (source, state, boundary_state)
     features, output, state = run_layers(context, r, inputs, x, state, boundary_state)
-    loss = summed_loss(context, output, r, inputs) if r.loss and output is not None else None
+    x_ND = at_targets(output, inputs) if r.loss and output is not None else None
     if on_round is not None:
-        _call_before_backward(r, on_round, read, (features, state, loss))
-    return features, state, loss
+        _call_before_backward(r, on_round, read, (features, state, x_ND))
+    return features, state, x_ND
 
 
 def _call_before_backward(r: Round, on_round: Callable[[Round], None], read: object, outputs: object) -> None:
@@ -222,38 +227,17 @@ def _readable(state: FastWeights, boundary_state: FastWeights, coda: int) -> Fas
     )
 
 
-def summed_loss(context: RoundContext, x_RLD: torch.Tensor, r: Round, inputs: RoundInputs) -> torch.Tensor:
-    """Summed cross entropy in nats over the targets; the head runs only at positions with a target."""
+def at_targets(x_RLD: torch.Tensor, inputs: RoundInputs) -> torch.Tensor:
+    """The features [N, D] at the positions with a target, where alone the head runs."""
     x_ND = x_RLD.flatten(0, 1)
-    if inputs.target_index_N is not None:
-        x_ND = x_ND.index_select(0, inputs.target_index_N)
+    return x_ND if inputs.target_index_N is None else x_ND.index_select(0, inputs.target_index_N)
+
+
+def summed_loss(context: RoundContext, x_ND: torch.Tensor, r: Round, inputs: RoundInputs) -> torch.Tensor:
+    """Summed cross entropy in nats over the targets of a round. x_ND: the features at the targets."""
     read_logits = context.read_logits
-    read = None if read_logits is None else lambda logits_NV: read_logits(r, logits_NV, inputs.targets_N)
+    read = None if read_logits is None else lambda first, *chunk: read_logits(r, first, *chunk)
     return context.model.cross_entropy(x_ND, inputs.targets_N, read)
-
-
-def _select(features: Sequence[Features], rows: tuple[int, ...], inputs: RoundInputs) -> Features:
-    """The features of `rows`, gathered from the features of previous rounds."""
-    core_inputs = [(part.rows, part.core_input_RLD) for part in features if part.core_input_RLD is not None]
-    outputs = [(part.rows, part.output_RLD) for part in features if part.output_RLD is not None]
-    return Features(rows, gather_rows(core_inputs, rows, inputs), gather_rows(outputs, rows, inputs))
-
-
-def gather_rows(
-    parts: Sequence[tuple[tuple[int, ...], torch.Tensor]], rows: tuple[int, ...], inputs: RoundInputs
-) -> torch.Tensor:
-    """The features [R, L, D] of `rows`. parts: (rows, features of these rows). inputs: of the round that reads them.
-
-    A sleep pass that skips ended documents reads the last features of the wake pass.
-    """
-    length = inputs.tokens_RL.shape[1]
-    parts = [(part_rows, features[:, features.shape[1] - length :]) for part_rows, features in parts]
-    if len(parts) == 1 and parts[0][0] == rows:
-        return parts[0][1]
-    order = tuple(row for part_rows, _ in parts for row in part_rows)
-    index = inputs.source_index_R if order == inputs.source_rows else row_index(order, rows)
-    joined = torch.cat([features for _, features in parts])
-    return joined if index is None else joined.index_select(0, index.to(joined.device))
 
 
 def loop_settings(sleep: SleepConfig, window: int, num_layers: int, recompute: str | None = None) -> LoopSettings:

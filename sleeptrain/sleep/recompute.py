@@ -1,31 +1,48 @@
 """Recomputation: which tensors of a forward are saved for its backward, and what runs again to rebuild the others.
 
-| mode   | saved for the backward                                    | run again              |
-|--------|-----------------------------------------------------------|------------------------|
-| none   | all activations                                           | nothing                |
-| block  | the input of each block in each round                     | one block at a time    |
-| pass   | features and state at each round's border                 | one round at a time    |
-| window | state at each window's border; inside one window, as pass | a window, then a round |
+| mode      | saved for the backward                                    | run again                        |
+|-----------|-----------------------------------------------------------|----------------------------------|
+| none      | all activations                                           | nothing                          |
+| selective | the input, products and attention of each block           | the rest of one block at a time  |
+| block     | the input of each block in each round                     | one block at a time              |
+| pass      | features and state at each round's border                 | one round at a time              |
+| window    | state at each window's border; inside one window, as pass | a window, then a round           |
+
+The loss reads the features at the targets, which all modes keep: it is no part of a round that runs again. In `pass`
+and `window` a loss that holds all logits of a round runs again by itself, so that the logits of one round are there at
+a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch.utils._pytree import register_dataclass, tree_flatten, tree_unflatten
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
+from sleeptrain.config.schema import Config
 from sleeptrain.model.state import FastWeights, Recurrent, Retained
+from sleeptrain.sleep.selective import Contexts, contexts_of
 
 for _kind in (FastWeights, Recurrent, Retained):
     register_dataclass(_kind)
 
-MODES = ("none", "block", "pass", "window")
+MODES = ("none", "selective", "block", "pass", "window")
+# The value of `sleep.recompute` that stands for one of them at each time of a run (`sleeptrain.plan.recompute`).
+AUTO = "auto"
 
 
-def _recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function(*arguments)`; only the arguments are saved for the backward.
+def with_recompute(config: Config, mode: str) -> Config:
+    """The configuration with this value of `sleep.recompute`."""
+    return replace(config, sleep=replace(config.sleep, recompute=mode))
+
+
+def _recomputed(
+    function: Callable[..., Any], *arguments: Any, contexts: Callable[[], Contexts] = noop_context_fn
+) -> Any:
+    """`function(*arguments)`; only the arguments are saved for the backward, and what `contexts` keep.
 
     The tensors inside states and features are passed to `checkpoint` as single arguments: an outer recomputation frees
     only tensors that it sees.
@@ -36,7 +53,12 @@ def _recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*tree_unflatten(leaves, structure))
 
     # No pass draws random numbers, so the generator's state need not be saved.
-    return checkpoint(run, *leaves, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(run, *leaves, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+
+
+def _selected(block: Callable[..., Any], *arguments: Any) -> Any:
+    """`block(*arguments)`; the arguments and the block's dear results are saved for the backward."""
+    return _recomputed(block, *arguments, contexts=contexts_of(block))
 
 
 def _plain(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -44,9 +66,18 @@ def _plain(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 class Recompute:
-    """The functions that call windows, rounds and blocks in a mode (one of `MODES`)."""
+    """The functions that call windows, rounds, blocks and losses in a mode (one of `MODES`).
+
+    block: calls a block with its arguments; None: it is called directly. Raises ValueError for another mode, `AUTO`
+    included.
+    """
 
     def __init__(self, mode: str):
+        if mode not in MODES:
+            raise ValueError(f"recompute mode {mode!r} is none of {', '.join(MODES)}")
+        rounds = mode in ("pass", "window")
         self.window = _recomputed if mode == "window" else _plain
-        self.round = _recomputed if mode in ("pass", "window") else _plain
-        self.block = _recomputed if mode == "block" else None
+        self.round = _recomputed if rounds else _plain
+        self.loss = _recomputed if rounds else _plain
+        blocks: dict[str, Callable[..., Any]] = {"block": _recomputed, "selective": _selected}
+        self.block = blocks.get(mode)

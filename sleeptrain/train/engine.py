@@ -23,6 +23,7 @@ from sleeptrain.optim.param_groups import parameter_roles
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits, run_rounds
 from sleeptrain.sleep.precision import in_precision
+from sleeptrain.sleep.recompute import with_recompute
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.sleep.step import StepResult, forward_backward, step_context
 from sleeptrain.watch.progress import Progress
@@ -44,6 +45,9 @@ class Engine(Protocol):
 
     def freeze(self, stage: int) -> None:
         """Begin a stage of `optim.curriculum`, which sets the frozen parts. Stage 0 has the parts of `optim.frozen`."""
+
+    def recompute(self, mode: str) -> None:
+        """Set the recomputation mode of the next steps (`sleeptrain.sleep.recompute.MODES`)."""
 
     def step(self, scale: float, accepts: Callable[[float], bool] | None = None) -> float:
         """Clip, and update at `scale` times the peak rates. Returns the norm; nothing changes if it is not finite.
@@ -96,6 +100,9 @@ class LocalEngine:
 
     def freeze(self, stage: int) -> None:
         self.optim.freeze(stage)
+
+    def recompute(self, mode: str) -> None:
+        self._config = with_recompute(self._config, mode)
 
     def step(self, scale: float, accepts: Callable[[float], bool] | None = None) -> float:
         norm = self.optim.clip(self._config.optim.clip_norm)

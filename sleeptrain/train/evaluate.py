@@ -41,12 +41,13 @@ class _Answers:
         self._predicted_BT = torch.full_like(batch.targets_BT, IGNORE)
         self._loss_BT = torch.zeros(batch.targets_BT.shape)
 
-    def read(self, r: Round, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> None:
-        has_target_BT = torch.zeros(self._batch.targets_BT.shape, dtype=torch.bool)
+    def read(self, r: Round, first: int, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> None:
         rows = torch.tensor(r.rows)
-        has_target_BT[rows, r.start : r.stop] = self._batch.targets_BT[rows, r.start : r.stop] != IGNORE
-        self._predicted_BT[has_target_BT] = logits_NV.argmax(-1).cpu()
-        self._loss_BT[has_target_BT] = F.cross_entropy(logits_NV, targets_N, reduction="none").float().cpu()
+        row_N, column_N = (self._batch.targets_BT[rows, r.start : r.stop] != IGNORE).nonzero(as_tuple=True)
+        chunk = slice(first, first + len(targets_N))
+        at = (rows[row_N[chunk]], r.start + column_N[chunk])
+        self._predicted_BT[at] = logits_NV.argmax(-1).cpu()
+        self._loss_BT[at] = F.cross_entropy(logits_NV, targets_N, reduction="none").float().cpu()
 
     def all(self) -> Answered:
         return Answered(self._batch, self._predicted_BT, self._loss_BT)

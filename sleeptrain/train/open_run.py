@@ -27,6 +27,7 @@ from sleeptrain.train.init_from import start_from
 from sleeptrain.train.logging.metrics import METRICS, MetricsFile, MetricsStream, position
 from sleeptrain.train.logging.progress_line import ProgressLine
 from sleeptrain.train.logging.wandb_log import WandbLogger
+from sleeptrain.train.recompute import recompute_stages
 from sleeptrain.train.restore import Restored, restore
 from sleeptrain.train.run_log import MainRunLog, RunLog
 from sleeptrain.train.run_state import CHECKPOINTS, Run
@@ -51,7 +52,7 @@ def open_run(config: Config, world: World, progress: Progress, stopping: Stoppin
     torch.manual_seed(config.train.seed)
     source = build_source(config.data, world.part, stopping.stop_requested)
     config = with_vocabulary(config, source.vocab_size)
-    engine = build_engine(config, world, progress)
+    engine, recompute = build_engine(config, world, progress), recompute_stages(config, world)
     folder = run_folder(config)
     if not all(world.all_or_raise(lambda: _take_lease(config, world, stopping, status))):
         return None
@@ -63,7 +64,7 @@ def open_run(config: Config, world: World, progress: Progress, stopping: Stoppin
         start_from(config, engine, world, source.tokenizer_hash)
     attempt = this_attempt(_last_attempt(folder, world, status) + 1, world)
     log = _open_log(config, world, status, restored, start, attempt, changes)
-    run = Run(config, world, progress, stopping, status, source, engine, log, restored)
+    run = Run(config, world, progress, stopping, status, source, engine, log, restored, recompute)
     if run.owes_evaluation and world.from_first(world.is_main and _has_evaluation(folder, run.step)):
         run.owes_evaluation = False
     if start.whole is None:

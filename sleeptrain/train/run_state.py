@@ -29,6 +29,7 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.train.engine import Engine
 from sleeptrain.train.logging.metrics import position
+from sleeptrain.train.recompute import RecomputeStages
 from sleeptrain.train.restore import RNG, Restored, restore
 from sleeptrain.train.run_log import RunLog
 from sleeptrain.train.status import Status
@@ -50,6 +51,7 @@ class Run:
     engine: the engine, with the weights of `restored`.
     records: the records, which the main process writes.
     restored: the state that the run starts from.
+    recompute: the recomputation mode of each stage.
     """
 
     def __init__(
@@ -63,10 +65,11 @@ class Run:
         engine: Engine,
         records: RunLog,
         restored: Restored,
+        recompute: RecomputeStages,
     ) -> None:
         self.config, self.world, self.progress = config, world, progress
         self.stopping, self.status, self.lease = stopping, status, status.lease
-        self.source, self.engine, self.records = source, engine, records
+        self.source, self.engine, self.records, self.recompute = source, engine, records, recompute
         self.reading = shared_reading(source, world)
         self.folder = run_folder(config)
         self._resolved = resolved_yaml(config)

@@ -110,6 +110,8 @@ def train_steps(run: Run) -> None:
         run.message(expected_cost(config))
     if warning := too_few_micro_batches(config, run.world.part.ranks):
         run.message(f"warning: {warning}")
+    if line := run.recompute.line():
+        run.message(line)
     if config.health.compare_every and config.parallel.zero == 3 and run.world.mesh.data.size > 1:
         run.message("health.compare_every: under parallel.zero=3 nobody holds a copy of weights, so none are compared")
     if limit := stopping.limit_line():
@@ -143,6 +145,7 @@ def one_step(run: Run, pace: Pace) -> bool:
     scale = lr_scale(run.tokens + num_tokens // 2, config.train.tokens, config.optim)
     norms = Norms(run.progress) if due(run.step + 1, config.health.norms_every) else None
     run.engine.freeze(frozen_stage(config.optim, run.tokens))
+    run.engine.recompute(run.recompute.at(run.tokens))
     result, norm, failure = try_step(run, batch, shape, scale, norms)
     if failure is not None and not handle_failure(run, failure):
         return False

@@ -41,7 +41,7 @@ def test_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, soft: int, 
 
 
 def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "_free_in_cgroups", lambda: iter([]))
+    monkeypatch.setattr(limits, "memory_limits", lambda: iter([]))
     monkeypatch.setattr(limits, "_available", lambda: 3 * limits.GIB)
     assert limits.check_memory(alone(tmp_path)).state == OK
     monkeypatch.setattr(limits, "_available", lambda: limits.GIB)
@@ -49,21 +49,6 @@ def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding.state == FAILED and "1.0 GiB" in finding.found and "--mem" in finding.cure
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_a_schedulers_limit_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int) -> None:
-    """The job has the limit, two groups above the process's own group, which has none."""
-    kinds, names = ("memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"))
-    if version == 2:
-        kinds, names = "", ("memory.max", "memory.current")
-    job = tmp_path / kinds / "slurm/job_7"
-    (job / "step_0/task_0").mkdir(parents=True)
-    for name, amount in zip(names, (3 * limits.GIB, 2 * limits.GIB), strict=True):
-        (job / name).write_text(f"{amount}\n")
-    (job / "step_0" / names[0]).write_text("max\n")
-    (job / "step_0" / names[1]).write_text("0\n")
-    own = tmp_path / "cgroup"
-    own.write_text(f"7:cpu:/elsewhere\n0:{kinds}:/slurm/job_7/step_0/task_0\n")
-    monkeypatch.setattr(limits, "CGROUPS", tmp_path)
-    monkeypatch.setattr(limits, "OWN_GROUPS", own)
-    assert list(limits._free_in_cgroups()) == [limits.GIB]
+def test_a_schedulers_limit_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "memory_limits", lambda: iter([(3 * limits.GIB, 2 * limits.GIB)]))
     assert limits.check_memory(alone(tmp_path)).state == FAILED

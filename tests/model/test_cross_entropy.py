@@ -61,11 +61,25 @@ def test_in_bf16_they_are_as_near_to_fp32(monkeypatch: pytest.MonkeyPatch) -> No
         assert float((a - wanted).norm()) < 1.5 * float((b - wanted).norm()) + 2e-3 * scale
 
 
-def test_a_reader_gets_whole_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hybrid_module, "MOST_LOGITS", VOCABULARY)
-    model, seen = Hybrid(tiny_config()), list[torch.Size]()
-    model.cross_entropy(torch.zeros(5, 16), torch.zeros(5, dtype=torch.long), lambda logits: seen.append(logits.shape))
-    assert seen == [torch.Size((5, VOCABULARY))]
+def test_a_reader_gets_all_logits_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = Hybrid(tiny_config()), list[tuple[int, torch.Tensor, torch.Tensor]]()
+    model.init_weights(0)
+    x_ND, targets_N = torch.randn(5, 16), torch.arange(5)
+    whole = model.cross_entropy(x_ND, targets_N)
+    monkeypatch.setattr(hybrid_module, "MOST_LOGITS", 2 * VOCABULARY)
+    with torch.no_grad():
+        loss = model.cross_entropy(x_ND, targets_N, lambda *rows: seen.append(rows))
+    assert [(first, len(logits)) for first, logits, _ in seen] == [(0, 2), (2, 2), (4, 1)]
+    torch.testing.assert_close(torch.cat([logits for _, logits, _ in seen]), model.logits(x_ND))
+    assert torch.equal(torch.cat([targets for *_, targets in seen]), targets_N)
+    torch.testing.assert_close(loss, whole)
+
+
+def test_a_reader_of_no_targets_gets_no_rows() -> None:
+    model, seen = Hybrid(tiny_config()), list[int]()
+    none = torch.zeros(0, dtype=torch.long)
+    loss = model.cross_entropy(torch.zeros(0, 16), none, lambda _, logits, __: seen.append(len(logits)))
+    assert float(loss) == 0 and sum(seen) == 0
 
 
 @pytest.mark.parametrize(("vocab_size", "rows"), [(2**26, 1), (2**27, 1), (248_320, 256), (49_152, 1024), (3, 2**24)])

@@ -161,7 +161,7 @@ def run_case(case: Case, model: Hybrid, start: FastWeights, weights: FastWeights
             rounds,
             start if case.carried else model.empty_state(),
             settings,
-            lambda _r, logits, _targets: seen.append(logits),
+            lambda _r, _first, logits, _targets: seen.append(logits),
         )[0]
     torch.testing.assert_close(torch.stack(list(other.values())).sum(), loss.detach())
     gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}

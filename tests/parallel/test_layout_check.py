@@ -104,6 +104,13 @@ REFUSED: list[tuple[dict[str, Any], int, list[str], dict[str, Any], int]] = [
         2,
     ),
     (
+        {"parallel.zero": 3, "sleep.recompute": "selective"},
+        2,
+        ["parallel.zero=3", "sleep.recompute=selective", "sleep.recompute=pass"],
+        {"parallel.zero": 3, "sleep.recompute": "pass"},
+        2,
+    ),
+    (
         {"parallel.zero": 0, "parallel.tensor": 2},
         2,
         ["parallel.zero=0", "parallel.tensor=2", "parallel.zero=1"],

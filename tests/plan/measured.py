@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -46,12 +46,7 @@ PAYLOADS: dict[str, tuple[str, Callable[[Any], int]]] = {
 @contextmanager
 def counted(payload: Counter[str], group: dist.ProcessGroup) -> Iterator[None]:
     """Count collectives of this group, and all that all-to-alls send to others."""
-    from megatron.core.tensor_parallel import mappings
-
-    places = [(dist, name) for name in (*PAYLOADS, "all_to_all_single")]
-    # megatron-core has looked these up before.
-    places += [(mappings, "dist_all_gather_func"), (mappings, "dist_reduce_scatter_func")]
-    originals = [(module, name, getattr(module, name)) for module, name in places]
+    originals = [(dist, name, getattr(dist, name)) for name in (*PAYLOADS, "all_to_all_single")]
 
     def wrap(function: Any) -> Any:
         name, signature = function.__name__, inspect.signature(function)
@@ -77,6 +72,27 @@ def counted(payload: Counter[str], group: dist.ProcessGroup) -> Iterator[None]:
     finally:
         for module, name, function in originals:
             setattr(module, name, function)
+
+
+class Sent(TorchDispatchMode):
+    """Counts the collectives of a group that run: a rerun may take the results of its forward instead."""
+
+    KINDS: ClassVar[dict[str, tuple[str, int, Callable[[Any], int]]]] = {
+        "c10d::allreduce_": ("all_reduce", 1, lambda args: sum(map(size, args[0]))),
+        "c10d::_allgather_base_": ("all_gather", 2, lambda args: size(args[0])),
+        "c10d::_reduce_scatter_base_": ("reduce_scatter", 2, lambda args: size(args[1])),
+    }
+
+    def __init__(self, group: dist.ProcessGroup | None):
+        super().__init__()
+        self.name, self.bytes = None if group is None else group.group_name, Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.name() in self.KINDS:
+            kind, place, measure = self.KINDS[func.name()]
+            if dist.ProcessGroup.unbox(args[place]).group_name == self.name:
+                self.bytes[kind] += measure(args)
+        return func(*args, **(kwargs or {}))
 
 
 class Gathers(TorchDispatchMode):
@@ -157,9 +173,9 @@ def measure(config: Config, monkey: Any) -> dict[str, Any]:
         complete_bytes.append(nbytes(p.grad for p in zero.parameters.values()))
 
     monkey.setattr(engine, "_complete_gradients", completed)
-    watch, tensor, data = Watch(monkey), Counter[str](), Counter[str]()
+    watch, tensor, data = Watch(monkey), Sent(world.mesh.tensor.group), Counter[str]()
     gathers = Gathers(world.mesh.data.group)
-    with counted(tensor, world.mesh.tensor.group), counted(data, world.mesh.data.group), gathers:
+    with tensor, counted(data, world.mesh.data.group), gathers:
         result = engine.forward_backward(batch, shape, carried)
     gradients = max(*complete_bytes, nbytes(_gradients(zero)))
     with counted(data, world.mesh.data.group), gathers:
@@ -174,7 +190,7 @@ def measure(config: Config, monkey: Any) -> dict[str, Any]:
         "optimizer": nbytes(t for s in optimizer.state.values() for t in s.values() if t.dim()),
         "flops": result.flops * world.size,
         "rounds": result.num_rounds,
-        "tensor": dict(tensor),
+        "tensor": dict(tensor.bytes),
         "reduce": data["all_reduce"],
         "gather": gathers.bytes,
         "exchange": data["exchange"],

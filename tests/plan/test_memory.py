@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from sleeptrain.plan.memory import StageMemory
+from sleeptrain.sleep.recompute import MODES
 from tests.plan.planned import planned, text
 
 
 def test_recomputation_saves_memory_and_boundaries_do_not_grow_with_layers():
     memory = {
         mode: planned(text(f"sleep.recompute={mode}", "sleep.passes=4", "train.micro_batch=4")).steps[0].memory[0]
-        for mode in ("none", "block", "pass", "window")
+        for mode in MODES
     }
-    totals = [memory[mode].total for mode in ("none", "block", "pass", "window")]
-    assert totals[0] > totals[1] and totals[0] > totals[2] > totals[3]
+    total = {mode: memory[mode].total for mode in MODES}
+    assert total["none"] > total["selective"] > total["block"]
+    assert total["selective"] > total["pass"] > total["window"]
     assert memory["none"].boundary == 0 < memory["window"].boundary < memory["pass"].boundary
 
 

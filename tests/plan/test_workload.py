@@ -10,8 +10,10 @@ from sleeptrain.config.compose import compose
 from sleeptrain.data.batch import PAD
 from sleeptrain.data.source import build_source
 from sleeptrain.data.tasks.build import build_task
+from sleeptrain.model import hybrid as hybrid_module
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.plan.workload import lacks_tokenizer, reachable, workloads
+from sleeptrain.sleep.recompute import MODES
 from sleeptrain.sleep.step import forward_backward, step_context
 from tests.plan.planned import planned, rule110, text
 
@@ -46,8 +48,8 @@ def test_sampled_passes_count_as_the_largest_number():
 
 @pytest.mark.parametrize(
     ("mode", "repeated"),
-    [("none", 0), ("block", 1), ("pass", 1), ("window", 2)],
-    ids=["none", "block", "pass", "window"],
+    [("none", 0), ("selective", 0), ("block", 1), ("pass", 1), ("window", 2)],
+    ids=["none", "selective", "block", "pass", "window"],
 )
 def test_recomputation_is_counted_separately(mode, repeated):
     config = text(f"sleep.recompute={mode}", "sleep.passes=1", "model.tie_embeddings=false", "data.sequence=128")
@@ -56,6 +58,19 @@ def test_recomputation_is_counted_separately(mode, repeated):
     # One window of one round: with recompute=window nothing comes before its last round.
     expected = {0: 0, 1: step.flops / 3 - head, 2: step.flops / 3}[repeated]
     assert step.recompute_flops == expected
+
+
+def test_a_loss_of_some_rows_at_a_time_runs_the_head_again_once_in_every_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a pipeline a second time, with its round."""
+    monkeypatch.setattr(hybrid_module, "MOST_LOGITS", 4 * 1000)
+    more = ("sleep.passes=1", "data.sequence=128", "train.micro_batch=4")
+    for mode in MODES:
+        [step] = planned(text(f"sleep.recompute={mode}", *more)).steps
+        head = 2 * 128 * 1000 * step.workload.tokens
+        blocks = 0 if mode in ("none", "selective") else step.flops / 3 - head
+        assert step.recompute_flops == blocks + head
+    [step] = planned(text(*more, "parallel.pipeline=2"), 2).steps
+    assert step.recompute_flops == step.flops / 3 + head
 
 
 def test_windows_are_run_again_up_to_their_last_round():

@@ -66,7 +66,12 @@ def token_losses(model: Hybrid, steps: list[Batch], passes: int) -> list[torch.T
         found = torch.full(batch.tokens_BT.shape, torch.nan, dtype=torch.float64)
 
         def read(
-            r: Round, logits: torch.Tensor, targets: torch.Tensor, batch: Batch = batch, found: torch.Tensor = found
+            r: Round,
+            _first: int,
+            logits: torch.Tensor,
+            targets: torch.Tensor,
+            batch: Batch = batch,
+            found: torch.Tensor = found,
         ) -> None:
             each = torch.nn.functional.cross_entropy(logits, targets, reduction="none").detach()
             part = found[list(r.rows), r.start : r.stop]

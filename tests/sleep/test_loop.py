@@ -221,7 +221,7 @@ def test_no_document_sees_another(passes, eviction, when):
     def document_losses(batch: Batch) -> dict[tuple[int, int], float]:
         found: dict[tuple[int, int], float] = {}
 
-        def read(r, logits, targets):
+        def read(r, _first, logits, targets):
             each = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
             where = batch.targets_BT[list(r.rows), r.start : r.stop] != IGNORE
             rows = torch.tensor(r.rows)[:, None].expand_as(where)[where]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from benchmarks.live_bytes import LiveBytes
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, ModelConfig
 from sleeptrain.data.batch import Batch
 from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.state import Boundary
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.recompute import MODES, Recompute
 from sleeptrain.sleep.rounds import plan_rounds, window_facts
@@ -68,7 +70,10 @@ def test_without_recomputation_it_grows(model):
     assert peak_bytes(model, 4, "none") > 2.5 * peak_bytes(model, 1, "none")
 
 
-@pytest.mark.parametrize(("mode", "more"), [("block", "none"), ("pass", "block"), ("window", "pass")])
+@pytest.mark.parametrize(
+    ("mode", "more"),
+    [("selective", "none"), ("block", "selective"), ("block", "none"), ("pass", "block"), ("window", "pass")],
+)
 @pytest.mark.slow
 def test_a_pass_costs_less_in_each_mode_than_in_the_one_before(model, mode, more):
     def growth(mode: str) -> int:
@@ -85,3 +90,29 @@ def test_recomputation_changes_nothing(mode: str, when: str) -> None:
     plain, _ = step(model, batch, 4, 3, when)
     again, _ = step(model, batch, 4, 3, when, recompute=mode)
     assert_same(model, total(plain), total(again))
+
+
+@pytest.mark.parametrize("mode", [m for m in MODES if m != "none"])
+@pytest.mark.parametrize("boundary", [Boundary(carry_conv=True), Boundary(sliding_window=4)], ids=["carry", "sliding"])
+def test_the_gradients_of_states_are_the_same(mode: str, boundary: Boundary) -> None:
+    """Of the memory that a step begins with, where the loss also reads the memory after it."""
+    model, batch = tiny_model(), random_batch([[0] * 11] * 2, carried=[True, True], continues=[True, True])
+    with torch.no_grad():
+        _, state = step(model, batch, 4, 2, boundary=boundary)
+
+    def outcome(mode: str) -> list[torch.Tensor]:
+        leaves, structure = tree_flatten(state)
+        starts = [t.detach().requires_grad_() if t is not None and t.is_floating_point() else t for t in leaves]
+        begin = tree_unflatten(starts, structure)
+        losses, after = step(model, batch, 4, 3, recompute=mode, boundary=boundary, state=begin)
+        read = [t.square().sum() for t in tree_leaves(after) if t is not None and t.is_floating_point()]
+        wanted = [t for t in starts if t is not None and t.requires_grad]
+        return list(torch.autograd.grad(total(losses) + torch.stack(read).sum(), wanted))
+
+    for found, expected in zip(outcome(mode), outcome("none"), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_other_modes_are_refused() -> None:
+    with pytest.raises(ValueError, match="'auto' is none of none, selective, block, pass, window"):
+        Recompute("auto")

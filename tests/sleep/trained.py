@@ -38,7 +38,7 @@ def trained_logits(
     batch = Batch(tokens, targets, documents, no, no)
     logits = torch.full((*tokens.shape, vocabulary), float("nan"), dtype=torch.float64)
 
-    def keep(r, logits_NV, _):  # type: ignore[no-untyped-def]
+    def keep(r, _first, logits_NV, _):  # type: ignore[no-untyped-def]
         at = (targets[list(r.rows), r.start : r.stop] != IGNORE).nonzero()
         logits[torch.tensor(r.rows)[at[:, 0]], r.start + at[:, 1]] = logits_NV.double()
 

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 
 from sleeptrain.data.batch import IGNORE
 from sleeptrain.data.tasks.task import Answered
+from sleeptrain.model import hybrid as hybrid_module
 from sleeptrain.model.document_layout import first_of_document, window_layout
+from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.train.evaluate import evaluate
-from tests.models import random_batch, tiny_model
+from tests.models import VOCABULARY, random_batch, tiny_model
 from tests.sleep.oracle import oracle_loss
 from tests.sleep.test_step import config
 
@@ -86,6 +88,29 @@ def test_a_task_gets_the_answer_of_the_model_at_each_target(when: str, window: i
             logits_BTV[wanted_BT], batch.targets_BT[wanted_BT], reduction="none"
         ).float()  # fmt: skip
         torch.testing.assert_close(a.loss_BT, loss_BT)
+
+
+@pytest.mark.parametrize("when", ["every", "unlabelled"])
+def test_logits_are_read_some_rows_at_a_time_with_equal_results(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answers() -> tuple[dict[str, Any], list[Answered]]:
+        task = Recording()
+        found = evaluate(tiny_model(), {"task": batches()}, config(sleep__when=when), 4, [2], task)  # type: ignore[arg-type]
+        return found, task.calls[0]
+
+    (whole, all_at_once), largest, logits = answers(), [0], Hybrid.logits
+    monkeypatch.setattr(hybrid_module, "MOST_LOGITS", 2 * VOCABULARY)
+
+    def watched(self: Hybrid, x_ND: torch.Tensor) -> torch.Tensor:
+        largest[0] = max(largest[0], len(x_ND))
+        return logits(self, x_ND)
+
+    monkeypatch.setattr(Hybrid, "logits", watched)
+    parts, in_parts = answers()
+    assert largest == [2]
+    torch.testing.assert_close(parts["loss"], whole["loss"])
+    for a, b in zip(in_parts, all_at_once, strict=True):
+        assert torch.equal(a.predicted_BT, b.predicted_BT)
+        torch.testing.assert_close(a.loss_BT, b.loss_BT)
 
 
 def test_each_number_of_passes_is_judged_by_itself() -> None:

@@ -23,7 +23,7 @@ from sleeptrain.plan.roofline.rounds import Parts, RoundRecords, all_but_kept, a
 from sleeptrain.plan.roofline.step import count_step
 from sleeptrain.plan.workload import Workload, workloads
 from sleeptrain.sleep.inputs import RoundInputs, inputs_of_rounds
-from sleeptrain.sleep.loop import LoopSettings, RoundContext, run_round
+from sleeptrain.sleep.loop import LoopSettings, RoundContext, run_round, summed_loss
 from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.recompute import Recompute
 from sleeptrain.sleep.round_layouts import RoundLayouts
@@ -169,8 +169,9 @@ def _timed(train: TrainConfig, context: RoundContext, r: Round, inputs: RoundInp
     model = context.model
     with in_precision(train, model):
         empty, begin = model.empty_state(), time.process_time()
-        *_, loss = run_round(context, r, inputs, None, empty, empty)
+        *_, x_ND = run_round(context, r, inputs, None, empty, empty)
+        assert x_ND is not None
+        loss = summed_loss(context, x_ND, r, inputs)
         between = time.process_time()
-        assert loss is not None
         loss.backward()
         return between - begin, time.process_time() - between

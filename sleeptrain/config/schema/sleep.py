@@ -42,7 +42,10 @@ class SleepConfig:
     )
     sample_passes: bool = setting(False, "draw N uniformly from 1..N at each step")
     recompute: str = setting(
-        "none", "what is computed again in the backward", choices=("none", "block", "pass", "window"), on_resume="free"
+        "none",
+        "what is computed again in the backward; `auto` chooses by the memory ([training](training.md#memory))",
+        choices=("none", "selective", "block", "pass", "window", "auto"),
+        on_resume="free",
     )
     bptt_windows: int | None = setting(
         None, "gradients flow through at most this many windows; null is all of a step", at_least=1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from sleeptrain.hf.families import Family, Read
 from sleeptrain.hf.published import load_published, published_logits
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
-from sleeptrain.sleep.rounds import plan_rounds, window_facts
+from sleeptrain.sleep.rounds import Round, plan_rounds, window_facts
 
 WINDOWS, PASSES, ROWS = 4, 3, 2
 TOLERANCE = 1e-4
@@ -61,8 +62,11 @@ def our_logits(model: Hybrid, tokens_BT: torch.Tensor, window: int, passes: int)
     # A target at every token makes the loop compute all logits; the values of the targets do not matter.
     batch = Batch(tokens_BT, tokens_BT, documents, false_B, ~false_B)
     rounds = plan_rounds(window_facts(batch, window), passes, "every", "features")
-    logits: list[torch.Tensor] = []
-    settings = LoopSettings((0, model.num_layers))
-    run_rounds(model, batch, rounds, model.empty_state(), settings, lambda _r, out, _t: logits.append(out))
+    logits: dict[int, list[torch.Tensor]] = defaultdict(list)
+
+    def keep(r: Round, _first: int, logits_NV: torch.Tensor, _targets: torch.Tensor) -> None:
+        logits[r.window].append(logits_NV)
+
+    run_rounds(model, batch, rounds, model.empty_state(), LoopSettings((0, model.num_layers)), keep)
     num_rows = tokens_BT.shape[0]
-    return torch.cat([out.unflatten(0, (num_rows, -1)) for out in logits], dim=1)
+    return torch.cat([torch.cat(parts).unflatten(0, (num_rows, -1)) for parts in logits.values()], dim=1)

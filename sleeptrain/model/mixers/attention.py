@@ -250,6 +250,10 @@ class AttentionSpec(MixerSpec):
             token += precision.normed(narrow) * (query + keys + shared) + WIDE * (c.num_heads + c.num_kv_heads)
         return token
 
+    def kept_bytes(self, state_only: bool, precision: Precision) -> int:
+        """The output of attention, and the logarithm of each query's sum of exponentials."""
+        return 0 if state_only else precision.narrow * self._widths[0] + WIDE * self.settings.num_heads
+
 
 def _head_norm(config: ModelConfig, num_heads: int) -> nn.Module:
     """The norm of queries or keys, [..., num_heads, head_dim]."""

@@ -159,6 +159,9 @@ class GatedDeltaNetSpec(MixerSpec):
         token += 4 * WIDE * c.num_v_heads
         return token + delta_rule_saved_bytes(self.state_shape, c.num_k_heads, length, state_only, precision)
 
+    def kept_bytes(self, state_only: bool, precision: Precision) -> int:
+        return delta_rule_kept_bytes(self.state_shape, precision)
+
 
 def conv_saved_bytes(precision: Precision) -> int:
     """Bytes per token and channel that autograd saves for a short convolution, without what reads its output.
@@ -166,6 +169,12 @@ def conv_saved_bytes(precision: Precision) -> int:
     A kernel saves its input; PyTorch a wide copy of it, and the output before SiLU.
     """
     return precision.narrow if precision.kernels else 2 * WIDE
+
+
+def delta_rule_kept_bytes(state_shape: tuple[int, int, int], precision: Precision) -> int:
+    """Bytes per token of the results of a kernel's recurrence, without the state; PyTorch's recurrence runs again."""
+    heads, _, V = state_shape
+    return heads * (precision.narrow * (V + FLA_CHUNK) + WIDE) if precision.kernels else 0
 
 
 def delta_rule_saved_bytes(

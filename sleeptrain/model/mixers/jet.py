@@ -13,7 +13,7 @@ from torch import nn
 from sleeptrain.config.schema import JetConfig, ModelConfig
 from sleeptrain.model.decay import KeepsDecayWide, decay_and_write
 from sleeptrain.model.document_layout import DocumentLayout
-from sleeptrain.model.mixers.gated_deltanet import delta_rule_saved_bytes
+from sleeptrain.model.mixers.gated_deltanet import delta_rule_kept_bytes, delta_rule_saved_bytes
 from sleeptrain.model.mixers.spec import WIDE, Draw, MixerFlops, MixerSpec, Precision, uneven
 from sleeptrain.model.norm import GatedRMSNorm
 from sleeptrain.model.shards import Sharding
@@ -157,3 +157,6 @@ class JetSpec(MixerSpec):
         token += narrow * (4 * c.num_heads * c.head_k_dim + 2 * c.kernel_dim)
         token += 2 * WIDE * values + narrow * (1 + c.conv_size) * values + 4 * WIDE * c.num_heads
         return token + delta_rule_saved_bytes(self.state_shape, c.num_heads, length, state_only, precision)
+
+    def kept_bytes(self, state_only: bool, precision: Precision) -> int:
+        return delta_rule_kept_bytes(self.state_shape, precision)

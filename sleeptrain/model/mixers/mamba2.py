@@ -229,3 +229,7 @@ class Mamba2Spec(MixerSpec):
                 gate = 0 if precision.kernels else projected
             token += WIDE * (gate + 3 * inner + 1) + narrow * inner
         return token
+
+    def kept_bytes(self, state_only: bool, precision: Precision) -> int:
+        """The results of a kernel's recurrence, without the state; PyTorch's recurrence runs again."""
+        return precision.narrow * self.conv_pieces[0] + WIDE * self.settings.num_heads if precision.kernels else 0

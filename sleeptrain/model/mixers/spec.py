@@ -216,6 +216,10 @@ class MixerSpec(ABC):
         The spec's settings are those of one tensor rank (`cut`). state_only: nobody reads the features.
         """
 
+    def kept_bytes(self, state_only: bool, precision: Precision) -> int:
+        """Bytes per token of one row of the results that `sleep.recompute=selective` keeps besides linear layers'."""
+        return 0
+
     def saved_mask_bytes(self, length: int, precision: Precision) -> int:
         """Bytes of the mixer's mask that autograd saves, once for all rows."""
         return 0

@@ -17,12 +17,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from sleeptrain.data.batch import Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
+from sleeptrain.sleep.features import gather_rows
 from sleeptrain.sleep.inputs import inputs_of_rounds
 from sleeptrain.sleep.loop import (
     LoopSettings,
     ReadLogits,
     RoundContext,
-    gather_rows,
+    at_targets,
     run_layers,
     summed_loss,
 )
@@ -151,7 +152,9 @@ class StageMicroBatch:
         if inputs.rows_R is not None:
             after = saved.state.put_rows(inputs.rows_R, after, self._num_rows)
         ends = model.layers.stop == model.num_layers
-        loss = summed_loss(self._context, top, r, inputs) if r.loss and ends and top is not None else None
+        loss = None
+        if r.loss and ends and top is not None:
+            loss = summed_loss(self._context, at_targets(top, inputs), r, inputs)
         return RoundOutputs(top, features.core_input_RLD, features.output_RLD, loss), after
 
     def _store_state_gradient(self, index: int, state: FastWeights, boundary: FastWeights, begins_window: bool) -> None:

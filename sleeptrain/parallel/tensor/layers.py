@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.distributed.mesh import Axis
 from sleeptrain.model.block import Block
-from sleeptrain.model.hybrid import Hybrid, at_least_fp32, initial_weight, rows_at_once
+from sleeptrain.model.hybrid import Hybrid, at_least_fp32, initial_weight
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.model.norm import GatedRMSNorm, RMSNorm
 from sleeptrain.model.shards import Sharding, TensorRank, padded_size
@@ -63,6 +63,7 @@ class TensorParallelHybrid(Hybrid):
         place = TensorRank(axis.rank, axis.size, partial(gather_channels, axis=axis))
         for layer in self.layers:
             block = cast(Block, self.blocks[layer])
+            block.tensor_group = axis.group.group_name if axis.size > 1 and axis.group is not None else None
             block.mixer = block_spec(config, layer).rank_module(self.config, place) or block.mixer
             block.mixer_norm = EnteringNorm(config, axis, sequence)
             if block.has_mlp:
@@ -105,22 +106,20 @@ class TensorParallelHybrid(Hybrid):
         """The logits [N, V] over the whole vocabulary, on every rank."""
         return self._gather(self._local_logits(x_ND))
 
-    def cross_entropy(
-        self, x_ND: torch.Tensor, targets_N: torch.Tensor, read_logits: Callable[[torch.Tensor], None] | None = None
-    ) -> torch.Tensor:
-        """As `Hybrid.cross_entropy`. Without `read_logits` each rank holds only its part of the vocabulary's logits."""
-        rows = rows_at_once(self.config.vocab_size)
-        if read_logits is None and rows < len(targets_N):
-            parts = zip(x_ND.split(rows), targets_N.split(rows), strict=True)
-            return torch.stack([checkpoint(self._loss, *part, use_reentrant=False) for part in parts]).sum()
-        return self._loss(x_ND, targets_N, read_logits)
+    def _chunked_cross_entropy(self, x_ND: torch.Tensor, targets_N: torch.Tensor, rows: int) -> torch.Tensor:
+        parts = zip(x_ND.split(rows), targets_N.split(rows), strict=True)
+        return torch.stack([checkpoint(self._loss, *part, use_reentrant=False) for part in parts]).sum()
 
     def _loss(
-        self, x_ND: torch.Tensor, targets_N: torch.Tensor, read_logits: Callable[[torch.Tensor], None] | None = None
+        self,
+        x_ND: torch.Tensor,
+        targets_N: torch.Tensor,
+        read: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
     ) -> torch.Tensor:
+        """As in `Hybrid`. Without `read` each rank holds only its part of the vocabulary's logits."""
         logits = at_least_fp32(self._local_logits(x_ND))
-        if read_logits is not None:
-            read_logits(self._gather(logits))
+        if read is not None:
+            read(self._gather(logits), targets_N)
         return vocab_parallel_cross_entropy(logits, targets_N).sum()
 
     def _local_logits(self, x_ND: torch.Tensor) -> torch.Tensor:

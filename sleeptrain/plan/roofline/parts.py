@@ -23,7 +23,7 @@ from sleeptrain.plan.roofline.kernel_times import SHARES, Count, count
 from sleeptrain.plan.roofline.loss import loss_as_on_gpu
 from sleeptrain.plan.roofline.record import Call, Recorder
 from sleeptrain.sleep.inputs import RoundInputs
-from sleeptrain.sleep.loop import LoopSettings, RoundContext, summed_loss
+from sleeptrain.sleep.loop import LoopSettings, RoundContext, at_targets, summed_loss
 from sleeptrain.sleep.precision import DTYPES, in_precision, residual_bytes
 from sleeptrain.sleep.rounds import Round
 
@@ -101,7 +101,10 @@ class Part:
         with self._faked(_ends(self.model)) as (hybrid, inputs):
             x = self._features()
             context = RoundContext(hybrid, LoopSettings((0, 1)))
-            run = partial(summed_loss, context, x, self.round, inputs)
+
+            def run() -> torch.Tensor:
+                return summed_loss(context, at_targets(x, inputs), self.round, inputs)
+
             copied = _copied(hybrid) - _copied(hybrid.blocks)
             return _recorded(Recorder(head=True), hybrid, run, (x,), copied)
 

@@ -58,10 +58,9 @@ class Parts:
     def forward(self, gpu: Gpu, compile: bool) -> Count:
         return sum((record.count_forward(gpu, compile) * times for record, times in self.all), NOTHING)
 
-    def again(self, gpu: Gpu, compile: bool, runs: RunsAgain, blocks_only: bool = False) -> Count:
-        """The forward that runs again."""
-        parts = self.blocks if blocks_only else self.all
-        return sum((record.count_forward(gpu, compile, runs) * times for record, times in parts), NOTHING)
+    def again(self, gpu: Gpu, compile: bool, runs: RunsAgain) -> Count:
+        """The forward that runs again, which has no loss."""
+        return sum((record.count_forward(gpu, compile, runs) * times for record, times in self.blocks), NOTHING)
 
     def backward(self, gpu: Gpu, compile: bool) -> Count:
         return sum((record.count_backward(gpu, compile) * times for record, times in self.all), NOTHING)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -13,7 +13,8 @@ from sleeptrain.plan.roofline.fusion import Kernel
 from sleeptrain.plan.roofline.kernel_times import NOTHING, Count, count
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.rounds import Parts, RoundRecords, all_but_kept, anything
-from sleeptrain.plan.workload import Extent, Workload, reruns, typical_batch
+from sleeptrain.plan.workload import Workload, reruns, typical_batch
+from sleeptrain.sleep.recompute import with_recompute
 from sleeptrain.sleep.rounds import Round
 
 CPU = torch.device("cpu")
@@ -73,14 +74,14 @@ def count_step(
     work = work.without(Kind.SUM, 1 / uses if uses else 0.0)
     cast = Kernel(Kind.CAST, 1, 6 * max(parts[r].copied for r in workload.rounds))
     work += count([cast], gpu, 0.0) * (1 / workload.num_micros)
-    runs = all_but_kept if mode == "selective" else anything
-    # A round of which only a part runs again is one that runs again.
-    selected = replace(config, sleep=replace(config.sleep, recompute="pass" if mode == "selective" else mode))
-    for r, extent in reruns(selected, workload):
-        work += parts[r].again(gpu, compile, runs, blocks_only=extent is Extent.BLOCKS)
+    config = with_recompute(config, mode)
+    for r, _ in reruns(config, workload):
+        work += parts[r].again(gpu, compile, anything)
+    if mode == "selective":
+        work += sum((parts[r].again(gpu, compile, all_but_kept) for r in trained), NOTHING)
     share = workload.num_micros * workload.replicas * config.parallel.tensor
     padded = workload.executed()
-    again = padded.recompute_flops(selected) if mode != "selective" else 0
+    again = padded.recompute_flops(config)
     own, all_tokens = workload.flops(config), padded.flops(config)
     return StepCount(work, own / share, all_tokens / share, (all_tokens + again) / share)
 

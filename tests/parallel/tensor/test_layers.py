@@ -52,6 +52,15 @@ CASES = {
     ),
     "carried convolutions": Case(passes=2, boundary=Boundary(carry_conv=True), carried=True, tied=False),
     "recomputed blocks": Case(passes=3, recompute="block"),
+    "recomputed between products": Case(passes=3, recompute="selective", carried=True),
+    "recomputed between products, tokens split": Case(
+        ("jet", "attention", "mamba2"),
+        passes=2,
+        recompute="selective",
+        sequence=True,
+        num_kv_heads=1,
+        model={"sandwich_norms": True},
+    ),
     "recomputed passes": Case(passes=3, recompute="pass", carried=True),
     "recomputed windows": Case(passes=3, recompute="window"),
     "shared key-value head and group": Case(
