@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn import LinearCrossEntropyOptions
 
 from sleeptrain.config.mixers import is_recurrent
 from sleeptrain.config.schema import ModelConfig
@@ -21,9 +19,13 @@ from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.model.mixers.spec import Draw
 from sleeptrain.model.norm import RMSNorm
 from sleeptrain.model.state import HARD, Boundary, FastWeights, LayerState
+from sleeptrain.ops.device import runs_kernels
+from sleeptrain.ops.linear_cross_entropy import linear_cross_entropy
 
-# Elements of logits that are held at once: 256 MiB in fp32.
+# Elements of logits that are held at once: 256 MiB in fp32. On a GPU four times as many, 512 MiB in bf16: its products
+# are slow with fewer rows.
 MOST_LOGITS = 2**26
+TIMES_ON_A_GPU = 4
 
 # Runs one block. Under recomputation of blocks it checkpoints the block's activations.
 RunBlock = Callable[..., tuple[torch.Tensor | None, LayerState]]
@@ -141,42 +143,37 @@ class Hybrid(Product, nn.Module):
         return logits if divisor == 1 else logits / divisor
 
     def cross_entropy(
-        self, x_ND: torch.Tensor, targets_N: torch.Tensor, read_logits: ReadRows | None = None
-    ) -> torch.Tensor:
-        """The summed cross entropy of the targets (int64) in nats, a scalar in fp32 or wider.
-
-        Logits of more than `MOST_LOGITS` elements are computed some rows at a time. Without `read_logits` they are
-        computed again in the backward; a graph of logits that were read keeps them.
-        """
-        rows = rows_at_once(self.config.vocab_size)
-        if read_logits is None:
-            whole = rows >= len(targets_N)
-            return self._loss(x_ND, targets_N) if whole else self._chunked_cross_entropy(x_ND, targets_N, rows)
-        losses = []
-        for first in range(0, max(len(targets_N), 1), rows):
-            chunk = slice(first, first + rows)
-            losses.append(self._loss(x_ND[chunk], targets_N[chunk], partial(read_logits, first)))
-        return torch.stack(losses).sum()
-
-    def _loss(
         self,
         x_ND: torch.Tensor,
         targets_N: torch.Tensor,
-        read: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
+        read_logits: ReadRows | None = None,
+        keep: bool = True,
     ) -> torch.Tensor:
-        """The loss from all logits at once. read: called with the logits and the targets."""
-        logits = at_least_fp32(self.logits(x_ND))
-        if read is not None:
-            read(logits, targets_N)
-        return F.cross_entropy(logits, targets_N, reduction="sum")
+        """The summed cross entropy of the targets (int64) in nats, a scalar in fp32 or wider.
 
-    def _chunked_cross_entropy(self, x_ND: torch.Tensor, targets_N: torch.Tensor, rows: int) -> torch.Tensor:
-        """The same from the logits of `rows` rows at a time. torch gives each loss in the dtype of x."""
+        Logits of more than `MOST_LOGITS` elements are computed some rows at a time. keep: keep the logits for the
+        backward where `keeps_logits` allows it; else it computes them again. A graph of logits that were read keeps
+        them.
+        """
+        rows = rows_at_once(self.config.vocab_size, runs_kernels(x_ND))
+        if read_logits is None:
+            return self._summed_loss(x_ND, targets_N, rows, keep)
+        losses = []
+        for first in range(0, max(len(targets_N), 1), rows):
+            chunk = slice(first, first + rows)
+            logits = at_least_fp32(self.logits(x_ND[chunk]))
+            read_logits(first, logits, targets_N[chunk])
+            losses.append(F.cross_entropy(logits, targets_N[chunk], reduction="sum"))
+        return torch.stack(losses).sum()
+
+    def _summed_loss(self, x_ND: torch.Tensor, targets_N: torch.Tensor, rows: int, keep: bool) -> torch.Tensor:
+        """The loss from the logits of at most `rows` rows at a time."""
         assert self.norm is not None, "this part of the model has no head"
-        x, weight = self._head_product.factors(self.norm(x_ND) / self.config.logits_divisor, self.head_weight)
-        options = LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None)
-        losses_N = F.linear_cross_entropy(x, weight, targets_N, reduction="none", options=options)
-        return at_least_fp32(losses_N).sum()
+        head, weight = self._head_product, self.head_weight
+        x_ND, vocab_size = head.narrow(self.norm(x_ND) / self.config.logits_divisor), self.config.vocab_size
+        keep = keep and keeps_logits(len(targets_N), vocab_size, x_ND.itemsize)
+        copy = weight.detach() if head.compute_dtype is None else head.copy_of(weight)
+        return linear_cross_entropy(x_ND, weight, targets_N, copy_VD=copy, rows=rows, keep=keep).sum()
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -209,9 +206,18 @@ def initial_weight(config: ModelConfig, name: str, shape: tuple[int, ...], seed:
     return draw.normal(config.init_std / (math.sqrt(2 * len(config.layers)) if ends_branch else 1))
 
 
-def rows_at_once(vocab_size: int) -> int:
-    """The number of rows whose logits are held at once, a power of two."""
-    return 1 << max(MOST_LOGITS // vocab_size, 1).bit_length() - 1
+def rows_at_once(vocab_size: int, kernels: bool = False) -> int:
+    """The number of rows whose logits are held at once, a power of two. kernels: on a GPU."""
+    most = MOST_LOGITS * (TIMES_ON_A_GPU if kernels else 1)
+    return 1 << max(most // vocab_size, 1).bit_length() - 1
+
+
+def keeps_logits(num_targets: int, vocab_size: int, itemsize: int) -> bool:
+    """True if logits may be kept for a backward: those of 16 bits, and those that are held at once.
+
+    itemsize: bytes of a logit.
+    """
+    return itemsize <= 2 or num_targets <= rows_at_once(vocab_size)
 
 
 def at_least_fp32(x: torch.Tensor) -> torch.Tensor:

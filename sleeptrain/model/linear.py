@@ -48,15 +48,10 @@ class Product(ComputeDtype):
         if self.compute_dtype is None:
             return F.linear(x, weight, bias)
         # Each product casts x for itself: the gradients of several products add up in the dtype of x.
-        return _Product.apply(self.narrow(x), weight, bias, self._copy_of(weight))
+        return _Product.apply(self.narrow(x), weight, bias, self.copy_of(weight))
 
-    def factors(self, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x and the weight in the compute dtype, for a function that multiplies them; the gradient is the weight's."""
-        if self.compute_dtype is None:
-            return x, weight
-        return self.narrow(x), _UseOf.apply(weight, self._copy_of(weight))
-
-    def _copy_of(self, weight: torch.Tensor) -> torch.Tensor:
+    def copy_of(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight in the compute dtype, without its graph."""
         return weight.detach().to(self.compute_dtype) if self.working_copy is None else self.working_copy
 
 
@@ -65,19 +60,6 @@ class Linear(Product, nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return self.product(input, self.weight, self.bias)
-
-
-class _UseOf(torch.autograd.Function):
-    """A use of a copy, as if it were a cast of the weight."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:
-        ctx.dtype = weight.dtype
-        return copy.view_as(copy)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradient.to(ctx.dtype), None
 
 
 class _Product(torch.autograd.Function):

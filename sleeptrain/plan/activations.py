@@ -16,7 +16,7 @@ from torch import nn
 
 from sleeptrain.config.schema import Config, ModelConfig
 from sleeptrain.model.block import Block
-from sleeptrain.model.hybrid import rows_at_once
+from sleeptrain.model.hybrid import keeps_logits, rows_at_once
 from sleeptrain.model.mixers.registry import block_spec, mixer_spec
 from sleeptrain.model.mixers.spec import WIDE, Precision
 from sleeptrain.parallel.tensor.sharding import local_config
@@ -33,6 +33,7 @@ class Activations:
     narrow, residual: bytes of an element of products and attention, and of the features between blocks.
     kernels: recurrences, convolutions, norms and SwiGLU are flash-linear-attention's, as on a GPU; else PyTorch's.
     token_parts: number of parts into which `parallel.sequence` cuts the tokens between mixers.
+    vocabulary_parts: number of tensor ranks over which the head's matrix is cut.
     """
 
     model: ModelConfig
@@ -40,12 +41,15 @@ class Activations:
     residual: int
     kernels: bool
     token_parts: int
+    vocabulary_parts: int
 
     @staticmethod
     def of(config: Config, kernels: bool) -> Activations:
         parallel = config.parallel
         model, parts = local_config(config.model, parallel.tensor), parallel.token_parts
-        return Activations(model, product_bytes(config.train), residual_bytes(config.train), kernels, parts)
+        return Activations(
+            model, product_bytes(config.train), residual_bytes(config.train), kernels, parts, parallel.tensor
+        )
 
     def block(self, layer: int, r: Round, state_only: bool) -> int:
         """Bytes for a block in a round, over all rows of the round, with the S that the recurrence starts from."""
@@ -92,21 +96,26 @@ class Activations:
         saved = self._precision.normed(self.residual) * self.model.dim + WIDE
         return len(r.rows) * r.length * saved if normed else 0
 
-    def head(self, num_targets: int) -> int:
-        """Bytes for the last norm, the head and the loss, with the features that they read."""
-        m = self.model
-        normed = self._precision.normed(self.residual) * m.dim + WIDE
-        logits = WIDE * m.vocab_size if self.whole_logits(num_targets) else 0
-        return num_targets * (normed + self.narrow * m.dim + logits)
+    def head(self, num_targets: int, keep: bool) -> int:
+        """Bytes for the last norm, the head and the loss, with the features that they read.
 
-    def whole_logits(self, num_targets: int) -> bool:
-        """True if a loss of so many targets holds all their logits at once."""
-        return num_targets <= rows_at_once(self.model.vocab_size)
+        keep: the mode of recomputation keeps logits. Tensor ranks that keep none keep the features alone.
+        """
+        m, width = self.model, WIDE if self.vocabulary_parts > 1 else self.narrow
+        kept = keep and keeps_logits(num_targets, m.vocab_size, width)
+        if not kept and self.vocabulary_parts > 1:
+            return num_targets * m.dim * self.residual
+        normed = self._precision.normed(self.residual) * m.dim + WIDE
+        return num_targets * (normed + self.narrow * m.dim + WIDE + width * m.vocab_size * kept)
 
     def logits(self, num_targets: int) -> int:
-        """Peak bytes of the loss, in its backward: probabilities, and the gradients before and after the softmax."""
-        vocab_size = self.model.vocab_size
-        return 3 * WIDE * vocab_size * min(num_targets, rows_at_once(vocab_size))
+        """Peak bytes of the loss beside what it saved, in its backward: of some rows, and the gradient of the matrix.
+
+        PyTorch holds probabilities and the gradients before and after the softmax; a GPU's kernel works in place.
+        """
+        vocab_size, rows = self.model.vocab_size, rows_at_once(self.model.vocab_size, self.kernels)
+        in_place = self.kernels and self.vocabulary_parts == 1
+        return vocab_size * (min(num_targets, rows) * (self.narrow if in_place else 3 * WIDE) + WIDE * self.model.dim)
 
     def copies(self, layers: range, head: bool) -> int:
         """Bytes of the narrow copies of these layers' matrices (`sleeptrain.model.linear`)."""

@@ -104,7 +104,7 @@ def _graph(counts: Activations, config: Config, workload: Workload, r: Round, la
     if layers.stop == len(kinds):
         loss = r.loss and not _rounds_again(config)
         head = counts.fed_back(r, loss)
-        head += counts.head(workload.targets_of(r)) + casts * counts.copies(range(0), True) if loss else 0
+        head += counts.head(workload.targets_of(r), keep=True) + casts * counts.copies(range(0), True) if loss else 0
     if mode not in ("block", "selective"):
         return _Graph(sum(blocks) + head, 0)
     features = counts.features(r) // counts.token_parts
@@ -123,17 +123,13 @@ def _graphs(counts: Activations, config: Config, workload: Workload, layers: ran
     one_round = config.parallel.pipeline > 1 or _rounds_again(config)
     groups = [[r] for r in workload.trained(config.parallel.pipeline)] if one_round else workload.stretches
     graphs = [[_graph(counts, config, workload, r, layers) for r in group] for group in groups]
-    most = max((sum(g.forward for g in group) + max(g.backward for g in group) for group in graphs if group), default=0)
-    if _rounds_again(config):  # a loss that holds all logits runs again, before its round does
-        targets = max(workload.targets_of(r) for r in workload.rounds)
-        most = max(most, counts.head(targets) * counts.whole_logits(targets))
-    return most
+    return max((sum(g.forward for g in group) + max(g.backward for g in group) for group in graphs if group), default=0)
 
 
 def _boundary(counts: Activations, config: Config, workload: Workload) -> int:
     """Bytes of features and S that `sleep.recompute=pass` and `window` save, without a pipeline.
 
-    Losses save their features in all windows, or what the head saves, if they are computed some rows at a time.
+    Losses save the features that they read in all windows.
     """
     if not _rounds_again(config):
         return 0
@@ -156,7 +152,7 @@ def _loss(counts: Activations, config: Config, workload: Workload, r: Round, str
         return 0
     targets = workload.targets_of(r)
     features = targets * counts.model.dim * counts.residual
-    saved = features if counts.whole_logits(targets) else counts.head(targets)
+    saved = counts.head(targets, keep=False)
     to_the_end = workload.settings.core[1] == len(counts.model.layers) and not counts.model.norm_between_passes
     fed_back = any(other.feeds_back and other.window == r.window for other in stretch)
     shared = to_the_end and fed_back and not workload.selects_targets(r) and config.sleep.recompute == "pass"

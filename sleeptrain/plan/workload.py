@@ -10,13 +10,15 @@ from pathlib import Path
 from sleeptrain.config.schema import Config, DataConfig
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.data.tasks.build import build_task
-from sleeptrain.model.hybrid import rows_at_once
+from sleeptrain.model.hybrid import keeps_logits
+from sleeptrain.model.mixers.spec import WIDE
 from sleeptrain.parallel.pipeline.stages import num_trained
 from sleeptrain.parallel.tensor.sharding import local_config
 from sleeptrain.plan.mean_row import MeanRow, long_rows
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.flops import round_flops, step_flops
 from sleeptrain.sleep.loop import LoopSettings, loop_settings
+from sleeptrain.sleep.precision import product_bytes
 from sleeptrain.sleep.rounds import Round, plan_batch, round_layers, windows_of
 from sleeptrain.sleep.step import truncated
 
@@ -93,17 +95,14 @@ class Workload:
         flops += sum(head * self.targets_of(r) * self.losses_again(config, r) for r in self.rounds)
         return flops * self.num_micros * self.replicas
 
-    def chunked(self, config: Config, r: Round) -> bool:
-        """True if the loss of a round is computed some rows at a time, and so their logits again in the backward."""
-        local = local_config(config.model, config.parallel.tensor)
-        return self.targets_of(r) > rows_at_once(local.vocab_size)
-
     def losses_again(self, config: Config, r: Round) -> int:
         """How often the head and the loss of a round run again. In a pipeline they are part of the round that does."""
-        chunked = self.chunked(config, r)
+        local, tensor = local_config(config.model, config.parallel.tensor), config.parallel.tensor
+        itemsize = product_bytes(config.train) if tensor == 1 else WIDE
+        again = not keeps_logits(self.targets_of(r), local.vocab_size, itemsize)
         if config.parallel.pipeline > 1:
-            return 1 + chunked
-        return int(chunked or config.sleep.recompute in ("pass", "window"))
+            return 1 + again
+        return int(again or config.sleep.recompute in ("pass", "window"))
 
     def selects_targets(self, r: Round) -> bool:
         """True if the round predicts at some of its positions only."""

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from sleeptrain.config.schema import SleepConfig
 from sleeptrain.data.batch import Batch
 from sleeptrain.model.document_layout import DocumentLayout
-from sleeptrain.model.hybrid import Hybrid, rows_at_once
+from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import HARD, Boundary, FastWeights, Retained
 from sleeptrain.sleep.features import Features, select
 from sleeptrain.sleep.inputs import RoundInputs, inputs_of_rounds
@@ -90,16 +90,11 @@ def run_rounds(
 
 
 def _loss(context: RoundContext, x_ND: torch.Tensor, r: Round, inputs: RoundInputs) -> torch.Tensor:
-    """The loss of a round, outside the round's recomputation (`Recompute.loss`)."""
+    """The loss of a round, outside the round's recomputation."""
     settings = context.settings
-    # A loss of some rows at a time keeps no logits, so it need not run again as a whole. Logits are read once.
-    whole = len(inputs.targets_N) <= rows_at_once(context.model.config.vocab_size) and context.read_logits is None
     if settings.on_round is not None:
         settings.on_round(r)
-    if whole:
-        loss: torch.Tensor = settings.recompute.loss(summed_loss, context, x_ND, r, inputs)
-    else:
-        loss = summed_loss(context, x_ND, r, inputs)
+    loss = summed_loss(context, x_ND, r, inputs, settings.recompute.keeps_logits)
     if settings.on_round is not None:
         _call_before_backward(r, settings.on_round, x_ND, loss)
     return loss
@@ -233,11 +228,16 @@ def at_targets(x_RLD: torch.Tensor, inputs: RoundInputs) -> torch.Tensor:
     return x_ND if inputs.target_index_N is None else x_ND.index_select(0, inputs.target_index_N)
 
 
-def summed_loss(context: RoundContext, x_ND: torch.Tensor, r: Round, inputs: RoundInputs) -> torch.Tensor:
-    """Summed cross entropy in nats over the targets of a round. x_ND: the features at the targets."""
+def summed_loss(
+    context: RoundContext, x_ND: torch.Tensor, r: Round, inputs: RoundInputs, keep: bool = True
+) -> torch.Tensor:
+    """Summed cross entropy in nats over the targets of a round. x_ND: the features at the targets.
+
+    keep: the backward may find the logits kept (`Hybrid.cross_entropy`).
+    """
     read_logits = context.read_logits
     read = None if read_logits is None else lambda first, *chunk: read_logits(r, first, *chunk)
-    return context.model.cross_entropy(x_ND, inputs.targets_N, read)
+    return context.model.cross_entropy(x_ND, inputs.targets_N, read, keep)
 
 
 def loop_settings(sleep: SleepConfig, window: int, num_layers: int, recompute: str | None = None) -> LoopSettings:

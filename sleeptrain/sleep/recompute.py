@@ -9,8 +9,7 @@
 | window    | state at each window's border; inside one window, as pass | a window, then a round           |
 
 The loss reads the features at the targets, which all modes keep: it is no part of a round that runs again. In `pass`
-and `window` a loss that holds all logits of a round runs again by itself, so that the logits of one round are there at
-a time.
+and `window` it computes its logits again in the backward; the other modes keep them (`keeps_logits` of the model).
 """
 
 from __future__ import annotations
@@ -66,10 +65,10 @@ def _plain(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 class Recompute:
-    """The functions that call windows, rounds, blocks and losses in a mode (one of `MODES`).
+    """The functions that call windows, rounds and blocks in a mode (one of `MODES`).
 
-    block: calls a block with its arguments; None: it is called directly. Raises ValueError for another mode, `AUTO`
-    included.
+    keeps_logits: losses keep their logits for the backward. block: calls a block with its arguments; None: it is called
+    directly. Raises ValueError for another mode, `AUTO` included.
     """
 
     def __init__(self, mode: str):
@@ -78,6 +77,6 @@ class Recompute:
         rounds = mode in ("pass", "window")
         self.window = _recomputed if mode == "window" else _plain
         self.round = _recomputed if rounds else _plain
-        self.loss = _recomputed if rounds else _plain
+        self.keeps_logits = not rounds
         blocks: dict[str, Callable[..., Any]] = {"block": _recomputed, "selective": _selected}
         self.block = blocks.get(mode)

@@ -20,7 +20,6 @@ from sleeptrain.model.state import Boundary
 from sleeptrain.ops.device import as_on_gpu
 from sleeptrain.plan.roofline.fusion import compiled, eager
 from sleeptrain.plan.roofline.kernel_times import SHARES, Count, count
-from sleeptrain.plan.roofline.loss import loss_as_on_gpu
 from sleeptrain.plan.roofline.record import Call, Recorder
 from sleeptrain.sleep.inputs import RoundInputs
 from sleeptrain.sleep.loop import LoopSettings, RoundContext, at_targets, summed_loss
@@ -96,14 +95,14 @@ class Part:
             x = self._features()
             return _recorded(Recorder(), hybrid, partial(hybrid.fed_back, x), (x,), 0)
 
-    def head(self) -> Record:
-        """The last norm, the head and the loss."""
+    def head(self, keep: bool) -> Record:
+        """The last norm, the head and the loss. keep: it keeps its logits."""
         with self._faked(_ends(self.model)) as (hybrid, inputs):
             x = self._features()
             context = RoundContext(hybrid, LoopSettings((0, 1)))
 
             def run() -> torch.Tensor:
-                return summed_loss(context, at_targets(x, inputs), self.round, inputs)
+                return summed_loss(context, at_targets(x, inputs), self.round, inputs, keep)
 
             copied = _copied(hybrid) - _copied(hybrid.blocks)
             return _recorded(Recorder(head=True), hybrid, run, (x,), copied)
@@ -118,7 +117,7 @@ class Part:
         """A model on fake tensors, as a GPU runs it in a step's precision, and the round's inputs."""
         mode = FakeTensorMode()
         inputs = tree_map(lambda t: mode.from_tensor(t) if isinstance(t, torch.Tensor) else t, self.inputs)
-        with mode, as_on_gpu(), loss_as_on_gpu():
+        with mode, as_on_gpu():
             hybrid = Hybrid(model)
             with in_precision(self.train, hybrid):
                 yield hybrid, inputs

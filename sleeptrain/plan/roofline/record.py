@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sleeptrain.plan.roofline import kinds, loss
+from sleeptrain.plan.roofline import kinds
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.opaque import OPAQUE, Opaque
 from sleeptrain.plan.roofline.waits import makes_the_host_wait
@@ -97,10 +97,6 @@ class Recorder(TorchDispatchMode):
         if makes_the_host_wait(name, args, kwargs):
             self.waits.append(name)
         result = func(*args, **kwargs)
-        if name == loss.FORWARD:
-            with self, torch.no_grad():
-                loss.run_forward(*args)
-            return result
         if func.namespace != "prim" and name != "promote_types":
             self.dispatched[self.backward] += 1
             if name not in kinds.FREE and not func.is_view:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -83,8 +84,8 @@ class RoundRecords:
             layouts = RoundLayouts(batch, model, self._settings.boundary.sliding_window)
         return inputs_of_rounds(batch, rounds, layouts, torch.device("cpu"))
 
-    def of(self, r: Round, inputs: RoundInputs) -> Parts:
-        """The parts of a round. inputs: of the round, on the CPU."""
+    def of(self, r: Round, inputs: RoundInputs, keep: bool = True) -> Parts:
+        """The parts of a round. inputs: of the round, on the CPU. keep: its loss keeps the logits."""
         model, part = self._model, Part(self._model, self._train, r, inputs)
         shapes = tuple(tuple(t.shape) if isinstance(t, torch.Tensor) else t for t in tree_leaves(inputs.layout))
         size = (len(r.rows), r.length)
@@ -100,9 +101,9 @@ class RoundRecords:
             if key not in self._known:
                 self._known[key] = part.block(layer, boundary, state_only, pairs)
             blocks[self._known[key]] += 1
-        return Parts(tuple(blocks.items()), tuple((record, 1) for record in self._rest(part, model, size)))
+        return Parts(tuple(blocks.items()), tuple((record, 1) for record in self._rest(part, model, size, keep)))
 
-    def _rest(self, part: Part, model: ModelConfig, size: tuple[int, int]) -> list[Record]:
+    def _rest(self, part: Part, model: ModelConfig, size: tuple[int, int], keep: bool) -> list[Record]:
         r, targets = part.round, len(part.inputs.targets_N)
         parts: list[tuple[tuple[Hashable, ...], Callable[[], Record]]] = []
         if r.is_wake or (not r.feeds_back and self._settings.core[0] == 0):
@@ -110,7 +111,7 @@ class RoundRecords:
         if model.norm_between_passes and not r.state_only:
             parts.append((("fed back", *size), part.fed_back))
         if r.loss:
-            parts.append((("head", *size, targets), part.head))
+            parts.append((("head", *size, targets, keep), partial(part.head, keep)))
         for key, record in parts:
             if key not in self._known:
                 self._known[key] = record()

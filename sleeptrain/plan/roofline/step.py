@@ -14,7 +14,7 @@ from sleeptrain.plan.roofline.kernel_times import NOTHING, Count, count
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.rounds import Parts, RoundRecords, all_but_kept, anything
 from sleeptrain.plan.workload import Workload, reruns, typical_batch
-from sleeptrain.sleep.recompute import with_recompute
+from sleeptrain.sleep.recompute import Recompute, with_recompute
 from sleeptrain.sleep.rounds import Round
 
 CPU = torch.device("cpu")
@@ -65,7 +65,7 @@ def count_step(
     mode = mode or config.sleep.recompute
     records = records or RoundRecords(config, workload.settings)
     batch = typical_batch(config, workload.rows) if batch is None else batch
-    parts = _parts(workload, batch, records)
+    parts = _parts(workload, batch, records, keep=Recompute(mode).keeps_logits)
     trained = workload.trained(config.parallel.pipeline)
     work = sum((parts[r].forward(gpu, compile) for r in workload.rounds), NOTHING)
     work += sum((parts[r].backward(gpu, compile) for r in trained), NOTHING)
@@ -91,7 +91,7 @@ def compiles(config: Config) -> bool:
     return bool(getattr(config.train, "compile", False))
 
 
-def _parts(workload: Workload, batch: Batch, records: RoundRecords) -> dict[Round, Parts]:
+def _parts(workload: Workload, batch: Batch, records: RoundRecords, keep: bool) -> dict[Round, Parts]:
     """The parts of each round; those of windows that differ in nothing but their place are recorded once."""
     inputs = records.inputs(batch, workload.rounds)
-    return {r: records.of(r, i) for r, i in zip(workload.rounds, inputs, strict=True)}
+    return {r: records.of(r, i, keep) for r, i in zip(workload.rounds, inputs, strict=True)}

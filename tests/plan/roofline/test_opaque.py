@@ -8,13 +8,13 @@ import torch.nn.attention.varlen  # registers its operators
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sleeptrain.ops import fla_conv, fla_delta_rule, fla_elementwise, fla_linear_attention
+from sleeptrain.ops import fla_conv, fla_cross_entropy, fla_delta_rule, fla_elementwise, fla_linear_attention
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.opaque import OPAQUE
 from sleeptrain.plan.roofline.record import Recorder
 
 # They register their operators when they are imported.
-REGISTERED = (fla_conv, fla_delta_rule, fla_elementwise, fla_linear_attention)
+REGISTERED = (fla_conv, fla_cross_entropy, fla_delta_rule, fla_elementwise, fla_linear_attention)
 
 
 @pytest.mark.parametrize("name", OPAQUE)

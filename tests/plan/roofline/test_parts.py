@@ -59,7 +59,7 @@ def test_a_block_reads_the_window_before_under_sliding_eviction() -> None:
 
 def test_head_and_embedding() -> None:
     p = part("model.norm_between_passes=true", "train.precision=bf16")
-    head = p.head()
+    head = p.head(keep=False)
     [product] = [c for c in head.forward if c.kind is Kind.HEAD]
     assert product.flops == 2 * 1000 * p.model.dim * 300 and head.copied == 300 * p.model.dim
     assert {c.kind for c in p.embedding().forward} >= {Kind.EMBEDDING}

@@ -16,7 +16,7 @@ H200 = GPUS["H200"]
 CEILINGS = {"wake": (3800, 3220, 222, 142), "middle": (3560, 2610, 67, 140), "last": (3360, 2460, 63, 132)}
 
 
-def round_of(kind: str) -> Parts:
+def round_of(kind: str, keep: bool = True) -> Parts:
     _, workload, batch, records = counted_2b()
     inputs = records.inputs(batch, workload.rounds)
     fits = {
@@ -24,7 +24,7 @@ def round_of(kind: str) -> Parts:
         "middle": lambda r: not r.is_wake and not r.state_only,
         "last": lambda r: r.state_only,
     }[kind]
-    return next(records.of(r, i) for r, i in zip(workload.rounds, inputs, strict=True) if fits(r))
+    return next(records.of(r, i, keep) for r, i in zip(workload.rounds, inputs, strict=True) if fits(r))
 
 
 @pytest.mark.parametrize("kind", CEILINGS)
@@ -42,11 +42,15 @@ def test_a_round_stays_below_its_ceilings(kind: str) -> None:
 def test_selective_recomputation_keeps_products() -> None:
     parts = round_of("wake")
     whole, selected = (parts.again(H200, False, runs) for runs in (anything, all_but_kept))
-    assert whole.total == parts.forward(H200, False).total
+    assert whole.kernels[Kind.PRODUCT] == parts.forward(H200, False).kernels[Kind.PRODUCT]
     assert not selected.kernels.keys() & {Kind.PRODUCT, Kind.ATTENTION, Kind.RECURRENCE, Kind.HEAD}
     assert selected.kernels[Kind.NORM] == whole.kernels[Kind.NORM]
-    blocks = parts.again(H200, False, anything, blocks_only=True)
-    assert Kind.HEAD in whole.kernels and Kind.HEAD not in blocks.kernels
+    assert not {Kind.HEAD, Kind.LOSS} & whole.kernels.keys(), "the loss is no part of what runs again"
+
+
+def test_a_loss_that_keeps_no_logits_multiplies_once_more() -> None:
+    kept, again = (round_of("wake", keep).backward(H200, False) for keep in (True, False))
+    assert again.kernels[Kind.HEAD] == kept.kernels[Kind.HEAD] * 3 / 2
 
 
 def test_only_the_wake_round_reads_embeddings_and_predicts() -> None:
