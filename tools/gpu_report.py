@@ -29,16 +29,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.part is not None:
         return _child(options)
+    start, clock = time.strftime("%Y-%m-%d %H:%M:%S %z"), time.monotonic()
     device = options.device or ("cuda" if _has_cuda() else "cpu")
     options.out.mkdir(parents=True, exist_ok=True)
     parts = [part for part in PARTS if not options.only or part.name in options.only]
-    start, clock = time.strftime("%Y-%m-%d %H:%M:%S %z"), time.monotonic()
 
     def command(part: Part, seconds: float, file: Path) -> list[str]:
         flags = ["--part", part.name, "--device", device, "--seconds", str(seconds), "--out", str(file)]
         return [sys.executable, str(Path(__file__).resolve()), *flags]
 
-    outcomes = run_parts(parts, command, options.out, options.minutes * 60, lambda line: say(line, flush=True))
+    seconds = options.minutes * 60 - (time.monotonic() - clock)
+    outcomes = run_parts(parts, command, options.out, seconds, lambda line: say(line, flush=True))
     report = {
         "version": 1,
         "started": start,

@@ -88,7 +88,7 @@ def observed(call: Callable[[], None], device: torch.device) -> dict[str, Any]:
     events = record.key_averages()
     names = {event.key for event in events}
     kernels = sorted(
-        (e for e in events if e.device_type != torch.autograd.DeviceType.CPU), key=lambda e: -e.device_time
+        (e for e in events if e.device_type != torch.autograd.DeviceType.CPU), key=lambda e: -e.device_time_total
     )
     return {
         "operators": sorted(name for name in names if any(part in name for part in (*FUSED, *UNFUSED))),

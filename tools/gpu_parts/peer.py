@@ -13,13 +13,14 @@ import torch
 from gpu_parts import MissingError, Note, Options
 from gpu_parts.page import table
 from gpu_parts.trained import peak_memory, reset_peak, step_config, timed
-from sleeptrain.config.schema import ModelConfig
+from sleeptrain.config.schema import Config, ModelConfig
 from sleeptrain.plan.mean_row import long_rows
 from sleeptrain.sleep.flops import step_flops
 from sleeptrain.sleep.rounds import plan_batch
 from sleeptrain.train.peak import peak_flops
 
-WINDOW, ROWS, STEPS = 2048, 6, 3  # as many tokens a step as a row of the table with L = 2048 and one of its rows
+WINDOW, STEPS = 2048, 3
+ROWS = (6, 3, 1)  # the first that fits the memory; 6 are as many tokens as a row of the batch in the speed tables
 
 
 def run(options: Options, note: Note) -> list[str]:
@@ -27,23 +28,38 @@ def run(options: Options, note: Note) -> list[str]:
     if importlib.util.find_spec("fla") is None or importlib.util.find_spec("triton") is None:
         raise MissingError("flash-linear-attention is not installed: pip install 'sleeptrain[gpu]'")
     device, config = torch.device(options.device), step_config(options.subject, options.small)
-    length, rows = (32, 2) if options.small else (WINDOW, ROWS)
     start = time.monotonic()
     model = build(config.model, device)
     note({"parameters": sum(p.numel() for p in model.parameters()), "layers": len(config.model.layers)})
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    tokens = torch.randint(config.model.vocab_size, (rows, length), device=device)
-    step = _step(model, optimizer, tokens, device)
-    step()  # compiles
-    note({"first_seconds": round(time.monotonic() - start, 1)})
-    reset_peak(device)
-    seconds = min(timed(step, device)[0] for _ in range(STEPS))
-    only_deltanet = replace(config.model, layers=["gated_deltanet"] * len(config.model.layers))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    length = 32 if options.small else WINDOW
+    for rows in (2,) if options.small else ROWS:
+        tokens = torch.randint(config.model.vocab_size, (rows, length), device=device)
+        try:
+            step = _step(model, optimizer, tokens, device)
+            step()  # compiles
+            note({"batch": [rows, length], "first_seconds": round(time.monotonic() - start, 1)})
+            reset_peak(device)
+            note(_figures(min(timed(step, device)[0] for _ in range(STEPS)), config, rows, length, device))
+            return []
+        except torch.OutOfMemoryError:
+            optimizer.zero_grad()
+        reset_peak(device)
+    return ["no batch fits the memory"]
+
+
+def _figures(seconds: float, config: Config, rows: int, length: int, device: torch.device) -> dict[str, Any]:
+    """Of a step. MFU counts FLOPs as for our models."""
+    layers = len(config.model.layers)
     rounds = plan_batch(long_rows(rows, length), length, 1, config.sleep)
-    flops, peak = step_flops(only_deltanet, rounds, rows * length, (0, len(only_deltanet.layers))), peak_flops(device)
-    note({"seconds": round(seconds, 4), "tokens_per_second": rows * length / seconds, "batch": [rows, length]})
-    note({"mfu": None if peak is None else flops / seconds / peak, "memory_gib": peak_memory(device)})
-    return []
+    flops = step_flops(replace(config.model, layers=["gated_deltanet"] * layers), rounds, rows * length, (0, layers))
+    peak = peak_flops(device)
+    return {
+        "seconds": round(seconds, 4),
+        "tokens_per_second": rows * length / seconds,
+        "mfu": None if peak is None else flops / seconds / peak,
+        "memory_gib": peak_memory(device),
+    }
 
 
 def build(config: ModelConfig, device: torch.device) -> torch.nn.Module:

@@ -32,7 +32,7 @@ KINDS = (
 OTHER = "other"
 # Calls of CUDA's runtime for which the host waits.
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
-WINDOW, ROWS = 2048, 2
+WINDOW, ROWS = 2048, 1
 
 
 def run(options: Options, note: Note) -> list[str]:

@@ -52,6 +52,11 @@ class Sizes:
     def shape(self) -> StepShape:
         return StepShape(self.passes, self.window, self.rows)
 
+    @property
+    def positions(self) -> int:
+        """Tokens of all passes, to which saved activations are proportional."""
+        return self.rows * self.tokens * self.passes
+
 
 def run(options: Options, note: Note) -> list[str]:
     """Rows in `ORDER` until the time is up."""
@@ -60,6 +65,7 @@ def run(options: Options, note: Note) -> list[str]:
     note({"model": options.subject, "parameters": sum(p.numel() for p in trained.model.parameters())})
     note({"peak_flops": (peak := peak_flops(device)), "build_seconds": round(seconds, 1), "rows": []})
     rows: list[dict[str, Any]] = []
+    too_many: dict[str, int] = {}
     for sizes in _table(options.small):
         remaining = end - time.monotonic()
         if remaining < 0:
@@ -67,7 +73,7 @@ def run(options: Options, note: Note) -> list[str]:
         else:
             # The first row compiles all kernels, which may take all the time that there is.
             with limit(remaining if not rows else min(ROW_SECONDS, remaining)):
-                rows.append(_row(trained, sizes, device, peak))
+                rows.append(_row(trained, sizes, device, peak, too_many))
         note({"rows": rows})
     return [f"{name}: {row['failed']}" for row in rows if "failed" in row for name in [_title(row)]]
 
@@ -78,14 +84,21 @@ def _table(small: bool) -> list[Sizes]:
     return [Sizes(window, n, ROUND_TOKENS // window, TOKENS) for window, n in ORDER]
 
 
-def _row(trained: Trained, sizes: Sizes, device: torch.device, peak: float | None) -> dict[str, Any]:
-    """A measured row: with the first mode of recomputation that fits the memory. A failure is a row too."""
+def _row(
+    trained: Trained, sizes: Sizes, device: torch.device, peak: float | None, too_many: dict[str, int]
+) -> dict[str, Any]:
+    """A measured row: with the first mode of recomputation that fits the memory. A failure is a row too.
+
+    too_many: by mode, positions that did not fit; those of this row are added.
+    """
     for mode in MODES:
+        if sizes.positions >= too_many.get(mode, sizes.positions + 1):
+            continue
         trained.config.sleep.recompute = mode
         try:
             return _named(sizes) | {"recompute": mode} | _measure(trained, sizes, device, peak)
         except torch.OutOfMemoryError:
-            pass  # outside, so that the exception's frames hold no tensors any more
+            too_many[mode] = sizes.positions
         except TimeLimitError as error:
             return _named(sizes) | {"recompute": mode, "not_run": str(error)}
         except Exception as error:  # whatever a kernel or its compiler raises: the other rows run
@@ -94,7 +107,7 @@ def _row(trained: Trained, sizes: Sizes, device: torch.device, peak: float | Non
                 "failed": f"{type(error).__name__}: {error}".splitlines()[0][:300],
             }
         trained.optim.zero_grad()
-        reset_peak(device)
+        reset_peak(device)  # here, where the exception's frames hold no tensors any more
     return _named(sizes) | {"not_run": "no mode of recomputation fits the memory"}
 
 

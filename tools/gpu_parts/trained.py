@@ -70,10 +70,10 @@ class Trained:
         return forward_backward(step_context(self.config, shape, self.model), self.model, batch, shape, None)
 
     def step(self, batch: Batch, shape: StepShape) -> StepResult:
-        """One step of training; `StepResult.loss` is that before it."""
+        """One step of training, at a rate at which random tokens harm no weights; the loss is that before it."""
         result = self.gradient(batch, shape)
         self.optim.clip(self.config.optim.clip_norm)
-        self.optim.step(1.0)
+        self.optim.step(1e-3)
         return result
 
 
