@@ -65,7 +65,7 @@ test-docker: install ## build the container image on a stand-in base and train i
 	docker/check.sh
 
 test-kernels: .venv-kernels/.ok ## flash-linear-attention's Triton kernels against fp64, interpreted on the CPU, in .venv-kernels
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 .venv-kernels/bin/python $(SHARED_OPTIONS) -m kernels tests/kernels tests/gpu
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 .venv-kernels/bin/python $(SHARED_OPTIONS) -m kernels tests/kernels tests/gpu/test_step.py tests/gpu/test_loss.py
 
 gpu-report: install ## what a GPU says in ten minutes: kernels against fp64, tests, tokens/s, a profile; runs/gpu_report
 	@$(BIN)/python -c "import fla" 2>/dev/null || echo "without flash-linear-attention there is little to report: make GPU=1 install" >&2
