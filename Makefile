@@ -33,7 +33,7 @@ NO_CUDA := --excludes requirements/cuda.txt
 NO_TRITON := --excludes requirements/triton.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train rule110 test test-full test-slurm test-docker test-kernels check check-latest check-lowest lock clean
+.PHONY: help install train rule110 test test-full test-slurm test-docker test-kernels gpu-report check check-latest check-lowest lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,7 +65,11 @@ test-docker: install ## build the container image on a stand-in base and train i
 	docker/check.sh
 
 test-kernels: .venv-kernels/.ok ## flash-linear-attention's Triton kernels against fp64, interpreted on the CPU, in .venv-kernels
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 .venv-kernels/bin/python $(SHARED_OPTIONS) -m kernels tests/kernels
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 .venv-kernels/bin/python $(SHARED_OPTIONS) -m kernels tests/kernels tests/gpu/test_step.py tests/gpu/test_loss.py
+
+gpu-report: install ## what a GPU says in ten minutes: kernels against fp64, tests, tokens/s, a profile; runs/gpu_report
+	@$(BIN)/python -c "import fla" 2>/dev/null || echo "without flash-linear-attention there is little to report: make GPU=1 install" >&2
+	$(BIN)/python tools/gpu_report.py
 
 check-latest: ## the newest permitted versions of all packages, in .venv-latest: the tests that reach into them
 	$(INSTALL) .venv-latest latest

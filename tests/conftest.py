@@ -21,6 +21,14 @@ def by_bounds(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     return calls
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--tuned",
+        action="store_true",
+        help="on a GPU, let kernels measure their configurations, as a run does; the first call of each size is slow",
+    )
+
+
 @pytest.fixture(scope="module")
 def imported() -> Iterator[None]:
     """Imports once the packages of the workers, which are forks. The ranks are on the CPU, also with CUDA."""

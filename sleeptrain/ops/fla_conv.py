@@ -148,10 +148,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
 
 
 def _gradient(ctx: Any, dy: torch.Tensor | None, dcache: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    x, _, bias, cache, *_ = ctx.saved_tensors
+    saved = ctx.saved_tensors  # one look: what is recomputed can be read once
+    x, _, bias, cache, *_ = saved
     if dy is None:
         dy = torch.zeros_like(x)
-    dx, dweight, dbias, dbefore = short_convolution_backward(dy, dcache, *ctx.saved_tensors)
+    dx, dweight, dbias, dbefore = short_convolution_backward(dy, dcache, *saved)
     return dx, dweight, None if bias is None else dbias, None if cache is None else dbefore, None, None
 
 

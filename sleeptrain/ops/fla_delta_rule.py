@@ -162,9 +162,10 @@ def _save_rule(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ..
 def _rule_gradient(
     ctx: Any, do: torch.Tensor | None, dS: torch.Tensor | None, *_: Any
 ) -> tuple[torch.Tensor | None, ...]:
+    saved = ctx.saved_tensors  # one look: what is recomputed can be read once
     if do is None:
-        do = torch.zeros_like(ctx.saved_tensors[2])
-    *grads, dS0 = gated_delta_rule_backward(do, dS, *ctx.saved_tensors, ctx.scale)
+        do = torch.zeros_like(saved[2])
+    *grads, dS0 = gated_delta_rule_backward(do, dS, *saved, ctx.scale)
     return *grads, dS0 if ctx.needs_input_grad[5] else None, None, None, None
 
 

@@ -8,9 +8,10 @@ import torch
 
 from sleeptrain.ops.fla_delta_rule import empty_gradient, empty_states
 from sleeptrain.ops.fla_package import from_fla, on_its_device
+from sleeptrain.ops.fla_states import backward_states, forward_states
 from sleeptrain.ops.segments import CHUNK
 
-GLA, UTILS, CONSTANTS = "fla.ops.simple_gla.chunk", "fla.ops.utils", "fla.ops.utils.constant"
+OUTPUT, UTILS, CONSTANTS = "fla.ops.common.chunk_o", "fla.ops.utils", "fla.ops.utils.constant"
 
 
 @torch.library.custom_op("sleeptrain::gated_linear_attention", mutates_args=())
@@ -32,9 +33,9 @@ def gated_linear_attention(
     """
     bounds = {"cu_seqlens": cu_seqlens, "chunk_indices": chunk_indices}
     g_sum = from_fla(UTILS, "chunk_local_cumsum")(g, chunk_size=CHUNK, scale=from_fla(CONSTANTS, "RCP_LN2"), **bounds)
-    o, S = from_fla(GLA, "chunk_simple_gla_fwd")(
-        q, k, v, g_sum, scale=scale, initial_state=initial_state, output_final_state=True, **bounds
-    )
+    h, S = forward_states(k, v, g_sum, initial_state, cu_seqlens, chunk_indices, dtype=k.dtype, final=True)
+    assert S is not None
+    o = from_fla(OUTPUT, "chunk_fwd_o")(q=q, k=k, v=v, h=h, g=g_sum, scale=scale, chunk_size=CHUNK, **bounds)
     return o, S, g_sum
 
 
@@ -67,10 +68,13 @@ def gated_linear_attention_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of q, k, v, g and the initial state (empty without one). dS: None for zeros."""
     bounds = {"cu_seqlens": cu_seqlens, "chunk_indices": chunk_indices}
-    dS = None if dS is None else dS.contiguous()
-    dq, dk, dv, dg, dS0 = from_fla(GLA, "chunk_simple_gla_bwd")(
-        q, k, v, g_sum, None, initial_state, do.contiguous(), dS, scale, **bounds
-    )
+    do, dS = do.contiguous(), None if dS is None else dS.contiguous()
+    bounded = (cu_seqlens, chunk_indices)
+    h, _ = forward_states(k, v, g_sum, initial_state, *bounded, dtype=torch.float32, final=False)
+    dh, dS0 = backward_states(q, do, g_sum, initial_state, dS, scale, *bounded)
+    shared = {"q": q, "k": k, "g": g_sum, "do": do, "dh": dh, "scale": scale, "chunk_size": CHUNK, **bounds}
+    dq, dk, _, dg = from_fla(OUTPUT, "chunk_bwd_dqkwg")(v=v, h=h, **shared)
+    dv = from_fla(OUTPUT, "chunk_bwd_dv")(**shared)
     dg = from_fla(UTILS, "chunk_local_cumsum")(dg, chunk_size=CHUNK, reverse=True, **bounds)
     return dq, dk, dv, dg, g_sum.new_empty(0) if dS0 is None else dS0
 
@@ -95,9 +99,10 @@ def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tenso
 def _attention_gradient(
     ctx: Any, do: torch.Tensor | None, dS: torch.Tensor | None, *_: Any
 ) -> tuple[torch.Tensor | None, ...]:
+    saved = ctx.saved_tensors  # one look: what is recomputed can be read once
     if do is None:
-        do = torch.zeros_like(ctx.saved_tensors[2])
-    *grads, dS0 = gated_linear_attention_backward(do, dS, *ctx.saved_tensors, ctx.scale)
+        do = torch.zeros_like(saved[2])
+    *grads, dS0 = gated_linear_attention_backward(do, dS, *saved, ctx.scale)
     return *grads, dS0 if ctx.needs_input_grad[4] else None, None, None, None
 
 

@@ -32,6 +32,13 @@ REPLACEMENTS = {
     "tilelang": Replacement(
         "tilelang", "FLA_TILELANG", ("fla.ops.common.backends.tilelang", "CommonTileLangBackend"), "chunk_bwd_dqkwg"
     ),
+    # Of the package's public function alone, which models do not call.
+    "flash_qla": Replacement(
+        "flash_qla",
+        "FLA_FLASH_QLA",
+        ("fla.ops.gated_delta_rule.backends.flash_qla", "FlashQLABackend"),
+        "chunk_gated_delta_rule",
+    ),
 }
 
 
@@ -67,7 +74,8 @@ OWN = [
     Backend("fla", "cuda", torch.float32, 1e-2),
     Backend("fla", "cuda", torch.bfloat16, 4e-2),
 ]
-RECURRENCES = [*OWN, *(Backend(name, "cuda", torch.bfloat16, 4e-2) for name in REPLACEMENTS)]
+RECURRENCES = [*OWN, Backend("tilelang", "cuda", torch.bfloat16, 4e-2)]
+PUBLIC = [*OWN, Backend("flash_qla", "cuda", torch.bfloat16, 4e-2)]
 
 
 def parameters(backends: list[Backend]) -> list[Any]:

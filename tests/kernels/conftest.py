@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from sleeptrain.ops.device import as_on_gpu
 from tests.kernels import interpreter
 from tests.kernels.backends import REPLACEMENTS, Backend, only
+from tests.kernels.tuning import chosen
 
 if interpreter.ACTIVE:
     interpreter.install()
@@ -23,13 +25,15 @@ def calls() -> list[str]:
 @pytest.fixture
 def backend(request: pytest.FixtureRequest, calls: list[str]) -> Iterator[Backend]:
     """The parameter of the test; its kernels and no others run until the test ends, in all that models call."""
-    chosen: Backend = request.param
-    if lack := chosen.why_not():
+    tested: Backend = request.param
+    if lack := tested.why_not():
         pytest.skip(lack)
-    # Kernels with several configurations run with the first one in fp32 and with the last one in fp16.
-    interpreter.Choice.index = 0 if chosen.dtype.itemsize == 4 else -1
-    with only(chosen.name, calls), as_on_gpu(), np.errstate(over="ignore"):  # of decays above the diagonal: masked
-        yield chosen
+    # Kernels with several configurations run with the first one in fp32 and with the last one in fp16 and bf16.
+    tuned = request.config.getoption("--tuned") and not interpreter.ACTIVE
+    configurations = nullcontext() if tuned else chosen(last=tested.dtype.itemsize == 2)
+    # Decays above the diagonal overflow; they are masked.
+    with only(tested.name, calls), configurations, as_on_gpu(), np.errstate(over="ignore"):
+        yield tested
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 """Triton's interpreter, made to run the kernels of flash-linear-attention on a CPU.
 
 With TRITON_INTERPRET=1 Triton runs a kernel program by program in NumPy. flash-linear-attention was written for its
-compiler, and two things differ. `install` changes Triton for this process; it must run before `fla` is imported,
-because kernels are rewritten for the interpreter where they are defined.
+compiler, and one thing differs. `install` changes Triton for this process; it must run before `fla` is imported,
+because kernels are rewritten for the interpreter where they are defined. No configuration can be measured here: see
+`tests.kernels.tuning`.
 
 The interpreter rounds products as NumPy does. It stores bf16 as integers and multiplies those, so bf16 is never to be
 tested here.
@@ -18,35 +19,13 @@ from typing import Any
 ACTIVE = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-class Choice:
-    """The configuration that a kernel with several runs with, an index into its list."""
-
-    index = 0
-
-
 def install() -> None:
     """Change Triton for this process. Raises RuntimeError if kernels have been defined already."""
     if "fla" in sys.modules:
         raise RuntimeError("the interpreter must be installed before fla is imported")
-    from triton.runtime import autotuner, interpreter
+    from triton.runtime import interpreter
 
-    _fix_configurations(autotuner.Autotuner)
     _wrap_loop_variables(interpreter.ASTTransformer)
-
-
-def _fix_configurations(tuner: Any) -> None:
-    """Take one configuration without a measurement: the tuner asks the GPU's driver for a benchmark."""
-    run = tuner.run
-
-    def run_chosen(self: Any, *args: Any, **kwargs: Any) -> Any:
-        configurations = self.configs
-        self.configs = [configurations[Choice.index]]
-        try:
-            return run(self, *args, **kwargs)
-        finally:
-            self.configs = configurations
-
-    tuner.run = run_chosen
 
 
 def _wrap_loop_variables(transformer: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,10 +13,10 @@ import torch
 from sleeptrain.ops import fla, fla_package
 from tests.kernels import interpreter
 from tests.kernels.backends import REPLACEMENTS
+from tests.kernels.tuning import chosen
 from tests.ops.cases import delta_inputs
 
-FLASH_QLA = ("fla.ops.gated_delta_rule.backends.flash_qla", "FlashQLABackend", "chunk_gated_delta_rule")
-TILELANG = (*REPLACEMENTS["tilelang"].place, REPLACEMENTS["tilelang"].function)
+TILELANG, FLASH_QLA = ((*REPLACEMENTS[name].place, REPLACEMENTS[name].function) for name in ("tilelang", "flash_qla"))
 
 pytestmark = [
     pytest.mark.kernels,
@@ -40,10 +41,12 @@ def install(monkeypatch: pytest.MonkeyPatch, module: str, name: str, function: s
 
 
 @pytest.fixture(autouse=True)
-def _no_switch_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_switch_is_set(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for switch in ("FLA_FLASH_QLA", *fla_package.REPLACEMENTS):
         monkeypatch.setenv(switch, "")  # so that it is removed again
         monkeypatch.delenv(switch)
+    with chosen(last=False):
+        yield
 
 
 def gradient() -> torch.Tensor:
@@ -76,4 +79,4 @@ def test_flash_qla_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_tests_know_all_switches() -> None:
-    assert {replacement.switch for replacement in REPLACEMENTS.values()} == set(fla_package.REPLACEMENTS)
+    assert {replacement.switch for replacement in REPLACEMENTS.values()} == {*fla_package.REPLACEMENTS, "FLA_FLASH_QLA"}

@@ -17,6 +17,7 @@ from sleeptrain.model.linear import computing_in
 from sleeptrain.model.mixers.registry import mixer_spec
 from sleeptrain.model.state import Boundary, LayerState, Recurrent
 from sleeptrain.ops.device import as_on_gpu
+from sleeptrain.sleep.recompute import Recompute
 from tests.models import tiny_config
 
 SHARED = {"rms_norm", "swiglu"}
@@ -99,3 +100,17 @@ def test_a_pass_for_the_state_alone_needs_no_features(kind: str) -> None:
         assert y is None
         gradients = torch.autograd.grad(after.S_BHKV.sum(), [x, state.S_BHKV])
         assert [t.shape for t in gradients] == [x.shape, state.S_BHKV.shape]
+
+
+@pytest.mark.parametrize("through", ["features", "state"])
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_a_block_that_is_run_again_in_the_backward(kind: str, through: str) -> None:
+    """A recomputed tensor can be read once: a second look at what an operator has saved would raise."""
+    made = layout(True)
+    with FakeTensorMode(allow_non_fake_inputs=True), as_on_gpu():
+        block, state = Block(0, tiny_config([kind])), state_of(kind)
+        x = torch.zeros(2, 8, 16, requires_grad=True)
+        y, after = Recompute("pass").round(block, x, state, made, Boundary(carry_conv=True))
+        result = y if through == "features" or after is None else after.S_BHKV
+        [gradient] = torch.autograd.grad(result.sum(), [x])
+        assert gradient.shape == x.shape
