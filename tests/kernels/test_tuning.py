@@ -7,7 +7,7 @@ import pytest
 from tests.kernels.tuning import run_one
 
 
-class OutOfResources(Exception):  # noqa: N818: Triton's name
+class OutOfResources(Exception):
     pass
 
 

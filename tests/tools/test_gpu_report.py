@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 from gpu_parts import PARTS, MissingError, Options, Part, attention, child, page, rounds, schedule, speed, suites
+from gpu_parts.trained import random_rows, step_config
 from torch.autograd import DeviceType
+
+from sleeptrain.distributed.gpus import GPUS
+from sleeptrain.plan.roofline.kinds import Kind
+from sleeptrain.sleep.curriculum import StepShape
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "gpu_report.py"
 STATUSES = {"ok", "failed", "cut", "missing", "not run"}
@@ -112,6 +117,15 @@ def test_the_time_of_kernels_by_kind_with_idle_time_and_waits() -> None:
 def test_what_was_counted_stands_beside_what_was_measured() -> None:
     rows = rounds.beside({"a": 0.001, "c": 0.003}, {"a": 0.002, "b": 0.004})
     assert rows == [["a", "1.00", "2.00", "2.00"], ["b", "", "4.00", ""], ["c", "3.00", "", ""]]
+
+
+def test_the_count_has_the_kinds_of_a_profile() -> None:
+    config = step_config("hybrid_2b", small=True)
+    batch, shape = random_rows(config.model, 2, 16), StepShape(2, 16, 2)
+    found = rounds.counted(config, batch, shape, GPUS["H200"])
+    assert set(rounds.COUNTED) == set(Kind)
+    assert set(found) == set(rounds.COUNTED.values()) <= {name for name, _ in rounds.KINDS}
+    assert all(seconds > 0 for seconds in found.values())
 
 
 @pytest.mark.parametrize(

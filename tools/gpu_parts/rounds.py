@@ -13,13 +13,22 @@ from torch.profiler import ProfilerActivity, profile
 from gpu_parts import Note, Options
 from gpu_parts.page import table
 from gpu_parts.trained import Trained, random_rows, step_config, synchronize
+from sleeptrain.config.schema import Config
+from sleeptrain.data.batch import Batch
+from sleeptrain.distributed.gpus import Gpu
+from sleeptrain.plan.roofline.kinds import Kind
+from sleeptrain.plan.roofline.step import compiles, count_step
+from sleeptrain.plan.workload import Workload
 from sleeptrain.sleep.curriculum import StepShape
+from sleeptrain.sleep.loop import loop_settings
+from sleeptrain.sleep.rounds import plan_batch
+from sleeptrain.train.peak import gpu_of
 
+NORMS = "norms, convolutions, SwiGLU"
 # Kinds of work, by parts of the names of operators: the first line that fits an operator or one of those around it.
 KINDS = (
-    ("recurrence", ("gated_delta_rule", "gated_linear_attention", "l2norm", "_GatedDeltaRule", "_SSD")),
-    ("convolution", ("short_convolution", "conv1d", "_CausalConv")),
-    ("norms and SwiGLU", ("rms_norm", "swiglu", "silu", "_RMSNorm")),
+    ("recurrence", ("gated_delta_rule", "gated_linear_attention", "_GatedDeltaRule", "_SSD")),
+    (NORMS, ("short_convolution", "conv1d", "_CausalConv", "rms_norm", "l2norm", "swiglu", "silu", "_RMSNorm")),
     ("attention", ("_attention", "varlen")),
     ("loss", ("cross_entropy", "log_softmax", "nll_loss", "logsumexp")),
     ("matrix products", ("::mm", "::addmm", "::bmm", "::matmul", "::linear", "_Product", "::baddbmm")),
@@ -30,6 +39,19 @@ KINDS = (
     ),
 )
 OTHER = "other"
+# The kinds of the count under these names. A profile does not tell the head's products and sums of gradients apart.
+COUNTED = {
+    Kind.PRODUCT: "matrix products",
+    Kind.HEAD: "matrix products",
+    Kind.ATTENTION: "attention",
+    Kind.RECURRENCE: "recurrence",
+    Kind.NORM: NORMS,
+    Kind.LOSS: "loss",
+    Kind.CAST: "copies and casts",
+    Kind.EMBEDDING: "copies and casts",
+    Kind.ELEMENTWISE: "elementwise",
+    Kind.SUM: "elementwise",
+}
 # Calls of CUDA's runtime for which the host waits.
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 WINDOW, ROWS = 2048, 1
@@ -41,11 +63,39 @@ def run(options: Options, note: Note) -> list[str]:
     window, rows = (16, 2) if options.small else (WINDOW, ROWS)
     batch = random_rows(trained.config.model, rows, window)
     measured: dict[str, dict[str, Any]] = {}
+    forecast: dict[str, dict[str, float]] = {}
+    gpu = gpu_of(device)
     for name, passes in (("wake", 1), ("wake and sleep", 2)):
-        measured[name] = profiled(trained, batch, StepShape(passes, window, rows), device)
-        note({"model": options.subject, "window": window, "rows": rows, "measured": measured})
-    note({"counted": {}})
+        shape = StepShape(passes, window, rows)
+        measured[name] = profiled(trained, batch, shape, device)
+        forecast[name] = {} if gpu is None else counted(trained.config, batch, shape, gpu)
+        note({"model": options.subject, "window": window, "rows": rows, "measured": measured, "counted": forecast})
     return []
+
+
+def counted(config: Config, batch: Batch, shape: StepShape, gpu: Gpu) -> dict[str, float]:
+    """Seconds by kind that `sleeptrain.plan.roofline` counts for a gradient of one micro-batch of one window."""
+    rounds = tuple(plan_batch(batch, shape.window, shape.passes, config.sleep))
+    settings = loop_settings(config.sleep, shape.window, len(config.model.layers), recompute="none")
+    workload = Workload(
+        0,
+        shape,
+        1,
+        shape.batch,
+        1,
+        1,
+        batch.tokens_BT.numel(),
+        rounds,
+        batch.tokens_BT.numel(),
+        False,
+        (rounds,),
+        settings,
+    )
+    work = count_step(config, workload, gpu, compiles(config), batch, mode="none").work
+    seconds = dict.fromkeys(COUNTED.values(), 0.0)
+    for kind, value in work.seconds.items():
+        seconds[COUNTED[kind]] += value
+    return seconds
 
 
 def profiled(trained: Trained, batch: Any, shape: StepShape, device: torch.device) -> dict[str, Any]:
