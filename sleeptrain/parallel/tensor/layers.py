@@ -24,6 +24,7 @@ from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.model.norm import GatedRMSNorm, RMSNorm
 from sleeptrain.model.shards import Sharding, TensorRank, padded_size
 from sleeptrain.model.state import FastWeights
+from sleeptrain.parallel.tensor.collectives import gather_channels, split_tokens, whole_tokens
 from sleeptrain.parallel.tensor.regions import (
     ColumnLinear,
     EnteringNorm,
@@ -31,11 +32,8 @@ from sleeptrain.parallel.tensor.regions import (
     RowLinear,
     SharedHeadLinear,
     SplitGatedRMSNorm,
-    gather_channels,
     megatron_config,
-    split_tokens,
     sum_gradient,
-    whole_tokens,
 )
 from sleeptrain.parallel.tensor.sharding import ModelSharding, local_config
 
