@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from sleeptrain.ops import conv, gated_delta_rule, ssd
+from sleeptrain.ops.conv import _CausalConv
+from sleeptrain.ops.conv import _operator as conv_operator
+from sleeptrain.ops.gated_delta_rule import _GatedDeltaRule
+from sleeptrain.ops.gated_delta_rule import _operator as delta_operator
+from sleeptrain.ops.ssd import _SSD
+from sleeptrain.ops.ssd import _operator as ssd_operator
 
 B, T, H, G, K, V, D = 2, 70, 2, 4, 6, 5, 8
 
@@ -42,9 +47,9 @@ def convolution(some: bool) -> list[Any]:
 
 
 CASES = {
-    "gated delta rule": (gated_delta_rule._GatedDeltaRule, gated_delta_rule._operator, delta_rule),
-    "ssd": (ssd._SSD, ssd._operator, state_space),
-    "convolution": (conv._CausalConv, conv._operator, convolution),
+    "gated delta rule": (_GatedDeltaRule, delta_operator, delta_rule),
+    "ssd": (_SSD, ssd_operator, state_space),
+    "convolution": (_CausalConv, conv_operator, convolution),
 }
 
 
