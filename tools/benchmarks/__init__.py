@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-NAMES = ("checkpoint", "decode", "loader", "memory", "ops", "pipeline", "prepare", "report", "step")
+NAMES = ("checkpoint", "decode", "host", "loader", "memory", "ops", "pipeline", "prepare", "report", "step")
 
 
 @dataclass(frozen=True)

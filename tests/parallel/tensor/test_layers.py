@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.model import compiled
 from sleeptrain.model import hybrid as hybrid_module
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import Boundary
@@ -101,6 +102,15 @@ CASES = {
 }
 
 
+MIXED = ("attention", "gated_deltanet", "mamba2", "jet")
+COMPILED = {
+    "one pass": Case(("attention", "gated_deltanet"), compiled=True),
+    "shared key-value head and group": Case(MIXED, passes=2, num_kv_heads=1, num_groups=1, carried=True, compiled=True),
+    "tokens split between mixers": Case(MIXED, passes=2, sequence=True, recompute="block", compiled=True),
+    "bf16": Case(("attention", "gated_deltanet"), precision="bf16", dtype=torch.float32, compiled=True),
+}
+
+
 def spread(case: Case, size: int) -> Outcome:
     return join_outcomes(case, run_ranks(run_rank, size, case, size))
 
@@ -124,6 +134,14 @@ ON_FOUR = (
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_two_ranks_equal_one_process(case: Case):
     assert_same_outcome(spread(case, 2), run_single(case), **EXACT)
+
+
+@pytest.mark.parametrize("name", ["one pass", *(pytest.param(n, marks=pytest.mark.slow) for n in list(COMPILED)[1:])])
+def test_two_ranks_with_compiled_blocks_equal_eager_ones(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    case = COMPILED[name]
+    tolerance = EXACT if case.dtype == torch.float64 else dict(rtol=2e-2, atol=2e-3)
+    assert_same_outcome(spread(case, 2), spread(replace(case, compiled=False), 2), **tolerance)
 
 
 @pytest.mark.parametrize("name", ON_FOUR)
