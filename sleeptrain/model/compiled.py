@@ -1,4 +1,4 @@
-"""`train.compile`: each block is one graph without a break under torch.compile, and blocks of one kind share the code."""
+"""`train.compile`: a block is one graph without a break under torch.compile, and blocks of one kind share the code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def compile_blocks(model: Hybrid) -> None:
         block = cast(Block, block)
         kind = model.config.layers[layer] + ("" if block.has_mlp else "_alone")
         if kind not in functions:
-            functions[kind] = torch.compile(
+            functions[kind] = torch.compile(  # type: ignore[call-overload]  # torch's overloads lack a parameter
                 _with_own_code(f"{kind}_block"), fullgraph=True, backend=BACKEND, recompile_limit=MOST_GRAPHS
             )
         block.forward = partial(functions[kind], block)  # type: ignore[method-assign]

@@ -26,7 +26,7 @@ from sleeptrain.model.state import HARD, Boundary, LayerState, Recurrent
 from sleeptrain.ops.device import as_on_gpu
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.step import StepResult, forward_backward, step_context
-from tests.models import random_batch, tiny_config, tiny_model
+from tests.models import random_batch, tiny_model
 from tests.ops.stand_in import ZerosForKernels
 
 MIXERS = ("attention", "sliding_attention", "gated_deltanet", "jet", "mamba2")

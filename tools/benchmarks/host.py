@@ -1,8 +1,8 @@
 """The host's work for one wake round of `hybrid_2b`: CPU time of forward and backward with tensors of a few elements.
 
-The model has the depth and the calls of `hybrid_2b` in bf16, as on a GPU, with widths so small that the arithmetic costs
-next to nothing; the kernels of flash-linear-attention are replaced by functions that allocate their results. What is
-left is what a host does to keep a GPU busy. It is counted on a CPU, not measured on a GPU: there a kernel's launch
+The model has the depth and the calls of `hybrid_2b` in bf16, as on a GPU, with widths so small that the arithmetic
+costs next to nothing; the kernels of flash-linear-attention are replaced by functions that allocate their results. The
+rest is what a host does to keep a GPU busy. It is counted on a CPU, not measured on a GPU: there the launch of a kernel
 takes the place of its arithmetic.
 """
 
@@ -71,12 +71,17 @@ def _without_kernels() -> Iterator[None]:
         if name.startswith("sleeptrain::") and operator._abstract_fn is not None:
             operator.register_kernel("cpu")(operator._abstract_fn)
     # A GPU's product of bf16 matrices gives fp32; a CPU has none that does.
-    on_gpu, linear.weight_gradient = linear.weight_gradient, lambda dy, x, dtype: (dy.t() @ x).to(dtype)
+    on_gpu = linear.weight_gradient
+    linear.weight_gradient = _weight_gradient
     try:
         with as_on_gpu():
             yield
     finally:
         linear.weight_gradient = on_gpu
+
+
+def _weight_gradient(dy_NC: torch.Tensor, x_ND: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return (dy_NC.t() @ x_ND).to(dtype)
 
 
 def _round(config: Config, compiled: bool) -> Callable[[], Any]:

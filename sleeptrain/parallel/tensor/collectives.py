@@ -22,13 +22,13 @@ def _sum(x: torch.Tensor, group: str) -> torch.Tensor:
 def _gather(x: torch.Tensor, dim: int, size: int, group: str) -> torch.Tensor:
     """The ranks' parts side by side along `dim`."""
     parts = _ops.wait_tensor(_ops.all_gather_into_tensor(x.movedim(dim, 0).contiguous(), size, group))
-    return parts.movedim(0, dim)
+    return parts.movedim(0, dim).contiguous()
 
 
 def _sum_part(x: torch.Tensor, dim: int, size: int, group: str) -> torch.Tensor:
     """This rank's part along `dim` of the sum over the ranks."""
     total = _ops.wait_tensor(_ops.reduce_scatter_tensor(x.movedim(dim, 0).contiguous(), "sum", size, group))
-    return total.movedim(0, dim)
+    return total.movedim(0, dim).contiguous()
 
 
 def _part(x: torch.Tensor, dim: int, size: int, rank: int) -> torch.Tensor:
@@ -63,19 +63,14 @@ class _Gather(torch.autograd.Function):
     """The backward sums the ranks' gradients of each part; with `same_use` they are equal, and a rank keeps its own."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, dim: int, size: int, rank: int, group: str, same_use: bool
-    ) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, dim: int, size: int, rank: int, group: str, same_use: bool) -> torch.Tensor:
         ctx.dim, ctx.size, ctx.rank, ctx.group, ctx.same_use = dim, size, rank, group, same_use
         return _gather(x, dim, size, group)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        if ctx.same_use:
-            dx = _part(dy, ctx.dim, ctx.size, ctx.rank)
-        else:
-            dx = _sum_part(dy, ctx.dim, ctx.size, ctx.group)
+        dx = _part(dy, ctx.dim, ctx.size, ctx.rank) if ctx.same_use else _sum_part(dy, ctx.dim, ctx.size, ctx.group)
         return dx, None, None, None, None, None
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.model import compiled
@@ -202,11 +204,25 @@ def _collectives(case: Case) -> tuple[list[str], list[str]]:
     seen: list[str] = []
     for name in ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all_single", "broadcast"):
         _count(name, seen)
-    x, state = model.run(model.embed(torch.zeros(1, 4, dtype=torch.long)), model.empty_state(), causal_layout(4))
-    loss = model.cross_entropy(x[0], torch.zeros(4, dtype=torch.long)) + sum(t.sum() for t in tensors(state))
-    forward, seen[:] = seen.copy(), []
-    loss.backward()
+    with Functional(seen):
+        x, state = model.run(model.embed(torch.zeros(1, 4, dtype=torch.long)), model.empty_state(), causal_layout(4))
+        loss = model.cross_entropy(x[0], torch.zeros(4, dtype=torch.long)) + sum(t.sum() for t in tensors(state))
+        forward, seen[:] = seen.copy(), []
+        loss.backward()
     return forward, seen
+
+
+class Functional(TorchDispatchMode):
+    """Notes the functional collectives, whose calls do not go through `torch.distributed`."""
+
+    def __init__(self, seen: list[str]):
+        super().__init__()
+        self.seen = seen
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "_c10d_functional" and func._opname != "wait_tensor":
+            self.seen.append(func._opname)
+        return func(*args, **(kwargs or {}))
 
 
 def _count(name: str, seen: list[str]) -> None:
