@@ -24,6 +24,12 @@ class Axis:
     rank: int = 0
     group: dist.ProcessGroup | None = None
 
+    @property
+    def name(self) -> str:
+        """The name by which torch's functional collectives find the group."""
+        assert self.group is not None, "one process has no group"
+        return self.group.group_name
+
 
 @dataclass(frozen=True)
 class Mesh:

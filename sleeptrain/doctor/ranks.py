@@ -47,7 +47,8 @@ def check_tensor(case: Case) -> Finding:
         return absent
     device = _meet(case)
     from sleeptrain.distributed.mesh import Mesh
-    from sleeptrain.parallel.tensor.regions import ColumnLinear, RowLinear, enter
+    from sleeptrain.parallel.tensor.collectives import enter
+    from sleeptrain.parallel.tensor.regions import ColumnLinear, RowLinear
 
     axis = Mesh.build(case.size, 1, TIMEOUT).tensor
     inner = WIDTH * case.size

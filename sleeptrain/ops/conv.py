@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from sleeptrain.ops import fla_conv
 from sleeptrain.ops.device import runs_kernels
 from sleeptrain.ops.documents import Documents, document_facts
+from sleeptrain.ops.opaque import as_operator
 from sleeptrain.ops.segments import Segments
 
 SLAB_ELEMENTS = 1 << 20  # elements of one tensor for some rows, so that they stay in the cache during the backward
@@ -46,6 +47,8 @@ def causal_conv(
             segments=segments,
         )
     tensors = (x_BTD, weight_DW, bias_D, initial_state)
+    if torch.compiler.is_compiling():
+        return _operator(*tensors, reset_BT, valid_BT)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _CausalConv.apply(*tensors, reset_BT, valid_BT)
     history, documents = _history(x_BTD, weight_DW, initial_state, reset_BT, valid_BT)
@@ -150,6 +153,19 @@ class _CausalConv(torch.autograd.Function):
         grads = (dx, dweight_WD.t(), dbias_D, dhistory[:, :reach])
         cast = (None if g is None or t is None else g.to(t) for g, t in zip(grads, ctx.dtypes, strict=True))
         return *cast, None, None
+
+
+def _fake(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    return x.new_empty(x.shape), x.new_empty(x.shape[0], weight.shape[1] - 1, x.shape[2], dtype=dtype)
+
+
+_operator = as_operator(
+    _CausalConv,
+    "causal_conv_in_slabs",
+    "Tensor x, Tensor weight, Tensor? bias, Tensor? state, Tensor? reset, Tensor? valid",
+    _fake,
+)
 
 
 def _differentiate(

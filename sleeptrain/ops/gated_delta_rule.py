@@ -22,6 +22,7 @@ import torch
 
 from sleeptrain.ops.chunks import Cut, Decays, decay_gradient
 from sleeptrain.ops.inverse import unit_lower_inverse
+from sleeptrain.ops.opaque import as_operator
 
 L2_EPS = 1e-6
 
@@ -278,6 +279,19 @@ class _GatedDeltaRule(torch.autograd.Function):
         return *grads.qkv, dg, dbeta, dS_first, None, None, None
 
 
+def _fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    dtype = torch.promote_types(torch.promote_types(k.dtype, v.dtype), torch.float32)
+    return v.new_empty(v.shape), v.new_empty(v.shape[0], v.shape[2], k.shape[3], v.shape[3], dtype=dtype)
+
+
+_operator = as_operator(
+    _GatedDeltaRule,
+    "chunked_gated_delta_rule",
+    "Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor? state, Tensor? reset, bool qk_l2norm, str memory",
+    _fake,
+)
+
+
 def gated_delta_rule(
     q_BTHK: torch.Tensor,
     k_BTHK: torch.Tensor,
@@ -293,6 +307,8 @@ def gated_delta_rule(
     """The chunked form of `sleeptrain.ops.gated_delta_rule`. memory: "save" | "recompute"."""
     tensors = (q_BTHK, k_BTHK, v_BTGV, g_BTG, beta_BTG)
     inputs = [*tensors, initial_state]
+    if torch.compiler.is_compiling():
+        return _operator(*inputs, reset_BT, qk_l2norm, memory)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
         return _GatedDeltaRule.apply(*inputs, reset_BT, qk_l2norm, memory)
     o, S, _ = _forward(_Problem(tensors, reset_BT, qk_l2norm), initial_state, v_BTGV, keep=None)

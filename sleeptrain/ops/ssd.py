@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sleeptrain.ops.chunks import Cut, Decays, decay_gradient
+from sleeptrain.ops.opaque import as_operator
 
 CHUNK = 64
 
@@ -246,6 +247,19 @@ class _SSD(torch.autograd.Function):
         return *grads.CBx, ddt, dA, dS_first, None, None
 
 
+def _fake(C: torch.Tensor, B: torch.Tensor, x: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    dtype = torch.promote_types(torch.promote_types(x.dtype, B.dtype), torch.float32)
+    return x.new_empty(x.shape), x.new_empty(x.shape[0], x.shape[2], B.shape[3], x.shape[3], dtype=dtype)
+
+
+_operator = as_operator(
+    _SSD,
+    "chunked_ssd",
+    "Tensor C, Tensor B, Tensor x, Tensor dt, Tensor A, Tensor? state, Tensor? reset, str memory",
+    _fake,
+)
+
+
 def ssd(
     C_BTNK: torch.Tensor,
     B_BTNK: torch.Tensor,
@@ -259,6 +273,8 @@ def ssd(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The chunked form of `sleeptrain.ops.ssd`. memory: "save" | "recompute"."""
     inputs = [C_BTNK, B_BTNK, x_BTHV, dt_BTH, A_H, initial_state]
+    if torch.compiler.is_compiling():
+        return _operator(*inputs, reset_BT, memory)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
         return _SSD.apply(*inputs, reset_BT, memory)
     problem = _Problem((C_BTNK, B_BTNK, x_BTHV, dt_BTH, A_H), reset_BT)

@@ -14,6 +14,7 @@ from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.distributed.world import World
 from sleeptrain.errors import ConfigError
 from sleeptrain.health.nonfinite import Finder
+from sleeptrain.model.compiled import compile_blocks
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.optim.freezing import with_rates
@@ -71,6 +72,8 @@ class DistributedEngine:
         roles = {name: role for name, role in all_roles.items() if name in local_names}
         shapes = {name: tuple(p.shape) for name, p in full_model.named_parameters() if name in local_names}
         self._zero = wrap(self.model, roles, config.optim, config.parallel.zero, mesh, self._sharding, shapes)
+        if config.train.compile:
+            compile_blocks(self.model)
         self._costs = schedule_costs(config)
         self._order = lru_cache(KEPT_SCHEDULES)(self._make_order)
 

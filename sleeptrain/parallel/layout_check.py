@@ -107,6 +107,11 @@ def _check_zero(config: Config) -> None:
             f"parallel.zero=3 does not go with parallel.pipeline={parallel.pipeline}: DeepSpeed gathers a parameter "
             "over all processes, and the stages would wait for each other; use parallel.zero=1"
         )
+    if parallel.zero == 3 and config.train.compile:
+        raise ConfigError(
+            "train.compile=true does not go with parallel.zero=3, which gathers the weights of each module inside a "
+            "block as it is called; use train.compile=false, or parallel.zero=1 or 2"
+        )
     if parallel.zero == 0 and parallel.tensor * parallel.pipeline > 1:
         raise ConfigError(
             f"parallel.zero=0 does not go with parallel.tensor={parallel.tensor} and parallel.pipeline="

@@ -62,6 +62,11 @@ class Products(TorchDispatchMode):
         super().__init__()
         self.dtypes: set[torch.dtype] = set()
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """True: torch compiles inside this mode too, and the mode sees the operations that compiled code calls."""
+        return True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket in _PRODUCTS:
             self.dtypes.add(args[-1].dtype)

@@ -15,6 +15,7 @@ from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import Batch
 from sleeptrain.distributed.world import World
 from sleeptrain.health.nonfinite import locate_nonfinite
+from sleeptrain.model.compiled import compile_blocks
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.optim.freezing import with_rates
@@ -90,6 +91,8 @@ class LocalEngine:
         self.model.to(device)
         roles = with_rates(parameter_roles(self.model), config.optim)
         self.optim = Optimizers(roles, dict(self.model.named_parameters()), config.optim)
+        if config.train.compile:
+            compile_blocks(self.model)
 
     def forward_backward(
         self, batch: Batch, shape: StepShape, carried: FastWeights | None, on_features: OnFeatures | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 
 from sleeptrain.config.paths import naming_settings
 from sleeptrain.config.resolved import run_folder
@@ -14,6 +15,7 @@ from sleeptrain.errors import DivergedError
 from sleeptrain.health.norms import Norms
 from sleeptrain.health.replicas import compare_replicas, holds_copies
 from sleeptrain.health.speed import gathered_speeds
+from sleeptrain.model.compiled import compile_clock, naming_compilation
 from sleeptrain.optim.freezing import frozen_stage
 from sleeptrain.optim.lr_schedule import lr_scale
 from sleeptrain.parallel.layout_check import check_layout, too_few_micro_batches
@@ -91,7 +93,8 @@ def train_watched(config: Config, world: World, progress: Progress, stopping: St
         stopping.agreed()  # sets the reason in all processes
         return False
     try:
-        train_steps(run)
+        with naming_compilation() if config.train.compile else nullcontext():
+            train_steps(run)
     except Exception:
         run.saver.wait()  # let a checkpoint be finished that is being written
         raise
@@ -114,6 +117,8 @@ def train_steps(run: Run) -> None:
         run.message(line)
     if config.health.compare_every and config.parallel.zero == 3 and run.world.mesh.data.size > 1:
         run.message("health.compare_every: under parallel.zero=3 nobody holds a copy of weights, so none are compared")
+    if config.train.compile and not run.finished:
+        run.message("train.compile: the first step compiles each kind of block, which takes a while")
     if limit := stopping.limit_line():
         run.message(limit)
     if run.owes_evaluation:
@@ -147,6 +152,8 @@ def one_step(run: Run, pace: Pace) -> bool:
     run.engine.freeze(frozen_stage(config.optim, run.tokens))
     run.engine.recompute(run.recompute.at(run.tokens))
     result, norm, failure = try_step(run, batch, shape, scale, norms)
+    if config.train.compile and (compiled := compile_clock().take()):
+        run.message(f"step {run.step + 1}: {compiled}")
     if failure is not None and not handle_failure(run, failure):
         return False
     run.shape = stage_shape(config, run.tokens)

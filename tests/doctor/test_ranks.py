@@ -82,9 +82,9 @@ def test_layers_that_are_not_summed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_gradient_that_is_not_summed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sleeptrain.parallel.tensor import regions
+    from sleeptrain.parallel.tensor import collectives
 
-    monkeypatch.setattr(regions, "enter", lambda x, axis: x)
+    monkeypatch.setattr(collectives, "enter", lambda x, axis: x)
     results = findings(tmp_path)
     assert states(results) == ALL_OK | {"tensor": FAILED} and "gradient" in results["tensor"].found
 

@@ -19,6 +19,7 @@ from sleeptrain.config.schema import (
 )
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.model.compiled import compile_blocks
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import HARD, Boundary, FastWeights, Recurrent, Retained
 from sleeptrain.parallel.build import build_model
@@ -66,6 +67,7 @@ class Case:
     dtype: torch.dtype = torch.float64
     precision: str = "fp32"
     model: dict[str, Any] = field(default_factory=dict)  # other settings of the model
+    compiled: bool = False
 
     @property
     def config(self) -> ModelConfig:
@@ -185,6 +187,8 @@ def run_rank(case: Case, size: int) -> Outcome:
     model = build_model(case.config, mesh, sequence=case.sequence).to(case.dtype)
     sharding, rank = ModelSharding(case.config, size), mesh.tensor.rank
     model.load_state_dict({n: sharding.take(n, w, rank) for n, w in whole_weights(case).items()})
+    if case.compiled:
+        compile_blocks(model)
     weights = sharding.take_state(random_state(case, 2), rank)
     return run_case(case, model, sharding.take_state(random_state(case, 1), rank), _once(case, weights, rank, size))
 

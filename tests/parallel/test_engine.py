@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
 from sleeptrain.distributed.launch import join
+from sleeptrain.model import compiled
 from sleeptrain.plan.workload import typical_batch
 from sleeptrain.sleep.curriculum import stage_shape
 from sleeptrain.sleep.loop import loop_settings
@@ -81,3 +83,33 @@ def test_bf16_is_bf16_where_deepspeed_sees_autocast(layout: Layout, more: tuple[
     for seen in run_ranks(products, layout.size, settings(layout, *more)):
         assert seen["training"] == seen["evaluation"] == seen["locating"] == {torch.bfloat16}
         assert seen["update"] <= {torch.float32}  # Muon's, on a CPU
+
+
+def gradients(config: Config) -> tuple[float, float, int]:
+    """The loss and the norm of the gradients of a step, and the graphs that a second step added."""
+    world = join(config)
+    engine, shape = build_engine(config, world, Progress()), stage_shape(config, 0)
+    batch = typical_batch(config, shape.batch // world.mesh.data.size)
+    loss = engine.forward_backward(batch, shape, None).loss
+    norm, before = engine.step(1.0), counters["stats"]["unique_graphs"]
+    engine.forward_backward(batch, shape, None)
+    assert config.train.compile == (before > 0)
+    return loss, norm, counters["stats"]["unique_graphs"] - before
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout(1, 1, 2, 1),
+        *(pytest.param(Layout(*sizes), marks=pytest.mark.slow) for sizes in [(1, 1, 2, 0), (1, 1, 2, 2), (1, 2, 1, 1)]),
+    ],
+)
+def test_compiled_blocks_in_every_layout(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    more = ("train.precision=fp32", "model.layers=[gated_deltanet,attention]")
+    eager, found = (
+        run_ranks(gradients, layout.size, settings(layout, *more, f"train.compile={on}")) for on in (False, True)
+    )
+    for (loss, norm, _), (other_loss, other_norm, new) in zip(eager, found, strict=True):
+        assert (other_loss, other_norm) == pytest.approx((loss, norm), rel=1e-5)
+        assert new == 0

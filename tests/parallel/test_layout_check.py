@@ -111,6 +111,13 @@ REFUSED: list[tuple[dict[str, Any], int, list[str], dict[str, Any], int]] = [
         2,
     ),
     (
+        {"parallel.zero": 3, "train.compile": True},
+        2,
+        ["parallel.zero=3", "train.compile=false", "parallel.zero=1"],
+        {"parallel.zero": 3},
+        2,
+    ),
+    (
         {"parallel.zero": 0, "parallel.tensor": 2},
         2,
         ["parallel.zero=0", "parallel.tensor=2", "parallel.zero=1"],

@@ -22,6 +22,7 @@ from sleeptrain.config.schema import Config
 from sleeptrain.config.vocabulary import with_vocabulary
 from sleeptrain.data.tasks.rule110 import VOCAB_SIZE
 from sleeptrain.errors import ConfigError, NonFiniteError
+from sleeptrain.model import compiled
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.plan.report import short
 from sleeptrain.report.cost import training_flops
@@ -87,6 +88,23 @@ def test_a_run_leaves_its_config_metrics_and_checkpoint(tmp_path):
     assert evaluations[0]["eval"]["loss"]["2"][0] is None, "a window without targets has no loss"
     assert 0 <= evaluations[0]["eval"]["accuracy"]["2"] <= 1
     assert [p.name for p in checkpoints(tmp_path / "r" / "checkpoints")] == ["step-00000009", "step-00000012"]
+
+
+def losses(folder: Path) -> list[object]:
+    return [r["loss"] for r in records(folder) if "loss" in r]
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_run_with_compiled_blocks_learns_the_same(tmp_path, backend, monkeypatch, capsys):
+    monkeypatch.setattr(compiled, "BACKEND", backend)
+    run(tmp_path / "eager")
+    capsys.readouterr()
+    run(tmp_path / "compiled", "train.compile=true")
+    lines = capsys.readouterr().err
+    assert "the first step compiles each kind of block" in lines
+    assert "graphs of blocks compiled in" in lines
+    assert "the first step's matrix products ran in float32" in lines, "they are seen in compiled code too"
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=1e-4)
 
 
 def test_a_finished_run_is_not_run_again(tmp_path, capsys):

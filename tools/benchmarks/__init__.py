@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-NAMES = ("checkpoint", "decode", "loader", "memory", "ops", "pipeline", "prepare", "report", "rounds", "step")
+NAMES = ("checkpoint", "decode", "host", "loader", "memory", "ops", "pipeline", "prepare", "report", "rounds", "step")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,11 @@ class TrainConfig:
     residual: str = setting(
         "fp32", "under `train.precision=bf16`, of the features between blocks", choices=("fp32", "bf16")
     )
+    compile: bool = setting(
+        False,
+        "[compile each block](training.md#compiled-blocks) with torch.compile; not with `parallel.zero=3`",
+        on_resume="free",
+    )
     device: str = setting("auto", "auto is a GPU where there is one", choices=("auto", "cpu", "cuda"))
     threads: int = setting(0, "CPU threads; 0 is torch's choice", at_least=0, on_resume="free")
     seed: int = setting(0, "weights at the start, and sampled N", at_least=0)

@@ -159,12 +159,15 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """Attention; without a mask it is causal if there are as many queries as keys, and else sees all keys."""
         q, k, v = (t.transpose(1, 2) for t in (q_BTHD, k_BCGD.to(q_BTHD.dtype), v_BCGD.to(q_BTHD.dtype)))
+        causal = False
+        if mask is None and q.shape[2] == k.shape[2]:  # a branch: under torch.compile the comparison may be a symbol
+            causal = True
         y = F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
-            is_causal=mask is None and q.shape[2] == k.shape[2],
+            is_causal=causal,
             scale=self.config.scale or None,
             enable_gqa=q.shape[1] != k.shape[1],
         )

@@ -25,6 +25,7 @@ from sleeptrain.model.norm import GatedRMSNorm, RMSNorm
 from sleeptrain.model.shards import Sharding, TensorRank, padded_size
 from sleeptrain.model.state import FastWeights
 from sleeptrain.ops.device import runs_kernels
+from sleeptrain.parallel.tensor.collectives import gather_channels, split_tokens, whole_tokens
 from sleeptrain.parallel.tensor.regions import (
     ColumnLinear,
     EnteringNorm,
@@ -32,11 +33,8 @@ from sleeptrain.parallel.tensor.regions import (
     RowLinear,
     SharedHeadLinear,
     SplitGatedRMSNorm,
-    gather_channels,
     megatron_config,
-    split_tokens,
     sum_gradient,
-    whole_tokens,
 )
 from sleeptrain.parallel.tensor.sharding import ModelSharding, local_config
 

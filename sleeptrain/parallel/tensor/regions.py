@@ -2,7 +2,7 @@
 
 A region is a mixer, a feed-forward or the head. Its input is equal on all ranks. Each rank computes with its heads,
 columns or vocabulary tokens, and the output is the sum over the ranks. The gradient of a region's input is summed over
-ranks once, however many projections read the input. Linear maps and collectives are megatron-core's.
+ranks once, however many projections read the input. Parameters and their marks are megatron-core's.
 """
 
 from __future__ import annotations
@@ -15,13 +15,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.model_parallel_config import ModelParallelConfig
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.tensor_parallel.mappings import (
-    all_gather_last_dim_from_tensor_parallel_region,
-    copy_to_tensor_model_parallel_region,
-    gather_from_sequence_parallel_region,
-    reduce_from_tensor_model_parallel_region,
-    scatter_to_sequence_parallel_region,
-)
 from torch import nn
 
 from sleeptrain.config.schema import ModelConfig
@@ -29,6 +22,7 @@ from sleeptrain.distributed.mesh import Axis
 from sleeptrain.model.linear import ComputeDtype, Product
 from sleeptrain.model.norm import GatedRMSNorm, RMSNorm
 from sleeptrain.model.shards import own_heads
+from sleeptrain.parallel.tensor.collectives import enter, gather_channels, sum_over_ranks, sum_tokens, whole_tokens
 
 
 def megatron_config(axis: Axis, sequence: bool = False) -> ModelParallelConfig:
@@ -39,15 +33,6 @@ def megatron_config(axis: Axis, sequence: bool = False) -> ModelParallelConfig:
         perform_initialization=False,
         use_cpu_initialization=True,
     )
-
-
-def enter(x: torch.Tensor, axis: Axis) -> torch.Tensor:
-    """Return x; in the backward its gradient is summed over the ranks."""
-    y = copy_to_tensor_model_parallel_region(x, axis.group)
-    if y.requires_grad:
-        # megatron-core reduces in place. If a gradient is not contiguous, it reduces a copy but returns the original.
-        y.register_hook(torch.Tensor.contiguous)
-    return y
 
 
 def sum_gradient(parameter: nn.Parameter, axis: Axis) -> None:
@@ -62,27 +47,6 @@ def _sum_over(group: dist.ProcessGroup | None, gradient: torch.Tensor) -> torch.
     total = gradient.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, group=group)
     return total
-
-
-def split_tokens(x_BTD: torch.Tensor, axis: Axis) -> torch.Tensor:
-    """This rank's consecutive part of each row's tokens, [B, T/ranks, D]; the backward gathers the ranks' gradients."""
-    return scatter_to_sequence_parallel_region(x_BTD.transpose(0, 1), axis.group).transpose(0, 1)
-
-
-def whole_tokens(x_BTD: torch.Tensor, axis: Axis, same_use: bool) -> torch.Tensor:
-    """The tokens of all ranks, [B, T, D], from this rank's part of them.
-
-    same_use: all ranks compute the same with the result, so gradients are equal; otherwise they are summed over ranks.
-    """
-    y = gather_from_sequence_parallel_region(
-        x_BTD.transpose(0, 1), tensor_parallel_output_grad=not same_use, group=axis.group
-    )
-    return y.transpose(0, 1)
-
-
-def gather_channels(x: torch.Tensor, axis: Axis) -> torch.Tensor:
-    """[..., C] of this rank -> [..., ranks * C], by rank; the backward sums the ranks' gradients of each part."""
-    return all_gather_last_dim_from_tensor_parallel_region(x, axis.group)
 
 
 class EnteringNorm(ComputeDtype, RMSNorm):
@@ -101,12 +65,7 @@ class EnteringNorm(ComputeDtype, RMSNorm):
 
 
 class _TensorLinear(Product):
-    """A linear layer of megatron-core with a compute dtype: megatron-core multiplies in the dtype of the weight."""
-
-    def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
-        if self.compute_dtype is not None:
-            return self.product(input, weight, options.get("bias"))
-        return super()._forward_impl(input, weight, *args, **options)  # type: ignore[misc]
+    """A linear layer of megatron-core, which multiplies in the compute dtype and by collectives that can be traced."""
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
         """The weight under its name in the full model, without megatron-core's `_extra_state`."""
@@ -130,7 +89,7 @@ class ColumnLinear(_TensorLinear, ColumnParallelLinear):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x)[0]
+        return self.product(x, self.weight, self.bias)
 
 
 class RowLinear(_TensorLinear, RowParallelLinear):
@@ -147,11 +106,11 @@ class RowLinear(_TensorLinear, RowParallelLinear):
             skip_bias_add=False,
             tp_group=axis.group,
         )
+        self._axis = axis
 
     def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
-        if self.sequence_parallel:  # megatron-core cuts the first dimension
-            return super().forward(x_BTC.transpose(0, 1))[0].transpose(0, 1)
-        return super().forward(x_BTC)[0]
+        y = self.product(x_BTC, self.weight)
+        return sum_tokens(y, self._axis) if self.sequence_parallel else sum_over_ranks(y, self._axis)
 
 
 class SharedHeadLinear(ColumnLinear):
@@ -193,6 +152,6 @@ class SplitGatedRMSNorm(GatedRMSNorm):
         wide = wide * F.silu(gate.to(wide.dtype))
         squares = wide.square().sum(-1, keepdim=True).contiguous()
         # Every rank divides by the sum, so the gradient of the sum is summed over the ranks (`enter`).
-        total = enter(reduce_from_tensor_model_parallel_region(squares, self._axis.group), self._axis)
+        total = enter(sum_over_ranks(squares, self._axis), self._axis)
         rstd = torch.rsqrt(total / (wide.shape[-1] * self._axis.size) + self.eps)
         return (wide * rstd * self.weight.to(wide.dtype)).to(x.dtype)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.model import compiled
 from sleeptrain.model import hybrid as hybrid_module
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import Boundary
@@ -119,6 +122,15 @@ CASES = {
 }
 
 
+MIXED = ("attention", "gated_deltanet", "mamba2", "jet")
+COMPILED = {
+    "one pass": Case(("attention", "gated_deltanet"), compiled=True),
+    "shared key-value head and group": Case(MIXED, passes=2, num_kv_heads=1, num_groups=1, carried=True, compiled=True),
+    "tokens split between mixers": Case(MIXED, passes=2, sequence=True, recompute="block", compiled=True),
+    "bf16": Case(("attention", "gated_deltanet"), precision="bf16", dtype=torch.float32, compiled=True),
+}
+
+
 def spread(case: Case, size: int) -> Outcome:
     return join_outcomes(case, run_ranks(run_rank, size, case, size))
 
@@ -142,6 +154,14 @@ ON_FOUR = (
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_two_ranks_equal_one_process(case: Case):
     assert_same_outcome(spread(case, 2), run_single(case), **EXACT)
+
+
+@pytest.mark.parametrize("name", ["one pass", *(pytest.param(n, marks=pytest.mark.slow) for n in list(COMPILED)[1:])])
+def test_two_ranks_with_compiled_blocks_equal_eager_ones(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    case = COMPILED[name]
+    tolerance = EXACT if case.dtype == torch.float64 else dict(rtol=2e-2, atol=2e-3)
+    assert_same_outcome(spread(case, 2), spread(replace(case, compiled=False), 2), **tolerance)
 
 
 @pytest.mark.parametrize("name", ON_FOUR)
@@ -202,11 +222,25 @@ def _collectives(case: Case) -> tuple[list[str], list[str]]:
     seen: list[str] = []
     for name in ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all_single", "broadcast"):
         _count(name, seen)
-    x, state = model.run(model.embed(torch.zeros(1, 4, dtype=torch.long)), model.empty_state(), causal_layout(4))
-    loss = model.cross_entropy(x[0], torch.zeros(4, dtype=torch.long)) + sum(t.sum() for t in tensors(state))
-    forward, seen[:] = seen.copy(), []
-    loss.backward()
+    with Functional(seen):
+        x, state = model.run(model.embed(torch.zeros(1, 4, dtype=torch.long)), model.empty_state(), causal_layout(4))
+        loss = model.cross_entropy(x[0], torch.zeros(4, dtype=torch.long)) + sum(t.sum() for t in tensors(state))
+        forward, seen[:] = seen.copy(), []
+        loss.backward()
     return forward, seen
+
+
+class Functional(TorchDispatchMode):
+    """Notes the functional collectives, whose calls do not go through `torch.distributed`."""
+
+    def __init__(self, seen: list[str]):
+        super().__init__()
+        self.seen = seen
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "_c10d_functional" and func._opname != "wait_tensor":
+            self.seen.append(func._opname)
+        return func(*args, **(kwargs or {}))
 
 
 def _count(name: str, seen: list[str]) -> None:

@@ -5,7 +5,8 @@ import torch.distributed as dist
 from torch import nn
 
 from sleeptrain.distributed.mesh import Mesh
-from sleeptrain.parallel.tensor.regions import ColumnLinear, RowLinear, enter, sum_gradient
+from sleeptrain.parallel.tensor.collectives import enter
+from sleeptrain.parallel.tensor.regions import ColumnLinear, RowLinear, sum_gradient
 from tests.parallel.processes import run_ranks
 
 
