@@ -60,13 +60,13 @@ def test_the_process_with_the_least_decides(
 ) -> None:
     """Processes on the CPUs of one machine share its memory."""
     monkeypatch.setattr(memory, "device_memory", lambda _: found[0][1])
-    asked: list[Any] = []
+    sent: list[Any] = []
 
     def gather(self: World, value: tuple[str, int]) -> list[tuple[str, int]]:
-        asked.append(value)
+        sent.append(value)
         return found
 
     monkeypatch.setattr(World, "gather", gather)
     world = replace(World(Mesh.single(), torch.device("cpu")), device=torch.device(device), size=len(found))
     assert memory.least_memory(world) == least
-    assert asked[0][1] == found[0][1] and (asked[0][0] == "GPU of rank 0") is (device == "cuda")
+    assert sent[0][1] == found[0][1] and (sent[0][0] == "GPU of rank 0") is (device == "cuda")

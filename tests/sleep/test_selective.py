@@ -41,7 +41,7 @@ def of_backward(mode: str, layers: list[str]) -> Counter[str]:
 def test_products_and_attention_do_not_run_again_and_cheap_operations_do(kind: str) -> None:
     layers = [kind, "gated_deltanet"]
     none, chosen, block = (of_backward(mode, layers) for mode in ("none", "selective", "block"))
-    for name in KEPT:
+    for name in ("aten::mm", "aten::addmm", "aten::_scaled_dot_product_flash_attention_for_cpu"):
         assert chosen[name] == none[name], name
     assert none["aten::mm"] < block["aten::mm"]
     for name in ("aten::linalg_vector_norm", "aten::silu", "aten::rsqrt_"):  # norms, SwiGLU
