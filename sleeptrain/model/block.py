@@ -22,10 +22,7 @@ class Block(nn.Module):
     With sandwich norms: x + norm(mixer(norm x)), then x + norm(mlp(norm x)). With `attention.post_norm`, attention
     blocks are x + norm(mixer x), then x + norm(mlp x). A block without a feed-forward is x + mixer(norm x). The
     residual multiplier scales each term that is added to x.
-    tensor_group: name of the process group of the tensor ranks that share the block; None: this process has all of it.
     """
-
-    tensor_group: str | None = None
 
     def __init__(self, layer: int, config: ModelConfig):
         super().__init__()

@@ -27,25 +27,61 @@ def compile_blocks(model: Hybrid) -> None:
     graph raises an error of torch at its call. A size that changes from call to call becomes a variable of the code.
     """
     compile_clock()
-    functions: dict[str, Callable[..., Any]] = {}
+    code_of = cache(_compiled)
     for layer, block in zip(model.layers, model.blocks.values(), strict=True):
         block = cast(Block, block)
         kind = model.config.layers[layer] + ("" if block.has_mlp else "_alone")
-        if kind not in functions:
-            functions[kind] = torch.compile(  # type: ignore[call-overload]  # torch's overloads lack a parameter
-                _with_own_code(f"{kind}_block"), fullgraph=True, backend=BACKEND, recompile_limit=MOST_GRAPHS
-            )
-        block.forward = partial(functions[kind], block)  # type: ignore[method-assign]
+        block.forward = CompiledForward(block, partial(code_of, kind))  # type: ignore[method-assign, assignment]
 
 
-def _with_own_code(name: str) -> Callable[..., Any]:
-    """`Block.forward` as a function of this name.
+# Called with a block's forward and its arguments.
+Wrapper = Callable[..., Any]
+
+
+class CompiledForward:
+    """The forward of a compiled block.
+
+    code_of: the code of the block's kind, by the wrapper that it is compiled with.
+    """
+
+    def __init__(self, block: Block, code_of: Callable[[Wrapper | None], Callable[..., Any]]) -> None:
+        self._block, self._code_of = block, code_of
+        self._wrapper: Wrapper | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._code_of(self._wrapper)(self._block, *arguments)
+
+    @contextmanager
+    def compiled_in(self, wrapper: Wrapper) -> Iterator[None]:
+        """Let the forward be the compiled code of `wrapper(forward, *arguments)` inside."""
+        before, self._wrapper = self._wrapper, wrapper
+        try:
+            yield
+        finally:
+            self._wrapper = before
+
+
+def _compiled(kind: str, wrapper: Wrapper | None) -> Callable[..., Any]:
+    """Compiled code of a kind of block, whose first argument is the block."""
+    function = Block.forward
+    if wrapper is not None:
+
+        def function(block: Block, *arguments: Any) -> Any:  # type: ignore[misc]
+            return wrapper(partial(Block.forward, block), *arguments)
+
+    compiled: Callable[..., Any] = torch.compile(  # type: ignore[call-overload]  # torch's overloads lack a parameter
+        _with_own_code(function, f"{kind}_block"), fullgraph=True, backend=BACKEND, recompile_limit=MOST_GRAPHS
+    )
+    return compiled
+
+
+def _with_own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The function under this name.
 
     Its code object is its own: torch keeps graphs, and which sizes change, for each code object.
     """
-    forward = Block.forward
-    code = forward.__code__.replace(co_name=name, co_qualname=name)
-    return FunctionType(code, forward.__globals__, name, forward.__defaults__, forward.__closure__)
+    code = function.__code__.replace(co_name=name, co_qualname=name)
+    return FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
 
 
 @contextmanager

@@ -22,8 +22,9 @@ from torch.utils._pytree import register_dataclass, tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from sleeptrain.config.schema import Config
+from sleeptrain.model.compiled import CompiledForward
 from sleeptrain.model.state import FastWeights, Recurrent, Retained
-from sleeptrain.sleep.selective import Contexts, contexts_of
+from sleeptrain.sleep.selective import Contexts, selective_contexts
 
 for _kind in (FastWeights, Recurrent, Retained):
     register_dataclass(_kind)
@@ -56,8 +57,19 @@ def _recomputed(
 
 
 def _selected(block: Callable[..., Any], *arguments: Any) -> Any:
-    """`block(*arguments)`; the arguments and the block's dear results are saved for the backward."""
-    return _recomputed(block, *arguments, contexts=contexts_of(block))
+    """`block(*arguments)`; the arguments and the block's dear results are saved for the backward.
+
+    A compiled block is compiled with its checkpoint: the policy does not see inside compiled code.
+    """
+    forward = getattr(block, "forward", None)
+    if not isinstance(forward, CompiledForward):
+        return _keeping_dear(block, *arguments)
+    with forward.compiled_in(_keeping_dear):
+        return block(*arguments)
+
+
+def _keeping_dear(function: Callable[..., Any], *arguments: Any) -> Any:
+    return _recomputed(function, *arguments, contexts=selective_contexts)
 
 
 def _plain(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -7,11 +7,13 @@ it is (`eager`), where only the number of graphs counts. Code by inductor takes 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
 from sleeptrain.config.schema import Config, TrainConfig
@@ -183,11 +185,29 @@ def assert_same_step(eager: Hybrid, other: Hybrid, batch: Batch, **train: object
             torch.testing.assert_close(a.S_BHKV, b.S_BHKV, **EXACT)
 
 
-@pytest.mark.parametrize("recompute", ["pass", *slow("none", "block", "window")])
+@pytest.mark.parametrize("recompute", ["pass", "selective", *slow("none", "block", "window")])
 def test_a_training_step_equals_the_eager_step(recompute: str) -> None:
     eager, other = pair(["attention", "gated_deltanet"])
     batch = random_batch(DOCUMENTS, continues=[True, True])
     assert_same_step(eager, other, batch, recompute=recompute)
+
+
+@pytest.mark.parametrize("kind", ["attention", "gated_deltanet"])
+def test_selective_recomputation_is_part_of_the_compiled_code(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph of the backward has no product of the forward, but norms again, which `none` keeps."""
+    backwards = list[Counter[str]]()
+
+    def of_backward(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        backwards.append(Counter(str(node.target) for node in graph.graph.nodes))
+        return graph
+
+    monkeypatch.setattr(compiled, "BACKEND", aot_autograd(fw_compiler=lambda graph, _: graph, bw_compiler=of_backward))
+    for mode in ("none", "selective"):
+        _, model = pair([kind])
+        step(model, random_batch([[0] * 8], continues=[True]), StepShape(1, 8, 1), recompute=mode)
+    none, selective = backwards
+    assert none["aten.mm.default"] == selective["aten.mm.default"] > 0
+    assert none["aten.linalg_vector_norm.default"] < selective["aten.linalg_vector_norm.default"]
 
 
 def packed(rows: int, length: int, seed: int) -> Batch:

@@ -9,10 +9,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sleeptrain.model.block import Block
-from sleeptrain.sleep import selective
-from sleeptrain.sleep.selective import KEPT, contexts_of
-from tests.models import random_batch, tiny_config, tiny_model
+from sleeptrain.sleep.selective import KEPT
+from tests.models import random_batch, tiny_model
 from tests.sleep.test_loop import step, total
 
 
@@ -60,24 +58,3 @@ def test_names_are_those_of_torch() -> None:
         if namespace == "sleeptrain":
             __import__("sleeptrain.ops.fla_linear_attention")
         assert hasattr(getattr(torch.ops, namespace), operation), name
-
-
-def test_only_blocks_of_tensor_ranks_keep_collectives(monkeypatch: pytest.MonkeyPatch) -> None:
-    block = Block(0, tiny_config())
-    plain = contexts_of(block)()
-    assert all(isinstance(context, TorchDispatchMode) for context in plain), "torch.compile takes no other contexts"
-    monkeypatch.setattr(block, "tensor_group", "of two ranks")
-    assert not any(isinstance(context, TorchDispatchMode) for context in contexts_of(block)())
-
-
-def test_the_copy_of_a_result_is_made_once() -> None:
-    """A result that was written into the kept product itself is not copied; one in a new buffer is."""
-    results: list[tuple[list[torch.Tensor], Any]] = []
-    product, buffer = torch.ones(3), torch.zeros(3)
-    keep, replay = (kind("group", results) for kind in (selective._Keep, selective._Replay))
-    for written in (product, buffer):
-        keep._run([written], lambda written=written: written.fill_(2.0))
-    fresh = torch.zeros(3)
-    replay._run([product], lambda: pytest.fail("sends again"))
-    replay._run([fresh], lambda: pytest.fail("sends again"))
-    assert torch.equal(product, fresh) and not results

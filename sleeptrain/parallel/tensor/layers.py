@@ -62,7 +62,6 @@ class TensorParallelHybrid(Hybrid):
         place = TensorRank(axis.rank, axis.size, partial(gather_channels, axis=axis))
         for layer in self.layers:
             block = cast(Block, self.blocks[layer])
-            block.tensor_group = axis.group.group_name if axis.size > 1 and axis.group is not None else None
             block.mixer = block_spec(config, layer).rank_module(self.config, place) or block.mixer
             block.mixer_norm = EnteringNorm(config, axis, sequence)
             if block.has_mlp:
