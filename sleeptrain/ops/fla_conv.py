@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from sleeptrain.ops.documents import Documents, document_facts
 from sleeptrain.ops.fla_package import from_fla, on_its_device
+from sleeptrain.ops.operator import operator
 from sleeptrain.ops.segments import Segments, run_on_segments
 
 CONV = "fla.modules.causal_conv1d"
@@ -37,10 +38,10 @@ def causal_conv(
         x_BTD = x_BTD.masked_fill(~valid_BT.unsqueeze(-1), 0)
     cache = None if initial_state is None else F.pad(initial_state.transpose(1, 2), (1, 0))
 
-    def operator(x: torch.Tensor, *rest: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    def run(x: torch.Tensor, *rest: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         return short_convolution(x, weight_DW, bias_D, *rest)
 
-    y, cache = run_on_segments(operator, (x_BTD,), cache, reset_BT, segments)
+    y, cache = run_on_segments(run, (x_BTD,), cache, reset_BT, segments)
     if valid_BT is None:
         return y, cache[..., 1:].transpose(1, 2).to(wide)
     documents = document_facts(x_BTD.shape[1], reach, reset_BT, valid_BT)
@@ -58,7 +59,7 @@ def _tail_of_valid(
     return torch.where(slot >= reach, tail, before) * documents.present_BW1
 
 
-@torch.library.custom_op("sleeptrain::short_convolution", mutates_args=())
+@operator("short_convolution")
 @on_its_device
 def short_convolution(
     x: torch.Tensor,
@@ -100,7 +101,7 @@ def _(
     return x.new_empty(x.shape), x.new_empty(count, *weight.shape)
 
 
-@torch.library.custom_op("sleeptrain::short_convolution_backward", mutates_args=())
+@operator("short_convolution_backward")
 @on_its_device
 def short_convolution_backward(
     dy: torch.Tensor,

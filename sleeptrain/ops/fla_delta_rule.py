@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from sleeptrain.ops.fla_package import from_fla, on_its_device
+from sleeptrain.ops.operator import operator
 from sleeptrain.ops.segments import CHUNK
 
 RULE, L2NORM = "fla.ops.gated_delta_rule.chunk", "fla.modules.norm.l2norm"
 
 
-@torch.library.custom_op("sleeptrain::l2norm", mutates_args=())
+@operator("l2norm")
 @on_its_device
 def l2norm(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """(x / sqrt(sum of squares + eps) over the last dimension, in x's dtype; the factor, fp32). x: contiguous."""
@@ -31,7 +32,7 @@ def _(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.float32)
 
 
-@torch.library.custom_op("sleeptrain::l2norm_backward", mutates_args=())
+@operator("l2norm_backward")
 @on_its_device
 def l2norm_backward(dy: torch.Tensor, y: torch.Tensor, factor: torch.Tensor, eps: float) -> torch.Tensor:
     return from_fla(L2NORM, "l2norm_bwd")(y, factor, dy.contiguous(), eps)
@@ -56,7 +57,7 @@ def _l2norm_gradient(ctx: Any, dy: torch.Tensor, *_: Any) -> tuple[torch.Tensor,
 l2norm.register_autograd(_l2norm_gradient, setup_context=_save_l2norm)
 
 
-@torch.library.custom_op("sleeptrain::gated_delta_rule", mutates_args=())
+@operator("gated_delta_rule")
 @on_its_device
 def gated_delta_rule(
     q: torch.Tensor,
@@ -103,7 +104,7 @@ def empty_states(k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor | No
     return v.new_empty(count, v.shape[2], k.shape[3], v.shape[3], dtype=torch.float32)
 
 
-@torch.library.custom_op("sleeptrain::gated_delta_rule_backward", mutates_args=())
+@operator("gated_delta_rule_backward")
 @on_its_device
 def gated_delta_rule_backward(
     do: torch.Tensor,

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from sleeptrain.ops.fla_package import from_fla, on_its_device
+from sleeptrain.ops.operator import operator
 
 NORM = "fla.modules.norm.layernorm"
 GATED = "fla.modules.norm.fused_norm_gate"
 ACTIVATIONS = "fla.modules.activations.ops"
 
 
-@torch.library.custom_op("sleeptrain::rms_norm", mutates_args=())
+@operator("rms_norm")
 @on_its_device
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """(x * rsqrt(mean(x^2) + eps) * weight over the last dimension, in x's dtype; the factor, fp32).
@@ -34,7 +35,7 @@ def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, 
     return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.float32)
 
 
-@torch.library.custom_op("sleeptrain::rms_norm_backward", mutates_args=())
+@operator("rms_norm_backward")
 @on_its_device
 def rms_norm_backward(
     dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, factor: torch.Tensor
@@ -68,7 +69,7 @@ def _norm_gradient(ctx: Any, dy: torch.Tensor, _: Any) -> tuple[torch.Tensor | N
 rms_norm.register_autograd(_norm_gradient, setup_context=_save_norm)
 
 
-@torch.library.custom_op("sleeptrain::gated_rms_norm", mutates_args=())
+@operator("gated_rms_norm")
 @on_its_device
 def gated_rms_norm(
     x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float
@@ -86,7 +87,7 @@ def _(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float) -> 
     return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.float32)
 
 
-@torch.library.custom_op("sleeptrain::gated_rms_norm_backward", mutates_args=())
+@operator("gated_rms_norm_backward")
 @on_its_device
 def gated_rms_norm_backward(
     dy: torch.Tensor, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, factor: torch.Tensor
@@ -114,7 +115,7 @@ def _gated_gradient(ctx: Any, dy: torch.Tensor, _: Any) -> tuple[torch.Tensor | 
 gated_rms_norm.register_autograd(_gated_gradient, setup_context=_save_norm)
 
 
-@torch.library.custom_op("sleeptrain::swiglu", mutates_args=())
+@operator("swiglu")
 @on_its_device
 def swiglu(gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """silu(gate) * value in gate's dtype. gate, value: [..., D]."""
@@ -126,7 +127,7 @@ def _(gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return gate.new_empty(gate.shape)
 
 
-@torch.library.custom_op("sleeptrain::swiglu_backward", mutates_args=())
+@operator("swiglu_backward")
 @on_its_device
 def swiglu_backward(dy: torch.Tensor, gate: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of gate and value."""

@@ -9,12 +9,13 @@ import torch
 from sleeptrain.ops.fla_delta_rule import empty_gradient, empty_states
 from sleeptrain.ops.fla_package import from_fla, on_its_device
 from sleeptrain.ops.fla_states import backward_states, forward_states
+from sleeptrain.ops.operator import operator
 from sleeptrain.ops.segments import CHUNK
 
 OUTPUT, UTILS, CONSTANTS = "fla.ops.common.chunk_o", "fla.ops.utils", "fla.ops.utils.constant"
 
 
-@torch.library.custom_op("sleeptrain::gated_linear_attention", mutates_args=())
+@operator("gated_linear_attention")
 @on_its_device
 def gated_linear_attention(
     q: torch.Tensor,
@@ -52,7 +53,7 @@ def _(
     return v.new_empty(v.shape), empty_states(k, v, cu_seqlens), g.new_empty(g.shape)
 
 
-@torch.library.custom_op("sleeptrain::gated_linear_attention_backward", mutates_args=())
+@operator("gated_linear_attention_backward")
 @on_its_device
 def gated_linear_attention_backward(
     do: torch.Tensor,

@@ -22,7 +22,7 @@ from sleeptrain.plan.memory import StageMemory, stage_memory
 from sleeptrain.plan.parameters import WIDE, Held, count_parameters, held_parameters
 from sleeptrain.plan.recompute import choose
 from sleeptrain.plan.roofline.kernel_times import SHARES
-from sleeptrain.plan.roofline.step import compiles, count_step
+from sleeptrain.plan.roofline.step import count_step
 from sleeptrain.plan.speed import Speed, Traffic, Work, forecast, leaves_machine
 from sleeptrain.plan.update import newton_schulz_flops
 from sleeptrain.plan.workload import Workload, workloads
@@ -148,7 +148,7 @@ def _step_plan(
     if gpu is not None:
         products = SHARES.wide_product if efficiency is None else efficiency
         if efficiency is None:
-            efficiency = count_step(config, workload, gpu[1], compiles(config)).efficiency(gpu[1])
+            efficiency = count_step(config, workload, gpu[1], config.train.compile).efficiency(gpu[1])
         busiest = max(simulation.busy) * len(ranks) / sum(simulation.busy)
         executed = workload.executed()
         work = Work(

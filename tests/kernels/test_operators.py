@@ -5,10 +5,14 @@ Inputs are narrow: a fake result in a wrong dtype differs from a real one only t
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from sleeptrain.ops import fla_conv, fla_delta_rule, fla_elementwise, fla_linear_attention
+from sleeptrain.ops.operator import Operator
 from sleeptrain.ops.segments import cut_at_resets, segment_states
 from tests.kernels.backends import OWN, Backend, parameters
 from tests.kernels.comparison import drawn, leaves_on
@@ -17,9 +21,20 @@ from tests.ops.cases import delta_inputs, resets
 of_narrow = pytest.mark.parametrize("backend", parameters([b for b in OWN if b.dtype.itemsize == 2]), indirect=True)
 
 
-def check(operator, *args: object) -> None:
-    """Fake results have the shapes, dtypes and strides of real ones; a traced graph has the values of an eager call."""
-    torch.library.opcheck(operator, args)
+def check(operator: Operator, *args: Any) -> None:
+    """Fake results have the shapes, dtypes and strides of real ones; a traced graph has an eager call's gradients."""
+    torch.library.opcheck(operator.overload, [a.detach() if isinstance(a, torch.Tensor) else a for a in args])
+    leaves = [a for a in args if isinstance(a, torch.Tensor) and a.requires_grad]
+    if not leaves:
+        return
+    torch._dynamo.reset()  # one function of this file is compiled for all operators
+    compiled = torch.compile(lambda *args: operator(*args), backend="aot_eager", fullgraph=True)
+    found, expected = (
+        torch.autograd.grad([y.sum() for y in tree_leaves(run(*args)) if y.requires_grad], leaves, allow_unused=True)
+        for run in (compiled, operator)
+    )
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.0, atol=0.0 if b is None or not b.is_cuda else 1e-4)
 
 
 def sequences(backend: Backend, documents: bool) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:

@@ -58,9 +58,11 @@ class Case:
     records: RoundRecords
 
     @staticmethod
-    def of(experiment: list[str], passes: int = 4, records: RoundRecords | None = None) -> Case:
+    def of(
+        experiment: list[str], passes: int = 4, records: RoundRecords | None = None, document: int = DOCUMENT
+    ) -> Case:
         config = compose([*experiment, *MORE, f"sleep.passes={passes}"])
-        batch = packed_batch()
+        batch = packed_batch(document)
         rounds = tuple(plan_batch(batch, WINDOW, passes, config.sleep))
         [workload] = workloads(config, 1)
         workload = replace(workload, rounds=rounds, stretches=(rounds,), num_targets=TOKENS)
@@ -78,11 +80,11 @@ class Case:
         return {name: next(self.records.of(r, i) for r, i in pairs if fits(r)) for name, fits in chosen.items()}
 
 
-def packed_batch() -> Batch:
-    """A row of documents, several in each window; one is open at each window's end."""
+def packed_batch(document: int) -> Batch:
+    """A row of documents of this length; one is open at each window's end."""
     tokens = torch.zeros(1, TOKENS, dtype=torch.long)
     yes = torch.tensor([True])
-    return Batch(tokens, tokens, torch.arange(TOKENS).div(DOCUMENT, rounding_mode="floor")[None], yes, yes)
+    return Batch(tokens, tokens, torch.arange(TOKENS).div(document, rounding_mode="floor")[None], yes, yes)
 
 
 def run(quick: bool) -> list[Row]:
@@ -124,16 +126,15 @@ def _by_kind(name: str, count: Count, goals: bool) -> Iterator[Row]:
 
 def _steps(model: str, experiment: list[str], case: Case) -> Iterator[Row]:
     """MFU of a step, without the optimizer's update and with embedding, head, loss and the casts of matrices."""
-    for passes in (1, 4):
-        at = case if passes == 4 else Case.of(experiment, passes, case.records)
+    for document, passes in ((DOCUMENT, 1), (DOCUMENT, 4), (TOKENS, 4)):
+        at = case if (document, passes) == (DOCUMENT, 4) else Case.of(experiment, passes, case.records, document)
+        text = "one document" if document == TOKENS else f"documents of {document}"
         for compile in (False, True):
             for mode in MODES:
                 step = count_step(at.config, at.workload, GPU, compile, at.batch, case.records, mode)
-                name = f"{model}, N={passes}, {mode}, {'compiled' if compile else 'eager'}"
+                name = f"{model}, N={passes}, {text}, {mode}, {'compiled' if compile else 'eager'}"
                 best = model == "2B" and compile and mode == ("none" if passes == 1 else "selective")
-                goal = GOAL_MFU if best else None
-                yield Row(f"{name}: MFU, pads as work", 100 * step.utilisation(GPU, pads=True), "%", goal)
-                yield Row(f"{name}: MFU", 100 * step.utilisation(GPU), "%")
+                yield Row(f"{name}: MFU", 100 * step.utilisation(GPU), "%", GOAL_MFU if best else None)
 
 
 def _host(repeats: int) -> Iterator[Row]:

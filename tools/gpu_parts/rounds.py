@@ -17,7 +17,7 @@ from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import Batch
 from sleeptrain.distributed.gpus import Gpu
 from sleeptrain.plan.roofline.kinds import Kind
-from sleeptrain.plan.roofline.step import compiles, count_step
+from sleeptrain.plan.roofline.step import count_step
 from sleeptrain.plan.workload import Workload
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.loop import loop_settings
@@ -91,7 +91,7 @@ def counted(config: Config, batch: Batch, shape: StepShape, gpu: Gpu) -> dict[st
         (rounds,),
         settings,
     )
-    work = count_step(config, workload, gpu, compiles(config), batch, mode="none").work
+    work = count_step(config, workload, gpu, config.train.compile, batch, mode="none").work
     seconds = dict.fromkeys(COUNTED.values(), 0.0)
     for kind, value in work.seconds.items():
         seconds[COUNTED[kind]] += value

@@ -38,9 +38,9 @@ class StepCount:
         """The GPU's work, or the host's where it takes longer."""
         return max(self.work.total, self.work.host)
 
-    def utilisation(self, gpu: Gpu, pads: bool = False) -> float:
-        """Model FLOPs utilisation if the GPU need not wait for the host, 0..1. pads: they count as work."""
-        return (self.padded if pads else self.flops) / (self.work.total * gpu.flops)
+    def utilisation(self, gpu: Gpu) -> float:
+        """Model FLOPs utilisation if the GPU need not wait for the host, 0..1."""
+        return self.flops / (self.work.total * gpu.flops)
 
     def efficiency(self, gpu: Gpu) -> float:
         """Executed FLOPs over what the GPU's peak would do in the same time, 0..1."""
@@ -84,11 +84,6 @@ def count_step(
     again = padded.recompute_flops(config)
     own, all_tokens = workload.flops(config), padded.flops(config)
     return StepCount(work, own / share, all_tokens / share, (all_tokens + again) / share)
-
-
-def compiles(config: Config) -> bool:
-    """True if the run compiles its blocks."""
-    return bool(getattr(config.train, "compile", False))
 
 
 def _parts(workload: Workload, batch: Batch, records: RoundRecords, keep: bool) -> dict[Round, Parts]:

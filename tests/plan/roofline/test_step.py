@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from sleeptrain.config.compose import compose
 from sleeptrain.distributed.gpus import GPUS, find_gpu
 from sleeptrain.plan.layout import make_plan
 from sleeptrain.plan.roofline.kinds import Kind
-from sleeptrain.plan.roofline.step import StepCount, compiles, count_step
+from sleeptrain.plan.roofline.step import StepCount, count_step
 from sleeptrain.plan.workload import workloads
 from tests.plan.planned import text
 from tests.plan.roofline.counted import counted_2b
@@ -29,7 +28,7 @@ def test_what_runs_again_takes_time_and_is_no_model_flop() -> None:
     assert none.work.total < selective.work.total < whole.work.total
     assert none.flops == whole.flops < none.padded == whole.padded
     assert none.executed == selective.executed == none.padded < whole.executed
-    assert none.utilisation(H200) > whole.utilisation(H200) and none.utilisation(H200, pads=True) < 1
+    assert whole.utilisation(H200) < none.utilisation(H200) < 1
     assert step("none", compile=True).work.total < none.work.total
 
 
@@ -61,7 +60,3 @@ def test_a_tensor_rank_does_its_part() -> None:
     )
     assert half.flops == whole.flops / 2
     assert 0.4 < half.work.bytes[Kind.PRODUCT] / whole.work.bytes[Kind.PRODUCT] < 1
-
-
-def test_blocks_are_not_compiled_unless_a_run_compiles_them() -> None:
-    assert not compiles(compose(["experiment=stdlib"]))
