@@ -3,7 +3,7 @@
 The model has the depth and the calls of `hybrid_2b` in bf16, as on a GPU, with widths so small that the arithmetic
 costs next to nothing; the kernels of flash-linear-attention are replaced by functions that allocate their results. The
 rest is what a host does to keep a GPU busy. It is counted on a CPU, not measured on a GPU: there the launch of a kernel
-takes the place of its arithmetic.
+takes the place of its arithmetic. Head and loss are left out.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def _step(config: Config, compiled: bool) -> Callable[[], None]:
     def step() -> None:
         with in_precision(config.train, model):  # once a step
             for _ in range(ROUNDS):
-                loss = run_round(context, wake, inputs, None, state, state)[2]
-                assert loss is not None
-                loss.backward()
+                x_ND = run_round(context, wake, inputs, None, state, state)[2]
+                assert x_ND is not None
+                x_ND.float().sum().backward()  # in place of head and loss, which are a few calls
 
     return step

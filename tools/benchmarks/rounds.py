@@ -5,7 +5,6 @@ Nothing here is a measurement of a GPU. docs/benchmarks.md has the assumptions.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -13,20 +12,14 @@ import torch
 
 from benchmarks import Row
 from sleeptrain.config.compose import compose
-from sleeptrain.config.schema import Config, TrainConfig
+from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import Batch
 from sleeptrain.distributed.gpus import GPUS
-from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.plan.roofline.kernel_times import Count
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.rounds import Parts, RoundRecords, all_but_kept, anything
 from sleeptrain.plan.roofline.step import count_step
 from sleeptrain.plan.workload import Workload, workloads
-from sleeptrain.sleep.inputs import RoundInputs, inputs_of_rounds
-from sleeptrain.sleep.loop import LoopSettings, RoundContext, run_round, summed_loss
-from sleeptrain.sleep.precision import in_precision
-from sleeptrain.sleep.recompute import Recompute
-from sleeptrain.sleep.round_layouts import RoundLayouts
 from sleeptrain.sleep.rounds import Round, plan_batch
 
 METHOD = "counted on fake tensors as an H200 would run it, not measured; a row of packed text, windows of 2,048 tokens"
@@ -43,9 +36,6 @@ MORE = [
 ]  # fmt: skip
 MODES = ("none", "selective", "pass")
 GOAL_MFU, GOAL_KERNELS, GOAL_CASTS = 40.0, 1500, 2.0
-
-# Called with a model before its rounds are timed: a place to compile it.
-Prepare = Callable[[Hybrid], None]
 
 
 @dataclass(frozen=True)
@@ -95,7 +85,7 @@ def run(quick: bool) -> list[Row]:
             continue
         case = Case.of(experiment)
         rows += [*_rounds(name, case.kinds(), goals=name == "2B"), *_steps(name, experiment, case)]
-    return [*rows, *_host(6 if quick else 20)]
+    return rows
 
 
 def _rounds(model: str, kinds: dict[str, Parts], goals: bool) -> Iterator[Row]:
@@ -135,44 +125,3 @@ def _steps(model: str, experiment: list[str], case: Case) -> Iterator[Row]:
                 name = f"{model}, N={passes}, {text}, {mode}, {'compiled' if compile else 'eager'}"
                 best = model == "2B" and compile and mode == ("none" if passes == 1 else "selective")
                 yield Row(f"{name}: MFU", 100 * step.utilisation(GPU), "%", GOAL_MFU if best else None)
-
-
-def _host(repeats: int) -> Iterator[Row]:
-    forward, backward = host_seconds(lambda model: None, repeats)
-    yield Row("2B's depth with tiny tensors, eager, measured on this CPU: forward", forward * 1e3, "ms", better="lower")
-    yield Row("the same: backward", backward * 1e3, "ms", better="lower")
-
-
-def host_seconds(prepare: Prepare, repeats: int) -> tuple[float, float]:
-    """CPU seconds of a wake round's forward and backward, with the 2B's depth and tensors so small that calls decide.
-
-    It computes with PyTorch, whose recurrences and convolutions call more operators than kernels need.
-    """
-    torch.set_num_threads(1)
-    tiny = ["model.vocab_size=64", "model.dim=32", "model.ffn_dim=48", "model.attention.num_heads=4",
-            "model.attention.num_kv_heads=2", "model.attention.head_dim=8", "model.gated_deltanet.num_k_heads=2",
-            "model.gated_deltanet.num_v_heads=2", "model.gated_deltanet.head_k_dim=8",
-            "model.gated_deltanet.head_v_dim=8"]  # fmt: skip
-    config = compose([*EXPERIMENTS["2B"], *tiny, "train.device=cpu"])
-    model = Hybrid(config.model)
-    model.init_weights(0)
-    prepare(model)
-    tokens, yes = torch.zeros(1, 8, dtype=torch.long), torch.tensor([True])
-    batch = Batch(tokens, tokens, tokens, yes, yes)
-    [r, *_] = plan_batch(batch, 8, 1, config.sleep)
-    [inputs] = inputs_of_rounds(batch, [r], RoundLayouts(batch, model), model.device)
-    context = RoundContext(model, LoopSettings((0, model.num_layers), recompute=Recompute("none")))
-    times = [_timed(config.train, context, r, inputs) for _ in range(repeats + 2)][2:]
-    return min(forward for forward, _ in times), min(backward for _, backward in times)
-
-
-def _timed(train: TrainConfig, context: RoundContext, r: Round, inputs: RoundInputs) -> tuple[float, float]:
-    model = context.model
-    with in_precision(train, model):
-        empty, begin = model.empty_state(), time.process_time()
-        *_, x_ND = run_round(context, r, inputs, None, empty, empty)
-        assert x_ND is not None
-        loss = summed_loss(context, x_ND, r, inputs)
-        between = time.process_time()
-        loss.backward()
-        return between - begin, time.process_time() - between
