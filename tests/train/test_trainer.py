@@ -94,7 +94,7 @@ def losses(folder: Path) -> list[object]:
     return [r["loss"] for r in records(folder) if "loss" in r]
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_run_with_compiled_blocks_learns_the_same(tmp_path, backend, monkeypatch, capsys):
     monkeypatch.setattr(compiled, "BACKEND", backend)
     run(tmp_path / "eager")
