@@ -111,8 +111,8 @@ def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor], **toler
         torch.testing.assert_close(a, b, **tolerance)
 
 
-@pytest.mark.parametrize("documents", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize("kind", MIXERS)
+@pytest.mark.parametrize("documents", [*slow(False), True])
+@pytest.mark.parametrize("kind", ["attention", "gated_deltanet", *slow("sliding_attention", "jet", "mamba2")])
 def test_a_block_is_one_graph_and_equals_the_eager_block(kind: str, documents: bool) -> None:
     eager, other = pair([kind])
     boundary = Boundary(carry_conv=True)
@@ -185,14 +185,14 @@ def assert_same_step(eager: Hybrid, other: Hybrid, batch: Batch, **train: object
             torch.testing.assert_close(a.S_BHKV, b.S_BHKV, **EXACT)
 
 
-@pytest.mark.parametrize("recompute", ["pass", "selective", *slow("none", "block", "window")])
+@pytest.mark.parametrize("recompute", ["selective", *slow("none", "block", "pass", "window")])
 def test_a_training_step_equals_the_eager_step(recompute: str) -> None:
     eager, other = pair(["gated_deltanet"] if recompute == "pass" else ["attention", "gated_deltanet"])
     batch = random_batch(DOCUMENTS, continues=[True, True])
     assert_same_step(eager, other, batch, recompute=recompute)
 
 
-@pytest.mark.parametrize("kind", ["attention", "gated_deltanet"])
+@pytest.mark.parametrize("kind", ["gated_deltanet", *slow("attention")])
 def test_selective_recomputation_is_part_of_the_compiled_code(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph of the backward has no product of the forward, but norms again, which `none` keeps."""
     backwards = list[Counter[str]]()

@@ -81,6 +81,9 @@ class Sent(TorchDispatchMode):
         "c10d::allreduce_": ("all_reduce", 1, lambda args: sum(map(size, args[0]))),
         "c10d::_allgather_base_": ("all_gather", 2, lambda args: size(args[0])),
         "c10d::_reduce_scatter_base_": ("reduce_scatter", 2, lambda args: size(args[1])),
+        "_c10d_functional::all_reduce": ("all_reduce", 2, lambda args: size(args[0])),
+        "_c10d_functional::all_gather_into_tensor": ("all_gather", 2, lambda args: size(args[0]) * args[1]),
+        "_c10d_functional::reduce_scatter_tensor": ("reduce_scatter", 3, lambda args: size(args[0])),
     }
 
     def __init__(self, group: dist.ProcessGroup | None):
@@ -90,7 +93,9 @@ class Sent(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.name() in self.KINDS:
             kind, place, measure = self.KINDS[func.name()]
-            if dist.ProcessGroup.unbox(args[place]).group_name == self.name:
+            group = args[place]
+            name = group if isinstance(group, str) else dist.ProcessGroup.unbox(group).group_name
+            if name == self.name:
                 self.bytes[kind] += measure(args)
         return func(*args, **(kwargs or {}))
 
