@@ -149,6 +149,7 @@ ON_FOUR = (
     "a rank of padding only",
     "tokens split between mixers",
 )
+FAST_ON_FOUR = ("recomputed passes", "jet, sliding both ways, shared key-value head", "tokens split between mixers")
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -164,7 +165,9 @@ def test_two_ranks_with_compiled_blocks_equal_eager_ones(name: str, monkeypatch:
     assert_same_outcome(spread(case, 2), spread(replace(case, compiled=False), 2), **tolerance)
 
 
-@pytest.mark.parametrize("name", ON_FOUR)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAST_ON_FOUR else pytest.mark.slow) for n in ON_FOUR]
+)
 def test_four_ranks_equal_one_process(name: str):
     assert_same_outcome(spread(CASES[name], 4), run_single(CASES[name]), **EXACT)
 
