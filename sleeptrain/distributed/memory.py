@@ -1,4 +1,4 @@
-"""The memory that the processes of a run may use."""
+"""The memory that the processes of a run may use. Limits are read without torch, which may be missing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import socket
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from sleeptrain.distributed.world import World
+    from sleeptrain.distributed.world import World
 
 CGROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -18,6 +20,8 @@ CGROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 def device_memory(device: torch.device) -> int:
     """Bytes of a GPU, or of the machine as far as a scheduler or a container lets this process use it."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_properties(device).total_memory
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([physical, *(limit for limit, _ in memory_limits())])

@@ -172,7 +172,7 @@ class Hybrid(Product, nn.Module):
         head, weight = self._head_product, self.head_weight
         x_ND, vocab_size = head.narrow(self.norm(x_ND) / self.config.logits_divisor), self.config.vocab_size
         keep = keep and keeps_logits(len(targets_N), vocab_size, x_ND.itemsize)
-        copy = weight.detach() if head.compute_dtype is None else head.copy_of(weight)
+        copy = None if head.compute_dtype is None else head.copy_of(weight)
         return linear_cross_entropy(x_ND, weight, targets_N, copy_VD=copy, rows=rows, keep=keep).sum()
 
     @torch.no_grad()

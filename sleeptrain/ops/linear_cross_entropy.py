@@ -30,7 +30,7 @@ def linear_cross_entropy(
     targets_N: int64. copy_VD: the weight in x's dtype; None: the weight. rows: the number of rows whose logits are held
     at once. keep: keep all logits, in x's dtype, for the backward, which else computes them again.
     """
-    copy = weight_VD.detach() if copy_VD is None else copy_VD
+    copy = weight_VD if copy_VD is None else copy_VD
     losses: torch.Tensor = _LinearCrossEntropy.apply(x_ND, weight_VD, copy, targets_N, rows, keep)
     return losses
 

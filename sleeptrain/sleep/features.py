@@ -43,10 +43,15 @@ def gather_rows(
     A sleep pass that skips ended documents reads the last features of the wake pass.
     """
     length = inputs.tokens_RL.shape[1]
-    parts = [(part_rows, features[:, features.shape[1] - length :]) for part_rows, features in parts]
+    parts = [(part_rows, _last(features, length)) for part_rows, features in parts]
     if len(parts) == 1 and parts[0][0] == rows:
         return parts[0][1]
     order = tuple(row for part_rows, _ in parts for row in part_rows)
     index = inputs.source_index_R if order == inputs.source_rows else row_index(order, rows)
     joined = torch.cat([features for _, features in parts])
     return joined if index is None else joined.index_select(0, index.to(joined.device))
+
+
+def _last(features_RLD: torch.Tensor, length: int) -> torch.Tensor:
+    skipped = features_RLD.shape[1] - length
+    return features_RLD[:, skipped:] if skipped else features_RLD

@@ -38,7 +38,9 @@ from tests.data.texts import make_texts
 from tests.parallel.layouts import Layout
 from tests.parallel.processes import run_ranks
 
-TOLERANCE = 1e-5  # of the greatest number of a tensor, in fp32
+# Of the greatest number of a tensor, in fp32. Sleep passes of other rows at once have other lengths, which round
+# otherwise: gradients of decays, which nearly cancel, differ by 1.4e-5.
+TOLERANCE = 3e-5
 STEPS, ROWS, SEQUENCE, WINDOW, CLIP = 3, 4, 24, 8, 0.1
 
 

@@ -31,7 +31,7 @@ def test_the_first_mode_that_fits_is_chosen() -> None:
     sizes = [total(mode) for mode in modes]
     assert modes == ("none", "selective", "pass", "window") and sizes == sorted(sizes, reverse=True)
     for mode, size in zip(modes, sizes, strict=True):
-        assert chosen(config, size / SHARE) == Choice(mode, size, True)
+        assert chosen(config, (size + 1) / SHARE) == Choice(mode, size, True)
     assert chosen(config, sizes[-1]) == Choice("window", sizes[-1], False), "nothing fits"
 
 
@@ -60,7 +60,7 @@ def test_a_plan_names_the_modes_and_the_memory(monkeypatch: pytest.MonkeyPatch) 
     on_gpu = planned(config, gpu="4090")
     assert "sleep.recompute=auto chose the mode within 90% of 22.4 GiB of 4090" in to_text(on_gpu)
     assert to_json(on_gpu)["recompute"] == {"setting": "auto", "memory": 24e9}
-    monkeypatch.setattr(layout, "device_memory", lambda _: total("selective") / SHARE)
+    monkeypatch.setattr(layout, "device_memory", lambda _: (total("selective") + 1) / SHARE)
     here = planned(config)
     assert "assumed from this machine: name a GPU" in to_text(here)
     assert [stage["recompute"] for stage in to_json(here)["stages"]] == ["selective"]

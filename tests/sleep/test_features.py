@@ -19,7 +19,7 @@ def part(*rows: int) -> tuple[tuple[int, ...], torch.Tensor]:
 
 def inputs(rows: tuple[int, ...] = (), index: list[int] | None = None) -> RoundInputs:
     at = None if index is None else torch.tensor(index)
-    return cast(RoundInputs, SimpleNamespace(source_rows=rows, source_index_R=at))
+    return cast(RoundInputs, SimpleNamespace(tokens_RL=torch.zeros(1, 1), source_rows=rows, source_index_R=at))
 
 
 def test_the_features_of_the_same_rows_are_the_same_tensor() -> None:
@@ -39,3 +39,9 @@ def test_rounds_that_leave_one_kind_of_features_are_left_out_of_the_other() -> N
     (rows, first), (_, second) = part(0, 1), part(0, 1)
     found = select([Features(rows, first, None), Features(rows, None, second)], rows, inputs(rows))
     assert found.core_input_RLD is first and found.output_RLD is second and found.rows == rows
+
+
+def test_a_pass_over_the_tail_of_a_window_reads_the_last_features() -> None:
+    longer = torch.arange(6.0).view(2, 3, 1)
+    found = gather_rows([((0, 1), longer)], (0, 1), inputs())
+    assert found.flatten().tolist() == [2, 5]

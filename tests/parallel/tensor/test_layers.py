@@ -61,6 +61,7 @@ CASES = {
         passes=2,
         recompute="selective",
         sequence=True,
+        multiple=2,
         num_kv_heads=1,
         model={"sandwich_norms": True},
     ),

@@ -24,8 +24,12 @@ def test_torch_knows_the_operator(name: str) -> None:
 
 
 def test_no_operator_around_kernels_is_missing() -> None:
-    ours = {s.name for s in torch._C._jit_get_all_schemas() if s.name.startswith("sleeptrain::")}
-    assert ours == {name for name in OPAQUE if name.startswith("sleeptrain::")}
+    """The operators around a CPU's recurrences are none of a GPU."""
+    found = {s.name for s in torch._C._jit_get_all_schemas() if s.name.startswith("sleeptrain::")}
+    on_a_cpu = ("sleeptrain::chunked_", "sleeptrain::causal_conv_in_slabs")
+    assert {name for name in found if not name.startswith(on_a_cpu)} == {
+        name for name in OPAQUE if name.startswith("sleeptrain::")
+    }
 
 
 def test_attention_costs_the_pairs_that_attend() -> None:
