@@ -68,7 +68,7 @@ class Attention(nn.Module):
     @property
     def reads_bounds(self) -> bool:
         """True if it reads documents by their bounds (`DocumentLayout.bounds`), False if it needs a mask."""
-        weight: torch.Tensor = self.q_proj.weight
+        weight = next(self.q_proj.parameters())  # under ZeRO-3 to name the weight would gather it
         dtype = getattr(self.q_proj, "compute_dtype", None) or weight.dtype
         return runs_kernel(weight, dtype, self.config.head_dim)
 
