@@ -127,7 +127,7 @@ MIXED = ("attention", "gated_deltanet", "mamba2", "jet")
 COMPILED = {
     "one pass": Case(("attention", "gated_deltanet"), compiled=True),
     "shared key-value head and group": Case(MIXED, passes=2, num_kv_heads=1, num_groups=1, carried=True, compiled=True),
-    "tokens split between mixers": Case(MIXED, passes=2, sequence=True, recompute="block", compiled=True),
+    "tokens split between mixers": Case(MIXED, passes=2, sequence=True, multiple=2, recompute="block", compiled=True),
     "bf16": Case(("attention", "gated_deltanet"), precision="bf16", dtype=torch.float32, compiled=True),
 }
 
