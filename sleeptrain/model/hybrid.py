@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -161,10 +162,16 @@ class Hybrid(Product, nn.Module):
         losses = []
         for first in range(0, max(len(targets_N), 1), rows):
             chunk = slice(first, first + rows)
-            logits = at_least_fp32(self.logits(x_ND[chunk]))
-            read_logits(first, logits, targets_N[chunk])
-            losses.append(F.cross_entropy(logits, targets_N[chunk], reduction="sum"))
+            losses.append(self._read_loss(x_ND[chunk], targets_N[chunk], partial(read_logits, first)))
         return torch.stack(losses).sum()
+
+    def _read_loss(
+        self, x_ND: torch.Tensor, targets_N: torch.Tensor, read: Callable[[torch.Tensor, torch.Tensor], None]
+    ) -> torch.Tensor:
+        """The loss from all logits at once. read: called with the logits and the targets."""
+        logits = at_least_fp32(self.logits(x_ND))
+        read(logits, targets_N)
+        return F.cross_entropy(logits, targets_N, reduction="sum")
 
     def _summed_loss(self, x_ND: torch.Tensor, targets_N: torch.Tensor, rows: int, keep: bool) -> torch.Tensor:
         """The loss from the logits of at most `rows` rows at a time."""

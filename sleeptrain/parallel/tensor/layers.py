@@ -5,7 +5,7 @@ S belongs to heads: each rank keeps the S of its heads and never communicates it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -19,12 +19,11 @@ from torch.utils.checkpoint import checkpoint
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.distributed.mesh import Axis
 from sleeptrain.model.block import Block
-from sleeptrain.model.hybrid import Hybrid, ReadRows, at_least_fp32, initial_weight, rows_at_once
+from sleeptrain.model.hybrid import Hybrid, at_least_fp32, initial_weight
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.model.norm import GatedRMSNorm, RMSNorm
 from sleeptrain.model.shards import Sharding, TensorRank, padded_size
 from sleeptrain.model.state import FastWeights
-from sleeptrain.ops.device import runs_kernels
 from sleeptrain.parallel.tensor.collectives import gather_channels, split_tokens, whole_tokens
 from sleeptrain.parallel.tensor.regions import (
     ColumnLinear,
@@ -104,23 +103,13 @@ class TensorParallelHybrid(Hybrid):
         """The logits [N, V] over the whole vocabulary, on every rank."""
         return self._gather(self._local_logits(x_ND))
 
-    def cross_entropy(
-        self,
-        x_ND: torch.Tensor,
-        targets_N: torch.Tensor,
-        read_logits: ReadRows | None = None,
-        keep: bool = True,
+    def _read_loss(
+        self, x_ND: torch.Tensor, targets_N: torch.Tensor, read: Callable[[torch.Tensor, torch.Tensor], None]
     ) -> torch.Tensor:
-        """As in `Hybrid`. A rank holds its part of the vocabulary's logits, and all of them where they are read."""
-        if read_logits is None:
-            return super().cross_entropy(x_ND, targets_N, keep=keep)
-        rows, losses = rows_at_once(self.config.vocab_size, runs_kernels(x_ND)), []
-        for first in range(0, max(len(targets_N), 1), rows):
-            chunk = slice(first, first + rows)
-            logits = at_least_fp32(self._local_logits(x_ND[chunk]))
-            read_logits(first, self._gather(logits), targets_N[chunk])
-            losses.append(vocab_parallel_cross_entropy(logits, targets_N[chunk]).sum())
-        return torch.stack(losses).sum()
+        """As in `Hybrid`. Every rank reads the logits of the whole vocabulary."""
+        logits = at_least_fp32(self._local_logits(x_ND))
+        read(self._gather(logits), targets_N)
+        return vocab_parallel_cross_entropy(logits, targets_N).sum()
 
     def _summed_loss(self, x_ND: torch.Tensor, targets_N: torch.Tensor, rows: int, keep: bool) -> torch.Tensor:
         """As in `Hybrid`; logits are kept only where they are held at once."""
