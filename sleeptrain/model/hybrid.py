@@ -180,7 +180,10 @@ class Hybrid(Product, nn.Module):
         x_ND, vocab_size = head.narrow(self.norm(x_ND) / self.config.logits_divisor), self.config.vocab_size
         keep = keep and keeps_logits(len(targets_N), vocab_size, x_ND.itemsize)
         copy = None if head.compute_dtype is None else head.copy_of(weight)
-        return linear_cross_entropy(x_ND, weight, targets_N, copy_VD=copy, rows=rows, keep=keep).sum()
+        losses = linear_cross_entropy(
+            x_ND, weight, targets_N, copy_VD=copy, gradient_VD=head.gradient, rows=rows, keep=keep
+        )
+        return losses.sum()
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

@@ -1,8 +1,9 @@
 """Linear layers that compute in bf16 while their weights stay fp32.
 
 A matrix that is used in several rounds of a step is cast once: its bf16 copy lives as long as the step's forward and
-backward (`working_copies`). The gradient of each use goes to the fp32 weight on its own, so that autograd adds the uses
-in fp32. Under autocast, whose cached cast is one node of the graph, it would add them in bf16.
+backward (`working_copies`). The product that computes the gradient of a use adds it to the fp32 gradient of the weight,
+as in Megatron-LM's fused accumulation. Under autocast, whose cached cast is one node of the graph, autograd would add
+the uses in bf16.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from sleeptrain.ops.device import runs_kernels
+from sleeptrain.ops.add_product import add_product
 
 
 class ComputeDtype:
@@ -33,9 +34,11 @@ class Product(ComputeDtype):
     """A module that multiplies by a matrix.
 
     working_copy: the matrix in the compute dtype; None: each use casts it.
+    gradient: the gradient of the matrix, to which the backward of each use adds; None: autograd adds the uses.
     """
 
     working_copy: torch.Tensor | None = None
+    gradient: torch.Tensor | None = None
     weight: torch.Tensor
 
     @property
@@ -48,7 +51,7 @@ class Product(ComputeDtype):
         if self.compute_dtype is None:
             return F.linear(x, weight, bias)
         # Each product casts x for itself: the gradients of several products add up in the dtype of x.
-        return _Product.apply(self.narrow(x), weight, bias, self.copy_of(weight))
+        return _Product.apply(self.narrow(x), weight, bias, self.copy_of(weight), self.gradient)
 
     def copy_of(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight in the compute dtype, without its graph."""
@@ -63,13 +66,23 @@ class Linear(Product, nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """x @ copy^T + bias, whose gradients of weight and bias are in the dtypes of weight and bias."""
+    """x @ copy^T + bias, whose gradients of weight and bias are in the dtypes of weight and bias.
+
+    The gradient of the weight is added to `gradient` where there is one. It is no saved tensor: uses that come later in
+    the backward find it changed.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, copy: torch.Tensor
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        copy: torch.Tensor,
+        gradient: torch.Tensor | None,
     ) -> torch.Tensor:
         ctx.save_for_backward(x, copy)
+        ctx.gradient = gradient
         ctx.weight_dtype, ctx.bias_dtype = weight.dtype, None if bias is None else bias.dtype
         flat = x.flatten(0, -2)
         y = flat @ copy.t() if bias is None else torch.addmm(bias.to(copy.dtype), flat, copy.t())
@@ -79,19 +92,12 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, copy = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         flat = dy.flatten(0, -2)
         dx = (flat @ copy).view_as(x) if needs_x else None
-        dweight = weight_gradient(flat, x.flatten(0, -2), ctx.weight_dtype) if needs_weight else None
+        dweight = add_product(ctx.gradient, flat.t(), x.flatten(0, -2), ctx.weight_dtype) if needs_weight else None
         dbias = flat.sum(0, dtype=ctx.bias_dtype) if needs_bias and ctx.bias_dtype is not None else None
-        return dx, dweight, dbias, None
-
-
-def weight_gradient(dy_NC: torch.Tensor, x_ND: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """dy^T @ x, [C, D] in `dtype`. A GPU adds the products in fp32 and need not round the sum to bf16."""
-    if runs_kernels(dy_NC) and dtype == torch.float32 != dy_NC.dtype:
-        return torch.mm(dy_NC.t(), x_ND, out_dtype=dtype)
-    return (dy_NC.t() @ x_ND).to(dtype)
+        return dx, dweight if ctx.gradient is None else None, dbias, None, None
 
 
 def adopt_linears(module: nn.Module) -> None:
@@ -116,10 +122,11 @@ def computing_in(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
 
 @contextmanager
 def working_copies(model: nn.Module) -> Iterator[None]:
-    """Keep a copy of each matrix in the compute dtype, with the values at entry.
+    """Keep a copy of each matrix in the compute dtype, with the values at entry, and let uses add to its gradient.
 
     Enter it around the forwards and backwards of a step, between which no weight changes, and not under ZeRO-3: copies
-    would hold the whole model, of which a process holds a part.
+    would hold the whole model, of which a process holds a part. Where gradients are computed, a matrix without one gets
+    a gradient of zeros.
     """
     modules = [module for module in model.modules() if isinstance(module, Product) and module.compute_dtype is not None]
     pairs = [(module, matrix) for module in modules if (matrix := module.matrix) is not None]
@@ -127,10 +134,20 @@ def working_copies(model: nn.Module) -> Iterator[None]:
     if pairs:
         with torch.no_grad():
             torch._foreach_copy_(copies, [matrix for _, matrix in pairs])
-    for (module, _), copy in zip(pairs, copies, strict=True):
-        module.working_copy = copy
+    for (module, matrix), copy in zip(pairs, copies, strict=True):
+        module.working_copy, module.gradient = copy, _gradient(matrix)
     try:
         yield
     finally:
         for module, _ in pairs:
-            module.working_copy = None
+            module.working_copy = module.gradient = None
+
+
+def _gradient(matrix: torch.Tensor) -> torch.Tensor | None:
+    """The tensor to which uses may add. None for a matrix with a hook, which reads what autograd adds."""
+    hooked = matrix._backward_hooks or getattr(matrix, "_post_accumulate_grad_hooks", None)
+    if hooked or not (matrix.requires_grad and torch.is_grad_enabled()):
+        return None
+    if matrix.grad is None:
+        matrix.grad = torch.zeros_like(matrix)
+    return matrix.grad

@@ -13,6 +13,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from sleeptrain.ops import fla_cross_entropy
+from sleeptrain.ops.add_product import add_product
 from sleeptrain.ops.device import runs_kernels
 
 
@@ -22,16 +23,18 @@ def linear_cross_entropy(
     targets_N: torch.Tensor,
     *,
     copy_VD: torch.Tensor | None = None,
+    gradient_VD: torch.Tensor | None = None,
     rows: int,
     keep: bool,
 ) -> torch.Tensor:
     """The losses [N] of logits x @ weight^T, in nats, fp32 or wider.
 
-    targets_N: int64. copy_VD: the weight in x's dtype; None: the weight. rows: the number of rows whose logits are held
-    at once. keep: keep all logits, in x's dtype, for the backward, which else computes them again.
+    targets_N: int64. copy_VD: the weight in x's dtype; None: the weight. gradient_VD: the backward adds the weight's
+    gradient to it; None: autograd does. rows: the number of rows whose logits are held at once. keep: keep all logits,
+    in x's dtype, for the backward, which else computes them again.
     """
     copy = weight_VD if copy_VD is None else copy_VD
-    losses: torch.Tensor = _LinearCrossEntropy.apply(x_ND, weight_VD, copy, targets_N, rows, keep)
+    losses: torch.Tensor = _LinearCrossEntropy.apply(x_ND, weight_VD, copy, gradient_VD, targets_N, rows, keep)
     return losses
 
 
@@ -42,6 +45,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         x: torch.Tensor,
         weight: torch.Tensor,
         copy: torch.Tensor,
+        gradient: torch.Tensor | None,
         targets: torch.Tensor,
         rows: int,
         keep: bool,
@@ -53,7 +57,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if keep:
                 kept.append(logits)
         losses, lse = (torch.cat(parts) for parts in zip(*found, strict=True))
-        ctx.rows, ctx.weight_dtype = rows, weight.dtype
+        ctx.rows, ctx.weight_dtype, ctx.gradient = rows, weight.dtype, gradient
         ctx.save_for_backward(x, copy, targets, lse, *kept)
         return losses
 
@@ -62,7 +66,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, dlosses: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, copy, targets, lse, *kept = ctx.saved_tensors
         needs_x, needs_weight = ctx.needs_input_grad[:2]
-        dx, dweight = torch.empty_like(x) if needs_x else None, None
+        dx, dweight = torch.empty_like(x) if needs_x else None, ctx.gradient
         parts = zip(*(t.split(ctx.rows) for t in (x, targets, lse, dlosses)), strict=True)
         for index, (x_part, *rest) in enumerate(parts):
             logits = kept[index].clone() if kept else x_part @ copy.t()
@@ -70,8 +74,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if dx is not None:
                 torch.mm(dlogits, copy, out=dx[index * ctx.rows :][: len(x_part)])
             if needs_weight:
-                dweight = _add_product(dweight, dlogits.t(), x_part, ctx.weight_dtype)
-        return dx, dweight, None, None, None, None
+                dweight = add_product(dweight, dlogits.t(), x_part, ctx.weight_dtype)
+        return dx, dweight if ctx.gradient is None else None, None, None, None, None, None
 
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,16 +97,3 @@ def _logits_gradient(
     wide = logits.to(lse.dtype).sub_(lse[:, None]).exp_()
     wide.scatter_add_(1, targets[:, None], wide.new_full((len(targets), 1), -1.0))
     return wide.mul_(dlosses[:, None]).to(logits.dtype)
-
-
-def _add_product(
-    total: torch.Tensor | None, a_VN: torch.Tensor, b_ND: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
-    """total + a @ b in `dtype`, in the memory of `total`; on a GPU the product itself adds in fp32."""
-    if runs_kernels(a_VN) and dtype == torch.float32 != a_VN.dtype:
-        if total is None:
-            return torch.mm(a_VN, b_ND, out_dtype=dtype)
-        return torch.ops.aten.addmm.dtype_out(total, a_VN, b_ND, dtype, out=total)
-    if total is None:
-        return (a_VN @ b_ND).to(dtype)
-    return total.addmm_(a_VN, b_ND) if a_VN.dtype == dtype else total.add_(a_VN @ b_ND)

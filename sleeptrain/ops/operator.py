@@ -7,7 +7,7 @@ operator, which torch.compile traces, so that compiled code calls the operator a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,11 +21,12 @@ OPERATORS: dict[str, Operator] = {}
 class Operator:
     """The operator `sleeptrain::<name>`, called with positional arguments. Results never share an argument's memory.
 
+    changes: names of the arguments that a call changes in place.
     fake: from the arguments to results of the same shapes, dtypes and strides, without their values.
     """
 
-    def __init__(self, name: str, implementation: Callable[..., Any]):
-        _library.define(name + torch.library.infer_schema(implementation, mutates_args=()))
+    def __init__(self, name: str, implementation: Callable[..., Any], changes: Sequence[str] = ()):
+        _library.define(name + torch.library.infer_schema(implementation, mutates_args=changes))
         _library.impl(name, implementation, "CompositeExplicitAutograd")
         _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
         self.name = name
@@ -59,6 +60,6 @@ class Operator:
         )
 
 
-def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
+def operator(name: str, changes: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Operator]:
     """A decorator that makes a function of tensors an operator. Its annotations are the schema."""
-    return lambda implementation: Operator(name, implementation)
+    return lambda implementation: Operator(name, implementation, changes)

@@ -220,6 +220,9 @@ def data_traffic(config: Config, workload: Workload, held: Sequence[Held]) -> Da
         weights = WIDE * gathered(config, workload, held)
         return DataTraffic(Payload(reduce_scatter=cut), Payload(all_gather=weights), exchange)
     padded = WIDE * replicas * sum(partition_size(group, replicas) for group in role_groups(held))
-    each_backward = zero == 2 and config.parallel.pipeline == 1
+    gather = Payload(all_gather=padded)
+    if zero == 1:
+        return DataTraffic(Payload(reduce_scatter=padded), gather, exchange)
+    each_backward = config.parallel.pipeline == 1
     reductions = workload.num_micros * len(workload.stretches) if each_backward else 1
-    return DataTraffic(Payload(all_reduce=total * reductions), Payload(all_gather=padded), exchange)
+    return DataTraffic(Payload(all_reduce=total * reductions), gather, exchange)

@@ -105,7 +105,7 @@ def training_state(held: Sequence[Held], zero: int, mesh: tuple[int, int, int]) 
         return TrainingState(WIDE * (local + min(numel, MAX_GATHERED)), WIDE * local, WIDE * local, WIDE * optimizer)
     parts = [partition_size(group, replicas) for group in groups]
     optimizer = sum(part * _averages(group[0].role) for part, group in zip(parts, groups, strict=True))
-    gradients = numel
+    gradients = sum(parts) * replicas if zero == 1 else numel
     if zero == 2 and pipeline == 1:  # the full gradient of each parameter that lies in its partition
         reached = [[sum(h.numel for h, _ in reach) for reach in overlaps(group, replicas)] for group in groups]
         gradients = max(map(sum, zip(*reached, strict=True)))

@@ -12,6 +12,7 @@ from torch import nn
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.linear import Linear, adopt_linears, computing_in, working_copies
 from tests.models import tiny_config
+from tests.sleep.oracle import causal_layout
 
 BF16 = torch.bfloat16
 
@@ -86,6 +87,54 @@ def test_copies_have_the_values_at_entry_and_end_with_the_block() -> None:
     assert len(copies) > 5
     for module in model.modules():
         assert getattr(module, "working_copy", None) is None and getattr(module, "compute_dtype", None) is None
+        assert getattr(module, "gradient", None) is None
+
+
+def test_uses_add_to_the_gradient_that_the_matrix_has() -> None:
+    linear, x = layer(bias=False), torch.ones(1, 8)
+    linear.weight.grad = before = torch.full((5, 8), 0.5)
+    with in_bf16(linear, copies=True):
+        for _ in range(2):  # two backwards
+            (linear(x).sum() + linear(x).sum()).backward()
+    assert linear.weight.grad is before and torch.equal(before, torch.full((5, 8), 4.5))
+
+
+@pytest.mark.parametrize("way", ["gradient hook", "accumulation hook", "frozen", "no gradients"])
+def test_a_hook_reads_each_gradient_and_what_is_not_trained_has_none(way: str) -> None:
+    linear, seen = layer(bias=False), list[torch.Tensor]()
+    if way == "gradient hook":
+        linear.weight.register_hook(seen.append)
+    if way == "accumulation hook":
+        linear.weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
+    linear.weight.requires_grad_(way != "frozen")
+    with torch.set_grad_enabled(way != "no gradients"), in_bf16(linear, copies=True):
+        assert linear.gradient is None
+        y = linear(torch.ones(1, 8, requires_grad=True)).sum()
+        if y.requires_grad:
+            y.backward()
+    if "hook" in way:
+        assert len(seen) == 1 and torch.equal(seen[0], torch.ones(5, 8))
+    else:
+        assert linear.weight.grad is None
+
+
+def test_head_and_embeddings_that_are_tied_add_to_one_gradient() -> None:
+    """The gradients of a model whose matrices have one at the start equal those that autograd adds up."""
+    found = []
+    for zeros in (False, True):
+        model = Hybrid(tiny_config())
+        model.init_weights(0)
+        if not zeros:
+            for p in model.parameters():
+                p.register_hook(lambda gradient: None)
+        tokens = torch.arange(12).view(2, 6)
+        with in_bf16(model, copies=True):
+            x, _ = model.run(model.embed(tokens), model.empty_state(), causal_layout(6))
+            assert x is not None
+            model.cross_entropy(x.flatten(0, 1), tokens.flatten()).backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in found[0].items():
+        assert gradient is not None and torch.equal(gradient, found[1][name]), name
 
 
 @pytest.mark.parametrize("tied", [True, False])

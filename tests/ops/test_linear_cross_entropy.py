@@ -83,7 +83,7 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = func(*args, **(kwargs or {}))
-        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.sleeptrain.add_wide_product):
             mats = [a for a in args if isinstance(a, torch.Tensor)][-2:]
             self.products.append((mats[0].dtype, mats[1].dtype))
         if isinstance(out, torch.Tensor):

@@ -40,6 +40,7 @@ PAYLOADS: dict[str, tuple[str, Callable[[Any], int]]] = {
     "all_gather_into_tensor": ("all_gather", lambda a: size(a["output_tensor"])),
     "all_gather": ("all_gather", lambda a: sum(map(size, a["tensor_list"]))),
     "reduce_scatter_tensor": ("reduce_scatter", lambda a: size(a["input"])),
+    "reduce_scatter_single": ("reduce_scatter", lambda a: size(a["input"])),
 }
 
 
@@ -175,7 +176,7 @@ def measure(config: Config, monkey: Any) -> dict[str, Any]:
     def completed() -> None:
         """Where gradients are summed once, at the end of a step, each rank keeps full ones until then."""
         complete()
-        complete_bytes.append(nbytes(p.grad for p in zero.parameters.values()))
+        complete_bytes.append(nbytes(p.grad for p in zero.parameters.values()) if zero._flat is None else 0)
 
     monkey.setattr(engine, "_complete_gradients", completed)
     watch, tensor, data = Watch(monkey), Sent(world.mesh.tensor.group), Counter[str]()
@@ -196,7 +197,7 @@ def measure(config: Config, monkey: Any) -> dict[str, Any]:
         "flops": result.flops * world.size,
         "rounds": result.num_rounds,
         "tensor": dict(tensor.bytes),
-        "reduce": data["all_reduce"],
+        "reduce": data["reduce_scatter" if zero.zero == 1 else "all_reduce"],
         "gather": gathers.bytes,
         "exchange": data["exchange"],
         "boundary": watch.peak,
@@ -217,4 +218,4 @@ def _gradients(zero: Any) -> list[torch.Tensor | None]:
         return [t for tensors in wrapped.all_grad_tensors.values() for t in tensors or ()]
     if zero.zero == 3:
         return [t for tensors in wrapped.averaged_gradients.values() for t in tensors]
-    return [p.grad for p in zero.parameters.values()]
+    return [p.grad for p in zero.parameters.values()] if zero._flat is None else zero._flat.tensors

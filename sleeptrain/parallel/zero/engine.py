@@ -24,6 +24,7 @@ from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.errors import ConfigError
 from sleeptrain.optim.optimizers import KINDS, ParameterRole
 from sleeptrain.parallel.zero import limits
+from sleeptrain.parallel.zero.flat_gradients import FlatGradients
 from sleeptrain.parallel.zero.flat_optimizer import FlatOptimizer, ModelStage, Partition, WholeOptimizer
 from sleeptrain.parallel.zero.matrix_exchange import Shards, Unsharded
 from sleeptrain.parallel.zero.mpu import MegatronUnit, stage_group
@@ -56,6 +57,7 @@ class ZeroEngine:
         self._has_gradients = self._summed = False
         if self.zero == 2:
             engine.set_gradient_accumulation_boundary(False)  # `step` sets it at the end of a step
+        self._flat = FlatGradients(engine.optimizer, mesh.data.group) if self.zero == 1 else None
         check_wide(parameters)
         optimizer.bind(self._partitions(), stage)
 
@@ -94,6 +96,9 @@ class ZeroEngine:
                 "sleep.bptt_windows); use parallel.zero=1 or 2"
             )
         self._has_gradients = True
+        if self._flat is not None:
+            loss.backward()
+            return
         # ZeRO-3 can only average over data ranks; the other stages are configured to sum.
         self.deepspeed_engine.backward(loss * self.mesh.data.size if self.zero == 3 else loss)
 
@@ -128,12 +133,16 @@ class ZeroEngine:
         self.optimizer.accepts = cache(lambda: accepts is None or accepts(norm()))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * scale
-        if self.zero == 2:
+        if self._flat is not None:
+            self._flat.sum()
+            self.deepspeed_engine.optimizer.step()
+            self._flat.clear()
+        elif self.zero == 2:
             self._step_summed()
         else:
             self.deepspeed_engine.step()
         self._has_gradients = False
-        return float(self.deepspeed_engine.get_global_grad_norm())
+        return norm()
 
     def _step_summed(self) -> None:
         """ZeRO-2: sum the gradients of the backwards, unless `sum_once` has done so, and step."""
@@ -148,7 +157,10 @@ class ZeroEngine:
 
     def zero_grad(self) -> None:
         """Drop the gradients of all backwards since the last step."""
-        self.deepspeed_engine.optimizer.zero_grad()
+        if self._flat is None:
+            self.deepspeed_engine.optimizer.zero_grad()
+        elif self._has_gradients:
+            self._flat.clear()
         if self.zero == 2:
             self.deepspeed_engine.optimizer.all_grad_tensors.clear()
             self.deepspeed_engine.optimizer.averaged_gradients.clear()

@@ -76,10 +76,10 @@ def _unique(calls: Sequence[Call]) -> list[Call]:
 
 
 def _live(calls: Sequence[Call], used: Collection[int]) -> list[Call]:
-    """The calls whose results somebody reads. Sums of gradients are read after the step."""
+    """The calls whose results somebody reads."""
     needed, kept = set(used), []
     for call in reversed(calls):
-        if call.kind is Kind.SUM or any(w.storage in needed for w in call.writes):
+        if any(w.storage in needed for w in call.writes):
             needed |= {u.storage for u in call.reads}
             kept.append(call)
     return kept[::-1]

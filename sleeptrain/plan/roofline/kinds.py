@@ -8,8 +8,8 @@ from enum import Enum
 class Kind(Enum):
     """The kind of work of a kernel.
 
-    HEAD: products with the head's matrix. LOSS: all other work of head and loss. SUM: the sums of weight gradients over
-    the rounds of a step.
+    HEAD: products with the head's matrix. LOSS: all other work of head and loss. SUM: what adds gradients of weights up
+    over the rounds of a step beside the products that do so themselves.
     """
 
     PRODUCT = "matrix products"
@@ -25,7 +25,7 @@ class Kind(Enum):
 
 
 # Names of packets in torch.ops.aten, without the underscore of work in place.
-PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
+PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "add_wide_product"})
 CASTS = frozenset({"_to_copy", "copy"})  # where the dtype changes
 REDUCTIONS = frozenset({"sum", "mean", "amax", "amin", "linalg_vector_norm", "linalg_vecdot", "prod", "any"})
 EMBEDDINGS = frozenset({"embedding", "embedding_dense_backward"})

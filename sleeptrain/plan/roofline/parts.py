@@ -142,14 +142,16 @@ def _copied(module: torch.nn.Module) -> int:
 def _recorded(
     recorder: Recorder, hybrid: Hybrid, run: Callable[[], Any], leaves: Any, copied: int, compilable: bool = False
 ) -> Record:
-    """Record `run` and its backward. leaves: its inputs, whose gradients others read."""
+    """Record `run` and its backward. leaves: its inputs, whose gradients others read, as those of parameters."""
     for parameter in hybrid.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+        if parameter.grad is None:  # matrices have one, to which their products add
+            parameter.grad = torch.zeros_like(parameter)
     with recorder:
         outputs = [t for t in tree_leaves(run()) if isinstance(t, torch.Tensor)]
     trained = [t for t in outputs if t.requires_grad]
     gradients = [torch.ones_like(t) for t in trained]
-    recorder.begin_backward([p.grad for p in hybrid.parameters() if p.grad is not None])
+    sums = [p.grad for p in hybrid.parameters() if p.grad is not None]
+    recorder.begin_backward(sums)
     with recorder:
         torch.autograd.backward(trained, gradients)
     inner = [t.grad for t in tree_leaves(leaves) if isinstance(t, torch.Tensor) and t.grad is not None]
@@ -157,5 +159,11 @@ def _recorded(
     backward = tuple(c for c in recorder.calls if c.backward)
     dispatched = (recorder.dispatched[0], recorder.dispatched[1])
     return Record(
-        forward, backward, recorder.storages([*outputs, *inner]), dispatched, len(recorder.waits), copied, compilable
+        forward,
+        backward,
+        recorder.storages([*outputs, *inner, *sums]),
+        dispatched,
+        len(recorder.waits),
+        copied,
+        compilable,
     )

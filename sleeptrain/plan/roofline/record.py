@@ -104,7 +104,8 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _add(self, func: Any, name: str, args: Any, kwargs: Mapping[str, Any], result: Any) -> None:
-        outputs, targets = _tensors(result), _targets(func, args, kwargs)
+        targets = _targets(func, args, kwargs)
+        outputs = _tensors(result) or targets
         if not outputs:
             return
         plain, arguments = name.removesuffix("_"), _tensors((args, kwargs))
@@ -127,7 +128,7 @@ class Recorder(TorchDispatchMode):
         self.calls.append(
             Call(
                 plain, kind, kinds.KERNELS.get(plain, 1) if known is None else known.kernels,
-                known.flops if known else 2 * result.numel() * inputs[-2].shape[-1] if product else 0,
+                known.flops if known else 2 * outputs[0].numel() * inputs[-2].shape[-1] if product else 0,
                 0.0 if known is None else known.h200, max(t.numel() for t in iterated), reads, writes,
                 known is None and kind in (Kind.ELEMENTWISE, Kind.CAST) and _fusible(func, plain),
                 _reduces(plain, inputs, outputs), product and _smallest(inputs) < NARROW,
@@ -145,10 +146,10 @@ class Recorder(TorchDispatchMode):
     ) -> Kind:
         if known is not None:
             return known.kind
-        if any(w.storage in self._sums for w in writes):
-            return Kind.SUM
         if name in kinds.PRODUCTS:
             return Kind.HEAD if self._head else Kind.PRODUCT
+        if any(w.storage in self._sums for w in writes):
+            return Kind.SUM
         if self._head:
             return Kind.LOSS
         if name in kinds.EMBEDDINGS:

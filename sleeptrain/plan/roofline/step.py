@@ -69,11 +69,12 @@ def count_step(
     trained = workload.trained(config.parallel.pipeline)
     work = sum((parts[r].forward(gpu, compile) for r in workload.rounds), NOTHING)
     work += sum((parts[r].backward(gpu, compile) for r in trained), NOTHING)
-    # The sums of a step's first round are no sums; the matrices are cast once in the step.
+    # The sums of a step's first round are no sums. Once in the step matrices are cast, and their gradients set to zero.
     uses = len(trained) * workload.num_micros
     work = work.without(Kind.SUM, 1 / uses if uses else 0.0)
-    cast = Kernel(Kind.CAST, 1, 6 * max(parts[r].copied for r in workload.rounds))
-    work += count([cast], gpu, 0.0) * (1 / workload.num_micros)
+    copied = max(parts[r].copied for r in workload.rounds)
+    once = [Kernel(Kind.CAST, 1, 6 * copied), Kernel(Kind.SUM, 1, 4 * copied)]
+    work += count(once, gpu, 0.0) * (1 / workload.num_micros)
     config = with_recompute(config, mode)
     for r, _ in reruns(config, workload):
         work += parts[r].again(gpu, compile, anything)
