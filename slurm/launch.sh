@@ -1,11 +1,13 @@
 # shellcheck shell=bash
 # What the scripts of this folder share: a batch script sources it and calls `launch [setting=value ...]`.
-# It checks the settings and the nodes, trains with one task a GPU, and puts the job back into the queue until the run
-# is finished (docs/slurm.md). These variables may be set when a job is submitted:
+# It checks the settings and the nodes, trains with one task a GPU, tries a failed run once more on the nodes that are
+# fit, and else puts the job back into the queue until the run is finished (docs/slurm.md). These variables may be set
+# when a job is submitted:
 #
 #   EXPERIMENT         a file of configs/experiment; each script has its own
 #   RUN_ROOT RUN_NAME  the run folder is RUN_ROOT/RUN_NAME (runs, the job's name); a run that is there is gone on with
 #   OVERRIDES          more settings, cut at blanks; those given to the script come behind them
+#   NODES              the nodes that train; the job's others are spares (all)
 #   MAX_ATTEMPTS       so many attempts in a row may end without a new checkpoint (3)
 #   DOCTOR             off: the nodes are not checked first
 #   PYTHON             the interpreter (.venv/bin/python; in a container python)
@@ -31,7 +33,6 @@ launch() {
     esac
     # shellcheck disable=SC2206  # OVERRIDES is cut at blanks
     settings=("experiment=$EXPERIMENT" "run.root=$(quoted "$RUN_ROOT")" "run.name=$(quoted "$RUN_NAME")" ${OVERRIDES:-} "$@")
-    nodes=$SLURM_JOB_NUM_NODES tasks=${SLURM_NTASKS:-$((SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-1}))}
     # Ahead of the time limit, or when others need the nodes: #SBATCH --signal=B: sends it to this script alone.
     trap 'asked=yes; say "asked to save"; [ -z "$srun_pid" ] || kill -USR1 "$srun_pid"' USR1
     # Slurm ends the job and signals the tasks itself; whether it is queued again is then Slurm's affair.
@@ -39,19 +40,29 @@ launch() {
 
     set_environment
     choose_container
+    doctor+=("${settings[@]}")
     find_run
     count_attempt
-    say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $tasks tasks: $run from $from, attempt $attempt of $MAX_ATTEMPTS"
+    announce
     if [ "$from" = "the start" ]; then
         step --nodes=1 --ntasks=1 -- -m sleeptrain plan --processes "$tasks" "${settings[@]}" || refuse $? "the settings do not fit"
     fi
     if [ "${DOCTOR:-on}" != off ]; then
-        step --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 -- -m sleeptrain doctor --brief "${settings[@]}" ||
-            refuse $? "a node is not fit: mend it, or leave it out with sbatch --exclude=NODE"
+        step --nodes="${#all[@]}" --ntasks="${#all[@]}" --ntasks-per-node=1 -- "${doctor[@]}" || leave_out_unfit $?
     fi
-    local before code
+    while ! train; do
+        try_here || queue_again "$code"
+        count_attempt
+        announce
+    done
+}
+
+# train: an attempt. True if the run is finished; `code` says how it ended otherwise.
+train() {
+    local before
     before=$(status)
-    step --nodes="$nodes" --ntasks="$tasks" --kill-on-bad-exit=1 -- -m sleeptrain train "${settings[@]}"
+    step --nodes="${#chosen[@]}" --nodelist="$(joined "${chosen[@]}")" --ntasks="$tasks" --kill-on-bad-exit=1 -- \
+        -m sleeptrain train "${settings[@]}"
     code=$?
     # srun tells the code of one task, perhaps one that it has killed. What the run says of itself counts.
     if [ "$(status)" != "$before" ]; then
@@ -60,19 +71,78 @@ launch() {
     case $code in
         0) say "$run is finished" ;;
         2) give_up 2 "a mistake that you can mend, see above; not queued again" ;;
-        *) queue_again "$code" ;;
+        *) return 1 ;;
     esac
 }
 
+# try_here: prepares one more attempt in this allocation. False if the job should be queued again: it was asked to
+# save, two attempts in a row have saved nothing new, or the nodes that are fit cannot train.
+try_here() {
+    [ -z "$asked$ended" ] && [ "$code" != 75 ] && [ "$attempt" -lt "$MAX_ATTEMPTS" ] || return 1
+    [ "$(newest)" != "$from" ] || [ "$attempt" = 1 ] || return 1
+    say "ended with code $code at $(newest): looks for nodes that are fit"
+    find_fit_nodes
+    [ -z "$asked$ended" ] && [ "${#fit[@]}" -gt 0 ] || return 1
+    choose_nodes "${fit[@]}"
+    if [ "${#chosen[@]}" -lt "$needed" ]; then
+        step --nodes=1 --ntasks=1 --nodelist="${chosen[0]}" -- -m sleeptrain plan --processes "$tasks" "${settings[@]}" || return 1
+    fi
+    mkdir -p "$run" && keep_count
+}
+
+# leave_out_unfit CODE: spares take the place of nodes that are not fit.
+leave_out_unfit() {
+    [ -n "$asked$ended" ] || [ "${#all[@]}" = "$needed" ] || find_fit_nodes
+    [ "${#fit[@]}" -ge "$needed" ] || refuse "$1" "a node is not fit: mend it, or leave it out with sbatch --exclude=NODE"
+    choose_nodes "${fit[@]}"
+}
+
+# find_fit_nodes: those that pass the checks, or at least run a task, each by itself and all at once.
+find_fit_nodes() {
+    local words=("${doctor[@]}") pids=() node
+    [ "${DOCTOR:-on}" != off ] || words=(-c '')
+    for node in "${all[@]}"; do
+        timeout "$FIT_SECONDS" srun --nodes=1 --ntasks=1 --nodelist="$node" "${container_flags[@]}" "${inside[@]}" \
+            "$PYTHON" "${words[@]}" </dev/null &
+        pids+=($!)
+    done
+    fit=()
+    for node in "${all[@]}"; do
+        # A trap interrupts `wait`; which nodes are fit is then not asked any more.
+        if wait "${pids[0]}"; then fit+=("$node"); elif [ -z "$asked$ended" ]; then say "$node is not fit"; fi
+        pids=("${pids[@]:1}")
+    done
+}
+
+# choose_nodes NODE...: the first of them, as many as are needed or there are, train.
+choose_nodes() {
+    chosen=("${@:1:needed}")
+    tasks=$((${#chosen[@]} * tasks_per_node))
+    export MASTER_ADDR=${chosen[0]}
+}
+
+joined() { (IFS=, && echo "$*"); }
+
+announce() {
+    say "job $SLURM_JOB_ID on $(scontrol show hostlist "$(joined "${chosen[@]}")"), $tasks tasks: $run from $from, attempt $attempt of $MAX_ATTEMPTS"
+}
+
+FIT_SECONDS=600 # until a node that does not answer is not fit
+doctor=(-m sleeptrain doctor --brief)
+
 set_environment() {
-    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    export MASTER_ADDR
+    readarray -t all < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    needed=${NODES:-${#all[@]}} fit=()
+    [ "$needed" -ge 1 ] 2>/dev/null && [ "$needed" -le "${#all[@]}" ] ||
+        give_up 2 "NODES=$needed, but the job has ${#all[@]} nodes; set it to the number of nodes that train"
+    tasks_per_node=$((${SLURM_NTASKS:-$((${#all[@]} * ${SLURM_NTASKS_PER_NODE:-1}))} / ${#all[@]}))
+    choose_nodes "${all[@]}"
     export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
     # Since Slurm 22.05 srun takes it from here alone.
     [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 }
 
-# The tasks of a step meet on the first node, at another port in each step of each attempt: one that is occupied costs
+# The tasks of a step meet on the first chosen node, at another port in each step of each attempt: one that is occupied costs
 # an attempt. Below those that the system gives to outgoing connections, which may be taken at any moment.
 steps=0
 choose_port() {

@@ -141,3 +141,116 @@ def test_a_name_reaches_the_program_as_it_is(folder: str) -> None:
     command = ["bash", "-c", 'source slurm/launch.sh; quoted "$1"', "bash", folder]
     quoted = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
     assert compose(["experiment=rule110", f"run.root={quoted}"]).run.root == folder
+
+
+SRUN = r"""#!/usr/bin/env bash
+echo "$MASTER_ADDR $*" >>"$CLUSTER/steps"
+case "$*" in
+    *--print-run-folder*) echo "$CLUSTER/run" ;;
+    *"sleeptrain doctor"*)
+        unfit=$UNFIT$(cat "$CLUSTER/broken" 2>/dev/null)
+        case "$*" in *--nodelist=*) ;; *) [ -z "$unfit" ]; exit ;; esac
+        for node in $unfit; do case "$*" in *"--nodelist=$node "*) exit 1 ;; esac; done ;;
+    *"sleeptrain plan"*) [ -z "$TOO_FEW" ] ;;
+    *"sleeptrain train"*)
+        read -r code checkpoint <"$CLUSTER/attempts" && sed -i 1d "$CLUSTER/attempts"
+        [ -z "$checkpoint" ] || echo "$checkpoint" >"$CLUSTER/run/checkpoints/latest"
+        echo "$BREAKS" >"$CLUSTER/broken"
+        exit "$code" ;;
+esac
+"""
+SCONTROL = r"""#!/usr/bin/env bash
+case "$1" in
+    show) [ "$2" = hostlist ] && echo "$3" || printf 'n1\nn2\nn3\n' ;;
+    requeue) echo "the job is in the queue" && kill "$PPID" ;;
+esac
+"""
+
+
+class Attempts:
+    """A batch script on three nodes of two tasks, with stand-ins for the programs of Slurm, and what it did.
+
+    attempts: how each attempt ends: the code, and the name of a new checkpoint.
+    """
+
+    def __init__(self, folder: Path, *attempts: str, **variables: str) -> None:
+        for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+        (folder / "run" / "checkpoints").mkdir(parents=True)
+        (folder / "run" / "checkpoints" / "latest").write_text("old\n")
+        (folder / "attempts").write_text("".join(f"{attempt}\n" for attempt in attempts))
+        job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "3", "SLURM_NTASKS": "6", "SLURM_JOB_NAME": "job"}
+        base = {
+            "PYTHON": sys.executable,
+            "PATH": f"{folder}:{os.environ['PATH']}",
+            "CLUSTER": str(folder),
+            "SLURM_JOB_NODELIST": "n[1-3]",
+        }
+        base |= dict.fromkeys(("UNFIT", "BREAKS", "TOO_FEW"), "")
+        script = "source slurm/launch.sh; EXPERIMENT=rule110 launch"
+        self.done = subprocess.run(
+            ["bash", "-c", script], cwd=ROOT, env=base | job | variables,
+            capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+        self.log = self.done.stdout
+        lines = (folder / "steps").read_text().splitlines() if (folder / "steps").exists() else []
+        # (the node where tasks meet, nodes, tasks) of each attempt
+        self.trained = [
+            (line.split()[0], *re.findall(r"--nodelist=(\S+) --ntasks=(\d+)", line)[0])
+            for line in lines
+            if "sleeptrain train" in line and "--print" not in line
+        ]
+        self.queued_again = "the job is in the queue" in self.log
+
+
+def test_a_failed_run_is_tried_once_more_in_its_allocation(tmp_path: Path) -> None:
+    found = Attempts(tmp_path, "1 new", "0")
+    assert found.done.returncode == 0 and not found.queued_again, found.log
+    assert found.trained == [("n1", "n1,n2,n3", "6")] * 2
+    assert "ended with code 1 at new" in found.log and "from new, attempt 1 of 3" in found.log
+
+
+def test_the_allocation_is_given_back_after_two_attempts_that_saved_nothing_new(tmp_path: Path) -> None:
+    found = Attempts(tmp_path, "1", "1", "0")
+    assert found.queued_again and len(found.trained) == 2, found.log
+
+
+@pytest.mark.parametrize("when", ["at the start", "later"])
+def test_a_spare_takes_the_place_of_a_node_that_is_not_fit(tmp_path: Path, when: str) -> None:
+    """Also of the first node, where the tasks meet."""
+    if when == "later":
+        found = Attempts(tmp_path, "1 new", "0", NODES="2", BREAKS="n1")
+        assert found.trained == [("n1", "n1,n2", "4"), ("n2", "n2,n3", "4")], found.log
+    else:
+        found = Attempts(tmp_path, "0", NODES="2", UNFIT="n1")
+        assert found.trained == [("n2", "n2,n3", "4")], found.log
+    assert found.done.returncode == 0 and "n1 is not fit" in found.log
+
+
+def test_without_a_spare_the_fit_nodes_go_on_if_the_run_fits_them(tmp_path: Path) -> None:
+    found = Attempts(tmp_path, "1 new", "0", BREAKS="n2")
+    assert found.trained == [("n1", "n1,n2,n3", "6"), ("n1", "n1,n3", "4")], found.log
+    assert found.done.returncode == 0 and not found.queued_again
+
+
+def test_nodes_that_are_too_few_for_the_run_are_given_back(tmp_path: Path) -> None:
+    found = Attempts(tmp_path, "1 new", "0", BREAKS="n2", TOO_FEW="yes")
+    assert found.queued_again and len(found.trained) == 1, found.log
+
+
+def test_a_node_that_is_not_fit_ends_a_job_without_spares(tmp_path: Path) -> None:
+    found = Attempts(tmp_path, "0", UNFIT="n3")
+    assert found.done.returncode == 1 and "a node is not fit" in found.log and not found.trained
+
+
+def test_a_run_that_was_asked_to_save_is_queued_again(tmp_path: Path) -> None:
+    found = Attempts(tmp_path, "75 new", "0")
+    assert found.queued_again and len(found.trained) == 1 and "looks for nodes" not in found.log
+
+
+@pytest.mark.parametrize("nodes", ["4", "0", "two"])
+def test_more_nodes_than_the_job_has_are_refused(tmp_path: Path, nodes: str) -> None:
+    found = Attempts(tmp_path, "0", NODES=nodes)
+    assert found.done.returncode == 2 and f"NODES={nodes}, but the job has 3 nodes" in found.log
+    assert not found.trained
