@@ -17,9 +17,10 @@ from sleeptrain.health.nonfinite import Finder
 from sleeptrain.model.compiled import compile_blocks
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
+from sleeptrain.model.undrawn import undrawn
 from sleeptrain.optim.freezing import with_rates
 from sleeptrain.optim.param_groups import parameter_roles
-from sleeptrain.parallel.build import build_model
+from sleeptrain.parallel.build import build_model, draw_weights
 from sleeptrain.parallel.carried import load_carried, own_carried
 from sleeptrain.parallel.pipeline.evaluation import EvaluationMicroBatch, forwards_of
 from sleeptrain.parallel.pipeline.executor import StageStep
@@ -60,9 +61,9 @@ class DistributedEngine:
         mesh = world.mesh
         self._stages = split_stages(config, mesh.pipeline.size)
         layers = range(*self._stages.bounds[mesh.pipeline.rank : mesh.pipeline.rank + 2])
-        self.model = build_model(config.model, mesh, layers, config.parallel.sequence)
-        self.model.init_weights(config.train.seed)
-        self.model.to(world.device)
+        with undrawn(world.device):
+            self.model = build_model(config.model, mesh, layers, config.parallel.sequence)
+        draw_weights(self.model, config.train.seed, mesh.data)
         self._tied = TiedEmbedding(self.model, mesh)
         self._sharding = ModelSharding(config.model, mesh.tensor.size)
         with torch.device("meta"):

@@ -18,6 +18,7 @@ from sleeptrain.health.nonfinite import locate_nonfinite
 from sleeptrain.model.compiled import compile_blocks
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
+from sleeptrain.model.undrawn import undrawn
 from sleeptrain.optim.freezing import with_rates
 from sleeptrain.optim.optimizers import Optimizers
 from sleeptrain.optim.param_groups import parameter_roles
@@ -86,9 +87,9 @@ class LocalEngine:
 
     def __init__(self, config: Config, device: torch.device, progress: Progress):
         self._config, self._progress = config, progress
-        self.model = Hybrid(config.model)
+        with undrawn(device):
+            self.model = Hybrid(config.model)
         self.model.init_weights(config.train.seed)
-        self.model.to(device)
         roles = with_rates(parameter_roles(self.model), config.optim)
         self.optim = Optimizers(roles, dict(self.model.named_parameters()), config.optim)
         if config.train.compile:
