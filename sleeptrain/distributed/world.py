@@ -65,6 +65,14 @@ class World:
         all_reduce_small(sums, largest, self.control)
         return sums.tolist(), largest.tolist()
 
+    def total(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes of a tensor of one shape on the CPU, with the same bits in all."""
+        if self.control is None:
+            return numbers
+        total = numbers.clone()
+        dist.all_reduce(total, group=self.control)
+        return total
+
     def any(self, flag: bool) -> bool:
         """True if the flag is set in at least one process."""
         return self.sum(float(flag))[0] > 0

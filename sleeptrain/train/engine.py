@@ -28,6 +28,7 @@ from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.recompute import with_recompute
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.sleep.step import StepResult, forward_backward, step_context
+from sleeptrain.sleep.totals import StepTotals
 from sleeptrain.watch.progress import Progress
 
 
@@ -37,12 +38,17 @@ class Engine(Protocol):
     model: Hybrid
 
     def forward_backward(
-        self, batch: Batch, shape: StepShape, carried: FastWeights | None, on_features: OnFeatures | None = None
+        self,
+        batch: Batch,
+        shape: StepShape,
+        carried: FastWeights | None,
+        on_features: OnFeatures | None = None,
+        totals: StepTotals | None = None,
     ) -> StepResult:
         """Compute the gradient of the mean loss over the step's rows in all replicas.
 
         batch, carried: this replica's rows and their memory. on_features: called with the core's output of each round
-        in the processes that hold it (`LoopSettings`).
+        in the processes that hold it (`LoopSettings`). totals: those of this step; None: processes exchange them here.
         """
 
     def freeze(self, stage: int) -> None:
@@ -96,7 +102,12 @@ class LocalEngine:
             compile_blocks(self.model)
 
     def forward_backward(
-        self, batch: Batch, shape: StepShape, carried: FastWeights | None, on_features: OnFeatures | None = None
+        self,
+        batch: Batch,
+        shape: StepShape,
+        carried: FastWeights | None,
+        on_features: OnFeatures | None = None,
+        totals: StepTotals | None = None,
     ) -> StepResult:
         self.optim.zero_grad()
         context = step_context(self._config, shape, self.model, self._progress, on_features)
