@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,12 +24,13 @@ from sleeptrain.errors import ConfigError
 from sleeptrain.parallel.pipeline import micro_batch as sequence
 from sleeptrain.sleep.loop import run_layers
 from sleeptrain.sleep.rounds import Round
+from sleeptrain.stop import EXIT_STOPPED, Stopped
 from sleeptrain.train import trainer
 from sleeptrain.train.logging.metrics import read_metrics
 from sleeptrain.train.run_state import Run
 from sleeptrain.watch.progress import Phase
 from tests.checkpoint.contents import contents
-from tests.parallel.processes import run_ranks
+from tests.parallel.processes import PATIENCE, run_ranks
 from tests.runs import on_open
 from tests.train.conftest import tiny_shards
 
@@ -342,6 +345,38 @@ def test_a_step_takes_two_small_exchanges_of_all_processes(tmp_path: Path, more:
     by_step = run_ranks(_exchanges, 2, compose(settings(tmp_path, *layout(1, 1, 2), *more)))[1]
     assert len(by_step) == 5
     assert {b - a for a, b in pairwise(by_step[1:])} == {each}, "the first step also proves the precision"
+
+
+def _stopped_after(config: Config, last: int, step: int) -> int:
+    """The exit code of this rank's run, in which rank `last` is asked to stop after a step."""
+
+    def ask(run: Run) -> None:
+        advance = run.advance
+
+        def advanced(*arguments: Any) -> None:
+            advance(*arguments)
+            if (run.step, run.world.rank) == (step, last):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        run.advance = advanced  # type: ignore[method-assign]
+
+    with pytest.MonkeyPatch.context() as patch:
+        on_open(patch, ask)
+        try:
+            return trainer.train(config)
+        except Stopped as end:
+            return int(str(end.code))
+
+
+@pytest.mark.slow
+def test_sixty_four_processes_start_step_save_and_go_on(tmp_path: Path) -> None:
+    """Two tensor ranks, two stages, sixteen replicas. A fork takes some 60 MiB beside the pages that all share."""
+    more = ("data.batch=64", "train.micro_batch=2", f"train.tokens={STEPS * 64 * 7}", "checkpoint.every=0")
+    train(tmp_path / "one", *more)
+    config = compose(settings(tmp_path / "many", *layout(2, 2, 1), *more))
+    assert run_ranks(_stopped_after, 64, config, 63, 1, timeout=6 * PATIENCE) == [EXIT_STOPPED] * 64
+    assert run_ranks(trainer.train, 64, config, timeout=6 * PATIENCE) == [0] * 64
+    assert_same(tmp_path / "many", tmp_path / "one")
 
 
 def test_each_stage_knows_which_round_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
