@@ -21,7 +21,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from sleeptrain.errors import TOLD_IN_A_LINE, ConfigError, UserError, exit_code, format_error, path_error
+from sleeptrain.errors import (
+    TOLD_IN_A_LINE,
+    ConfigError,
+    RefusedByAllError,
+    UserError,
+    exit_code,
+    format_error,
+    path_error,
+)  # fmt: skip
 from sleeptrain.terminal import ArgumentParser, say, show_traceback
 
 if TYPE_CHECKING:
@@ -197,7 +205,8 @@ def _reader_has_gone() -> int:
 
 
 def _fail(error: Exception) -> int:
-    say(format_error(error), sys.stderr)
+    if not isinstance(error, RefusedByAllError):
+        say(format_error(error), sys.stderr)
     return exit_code(error)
 
 

@@ -52,6 +52,10 @@ class ConfigError(UserError):
     """A setting is unknown, has a wrong value, or contradicts another setting."""
 
 
+class RefusedByAllError(ConfigError):
+    """All processes of a run refuse the same settings, and the main process says why: this one prints nothing."""
+
+
 class DataError(UserError):
     """A file is missing, damaged, or does not fit the other files."""
 

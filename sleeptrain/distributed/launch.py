@@ -19,6 +19,7 @@ from sleeptrain.config.resolved import run_folder
 from sleeptrain.config.schema import Config
 from sleeptrain.data.peers import SharedReading
 from sleeptrain.data.source import Source
+from sleeptrain.distributed.descriptors import descriptors_needed, raise_limit
 from sleeptrain.distributed.meeting import MEET_WITHIN, Limit, meet, while_listening
 from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.distributed.world import World
@@ -27,6 +28,8 @@ from sleeptrain.stop import Stopped, StopRequest
 
 # How long a process waits while another writes its part of a checkpoint to slow storage.
 SAVING_TIMEOUT = timedelta(hours=6)
+# Makes gloo connect two processes when they first communicate. By default each group connects all with all.
+LAZY_GLOO = "TORCH_GLOO_LAZY_INIT"
 PACKAGES = {"megatron.core": "megatron-core", "deepspeed": "deepspeed"}
 
 
@@ -103,6 +106,7 @@ def join(config: Config, request: StopRequest | None = None) -> World:
     request = StopRequest() if request is None else request
     if request.requested:
         raise Stopped
+    raise_limit(descriptors_needed(place.size, place.rank == 0), f"rank {place.rank} of {place.size} processes")
     _export(place)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -116,6 +120,7 @@ def _meet(config: Config, place: Place, device: torch.device, limit: Limit) -> W
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
+    os.environ[LAZY_GLOO] = "1"
     dist.init_process_group(
         backend, store=store, rank=place.rank, world_size=place.size, timeout=timedelta(seconds=timeout)
     )
@@ -124,6 +129,7 @@ def _meet(config: Config, place: Place, device: torch.device, limit: Limit) -> W
 
 def _make_world(config: Config, place: Place, device: torch.device, opened: bool) -> World:
     """The world of the processes of torch.distributed."""
+    os.environ[LAZY_GLOO] = "1"
     timeout = timedelta(seconds=config.health.timeout)
     mesh = Mesh.build(config.parallel.tensor, config.parallel.pipeline, timeout)
     control = dist.new_group(backend="gloo", timeout=timeout)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from sleeptrain.data.batch import Part
 from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.distributed.small_sums import all_reduce_small
 from sleeptrain.errors import DataError
 
 T = TypeVar("T")
@@ -24,7 +25,8 @@ class World:
     device: this process's device.
     rank, size: this process's rank, and the number of processes.
     control: the group of all processes over gloo, for small values on the CPU; None for one process.
-    saving: a second group of all processes, for the thread that writes checkpoints.
+    saving: a second group of all processes, for the thread that writes checkpoints: it waits longer, and operations of
+        two threads must not mix. Both groups connect two processes when they first communicate.
     opened: torch.distributed was initialised for this run and ends with it.
     """
 
@@ -52,12 +54,24 @@ class World:
         return self.mesh.tensor.size * self.mesh.pipeline.size
 
     def sum(self, *values: float) -> list[float]:
-        """The sum over all processes of each value, in fp64."""
+        """The sum over all processes of each value, in fp64, with the same bits in all."""
+        return self.sum_and_max(values, ())[0]
+
+    def sum_and_max(self, values: Sequence[float], others: Sequence[float]) -> tuple[list[float], list[float]]:
+        """The sum over all processes of each of `values`, and the largest of each of `others`, in fp64."""
         if self.control is None:
-            return list(values)
-        total = torch.tensor(values, dtype=torch.float64)
+            return list(values), list(others)
+        sums, largest = (torch.tensor(numbers, dtype=torch.float64) for numbers in (values, others))
+        all_reduce_small(sums, largest, self.control)
+        return sums.tolist(), largest.tolist()
+
+    def total(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes of a tensor of one shape on the CPU, with the same bits in all."""
+        if self.control is None:
+            return numbers
+        total = numbers.clone()
         dist.all_reduce(total, group=self.control)
-        return total.tolist()
+        return total
 
     def any(self, flag: bool) -> bool:
         """True if the flag is set in at least one process."""

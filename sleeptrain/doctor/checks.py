@@ -53,7 +53,7 @@ CHECKS = {
     "disk": Check("storage:check_disk", 60, STORAGE),
     "space": Check("storage:check_space", 120, STORAGE),
     "shared_memory": Check("limits:check_shared_memory", 60, "mount a tmpfs on /dev/shm"),
-    "open_files": Check("limits:check_open_files", 60, "raise it (ulimit -n 65536)"),
+    "open_files": Check("limits:check_open_files", 60, "raise it (ulimit -Hn 65536)"),
     "memory": Check("limits:check_memory", 60, "use a machine with more memory"),
     "data": Check("storage:check_data", 120, STORAGE),
 }

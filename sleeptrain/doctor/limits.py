@@ -7,15 +7,15 @@ import resource
 import sys
 from pathlib import Path
 
+from sleeptrain.distributed.descriptors import allowed, descriptors_needed
 from sleeptrain.distributed.memory import memory_limits
-from sleeptrain.doctor.driver import has_driver, wants_gpus
+from sleeptrain.doctor.driver import has_driver, num_gpus, wants_gpus
 from sleeptrain.doctor.finding import Case, Finding, failed, ok, skipped
 
 GIB = 2**30
 SHARED = Path("/dev/shm")
 # NCCL processes on one machine communicate through shared memory; a container gets 64 MiB by default. Bytes.
 SHARED_WITH_GPUS, SHARED_WITHOUT = GIB, GIB // 64
-OPEN_FILES = 1024
 MEMORY = 2 * GIB
 
 
@@ -33,12 +33,22 @@ def check_shared_memory(case: Case) -> Finding:
 
 
 def check_open_files(case: Case) -> Finding:
+    """The hard limit counts: a run raises its own limit up to it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < OPEN_FILES:
-        most = 65536 if hard == resource.RLIM_INFINITY else hard
-        cure = f"ulimit -n {most}" if most >= OPEN_FILES else "raise nofile in /etc/security/limits.conf"
-        return failed(f"{soft} open files, {OPEN_FILES} are needed", cure, soft=soft, hard=hard)
-    return ok("unlimited" if soft == resource.RLIM_INFINITY else str(soft), soft=soft, hard=hard)
+    size = _world_size(case)
+    needed = descriptors_needed(size)
+    details = {"soft": soft, "hard": hard, "needed": needed, "processes": size}
+    if not allowed(needed):
+        cure = "raise nofile in /etc/security/limits.conf, LimitNOFILE of slurmd, or --ulimit nofile of the container"
+        return failed(f"{hard} open files, {needed} are needed by rank 0 of {size}", cure, **details)
+    return ok("unlimited" if hard == resource.RLIM_INFINITY else f"{hard}, {needed} are needed", **details)
+
+
+def _world_size(case: Case) -> int:
+    """The number of processes of the run: one for each GPU of the job, and at least one model replica."""
+    parallel = None if case.config is None else case.config.parallel
+    replica = 1 if parallel is None else parallel.tensor * parallel.pipeline
+    return max(case.machines * (num_gpus() if wants_gpus(case) else 1), replica)
 
 
 def check_memory(case: Case) -> Finding:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from typing import cast
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from sleeptrain.config.mixers import is_recurrent
 from sleeptrain.config.schema import ModelConfig
+from sleeptrain.errors import ConfigError
 from sleeptrain.model.block import Block
 from sleeptrain.model.document_layout import DocumentLayout
 from sleeptrain.model.linear import Linear, Product
@@ -20,6 +21,7 @@ from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.model.mixers.spec import Draw
 from sleeptrain.model.norm import RMSNorm
 from sleeptrain.model.state import HARD, Boundary, FastWeights, LayerState
+from sleeptrain.model.undrawn import lacks_values
 from sleeptrain.ops.device import runs_kernels
 from sleeptrain.ops.linear_cross_entropy import linear_cross_entropy
 
@@ -186,12 +188,23 @@ class Hybrid(Product, nn.Module):
         return losses.sum()
 
     @torch.no_grad()
-    def init_weights(self, seed: int) -> None:
-        """Draws every parameter by `initial_weight`. Where that returns None, the parameter keeps its value."""
+    def init_weights(self, seed: int, names: Container[str] | None = None) -> None:
+        """Draws the parameters (default: all) by `initial_weight`, one at a time on the CPU.
+
+        Where that returns None, the parameter keeps the value that it is built with. Raises ConfigError if it has none.
+        """
         for name, parameter in self.named_parameters():
-            weight = initial_weight(self.config, name, tuple(parameter.shape), seed)
+            if names is not None and name not in names:
+                continue
+            weight = self._initial_weight(name, parameter, seed)
             if weight is not None:
                 parameter.copy_(weight)
+            elif lacks_values(parameter):
+                raise ConfigError(f"model.layers: the spec of a mixer gives no initial values of {name}")
+
+    def _initial_weight(self, name: str, parameter: torch.Tensor, seed: int) -> torch.Tensor | None:
+        """The initial values of a parameter of this part, as `initial_weight` gives those of the whole model."""
+        return initial_weight(self.config, name, tuple(parameter.shape), seed)
 
 
 def initial_weight(config: ModelConfig, name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch.distributed as dist
+
 from sleeptrain.config.schema import ModelConfig
-from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.distributed.mesh import Axis, Mesh
 from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.parallel.zero.matrix_exchange import assign_owners
 
 
 def build_model(config: ModelConfig, mesh: Mesh, layers: range | None = None, sequence: bool = False) -> Hybrid:
@@ -18,3 +21,17 @@ def build_model(config: ModelConfig, mesh: Mesh, layers: range | None = None, se
     from sleeptrain.parallel.tensor.layers import TensorParallelHybrid  # one process does not wait for megatron-core
 
     return TensorParallelHybrid(config, mesh.tensor, layers, sequence)
+
+
+def draw_weights(model: Hybrid, seed: int, data: Axis) -> None:
+    """Draw the initial weights of this process's part, with the values that one process would draw.
+
+    The replicas share the work: each draws some parameters, about as many elements as the others, and sends them.
+    """
+    owners = assign_owners({name: float(p.numel()) for name, p in model.named_parameters()}, data.size)
+    model.init_weights(seed, {name for name, owner in owners.items() if owner == data.rank})
+    if data.size == 1:
+        return
+    assert data.group is not None
+    for name, parameter in model.named_parameters():
+        dist.broadcast(parameter.detach(), dist.get_global_rank(data.group, owners[name]), group=data.group)

@@ -17,9 +17,10 @@ from sleeptrain.health.nonfinite import Finder
 from sleeptrain.model.compiled import compile_blocks
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
+from sleeptrain.model.undrawn import undrawn
 from sleeptrain.optim.freezing import with_rates
 from sleeptrain.optim.param_groups import parameter_roles
-from sleeptrain.parallel.build import build_model
+from sleeptrain.parallel.build import build_model, draw_weights
 from sleeptrain.parallel.carried import load_carried, own_carried
 from sleeptrain.parallel.pipeline.evaluation import EvaluationMicroBatch, forwards_of
 from sleeptrain.parallel.pipeline.executor import StageStep
@@ -46,6 +47,7 @@ from sleeptrain.sleep.step import (
     step_context,
     truncated,
 )
+from sleeptrain.sleep.totals import StepTotals, step_totals
 from sleeptrain.watch.progress import Phase, Progress
 
 # Round plans depend on the data. Where every step has another plan, only a few schedules are worth caching.
@@ -60,9 +62,9 @@ class DistributedEngine:
         mesh = world.mesh
         self._stages = split_stages(config, mesh.pipeline.size)
         layers = range(*self._stages.bounds[mesh.pipeline.rank : mesh.pipeline.rank + 2])
-        self.model = build_model(config.model, mesh, layers, config.parallel.sequence)
-        self.model.init_weights(config.train.seed)
-        self.model.to(world.device)
+        with undrawn(world.device):
+            self.model = build_model(config.model, mesh, layers, config.parallel.sequence)
+        draw_weights(self.model, config.train.seed, mesh.data)
         self._tied = TiedEmbedding(self.model, mesh)
         self._sharding = ModelSharding(config.model, mesh.tensor.size)
         with torch.device("meta"):
@@ -78,9 +80,14 @@ class DistributedEngine:
         self._order = lru_cache(KEPT_SCHEDULES)(self._make_order)
 
     def forward_backward(
-        self, batch: Batch, shape: StepShape, carried: FastWeights | None, on_features: OnFeatures | None = None
+        self,
+        batch: Batch,
+        shape: StepShape,
+        carried: FastWeights | None,
+        on_features: OnFeatures | None = None,
+        totals: StepTotals | None = None,
     ) -> StepResult:
-        result = self._gradient(batch, shape, carried, on_features=on_features)
+        result = self._gradient(batch, shape, carried, on_features=on_features, totals=totals)
         # On the last stage every tensor rank of a replica has its loss; every process has the rounds and FLOPs.
         tensor, model_parallel_size = self._world.mesh.tensor.size, self._world.model_parallel_size
         loss, rounds, flops = self._world.sum(
@@ -96,20 +103,20 @@ class DistributedEngine:
         *,
         finder: Finder | None = None,
         on_features: OnFeatures | None = None,
+        totals: StepTotals | None = None,
     ) -> StepResult:
         """Compute the gradient of the step and return this process's part of the result.
 
-        finder: records the first non-finite number; None to compute without a search.
+        finder: records the first non-finite number; None to compute without a search. totals: as in `forward_backward`.
         """
         self._zero.zero_grad()
-        num_targets = round(
-            self._world.sum(int((batch.targets_BT != IGNORE).sum()))[0] / self._world.model_parallel_size
-        )
+        totals = totals or step_totals(self._config, self._world, batch, shape)
+        divisor = max(totals.targets, 1)
         run = self._run_pipelined if self._world.mesh.pipeline.size > 1 else self._run_unpipelined
-        if self._sums_each_backward(batch, shape):
-            return run(batch, shape, carried, max(num_targets, 1), finder, on_features)
+        if self._sums_each_backward(totals):
+            return run(batch, shape, carried, divisor, finder, on_features)
         with self._zero.sum_once():
-            result = run(batch, shape, carried, max(num_targets, 1), finder, on_features)
+            result = run(batch, shape, carried, divisor, finder, on_features)
             self._complete_gradients()
         return result
 
@@ -195,29 +202,17 @@ class DistributedEngine:
         starts = [sum(len(s) for s in stretches[:i]) for i in range(1, len(stretches))]
         return frozenset(starts)
 
-    def _sums_each_backward(self, batch: Batch, shape: StepShape) -> bool:
+    def _sums_each_backward(self, totals: StepTotals) -> bool:
         """True if each backward sums its gradients over replicas: always under ZeRO-3, under ZeRO-2 where possible.
 
-        All replicas must produce their gradients in the same order. They do if their plans are equal, or if every
-        backward covers a first round that predicts: that round runs all layers and its gradients come last. Pipeline
-        stages differ in more than that. Raises ConfigError under ZeRO-3 if the orders differ.
+        All replicas must produce their gradients in the same order. Raises ConfigError under ZeRO-3 if they do not.
         """
-        zero, sleep = self._config.parallel.zero, self._config.sleep
-        if zero < 2 or self._world.mesh.pipeline.size > 1:
-            return False
-        plans = [m.rounds for m in micro_batches(batch, shape, self._config)]
-        stretches = [rounds for plan in plans for rounds in truncated(plan, sleep.bptt_windows)]
-        if self._world.agree([[replace(r, rows=(), skip=0, work=None) for r in rounds] for rounds in stretches]):
-            return True
-        alike = self._world.agree(len(stretches))
-        if alike and not self._world.any(not all(rounds[0].loss for rounds in stretches)):
-            return True
-        if zero == 3:
+        if self._config.parallel.zero == 3 and not totals.alike:
             raise ConfigError(
                 "parallel.zero=3 needs replicas with equal rounds, or a target in the first window of each, and "
                 "this step has neither; use parallel.zero=1 or 2"
             )
-        return False
+        return totals.alike
 
     def _complete_gradients(self) -> None:
         """Give a gradient to every parameter, also in a replica without a target, and sum those of tied embeddings."""

@@ -18,6 +18,7 @@ from sleeptrain.health.nonfinite import locate_nonfinite
 from sleeptrain.model.compiled import compile_blocks
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
+from sleeptrain.model.undrawn import undrawn
 from sleeptrain.optim.freezing import with_rates
 from sleeptrain.optim.optimizers import Optimizers
 from sleeptrain.optim.param_groups import parameter_roles
@@ -27,6 +28,7 @@ from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.recompute import with_recompute
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.sleep.step import StepResult, forward_backward, step_context
+from sleeptrain.sleep.totals import StepTotals
 from sleeptrain.watch.progress import Progress
 
 
@@ -36,12 +38,17 @@ class Engine(Protocol):
     model: Hybrid
 
     def forward_backward(
-        self, batch: Batch, shape: StepShape, carried: FastWeights | None, on_features: OnFeatures | None = None
+        self,
+        batch: Batch,
+        shape: StepShape,
+        carried: FastWeights | None,
+        on_features: OnFeatures | None = None,
+        totals: StepTotals | None = None,
     ) -> StepResult:
         """Compute the gradient of the mean loss over the step's rows in all replicas.
 
         batch, carried: this replica's rows and their memory. on_features: called with the core's output of each round
-        in the processes that hold it (`LoopSettings`).
+        in the processes that hold it (`LoopSettings`). totals: those of this step; None: processes exchange them here.
         """
 
     def freeze(self, stage: int) -> None:
@@ -86,16 +93,21 @@ class LocalEngine:
 
     def __init__(self, config: Config, device: torch.device, progress: Progress):
         self._config, self._progress = config, progress
-        self.model = Hybrid(config.model)
+        with undrawn(device):
+            self.model = Hybrid(config.model)
         self.model.init_weights(config.train.seed)
-        self.model.to(device)
         roles = with_rates(parameter_roles(self.model), config.optim)
         self.optim = Optimizers(roles, dict(self.model.named_parameters()), config.optim)
         if config.train.compile:
             compile_blocks(self.model)
 
     def forward_backward(
-        self, batch: Batch, shape: StepShape, carried: FastWeights | None, on_features: OnFeatures | None = None
+        self,
+        batch: Batch,
+        shape: StepShape,
+        carried: FastWeights | None,
+        on_features: OnFeatures | None = None,
+        totals: StepTotals | None = None,
     ) -> StepResult:
         self.optim.zero_grad()
         context = step_context(self._config, shape, self.model, self._progress, on_features)

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,8 @@ from sleeptrain.sleep.loop import LoopSettings, ReadLogits, loop_settings, run_r
 from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.rounds import Round, plan_batch, window_spans
 
+T = TypeVar("T")
+
 # {"loss": {passes: [mean loss of window 1..K]}, "sets": {name: {"loss": ...}}}; with a task also {"accuracy": {passes:
 # share}, "metrics": {passes: {name: value}}, "guessing": {name: value}}
 Evaluation = dict[str, Any]
@@ -31,6 +33,33 @@ WindowLosses = Callable[[Batch, Sequence[Round], LoopSettings, ReadLogits | None
 
 class EvaluationStopped(Exception):
     """The run is to stop, so the evaluation was cancelled."""
+
+
+def _unchanged(numbers: torch.Tensor) -> torch.Tensor:
+    return numbers
+
+
+@dataclass(frozen=True)
+class Share:
+    """The batches that a process runs of an evaluation: those of index `rank`, `rank + size`, ...
+
+    counts: this process's numbers count: it is the one of its replica that knows losses and predictions.
+    join: the sum of a tensor over all processes; all call it together.
+    """
+
+    rank: int = 0
+    size: int = 1
+    counts: bool = True
+    join: Callable[[torch.Tensor], torch.Tensor] = _unchanged
+
+    def turns(self, batches: Sequence[Batch], stop: Callable[[], bool]) -> Iterator[int | None]:
+        """The index of this process's batch in each turn; None in a turn that has none for it.
+
+        stop: called before each turn, as often in all processes; if it returns True, EvaluationStopped is raised.
+        """
+        for first in _until(stop, range(0, len(batches), self.size)):
+            index = first + self.rank
+            yield index if index < len(batches) else None
 
 
 class _Answers:
@@ -49,8 +78,14 @@ class _Answers:
         self._predicted_BT[at] = logits_NV.argmax(-1).cpu()
         self._loss_BT[at] = F.cross_entropy(logits_NV, targets_N, reduction="none").float().cpu()
 
-    def all(self) -> Answered:
-        return Answered(self._batch, self._predicted_BT, self._loss_BT)
+    def numbers(self) -> torch.Tensor:
+        """Predictions and losses, [2, B, T] in fp64, which holds both exactly."""
+        return torch.stack([self._predicted_BT.double(), self._loss_BT.double()])
+
+
+def _answered(batch: Batch, numbers: torch.Tensor) -> Answered:
+    predicted_BT, loss_BT = numbers.view(2, *batch.targets_BT.shape)
+    return Answered(batch, predicted_BT.long(), loss_BT.float())
 
 
 @dataclass
@@ -68,6 +103,21 @@ class _Windows:
             [a + b for a, b in zip(self.sums, other.sums, strict=True)],
             [a + b for a, b in zip(self.counts, other.counts, strict=True)],
         )
+
+
+@dataclass
+class _SetResult:
+    """The results of the batches of a set with one number of passes.
+
+    windows: the sums are those of the batches that this process has run, the counts those of all batches.
+    answers: the numbers of each batch (`_Answers.numbers`), zeros for batches of other processes; empty without a task.
+    """
+
+    windows: _Windows
+    answers: list[torch.Tensor]
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [torch.tensor(self.windows.sums, dtype=torch.float64), *self.answers]
 
 
 def held_out(source: Source, config: Config) -> dict[str, Iterator[Batch]]:
@@ -94,6 +144,7 @@ def evaluate(
     task: Task | None,
     run: WindowLosses | None = None,
     stop: Callable[[], bool] = never,
+    share: Share | None = None,
 ) -> Evaluation:
     """Loss of windows 1..K (nats a token; None if a window has no target) for each number of passes.
 
@@ -103,30 +154,49 @@ def evaluate(
     sets: the batches of each held-out set.
     run: runs the rounds of a batch (default: on `model` in this process).
     stop: called before each batch is read and before it is run; if it returns True, EvaluationStopped is raised.
+    share: the batches that this process runs; None: all. The result is that of all batches, the same in all processes.
     """
     if run is None:
         with in_precision(config.train, model):
-            return evaluate(model, sets, config, window, passes, task, _run_on(model), stop)
+            return evaluate(model, sets, config, window, passes, task, _run_on(model), stop, share)
+    share = share or Share()
     batches = {name: list(_until(stop, set_batches)) for name, set_batches in sets.items()}
-    result: Evaluation = {"loss": {}}
-    if task is not None:
-        result |= {"accuracy": {}, "metrics": {}, "guessing": task.guessing()}
-    if len(batches) > 1:
-        result["sets"] = {name: {"loss": {}} for name in batches}
-    for n in passes:
-        answers: list[Answered] | None = None if task is None else []
-        by_set = {
-            name: _window_losses(run, model, set_batches, config, window, n, answers, stop)
+    results = {
+        n: {
+            name: _run_set(run, model, set_batches, config, window, n, task is not None, stop, share)
             for name, set_batches in batches.items()
         }
-        result["loss"][str(n)] = reduce(operator.add, by_set.values()).means()
+        for n in passes
+    }
+    _join([result for by_set in results.values() for result in by_set.values()], share)
+    evaluation: Evaluation = {"loss": {}}
+    if task is not None:
+        evaluation |= {"accuracy": {}, "metrics": {}, "guessing": task.guessing()}
+    if len(batches) > 1:
+        evaluation["sets"] = {name: {"loss": {}} for name in batches}
+    for n, by_set in results.items():
+        evaluation["loss"][str(n)] = reduce(operator.add, (result.windows for result in by_set.values())).means()
+        answers = [
+            _answered(*pair) for name in batches for pair in zip(batches[name], by_set[name].answers, strict=False)
+        ]
         if task is not None and answers:
             metrics = task.metrics(answers)
-            result["accuracy"][str(n)] = metrics.pop("accuracy")
-            result["metrics"][str(n)] = metrics
-        for name in result.get("sets", {}):
-            result["sets"][name]["loss"][str(n)] = by_set[name].means()
-    return result
+            evaluation["accuracy"][str(n)] = metrics.pop("accuracy")
+            evaluation["metrics"][str(n)] = metrics
+        for name in evaluation.get("sets", {}):
+            evaluation["sets"][name]["loss"][str(n)] = by_set[name].windows.means()
+    return evaluation
+
+
+def _join(results: Sequence[_SetResult], share: Share) -> None:
+    """Sum the numbers of all results over processes, in one operation. Each number is not zero in one process."""
+    tensors = [tensor for result in results for tensor in result.tensors()]
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    total = share.join(flat if share.counts else torch.zeros_like(flat))
+    parts = iter(total.split([tensor.numel() for tensor in tensors]))
+    for result in results:
+        result.windows.sums = next(parts).tolist()
+        result.answers = [next(parts) for _ in result.answers]
 
 
 def _run_on(model: Hybrid) -> WindowLosses:
@@ -140,34 +210,38 @@ def _run_on(model: Hybrid) -> WindowLosses:
     return run
 
 
-def _window_losses(
+def _run_set(
     run: WindowLosses,
     model: Hybrid,
     batches: list[Batch],
     config: Config,
     window: int,
     passes: int,
-    answered: list[Answered] | None,
+    reads_answers: bool,
     stop: Callable[[], bool],
-) -> _Windows:
+    share: Share,
+) -> _SetResult:
     settings = loop_settings(config.sleep, window, model.num_layers, recompute="none")
     spans = window_spans(batches[0].tokens_BT.shape[1], window)
-    windows = _Windows([0.0] * len(spans), [0] * len(spans))
-    for batch in _until(stop, batches):
+    counts = [sum(int((b.targets_BT[:, start:end] != IGNORE).sum()) for b in batches) for start, end in spans]
+    windows = _Windows([0.0] * len(spans), counts)
+    numbers = [torch.zeros(2, *b.targets_BT.shape, dtype=torch.float64) for b in batches if reads_answers]
+    for turn in share.turns(batches, stop):
+        if turn is None:
+            continue
+        batch = batches[turn]
         rounds = plan_batch(batch, window, passes, config.sleep, config.parallel.token_parts)
-        answers = None if answered is None else _Answers(batch)
-        losses = run(batch, rounds, settings, None if answers is None else answers.read)
-        if answered is not None and answers is not None:
-            answered.append(answers.all())
-        for index, (start, end) in enumerate(spans):
-            windows.counts[index] += int((batch.targets_BT[:, start:end] != IGNORE).sum())
-            if index in losses:
-                windows.sums[index] += float(losses[index])
-    return windows
+        answers = _Answers(batch)
+        losses = run(batch, rounds, settings, answers.read if reads_answers else None)
+        if reads_answers:
+            numbers[turn] = answers.numbers()
+        for index, loss in losses.items():
+            windows.sums[index] += float(loss)
+    return _SetResult(windows, numbers)
 
 
-def _until(stop: Callable[[], bool], batches: Iterable[Batch]) -> Iterator[Batch]:
-    for batch in batches:
+def _until(stop: Callable[[], bool], items: Iterable[T]) -> Iterator[T]:
+    for item in items:
         if stop():
             raise EvaluationStopped
-        yield batch
+        yield item

@@ -18,7 +18,7 @@ from sleeptrain.checkpoint.vocabulary import TOKENIZER
 from sleeptrain.config.resolved import resolved_yaml, run_folder
 from sleeptrain.config.schema import Config
 from sleeptrain.data.ahead import Cancelled
-from sleeptrain.data.batch import PAD, Batch
+from sleeptrain.data.batch import Batch
 from sleeptrain.data.source import Source
 from sleeptrain.distributed.launch import shared_reading
 from sleeptrain.distributed.world import World
@@ -27,6 +27,8 @@ from sleeptrain.health.rollbacks import reach
 from sleeptrain.health.spikes import SpikeDetector
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
+from sleeptrain.sleep.curriculum import StepShape
+from sleeptrain.sleep.totals import StepTotals, step_totals
 from sleeptrain.train.engine import Engine
 from sleeptrain.train.logging.metrics import position
 from sleeptrain.train.recompute import RecomputeStages
@@ -112,24 +114,24 @@ class Run:
     def close(self) -> None:
         self.records.close()
 
-    def next_batch(self, num_rows: int) -> tuple[Batch, int] | None:
-        """This process's rows of the next batch of `num_rows` rows, and the number of tokens in all rows without pads.
+    def next_batch(self, shape: StepShape) -> tuple[Batch, StepTotals] | None:
+        """This process's rows of the next batch of `shape.batch` rows, and the totals of all rows.
 
-        None if some process was to stop while it waited for data; then the data's position is unchanged in all
-        processes.
+        None if some process is to stop, which sets `stopping.reason`, or was cancelled while it waited for data; then
+        the data's position is unchanged in all processes.
         """
+        stops = self.stopping.step_begins()
         self.progress.begin_step(self.step + 1)
         position = self.source.state_dict()
         try:
-            batch = self.reading.batch(num_rows)
+            batch = self.reading.batch(shape.batch)
         except Cancelled:
-            batch = None
-        local_tokens = 0 if batch is None else int((batch.documents_BT != PAD).sum())
-        tokens, num_cancelled = self.world.sum(local_tokens, batch is None)
-        if batch is None or num_cancelled:
+            batch, stops = None, self.stopping.stop_requested()
+        totals = step_totals(self.config, self.world, batch, shape, stops)
+        if self.stopping.heed(totals.stopping > 0) or batch is None or totals.cancelled:
             self.source.load_state_dict(position)
             return None
-        return batch, round(tokens / self.world.model_parallel_size)
+        return batch, totals
 
     def advance(self, batch: Batch, num_tokens: int, flops: int, state: FastWeights) -> None:
         """Count a step with its tokens (without pads) and FLOPs, and keep the memory of the rows that go on.

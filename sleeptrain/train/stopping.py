@@ -28,7 +28,8 @@ SKEW = 10.0
 class Stopping:
     """Decides when the run stops early. All processes create it together.
 
-    Between steps and between held-out batches all processes call `agreed` together.
+    Before each step, in an exchange with other values, all processes call `step_begins` and `heed` together; between
+    held-out batches `agreed`.
     reason: why the run stops, equal in all processes; None as long as it goes on.
     save_needs: seconds to reserve for the last checkpoint.
     skew: a warning if the processes' clocks differ, equal in all processes; else None.
@@ -48,16 +49,25 @@ class Stopping:
         """True if this process is to stop: after a signal, or near the time limit."""
         return self._request.requested or self._over()
 
-    def agreed(self) -> bool:
-        """True in all processes if some process is to stop. The time between two calls counts as that of a step."""
+    def step_begins(self) -> bool:
+        """True if this process is to stop. The time between two calls counts as that of a step."""
         now = time.monotonic()
         if self._last_check is not None:
             self._longest_step = max(self._longest_step, now - self._last_check)
         self._last_check = now
-        if self.reason is None and self._world.any(self.stop_requested()):
+        return self.stop_requested()
+
+    def heed(self, some: bool) -> bool:
+        """True if the run stops. some: some process is to stop, the same in all; they agree on the reason."""
+        if some and self.reason is None:
             reasons = self._world.gather(self._local_reason())
             self.reason = next(reason for reason in reasons if reason is not None)
         return self.reason is not None
+
+    def agreed(self) -> bool:
+        """True in all processes if some process is to stop; they exchange it here. It counts as `step_begins`."""
+        wants = self.step_begins()
+        return self.reason is not None or self.heed(self._world.any(wants))
 
     def start(self) -> None:
         """Call it when the steps begin: the time of loading then does not count as a step."""

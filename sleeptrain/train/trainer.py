@@ -9,9 +9,9 @@ from contextlib import nullcontext
 from sleeptrain.config.paths import naming_settings
 from sleeptrain.config.resolved import run_folder
 from sleeptrain.config.schema import Config
-from sleeptrain.distributed.launch import find_place, join
+from sleeptrain.distributed.launch import Place, find_place, join
 from sleeptrain.distributed.world import World
-from sleeptrain.errors import DivergedError
+from sleeptrain.errors import ConfigError, DivergedError, RefusedByAllError
 from sleeptrain.health.norms import Norms
 from sleeptrain.health.replicas import compare_replicas, holds_copies
 from sleeptrain.health.speed import gathered_speeds
@@ -24,7 +24,7 @@ from sleeptrain.sleep.curriculum import StepShape, stage_shape, step_shape
 from sleeptrain.sleep.step import StepResult
 from sleeptrain.stop import Stopped, is_main, listening
 from sleeptrain.terminal import say
-from sleeptrain.train.evaluate import Evaluation, EvaluationStopped, evaluate, held_out
+from sleeptrain.train.evaluate import Evaluation, EvaluationStopped, Share, evaluate, held_out
 from sleeptrain.train.open_run import open_run
 from sleeptrain.train.pace import Pace
 from sleeptrain.train.run_state import Run
@@ -52,7 +52,7 @@ def train(config: Config) -> int:
 
     with status.lease, listening() as request, status.recorded():
         try:
-            check_layout(config, find_place(os.environ).size)
+            refuse_layout(config, find_place(os.environ))
             world = join(config, request)
         except Stopped:
             end_early(status, request.signal_name)
@@ -71,6 +71,16 @@ def train(config: Config) -> int:
         if not finished:
             raise Stopped
     return 0
+
+
+def refuse_layout(config: Config, place: Place) -> None:
+    """Raise ConfigError if the layout does not fit. All processes find that, and only the main process says it."""
+    try:
+        check_layout(config, place.size)
+    except ConfigError as error:
+        if place.rank == 0:
+            raise
+        raise RefusedByAllError(str(error)) from error
 
 
 def end_early(status: Status, reason: str | None) -> None:
@@ -124,7 +134,7 @@ def train_steps(run: Run) -> None:
     if run.owes_evaluation:
         hold_evaluation(run)
     pace = Pace(run.device)
-    while not run.done and not stopping.agreed():
+    while not run.done and stopping.reason is None:
         if not one_step(run, pace):
             pace.restart()
             continue
@@ -140,18 +150,19 @@ def train_steps(run: Run) -> None:
 
 
 def one_step(run: Run, pace: Pace) -> bool:
-    """Run a step and log it; False if the run went back to a checkpoint, or was stopped before it had data."""
+    """Run a step and log it; False if the run went back to a checkpoint, or is stopped before the step."""
     config = run.config
     shape = step_shape(config, run.tokens, run.step)
-    if (batch_and_tokens := run.next_batch(shape.batch)) is None:
+    if (found := run.next_batch(shape)) is None:
         return False
-    batch, num_tokens = batch_and_tokens
+    batch, totals = found
+    num_tokens = totals.tokens
     # The learning rate at the middle of the step, so that neither the first nor the last step has rate 0.
     scale = lr_scale(run.tokens + num_tokens // 2, config.train.tokens, config.optim)
     norms = Norms(run.progress) if due(run.step + 1, config.health.norms_every) else None
     run.engine.freeze(frozen_stage(config.optim, run.tokens))
     run.engine.recompute(run.recompute.at(run.tokens))
-    result, norm, failure = try_step(run, batch, shape, scale, norms)
+    result, norm, failure = try_step(run, batch, totals, shape, scale, norms)
     if config.train.compile and (compiled := compile_clock().take()):
         run.message(f"step {run.step + 1}: {compiled}")
     if failure is not None and not handle_failure(run, failure):
@@ -203,14 +214,30 @@ def evaluation(run: Run) -> Evaluation:
     assert run.shape is not None
     config, shape = run.config, run.shape
     run.progress.begin(Phase.EVALUATION)
-    task, sets = run.source.task, held_out(run.source, config)
-    passes = sorted({1, shape.passes})
-    # Only processes with the model's last layer know losses and answers; the last one sends them to all.
-    local_task = task if run.model.layers.stop == run.model.num_layers else None
     result = evaluate(
-        run.model, sets, config, shape.window, passes, local_task, run.engine.window_losses, run.stopping.agreed
+        run.model,
+        held_out(run.source, config),
+        config,
+        shape.window,
+        sorted({1, shape.passes}),
+        run.source.task,
+        run.engine.window_losses,
+        run.stopping.agreed,
+        evaluation_share(config, run.world),
     )
     return run.world.from_last(result)
+
+
+def evaluation_share(config: Config, world: World) -> Share:
+    """The held-out batches that this replica runs. Under ZeRO-3 all replicas gather weights together, so each runs all.
+
+    The last process of a replica's tensor ranks, on the last stage, has its losses and predictions.
+    """
+    mesh = world.mesh
+    knows = mesh.pipeline.rank == mesh.pipeline.size - 1 and mesh.tensor.rank == mesh.tensor.size - 1
+    if config.parallel.zero == 3:
+        return Share(counts=knows and mesh.data.rank == 0, join=world.total)
+    return Share(mesh.data.rank, mesh.data.size, knows, world.total)
 
 
 def save(run: Run) -> None:

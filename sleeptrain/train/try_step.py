@@ -12,6 +12,7 @@ from sleeptrain.optim.freezing import frozen_stage
 from sleeptrain.sleep.curriculum import StepShape, stage_shape
 from sleeptrain.sleep.precision import proven_precision
 from sleeptrain.sleep.step import StepResult
+from sleeptrain.sleep.totals import StepTotals
 from sleeptrain.train.run_state import Run
 from sleeptrain.watch.progress import Phase
 
@@ -43,12 +44,14 @@ class StepOutcome(NamedTuple):
     failure: StepFailure | None
 
 
-def try_step(run: Run, batch: Batch, shape: StepShape, scale: float, norms: Norms | None) -> StepOutcome:
+def try_step(
+    run: Run, batch: Batch, totals: StepTotals, shape: StepShape, scale: float, norms: Norms | None
+) -> StepOutcome:
     """Run forward and backward, clip, and update at `scale` times the peak rates.
 
     All processes return the same failure.
     """
-    result = _gradient(run, batch, shape, norms)
+    result = _gradient(run, batch, totals, shape, norms)
     run.progress.begin(Phase.UPDATE)
     spikes, spike = run.spikes, list[str]()
     stage = stage_shape(run.config, run.tokens)
@@ -56,9 +59,11 @@ def try_step(run: Run, batch: Batch, shape: StepShape, scale: float, norms: Norm
 
     def accepts(norm: float) -> bool:
         """True if the step is no spike. The first process decides, since rounding may differ between processes."""
-        description = run.world.from_first(spikes.spike(result.loss, norm))
-        spike.extend([description] if description else [])
-        return not description
+        description = spikes.spike(result.loss, norm) if run.world.is_main else None
+        if not run.world.any(description is not None):
+            return True
+        spike.append(run.world.from_first(description) or "")
+        return False
 
     finite = math.isfinite(result.loss)
     norm = run.engine.step(scale, accepts if spikes.watches else None) if finite else math.nan
@@ -71,13 +76,13 @@ def try_step(run: Run, batch: Batch, shape: StepShape, scale: float, norms: Norm
     return StepOutcome(result, norm, None)
 
 
-def _gradient(run: Run, batch: Batch, shape: StepShape, norms: Norms | None) -> StepResult:
+def _gradient(run: Run, batch: Batch, totals: StepTotals, shape: StepShape, norms: Norms | None) -> StepResult:
     """Compute the gradient of the step. The first step of an attempt also proves its precision, before an update."""
     on_features = None if norms is None else norms.on_features
     if run.precision_proven:
-        return run.engine.forward_backward(batch, shape, run.carried, on_features)
+        return run.engine.forward_backward(batch, shape, run.carried, on_features, totals)
     with proven_precision(run.config, run.world, run.message):
-        result = run.engine.forward_backward(batch, shape, run.carried, on_features)
+        result = run.engine.forward_backward(batch, shape, run.carried, on_features, totals)
     run.precision_proven = True
     return result
 

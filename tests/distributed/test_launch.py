@@ -6,10 +6,14 @@ import subprocess
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from sleeptrain.config.schema import Config
 from sleeptrain.distributed import launch
 from sleeptrain.distributed.launch import Place, find_device, find_place, installed, step_port
 from sleeptrain.errors import ConfigError
+from tests.distributed.test_descriptors import open_sockets
+from tests.parallel.processes import run_ranks
 
 TORCHRUN = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "host", "MASTER_PORT": "7"}
 SRUN = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "node[1-2]"}
@@ -99,3 +103,22 @@ def test_a_variable_that_is_no_number_is_named(name: str) -> None:
     right = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "host", "MASTER_PORT": "7"}
     with pytest.raises(ConfigError, match=f"{name}=x7 is no number"):
         find_place({**right, name: "x7"})
+
+
+def _sockets_of_a_world() -> int:
+    """The sockets that the groups of a world have open after every exchange of a run over all ranks."""
+    place = Place(dist.get_rank(), dist.get_world_size())
+    before = open_sockets()
+    world = launch._make_world(Config(), place, torch.device("cpu"), opened=False)
+    assert world.control is not None and world.saving is not None
+    for group in (world.control, world.saving):
+        dist.barrier(group=group)
+        world.all_or_raise(lambda: None, group)
+    world.sum(1.0)
+    world.from_last("end")
+    return open_sockets() - before
+
+
+def test_a_rank_connects_to_few_others(imported: None) -> None:
+    eight, sixteen = (run_ranks(_sockets_of_a_world, size) for size in (8, 16))
+    assert max(sixteen) - max(eight) <= 6, "groups that connect all ranks with all have 64 more"

@@ -25,19 +25,26 @@ def test_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: in
 
 
 @pytest.mark.parametrize(
-    ("soft", "hard", "cure"),
+    ("machines", "hard", "state"),
     [
-        (256, 4096, "ulimit -n 4096"),
-        (1023, resource.RLIM_INFINITY, "ulimit -n 65536"),
-        (512, 512, "raise nofile in /etc/security/limits.conf"),
-        (1024, 4096, ""),
-        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, ""),
+        (1, 767, FAILED),
+        (1, 1024, OK),
+        (128, 4096, FAILED),
+        (128, 65536, OK),
+        (128, resource.RLIM_INFINITY, OK),
     ],
 )
-def test_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, cure: str) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, hard))
-    finding = limits.check_open_files(alone(tmp_path))
-    assert (finding.state, finding.cure) == (FAILED if cure else OK, cure)
+def test_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machines: int, hard: int, state: str) -> None:
+    monkeypatch.setattr(limits, "num_gpus", lambda: 8 if machines > 1 else 1)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (256, hard))
+    finding = limits.check_open_files(alone(tmp_path, machines=machines))
+    assert finding.state == state and ("nofile" in finding.cure) is (state == FAILED)
+    assert (finding.details["processes"], finding.details["needed"]) == ((1024, 4208) if machines > 1 else (1, 768))
+
+
+def test_the_processes_of_a_model_replica_count_too(tmp_path: Path) -> None:
+    settings = ("train.device=cpu", "parallel.pipeline=4", "parallel.tensor=2")
+    assert limits.check_open_files(alone(tmp_path, *settings)).details["processes"] == 8
 
 
 def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import torch
 from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config.compose import compose
 from sleeptrain.errors import ConfigError, NonFiniteError, SpikeError
+from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.train import run_state as run_module
 from sleeptrain.train import trainer
 from sleeptrain.train.run_state import Run
@@ -42,8 +43,8 @@ def bad(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def make(factor: float, batches: tuple[int, ...] = (BAD,)) -> None:
         next_batch = Run.next_batch
 
-        def read(self: Run, num_rows: int) -> Any:
-            batch = next_batch(self, num_rows)
+        def read(self: Run, shape: StepShape) -> Any:
+            batch = next_batch(self, shape)
             number = self.source.state_dict()["position"] // 8
             self.is_bad = number in batches and self.world.part.rank == 0  # type: ignore[attr-defined]
             return batch
@@ -126,12 +127,12 @@ def train_without(folder: Path, monkeypatch: pytest.MonkeyPatch, bad: int, good:
     """Trains the same run, which skips the batches between `good` and `bad`."""
     next_batch = Run.next_batch
 
-    def jump(self: Run, num_rows: int) -> Any:
+    def jump(self: Run, shape: StepShape) -> Any:
         if self.step == good and self.source.state_dict()["position"] == good * 8:
             for _ in range(bad - good):
-                self.reading.batch(num_rows)
+                self.reading.batch(shape.batch)
             self.carried = None
-        return next_batch(self, num_rows)
+        return next_batch(self, shape)
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "next_batch", jump)
@@ -333,19 +334,19 @@ def test_text_goes_on_after_the_bad_step_with_empty_memory(
     more = (*tiny_shards, "health.spike_window=8", "health.on_nonfinite=rollback", "checkpoint.every=1")
     next_batch, reads = Run.next_batch, [0]
 
-    def read(self: Run, num_rows: int) -> Any:
+    def read(self: Run, shape: StepShape) -> Any:
         if self.folder.parent.name == "without" and reads[0] == 2:
             while reads[0] < 10:
-                self.reading.batch(num_rows)
+                self.reading.batch(shape.batch)
                 reads[0] += 1
             assert self.carried is not None, "the case needs memory that goes on"
             self.carried = None
         reads[0] += 1
-        batch, num_tokens = next_batch(self, num_rows)
+        batch, totals = next_batch(self, shape)  # type: ignore[misc]
         if self.folder.parent.name == "back" and reads[0] == 10:
             assert bool(batch.continues_B.any()), "the case needs a document that goes on after the bad step"
             self.model.norm.weight.data[0] = torch.nan  # type: ignore[union-attr,operator]
-        return batch, num_tokens
+        return batch, totals
 
     monkeypatch.setattr(Run, "next_batch", read)
     for name in ("without", "back"):

@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
+from sleeptrain.config.schema import ModelConfig
 from sleeptrain.distributed.mesh import Axis, Mesh
+from sleeptrain.model import hybrid
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.parallel.build import build_model
+from sleeptrain.model.undrawn import undrawn
+from sleeptrain.parallel.build import build_model, draw_weights
 from sleeptrain.parallel.tensor import layers as tensor_layers
 from tests.models import tiny_config
+from tests.parallel.processes import run_ranks
 
 FOUR = ["gated_deltanet", "attention", "mamba2", "gated_deltanet"]
 
@@ -43,3 +49,33 @@ def test_several_tensor_ranks_hold_shards(monkeypatch: pytest.MonkeyPatch) -> No
     config, axis = tiny_config(FOUR), Axis(2, 1)
     build_model(config, Mesh(axis, Axis(), Axis()), range(1, 3), sequence=True)
     assert calls == [(config, axis, range(1, 3), True)]
+
+
+def _drawn(names: list[str]) -> tuple[list[str], dict[str, torch.Tensor]]:
+    """The parameters that this replica draws, and all its first weights."""
+    drawn: list[str] = []
+    initial_weight = hybrid.initial_weight
+
+    def noted(config: ModelConfig, name: str, *arguments: Any) -> torch.Tensor | None:
+        drawn.append(name)
+        return initial_weight(config, name, *arguments)
+
+    hybrid.initial_weight = noted  # this process is a fork
+    with undrawn(torch.device("cpu")):
+        model = build_model(tiny_config(FOUR), Mesh.single())
+    draw_weights(model, 5, Axis(dist.get_world_size(), dist.get_rank(), dist.group.WORLD))
+    assert set(drawn) <= set(names)
+    return drawn, model.state_dict()
+
+
+def test_replicas_share_the_draws() -> None:
+    one = Hybrid(tiny_config(FOUR))
+    one.init_weights(5)
+    sizes = {name: p.numel() for name, p in one.named_parameters()}
+    replicas = run_ranks(_drawn, 3, list(sizes))
+    drawn = [name for names, _ in replicas for name in names]
+    assert sorted(drawn) == sorted(sizes), "each parameter is drawn once"
+    assert max(sum(sizes[n] for n in names) for names, _ in replicas) < 0.5 * sum(sizes.values())
+    for _, weights in replicas:
+        for name, weight in one.state_dict().items():
+            assert torch.equal(weights[name], weight), name

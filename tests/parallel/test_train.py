@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+import signal
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from sleeptrain import cli
 from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.data.tasks.source import TaskSource
+from sleeptrain.distributed import world as world_module
 from sleeptrain.errors import ConfigError
 from sleeptrain.parallel.pipeline import micro_batch as sequence
 from sleeptrain.sleep.loop import run_layers
 from sleeptrain.sleep.rounds import Round
+from sleeptrain.stop import EXIT_STOPPED, Stopped
 from sleeptrain.train import trainer
 from sleeptrain.train.logging.metrics import read_metrics
 from sleeptrain.train.run_state import Run
 from sleeptrain.watch.progress import Phase
 from tests.checkpoint.contents import contents
-from tests.parallel.processes import run_ranks
+from tests.parallel.processes import PATIENCE, run_ranks
 from tests.runs import on_open
 from tests.train.conftest import tiny_shards
 
@@ -275,6 +282,101 @@ def test_an_unsupported_layout_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match=message):
         trainer.train(compose(settings(tmp_path, *more)))
     assert not (tmp_path / "r").exists()
+
+
+def test_a_layout_that_all_refuse_is_said_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = {"WORLD_SIZE": 3, "LOCAL_RANK": 0, "MASTER_PORT": 1, "MASTER_ADDR": "127.0.0.1"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, str(value))
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        assert cli.main(["train", *settings(tmp_path, "parallel.tensor=2")]) == 2
+        said = capfd.readouterr().err
+        assert ("start 4 processes" in said) is (rank == 0) and (said == "") is (rank > 0)
+    assert not (tmp_path / "r").exists()
+
+
+@dataclass
+class Control:
+    """Counts the exchanges of all processes at each step, in one of them."""
+
+    exchanges: int = 0
+    by_step: list[int] = field(default_factory=list)
+    group: object = field(default_factory=object)
+
+    def count(self, patch: pytest.MonkeyPatch, module: Any, name: str) -> None:
+        function = getattr(module, name)
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.exchanges += any(a is self.group for a in (*arguments, *options.values()))
+            return function(*arguments, **options)
+
+        patch.setattr(module, name, counted)
+
+    def attend(self, run: Run) -> None:
+        self.group = run.world.control
+        advance = run.advance
+
+        def advanced(*arguments: Any) -> None:
+            self.by_step.append(self.exchanges)
+            advance(*arguments)
+
+        run.advance = advanced  # type: ignore[method-assign]
+
+
+def _exchanges(config: Config) -> list[int]:
+    control = Control()
+    with pytest.MonkeyPatch.context() as patch:
+        control.count(patch, world_module, "all_reduce_small")
+        for name in ("all_reduce", "all_gather_object", "broadcast_object_list", "barrier"):
+            control.count(patch, dist, name)
+        on_open(patch, control.attend)
+        assert trainer.train(config) == 0
+    return control.by_step
+
+
+@pytest.mark.usefixtures("imported")
+@pytest.mark.parametrize(("more", "each"), [((), 2), (("health.spike_factor=25",), 3)])
+def test_a_step_takes_two_small_exchanges_of_all_processes(tmp_path: Path, more: tuple[str, ...], each: int) -> None:
+    """One before the step, of counts, plans and stops, and one of the loss; a third where spikes are watched."""
+    more = (f"train.tokens={5 * ROWS * 7}", "checkpoint.every=0", "train.eval_every=0", *more)
+    by_step = run_ranks(_exchanges, 2, compose(settings(tmp_path, *layout(1, 1, 2), *more)))[1]
+    assert len(by_step) == 5
+    assert {b - a for a, b in pairwise(by_step[1:])} == {each}, "the first step also proves the precision"
+
+
+def _stopped_after(config: Config, last: int, step: int) -> int:
+    """The exit code of this rank's run, in which rank `last` is asked to stop after a step."""
+
+    def ask(run: Run) -> None:
+        advance = run.advance
+
+        def advanced(*arguments: Any) -> None:
+            advance(*arguments)
+            if (run.step, run.world.rank) == (step, last):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        run.advance = advanced  # type: ignore[method-assign]
+
+    with pytest.MonkeyPatch.context() as patch:
+        on_open(patch, ask)
+        try:
+            return trainer.train(config)
+        except Stopped as end:
+            return int(str(end.code))
+
+
+@pytest.mark.slow
+def test_sixty_four_processes_start_step_save_and_go_on(tmp_path: Path) -> None:
+    """Two tensor ranks, two stages, sixteen replicas. A fork takes some 60 MiB beside the pages that all share."""
+    more = ("data.batch=64", "train.micro_batch=2", f"train.tokens={STEPS * 64 * 7}", "checkpoint.every=0")
+    train(tmp_path / "one", *more)
+    config = compose(settings(tmp_path / "many", *layout(2, 2, 1), *more))
+    assert run_ranks(_stopped_after, 64, config, 63, 1, timeout=6 * PATIENCE) == [EXIT_STOPPED] * 64
+    assert run_ranks(trainer.train, 64, config, timeout=6 * PATIENCE) == [0] * 64
+    assert_same(tmp_path / "many", tmp_path / "one")
 
 
 def test_each_stage_knows_which_round_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

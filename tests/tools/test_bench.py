@@ -58,7 +58,7 @@ def test_an_unknown_benchmark_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["checkpoint", "ops", "step"])
+@pytest.mark.parametrize("name", ["checkpoint", "ops", "scale", "step"])
 def test_it_measures(name):
     done = subprocess.run(
         [sys.executable, str(TOOLS / "bench.py"), name, "--json", "--quick"],

@@ -48,7 +48,8 @@ def open_in(folder: Path, *more: str) -> Iterator[Run]:
 def make_steps(run: Run, count: int) -> None:
     """Make steps that read their data and change no weights."""
     for _ in range(count):
-        found = run.next_batch(8)
+        found = run.next_batch(SHAPE)
         assert found is not None
+        batch, totals = found
         run.shape = SHAPE
-        run.advance(*found, 100, run.model.empty_state())
+        run.advance(batch, totals.tokens, 100, run.model.empty_state())

@@ -1,18 +1,18 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from sleeptrain.data.batch import IGNORE
+from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.data.tasks.task import Answered
 from sleeptrain.model import hybrid as hybrid_module
 from sleeptrain.model.document_layout import first_of_document, window_layout
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.train.evaluate import evaluate
+from sleeptrain.train.evaluate import Share, _run_on, evaluate
 from tests.models import VOCABULARY, random_batch, tiny_model
 from tests.sleep.oracle import oracle_loss
 from tests.sleep.test_step import config
@@ -133,3 +133,63 @@ def test_several_sets_are_separate_and_averaged_by_their_targets():
     joined = evaluate(model, {"both": [first, second]}, config(), 4, [1, 2], task=None)
     for passes, losses in joined["loss"].items():
         assert both["loss"][passes] == pytest.approx(losses)
+
+
+def _joined(source: list[Batch], size: int) -> list[Any]:
+    """The result and the batches run by each of `size` replicas, whose numbers are joined by hand."""
+    posted: list[torch.Tensor] = []
+
+    def post(numbers: torch.Tensor) -> torch.Tensor:
+        posted.append(numbers)
+        return numbers
+
+    def replica(rank: int, join: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        share, stops, ran = Share(rank, size, True, join), [0], [0]
+
+        def stop() -> bool:
+            stops[0] += 1
+            return False
+
+        def run(*arguments: Any) -> Any:
+            ran[0] += 1
+            return _run_on(model)(*arguments)
+
+        task = Recording()
+        result = evaluate(model, {"a": source, "b": source[:1]}, config(), 4, [1, 2], task, run, stop, share)  # type: ignore[arg-type]
+        answers = [(a.predicted_BT.tolist(), a.loss_BT.tolist()) for call in task.calls for a in call]
+        return result, answers, stops[0], ran[0]
+
+    model = tiny_model()
+    for rank in range(size):
+        replica(rank, post)
+    total = torch.stack(posted).sum(0)
+    return [replica(rank, lambda _: total) for rank in range(size)]
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_replicas_run_their_share_of_the_batches_and_get_the_same_result(size: int) -> None:
+    source = [*batches(), *batches(), random_batch([[0] * 11], seed=5)]
+    [(expected, answers, _, all_runs)] = _joined(source, 1)
+    replicas = _joined(source, size)
+    assert sum(ran for *_, ran in replicas) == all_runs == 2 * 6, "each batch is run once"
+    assert len({stops for *_, stops, _ in replicas}) == 1, "all ask equally often whether the run stops"
+    for result, found, *_ in replicas:
+        assert found == answers
+        for n in ("1", "2"):
+            torch.testing.assert_close(result["loss"][n], expected["loss"][n], rtol=1e-14, atol=0)
+            for name in ("a", "b"):
+                torch.testing.assert_close(
+                    result["sets"][name]["loss"][n], expected["sets"][name]["loss"][n], rtol=1e-14, atol=0
+                )
+
+
+def test_numbers_of_a_process_that_does_not_know_them_do_not_count() -> None:
+    seen: list[torch.Tensor] = []
+
+    def join(numbers: torch.Tensor) -> torch.Tensor:
+        seen.append(numbers)
+        return numbers
+
+    evaluate(tiny_model(), {"a": batches()}, config(), 4, [1], None, share=Share(counts=False, join=join))
+    [numbers] = seen
+    assert len(numbers) == 3 and not bool(numbers.any())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 
 from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.data.ahead import Cancelled
+from sleeptrain.data.batch import Batch
 from sleeptrain.errors import HealthError, LeaseError
+from sleeptrain.stop import StopRequest
 from sleeptrain.train.logging.metrics import read_metrics
 from sleeptrain.train.run_state import Run
-from tests.train.opened import make_steps, open_in
+from tests.train.opened import SHAPE, make_steps, open_in, opened
 
 ROLLBACK = ("health.on_spike=rollback", "health.spike_factor=9", "health.spike_window=8", "train.tokens=10000")
 
@@ -29,7 +32,8 @@ def save(run: Run) -> None:
 
 def test_steps_are_counted_with_tokens_and_samples(tmp_path: Path) -> None:
     with open_in(tmp_path) as run:
-        batch, tokens = run.next_batch(8) or pytest.fail("a batch")
+        batch, totals = run.next_batch(SHAPE) or pytest.fail("a batch")
+        tokens = totals.tokens
         assert tokens == int((batch.documents_BT >= 0).sum()) > 0
         run.advance(batch, tokens, 100, run.model.empty_state())
         assert (run.step, run.tokens, run.samples, run.flops) == (1, tokens, 8, 100)
@@ -56,7 +60,7 @@ def test_waiting_that_is_cancelled_reads_nothing(tmp_path: Path, monkeypatch: py
 
         monkeypatch.setattr(run.reading, "batch", cancelled)
         before = run.source.state_dict()
-        assert run.next_batch(8) is None
+        assert run.next_batch(SHAPE) is None
         assert run.source.state_dict() == before
 
 
@@ -140,3 +144,35 @@ def test_a_run_that_was_taken_over_records_nothing_more(tmp_path: Path) -> None:
             with pytest.raises(LeaseError):
                 write()
         assert (run.folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_request_stops_before_the_step_and_one_while_it_is_read_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = StopRequest(says=False)
+    with opened(tmp_path, request=request) as run:
+        assert run is not None
+        read = run.reading.batch
+
+        def interrupted(num_rows: int) -> Batch:
+            request.receive(signal.SIGTERM)
+            return read(num_rows)
+
+        monkeypatch.setattr(run.reading, "batch", interrupted)
+        assert run.next_batch(SHAPE) is not None and run.stopping.reason is None
+        before = run.source.state_dict()
+        assert run.next_batch(SHAPE) is None and run.stopping.reason == "SIGTERM"
+        assert run.source.state_dict() == before
+
+
+def test_waiting_that_a_request_cancels_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = StopRequest(says=False)
+    with opened(tmp_path, request=request) as run:
+        assert run is not None
+
+        def cancelled(num_rows: int) -> Batch:
+            request.receive(signal.SIGUSR1)
+            raise Cancelled
+
+        monkeypatch.setattr(run.reading, "batch", cancelled)
+        assert run.next_batch(SHAPE) is None and run.stopping.reason == "SIGUSR1"

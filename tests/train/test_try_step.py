@@ -14,6 +14,7 @@ from sleeptrain.errors import NonFiniteError, SpikeError
 from sleeptrain.health.rollbacks import Rollbacks
 from sleeptrain.health.spikes import SpikeDetector
 from sleeptrain.sleep.curriculum import StepShape
+from sleeptrain.sleep.totals import step_totals
 from sleeptrain.train.engine import LocalEngine
 from sleeptrain.train.try_step import StepFailure, handle_failure, try_step
 from sleeptrain.watch.progress import Phase, Progress
@@ -40,7 +41,8 @@ def running(**changes: Any) -> Any:
 
 
 def step(run: Any) -> Any:
-    return try_step(run, random_batch([[0] * 8, [0] * 8]), StepShape(2, 4, 2), 1e-3, None)
+    batch, shape = random_batch([[0] * 8, [0] * 8]), StepShape(2, 4, 2)
+    return try_step(run, batch, step_totals(run.config, run.world, batch, shape), shape, 1e-3, None)
 
 
 def weights(run: Any) -> list[torch.Tensor]:

@@ -6,7 +6,20 @@ import importlib
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-NAMES = ("checkpoint", "decode", "host", "loader", "memory", "ops", "pipeline", "prepare", "report", "rounds", "step")
+NAMES = (
+    "checkpoint",
+    "decode",
+    "host",
+    "loader",
+    "memory",
+    "ops",
+    "pipeline",
+    "prepare",
+    "report",
+    "rounds",
+    "scale",
+    "step",
+)
 
 
 @dataclass(frozen=True)

@@ -173,11 +173,11 @@ def _seconds(world: World, action: Callable[[], object]) -> float:
 def _steps(run: Run, count: int) -> None:
     for _ in range(count):
         shape = step_shape(run.config, run.tokens, run.step)
-        loaded = run.next_batch(shape.batch)
+        loaded = run.next_batch(shape)
         assert loaded is not None, "there is no stop request"
-        batch, num_tokens = loaded
-        result = try_step(run, batch, shape, 1.0, None).result
-        run.advance(batch, num_tokens, result.flops, result.state)
+        batch, totals = loaded
+        result = try_step(run, batch, totals, shape, 1.0, None).result
+        run.advance(batch, totals.tokens, result.flops, result.state)
 
 
 def _torch_save(tensors: dict[str, torch.Tensor], path: Path) -> None:

@@ -135,14 +135,11 @@ class TensorParallelHybrid(Hybrid):
         logits = gather_from_tensor_model_parallel_region(local_logits, self._axis.group)
         return logits[..., : self.whole_config.vocab_size]
 
-    @torch.no_grad()
-    def init_weights(self, seed: int) -> None:
-        """Initialise with the shards of the weights that a single process would draw."""
-        for name, parameter in self.named_parameters():
-            shape = self.sharding[name].whole_shape(parameter.shape)
-            weight = initial_weight(self.whole_config, name, shape, seed)
-            if weight is not None:
-                parameter.copy_(self.sharding.take(name, weight, self._axis.rank))
+    def _initial_weight(self, name: str, parameter: torch.Tensor, seed: int) -> torch.Tensor | None:
+        """This rank's shard of the weight that a single process would draw."""
+        shape = self.sharding[name].whole_shape(parameter.shape)
+        weight = initial_weight(self.whole_config, name, shape, seed)
+        return None if weight is None else self.sharding.take(name, weight, self._axis.rank)
 
 
 def _spread_block(block: Block, rules: Mapping[str, Sharding], axis: Axis, sequence: bool) -> None:
