@@ -1,7 +1,8 @@
 """A checkpoint on disk: a folder that appears whole, and a manifest that reveals damage.
 
 `step-00000012/` holds safetensors files, `state.json`, `config.yaml` and, written last, `manifest.json` with the size
-and the sha256 of every other file. It is built under a hidden name in the same folder, then renamed.
+and the sha256 of every other file. It is built under a hidden name in the same folder, then renamed. Format 2 had whole
+tensors only; format 3 also has fragments of them (`tensor_file.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sleeptrain.files import set_in_place, sync, write_whole
 from sleeptrain.plain_files import named_file
 from sleeptrain.small_files import SETTINGS_BYTES, parse_json, read_bounded, read_json
 
-FORMAT = 2
+FORMAT, READABLE = 3, (2, 3)
 MANIFEST, STATE, CONFIG, LATEST = "manifest.json", "state.json", "config.yaml", "latest"
 TENSORS = "*.safetensors"
 WAY_OUT = "use another checkpoint"
@@ -90,8 +91,9 @@ def find_damage(checkpoint: Path, rank: int = 0, size: int = 1, tensors: bool = 
     try:
         manifest = parse_json(read_bounded(checkpoint / MANIFEST, SETTINGS_BYTES))
         version, files = manifest["format"], manifest["files"]
-        if version != FORMAT:
-            raise DataError(f"checkpoint {checkpoint} has format {version}, this version of sleeptrain reads {FORMAT}")
+        if version not in READABLE:
+            known = " and ".join(map(str, READABLE))
+            raise DataError(f"checkpoint {checkpoint} has format {version}, this version of sleeptrain reads {known}")
         if foreign := _no_plain_file(checkpoint, [*files, STATE, CONFIG]):
             return foreign
         if absent := sorted({STATE, CONFIG} - set(files)):

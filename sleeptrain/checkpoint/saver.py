@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from sleeptrain.checkpoint.folder import step_folder
 from sleeptrain.checkpoint.keep import remove_superfluous
+from sleeptrain.checkpoint.place import Tensors
+from sleeptrain.checkpoint.snapshot import Snapshot
 from sleeptrain.checkpoint.write import write
 from sleeptrain.config.schema import CheckpointConfig
 from sleeptrain.distributed.world import World
@@ -37,6 +37,7 @@ class Saver:
         self.failures, self.longest = 0, 0.0
         self._last_error: CheckpointError | None = None
         self._save: _Save | None = None
+        self._snapshot = Snapshot()
 
     @property
     def needs(self) -> float:
@@ -52,13 +53,13 @@ class Saver:
     def start(
         self,
         step: int,
-        tensors: Mapping[str, torch.Tensor],
+        tensors: Tensors,
         documents: Mapping[str, bytes],
         before_commit: Callable[[], None],
     ) -> None:
-        """Starts `write` in the background. Call `make_way` first, and do not change the tensors meanwhile."""
-        target = step_folder(self.folder, step)
-        work = partial(write, target, tensors, documents, self._world, before_commit)
+        """Copies the tensors and starts `write` in the background. Call `make_way` first."""
+        target, copies = step_folder(self.folder, step), self._snapshot.take(tensors)
+        work = partial(write, target, copies, documents, self._world, before_commit)
         self._save = _Save(step, work, self._remove_superfluous)
         self._save.start()
 

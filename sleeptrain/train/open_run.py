@@ -96,17 +96,11 @@ def _resume(
     config: Config, world: World, engine: Engine, source: Source, checkpoint: Path
 ) -> tuple[Restored, list[str]]:
     """Restore a checkpoint; also return the changed settings as lines. If one process cannot read it, all raise."""
-    restored: list[Restored] = []
-
-    def read() -> list[str]:
-        folder = run_folder(config)
-        changes = check_changes(settings_of(folder, checkpoint, config), config, str(folder))
-        restored.append(restore(checkpoint, engine, config.model))
-        source.load_state_dict(restored[0].data)
-        return changes
-
-    changes = world.all_or_raise(read)[0]
-    return restored[0], changes
+    folder = run_folder(config)
+    changes = world.all_or_raise(lambda: check_changes(settings_of(folder, checkpoint, config), config, str(folder)))[0]
+    restored = restore(checkpoint, engine, config.model, world)
+    world.all_or_raise(lambda: source.load_state_dict(restored.data))
+    return restored, changes
 
 
 def _open_log(

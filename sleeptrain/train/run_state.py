@@ -169,7 +169,7 @@ class Run:
         self.saver.make_way(self.step)
         if self.saver.newest != self.step:
             self._keep_lease()
-            tensors = self.engine.local_tensors(self.carried)
+            tensors = dict(self.engine.local_tensors(self.carried))
             documents = {STATE: json.dumps(self._state(), indent=1).encode(), CONFIG: self._resolved}
             if self.world.is_main:
                 tensors[RNG] = torch.get_rng_state()
@@ -236,7 +236,7 @@ class Run:
         for path, damage in newest.damaged.items():
             self.message(f"{path.name} is damaged ({damage}); the one before is taken")
         checkpoint = newest.whole
-        self.world.all_or_raise(lambda: self._set_state(restore(checkpoint, self.engine, self.config.model)))
+        self._set_state(restore(checkpoint, self.engine, self.config.model, self.world))
         self.carried = None
         self.rollbacks.taken_back(bad_step, self.step)
         if self.world.is_main:
