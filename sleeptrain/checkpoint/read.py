@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
 from math import prod
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,9 +15,10 @@ from sleeptrain.checkpoint.place import Overlap, Place, Slice, overlaps
 from sleeptrain.checkpoint.tensor_file import Stored, header_size, parse_header
 from sleeptrain.distributed.world import World
 from sleeptrain.errors import DataError
+from sleeptrain.remote import Location, UrlPath
 
 # Bytes between wanted ones that are read too, rather than in one read more.
-GAP = 2**12
+GAP, GAP_OF_URL = 2**12, 2**20
 
 
 class Form(NamedTuple):
@@ -50,7 +50,7 @@ class TensorFiles:
     process reads them all.
     """
 
-    def __init__(self, path: Path, world: World | None = None):
+    def __init__(self, path: Location, world: World | None = None):
         self._path = path
         listed = world.all_or_raise(lambda: self._list(world.rank, world.size)) if world else [self._list(0, 1)]
         self._parts: dict[str, list[tuple[str, Stored]]] = {}
@@ -84,13 +84,15 @@ class TensorFiles:
             return 0
         with open_ranges(self._path / file) as read:
             for before, have, shared in parts:
-                _copy(target, read, stored.offset + before * stored.dtype.itemsize, have.sizes, shared)
+                at = stored.offset + before * stored.dtype.itemsize
+                _copy(target, read, at, have.sizes, shared, GAP_OF_URL if isinstance(self._path, UrlPath) else GAP)
         return sum(prod(box.sizes) for _, _, shared in parts for box in shared)
 
     def _list(self, rank: int, size: int) -> list[Listed]:
         """The tensors of this process's share of the files."""
         listed = list[Listed]()
-        for path in sorted(self._path.glob(TENSORS))[rank::size]:
+        paths: list[Location] = [*self._path.glob(TENSORS)]
+        for path in sorted(paths, key=lambda path: path.name)[rank::size]:
             try:
                 total = path.stat().st_size
                 with open_ranges(path) as read:
@@ -114,7 +116,7 @@ Read = Callable[[int, int], bytes]
 
 
 @contextmanager
-def open_ranges(path: Path) -> Iterator[Read]:
+def open_ranges(path: Location) -> Iterator[Read]:
     """Opens a file for reads of ranges of its bytes. These raise OSError where the file ends before the range does."""
 
     def read(offset: int, size: int) -> bytes:
@@ -124,17 +126,20 @@ def open_ranges(path: Path) -> Iterator[Read]:
             raise OSError(f"{path.name} ends after {offset + len(content)} bytes")
         return content
 
+    if isinstance(path, UrlPath):
+        yield path.read_range
+        return
     with open(path, "rb") as file:
         yield read
 
 
-def _copy(target: torch.Tensor, read: Read, at: int, sizes: Sequence[int], boxes: Sequence[Overlap]) -> None:
+def _copy(target: torch.Tensor, read: Read, at: int, sizes: Sequence[int], boxes: Sequence[Overlap], most: int) -> None:
     """Read boxes of a tensor that is stored from byte `at` on into their places in `target`.
 
-    sizes: of the stored tensor.
+    sizes: of the stored tensor. most: the bytes between wanted ones that may be read too.
     """
     strides, width = [prod(sizes[dim + 1 :]) for dim in range(len(sizes))], target.element_size()
-    if any(_gap(box, sizes) * width > GAP for box in boxes):
+    if any(_gap(box, sizes) * width > most for box in boxes):
         boxes = [row for box in boxes for row in _rows(box, sizes)]
         reads = [[row] for row in boxes]
     else:

@@ -16,6 +16,7 @@ from sleeptrain.checkpoint.write import write
 from sleeptrain.config.schema import CheckpointConfig
 from sleeptrain.distributed.world import World
 from sleeptrain.errors import CheckpointError
+from sleeptrain.remote import Location
 
 
 class Saver:
@@ -26,13 +27,21 @@ class Saver:
     longest: the most seconds that a checkpoint took.
     tell: shows a line to the user.
     reach: as in `superfluous`.
+    pointer: as in `write`.
     A failure is reported and counted, and raises only in `finish`.
     """
 
     def __init__(
-        self, folder: Path, world: World, settings: CheckpointConfig, tell: Callable[[str], None], reach: int = 0
+        self,
+        folder: Location,
+        world: World,
+        settings: CheckpointConfig,
+        tell: Callable[[str], None],
+        reach: int = 0,
+        pointer: Path | None = None,
     ):
         self.folder, self._world, self._settings, self._tell, self._reach = folder, world, settings, tell, reach
+        self._pointer = pointer
         self.newest: int | None = None
         self.failures, self.longest = 0, 0.0
         self._last_error: CheckpointError | None = None
@@ -59,7 +68,7 @@ class Saver:
     ) -> None:
         """Copies the tensors and starts `write` in the background. Call `make_way` first."""
         target, copies = step_folder(self.folder, step), self._snapshot.take(tensors)
-        work = partial(write, target, copies, documents, self._world, before_commit)
+        work = partial(write, target, copies, documents, self._world, before_commit, self._pointer)
         self._save = _Save(step, work, self._remove_superfluous)
         self._save.start()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -18,6 +17,7 @@ from sleeptrain.checkpoint.vocabulary import check_start_tokenizer
 from sleeptrain.config import load_resolved
 from sleeptrain.config.schema import Config
 from sleeptrain.distributed.world import World
+from sleeptrain.remote import named_place
 from sleeptrain.train.engine import Engine
 
 
@@ -30,7 +30,7 @@ def start_from(config: Config, engine: Engine, world: World, tokenizer: str | No
     its other parameters are not those of the model. Raises ConfigError if the tokenizer or a setting that changes the
     meaning of the weights differs and is not in `run.allow_changes`.
     """
-    place = named_checkpoint(Path(config.run.init_from), world, "run.init_from", config.run.allow_older)
+    place = named_checkpoint(named_place(config.run.init_from), world, "run.init_from", config.run.allow_older)
 
     saved, inserted = TensorFiles(place, world), config.run.init_inserted
     files = Renumbered(saved, inserted, len(config.model.layers)) if inserted else saved

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from sleeptrain.config.schema import ModelConfig
 from sleeptrain.distributed.world import World
 from sleeptrain.health.rollbacks import Rollbacks
 from sleeptrain.model.state import FastWeights
+from sleeptrain.remote import Location
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.train.engine import Engine
 
@@ -40,7 +40,7 @@ class Restored:
     wandb_id: the id of the wandb run; None if wandb never ran.
     """
 
-    checkpoint: Path | None = None
+    checkpoint: Location | None = None
     step: int = 0
     tokens: int = 0
     samples: int = 0
@@ -55,7 +55,7 @@ class Restored:
     wandb_id: str | None = None
 
 
-def restore(checkpoint: Path, engine: Engine, config: ModelConfig, world: World) -> Restored:
+def restore(checkpoint: Location, engine: Engine, config: ModelConfig, world: World) -> Restored:
     """Read a whole checkpoint: load the engine and the state of torch's generator, and return the rest.
 
     All processes call it together. If one fails, all raise; DataError if the tensors do not fit the model.

@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from sleeptrain.checkpoint import commit as commit_module
 from sleeptrain.checkpoint import folder as folder_module
 from sleeptrain.checkpoint import write as write_module
 from sleeptrain.checkpoint.find import newest_whole
@@ -135,7 +136,7 @@ def break_at(fault: str, patch: pytest.MonkeyPatch) -> None:
         case "manifest":
             patch.setattr(folder_module, "write_whole", fail)
         case "rename":
-            patch.setattr(folder_module, "set_in_place", fail)
+            patch.setattr(commit_module, "set_in_place", fail)
 
 
 @pytest.mark.parametrize(("fault", "rank"), FAULTS)
@@ -172,7 +173,7 @@ KILLED: dict[str, tuple[Any, str, int]] = {
     "no state": (folder_module, "write_whole", 1),
     "no config": (folder_module, "write_whole", 2),
     "no manifest": (folder_module, "write_whole", 3),
-    "no name": (folder_module, "set_in_place", 1),
+    "no name": (commit_module, "set_in_place", 1),
     "no pointer": (folder_module, "write_whole", 4),
 }
 
