@@ -96,8 +96,8 @@ class TensorFiles:
             try:
                 total = path.stat().st_size
                 with open_ranges(path) as read:
-                    length = header_size(read(0, min(8, total)), total)
-                    listed.append((path.name, parse_header(read(8, length), total)))
+                    length = header_size(bytes(read(0, min(8, total))), total)
+                    listed.append((path.name, parse_header(bytes(read(8, length)), total)))
             except (OSError, ValueError) as error:
                 raise DataError(f"checkpoint {self._path} cannot be read: {path.name}: {error}") from error
         return listed
@@ -112,22 +112,22 @@ class TensorFiles:
 
 
 # (offset, number of bytes) -> the bytes.
-Read = Callable[[int, int], bytes]
+Read = Callable[[int, int], bytearray]
 
 
 @contextmanager
 def open_ranges(path: Location) -> Iterator[Read]:
     """Opens a file for reads of ranges of its bytes. These raise OSError where the file ends before the range does."""
 
-    def read(offset: int, size: int) -> bytes:
+    def read(offset: int, size: int) -> bytearray:
         file.seek(offset)
-        content = file.read(size)
-        if len(content) < size:
-            raise OSError(f"{path.name} ends after {offset + len(content)} bytes")
+        content = bytearray(size)
+        if (filled := file.readinto(content)) < size:
+            raise OSError(f"{path.name} ends after {offset + filled} bytes")
         return content
 
     if isinstance(path, UrlPath):
-        yield path.read_range
+        yield lambda offset, size: bytearray(path.read_range(offset, size))
         return
     with open(path, "rb") as file:
         yield read
@@ -147,7 +147,7 @@ def _copy(target: torch.Tensor, read: Read, at: int, sizes: Sequence[int], boxes
     for group in reads:
         spans = [_span(box, strides) for box in group]
         start, stop = min(first for first, _ in spans), max(last for _, last in spans)
-        content = torch.frombuffer(bytearray(read(at + start * width, (stop - start) * width)), dtype=target.dtype)
+        content = torch.frombuffer(read(at + start * width, (stop - start) * width), dtype=target.dtype)
         for box, (first, _) in zip(group, spans, strict=True):
             _view(target, box).copy_(content.as_strided(box.sizes, strides, first - start))
 
