@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sleeptrain.errors import DataError
+from sleeptrain.remote import Location
 
 
 def named_file(folder: Path, name: Any, named_by: Path, follow: bool = False) -> Path:
@@ -35,7 +36,7 @@ def named_file(folder: Path, name: Any, named_by: Path, follow: bool = False) ->
     return path
 
 
-def require_plain(path: Path) -> None:
+def require_plain(path: Location) -> None:
     """Raises DataError if the path exists and is no plain file: opening a pipe would wait for its writer."""
     try:
         kind = path.stat().st_mode

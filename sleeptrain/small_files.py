@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sleeptrain.errors import DataError
 from sleeptrain.plain_files import require_plain
+from sleeptrain.remote import Location
 
 # The largest vocabularies take 35 MB; the index of a corpus 300 bytes a shard.
 JSON_BYTES = 256 * 2**20
@@ -40,7 +40,7 @@ def parse_json(content: bytes | str) -> Any:
     return value
 
 
-def read_bounded(path: Path, most: int) -> bytes:
+def read_bounded(path: Location, most: int) -> bytes:
     """The content of a file.
 
     Raises DataError if it is no plain file, ValueError, with a readable message and before reading, if it has more than
@@ -53,7 +53,7 @@ def read_bounded(path: Path, most: int) -> bytes:
     return path.read_bytes()
 
 
-def read_json(path: Path, way_out: str) -> dict[str, Any]:
+def read_json(path: Location, way_out: str) -> dict[str, Any]:
     """The JSON object in a file of settings. Raises DataError, which ends in `way_out`, if it cannot be read."""
     try:
         value = parse_json(read_bounded(path, SETTINGS_BYTES))

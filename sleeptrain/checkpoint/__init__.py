@@ -1,1 +1,1 @@
-"""Checkpoints independent of the layout: whole tensors by canonical names, written in the background."""
+"""Checkpoints independent of the layout: fragments of named tensors, written in the background."""

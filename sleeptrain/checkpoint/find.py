@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from sleeptrain.checkpoint.folder import MANIFEST, checkpoints, find_damage, step_of
+from sleeptrain.checkpoint.folder import MANIFEST, checkpoints, checkpoints_of, find_damage, step_of
 from sleeptrain.distributed.world import World
 from sleeptrain.errors import DataError
+from sleeptrain.remote import Location, UrlPath
 from sleeptrain.terminal import say
 
 
@@ -25,11 +25,11 @@ class Found:
     damaged: newer, damaged checkpoints, each with its damage.
     """
 
-    whole: Path | None
-    damaged: dict[Path, str]
+    whole: Location | None
+    damaged: dict[Location, str]
 
 
-def newest_whole(folder: Path, world: World, last: int | None = None) -> Found:
+def newest_whole(folder: Location, world: World, last: int | None = None) -> Found:
     """Searches a folder for the newest whole checkpoint. All processes together read each candidate, newest first.
 
     last: checkpoints of later steps are skipped; None: none is.
@@ -38,7 +38,7 @@ def newest_whole(folder: Path, world: World, last: int | None = None) -> Found:
     candidates = [path for path in checkpoints(folder) if last is None or step_of(path) <= last]
     if not world.agree([path.name for path in candidates]):
         raise DataError(f"the processes see different files in {folder}: put run.root where all can read it")
-    damaged: dict[Path, str] = {}
+    damaged: dict[Location, str] = {}
     for path in reversed(candidates):
         damage = _damage(path, world)
         if damage is None:
@@ -53,18 +53,24 @@ def newest_whole(folder: Path, world: World, last: int | None = None) -> Found:
     return Found(None, {})
 
 
-def named_checkpoint(place: Path, world: World, setting: str = "", allow_older: bool = False) -> Path:
+def named_checkpoint(place: Location, world: World, setting: str = "", allow_older: bool = False) -> Location:
     """The checkpoint at a path: the path itself, or the newest checkpoint of the run in it.
 
     setting: the setting that names the path, if any.
     allow_older: if the newest checkpoint is damaged, take the newest whole one; the main process reports it.
-    Raises DataError without a checkpoint, and for a damaged one.
+    Raises DataError without a checkpoint, for a damaged one, and where a run's settings name a URL.
     """
     if world.all_or_raise(lambda: (place / MANIFEST).is_file())[0]:
         if damage := _damage(place, world):
             raise DataError(f"checkpoint {place} is damaged: {damage}")
         return place
-    found = newest_whole(place / "checkpoints", world)
+    saved = world.from_first(checkpoints_of(place))
+    if isinstance(saved, UrlPath) and saved != place:
+        raise DataError(
+            f"the settings of {place}, which may come from somebody else, say that its checkpoints are in {saved}; "
+            "name that place instead if you trust it"
+        )
+    found = newest_whole(saved, world)
     named = f"{setting}={place}" if setting else str(place)
     if found.whole is None:
         raise DataError(f"{named} is neither a checkpoint nor the folder of a run that has one")
@@ -78,11 +84,11 @@ def named_checkpoint(place: Path, world: World, setting: str = "", allow_older: 
     return found.whole
 
 
-def _listed(damaged: Mapping[Path, str]) -> str:
+def _listed(damaged: Mapping[Location, str]) -> str:
     """The damaged checkpoints in words: `step-00000012 is damaged (the checksum of ...)`, joined by commas."""
     return ", ".join(f"{path.name} is damaged ({damage})" for path, damage in damaged.items())
 
 
-def _damage(path: Path, world: World) -> str | None:
+def _damage(path: Location, world: World) -> str | None:
     by_rank = world.all_or_raise(lambda: find_damage(path, world.rank, world.size))
     return next((damage for damage in by_rank if damage is not None), None)

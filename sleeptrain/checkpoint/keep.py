@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from sleeptrain.checkpoint.folder import checkpoints, find_damage, point_to, step_folder, step_of
+from sleeptrain.checkpoint.folder import checkpoints, find_damage, point_to, remove_remote, step_folder, step_of
 from sleeptrain.files import beside
+from sleeptrain.remote import Location, UrlPath
 
 
 def superfluous(steps: Sequence[int], keep: int, keep_every: int, reach: int = 0) -> list[int]:
@@ -21,21 +22,24 @@ def superfluous(steps: Sequence[int], keep: int, keep_every: int, reach: int = 0
     return [step for step in steps[:-keep] if step < reach_start and (keep_every == 0 or step % keep_every)]
 
 
-def remove_superfluous(folder: Path, keep: int, keep_every: int, reach: int = 0) -> None:
+def remove_superfluous(folder: Location, keep: int, keep_every: int, reach: int = 0) -> None:
     """Removes superfluous checkpoints. Incomplete ones do not count and are not removed: they displace no whole one."""
     paths = {step_of(path): path for path in checkpoints(folder) if find_damage(path, tensors=False) is None}
     _remove([paths[step] for step in superfluous(sorted(paths), keep, keep_every, reach)])
 
 
-def remove_after(folder: Path, step: int) -> None:
-    """Removes the checkpoints of steps after `step`. The checkpoint of `step` must exist."""
-    point_to(step_folder(folder, step))  # first: a pointer to a missing checkpoint means a loss
+def remove_after(folder: Location, step: int, pointer: Path | None = None) -> None:
+    """Removes the checkpoints of steps after `step`. The checkpoint of `step` must exist. pointer: as in `write`."""
+    point_to(step_folder(folder, step), pointer)  # first: a pointer to a missing checkpoint means a loss
     _remove([path for path in checkpoints(folder) if step_of(path) > step])
 
 
-def _remove(paths: Sequence[Path]) -> None:
-    """Renames each to a hidden name and removes it: a kill leaves no partial checkpoint under its name."""
+def _remove(paths: Sequence[Location]) -> None:
+    """Removes checkpoints. On a disk each is renamed to a hidden name first: a kill leaves no part under its name."""
     for path in paths:
+        if isinstance(path, UrlPath):
+            remove_remote(path)
+            continue
         hidden = beside(path, "old")
         os.rename(path, hidden)
         shutil.rmtree(hidden)

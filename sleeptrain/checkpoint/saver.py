@@ -8,14 +8,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from sleeptrain.checkpoint.folder import step_folder
 from sleeptrain.checkpoint.keep import remove_superfluous
+from sleeptrain.checkpoint.place import Tensors
+from sleeptrain.checkpoint.snapshot import Snapshot
 from sleeptrain.checkpoint.write import write
 from sleeptrain.config.schema import CheckpointConfig
 from sleeptrain.distributed.world import World
 from sleeptrain.errors import CheckpointError
+from sleeptrain.remote import Location
 
 
 class Saver:
@@ -26,17 +27,26 @@ class Saver:
     longest: the most seconds that a checkpoint took.
     tell: shows a line to the user.
     reach: as in `superfluous`.
+    pointer: as in `write`.
     A failure is reported and counted, and raises only in `finish`.
     """
 
     def __init__(
-        self, folder: Path, world: World, settings: CheckpointConfig, tell: Callable[[str], None], reach: int = 0
+        self,
+        folder: Location,
+        world: World,
+        settings: CheckpointConfig,
+        tell: Callable[[str], None],
+        reach: int = 0,
+        pointer: Path | None = None,
     ):
         self.folder, self._world, self._settings, self._tell, self._reach = folder, world, settings, tell, reach
+        self._pointer = pointer
         self.newest: int | None = None
         self.failures, self.longest = 0, 0.0
         self._last_error: CheckpointError | None = None
         self._save: _Save | None = None
+        self._snapshot = Snapshot()
 
     @property
     def needs(self) -> float:
@@ -52,13 +62,13 @@ class Saver:
     def start(
         self,
         step: int,
-        tensors: Mapping[str, torch.Tensor],
+        tensors: Tensors,
         documents: Mapping[str, bytes],
         before_commit: Callable[[], None],
     ) -> None:
-        """Starts `write` in the background. Call `make_way` first, and do not change the tensors meanwhile."""
-        target = step_folder(self.folder, step)
-        work = partial(write, target, tensors, documents, self._world, before_commit)
+        """Copies the tensors and starts `write` in the background. Call `make_way` first."""
+        target, copies = step_folder(self.folder, step), self._snapshot.take(tensors)
+        work = partial(write, target, copies, documents, self._world, before_commit, self._pointer)
         self._save = _Save(step, work, self._remove_superfluous)
         self._save.start()
 

@@ -11,11 +11,12 @@ from sleeptrain.config.changes import consent
 from sleeptrain.data.hf_tokenizer import TOKENIZER_JSON
 from sleeptrain.data.tokenizer import load_tokenizer
 from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.remote import Location
 
 TOKENIZER = "tokenizer"  # in state.json; null for a task without one
 
 
-def tokenizer_of(checkpoint: Path) -> str | None:
+def tokenizer_of(checkpoint: Location) -> str | None:
     """The sha256 of the tokenizer that the weights were trained with; None if there was none or it is unknown.
 
     Older versions did not write it. For their checkpoints it comes from the task's settings, from a tokenizer in the
@@ -27,7 +28,9 @@ def tokenizer_of(checkpoint: Path) -> str | None:
     if isinstance(state.get("data"), dict) and (sha256 := state["data"].get("the tokenizer's sha256")):
         return sha256
     data = load_resolved(checkpoint / CONFIG).data
-    places = [checkpoint] if (checkpoint / TOKENIZER_JSON).is_file() else []
+    # An import, which has its tokenizer beside it, is in a local folder.
+    local = isinstance(checkpoint, Path) and (checkpoint / TOKENIZER_JSON).is_file()
+    places = [Path(str(checkpoint))] if local else []
     places += [Path(data.shards.tokenizer)] if data.source == "shards" and data.shards.tokenizer else []
     for place in places:
         try:
@@ -37,7 +40,7 @@ def tokenizer_of(checkpoint: Path) -> str | None:
     return None
 
 
-def check_start_tokenizer(checkpoint: Path, data: str | None, source: str, allowed: Sequence[str]) -> None:
+def check_start_tokenizer(checkpoint: Location, data: str | None, source: str, allowed: Sequence[str]) -> None:
     """Raises ConfigError if the weights of `run.init_from` were trained with another tokenizer than that of the data.
 
     data: the sha256 of the data's tokenizer; None: it has none.
@@ -56,7 +59,7 @@ def check_start_tokenizer(checkpoint: Path, data: str | None, source: str, allow
     )
 
 
-def check_same_tokenizer(checkpoint: Path, data: str | None) -> None:
+def check_same_tokenizer(checkpoint: Location, data: str | None) -> None:
     """Raises DataError if a run's data now has another tokenizer than its weights. data: the sha256 of the data's."""
     weights = tokenizer_of(checkpoint)
     if None not in (weights, data) and weights != data:
@@ -66,7 +69,7 @@ def check_same_tokenizer(checkpoint: Path, data: str | None) -> None:
         )
 
 
-def check_text_tokenizer(checkpoint: Path, tokenizer: str, place: Path) -> None:
+def check_text_tokenizer(checkpoint: Location, tokenizer: str, place: Path) -> None:
     """Raises DataError if the weights were trained with another tokenizer than that of the text.
 
     tokenizer: the sha256 of the tokenizer at `place`, which encodes and decodes the text.

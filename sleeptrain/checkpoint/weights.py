@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-import torch
-
 from sleeptrain.checkpoint.fit import WEIGHTS, check_start
 from sleeptrain.checkpoint.read import SavedTensors
 from sleeptrain.model.hybrid import Hybrid
@@ -17,6 +13,4 @@ def assign_weights(model: Hybrid, saved: SavedTensors) -> None:
     No other weights are made on the way. Raises DataError, with the model unchanged, if they do not fit the model.
     """
     check_start(saved.forms, model.config)
-    weights: dict[str, torch.Tensor] = {}
-    saved.read({WEIGHTS + name: partial(weights.__setitem__, name) for name, _ in model.named_parameters()})
-    model.load_state_dict(weights, assign=True)
+    model.load_state_dict({name: saved.tensor(WEIGHTS + name) for name, _ in model.named_parameters()}, assign=True)

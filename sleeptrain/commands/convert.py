@@ -14,6 +14,7 @@ from sleeptrain.errors import ConfigError
 from sleeptrain.hf.convert.exporting import DTYPES, export
 from sleeptrain.hf.convert.importing import Imported, import_folder, option_name
 from sleeptrain.hf.families import FAMILIES
+from sleeptrain.remote import named_place
 from sleeptrain.terminal import ArgumentParser, printable, say
 
 
@@ -29,7 +30,7 @@ def parser() -> ArgumentParser:
     root = ArgumentParser(prog="sleeptrain convert", description=__doc__)
     directions = root.add_subparsers(metavar="WAY", required=True)
     out = directions.add_parser("export", help="a checkpoint to a folder that transformers loads without code of ours")
-    out.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="of a run its newest checkpoint")
+    out.add_argument("source", type=named_place, metavar="RUN_OR_CHECKPOINT", help="of a run its newest checkpoint")
     out.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     out.add_argument("--to", choices=list(FAMILIES), help="the model type; default: the first that fits the model")
     out.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the weights; decays stay float32")

@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sleeptrain.data.consent import add_consent, with_consent
+from sleeptrain.data.consent import add_consent, require_consent, with_consent
 from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.remote import UrlPath
 from sleeptrain.terminal import ArgumentParser, printable, say, say_document, say_json
 
 
@@ -52,7 +53,7 @@ def _which(options: Namespace) -> int:
         raise ConfigError(f"{options.run} reads data.source={config.data.source}; only shards have documents")
     source = ShardsSource(with_consent(config.data, options.allow_source, str(options.run)))
     tokenizer = load_tokenizer(Path(config.data.shards.tokenizer)) if options.text else None
-    cuts, rows = cuts_before(config, options.step, _saved_cuts(options.run))
+    cuts, rows = cuts_before(config, options.step, _saved_cuts(options.run, options.allow_source))
     if options.row is not None and not 0 <= options.row < rows:
         raise ConfigError(f"--row {options.row}: step {options.step} has the rows 0 to {rows - 1}")
     source.stream.seek(cuts)
@@ -72,11 +73,16 @@ def _which(options: Namespace) -> int:
     return 0
 
 
-def _saved_cuts(run: Path) -> Sequence[tuple[int, int]]:
-    """The pairs (rows, steps) in the newest undamaged checkpoint of a run. Prints a line for each damaged one."""
-    from sleeptrain.checkpoint.folder import checkpoints, find_damage, read_state
+def _saved_cuts(run: Path, allowed: Sequence[str]) -> Sequence[tuple[int, int]]:
+    """The pairs (rows, steps) in the newest undamaged checkpoint of a run. Prints a line for each damaged one.
 
-    for path in reversed(checkpoints(run / "checkpoints")):
+    allowed: as in `with_consent`, which a place in an object store needs, too.
+    """
+    from sleeptrain.checkpoint.folder import checkpoints, checkpoints_of, find_damage, read_state
+
+    place = checkpoints_of(run)
+    require_consent([place.url] if isinstance(place, UrlPath) else [], allowed, str(run))
+    for path in reversed(checkpoints(place)):
         damage = find_damage(path, tensors=False)
         if damage is None:
             return read_state(path, ["data"])["data"].get("cuts", ())

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleeptrain.checkpoint.older import add_older
 from sleeptrain.data.consent import add_consent, with_consent
 from sleeptrain.errors import ConfigError
+from sleeptrain.remote import Location, named_place
 from sleeptrain.terminal import ArgumentParser, printable, say, say_json
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def parser() -> ArgumentParser:
     root = ArgumentParser(prog="sleeptrain evaluate", description=__doc__)
-    root.add_argument("place", type=Path, metavar="RUN_OR_CHECKPOINT", help="of a run its newest checkpoint")
+    root.add_argument("place", type=named_place, metavar="RUN_OR_CHECKPOINT", help="of a run its newest checkpoint")
     root.add_argument(
         "--passes", type=int, nargs="+", metavar="N", help="default: 1, and as the model was trained last"
     )
@@ -67,7 +67,7 @@ class Opened:
     passes: numbers of passes N to evaluate with.
     """
 
-    checkpoint: Path
+    checkpoint: Location
     config: Config
     state: Mapping[str, Any]
     model: Hybrid
@@ -90,7 +90,7 @@ def evaluate_opened(opened: Opened) -> dict[str, Any]:
 
 
 def open_checkpoint(
-    place: Path,
+    place: Location,
     passes: Sequence[int] | None = None,
     window: int | None = None,
     batches: int | None = None,

@@ -12,6 +12,7 @@ from typing import Any
 from sleeptrain.checkpoint.older import add_older
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.convert.native import transformers_module
+from sleeptrain.remote import named_place
 from sleeptrain.terminal import ArgumentParser
 
 
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
 def parser() -> ArgumentParser:
     root = ArgumentParser(prog="sleeptrain generate", description=__doc__)
     root.add_argument(
-        "place", type=Path, metavar="RUN_OR_CHECKPOINT_OR_HF_FOLDER", help="of a run its newest checkpoint"
+        "place", type=named_place, metavar="RUN_OR_CHECKPOINT_OR_HF_FOLDER", help="of a run its newest checkpoint"
     )
     prompt = root.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")

@@ -16,6 +16,7 @@ from sleeptrain.config.schema import Config
 from sleeptrain.config.strings import quote_yaml
 from sleeptrain.errors import ConfigError
 from sleeptrain.files import write_whole
+from sleeptrain.remote import Location
 from sleeptrain.small_files import YAML_BYTES, read_bounded
 from sleeptrain.terminal import hide_credentials
 
@@ -35,13 +36,14 @@ def resolved_yaml(config: Config) -> bytes:
     return write_yaml(asdict(config))
 
 
-def load_resolved(path: str | Path) -> Config:
+def load_resolved(path: str | Location) -> Config:
     """Read a file of `save_resolved`. A `${...}` in it is text, because the file need not be trusted.
 
     Raises ConfigError: not YAML, an unknown setting, a value of a wrong type.
     """
     try:
-        values = read_yaml(quote_yaml(read_bounded(Path(path), YAML_BYTES).decode()).encode())
+        content = read_bounded(Path(path) if isinstance(path, str) else path, YAML_BYTES)
+        values = read_yaml(quote_yaml(content.decode()).encode())
         if not isinstance(values, dict):
             raise ValueError("it holds no settings by name")
         return literal(Config, values)

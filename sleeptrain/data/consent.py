@@ -37,6 +37,12 @@ def with_consent(data: DataConfig, allowed: Sequence[str], origin: str) -> DataC
     if data.source != "shards":
         return data
     locations = [place for source in data.shards.sources for place in (source.train, source.validation) if place]
+    require_consent(locations, allowed, origin)
+    return replace(data, shards=replace(data.shards, cache=""))
+
+
+def require_consent(locations: Sequence[str], allowed: Sequence[str], origin: str) -> None:
+    """Raises ConfigError unless each location is local or allowed. The arguments are those of `with_consent`."""
     refused = [place for place in locations if needs_consent(place) and not _is_allowed(place, allowed)]
     if refused:
         ways_out = [shell_command(FLAG, _as_shown(place)) for place in dict.fromkeys(refused)]
@@ -45,7 +51,6 @@ def with_consent(data: DataConfig, allowed: Sequence[str], origin: str) -> DataC
             "environment variables; check each location, and add the flag for those that you allow:",
             ways_out,
         )
-    return replace(data, shards=replace(data.shards, cache=""))
 
 
 def needs_consent(location: str) -> bool:

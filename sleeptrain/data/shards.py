@@ -35,10 +35,11 @@ from sleeptrain.data.shard_index import (
 )
 from sleeptrain.data.shard_open import OPEN_SHARDS, OpenShard, OpenShards
 from sleeptrain.data.shard_writer import SHARD_BYTES, ShardWriter
-from sleeptrain.data.storage import DEFAULT_CACHE, DEFAULT_RETRIES, Cache, LocalFolder, Retries, Storage, locate
+from sleeptrain.data.storage import DEFAULT_CACHE, DEFAULT_RETRIES, Cache, LocalFolder, Storage, locate
 from sleeptrain.data.tokenizer import Tokenizer
 from sleeptrain.errors import DataError
 from sleeptrain.files import staged_folder
+from sleeptrain.remote import Retries
 from sleeptrain.terminal import hide_credentials
 
 FAILED_FOR = 60.0  # seconds during which a shard that could not be read is not tried again for other documents

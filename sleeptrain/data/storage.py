@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import os
 import re
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +24,9 @@ from sleeptrain.data.pipes import PIPE, open_pipe
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.files import whole_file
 from sleeptrain.plain_files import require_plain
-from sleeptrain.terminal import hide_credentials, log_printable
+from sleeptrain.remote import Retries, check_protocol
+from sleeptrain.terminal import hide_credentials
 
-logger = log_printable(__name__)
 Result = TypeVar("Result")
 
 CHUNK = 2**20
@@ -37,25 +36,6 @@ OWN_FILE = re.compile(r"\.?[0-9a-f]{64}(\.partial-[0-9a-f]{8})?")
 # A file name with a list or a range in braces. Its characters have no special meaning in a shell or a URL.
 NAME_CHARACTERS = r"[\w.,@%+={}-]*"
 SLOT = re.compile(NAME_CHARACTERS + r"\{[\w-]*(?:\.\.|,)[\w.,-]*\}" + NAME_CHARACTERS)
-
-
-@dataclass(frozen=True)
-class Retries:
-    """Retries of a failing read. attempts: number of tries. first_wait: first pause in seconds, doubled each time."""
-
-    attempts: int = 6
-    first_wait: float = 0.5
-
-    def run(self, action: Callable[[], Result], what: str, errors: type[Exception]) -> Result:
-        """The result of `action`, which is retried after errors of type `errors`. Raises the last error."""
-        for attempt in range(self.attempts - 1):
-            try:
-                return action()
-            except errors as error:
-                wait = self.first_wait * 2**attempt
-                logger.warning("%s: %s; trying again in %g s", what, error or type(error).__name__, wait)
-                time.sleep(wait)
-        return action()
 
 
 @dataclass(frozen=True)
@@ -146,7 +126,7 @@ class RemoteFolder:
         self._limit = int(cache.gib * 2**30)
         self._retries = retries
         if not prefix.startswith(PIPE):
-            _check_protocol(prefix, hide)
+            check_protocol(prefix, hide)
         try:
             (self._folder / "locks").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -288,11 +268,3 @@ def _local(folder: Path, hide: Callable[[str], str]) -> LocalFolder:
     if not folder.is_dir():
         raise DataError(f"{hide(str(folder))}: no such folder of token shards; make it with tools/prepare.py")
     return LocalFolder(folder)
-
-
-def _check_protocol(url: str, hide: Callable[[str], str]) -> None:
-    protocol = url.split("://")[0]
-    try:
-        fsspec.get_filesystem_class(protocol)
-    except (ImportError, ValueError) as error:
-        raise DataError(f"{hide(url)}: fsspec cannot open {protocol}:// here ({error})") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from sleeptrain.doctor.finding import Case, Finding, failed, ok, skipped
 from sleeptrain.errors import ConfigError, os_reason
 from sleeptrain.files import write_whole
+from sleeptrain.remote import UrlPath, named_place
 from sleeptrain.terminal import hide_credentials
 
 GIB = 2**30
@@ -42,18 +43,21 @@ def check_space(case: Case) -> Finding:
     """Check the space for the checkpoints that the run keeps, and for one that it writes beside them."""
     if case.config is None:
         return skipped("no settings were given")
-    from sleeptrain.config.resolved import run_folder
+    from sleeptrain.checkpoint.folder import checkpoint_folder
     from sleeptrain.doctor.sizes import checkpoint_bytes, num_kept
     from sleeptrain.plan.layout import vocabulary
 
-    place, model = existing(root_of(case)), case.config.model
+    saved, model = checkpoint_folder(case.config), case.config.model
+    if isinstance(saved, UrlPath):
+        return skipped(f"the checkpoints are in an object store, {saved}")
+    place = existing(saved)
     try:
         model = replace(model, vocab_size=model.vocab_size or vocabulary(case.config))
     except ConfigError:
         return skipped("the data has no readable vocabulary")  # check_data reports the error
     config = replace(case.config, model=model)
     size, number = checkpoint_bytes(config), num_kept(config) + 1
-    there = sum(path.stat().st_size for path in (run_folder(case.config) / "checkpoints").rglob("*") if path.is_file())
+    there = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
     needed, free = max(size * number - there, 0), free_bytes(place)
     listed = f"{number} checkpoints of {size / GIB:.2f} GiB"
     details = {"free": free, "checkpoint": size, "checkpoints": number, "there": there}
@@ -71,9 +75,8 @@ def check_data(case: Case) -> Finding:
     if case.config is None:
         return skipped("no settings were given")
     from sleeptrain.checkpoint.find import named_checkpoint
-    from sleeptrain.checkpoint.folder import checkpoints
+    from sleeptrain.checkpoint.folder import checkpoint_folder, checkpoints
     from sleeptrain.checkpoint.vocabulary import check_start_tokenizer
-    from sleeptrain.config.resolved import run_folder
     from sleeptrain.data.source import build_source
     from sleeptrain.distributed.launch import find_device
     from sleeptrain.distributed.mesh import Mesh
@@ -88,8 +91,8 @@ def check_data(case: Case) -> Finding:
         tokenizer = build_source(replace(case.config.data, shards=shards)).tokenizer_hash
     if case.config.run.init_from:
         alone, run = World(Mesh.single(), find_device("cpu")), case.config.run
-        place = named_checkpoint(Path(run.init_from), alone, "run.init_from", run.allow_older)
-        if not checkpoints(run_folder(case.config) / "checkpoints"):  # a resumed run does not read init_from
+        place = named_checkpoint(named_place(run.init_from), alone, "run.init_from", run.allow_older)
+        if not checkpoints(checkpoint_folder(case.config)):  # a resumed run does not read init_from
             check_start_tokenizer(place, tokenizer, case.config.data.source, run.allow_changes)
         names.append(str(place))
     return ok(", ".join(names))

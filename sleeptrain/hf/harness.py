@@ -26,6 +26,7 @@ from sleeptrain.hf.load_for_inference import encode_prompt, open_model
 from sleeptrain.hf.model.cache import CACHE_NAME
 from sleeptrain.hf.model.text_options import text_options
 from sleeptrain.hf.request_options import generation_options, stop_strings
+from sleeptrain.remote import named_place
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -71,7 +72,7 @@ class Sleeping(TemplateLM):
         # The default of the harness's command line is cuda:0, also without a GPU.
         if device is None or (device == "cuda:0" and not torch.cuda.is_available()):
             device = "auto"
-        opened = open_model(Path(pretrained), path, device, dtype, allow_older)
+        opened = open_model(named_place(pretrained), path, device, dtype, allow_older)
         self.model: Any = opened[0]
         self._tokenizer = opened[1]
         self._sleep: dict[str, Any] = {"passes": passes, "window": window}

@@ -23,11 +23,12 @@ from sleeptrain.hf.convert.exporting import DTYPES, check_vocabulary
 from sleeptrain.hf.model.configuration import SleepPretrainedConfig
 from sleeptrain.hf.model.load import usable_device
 from sleeptrain.hf.model.modeling import SleepForCausalLM
+from sleeptrain.remote import Location
 from sleeptrain.sleep.curriculum import last_shape
 
 
 def open_model(
-    place: Path, tokenizer: Path | None = None, device: str = "auto", dtype: str = "auto", allow_older: bool = False
+    place: Location, tokenizer: Path | None = None, device: str = "auto", dtype: str = "auto", allow_older: bool = False
 ) -> tuple[SleepForCausalLM, Tokenizer]:
     """The model of a run (its newest checkpoint), a checkpoint, or a folder with `config.json`, and the tokenizer.
 
@@ -40,7 +41,7 @@ def open_model(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     where = usable_device(device, "device")
-    if (place / "config.json").is_file():
+    if isinstance(place, Path) and (place / "config.json").is_file():
         only = {"use_safetensors": True, "local_files_only": True}
         model = SleepForCausalLM.from_pretrained(place, dtype=DTYPES.get(dtype, "auto"), **only)
         tokenizer_path = tokenizer or place
@@ -57,14 +58,14 @@ def open_model(
     return model.eval(), opened
 
 
-def _run_tokenizer(place: Path, checkpoint: Path) -> Path:
+def _run_tokenizer(place: Location, checkpoint: Location) -> Path:
     data = load_resolved(checkpoint / CONFIG).data
     if data.source != "shards":
         raise DataError(f"{place} was trained on data.source={data.source}, which has no tokenizer: name one")
     return Path(data.shards.tokenizer)
 
 
-def _model_of_checkpoint(checkpoint: Path) -> SleepForCausalLM:
+def _model_of_checkpoint(checkpoint: Location) -> SleepForCausalLM:
     config, files = load_resolved(checkpoint / CONFIG), TensorFiles(checkpoint)
     with torch.device("meta"):
         sleep = sleep_settings(config.sleep, last_shape(config, read_state(checkpoint)))

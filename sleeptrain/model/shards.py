@@ -42,6 +42,18 @@ class Sharding:
         parts = [piece.chunk(size, self.dim)[rank] for piece in whole.split(self._pieces(size), self.dim)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, self.dim)
 
+    def ranges(self, rank: int, size: int) -> list[tuple[int, int]]:
+        """The indices [start, stop) along dim that one of `size` ranks holds, in the order of its shard.
+
+        Rows of padding, which come last in a shard, are in none of them.
+        """
+        found, before = list[tuple[int, int]](), 0
+        for piece, padded in zip(self.pieces, self._pieces(size), strict=True):
+            start, stop = rank * padded // size, (rank + 1) * padded // size
+            found.append((before + min(start, piece), before + min(stop, piece)))
+            before += piece
+        return found
+
     def join(self, shards: Sequence[torch.Tensor]) -> torch.Tensor:
         """The whole tensor, from the shards of all ranks in order. Raises ValueError if replicas or shapes differ."""
         if self.dim is None:

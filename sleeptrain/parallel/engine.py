@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import torch
 
+from sleeptrain.checkpoint.place import Tensors
 from sleeptrain.checkpoint.read import SavedTensors
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, Batch
@@ -257,11 +258,9 @@ class DistributedEngine:
             self._run_schedule(forwards, [micro_batch], lambda _, r: self._progress.at(r))
         return micro_batch.losses
 
-    def local_tensors(self, carried: FastWeights | None) -> dict[str, torch.Tensor]:
-        stage = self._zero.stage.group
-        return local_tensors(self._zero) | own_carried(
-            carried, self._world.mesh, self._sharding, stage, self._world.device
-        )
+    def local_tensors(self, carried: FastWeights | None) -> Tensors:
+        memory = own_carried(carried, self._world.mesh, self._sharding, self._world.device)
+        return local_tensors(self._zero) | memory
 
     def load(self, saved: SavedTensors) -> FastWeights | None:
         load(self._zero, saved)

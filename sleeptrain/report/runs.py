@@ -10,11 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sleeptrain.checkpoint.folder import checkpoints, find_damage, read_state
+from sleeptrain.checkpoint.folder import checkpoints, checkpoints_of, find_damage, read_state
 from sleeptrain.config import load_resolved
 from sleeptrain.config.schema import Config
 from sleeptrain.config.validate import validate
 from sleeptrain.errors import ConfigError, DataError, UserError
+from sleeptrain.remote import Location, UrlPath
 from sleeptrain.report.records import Records, collect
 from sleeptrain.train.logging.metrics import MetricsStream, Record
 from sleeptrain.train.logging.record_schema import faults
@@ -78,6 +79,8 @@ class ReadRun:
             notes.append(f"its newest checkpoint, {self.newest[0].name}, is damaged: {damage}")
         if (self.folder / "changes.jsonl").exists():
             notes.append("settings were changed during the run (changes.jsonl); the last ones are shown")
+        if isinstance(place := checkpoints_of(self.folder), UrlPath):
+            notes.append(f"its checkpoints are in {place}, which was not asked for them")
         return notes
 
     @property
@@ -86,9 +89,13 @@ class ReadRun:
         return list(dict.fromkeys(record["attempt"]["code"] for record in self.records.attempts))
 
     @cached_property
-    def newest(self) -> tuple[Path, str | None] | None:
-        """(newest checkpoint, its damage or None); None without a checkpoint. Tensors are not read."""
-        saved = checkpoints(self.folder / "checkpoints")
+    def newest(self) -> tuple[Location, str | None] | None:
+        """(newest checkpoint, its damage or None); None without a checkpoint, or if they are in an object store.
+
+        Tensors are not read.
+        """
+        place = checkpoints_of(self.folder)
+        saved = [] if isinstance(place, UrlPath) else checkpoints(place)
         try:
             return (saved[-1], find_damage(saved[-1], tensors=False)) if saved else None
         except DataError as error:

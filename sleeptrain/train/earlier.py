@@ -8,13 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sleeptrain.checkpoint.find import Found, NoneWhole, newest_whole
-from sleeptrain.checkpoint.folder import CONFIG, LATEST, checkpoints, point_to, set_aside, step_folder, step_of
+from sleeptrain.checkpoint.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    LATEST,
+    checkpoints,
+    point_to,
+    set_aside,
+    step_folder,
+    step_of,
+)
 from sleeptrain.config import load_resolved
 from sleeptrain.config.changes import check_same_run
 from sleeptrain.config.schema import Config
 from sleeptrain.distributed.world import World
 from sleeptrain.errors import ConfigError
 from sleeptrain.files import beside, sync
+from sleeptrain.remote import Location
 from sleeptrain.train import changes
 from sleeptrain.train.logging.metrics import METRICS, MetricsStream
 from sleeptrain.train.status import FILE as STATUS
@@ -22,7 +32,7 @@ from sleeptrain.train.status import State, read_status
 
 EARLIER = "earlier"
 # The files of a run in its folder. The metrics file is moved last: until then it shows that there are files to move.
-RUN_FILES = (CONFIG, changes.FILE, "wandb", "stacks", "checkpoints", STATUS, METRICS)
+RUN_FILES = (CONFIG, changes.FILE, "wandb", "stacks", CHECKPOINTS, STATUS, METRICS)
 
 # The most digits of a step number in the file `latest`.
 DIGITS = 18
@@ -37,19 +47,19 @@ class Start:
     over: True if the run begins anew although it has made steps.
     """
 
-    whole: Path | None
-    damaged: dict[Path, str]
+    whole: Location | None
+    damaged: dict[Location, str]
     over: bool
 
 
-def find_start(folder: Path, world: World, start_over: bool) -> Start:
-    """Find where the run starts. All processes call it together.
+def find_start(folder: Path, saved: Location, world: World, start_over: bool) -> Start:
+    """Find where the run starts. All processes call it together. saved: the folder of its checkpoints.
 
     Unless `start_over` is set, raises ConfigError if there is no checkpoint although the records have steps, and
     NoneWhole if all checkpoints are damaged.
     """
     try:
-        newest, is_lost = newest_whole(folder / "checkpoints", world), False
+        newest, is_lost = newest_whole(saved, world), False
     except NoneWhole:
         if not start_over:
             raise
@@ -61,8 +71,8 @@ def find_start(folder: Path, world: World, start_over: bool) -> Start:
         step = last_step(folder)
         if step and not start_over:
             raise ConfigError(
-                f"{folder} has records up to step {step}, and no checkpoint to go on from: bring back {folder}/"
-                "checkpoints, choose another run.name, or add run.start_over=true, which moves the run's files to "
+                f"{folder} has records up to step {step}, and no checkpoint to go on from: bring back {saved}, "
+                "choose another run.name, or add run.start_over=true, which moves the run's files to "
                 f"{folder}/{EARLIER}"
             )
         return is_lost or step > 0
@@ -70,7 +80,7 @@ def find_start(folder: Path, world: World, start_over: bool) -> Start:
     return Start(newest.whole, newest.damaged, world.all_or_raise(check)[0])
 
 
-def settings_of(folder: Path, checkpoint: Path, config: Config) -> Config:
+def settings_of(folder: Path, checkpoint: Location, config: Config) -> Config:
     """The newest settings of the run, from its folder or, if they are missing there, from its checkpoint.
 
     Raises ConfigError if the checkpoint is of another run.
@@ -81,17 +91,19 @@ def settings_of(folder: Path, checkpoint: Path, config: Config) -> Config:
     return load_resolved(path) if path.exists() else saved
 
 
-def keep(folder: Path, start: Start, step: int, attempt: int) -> list[str]:
+def keep(folder: Path, saved: Location, start: Start, step: int, attempt: int) -> list[str]:
     """Keep the files that an attempt starting at `step` would drop, and return lines that report it.
 
     If the run starts over, all its files are moved. Damaged checkpoints are set aside. If there were checkpoints newer
-    than `step`, the records are copied, since the attempt drops those of many steps.
+    than `step`, the records are copied, since the attempt drops those of many steps. saved: as in `find_start`.
     """
     if start.over:
+        for path in checkpoints(saved) if saved != folder / CHECKPOINTS else ():
+            set_aside(path)
         return [f"starts over; the earlier files of the run are kept in {_move_all(folder)}"]
     if start.whole is None:
         return []
-    lines, newest, records = list[str](), _newest_checkpoint_step(folder), folder / METRICS
+    lines, newest, records = list[str](), _newest_checkpoint_step(folder, saved), folder / METRICS
     if newest > step and records.exists():
         copy = _copy(records, folder / f"metrics-before-attempt-{attempt}.jsonl")
         lines.append(f"the records until now are kept in {copy.name}: those of later steps than {step} are made anew")
@@ -100,7 +112,7 @@ def keep(folder: Path, start: Start, step: int, attempt: int) -> list[str]:
     if newest > step:
         lines += [] if start.damaged else [f"the checkpoint of step {newest} is gone"]
         lines.append(f"going on from the checkpoint of step {step}")
-        point_to(step_folder(folder / "checkpoints", step))
+        point_to(step_folder(saved, step), folder / CHECKPOINTS)
     if step and not records.exists():
         lines.append(f"{records} is gone: there are no records of the first {step} steps")
     return lines
@@ -125,13 +137,13 @@ def _move_all(folder: Path) -> Path:
     return target
 
 
-def _newest_checkpoint_step(folder: Path) -> int:
+def _newest_checkpoint_step(folder: Path, saved: Location) -> int:
     """The step of the newest checkpoint that the run has had, whether it is still there or not; 0 if there is none."""
     steps, status = [0], read_status(folder)
-    steps += [step_of(path) for path in checkpoints(folder / "checkpoints")]
+    steps += [step_of(path) for path in checkpoints(saved)]
     if status and status["state"] == State.FINISHED:
         steps.append(status["step"])
-    latest = folder / "checkpoints" / LATEST
+    latest = folder / CHECKPOINTS / LATEST
     name = latest.read_text(errors="replace").strip().removeprefix("step-") if latest.is_file() else ""
     return max([*steps, int(name) if name.isdecimal() and len(name) <= DIGITS else 0])
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Protocol
 
 import torch
 
 from sleeptrain.checkpoint.fit import CARRIED, OPTIMIZER, WEIGHTS
+from sleeptrain.checkpoint.place import Tensors
 from sleeptrain.checkpoint.read import SavedTensors
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import Batch
@@ -75,8 +75,8 @@ class Engine(Protocol):
         It is empty in processes without the model's last layer.
         """
 
-    def local_tensors(self, carried: FastWeights | None) -> dict[str, torch.Tensor]:
-        """This process's share of a checkpoint: full tensors by name, as copies on the CPU that no step changes."""
+    def local_tensors(self, carried: FastWeights | None) -> Tensors:
+        """This process's share of a checkpoint, by name: views of its tensors, which the next step changes."""
 
     def load(self, saved: SavedTensors) -> FastWeights | None:
         """Load weights and optimizer state that fit (`check_resume`). A parameter without steps has no state.
@@ -136,33 +136,33 @@ class LocalEngine:
         with in_precision(self._config.train, self.model):
             return run_rounds(self.model, batch, rounds, state, settings, read_logits)[0]
 
-    def local_tensors(self, carried: FastWeights | None) -> dict[str, torch.Tensor]:
-        tensors = {WEIGHTS + name: p.detach().to("cpu", copy=True) for name, p in self.model.named_parameters()}
+    def local_tensors(self, carried: FastWeights | None) -> Tensors:
+        tensors = {WEIGHTS + name: p.detach() for name, p in self.model.named_parameters()}
         for kind, parameters in self.optim.state_dict().items():
             for name, state in parameters.items():
-                tensors |= {f"{OPTIMIZER}{kind}/{name}/{key}": t.to("cpu", copy=True) for key, t in state.items()}
+                tensors |= {f"{OPTIMIZER}{kind}/{name}/{key}": tensor for key, tensor in state.items()}
         if carried is not None:
-            tensors |= {CARRIED + name: tensor.cpu() for name, tensor in carried.to_state_dict().items()}
+            tensors |= {CARRIED + name: tensor for name, tensor in carried.to_state_dict().items()}
         return tensors
 
     def load(self, saved: SavedTensors) -> FastWeights | None:
         optim: dict[str, dict[str, dict[str, torch.Tensor]]]
         optim = {kind: {name: {} for name in names} for kind, names in self.optim.state_dict().items()}
         carried: dict[str, torch.Tensor] = {}
-
-        def take(path: str, tensor: torch.Tensor) -> None:
-            kind, *names = path.removeprefix(OPTIMIZER).split("/")
-            target = carried if path.startswith(CARRIED) else optim[kind][names[0]]
-            target[path.removeprefix(CARRIED) if target is carried else names[1]] = tensor.to(self.model.device)
-
         self.load_weights(saved)
-        saved.read({path: partial(take, path) for path in saved.forms if path.startswith((OPTIMIZER, CARRIED))})
+        for path in saved.forms:
+            if path.startswith(OPTIMIZER):
+                kind, name, key = path.removeprefix(OPTIMIZER).split("/")
+                optim[kind][name][key] = saved.tensor(path).to(self.model.device)
+            elif path.startswith(CARRIED):
+                carried[path.removeprefix(CARRIED)] = saved.tensor(path).to(self.model.device)
         self.optim.load_state_dict(optim)
         return FastWeights.from_state_dict(carried, self.model.num_layers) if carried else None
 
     def load_weights(self, saved: SavedTensors) -> None:
-        weights = {WEIGHTS + name: p.detach() for name, p in self.model.named_parameters()}
-        saved.read({path: weight.copy_ for path, weight in weights.items() if path in saved.forms})
+        for name, parameter in self.model.named_parameters():
+            if WEIGHTS + name in saved.forms:
+                parameter.detach().copy_(saved.tensor(WEIGHTS + name))
 
 
 def build_engine(config: Config, world: World, progress: Progress) -> Engine:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+
+import torch
 
 from sleeptrain.checkpoint.compatibility import check_compatible
 from sleeptrain.checkpoint.find import named_checkpoint
 from sleeptrain.checkpoint.fit import WEIGHTS, check_start
 from sleeptrain.checkpoint.folder import CONFIG
-from sleeptrain.checkpoint.read import SavedTensors, Take, TensorFiles
+from sleeptrain.checkpoint.place import Place
+from sleeptrain.checkpoint.read import SavedTensors, TensorFiles
 from sleeptrain.checkpoint.vocabulary import check_start_tokenizer
 from sleeptrain.config import load_resolved
 from sleeptrain.config.schema import Config
 from sleeptrain.distributed.world import World
+from sleeptrain.remote import named_place
 from sleeptrain.train.engine import Engine
 
 
@@ -27,18 +30,20 @@ def start_from(config: Config, engine: Engine, world: World, tokenizer: str | No
     its other parameters are not those of the model. Raises ConfigError if the tokenizer or a setting that changes the
     meaning of the weights differs and is not in `run.allow_changes`.
     """
-    place = named_checkpoint(Path(config.run.init_from), world, "run.init_from", config.run.allow_older)
+    place = named_checkpoint(named_place(config.run.init_from), world, "run.init_from", config.run.allow_older)
 
-    def take() -> None:
-        inserted = config.run.init_inserted
-        files = Renumbered(TensorFiles(place), inserted, len(config.model.layers)) if inserted else TensorFiles(place)
+    saved, inserted = TensorFiles(place, world), config.run.init_inserted
+    files = Renumbered(saved, inserted, len(config.model.layers)) if inserted else saved
+
+    def check() -> None:
         new = [*config.run.init_new, *(f"blocks.{block}.*" for block in inserted)]
         check_start(files.forms, config.model, new, config.run.init_dropped)
         check_compatible(load_resolved(place / CONFIG).model, config.model, inserted, config.run.allow_changes)
         check_start_tokenizer(place, tokenizer, config.data.source, config.run.allow_changes)
-        engine.load_weights(files)
 
-    world.all_or_raise(take)
+    # First all that may fail in one process alone, since processes wait for each other while the engine loads.
+    world.all_or_raise(check)
+    world.all_or_raise(lambda: engine.load_weights(files))
 
 
 class Renumbered:
@@ -53,8 +58,11 @@ class Renumbered:
         self._saved_names = {_renumber(name, numbers): name for name in saved.forms}
         self.forms = {name: saved.forms[saved_name] for name, saved_name in self._saved_names.items()}
 
-    def read(self, takes: Mapping[str, Take]) -> None:
-        self._saved.read({self._saved_names[name]: take for name, take in takes.items()})
+    def tensor(self, name: str) -> torch.Tensor:
+        return self._saved.tensor(self._saved_names[name])
+
+    def elements(self, name: str, place: Place) -> torch.Tensor:
+        return self._saved.elements(self._saved_names[name], place)
 
 
 def _renumber(name: str, numbers: Sequence[int]) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from sleeptrain.checkpoint.commit import remove_unfinished
+from sleeptrain.checkpoint.folder import checkpoint_folder
 from sleeptrain.config.changes import check_changes
 from sleeptrain.config.resolved import run_folder, save_resolved, shareable
 from sleeptrain.config.schema import Config
@@ -19,6 +21,7 @@ from sleeptrain.data.source import Source, build_source
 from sleeptrain.distributed.world import World
 from sleeptrain.errors import naming
 from sleeptrain.files import remove_leftovers
+from sleeptrain.remote import Location
 from sleeptrain.train.attempt import Attempt, this_attempt
 from sleeptrain.train.changes import keep_changes
 from sleeptrain.train.earlier import Start, find_start, keep, settings_of
@@ -30,7 +33,7 @@ from sleeptrain.train.logging.wandb_log import WandbLogger
 from sleeptrain.train.recompute import recompute_stages
 from sleeptrain.train.restore import Restored, restore
 from sleeptrain.train.run_log import MainRunLog, RunLog
-from sleeptrain.train.run_state import CHECKPOINTS, Run
+from sleeptrain.train.run_state import Run
 from sleeptrain.train.status import Status
 from sleeptrain.train.stopping import Stopping
 from sleeptrain.watch.progress import Progress
@@ -56,7 +59,7 @@ def open_run(config: Config, world: World, progress: Progress, stopping: Stoppin
     folder = run_folder(config)
     if not all(world.all_or_raise(lambda: _take_lease(config, world, stopping, status))):
         return None
-    start = find_start(folder, world, config.run.start_over)
+    start = find_start(folder, checkpoint_folder(config), world, config.run.start_over)
     restored, changes = Restored(), list[str]()
     if start.whole is not None:
         restored, changes = _resume(config, world, engine, source, start.whole)
@@ -93,20 +96,14 @@ def _last_attempt(folder: Path, world: World, status: Status) -> int:
 
 
 def _resume(
-    config: Config, world: World, engine: Engine, source: Source, checkpoint: Path
+    config: Config, world: World, engine: Engine, source: Source, checkpoint: Location
 ) -> tuple[Restored, list[str]]:
     """Restore a checkpoint; also return the changed settings as lines. If one process cannot read it, all raise."""
-    restored: list[Restored] = []
-
-    def read() -> list[str]:
-        folder = run_folder(config)
-        changes = check_changes(settings_of(folder, checkpoint, config), config, str(folder))
-        restored.append(restore(checkpoint, engine, config.model))
-        source.load_state_dict(restored[0].data)
-        return changes
-
-    changes = world.all_or_raise(read)[0]
-    return restored[0], changes
+    folder = run_folder(config)
+    changes = world.all_or_raise(lambda: check_changes(settings_of(folder, checkpoint, config), config, str(folder)))[0]
+    restored = restore(checkpoint, engine, config.model, world)
+    world.all_or_raise(lambda: source.load_state_dict(restored.data))
+    return restored, changes
 
 
 def _open_log(
@@ -135,9 +132,10 @@ def _open_main_log(
     folder = run_folder(config)
     with naming(f"run.root={config.run.root}: the run folder cannot be written"):
         status.lease.check()
-        for inside in (folder, folder / CHECKPOINTS):
-            remove_leftovers(inside)
-        lines = keep(folder, start, restored.step, attempt.number)
+        saved = checkpoint_folder(config)
+        remove_leftovers(folder)
+        remove_unfinished(saved)
+        lines = keep(folder, saved, start, restored.step, attempt.number)
         progress_line = ProgressLine(config.train.tokens)
         metrics = MetricsFile(folder / METRICS)
         metrics.truncate_after(restored.step, restored.rollbacks.total)

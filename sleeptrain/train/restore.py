@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +13,10 @@ from sleeptrain.checkpoint.folder import read_state
 from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.checkpoint.state_schema import OF_A_RUN
 from sleeptrain.config.schema import ModelConfig
+from sleeptrain.distributed.world import World
 from sleeptrain.health.rollbacks import Rollbacks
 from sleeptrain.model.state import FastWeights
+from sleeptrain.remote import Location
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.train.engine import Engine
 
@@ -39,7 +40,7 @@ class Restored:
     wandb_id: the id of the wandb run; None if wandb never ran.
     """
 
-    checkpoint: Path | None = None
+    checkpoint: Location | None = None
     step: int = 0
     tokens: int = 0
     samples: int = 0
@@ -54,15 +55,22 @@ class Restored:
     wandb_id: str | None = None
 
 
-def restore(checkpoint: Path, engine: Engine, config: ModelConfig) -> Restored:
+def restore(checkpoint: Location, engine: Engine, config: ModelConfig, world: World) -> Restored:
     """Read a whole checkpoint: load the engine and the state of torch's generator, and return the rest.
 
-    Each process reads by itself. Raises DataError if the tensors do not fit the model.
+    All processes call it together. If one fails, all raise; DataError if the tensors do not fit the model.
     """
-    saved, files = read_state(checkpoint, OF_A_RUN), TensorFiles(checkpoint)
-    check_resume(files.forms, config)
-    carried = engine.load(files)
-    files.read({RNG: torch.set_rng_state})
+    files = TensorFiles(checkpoint, world)
+    saved, carried = dict[str, Any](), list[FastWeights | None]()
+
+    def check() -> None:
+        saved.update(read_state(checkpoint, OF_A_RUN))
+        check_resume(files.forms, config)
+        torch.set_rng_state(files.tensor(RNG))
+
+    # First all that may fail in one process alone, since processes wait for each other while the engine loads.
+    world.all_or_raise(check)
+    world.all_or_raise(lambda: carried.append(engine.load(files)))
     return Restored(
         checkpoint=checkpoint,
         step=saved["step"],
@@ -71,7 +79,7 @@ def restore(checkpoint: Path, engine: Engine, config: ModelConfig) -> Restored:
         skipped=saved["skipped"],
         flops=saved.get("flops"),
         shape=StepShape(**saved["shape"]) if saved["shape"] else None,
-        carried=carried,
+        carried=carried[0],
         owes_evaluation=saved["owes_evaluation"],
         rollbacks=Rollbacks(**saved["rollbacks"]),
         spikes=saved["spikes"],

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sleeptrain.checkpoint.find import newest_whole
-from sleeptrain.checkpoint.folder import CONFIG, STATE
+from sleeptrain.checkpoint.folder import CHECKPOINTS, CONFIG, STATE, checkpoint_folder
 from sleeptrain.checkpoint.keep import remove_after
 from sleeptrain.checkpoint.saver import Saver
 from sleeptrain.checkpoint.vocabulary import TOKENIZER
@@ -37,8 +37,6 @@ from sleeptrain.train.run_log import RunLog
 from sleeptrain.train.status import Status
 from sleeptrain.train.stopping import Stopping
 from sleeptrain.watch.progress import Phase, Progress
-
-CHECKPOINTS = "checkpoints"
 
 
 class Run:
@@ -75,7 +73,9 @@ class Run:
         self.reading = shared_reading(source, world)
         self.folder = run_folder(config)
         self._resolved = resolved_yaml(config)
-        self.saver = Saver(self.folder / CHECKPOINTS, world, config.checkpoint, self.message, reach(config.health))
+        self.pointer = self.folder / CHECKPOINTS
+        saved, settings = checkpoint_folder(config), config.checkpoint
+        self.saver = Saver(saved, world, settings, self.message, reach(config.health), self.pointer)
         self.spikes = SpikeDetector(config.health.spike_factor, config.health.spike_window)
         self.rollbacks = restored.rollbacks
         self.owes_evaluation = restored.owes_evaluation
@@ -171,7 +171,7 @@ class Run:
         self.saver.make_way(self.step)
         if self.saver.newest != self.step:
             self._keep_lease()
-            tensors = self.engine.local_tensors(self.carried)
+            tensors = dict(self.engine.local_tensors(self.carried))
             documents = {STATE: json.dumps(self._state(), indent=1).encode(), CONFIG: self._resolved}
             if self.world.is_main:
                 tensors[RNG] = torch.get_rng_state()
@@ -238,12 +238,12 @@ class Run:
         for path, damage in newest.damaged.items():
             self.message(f"{path.name} is damaged ({damage}); the one before is taken")
         checkpoint = newest.whole
-        self.world.all_or_raise(lambda: self._set_state(restore(checkpoint, self.engine, self.config.model)))
+        self._set_state(restore(checkpoint, self.engine, self.config.model, self.world))
         self.carried = None
         self.rollbacks.taken_back(bad_step, self.step)
         if self.world.is_main:
             self.lease.check()
-            remove_after(self.saver.folder, self.step)
+            remove_after(self.saver.folder, self.step, self.pointer)
             self.records.truncate_after(self.step, self.rollbacks.total)
         self.log({"rollback": {"number": self.rollbacks.total, "bad_step": bad_step, "why": why}})
         self.message(f"rollback {self.rollbacks.total}: {why}; going on from step {self.step} with later data")

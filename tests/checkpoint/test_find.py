@@ -48,7 +48,7 @@ def test_another_format_is_refused_not_taken_for_damage(tmp_path: Path) -> None:
     save(tmp_path, 3)
     manifest = tmp_path / "step-00000003" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
-    with pytest.raises(DataError, match="has format 99, this version of sleeptrain reads 2"):
+    with pytest.raises(DataError, match="has format 99, this version of sleeptrain reads 2 and 3"):
         newest_whole(tmp_path, alone())
 
 

@@ -14,7 +14,7 @@ from sleeptrain.checkpoint.folder import checkpoints, find_damage, set_aside
 from tests.checkpoint.worlds import all_or_raise, alone, save
 from tests.parallel.processes import run_ranks
 
-SHARD = "shard-00001-model-00001-of-00001.safetensors"
+SHARD = "shard-00001.safetensors"
 
 
 def flip(path: Path, at: float) -> None:

@@ -18,7 +18,7 @@ from sleeptrain.errors import CheckpointError, DataError
 from sleeptrain.train import trainer
 from sleeptrain.train.logging.metrics import read_metrics
 from sleeptrain.train.run_state import Run
-from tests.checkpoint.contents import contents
+from tests.checkpoint.contents import contents, of_shares
 from tests.checkpoint.test_folder import SHARD, flip
 from tests.checkpoint.test_write import files_of_at_most
 from tests.train.test_trainer import records, run, settings
@@ -43,11 +43,11 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, first: int, last: int) -> None:
     """The disk has no room for the tensors of steps `first` to `last`."""
     plain = write_module._write_tensors
 
-    def fail(folder: Path, *args: object) -> None:
+    def fail(folder: Path, *args: object) -> object:
         if first <= int(folder.name.split("-")[1].split(".")[0]) <= last:
             with files_of_at_most(500):
                 plain(folder, *args)  # type: ignore[arg-type]
-        plain(folder, *args)  # type: ignore[arg-type]
+        return plain(folder, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(write_module, "_write_tensors", fail)
     at_step(monkeypatch, {step: lambda made: made.saver.wait() for step in range(first + 1, last + 2)})
@@ -59,7 +59,7 @@ def test_training_goes_on_after_a_save_that_fails_and_the_next_is_tried(
     run(tmp_path / "whole")
     full_disk(monkeypatch, 5, 7)
     run(tmp_path / "full")
-    assert "ALARM: the checkpoint of step 6 was not written (process 0: [Errno 27] File too large" in (
+    assert "ALARM: the checkpoint of step 6 was not written ([Errno 27] File too large" in (
         output := capsys.readouterr().err
     )
     assert "the newest on disk is that of step 3" in output
@@ -77,7 +77,7 @@ def test_a_last_save_that_fails_is_an_error(
         full_disk(patch, 11, 12)
         assert main(["train", *settings(tmp_path)]) == 1
     output = capsys.readouterr().err
-    assert output.splitlines()[-1].startswith("sleeptrain: the last checkpoint was not written (process 0: [Errno 27]")
+    assert output.splitlines()[-1].startswith("sleeptrain: the last checkpoint was not written ([Errno 27]")
     assert "goes on from step 9" in output and "Traceback" not in output
     assert steps_on_disk(tmp_path) == [6, 9] and not list((tmp_path / "r" / "checkpoints").glob(".*"))
     run(tmp_path)
@@ -90,11 +90,11 @@ def test_the_next_step_does_not_change_tensors_being_written(tmp_path: Path, mon
     copies: dict[str, torch.Tensor] = {}
 
     def keep(made: Run) -> None:
-        saving.update(made.engine.local_tensors(made.carried))
+        saving.update(of_shares([made.saver._snapshot.take(made.engine.local_tensors(made.carried))]))
         copies.update({name: tensor.clone() for name, tensor in saving.items()})
 
     def compare(made: Run) -> None:
-        now = made.engine.local_tensors(made.carried)
+        now = of_shares([made.engine.local_tensors(made.carried)])
         assert any(not torch.equal(now[name], copies[name]) for name in copies), "the step has changed something"
         assert all(torch.equal(saving[name], copies[name]) for name in copies)
 

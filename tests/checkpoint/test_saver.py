@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from sleeptrain.checkpoint import saver as saver_module
 from sleeptrain.checkpoint.folder import checkpoints
+from sleeptrain.checkpoint.place import Tensors, placed
 from sleeptrain.checkpoint.saver import Saver
 from sleeptrain.config.schema import CheckpointConfig
 from sleeptrain.errors import CheckpointError
+from tests.checkpoint import contents
 from tests.checkpoint.worlds import DOCUMENTS, alone, nothing, some_tensors
 
 
@@ -132,17 +134,37 @@ def test_an_old_checkpoint_that_cannot_be_removed_is_reported_and_is_no_failure(
     assert case.on_disk() == [1, 2] and case.saver.failures == 0
 
 
-def test_the_tensors_are_freed_after_they_are_written(tmp_path: Path) -> None:
+def test_the_tensors_are_freed_after_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import gc
     import weakref
 
+    references: list[weakref.ref[torch.Tensor]] = []
+    plain = saver_module.write
+
+    def spy(target: Path, tensors: Tensors, *rest: Any) -> None:
+        references.extend(weakref.ref(placed(tensor).tensor) for tensor in tensors.values())
+        plain(target, tensors, *rest)
+
+    monkeypatch.setattr(saver_module, "write", spy)
     case = Case(tmp_path)
-    tensors = {"model/x": torch.zeros(10)}
-    reference = weakref.ref(tensors["model/x"])
-    case.saver.make_way(1)
-    case.saver.start(1, tensors, DOCUMENTS, nothing)
-    del tensors
+    case.save(1)
     assert case.saver._save is not None
     case.saver._save.join()
     gc.collect()
-    assert reference() is None and os.listdir(tmp_path)
+    assert len(references) == 7 and all(reference() is None for reference in references)
+
+
+def test_what_is_written_is_what_was_there_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_write, plain = threading.Event(), saver_module.write
+
+    def late(*args: Any) -> None:
+        assert may_write.wait(30)
+        plain(*args)
+
+    monkeypatch.setattr(saver_module, "write", late)
+    case, weight = Case(tmp_path), torch.ones(3)
+    case.saver.start(1, {"model/x": weight}, DOCUMENTS, nothing)
+    weight.fill_(2)
+    may_write.set()
+    case.saver.finish()
+    assert contents.tensors(tmp_path / "step-00000001")["model/x"].tolist() == [1, 1, 1]

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 import torch
 
 from sleeptrain.checkpoint.fit import WEIGHTS
-from sleeptrain.checkpoint.read import Form, Take
 from sleeptrain.checkpoint.weights import assign_weights
 from sleeptrain.errors import DataError
 from sleeptrain.model.hybrid import Hybrid
+from tests.checkpoint.contents import InMemory
 from tests.models import tiny_config
-
-
-class Saved:
-    """Tensors that stand for a checkpoint's files."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.tensors = tensors
-        self.forms = {name: Form(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-
-    def read(self, takes: Mapping[str, Take]) -> None:
-        for name, take in takes.items():
-            take(self.tensors[name])
 
 
 def trained() -> Hybrid:
@@ -41,7 +27,7 @@ def empty(model: Hybrid) -> Hybrid:
 def test_the_model_has_the_weights_bit_for_bit() -> None:
     model = trained()
     target = empty(model)
-    assign_weights(target, Saved({WEIGHTS + name: p.detach() for name, p in model.named_parameters()}))
+    assign_weights(target, InMemory({WEIGHTS + name: p.detach() for name, p in model.named_parameters()}))
     names = dict(model.named_parameters())
     assert {name for name, p in target.named_parameters() if torch.equal(p, names[name])} == set(names)
 
@@ -52,5 +38,5 @@ def test_weights_that_do_not_fit_are_refused() -> None:
     tensors.pop(f"{WEIGHTS}embedding.weight")
     target = empty(model)
     with pytest.raises(DataError, match="embedding"):
-        assign_weights(target, Saved(tensors))
+        assign_weights(target, InMemory(tensors))
     assert all(p.is_meta for p in target.parameters())

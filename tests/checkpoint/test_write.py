@@ -9,20 +9,23 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import safetensors.torch
 import torch
 
+from sleeptrain.checkpoint import commit as commit_module
 from sleeptrain.checkpoint import folder as folder_module
 from sleeptrain.checkpoint import write as write_module
 from sleeptrain.checkpoint.find import newest_whole
 from sleeptrain.checkpoint.folder import checkpoints, find_damage
+from sleeptrain.checkpoint.place import Tensors
+from sleeptrain.checkpoint.write import write
 from sleeptrain.errors import CheckpointError
 from sleeptrain.files import remove_leftovers
-from tests.checkpoint.contents import tensors
-from tests.checkpoint.worlds import all_or_raise, alone, save
+from tests.checkpoint.test_folder import SHARD
+from tests.checkpoint.worlds import DOCUMENTS, all_or_raise, alone, nothing, save
 from tests.parallel.processes import run_ranks
 
 
@@ -55,13 +58,32 @@ def test_processes_that_write_to_different_places_say_so(tmp_path: Path) -> None
     assert not checkpoints(tmp_path / "0") and not checkpoints(tmp_path / "1")
 
 
-def test_files_are_bounded_since_each_is_built_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_module, "FILE_BYTES", 9_000)
-    written = save(tmp_path, 3)
-    sizes = [path.stat().st_size for path in (tmp_path / "step-00000003").glob("*.safetensors")]
-    assert len(sizes) == 4 and max(sizes) < 10_000
-    found = tensors(tmp_path / "step-00000003")
-    assert all(torch.equal(found[name], tensor) for name, tensor in written.items())
+def test_a_process_with_nothing_to_write_makes_no_file(tmp_path: Path) -> None:
+    def run() -> None:
+        world = all_or_raise()
+        tensors = {"model/x": torch.ones(3)} if world.rank == 0 else {}
+        write(tmp_path / "step-00000003", tensors, DOCUMENTS, world, nothing)
+
+    run_ranks(run, 2)
+    assert [path.name for path in (tmp_path / "step-00000003").glob("*.safetensors")] == [SHARD]
+    assert find_damage(tmp_path / "step-00000003") is None
+
+
+def test_the_checksum_is_made_of_what_is_written_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that changes what it stores is found out."""
+    plain = write_module.write_tensors
+
+    def write_and_flip(file: BinaryIO, tensors: Tensors) -> object:
+        entry = plain(file, tensors)
+        file.seek(-1, os.SEEK_END)
+        file.write(b"?")
+        return entry
+
+    monkeypatch.setattr(write_module, "write_tensors", write_and_flip)
+    save(tmp_path, 3)
+    assert f"the checksum of {SHARD}" in str(find_damage(tmp_path / "step-00000003"))
 
 
 def test_a_damaged_checkpoint_of_the_same_step_gives_way(tmp_path: Path) -> None:
@@ -86,7 +108,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 @pytest.mark.parametrize("size", [30, 24_000])
 def test_a_full_disk_leaves_the_one_before_and_no_trace(tmp_path: Path, size: int) -> None:
     save(tmp_path, 1)
-    with files_of_at_most(size), pytest.raises(CheckpointError, match=r"process 0: .*File too large"):
+    with files_of_at_most(size), pytest.raises(CheckpointError, match=r"File too large"):
         save(tmp_path, 2)
     assert sorted(os.listdir(tmp_path)) == ["latest", "step-00000001"]
     assert newest_whole(tmp_path, alone()).whole == tmp_path / "step-00000001"
@@ -101,7 +123,7 @@ def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
         save(place, 1)
 
 
-FAULTS = [("tensors", 1), ("tensors", 0), ("checksums", 1), ("manifest", 0), ("rename", 0), ("records", 0)]
+FAULTS = [("tensors", 1), ("tensors", 0), ("manifest", 0), ("rename", 0), ("records", 0)]
 
 
 def break_at(fault: str, patch: pytest.MonkeyPatch) -> None:
@@ -110,13 +132,11 @@ def break_at(fault: str, patch: pytest.MonkeyPatch) -> None:
 
     match fault:
         case "tensors":
-            patch.setattr(safetensors.torch, "save", fail)
-        case "checksums":
-            patch.setattr(write_module, "entries", fail)
+            patch.setattr(write_module, "write_tensors", fail)
         case "manifest":
             patch.setattr(folder_module, "write_whole", fail)
         case "rename":
-            patch.setattr(folder_module, "set_in_place", fail)
+            patch.setattr(commit_module, "set_in_place", fail)
 
 
 @pytest.mark.parametrize(("fault", "rank"), FAULTS)
@@ -148,13 +168,12 @@ def test_all_processes_raise_the_error_of_one_and_nothing_is_committed(tmp_path:
 
 # The folder's state when the process is killed: (module, function, number of the call that would have come next).
 KILLED: dict[str, tuple[Any, str, int]] = {
-    "an empty file": (safetensors.torch, "save", 1),
+    "an empty file": (write_module, "write_tensors", 1),
     "an unsynced file": (os, "fsync", 1),
-    "no checksums": (write_module, "entries", 1),
     "no state": (folder_module, "write_whole", 1),
     "no config": (folder_module, "write_whole", 2),
     "no manifest": (folder_module, "write_whole", 3),
-    "no name": (folder_module, "set_in_place", 1),
+    "no name": (commit_module, "set_in_place", 1),
     "no pointer": (folder_module, "write_whole", 4),
 }
 

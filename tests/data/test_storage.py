@@ -85,23 +85,6 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Cache("/scratch/b").path == Path("/scratch/b")
 
 
-def test_waits_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr(time, "sleep", waits.append)
-    calls = []
-
-    def fail() -> None:
-        calls.append(1)
-        raise OSError("broken")
-
-    with pytest.raises(OSError, match="broken"):
-        Retries(attempts=4, first_wait=0.5).run(fail, "x", OSError)
-    assert (len(calls), waits) == (4, [0.5, 1.0, 2.0])
-    with pytest.raises(OSError, match="broken"):
-        Retries().run(fail, "x", ValueError)
-    assert len(calls) == 5
-
-
 # Object stores
 
 

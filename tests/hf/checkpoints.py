@@ -67,7 +67,5 @@ def save_half(folder: Path, model: Hybrid) -> None:
 
 def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The weights, by parameter."""
-    files, found = TensorFiles(checkpoint), dict[str, torch.Tensor]()
-    names = [name for name in files.forms if name.startswith("model/")]
-    files.read({name: lambda t, name=name: found.update({name.removeprefix("model/"): t}) for name in names})
-    return found
+    files = TensorFiles(checkpoint)
+    return {name.removeprefix("model/"): files.tensor(name) for name in files.forms if name.startswith("model/")}

@@ -70,9 +70,8 @@ def test_a_folder_becomes_a_checkpoint(model_type: str, tmp_path: Path):
     theirs = folder_of(model_type, tmp_path / "theirs")
     result = import_folder(tmp_path / "theirs", tmp_path / "ours")
     assert result.error < TOLERANCE and result.model_type == model_type
-    found: dict[str, torch.Tensor] = {}
     files = TensorFiles(tmp_path / "ours")
-    files.read({name: lambda t, name=name: found.update({name.removeprefix(WEIGHTS): t}) for name in files.forms})
+    found = {name.removeprefix(WEIGHTS): files.tensor(name) for name in files.forms}
     expected = dict(family_of(model_type).to_ours(result.config, theirs.state_dict().__getitem__))
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from sleeptrain.checkpoint.fit import CARRIED
+from sleeptrain.checkpoint.place import Placed
 from sleeptrain.data.batch import Part
 from sleeptrain.distributed.mesh import Axis, Mesh
 from sleeptrain.model.state import Boundary, FastWeights
 from sleeptrain.parallel.carried import load_carried, own_carried
 from sleeptrain.parallel.tensor.sharding import ModelSharding
-from tests.checkpoint.contents import InMemory
+from tests.checkpoint.contents import InMemory, of_shares
 from tests.parallel.cases import Case, random_state
 from tests.parallel.threads import run_threads
 
@@ -28,16 +30,15 @@ def memory() -> FastWeights:
     return random_state(CASE, 1)
 
 
-def owned(patch: pytest.MonkeyPatch, memory: FastWeights, carrying: tuple[int, ...]) -> list[dict[str, torch.Tensor]]:
-    """The tensors that each rank owns: two tensor ranks of two replicas of a row; only `carrying` have a memory."""
+def shares(patch: pytest.MonkeyPatch, memory: FastWeights, carrying: tuple[int, ...]) -> list[dict[str, Placed]]:
+    """The share of each rank: two tensor ranks of two replicas of a row; only `carrying` have a memory."""
 
-    def run(group: Any) -> dict[str, torch.Tensor]:
-        data, tensor = divmod(group.rank, 2)
-        mesh = Mesh(Axis(2, tensor), Axis(), Axis(2, data))
-        own = SHARDING.take_state(memory.rows(torch.tensor([data])), tensor) if data in carrying else None
-        return own_carried(own, mesh, SHARDING, group, CPU)
+    def run(group: Any, tensor: int) -> dict[str, Placed]:
+        mesh = Mesh(Axis(2, tensor), Axis(), Axis(2, group.rank, group))
+        own = SHARDING.take_state(memory.rows(torch.tensor([group.rank])), tensor) if group.rank in carrying else None
+        return own_carried(own, mesh, SHARDING, CPU)
 
-    return run_threads(patch, 4, run)
+    return [share for tensor in range(2) for share in run_threads(patch, 2, partial(run, tensor=tensor))]
 
 
 def named(state: FastWeights) -> dict[str, torch.Tensor]:
@@ -49,22 +50,22 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-def test_shares_are_joined_to_whole_tensors_of_one_owner_each(
+def test_each_rank_writes_its_rows_and_heads_and_a_share_of_what_others_hold_too(
     monkeypatch: pytest.MonkeyPatch, memory: FastWeights
 ) -> None:
-    parts = owned(monkeypatch, memory, (0, 1))
-    assert sum(map(len, parts)) == len(named(memory)) and sum(map(bool, parts)) == 3, "a layer has one owner"
-    assert_same({name: tensor for part in parts for name, tensor in part.items()}, named(memory))
+    parts = shares(monkeypatch, memory, (0, 1))
+    assert_same(of_shares(parts), named(memory))
+    numbers = [sum(tensor.numel() for tensor, _ in part.values()) for part in parts]
+    assert max(numbers) - min(numbers) <= len(parts[0])
 
 
 def test_a_replica_without_memory_has_empty_rows(monkeypatch: pytest.MonkeyPatch, memory: FastWeights) -> None:
-    parts = owned(monkeypatch, memory, (1,))
-    expected = memory.keep_rows(torch.tensor([False, True]))
-    assert_same({name: tensor for part in parts for name, tensor in part.items()}, named(expected))
+    parts = shares(monkeypatch, memory, (1,))
+    assert_same(of_shares(parts), named(memory.keep_rows(torch.tensor([False, True]))))
 
 
 def test_nothing_is_saved_where_nobody_carries(monkeypatch: pytest.MonkeyPatch, memory: FastWeights) -> None:
-    assert owned(monkeypatch, memory, ()) == [{}] * 4
+    assert shares(monkeypatch, memory, ()) == [{}] * 4
 
 
 @pytest.mark.parametrize(("data", "tensor"), [(0, 0), (0, 1), (1, 0), (1, 1)])

@@ -10,6 +10,7 @@ import torch
 
 from sleeptrain.checkpoint.fit import WEIGHTS
 from sleeptrain.checkpoint.folder import checkpoints
+from sleeptrain.checkpoint.place import Place
 from sleeptrain.config.compose import compose
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.train.init_from import Renumbered
@@ -69,9 +70,8 @@ def test_inserted_blocks_move_those_of_the_checkpoint_back() -> None:
     saved = InMemory({f"{WEIGHTS}blocks.{n}.w": torch.tensor([n]) for n in range(2)} | {"rng/torch": torch.zeros(1)})
     numbered = Renumbered(saved, inserted=[0, 2], num_blocks=4)
     assert sorted(numbered.forms) == [f"{WEIGHTS}blocks.1.w", f"{WEIGHTS}blocks.3.w", "rng/torch"]
-    read: list[int] = []
-    numbered.read({f"{WEIGHTS}blocks.3.w": lambda tensor: read.append(int(tensor))})
-    assert read == [1]
+    assert numbered.tensor(f"{WEIGHTS}blocks.3.w").tolist() == [1]
+    assert numbered.elements(f"{WEIGHTS}blocks.1.w", Place.whole((1,))).tolist() == [0]
 
 
 def test_an_extra_block_comes_after_the_model_where_it_is_refused() -> None:

@@ -15,6 +15,7 @@ from sleeptrain.train import restore as restore_module
 from sleeptrain.train.engine import LocalEngine
 from sleeptrain.train.restore import Restored, restore
 from sleeptrain.watch.progress import Progress
+from tests.checkpoint.worlds import alone
 from tests.configs import change
 from tests.train.opened import SHAPE, make_steps, open_in
 
@@ -41,7 +42,7 @@ def test_the_state_of_the_run_comes_back(saved: tuple[Path, Config]) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(8)
-    found = restore(path, engine, config.model)
+    found = restore(path, engine, config.model, alone())
     assert torch.equal(torch.rand(3), expected), "the generator goes on where it was"
     assert all(torch.equal(p, w) for p, w in zip(engine.model.parameters(), before, strict=True))
     assert (found.checkpoint, found.step, found.samples, found.skipped) == (path, 1, 8, 3)
@@ -55,7 +56,7 @@ def test_a_checkpoint_without_flops_is_restored(saved: tuple[Path, Config], monk
     path, config = saved
     state = {name: value for name, value in read_state(path).items() if name != "flops"}
     monkeypatch.setattr(restore_module, "read_state", lambda *_: state)
-    found = restore(path, LocalEngine(config, torch.device("cpu"), Progress()), config.model)
+    found = restore(path, LocalEngine(config, torch.device("cpu"), Progress()), config.model, alone())
     assert found.step == 1 and found.flops is None
 
 
@@ -64,7 +65,7 @@ def test_a_model_of_another_size_is_refused(saved: tuple[Path, Config]) -> None:
     layers = {"layers": ["attention", "gated_deltanet", "gated_deltanet"]}
     engine = LocalEngine(config, torch.device("cpu"), Progress())
     with pytest.raises(DataError, match=r"does not fit the model: .*missing"):
-        restore(path, engine, change(type(config.model)(**vars(config.model)), layers))
+        restore(path, engine, change(type(config.model)(**vars(config.model)), layers), alone())
 
 
 def test_a_new_run_begins_with_zeros() -> None:

@@ -21,6 +21,7 @@ import torch.multiprocessing as mp
 
 from benchmarks import Row
 from sleeptrain.checkpoint.find import newest_whole
+from sleeptrain.checkpoint.place import placed
 from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.config import Config
 from sleeptrain.config.compose import compose
@@ -134,7 +135,7 @@ def _measure(place: Path, size: int, rounds: int) -> dict[str, float]:
         for name, seconds in _round(run, place).items():
             least[name] = min(least.get(name, seconds), seconds)
     tensors = run.engine.local_tensors(run.carried)
-    num_bytes = world.sum(sum(tensor.nbytes for tensor in tensors.values()))[0]
+    num_bytes = world.sum(sum(placed(tensor).tensor.nbytes for tensor in tensors.values()))[0]
     run.close()
     status.lease.release()
     world.close()
@@ -152,12 +153,12 @@ def _round(run: Run, place: Path) -> dict[str, float]:
 
     seconds["without"] = _seconds(world, lambda: _steps(run, STEPS))
     seconds["with"] = _seconds(world, steps_beside_save)
-    tensors = run.engine.local_tensors(run.carried)
+    tensors = {name: placed(tensor).tensor.clone() for name, tensor in run.engine.local_tensors(run.carried).items()}
     seconds["torch.save"] = _seconds(world, lambda: _torch_save(tensors, place / f"plain-{world.rank}"))
     seconds["verify"] = _seconds(world, lambda: newest_whole(run.saver.folder, world))
     newest = newest_whole(run.saver.folder, world).whole
     assert newest is not None
-    seconds["read"] = _seconds(world, lambda: run.engine.load(TensorFiles(newest)))
+    seconds["read"] = _seconds(world, lambda: run.engine.load(TensorFiles(newest, world)))
     return seconds
 
 

@@ -45,6 +45,13 @@ class TrainConfig:
 
 @dataclass
 class CheckpointConfig:
+    folder: str = setting(
+        "",
+        "where [the checkpoints](checkpoints.md#in-an-object-store) are, in a folder named `run.name`; empty is "
+        "`checkpoints` in the run's folder",
+        allowed="a URL for fsspec, such as `s3://bucket/runs`; a folder",
+        on_resume="free",
+    )
     every: int = setting(
         200,
         "steps between checkpoints; 0 is only at the start, at the end and on a signal",

@@ -28,6 +28,7 @@ from sleeptrain.hf.convert.check import PASSES, WINDOWS, check
 from sleeptrain.hf.convert.tokenizer_export import find_tokenizers, write_tokenizer
 from sleeptrain.hf.convert.weight_files import SHARD_BYTES, write_weights
 from sleeptrain.hf.families import FAMILIES, Family, Read, expressing, family_of, stays_wide
+from sleeptrain.remote import Location
 from sleeptrain.sleep.curriculum import last_shape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,7 +53,7 @@ class Exported:
 
 
 def export(
-    place: Path,
+    place: Location,
     out: Path,
     model_type: str | None = None,
     dtype: str = "float32",

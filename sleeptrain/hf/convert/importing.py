@@ -16,7 +16,6 @@ from sleeptrain.checkpoint.fit import WEIGHTS
 from sleeptrain.checkpoint.folder import CONFIG, STATE, entries, write_manifest
 from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.checkpoint.vocabulary import TOKENIZER
-from sleeptrain.checkpoint.write import FILE_BYTES
 from sleeptrain.config import resolved_yaml
 from sleeptrain.config.schema import Config, ModelConfig, RunConfig, TrainConfig
 from sleeptrain.data.hf_tokenizer import TOKENIZER_JSON
@@ -32,6 +31,7 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.plain_files import named_file
 
 SHOWN = 40
+FILE_BYTES = 256 * 2**20  # each file is built in memory
 _HEAD = "lm_head.weight"
 
 
@@ -115,7 +115,7 @@ def write_checkpoint_weights(
     order = [name for mapping in family.mappings(config) for name in mapping.ours]
     sizes = {WEIGHTS + name: 4 * prod(shapes[name]) for name in order}
     ours = ((WEIGHTS + name, tensor.float()) for name, tensor in family.to_ours(config, files.read))
-    write_shards(target, sizes, ours, lambda n, count: f"shard-00001-model-{n:05d}-of-{count:05d}.safetensors", limit)
+    write_shards(target, sizes, ours, lambda n, _: f"shard-{n:05d}.safetensors", limit)
 
 
 def _copy_tokenizer(folder: Path, target: Path, config: ModelConfig) -> str | None:

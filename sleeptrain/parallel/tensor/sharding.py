@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import torch
 
+from sleeptrain.checkpoint.place import Slice
 from sleeptrain.config.mixers import with_mixer_settings
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.model.mixers.registry import block_spec, mixer_spec, mixer_specs
@@ -53,6 +54,36 @@ class ModelSharding:
             return self[name].join(shards)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+
+    def part(self, name: str, shape: Sequence[int], rank: int) -> Slice:
+        """The part of a whole parameter of this shape that a rank holds, without its padding."""
+        rule = self[name]
+        return Slice.cut(shape, None if rule.dim is None else {rule.dim: rule.ranges(rank, self.size)})
+
+    def state_part(self, name: str, shape: Sequence[int], rank: int) -> Slice:
+        """The part of a tensor of the whole memory that a rank holds: all rows. name: `<layer>.<field>`."""
+        layer, field = name.split(".")
+        if field == "S_BHKV":
+            heads = shape[1] // self.size
+            return Slice.cut(shape, {1: [(rank * heads, (rank + 1) * heads)]})
+        if field == "conv_BWD":
+            return Slice.cut(shape, {2: self._channels(self.config.layers[int(layer)]).ranges(rank, self.size)})
+        if field in ("k_BLGD", "v_BLGD"):
+            local = own_heads(self.config.attention.num_kv_heads, rank, self.size)
+            return Slice.cut(shape, {2: [(local.start, local.stop)]})
+        return Slice.cut(shape)
+
+    def state_shape(self, name: str, local: Sequence[int]) -> tuple[int, ...]:
+        """The shape of a tensor of the memory with all heads, from that of a rank's part."""
+        layer, field = name.split(".")
+        whole = list(local)
+        if field == "S_BHKV":
+            whole[1] *= self.size
+        elif field == "conv_BWD":
+            whole[2] = sum(mixer_spec(self.config, self.config.layers[int(layer)]).conv_pieces)
+        elif field in ("k_BLGD", "v_BLGD"):
+            whole[2] = self.config.attention.num_kv_heads
+        return tuple(whole)
 
     def take_state(self, whole: FastWeights, rank: int) -> FastWeights:
         """A rank's part of the memory: its heads of S, its retained keys and values, its convolution channels."""

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
+from sleeptrain.checkpoint.place import Slice
 from sleeptrain.optim.muon import Blocks
 
 
@@ -49,6 +50,9 @@ class Shards(Protocol):
 
     def take(self, name: str, whole: torch.Tensor, rank: int) -> torch.Tensor: ...
 
+    def part(self, name: str, shape: Sequence[int], rank: int) -> Slice:
+        """The part of a full parameter of this shape that a rank's shard holds, without padding at its end."""
+
 
 class Unsharded:
     """No tensor parallelism: the only shard is the full parameter."""
@@ -59,6 +63,9 @@ class Unsharded:
 
     def take(self, name: str, whole: torch.Tensor, rank: int) -> torch.Tensor:
         return whole
+
+    def part(self, name: str, shape: Sequence[int], rank: int) -> Slice:
+        return Slice.cut(shape)
 
 
 class LayoutError(RuntimeError):

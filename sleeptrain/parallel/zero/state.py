@@ -1,26 +1,28 @@
-"""Weights and optimizer state of a ZeRO engine as full tensors by name, so a checkpoint does not depend on the layout.
+"""Weights and optimizer state of a ZeRO engine in a checkpoint, which does not depend on the layout.
 
-They are read from the partitions of `FlatOptimizer`. DeepSpeed's `safe_get_full_*` would gather every tensor on every
-data rank, does not know tensor ranks, and does not work under ZeRO-0. Here only the owner of a tensor gathers it.
+Each process writes the fragments in its partitions of `FlatOptimizer` where they lie, each with its place in the full
+tensor. Elements that several processes hold are cut evenly over these. Nothing is gathered for it, while DeepSpeed's
+`safe_get_full_*` would gather every tensor on every data rank.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from sleeptrain.checkpoint.fit import OPTIMIZER, WEIGHTS
-from sleeptrain.checkpoint.read import SavedTensors, Take
-from sleeptrain.errors import DataError
+from sleeptrain.checkpoint.place import Place, Placed, Slice
+from sleeptrain.checkpoint.read import SavedTensors
+from sleeptrain.errors import DataError, DivergedError
 from sleeptrain.optim.optimizers import STATE
+from sleeptrain.parallel.share_reads import Wanted, share_reads
 from sleeptrain.parallel.zero.engine import ZeroEngine, check_wide
 from sleeptrain.parallel.zero.flat_optimizer import Partition, step_key
-from sleeptrain.parallel.zero.matrix_exchange import assign_owners
+from sleeptrain.parallel.zero.matrix_exchange import Fragment
 from sleeptrain.parallel.zero.partitions import local_shape, own_part, region
 
 
@@ -39,53 +41,77 @@ class _Item(NamedTuple):
     key: str | None
 
 
-def local_tensors(engine: ZeroEngine) -> dict[str, torch.Tensor]:
-    """This process's share of the stage's weights and optimizer state: full tensors on the CPU, by checkpoint name.
+def local_tensors(engine: ZeroEngine) -> dict[str, Placed]:
+    """This process's share of the stage's weights and optimizer state: views, by checkpoint name.
 
-    All processes of the stage call it together. Each tensor has one owner, and owners hold about equally many bytes;
-    during the gathering a process holds at most one more full tensor. Tied embeddings come from the first stage.
+    All processes of the stage call it together. Together they hold each element once, and about equally many bytes.
+    Tied embeddings come from the first stage. Raises DivergedError if tensor ranks differ in a parameter that they all
+    hold.
     """
-    items = [item for item in _items(engine) if not getattr(engine.parameters[item.name], "ds_pipe_replicated", False)]
+    _check_replicated(engine)
     tensor, data = engine.mesh.tensor, engine.mesh.data
-    sizes = {i.path: 1 if i.key == "step" else math.prod(engine.stage.whole[i.name]) for i in items}
-    owners = assign_owners(sizes, tensor.size * data.size)
-    owned: dict[str, torch.Tensor] = {}
-    for item in items:
-        owner = divmod(owners[item.path], tensor.size)
-        if item.key == "step":
-            full = _count(engine, item.partition.tensors[0], item.name) if owner == (data.rank, tensor.rank) else None
-        else:
-            full = _gather(engine, item, *owner)
-        if full is not None:
-            owned[item.path] = full.detach().to("cpu", copy=True)
-    return owned
+    held: dict[str, Placed] = {}
+    for index, item in enumerate(_items(engine)):
+        if getattr(engine.parameters[item.name], "ds_pipe_replicated", False):
+            continue
+        if item.key == "step":  # a single number, which all processes of the stage hold
+            if index % (tensor.size * data.size) == data.rank * tensor.size + tensor.rank:
+                held[item.path] = Placed(_count(engine, item.partition.tensors[0], item.name).detach(), Place.whole(()))
+            continue
+        part, tensors = _part(engine, item.name), _tensors(engine, item)
+        copies = _copies(engine, item.name)
+        for f in _fragments(item):
+            mine = fragment_place(part, f).share(*copies)
+            if mine.numel:
+                start = mine.start - f.start
+                held[item.path] = Placed(region(tensors, f)[start : start + mine.numel], mine)
+    return held
+
+
+def fragment_place(part: Slice, fragment: Fragment) -> Place:
+    """The place of a fragment of a shard, without padding. part: the elements of the full parameter in that shard."""
+    numel = min(fragment.numel, max(part.numel - fragment.start, 0))
+    return Place(part, fragment.start, numel)
 
 
 def load(engine: ZeroEngine, saved: SavedTensors) -> None:
     """Replace all weights and optimizer state by those of a checkpoint that fits (`check_resume`).
 
-    Each process reads the weights of its stage, and the state of the parameters of which it holds fragments. Raises
-    DataError if parameters that ZeRO steps together have different numbers of steps.
+    All processes call it together. Under ZeRO-1 to 3 each process reads its own fragments of the optimizer state; what
+    several data ranks need one of them reads. Raises DataError if parameters that ZeRO steps together have different
+    numbers of steps.
     """
     for state in engine.optimizer.state.values():
         for tensor in state.values():
             tensor.zero_()  # the checkpoint has no state for a parameter that has not been stepped
     steps: dict[str, float] = {}
-    takes = _weight_takes(engine)
-    for item in _items(engine):
-        if item.key == "step":
-            takes[item.path] = partial(_note_steps, steps, item.name)
-        elif item.key is not None and any(f.name == item.name for f in item.partition.fragments):
-            takes[item.path] = partial(_take_state, engine, item)
-    _read(engine, saved, takes)
+    items = [item for item in _items(engine) if item.key is not None and item.path in saved.forms]
+    shared = _wanted_weights(engine, saved)
+    shared += [Wanted(i.path, Place.whole(()), partial(_note_steps, steps, i.name)) for i in items if i.key == "step"]
+    states = [
+        Wanted(i.path, fragment_place(_part(engine, i.name), f), partial(_fill, region(_tensors(engine, i), f)))
+        for i in items
+        if i.key != "step"
+        for f in _fragments(i)
+    ]
+    if engine.zero == 0:  # all data ranks keep all of it
+        shared, states = shared + states, []
+    share_reads(saved, shared, engine.mesh.data, _device(engine))
+    for wanted in states:
+        wanted.take(saved.elements(wanted.name, wanted.place))
+    _refresh(engine)
     for partition in engine.optimizer.partitions:
         if "step" in STATE[partition.kind]:
             _set_steps(engine, partition, steps)
 
 
 def load_weights(engine: ZeroEngine, saved: SavedTensors) -> None:
-    """Load the weights that the checkpoint has into a new engine; other weights keep their values."""
-    _read(engine, saved, _weight_takes(engine))
+    """Load the weights that the checkpoint has into a new engine; other weights keep their values.
+
+    All processes call it together.
+    """
+    share_reads(saved, _wanted_weights(engine, saved), engine.mesh.data, _device(engine))
+    _refresh(engine)
 
 
 def _items(engine: ZeroEngine) -> Iterator[_Item]:
@@ -97,24 +123,46 @@ def _items(engine: ZeroEngine) -> Iterator[_Item]:
                 yield _Item(f"{OPTIMIZER}{partition.kind}/{name}/{key}", name, partition, key)
 
 
-def _gather(engine: ZeroEngine, item: _Item, data_rank: int, tensor_rank: int) -> torch.Tensor | None:
-    """The full tensor on its owner, None elsewhere: fragments are summed over data ranks, then shards are joined."""
-    data, tensor = engine.mesh.data, engine.mesh.tensor
-    tensors = _tensors(engine, item)
-    shard = tensors[0].new_zeros(local_shape(engine.parameters[item.name]))
-    for f in item.partition.fragments:
-        if f.name == item.name:
-            shard.view(-1)[f.start : f.start + f.numel] = region(tensors, f)
-    if engine.zero > 0:
-        # Summed as integers, which keeps all bits: as floats, -0.0 + 0.0 is 0.0.
-        dist.reduce(shard.view(torch.int32), _global_rank(data.group, data_rank), group=data.group)
-    if data.rank != data_rank:
-        return None
-    shards = [shard]
-    if tensor.size > 1:
-        shards = [torch.empty_like(shard) for _ in range(tensor.size if tensor.rank == tensor_rank else 0)]
-        dist.gather(shard, shards or None, _global_rank(tensor.group, tensor_rank), group=tensor.group)
-    return engine.stage.shards.join(item.name, shards) if shards else None
+def _fragments(item: _Item) -> list[Fragment]:
+    return [f for f in item.partition.fragments if f.name == item.name]
+
+
+def _part(engine: ZeroEngine, name: str) -> Slice:
+    """The part of the full parameter that this process's shard holds."""
+    stage = engine.stage
+    return stage.shards.part(name, stage.whole[name], stage.shard)
+
+
+def _is_replicated(engine: ZeroEngine, name: str) -> bool:
+    """True if all tensor ranks hold the whole parameter."""
+    return engine.mesh.tensor.size > 1 and _part(engine, name) == Slice.cut(engine.stage.whole[name])
+
+
+def _copies(engine: ZeroEngine, name: str) -> tuple[int, int]:
+    """(number of this process's copy, how many there are) of its fragments of a parameter."""
+    tensor, data = engine.mesh.tensor, engine.mesh.data
+    index, count = (data.rank, data.size) if engine.zero == 0 else (0, 1)
+    if _is_replicated(engine, name):
+        index, count = index * tensor.size + tensor.rank, count * tensor.size
+    return index, count
+
+
+def _check_replicated(engine: ZeroEngine) -> None:
+    """Each tensor rank writes a share of a replicated parameter, so they must hold the same: compare sums of bits."""
+    names = [name for name in engine.parameters if _is_replicated(engine, name)]
+    if not names:
+        return
+    sums = torch.zeros(len(names), dtype=torch.int64, device=_device(engine))
+    for partition in engine.optimizer.partitions:
+        for f in partition.fragments:
+            if f.name in names:
+                sums[names.index(f.name)] += region(partition.tensors, f).detach().view(torch.int32).sum()
+    tensor = engine.mesh.tensor
+    everyone = [torch.empty_like(sums) for _ in range(tensor.size)]
+    dist.all_gather(everyone, sums, group=tensor.group)
+    for name, *found in zip(names, *(other.tolist() for other in everyone), strict=True):
+        if len(set(found)) > 1:
+            raise DivergedError(f"tensor ranks hold different values of {name}, of which each has a copy")
 
 
 def _tensors(engine: ZeroEngine, item: _Item) -> list[torch.Tensor]:
@@ -123,38 +171,35 @@ def _tensors(engine: ZeroEngine, item: _Item) -> list[torch.Tensor]:
     return [(t if item.key is None else engine.optimizer.state[t][item.key]).detach() for t in tensors]
 
 
-def _global_rank(group: Any, rank: int) -> int:
-    return rank if group is None else dist.get_global_rank(group, rank)
+def _wanted_weights(engine: ZeroEngine, saved: SavedTensors) -> list[Wanted]:
+    return [
+        Wanted(WEIGHTS + name, Place.of(_part(engine, name)), partial(_take_weight, engine, name))
+        for name in engine.parameters
+        if WEIGHTS + name in saved.forms
+    ]
 
 
-def _read(engine: ZeroEngine, saved: SavedTensors, takes: Mapping[str, Take]) -> None:
-    saved.read({path: take for path, take in takes.items() if path in saved.forms})
-    if engine.zero > 0:
-        engine.deepspeed_engine.optimizer.refresh_fp32_params()
-    check_wide(engine.parameters)
-
-
-def _weight_takes(engine: ZeroEngine) -> dict[str, Take]:
-    return {f"{WEIGHTS}{name}": partial(_take_weight, engine, name) for name in engine.parameters}
-
-
-def _take_weight(engine: ZeroEngine, name: str, whole: torch.Tensor) -> None:
-    """Load a weight without communication: if another process cannot read the checkpoint, this one does not wait."""
-    p, local = engine.parameters[name], engine.stage.shards.take(name, whole, engine.stage.shard)
+def _take_weight(engine: ZeroEngine, name: str, values: torch.Tensor) -> None:
+    """Set a weight to the values of this process's shard, which may end in padding that the values lack."""
+    p = engine.parameters[name]
+    local = torch.zeros(local_shape(p), dtype=p.dtype, device=values.device)
+    _fill(local.view(-1), values)
     if engine.zero == 3:
         part, start = own_part(p), engine.mesh.data.rank * own_part(p).numel()
-        values = local.reshape(-1)[start : start + part.numel()]
-        part[: values.numel()] = values
+        _fill(part, local.view(-1)[start : start + part.numel()])
     if p.numel() == local.numel():  # under ZeRO-3 only if the parameter is gathered
         p.detach().copy_(local)
 
 
-def _take_state(engine: ZeroEngine, item: _Item, whole: torch.Tensor) -> None:
-    local = engine.stage.shards.take(item.name, whole, engine.stage.shard).reshape(-1)
-    tensors = _tensors(engine, item)
-    for f in item.partition.fragments:
-        if f.name == item.name:
-            region(tensors, f).copy_(local[f.start : f.start + f.numel])
+def _fill(target: torch.Tensor, values: torch.Tensor) -> None:
+    target[: values.numel()].copy_(values)
+
+
+def _refresh(engine: ZeroEngine) -> None:
+    """Bring DeepSpeed's fp32 partitions up to the weights."""
+    if engine.zero > 0:
+        engine.deepspeed_engine.optimizer.refresh_fp32_params()
+    check_wide(engine.parameters)
 
 
 def _note_steps(steps: dict[str, float], name: str, saved: torch.Tensor) -> None:
@@ -181,3 +226,7 @@ def _step_key(engine: ZeroEngine, name: str) -> str:
 
 def _count(engine: ZeroEngine, tensor: torch.Tensor, name: str) -> torch.Tensor:
     return engine.optimizer.state[tensor][_step_key(engine, name)]
+
+
+def _device(engine: ZeroEngine) -> torch.device:
+    return engine.optimizer.partitions[0].tensors[0].device

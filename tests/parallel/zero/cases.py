@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from sleeptrain.checkpoint.place import Placed
 from sleeptrain.config.schema import OptimConfig, SleepConfig, TrainConfig
 from sleeptrain.data.batch import Batch
 from sleeptrain.distributed.mesh import Mesh
@@ -21,7 +22,7 @@ from sleeptrain.parallel.zero.state import load, local_tensors
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.rounds import Round, plan_batch, windows_of
-from tests.checkpoint.contents import InMemory, flat, nested
+from tests.checkpoint.contents import InMemory, flat, nested, of_shares
 from tests.models import random_batch, tiny_config
 
 WINDOW, PASSES, ROWS, NUM_TARGETS = 4, 2, 4, 4 * 11
@@ -158,11 +159,10 @@ def data_parallel(
 
 def stage_state(engine: ZeroEngine) -> dict[str, Any] | None:
     """{"model", "optim"} as in one process, from the tensors of all processes of the stage; None but on the first."""
-    own = local_tensors(engine)
-    everyone: list[dict[str, torch.Tensor]] = [{}] * dist.get_world_size(engine.stage.group)
+    own = {name: Placed(tensor.clone(), place) for name, (tensor, place) in local_tensors(engine).items()}
+    everyone: list[dict[str, Placed]] = [{}] * dist.get_world_size(engine.stage.group)
     dist.all_gather_object(everyone, own, group=engine.stage.group)
-    assert sum(map(len, everyone)) == len({name for part in everyone for name in part}), "each tensor has one owner"
-    tree = nested({name: tensor for part in everyone for name, tensor in part.items()})
+    tree = nested(of_shares(everyone))
     if dist.get_rank(engine.stage.group) > 0:
         return None
     return {"model": tree["model"], "optim": {kind: tree["optim"].get(kind, {}) for kind in KINDS}}
