@@ -177,7 +177,7 @@ class Planner:
 
     def data(self, config: Config, workload: Workload) -> tuple[DataTraffic, ...]:
         parallel = config.parallel
-        key = ("data", parallel.zero, workload.replicas, parallel.tensor, parallel.pipeline)
+        key: tuple[Hashable, ...] = ("data", parallel.zero, workload.replicas, parallel.tensor, parallel.pipeline)
         if parallel.zero > 1:
             key = (*key, *_mode(config, workload))
         return self._once(key, lambda: tuple(data_traffic(config, workload, h) for h in self.held(config)))

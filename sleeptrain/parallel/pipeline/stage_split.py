@@ -7,7 +7,7 @@ features are fed back a pass waits for the one before, and simulated schedules l
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -65,10 +65,10 @@ def split_costs(config: Config) -> SplitCosts:
     """The costs of a run's rounds. A sampled N counts as all its values, in equal parts."""
     costs = Costs()
     kinds: dict[tuple[float, ...], int] = {}
-    weights: list[Counter[int]] = []
+    weights: list[dict[int, float]] = []
     rings = []
     for share, shape in _shapes(config):
-        weight: Counter[int] = Counter()
+        weight: dict[int, float] = defaultdict(float)
         rounds = _typical_rounds(config, shape)
         for index, r in enumerate(rounds):
             kind = kinds.setdefault(_costs_of(config, r, rounds, shape.window), len(kinds))
@@ -80,7 +80,7 @@ def split_costs(config: Config) -> SplitCosts:
     sizes = [_one_pass(config, layer, config.sleep.window) / 2 for layer in range(len(model.layers))]
     sizes[0] += model.vocab_size * model.dim
     sizes[-1] += model.vocab_size * model.dim
-    by_stage = tuple(tuple(weight[kind] for kind in range(len(kinds))) for weight in weights)
+    by_stage = tuple(tuple(weight.get(kind, 0.0) for kind in range(len(kinds))) for weight in weights)
     return SplitCosts(tuple(kinds), by_stage, tuple(rings), tuple(sizes))
 
 
