@@ -16,7 +16,7 @@ from sleeptrain.plan.layout import make_plan
 from sleeptrain.plan.report import worst_total
 from tests.slurm.jobs import ROOT
 
-SCRIPTS = ("pretrain_2b", "pretrain_7b", "continue_qwen3_5_2b", "rule110_sweep")
+SCRIPTS = ("pretrain_2b", "pretrain_7b", "pretrain_30b", "pretrain_70b", "continue_qwen3_5_2b", "rule110_sweep")
 
 
 def sbatch_options(script: str) -> dict[str, str]:
@@ -33,7 +33,7 @@ def test_a_script_can_be_stopped_and_queued_again(script: str) -> None:
     assert ("dependency" in options) != ("array" in options)
 
 
-@pytest.mark.parametrize("script", SCRIPTS[:3])
+@pytest.mark.parametrize("script", SCRIPTS[:5])
 def test_a_run_fits_the_gpus_that_its_script_requests(script: str) -> None:
     options = sbatch_options(script)
     assert options["job-name"] == script and options["gpus-per-node"] == options["ntasks-per-node"]
