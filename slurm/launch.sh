@@ -97,13 +97,11 @@ leave_out_unfit() {
     choose_nodes "${fit[@]}"
 }
 
-# find_fit_nodes: those that pass the checks, or at least run a task, each by itself and all at once.
+# find_fit_nodes: those that run a task and pass the checks, each by itself and all at once.
 find_fit_nodes() {
-    local words=("${doctor[@]}") pids=() node
-    [ "${DOCTOR:-on}" != off ] || words=(-c '')
+    local pids=() node
     for node in "${all[@]}"; do
-        timeout "$FIT_SECONDS" srun --nodes=1 --ntasks=1 --nodelist="$node" "${container_flags[@]}" "${inside[@]}" \
-            "$PYTHON" "${words[@]}" </dev/null &
+        is_fit "$node" &
         pids+=($!)
     done
     fit=()
@@ -112,6 +110,22 @@ find_fit_nodes() {
         if wait "${pids[0]}"; then fit+=("$node"); elif [ -z "$asked$ended" ]; then say "$node is not fit"; fi
         pids=("${pids[@]:1}")
     done
+}
+
+# is_fit NODE. What the failed step had may not be free yet, above all its memory: a task is started several times.
+is_fit() {
+    local try
+    for try in 1 2 3 4 5 6; do
+        ! on_node "$1" -c '' || break
+        [ "$try" -lt 6 ] && sleep "$FREE_SECONDS" || return 1
+    done
+    [ "${DOCTOR:-on}" = off ] || on_node "$1" "${doctor[@]}"
+}
+
+# on_node NODE WORDS...: runs Python with these words on a node.
+on_node() {
+    timeout "$FIT_SECONDS" srun --nodes=1 --ntasks=1 --nodelist="$1" "${container_flags[@]}" "${inside[@]}" \
+        "$PYTHON" "${@:2}" </dev/null
 }
 
 # choose_nodes NODE...: the first of them, as many as are needed or there are, train.
@@ -127,7 +141,8 @@ announce() {
     say "job $SLURM_JOB_ID on $(scontrol show hostlist "$(joined "${chosen[@]}")"), $tasks tasks: $run from $from, attempt $attempt of $MAX_ATTEMPTS"
 }
 
-FIT_SECONDS=600 # until a node that does not answer is not fit
+FIT_SECONDS=600                   # until a node that does not answer is not fit
+FREE_SECONDS=${FREE_SECONDS:-5}   # until a step that did not start is started again
 doctor=(-m sleeptrain doctor --brief)
 
 set_environment() {

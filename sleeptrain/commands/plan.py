@@ -7,10 +7,14 @@ import os
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sleeptrain.config.schema import Config
 from sleeptrain.errors import ConfigError
 from sleeptrain.terminal import say, say_json
+
+if TYPE_CHECKING:
+    from sleeptrain.distributed.gpus import Gpu
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -24,6 +28,7 @@ def add_flags(parser: ArgumentParser) -> None:
         metavar="SHARE",
         help="of the GPU's peak FLOP/s that the run reaches; default: counted from the operators of its rounds",
     )
+    parser.add_argument("--search", action="store_true", help="try every layout of --processes on --gpu and rank them")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the pipeline's schedule (.png, .pdf, .svg)")
 
@@ -37,6 +42,8 @@ def run(config: Config, options: Namespace) -> int:
     from sleeptrain.plan.report import to_json, to_text
 
     gpu = None if options.gpu is None else find_gpu(options.gpu)
+    if options.search:
+        return _search(config, options, gpu)
     processes = options.processes or config.parallel.tensor * config.parallel.pipeline
     plan = make_plan(config, processes, gpu, options.efficiency)
     if picture is not None:
@@ -47,6 +54,20 @@ def run(config: Config, options: Namespace) -> int:
         say_json(json.dumps(to_json(plan)))
     else:
         say(to_text(plan))
+    return 0
+
+
+def _search(config: Config, options: Namespace, gpu: tuple[str, Gpu] | None) -> int:
+    from sleeptrain.plan.search import search
+    from sleeptrain.plan.search_report import search_to_json, search_to_text
+
+    if gpu is None or options.processes is None or options.plot is not None:
+        raise ConfigError("--search ranks layouts by time: give --processes N and --gpu NAME, and no --plot")
+    result = search(config, options.processes, gpu, options.efficiency)
+    if options.json:
+        say_json(json.dumps(search_to_json(result, options.processes, gpu[0])))
+    else:
+        say(search_to_text(result, options.processes, gpu[0]))
     return 0
 
 

@@ -81,7 +81,7 @@ class Activations:
         result = []
         for layer in range(len(self.model.layers)):
             state = {f"mixer.{name}" for name in block_spec(self.model, layer).state_layers}
-            widths = {name: weight.shape[0] for name, weight in _matrices(self.model, layer).items()}
+            widths = {name: shape[0] for name, shape in self._matrices[layer].items()}
             to_state = sum(width for name, width in widths.items() if name in state)
             result.append((to_state, sum(widths.values()) - to_state))
         return result
@@ -121,9 +121,18 @@ class Activations:
         """Bytes of the narrow copies of these layers' matrices (`sleeptrain.model.linear`)."""
         if self.narrow == WIDE:
             return 0
-        m = self.model
-        elements = sum(weight.numel() for i in layers for weight in _matrices(m, i).values())
-        return self.narrow * (elements + head * m.vocab_size * m.dim)
+        elements = sum(prod(shape) for i in layers for shape in self._matrices[i].values())
+        return self.narrow * (elements + head * self.model.vocab_size * self.model.dim)
+
+    @cached_property
+    def _matrices(self) -> list[dict[str, torch.Size]]:
+        """The shapes of each block's linear layers, by name. Blocks of one kind have the same."""
+        m, known = self.model, dict[tuple[str, bool], dict[str, torch.Size]]()
+        keys = [(kind, layer in m.mixer_only) for layer, kind in enumerate(m.layers)]
+        for layer, key in enumerate(keys):
+            if key not in known:
+                known[key] = _matrices(m, layer)
+        return [known[key] for key in keys]
 
     def _norm(self, element: int) -> int:
         """Bytes for a norm ahead of or behind a mixer or feed-forward; element: bytes of an element of its input."""
@@ -145,8 +154,8 @@ def carried_bytes(config: Config, workload: Workload, model: ModelConfig, kind: 
     return mixer_spec(model, kind).carried_bytes(narrow, workload.sliding_window or 0, carry_conv)
 
 
-def _matrices(model: ModelConfig, layer: int) -> dict[str, torch.Tensor]:
-    """The weights of a block's linear layers by the layers' names, on the meta device."""
+def _matrices(model: ModelConfig, layer: int) -> dict[str, torch.Size]:
+    """The shapes of a block's linear layers by the layers' names."""
     with torch.device("meta"):
         block = Block(layer, model)
-    return {name: part.weight for name, part in block.named_modules() if isinstance(part, nn.Linear)}
+    return {name: part.weight.shape for name, part in block.named_modules() if isinstance(part, nn.Linear)}

@@ -37,8 +37,16 @@ class _Use:
     rerun: bool = False
 
 
-def gathered(config: Config, workload: Workload, held: Sequence[Held]) -> int:
-    """Elements that the replicas gather in a step that repeats the last steps, padding included.
+@dataclass(frozen=True)
+class Gathered:
+    """What ZeRO-3 gathers in a step. elements: with padding. times: gathers of a weight that does not stay."""
+
+    elements: int
+    times: int
+
+
+def gathered(config: Config, workload: Workload, held: Sequence[Held]) -> Gathered:
+    """What the replicas gather in a step that repeats the last steps.
 
     Parameters of at most `limits.PERSISTENT` elements are gathered once, after the update.
     """
@@ -52,10 +60,9 @@ def gathered(config: Config, workload: Workload, held: Sequence[Held]) -> int:
         padded[f"blocks.{layer}"] = 0
     sizes[_RESIDENT] = sum(sizes[name] for name in resident)
     padded[_RESIDENT] = sum(padded[name] for name in resident - small)
-    gathers = _count(uses, sizes)
-    return sum(padded[name] for name in small) + sum(
-        padded[n] * times for n, times in gathers.items() if n not in small
-    )
+    gathers = {name: times for name, times in _count(uses, sizes).items() if padded[name] and name not in small}
+    elements = sum(padded[name] for name in small) + sum(padded[name] * times for name, times in gathers.items())
+    return Gathered(elements, sum(gathers.values()))
 
 
 def _count(uses: Sequence[_Use], sizes: dict[str, int]) -> dict[str, int]:

@@ -1,20 +1,51 @@
-"""Bytes that processes send in a step, by link, for the process that sends most."""
+"""Bytes that processes send in a step, by link, for the process that sends most; and the time that links need."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil, log2
 
 from sleeptrain.config.schema import Config
+from sleeptrain.distributed.gpus import Gpu
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.parallel.pipeline.stages import PipelineStages
+from sleeptrain.parallel.zero import limits
 from sleeptrain.plan.gathers import gathered
 from sleeptrain.plan.parameters import WIDE, Held, partition_size, role_groups
 from sleeptrain.plan.update import muon_exchange
-from sleeptrain.plan.workload import Extent, Workload, reruns
+from sleeptrain.plan.workload import Extent, Workload, alike, reruns
 from sleeptrain.sleep.precision import product_bytes, residual_bytes
 from sleeptrain.sleep.rounds import Round
+
+
+@dataclass(frozen=True)
+class LinkShares:
+    """What links reach of their data sheets. None is a measurement of this code.
+
+    inside, between: the share of the line rate inside a machine and between machines, 0..1. NCCL's own tests of large
+        messages reach 0.8 to 0.9 of both.
+    hop_inside, hop_between: seconds from one process to the next. A collective that passes its ring once makes
+        ceil(log2 n) hops among n processes, one that reduces and gathers makes twice as many.
+    """
+
+    inside: float = 0.8
+    between: float = 0.8
+    hop_inside: float = 3e-6
+    hop_between: float = 6e-6
+
+    def seconds(self, gpu: Gpu, sent: float, passes: float, size: int, far: bool) -> float:
+        """The time of collectives among `size` processes, one after the other.
+
+        sent: bytes that a process sends. passes: of their rings (`RING_PASSES`). far: they leave the machine.
+        """
+        rate = gpu.inter * self.between if far else gpu.intra * self.inside
+        hops = passes * ceil(log2(size))
+        return sent / rate + hops * (self.hop_between if far else self.hop_inside)
+
+
+LINK_SHARES = LinkShares()
 
 # In a ring, a collective of b bytes makes each of n processes send this factor times b (n - 1) / n bytes.
 RING_PASSES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}
@@ -31,11 +62,13 @@ class TensorTraffic:
     """Traffic between the tensor ranks of one pipeline stage in a step.
 
     recompute: of rounds that run again to save memory.
+    passes: how often collectives pass their ring, all of them together; the gradients of a block count as one.
     """
 
     forward: Payload
     recompute: Payload
     backward: Payload
+    passes: int = 0
 
     @property
     def total(self) -> Payload:
@@ -44,27 +77,37 @@ class TensorTraffic:
 
 def tensor_traffic(config: Config, workload: Workload, stages: PipelineStages, stage: int) -> TensorTraffic:
     """The traffic of one pipeline stage; empty with one tensor rank."""
-    forward, recompute, backward = Payload(), Payload(), Payload()
+    forward, recompute, backward, passes = Payload(), Payload(), Payload(), 0
     if config.parallel.tensor == 1:
         return TensorTraffic(forward, recompute, backward)
     counts = _TensorCounts(config, workload, stages, stage)
-    for r in workload.rounds:
-        forward += counts.forward(r) + counts.loss(r)
-    for r, extent in reruns(config, workload):
+    for r, times in _alike(workload.rounds).items():
+        forward += _times(counts.forward(r) + counts.loss(r), times)
+        passes += times * counts.passes(r)
+    for (r, extent), times in Counter((alike(r), extent) for r, extent in reruns(config, workload)).items():
         if extent is Extent.BLOCKS:
-            recompute += counts.blocks(r) - counts.ends_of_blocks(r)
+            again = counts.blocks(r) - counts.ends_of_blocks(r)
         else:
-            recompute += counts.forward(r) - (counts.last(r) if extent is Extent.NEEDED else Payload())
+            again = counts.forward(r) - (counts.last(r) if extent is Extent.NEEDED else Payload())
+        recompute += _times(again, times)
+        passes += times * counts.passes(r)
     trained = workload.trained(config.parallel.pipeline)
-    for r in trained:
-        recompute += _times(counts.loss(r), workload.losses_again(config, r))
-        backward += counts.backward(r)
+    for r, times in _alike(trained).items():
+        recompute += _times(counts.loss(r), workload.losses_again(config, r) * times)
+        backward += _times(counts.backward(r), times)
+        passes += times * counts.passes(r, backward=True)
     # In a pipeline each round has its own backward; else a stretch of rounds has one.
     backwards = [[r] for r in trained] if config.parallel.pipeline > 1 else workload.stretches
+    known = {alike(r) for r in trained}
     for rounds in backwards:
-        backward["all_reduce"] += counts.summed_gradients([r for r in rounds if r in trained])
+        backward["all_reduce"] += counts.summed_gradients({alike(r) for r in rounds} & known)
+    passes += len(backwards) * RING_PASSES["all_reduce"] * len(counts.layers)
     m = workload.num_micros
-    return TensorTraffic(_times(forward, m), _times(recompute, m), _times(backward, m))
+    return TensorTraffic(_times(forward, m), _times(recompute, m), _times(backward, m), passes * m)
+
+
+def _alike(rounds: Iterable[Round]) -> Counter[Round]:
+    return Counter(alike(r) for r in rounds)
 
 
 class _TensorCounts:
@@ -85,6 +128,20 @@ class _TensorCounts:
             has_state_only = any(state_only for _, state_only in self._blocks_run(r))
             payload["all_gather"] += (self._sections(r) - has_state_only) * self._tokens(r) * D * self.residual
         return payload
+
+    def passes(self, r: Round, backward: bool = False) -> int:
+        """How often the collectives of a round pass their ring."""
+        twice, result = RING_PASSES["all_reduce"], 0
+        for layer, state_only in self._blocks_run(r):
+            regions = self._regions(layer, state_only)
+            # Split tokens are gathered and scattered instead; the backward gathers them twice.
+            result += regions * (twice + (backward and self.sequence))
+            result += twice * bool(self._squares(layer, r, state_only)) + len(self._shared(layer, r))
+        if self.stage == 0 and r.is_wake and not backward:
+            result += twice
+        if loss := self.loss(r):
+            result += twice * (1 if backward else 3) * len(loss)
+        return result + self.sequence * self._sections(r)
 
     def loss(self, r: Round) -> Payload:
         """The maxima, target logits and sums of a loss."""
@@ -172,7 +229,7 @@ class _TensorCounts:
         elements = self._tokens(r) * block_spec(self.config.model, layer).exchanged(self.size)
         return Payload(all_gather=elements * self.narrow) if elements else Payload()
 
-    def summed_gradients(self, rounds: Sequence[Round]) -> int:
+    def summed_gradients(self, rounds: Iterable[Round]) -> int:
         """Bytes of the gradients that are summed over the ranks (`sum_gradient`) in one backward of these rounds."""
         m = self.config.model
         read, reached = set[int](), set[int]()
@@ -198,12 +255,13 @@ class DataTraffic:
     """Traffic between the replicas of one pipeline stage in a step.
 
     reduce: gradients. gather: weights. exchange: bytes for Muon from the process that sends most: matrices to their
-    owners and back, tensor ranks included.
+    owners and back, tensor ranks included. passes: as in `TensorTraffic`.
     """
 
     reduce: Payload
     gather: Payload
     exchange: int
+    passes: int = 0
 
 
 def data_traffic(config: Config, workload: Workload, held: Sequence[Held]) -> DataTraffic:
@@ -213,16 +271,20 @@ def data_traffic(config: Config, workload: Workload, held: Sequence[Held]) -> Da
     exchange = 0 if replicas * config.parallel.tensor == 1 else WIDE * muon_exchange(config, held, replicas)
     if replicas == 1:
         return DataTraffic(Payload(), Payload(), exchange)
+    buckets, exchanges = -(-total // (WIDE * limits.MAX_BUCKET)), 2 * bool(exchange)
     if zero == 0:
-        return DataTraffic(Payload(all_reduce=total), Payload(), exchange)
+        return DataTraffic(Payload(all_reduce=total), Payload(), exchange, 2 * buckets + exchanges)
     if zero == 3:
         cut = WIDE * replicas * sum(-(-h.numel // replicas) for h in held)
-        weights = WIDE * gathered(config, workload, held)
-        return DataTraffic(Payload(reduce_scatter=cut), Payload(all_gather=weights), exchange)
-    padded = WIDE * replicas * sum(partition_size(group, replicas) for group in role_groups(held))
+        weights = gathered(config, workload, held)
+        gather = Payload(all_gather=WIDE * weights.elements)
+        return DataTraffic(Payload(reduce_scatter=cut), gather, exchange, buckets + weights.times + exchanges)
+    groups = list(role_groups(held))
+    padded = WIDE * replicas * sum(partition_size(group, replicas) for group in groups)
     gather = Payload(all_gather=padded)
     if zero == 1:
-        return DataTraffic(Payload(reduce_scatter=padded), gather, exchange)
+        return DataTraffic(Payload(reduce_scatter=padded), gather, exchange, 2 * len(groups) + exchanges)
     each_backward = config.parallel.pipeline == 1
     reductions = workload.num_micros * len(workload.stretches) if each_backward else 1
-    return DataTraffic(Payload(all_reduce=total * reductions), gather, exchange)
+    passes = 2 * buckets * reductions + len(groups) + exchanges
+    return DataTraffic(Payload(all_reduce=total * reductions), gather, exchange, passes)

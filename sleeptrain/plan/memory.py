@@ -7,11 +7,13 @@ from dataclasses import dataclass, fields
 
 from sleeptrain.config.schema import Config
 from sleeptrain.parallel.pipeline.schedule import Schedule
+from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.parallel.tensor.sharding import local_config
 from sleeptrain.plan.activations import Activations, carried_bytes, state_bytes
 from sleeptrain.plan.live import Memory, Peak, peak_held
 from sleeptrain.plan.parameters import Held, training_state
-from sleeptrain.plan.workload import Workload
+from sleeptrain.plan.workload import Workload, alike
+from sleeptrain.sleep.precision import residual_bytes
 from sleeptrain.sleep.rounds import Round, windows_of
 
 
@@ -43,29 +45,28 @@ class StageMemory:
 
 
 def stage_memory(
-    config: Config, workload: Workload, held: Sequence[Held], plan: Schedule, stage: int, kernels: bool
+    config: Config,
+    workload: Workload,
+    held: Sequence[Held],
+    stages: PipelineStages,
+    stage: int,
+    counts: Activations,
+    peak: Peak | None = None,
 ) -> StageMemory:
     """The memory of pipeline stage `stage`.
 
-    held: the parameters that its process holds. plan: the schedule of a replica's step; with one stage only
-    `plan.stages` is read. kernels: the recurrences are flash-linear-attention's, as on a GPU.
+    held: the parameters that its process holds. counts: of the configuration, in any mode of recomputation.
+    peak: what the stage keeps between its tasks (`stage_peak`); None without a pipeline.
     """
-    layers = range(*plan.stages.bounds[stage : stage + 2])
+    layers = range(*stages.bounds[stage : stage + 2])
     state = training_state(
         held, config.parallel.zero, (config.parallel.tensor, config.parallel.pipeline, workload.replicas)
     )
-    counts = Activations.of(config, kernels)
-    model = local_config(config.model, config.parallel.tensor)
-    carried = [carried_bytes(config, workload, model, kind) * workload.rows for kind in model.layers]
-    ends = layers.stop == len(model.layers)
-    if config.parallel.pipeline > 1:
-        feature = counts.residual * model.dim
-        sizes = Memory(feature, carried, workload.rows, workload.carried, model.norm_between_passes)
-        peak = peak_held(plan, stage, sizes)
-    else:
-        peak = Peak(_boundary(counts, config, workload), 0)
+    ends = layers.stop == len(counts.model.layers)
+    peak = Peak(_boundary(counts, config, workload), 0) if peak is None else peak
     copies = counts.copies(layers, ends) if config.parallel.zero < 3 else 0
-    state_size = sum(carried[i] for i in layers) * workload.num_micros if workload.carried else 0
+    carried = _carried(config, workload) if workload.carried else []
+    state_size = sum(carried[i] for i in layers) * workload.num_micros if carried else 0
     return StageMemory(
         state.weights, state.master, state.gradients, state.optimizer,
         state=state_size,
@@ -74,6 +75,28 @@ def stage_memory(
         logits=counts.logits(max(workload.targets_of(r) for r in workload.rounds)) if ends else 0,
         messages=peak.messages,
     )  # fmt: skip
+
+
+def stage_peak(config: Config, workload: Workload, plan: Schedule, stage: int) -> Peak | None:
+    """What a stage of a pipeline keeps between its tasks, the same in all modes of recomputation; None without one.
+
+    plan: the schedule of a replica's step.
+    """
+    if config.parallel.pipeline == 1:
+        return None
+    model = config.model
+    sizes = Memory(
+        residual_bytes(config.train) * model.dim, _carried(config, workload), workload.rows, workload.carried,
+        model.norm_between_passes,
+    )  # fmt: skip
+    return peak_held(plan, stage, sizes)
+
+
+def _carried(config: Config, workload: Workload) -> list[int]:
+    """Bytes of each layer's memory for all rows of a micro-batch, on one tensor rank."""
+    model = local_config(config.model, config.parallel.tensor)
+    of_kind = {kind: carried_bytes(config, workload, model, kind) * workload.rows for kind in set(model.layers)}
+    return [of_kind[kind] for kind in model.layers]
 
 
 @dataclass(frozen=True)
@@ -122,7 +145,8 @@ def _graphs(counts: Activations, config: Config, workload: Workload, layers: ran
     """Bytes of the graphs of a micro-batch that are alive at once: of one round if rounds run again, else of all."""
     one_round = config.parallel.pipeline > 1 or _rounds_again(config)
     groups = [[r] for r in workload.trained(config.parallel.pipeline)] if one_round else workload.stretches
-    graphs = [[_graph(counts, config, workload, r, layers) for r in group] for group in groups]
+    known = {r: _graph(counts, config, workload, r, layers) for r in {alike(r) for group in groups for r in group}}
+    graphs = [[known[alike(r)] for r in group] for group in groups]
     return max((sum(g.forward for g in group) + max(g.backward for g in group) for group in graphs if group), default=0)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sleeptrain.config.schema import Config
-from sleeptrain.parallel.pipeline.schedule import Schedule, schedule
+from sleeptrain.parallel.pipeline.schedule import schedule
 from sleeptrain.parallel.pipeline.stage_split import schedule_costs, split_stages
-from sleeptrain.plan.memory import stage_memory
-from sleeptrain.plan.parameters import Held, held_parameters
+from sleeptrain.plan.activations import Activations
+from sleeptrain.plan.live import Peak
+from sleeptrain.plan.memory import stage_memory, stage_peak
+from sleeptrain.plan.parameters import held_parameters
 from sleeptrain.plan.workload import Workload, workloads
 from sleeptrain.sleep.recompute import AUTO, with_recompute
 
@@ -39,17 +41,14 @@ def modes_in_order(config: Config) -> tuple[str, ...]:
     return ("none", "pass", "window") if config.parallel.zero == 3 else ("none", "selective", "pass", "window")
 
 
-def choose(
-    config: Config, workload: Workload, held: Sequence[Sequence[Held]], plan: Schedule, memory: float, kernels: bool
-) -> Choice:
+def choose(config: Config, fullest: Callable[[Config], int], memory: float) -> Choice:
     """The mode of a stage: `sleep.recompute`, or under `auto` the first that fits, and the last if none does.
 
-    held, plan: of all pipeline stages (`stage_memory`). memory: bytes of a process.
+    fullest: bytes of the fullest process under a configuration with a mode. memory: bytes of a process.
     """
     choice = Choice(config.sleep.recompute)
     for mode in modes_in_order(config) if choice.mode == AUTO else ():
-        tried = with_recompute(config, mode)
-        total = max(stage_memory(tried, workload, h, plan, s, kernels).total for s, h in enumerate(held))
+        total = fullest(with_recompute(config, mode))
         choice = Choice(mode, total, total <= SHARE * memory)
         if choice.fits:
             break
@@ -57,10 +56,20 @@ def choose(
 
 
 def choose_stages(config: Config, replicas: int, memory: float, kernels: bool) -> list[tuple[int, Choice]]:
-    """(tokens seen at its begin, choice) of each curriculum stage that the run reaches. `model.vocab_size` is known."""
+    """(tokens seen at its begin, choice) of each curriculum stage that the run reaches. `model.vocab_size` is known.
+
+    kernels: the recurrences are flash-linear-attention's, as on a GPU.
+    """
     stages, costs = split_stages(config, config.parallel.pipeline), schedule_costs(config)
-    held = held_parameters(config, stages.bounds)
-    return [
-        (work.first_token, choose(config, work, held, schedule(work.plans, stages, costs), memory, kernels))
-        for work in workloads(config, replicas)
-    ]
+    held, counts = held_parameters(config, stages.bounds), Activations.of(config, kernels)
+    choices = []
+    for work in workloads(config, replicas):
+        plan = schedule(work.plans, stages, costs)
+        peaks = [stage_peak(config, work, plan, s) for s in range(len(held))]
+
+        def fullest(tried: Config, work: Workload = work, peaks: list[Peak | None] = peaks) -> int:
+            memories = (stage_memory(tried, work, h, stages, s, counts, peaks[s]) for s, h in enumerate(held))
+            return max(m.total for m in memories)
+
+        choices.append((work.first_token, choose(config, fullest, memory)))
+    return choices

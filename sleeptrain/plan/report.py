@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from sleeptrain.plan.layout import Plan, StepPlan
+from sleeptrain.plan.layout import Plan
 from sleeptrain.plan.links import Payload, sent_bytes
 from sleeptrain.plan.memory import StageMemory
+from sleeptrain.plan.planner import StepPlan
 from sleeptrain.plan.recompute import SHARE
 from sleeptrain.plan.speed import ASSUMPTIONS, hours
 from sleeptrain.plan.workload import lacks_tokenizer

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sleeptrain.distributed.gpus import Gpu
+from sleeptrain.plan.links import LINK_SHARES
 
 GPUS_A_MACHINE = 8
 
 ASSUMPTIONS = (
     "a GPU's own work reaches a share of its bf16 peak, recomputation included: named (--efficiency), or counted from "
     "the operators of a round and what GPUs reach of their data sheets, not measured",
-    f"machines of {GPUS_A_MACHINE} GPUs; what crosses machines goes at the network's rate",
+    f"machines of {GPUS_A_MACHINE} GPUs; links reach {LINK_SHARES.inside:.0%} of their rate inside a machine and "
+    f"{LINK_SHARES.between:.0%} between machines, and a hop of a collective takes {LINK_SHARES.hop_inside * 1e6:.2g} "
+    f"us inside and {LINK_SHARES.hop_between * 1e6:.2g} us between, not measured",
     "messages between stages travel while stages work; tensor and data communication does not",
     "where the share is counted, PyTorch needs 7.5 us of the host for an operator; reading data, evaluation and "
     "checkpoints take no time",
@@ -21,15 +24,13 @@ ASSUMPTIONS = (
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that the busiest process sends in a step without overlap with compute.
+    """Seconds of a step that the busiest process spends in collectives, without overlap with compute.
 
-    tensor, data: in collectives. tied: for tied embeddings. machines: True for each link that leaves a machine.
+    tensor: between tensor ranks. data: between replicas, and for tied embeddings.
     """
 
     tensor: float
     data: float
-    tied: float
-    machines: dict[str, bool]
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,8 @@ def forecast(
 
     efficiency: share of the GPU's peak, 0..1. products: that of Newton-Schulz, which is wide products; None: the same.
     """
-    rate = {link: gpu.inter if far else gpu.intra for link, far in traffic.machines.items()}
     compute = work.executed / (gpu.flops * efficiency)
-    tensor = traffic.tensor / rate["tensor"]
-    data = traffic.data / rate["data"] + traffic.tied / rate["pipeline"]
+    tensor, data = traffic.tensor, traffic.data
     update = work.orthogonalised / (gpu.flops * (products or efficiency)) + 2 * work.state / gpu.bandwidth
     idle = work.bubble * (compute + tensor)
     seconds = compute + idle + tensor + data + update

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -89,8 +90,9 @@ class Workload:
 
     def recompute_flops(self, config: Config) -> int:
         """FLOPs of recomputation of a step, in all replicas."""
-        rounds = [r for r, _ in reruns(config, self)]
-        flops = sum(round_flops(config.model, r, self.settings.core, self.sliding_window) for r in rounds)
+        rounds = Counter(alike(r) if r.work is None else r for r, _ in reruns(config, self))
+        core, sliding = self.settings.core, self.sliding_window
+        flops = sum(times * round_flops(config.model, r, core, sliding) for r, times in rounds.items())
         head = 2 * config.model.dim * config.model.vocab_size
         flops += sum(head * self.targets_of(r) * self.losses_again(config, r) for r in self.rounds)
         return flops * self.num_micros * self.replicas
@@ -112,6 +114,11 @@ class Workload:
         """The rounds of a micro-batch that have a backward. In a pipeline these are all up to the last loss."""
         stretches = (self.rounds,) if pipeline > 1 else self.stretches
         return [r for stretch in stretches for r in stretch[: num_trained(stretch)]]
+
+
+def alike(r: Round) -> Round:
+    """The round at the row's begin, as a first or second pass. Rounds that are equal then need and cost the same."""
+    return Round(0, 0, r.length, min(r.pass_index, 2), r.rows, r.feeds_back, r.loss, r.coda, r.state_only)
 
 
 class Extent(Enum):

@@ -68,6 +68,8 @@ def test_flags_hold_for_each_job_of_a_sweep(tmp_path: Path, capsys: pytest.Captu
         (["--efficiency", "40"], "--efficiency: must be above 0 and at most 1, not '40'"),
         (["--plot", "schedule.gif"], "--plot schedule.gif: the name must end in .png, .pdf or .svg"),
         (["--plot", "nowhere/s.png"], "there is no folder nowhere"),
+        (["--search", "--gpu", "H200"], "--search ranks layouts by time: give --processes N and --gpu NAME"),
+        (["--search", "--gpu", "H200", "--processes", "3"], "a start on 3 processes allows no layout of this run: "),
         (["--gpus", "H200"], "unknown flag '--gpus'"),
     ],
 )

@@ -31,6 +31,10 @@ CLUSTERS = [
     ("pretrain_7b", 32, 2**21),
     ("pretrain_7b_256", 256, 2**21),
     ("pretrain_7b_1024", 1024, 2**21),
+    ("pretrain_30b", 256, 2**22),
+    ("pretrain_30b", 1024, 2**22),
+    ("pretrain_70b", 256, 2**22),
+    ("pretrain_70b", 1024, 2**22),
 ]
 
 

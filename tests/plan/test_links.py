@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sleeptrain.plan.links import DataTraffic, Payload, TensorTraffic, sent_bytes
+from sleeptrain.distributed.gpus import Gpu
+from sleeptrain.plan.links import DataTraffic, LinkShares, Payload, TensorTraffic, sent_bytes
 from tests.plan.planned import planned, text
 
 SMALL = ("sleep.passes=1", "data.sequence=128", "data.batch=4", "train.precision=fp32")
@@ -25,9 +26,26 @@ def test_a_ring_sends_each_part_to_all_others() -> None:
     assert sent_bytes(Payload(reduce_scatter=8), 1) == sent_bytes(Payload(), 4) == 0
 
 
+def test_links_take_time_for_bytes_and_for_hops() -> None:
+    gpu = Gpu(flops=1, memory=1, bandwidth=1, intra=100, inter=10)
+    links = LinkShares(inside=0.5, between=0.8, hop_inside=0.25, hop_between=2)
+    assert links.seconds(gpu, sent=100, passes=2, size=8, far=False) == 100 / 50 + 2 * 3 * 0.25
+    assert links.seconds(gpu, sent=100, passes=3, size=9, far=True) == 100 / 8 + 3 * 4 * 2
+    assert links.seconds(gpu, sent=0, passes=5, size=1, far=True) == 0
+
+
+def test_each_collective_passes_its_ring() -> None:
+    none, again = tensor("sleep.recompute=none"), tensor("sleep.recompute=block")
+    assert 0 < none.passes < again.passes < 2 * none.passes
+    long = tensor("data.sequence=256", "sleep.recompute=none")
+    once = 2 * 4  # the gradients of four blocks are summed once, however many windows there are
+    assert long.passes - once == 2 * (none.passes - once)
+    assert data(0, 1)[0].passes == 0 < data(0, 2)[0].passes < data(1, 2)[0].passes
+
+
 def test_one_tensor_rank_sends_nothing() -> None:
     [traffic] = planned(text(*SMALL)).steps[0].tensor
-    assert traffic == TensorTraffic(Payload(), Payload(), Payload()) and traffic.total == Payload()
+    assert traffic == TensorTraffic(Payload(), Payload(), Payload(), 0) and traffic.total == Payload()
 
 
 def test_recomputation_sends_again() -> None:

@@ -11,9 +11,8 @@ from tests.plan.planned import planned, text
 
 def test_time_is_work_bubble_and_messages():
     gpu = Gpu(flops=100.0, memory=1.0, bandwidth=4.0, intra=10.0, inter=1.0)
-    far = {"tensor": False, "data": True, "pipeline": False}
     work = Work(flops=300.0, executed=100.0, bubble=0.25, orthogonalised=25.0, state=1.0, tokens=42)
-    speed = forecast(gpu, 0.5, 4, work, Traffic(tensor=20.0, data=3.0, tied=5.0, machines=far))
+    speed = forecast(gpu, 0.5, 4, work, Traffic(tensor=2.0, data=3.5))
     assert (speed.compute, speed.tensor, speed.bubble, speed.data, speed.update) == (2.0, 2.0, 1.0, 3.5, 1.0)
     assert speed.seconds == 9.5 and speed.tokens_per_second == 42 / 9.5
     assert speed.mfu == pytest.approx(300 / 9.5 / 400)

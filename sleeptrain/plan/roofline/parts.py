@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -29,9 +29,9 @@ from sleeptrain.sleep.rounds import Round
 RunsAgain = Callable[[Call], bool]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Record:
-    """The operators of a part.
+    """The operators of a part. Its counts are kept, for rounds ask for them again and again.
 
     forward, backward: its calls. results: storages that others read. dispatched: operators that the host called,
     forward and backward. waits: operators for which it waited. copied: elements of the matrices that are cast once a
@@ -45,14 +45,21 @@ class Record:
     waits: int
     copied: int
     compilable: bool
+    _known: dict[tuple[Gpu, bool, int, RunsAgain | None], Count] = field(default_factory=dict, repr=False)
 
     def count_forward(self, gpu: Gpu, compile: bool, runs: RunsAgain | None = None) -> Count:
         """The forward; with `runs` the forward that runs again, of which only such operators run."""
-        calls = [c for c in self.forward if runs is None or runs(c)]
-        return self._count(calls, self.backward, gpu, compile, 0)
+        return self._once(gpu, compile, 0, runs)
 
     def count_backward(self, gpu: Gpu, compile: bool) -> Count:
-        return self._count(self.backward, (), gpu, compile, 1)
+        return self._once(gpu, compile, 1, None)
+
+    def _once(self, gpu: Gpu, compile: bool, half: int, runs: RunsAgain | None) -> Count:
+        key = (gpu, compile, half, runs)
+        if key not in self._known:
+            calls, others = (self.backward, ()) if half else (self.forward, self.backward)
+            self._known[key] = self._count([c for c in calls if runs is None or runs(c)], others, gpu, compile, half)
+        return self._known[key]
 
     def _count(self, calls: Sequence[Call], others: Sequence[Call], gpu: Gpu, compile: bool, half: int) -> Count:
         waits = 0 if half else self.waits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -78,11 +78,15 @@ class RoundRecords:
 
     def inputs(self, batch: Batch, rounds: Sequence[Round]) -> list[RoundInputs]:
         """The inputs of the rounds of a batch as a GPU would get them, on the CPU."""
-        with torch.device("meta"):
-            model = Hybrid(self._model)
-        with as_on_gpu(), computing_in(model, DTYPES[self._train.precision]):
-            layouts = RoundLayouts(batch, model, self._settings.boundary.sliding_window)
+        with as_on_gpu(), computing_in(self._empty, DTYPES[self._train.precision]):
+            layouts = RoundLayouts(batch, self._empty, self._settings.boundary.sliding_window)
         return inputs_of_rounds(batch, rounds, layouts, torch.device("cpu"))
+
+    @cached_property
+    def _empty(self) -> Hybrid:
+        """The model without weights."""
+        with torch.device("meta"):
+            return Hybrid(self._model)
 
     def of(self, r: Round, inputs: RoundInputs, keep: bool = True) -> Parts:
         """The parts of a round. inputs: of the round, on the CPU. keep: its loss keeps the logits."""
