@@ -88,9 +88,9 @@ def test_the_papers_runs(experiment: str, steps: int, passes: int, updates: int 
     ("experiment", "steps", "window", "core"),
     [
         ("gsm_jet_2b_hard", 775, 2000, [7, 21]),
-        ("gsm_ouro_hard", 1090, 2000, None),
+        pytest.param("gsm_ouro_hard", 1090, 2000, None, marks=pytest.mark.slow),
         ("gsm_ouro_warmup", 325, 512, None),
-        ("gsm_ouro_sliding", 650, 512, None),
+        pytest.param("gsm_ouro_sliding", 650, 512, None, marks=pytest.mark.slow),
     ],
 )
 def test_the_papers_runs_on_open_models(experiment: str, steps: int, window: int, core: list[int] | None) -> None:

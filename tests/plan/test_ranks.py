@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,10 @@ TEXT = (
 pytestmark = pytest.mark.usefixtures("imported")
 
 
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def layout(tensor: int, pipeline: int, data: int, zero: int) -> tuple[list[str], int]:
     parallel = [f"parallel.tensor={tensor}", f"parallel.pipeline={pipeline}", f"parallel.zero={zero}"]
     return parallel, tensor * pipeline * data
@@ -49,18 +54,18 @@ def layout(tensor: int, pipeline: int, data: int, zero: int) -> tuple[list[str],
     [
         (2, 1, 1, 1, ()),
         (2, 1, 1, 1, ("sleep.recompute=block", "train.micro_batch=4", "sleep.core=[1,3]")),
-        (2, 1, 1, 1, ("sleep.recompute=window", "train.precision=bf16")),
-        (2, 1, 1, 1, ("sleep.recompute=selective",)),
-        (1, 2, 1, 1, ("train.micro_batch=2",)),
-        (2, 2, 1, 1, ("train.micro_batch=2", "sleep.core=[0,2]")),
+        slow(2, 1, 1, 1, ("sleep.recompute=window", "train.precision=bf16")),
+        slow(2, 1, 1, 1, ("sleep.recompute=selective",)),
+        slow(1, 2, 1, 1, ("train.micro_batch=2",)),
+        slow(2, 2, 1, 1, ("train.micro_batch=2", "sleep.core=[0,2]")),
         (2, 2, 1, 1, ("train.micro_batch=2", "train.precision=bf16", "train.residual=bf16")),
         (1, 2, 2, 1, ("train.micro_batch=1", "model.tie_embeddings=false", "sleep.feedback=none")),
-        (1, 2, 2, 2, ("train.micro_batch=1",)),
+        slow(1, 2, 2, 2, ("train.micro_batch=1",)),
         (1, 1, 2, 0, ()),
         (1, 1, 2, 1, ("train.micro_batch=2",)),
-        (1, 1, 3, 2, ("train.micro_batch=1", "data.batch=6")),
+        slow(1, 1, 3, 2, ("train.micro_batch=1", "data.batch=6")),
         (1, 1, 2, 3, ()),
-        (2, 1, 2, 3, ()),
+        slow(2, 1, 2, 3, ()),
     ],
 )
 def test_ranks_do_what_a_plan_predicts(tensor: int, pipeline: int, data: int, zero: int, more: tuple[str, ...]) -> None:
@@ -78,12 +83,12 @@ def test_a_loss_of_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ("tensor", "pipeline", "more"),
     [
         (2, 1, ("parallel.sequence=true", "sleep.recompute=pass", "sleep.core=[1,3]")),
-        (2, 1, ("parallel.sequence=true", "train.precision=bf16")),
-        (2, 1, ("parallel.sequence=true", "sleep.recompute=selective")),
-        (2, 1, ("parallel.sequence=true", "train.precision=bf16", "train.residual=bf16")),
-        (1, 2, ("train.micro_batch=1",)),
+        slow(2, 1, ("parallel.sequence=true", "train.precision=bf16")),
+        slow(2, 1, ("parallel.sequence=true", "sleep.recompute=selective")),
+        slow(2, 1, ("parallel.sequence=true", "train.precision=bf16", "train.residual=bf16")),
+        slow(1, 2, ("train.micro_batch=1",)),
         (1, 2, ("train.micro_batch=2", "sleep.bptt_windows=1")),
-        (2, 1, ("train.micro_batch=2", "sleep.bptt_windows=1")),
+        slow(2, 1, ("train.micro_batch=2", "sleep.bptt_windows=1")),
         (2, 2, ("train.micro_batch=2", "parallel.sequence=true")),
     ],
 )
@@ -119,12 +124,12 @@ def test_jet_and_the_options_of_blocks(tensor: int, pipeline: int, more: tuple[s
     [
         pytest.param(1, 0, ("sleep.recompute=none",), marks=pytest.mark.slow),
         (1, 0, ("sleep.recompute=pass", "model.tie_embeddings=false", "model.sandwich_norms=true")),
-        (2, 0, ("sleep.recompute=block", "sleep.core=[1,3]")),
+        slow(2, 0, ("sleep.recompute=block", "sleep.core=[1,3]")),
         pytest.param(
             1, 0, ("sleep.recompute=window", "sleep.when=every", "model.tie_embeddings=false"), marks=pytest.mark.slow
         ),
         pytest.param(1, 0, ("sleep.recompute=pass", "sleep.core=[0,3]"), marks=pytest.mark.slow),
-        (1, 12_000, ("sleep.recompute=pass", "sleep.core=[0,3]")),
+        slow(1, 12_000, ("sleep.recompute=pass", "sleep.core=[0,3]")),
         pytest.param(
             1, 0, ("sleep.recompute=none", "model.layers=[jet,sliding_attention,jet]"), marks=pytest.mark.slow
         ),

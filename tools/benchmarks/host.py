@@ -18,7 +18,6 @@ from benchmarks.timing import METHOD as METHOD
 from benchmarks.timing import round_robin
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
-from sleeptrain.model import linear
 from sleeptrain.model.compiled import compile_blocks
 from sleeptrain.model.document_layout import DocumentLayout
 from sleeptrain.model.hybrid import Hybrid
@@ -73,19 +72,11 @@ def _without_kernels() -> Iterator[None]:
     library = torch.library.Library(NAMESPACE, "FRAGMENT")
     for operator in OPERATORS.values():
         library.impl(operator.name, operator.fake, "CPU")
-    # A GPU's product of bf16 matrices gives fp32; a CPU has none that does.
-    on_gpu = linear.weight_gradient
-    linear.weight_gradient = _weight_gradient
     try:
         with as_on_gpu():
             yield
     finally:
-        linear.weight_gradient = on_gpu
         library._destroy()
-
-
-def _weight_gradient(dy_NC: torch.Tensor, x_ND: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return (dy_NC.t() @ x_ND).to(dtype)
 
 
 def _step(config: Config, compiled: bool) -> Callable[[], None]:

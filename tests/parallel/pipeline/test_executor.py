@@ -168,7 +168,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("rows_a_sequence", [1, 2, 4])
+@pytest.mark.parametrize("rows_a_sequence", [1, pytest.param(2, marks=pytest.mark.slow), 4])
 def test_two_stages(name: str, rows_a_sequence: int) -> None:
     case = CASES[name]
     assert_same(case, Layout((0, 2, len(case.layers)), rows_a_sequence=rows_a_sequence))

@@ -158,7 +158,8 @@ def test_two_ranks_equal_one_process(case: Case):
     assert_same_outcome(spread(case, 2), run_single(case), **EXACT)
 
 
-@pytest.mark.parametrize("name", ["one pass", *(pytest.param(n, marks=pytest.mark.slow) for n in list(COMPILED)[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILED)
 def test_two_ranks_with_compiled_blocks_equal_eager_ones(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
     case = COMPILED[name]

@@ -61,7 +61,7 @@ def untied() -> Hybrid:
         (2, 0, cases.differently),
         (2, 1, cases.differently),
         (2, 2, cases.differently),
-        (4, 3, cases.whole_rounds),
+        pytest.param(4, 3, cases.whole_rounds, marks=pytest.mark.slow),
     ],
 )
 def test_equals_one_process(world: int, zero: int, pieces: Any) -> None:
