@@ -108,14 +108,16 @@ class Activations:
         normed = self._precision.normed(self.residual) * m.dim + WIDE
         return num_targets * (normed + self.narrow * m.dim + WIDE + width * m.vocab_size * kept)
 
-    def logits(self, num_targets: int) -> int:
+    def logits(self, num_targets: int, adds: bool) -> int:
         """Peak bytes of the loss beside what it saved, in its backward: of some rows, and the gradient of the matrix.
 
         PyTorch holds probabilities and the gradients before and after the softmax; a GPU's kernel works in place.
+        adds: products add to the gradients of matrices (`working_copies`), on a GPU without a tensor between.
         """
         vocab_size, rows = self.model.vocab_size, rows_at_once(self.model.vocab_size, self.kernels)
         in_place = self.kernels and self.vocabulary_parts == 1
-        return vocab_size * (min(num_targets, rows) * (self.narrow if in_place else 3 * WIDE) + WIDE * self.model.dim)
+        gradient = 0 if adds and self.kernels and self.narrow < WIDE else WIDE * self.model.dim
+        return vocab_size * (min(num_targets, rows) * (self.narrow if in_place else 3 * WIDE) + gradient)
 
     def copies(self, layers: range, head: bool) -> int:
         """Bytes of the narrow copies of these layers' matrices (`sleeptrain.model.linear`)."""

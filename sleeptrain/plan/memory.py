@@ -66,13 +66,14 @@ def stage_memory(
     peak = Peak(_boundary(counts, config, workload), 0) if peak is None else peak
     copies = counts.copies(layers, ends) if config.parallel.zero < 3 else 0
     carried = _carried(config, workload) if workload.carried else []
+    most_targets = max(workload.targets_of(r) for r in workload.rounds)
     state_size = sum(carried[i] for i in layers) * workload.num_micros if carried else 0
     return StageMemory(
         state.weights, state.master, state.gradients, state.optimizer,
         state=state_size,
         boundary=peak.boundary,
         activations=_graphs(counts, config, workload, layers) + copies,
-        logits=counts.logits(max(workload.targets_of(r) for r in workload.rounds)) if ends else 0,
+        logits=counts.logits(most_targets, adds=config.parallel.zero < 2) if ends else 0,
         messages=peak.messages,
     )  # fmt: skip
 
