@@ -111,7 +111,7 @@ def norms(folder: Path) -> list[dict[str, dict[str, float]]]:
     ("spread", "more", "ranks"),
     [
         (layout(1, 2, 1), (), 4),
-        (layout(2, 1, 1), ("parallel.sequence=true",), 2),
+        pytest.param(layout(2, 1, 1), ("parallel.sequence=true",), 2, marks=pytest.mark.slow),
     ],
     ids=["stages of replicas", "tensor ranks with split tokens"],
 )

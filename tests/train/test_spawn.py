@@ -172,6 +172,7 @@ def test_nobody_else_reaches_the_sockets_of_the_processes(stopped_run: Stopped) 
     assert stopped_run.listened == {"127.0.0.1"}
 
 
+@pytest.mark.slow
 def test_a_mistake_that_all_workers_find_is_reported_once(tmp_path: Path) -> None:
     missing = f"data.shards.sources=[{{train: {tmp_path / 'none'}, validation: {tmp_path / 'none'}}}]"
     with started(tmp_path, "data=stdlib", "data.shards.tokenizer=''", missing) as process:

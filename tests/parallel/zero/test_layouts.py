@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("imported")
         (4, 1, cases.window_by_window),
         (4, 2, cases.whole_rounds),
         (4, 2, cases.window_by_window),
-        (4, 3, cases.whole_rounds),
+        pytest.param(4, 3, cases.whole_rounds, marks=pytest.mark.slow),
     ],
 )
 def test_two_tensor_ranks_equal_one_process(world: int, zero: int, pieces: Any) -> None:
