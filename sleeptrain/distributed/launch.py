@@ -124,7 +124,10 @@ def _meet(config: Config, place: Place, device: torch.device, limit: Limit) -> W
     dist.init_process_group(
         backend, store=store, rank=place.rank, world_size=place.size, timeout=timedelta(seconds=timeout)
     )
-    return _make_world(config, place, device, opened=True)
+    world = _make_world(config, place, device, opened=True)
+    # Groups connect when they first communicate. Where a process is lost or hangs this waits, and signals are heard.
+    world.sum(0)
+    return world
 
 
 def _make_world(config: Config, place: Place, device: torch.device, opened: bool) -> World:

@@ -7,17 +7,20 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.distributed as dist
 
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
-from sleeptrain.distributed import meeting
+from sleeptrain.distributed import launch, meeting
 from sleeptrain.distributed.meeting import Limit, open_store, while_listening
+from sleeptrain.distributed.world import World
 from sleeptrain.errors import MeetingError
 from sleeptrain.stop import EXIT_STOPPED, Stopped, StopRequest
 from sleeptrain.train import trainer
@@ -77,10 +80,36 @@ def test_a_signal_stops_rank_0_while_it_waits_for_the_others(tmp_path: Path, mon
 
     def never(address: str, port: int, until: float, limit: Limit) -> dist.Store:
         store = connect(address, port, until, limit)
-        os.kill(os.getpid(), signal.SIGSTOP)
+        stop_here()
         return store
 
     monkeypatch.setattr(meeting, "_connect", never)
+    rank_0_ends(tmp_path)
+
+
+def test_a_signal_stops_rank_0_while_it_waits_for_the_first_exchange(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel stops another rank when all have met."""
+    make_world = launch._make_world
+
+    def never(config: Config, place: launch.Place, *others: Any) -> World:
+        world = make_world(config, place, *others)
+        if place.rank > 0:
+            stop_here()
+        return world
+
+    monkeypatch.setattr(launch, "_make_world", never)
+    rank_0_ends(tmp_path)
+
+
+def stop_here() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(PATIENCE)  # the thread may run for a moment
+
+
+def rank_0_ends(tmp_path: Path) -> None:
+    """Rank 1 is stopped, and a signal ends rank 0."""
     with started(tmp_path, config_of(tmp_path), 2, None) as ranks:
         pid = ranks.workers[1].pid
         assert pid is not None and os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1])
