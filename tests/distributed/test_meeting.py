@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from sleeptrain.config.compose import compose
@@ -93,8 +93,8 @@ def test_a_signal_stops_rank_0_while_it_waits_for_the_first_exchange(
     """The kernel stops another rank when all have met."""
     make_world = launch._make_world
 
-    def never(config: Config, place: launch.Place, *others: Any) -> World:
-        world = make_world(config, place, *others)
+    def never(config: Config, place: launch.Place, device: torch.device, opened: bool) -> World:
+        world = make_world(config, place, device, opened)
         if place.rank > 0:
             stop_here()
         return world
