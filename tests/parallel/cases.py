@@ -30,6 +30,7 @@ from sleeptrain.sleep.recompute import Recompute
 from sleeptrain.sleep.rounds import plan_rounds, window_facts
 from tests.configs import change
 from tests.models import random_batch
+from tests.parallel.state_shards import join_state, take_state
 
 # Settings of families other than the native one.
 OTHER_OPTIONS: dict[str, Any] = {
@@ -189,8 +190,8 @@ def run_rank(case: Case, size: int) -> Outcome:
     model.load_state_dict({n: sharding.take(n, w, rank) for n, w in whole_weights(case).items()})
     if case.compiled:
         compile_blocks(model)
-    weights = sharding.take_state(random_state(case, 2), rank)
-    return run_case(case, model, sharding.take_state(random_state(case, 1), rank), _once(case, weights, rank, size))
+    weights = take_state(sharding, random_state(case, 2), rank)
+    return run_case(case, model, take_state(sharding, random_state(case, 1), rank), _once(case, weights, rank, size))
 
 
 def _once(case: Case, weights: FastWeights, rank: int, size: int) -> FastWeights:
@@ -208,8 +209,8 @@ def join_outcomes(case: Case, parts: list[Outcome]) -> Outcome:
     gradients = {n: sharding.join(n, [part.gradients[n] for part in parts]) for n in parts[0].gradients}
     state_gradient = None
     if case.carried:
-        state_gradient = sharding.join_state([_summed(case, parts, rank) for rank in range(len(parts))])
-    state = sharding.join_state([part.state for part in parts])
+        state_gradient = join_state(sharding, [_summed(case, parts, rank) for rank in range(len(parts))])
+    state = join_state(sharding, [part.state for part in parts])
     return Outcome(parts[0].loss, parts[0].logits, gradients, state, state_gradient)
 
 

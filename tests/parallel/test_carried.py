@@ -17,6 +17,7 @@ from sleeptrain.parallel.carried import load_carried, own_carried
 from sleeptrain.parallel.tensor.sharding import ModelSharding
 from tests.checkpoint.contents import InMemory, of_shares
 from tests.parallel.cases import Case, random_state
+from tests.parallel.state_shards import take_state
 from tests.parallel.threads import run_threads
 
 CASE = Case(num_kv_heads=1, boundary=Boundary(sliding_window=4, carry_conv=True))
@@ -35,7 +36,7 @@ def shares(patch: pytest.MonkeyPatch, memory: FastWeights, carrying: tuple[int, 
 
     def run(group: Any, tensor: int) -> dict[str, Placed]:
         mesh = Mesh(Axis(2, tensor), Axis(), Axis(2, group.rank, group))
-        own = SHARDING.take_state(memory.rows(torch.tensor([group.rank])), tensor) if group.rank in carrying else None
+        own = take_state(SHARDING, memory.rows(torch.tensor([group.rank])), tensor) if group.rank in carrying else None
         return own_carried(own, mesh, SHARDING, CPU)
 
     return [share for tensor in range(2) for share in run_threads(patch, 2, partial(run, tensor=tensor))]
@@ -73,7 +74,7 @@ def test_each_process_loads_its_rows_and_heads(memory: FastWeights, data: int, t
     saved = InMemory(named(memory) | {"model/norm.weight": torch.zeros(1)})
     found = load_carried(saved, Part(data, 2), range(3), SHARDING, tensor, CPU)
     assert found is not None
-    assert_same(named(found), named(SHARDING.take_state(memory.rows(torch.tensor([data])), tensor)))
+    assert_same(named(found), named(take_state(SHARDING, memory.rows(torch.tensor([data])), tensor)))
 
 
 def test_a_stage_loads_its_layers_only(memory: FastWeights) -> None:

@@ -17,7 +17,6 @@ from sleeptrain.config.mixers import with_mixer_settings
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.model.mixers.registry import block_spec, mixer_spec, mixer_specs
 from sleeptrain.model.shards import Sharding, own_heads, padded_size
-from sleeptrain.model.state import FastWeights, LayerState, Recurrent, Retained
 
 
 class ModelSharding:
@@ -84,42 +83,6 @@ class ModelSharding:
         elif field in ("k_BLGD", "v_BLGD"):
             whole[2] = self.config.attention.num_kv_heads
         return tuple(whole)
-
-    def take_state(self, whole: FastWeights, rank: int) -> FastWeights:
-        """A rank's part of the memory: its heads of S, its retained keys and values, its convolution channels."""
-
-        def take(kind: str, state: LayerState) -> LayerState:
-            if isinstance(state, Recurrent):
-                tail = None if state.conv_BWD is None else self._channels(kind).take(state.conv_BWD, rank, self.size)
-                return Recurrent(state.S_BHKV.chunk(self.size, 1)[rank], tail)
-            if isinstance(state, Retained):
-                heads = own_heads(self.config.attention.num_kv_heads, rank, self.size)
-                local = slice(heads.start, heads.stop)
-                return Retained(state.k_BLGD[:, :, local], state.v_BLGD[:, :, local], state.documents_BL)
-            return None
-
-        return FastWeights(tuple(take(k, s) for k, s in zip(self.config.layers, whole.layers, strict=True)))
-
-    def join_state(self, parts: Sequence[FastWeights]) -> FastWeights:
-        """The memory of all heads. parts: one of each rank, in order."""
-        layers = zip(self.config.layers, zip(*(part.layers for part in parts), strict=True), strict=True)
-        return FastWeights(tuple(self._join_layer(kind, states) for kind, states in layers))
-
-    def _join_layer(self, kind: str, states: Sequence[LayerState]) -> LayerState:
-        recurrent = [s for s in states if isinstance(s, Recurrent)]
-        if recurrent:
-            tails = [s.conv_BWD for s in recurrent if s.conv_BWD is not None]
-            tail = self._channels(kind).join(tails) if tails else None
-            return Recurrent(torch.cat([s.S_BHKV for s in recurrent], 1), tail)
-        retained = [s for s in states if isinstance(s, Retained)]
-        if not retained:
-            return None
-        num_heads = self.config.attention.num_kv_heads
-        # Ranks that share a head hold equal copies of it: take the first rank's.
-        first = {own_heads(num_heads, rank, self.size).start: s for rank, s in reversed(list(enumerate(retained)))}
-        by_head = [first[head] for head in sorted(first)]
-        k, v = (torch.cat([getattr(s, name) for s in by_head], 2) for name in ("k_BLGD", "v_BLGD"))
-        return Retained(k, v, retained[0].documents_BL)
 
     def _channels(self, kind: str) -> Sharding:
         return Sharding(2, mixer_spec(self.config, kind).conv_pieces)

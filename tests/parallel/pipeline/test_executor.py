@@ -23,6 +23,7 @@ from sleeptrain.sleep.rounds import Round, plan_rounds, window_facts
 from tests.models import random_batch
 from tests.parallel.cases import OTHER_OPTIONS, Case, random_state, tensors, whole_weights, within
 from tests.parallel.processes import run_ranks
+from tests.parallel.state_shards import join_state, take_state
 
 EXACT = dict(rtol=1e-9, atol=1e-10)
 WINDOW = 4
@@ -104,7 +105,7 @@ def one_rank(case: Case, layout: Layout) -> Result:
     parts = sequences_of(case, layout.rows_a_sequence)
     sequences = []
     for batch, rounds, rows in parts:
-        start = sharding.take_state(start_of(case, rows), mesh.tensor.rank)
+        start = take_state(sharding, start_of(case, rows), mesh.tensor.rank)
         held = tuple(s if i in model.layers else None for i, s in enumerate(start.layers))
         sequences.append(StageMicroBatch(model, batch, rounds, FastWeights(held), settings_of(case), divisor_of(case)))
     mailbox = Mailbox(mesh.pipeline.group, case.dtype, torch.device("cpu"))
@@ -131,7 +132,7 @@ def assert_same(case: Case, layout: Layout) -> None:
     for name, gradient in expected.gradients.items():
         torch.testing.assert_close(gradients[name], gradient, **EXACT, msg=lambda m, name=name: f"{name}: {m}")
     for seq, state in enumerate(expected.states):
-        joined_stages = [sharding.join_state([rank.states[seq] for rank in ranks]) for ranks in stages]
+        joined_stages = [join_state(sharding, [rank.states[seq] for rank in ranks]) for ranks in stages]
         layers = [next((s[i] for s in joined_stages if s[i] is not None), None) for i in range(len(case.layers))]
         for a, b in zip(tensors(FastWeights(tuple(layers))), tensors(state), strict=True):
             torch.testing.assert_close(a, b, **EXACT)

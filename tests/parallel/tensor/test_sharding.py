@@ -7,6 +7,7 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import Boundary, Retained
 from sleeptrain.parallel.tensor.sharding import ModelSharding, Sharding, own_heads
 from tests.parallel.cases import Case, random_state
+from tests.parallel.state_shards import join_state, take_state
 
 CASES = [Case(tied=False), Case(num_kv_heads=1, num_groups=1), Case(vocab_size=5), Case(num_kv_heads=4, num_groups=4)]
 
@@ -36,8 +37,8 @@ def test_shards_join_to_the_full_tensor_and_hold_each_element_once(case: Case, s
 def test_memory_is_cut_and_joined(case: Case, size: int, boundary: Boundary):
     case = Case(num_kv_heads=case.num_kv_heads, num_groups=case.num_groups, boundary=boundary)
     full, sharding = random_state(case, 0), ModelSharding(case.config, size)
-    parts = [sharding.take_state(full, rank) for rank in range(size)]
-    joined = sharding.join_state(parts).to_state_dict()
+    parts = [take_state(sharding, full, rank) for rank in range(size)]
+    joined = join_state(sharding, parts).to_state_dict()
     assert joined.keys() == full.to_state_dict().keys()
     assert all(torch.equal(joined[name], t) for name, t in full.to_state_dict().items())
     assert parts[-1][1].S_BHKV.shape[1] * size == full[1].S_BHKV.shape[1]
