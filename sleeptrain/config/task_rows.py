@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sleeptrain.config.schema import DataConfig, DepoConfig, GsmInfiniteConfig, Rule110Config
+from sleeptrain.config.schema.data import MOST_OPERATIONS
 from sleeptrain.errors import ConfigError
 
 
@@ -30,8 +31,11 @@ class TaskRows:
 
 
 def rule110_rows(config: Rule110Config) -> TaskRows:
-    named = f"data.rule110.width ({config.width}) x data.rule110.strings ({config.strings})"
-    return TaskRows(config.strings * config.width, config.strings, config.strings, named)
+    """With `mixed_steps` a token before each string tells the number of updates."""
+    told = 1 if config.mixed_steps else 0
+    width = f"(data.rule110.width + 1) ({config.width + 1})" if told else f"data.rule110.width ({config.width})"
+    named = f"{width} x data.rule110.strings ({config.strings})"
+    return TaskRows(config.strings * (told + config.width), config.strings, config.strings, named)
 
 
 def depo_rows(config: DepoConfig) -> TaskRows:
@@ -95,6 +99,12 @@ def _check_rule110(config: Rule110Config) -> None:
         raise ConfigError(
             f"data.rule110.label={config.label} must be less than data.rule110.width={config.width}: it is the number "
             "of a cell, from 0 on"
+        )
+    mixed = config.mixed_steps
+    if len(mixed) == 1 or len(set(mixed)) < len(mixed) or any(not 1 <= t <= MOST_OPERATIONS for t in mixed):
+        raise ConfigError(
+            f"data.rule110.mixed_steps={list(mixed)} must be empty or hold two or more different numbers of updates, each "
+            f"from 1 to {MOST_OPERATIONS}; for one number of all rows set data.rule110.steps"
         )
 
 

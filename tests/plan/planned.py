@@ -5,7 +5,7 @@ from __future__ import annotations
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
 from sleeptrain.config.vocabulary import with_vocabulary
-from sleeptrain.data.tasks.rule110 import VOCAB_SIZE
+from sleeptrain.data.tasks.rule110 import FIRST_STEPS
 from sleeptrain.distributed.gpus import find_gpu
 from sleeptrain.plan.layout import Plan, make_plan
 
@@ -13,7 +13,7 @@ SMALL = ["data.rule110.width=6", "data.batch=8", "model.dim=16", "model.ffn_dim=
 
 
 def rule110(*more: str) -> Config:
-    return with_vocabulary(compose(["experiment=rule110", "sleep.passes=3", *SMALL, *more]), VOCAB_SIZE)
+    return with_vocabulary(compose(["experiment=rule110", "sleep.passes=3", *SMALL, *more]), FIRST_STEPS)
 
 
 def planned(config: Config, processes: int = 1, gpu: str | None = None) -> Plan:

@@ -20,7 +20,7 @@ from sleeptrain.config import load_resolved, save_resolved
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
 from sleeptrain.config.vocabulary import with_vocabulary
-from sleeptrain.data.tasks.rule110 import VOCAB_SIZE
+from sleeptrain.data.tasks.rule110 import FIRST_STEPS
 from sleeptrain.errors import ConfigError, NonFiniteError
 from sleeptrain.model import compiled
 from sleeptrain.model.hybrid import Hybrid
@@ -64,7 +64,7 @@ def settings(folder: Path, *more: str) -> list[str]:
 def run(folder: Path, *more: str) -> Config:
     config = compose(settings(folder, *more))
     assert trainer.train(config) == 0
-    return with_vocabulary(config, VOCAB_SIZE)
+    return with_vocabulary(config, FIRST_STEPS)
 
 
 def records(folder: Path) -> list[dict[str, object]]:

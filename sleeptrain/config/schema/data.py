@@ -68,6 +68,12 @@ class Rule110Config:
     width: int = setting(20, "cells of a string, one window", at_least=3, at_most=MOST_ITEMS, on_resume="fixed")
     strings: int = setting(1, "strings of a row", at_least=1, at_most=MOST_ITEMS, on_resume="fixed")
     steps: int = setting(8, "updates to the answer", at_least=1, at_most=MOST_OPERATIONS, on_resume="fixed")
+    mixed_steps: list[int] = setting(
+        [],
+        "updates of each row, drawn from these and told by a token before each string; empty: all rows have `steps`",
+        allowed="two or more different numbers",
+        on_resume="fixed",
+    )
     boundary: str = setting(
         "periodic", "the cells beyond the edge", choices=("periodic", "zeros", "ones"), on_resume="fixed"
     )

@@ -3,13 +3,15 @@
 A row has `strings` random binary strings of `width` cells and then the answers: cell number `label` of each string
 after `steps` updates of the elementary cellular automaton 110. Only the answers have a loss: their inputs are
 [SEP, l0, l1, ...] and their targets [l0, l1, l2, ...], so that no window of cells has a target.
+With `mixed_steps` each row has its own number of updates, and a token before each string tells it: no sleep could know
+how much there is to compute if only the answers' window said so.
 The sleep paper (arXiv 2605.26099), section 6.1. The paper does not define the boundary and the answers' format; these
 are our choice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 
 from sleeptrain.config.schema import Rule110Config
+from sleeptrain.config.task_rows import rule110_rows
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.data.philox import WORDS_PER_COUNT, random_words
 from sleeptrain.data.tasks.split import ATTEMPTS, are_held_out
@@ -24,7 +27,7 @@ from sleeptrain.data.tasks.task import PRIOR, TRAIN, VALIDATION, Answered
 from sleeptrain.errors import ConfigError
 
 SEP = 2
-VOCAB_SIZE = 3
+FIRST_STEPS = 3  # the id that tells the first of `mixed_steps`
 PRIOR_SAMPLES = 2**16
 # The cells beyond the edge, with eight strings in a byte; None: the cells of the other edge.
 OUTSIDE = {"periodic": None, "zeros": 0x00, "ones": 0xFF}
@@ -45,12 +48,12 @@ def evolve(cells: np.ndarray, steps: int, outside: int | None = None) -> np.ndar
     return cells
 
 
-def labels(cells: np.ndarray, config: Rule110Config) -> np.ndarray:
-    """The label of each string: uint8 [..., width] of 0 and 1 -> uint8 [...]."""
+def labels(cells: np.ndarray, config: Rule110Config, steps: int) -> np.ndarray:
+    """The label of each string after `steps` updates: uint8 [..., width] of 0 and 1 -> uint8 [...]."""
     shape = cells.shape[:-1]
     flat = cells.reshape(-1, cells.shape[-1])
     packed = np.ascontiguousarray(np.packbits(flat, axis=0).T)  # eight strings to a byte, [width, ceil(strings / 8)]
-    after = evolve(packed, config.steps, OUTSIDE[config.boundary])
+    after = evolve(packed, steps, OUTSIDE[config.boundary])
     return np.unpackbits(after[config.label], count=len(flat)).reshape(shape)
 
 
@@ -94,82 +97,121 @@ def _draw_words(config: Rule110Config, seed: int, stream: int, first: int, count
     return words_BW
 
 
+def draw_steps(config: Rule110Config, seed: int, stream: int, first: int, count: int) -> np.ndarray:
+    """The number of updates of each of the samples [first, first + count): int64 [count].
+
+    With `mixed_steps` they are uniform draws, independent of the cells.
+    """
+    choices = np.array(config.mixed_steps or [config.steps], np.int64)
+    if len(choices) == 1:
+        return choices.repeat(count)
+    own_stream = stream + (PRIOR + 1) * ATTEMPTS  # after those of the attempts to draw a sample's cells
+    words = random_words(count * WORDS_PER_COUNT, seed, own_stream, first)[::WORDS_PER_COUNT]
+    return choices[(words % np.uint64(len(choices))).astype(np.int64)]
+
+
 class Rule110:
-    """A `Task`. sequence: strings * width cells and one answer for each string.
+    """A `Task`. sequence: strings * width cells and one answer for each string; with `mixed_steps` a token before each
+    string, whose id is 3 + the index of the row's number of updates.
 
     Raises ConfigError if there are too few different strings to hold some out.
     """
 
     name = "rule110"
-    vocab_size = VOCAB_SIZE
     tokenizer_hash: str | None = None
     rows_alike = True
 
     def __init__(self, config: Rule110Config) -> None:
         self._config = config
-        self.sequence = config.strings * config.width + config.strings
+        self._shape = rule110_rows(config)
+        self.sequence = self._shape.sequence
+        self.vocab_size = FIRST_STEPS + len(config.mixed_steps)
         self.num_held_out = config.validation_samples
         for held_out in (True, False):  # so that a ConfigError comes here and not at the first evaluation
             draw_strings(config, 0, PRIOR, 0, 1, held_out)
 
     def rows(self, seed: int, first: int, count: int) -> Batch:
-        return self._batch(draw_strings(self._config, seed, TRAIN, first, count, held_out=False), first)
+        return self._batch(seed, TRAIN, first, count)
 
     def held_out(self, first: int, count: int) -> Batch:
-        return self._batch(draw_strings(self._config, 0, VALIDATION, first, count, held_out=True), first)
+        return self._batch(0, VALIDATION, first, count)
 
-    def metrics(self, answered: Sequence[Answered]) -> dict[str, float]:
+    def metrics(self, answered: Sequence[Answered]) -> dict[str, Any]:
         """accuracy: share of rows with all labels right. bits: share of right labels. sampled: expected accuracy if
-        labels are drawn from the model's probabilities."""
+        labels are drawn from the model's probabilities. accuracy_by_steps: with `mixed_steps`, the accuracy of the rows
+        of each number of updates."""
         last = slice(-self._config.strings, None)
         right_BS = torch.cat([a.right_BT[:, last] for a in answered])
         loss_BS = torch.cat([a.loss_BT[:, last] for a in answered]).double()
-        return {
-            "accuracy": right_BS.all(-1).double().mean().item(),
+        right_B = right_BS.all(-1).double()
+        metrics: dict[str, Any] = {
+            "accuracy": right_B.mean().item(),
             "bits": right_BS.double().mean().item(),
             "sampled": loss_BS.sum(-1).neg().exp().mean().item(),
         }
+        if self._config.mixed_steps:
+            told_B = torch.cat([a.batch.tokens_BT[:, 0] for a in answered])
+            by_steps = {t: right_B[told_B == FIRST_STEPS + i] for i, t in enumerate(self._config.mixed_steps)}
+            metrics["accuracy_by_steps"] = {f"t={t}": r.mean().item() for t, r in by_steps.items() if len(r)}
+        return metrics
 
     def guessing(self) -> dict[str, float]:
         """Accuracies without the context. chance: all answers equally likely. majority: always the more frequent label.
         majority_bits: the same, as share of labels. sampled: labels drawn with their true frequency.
 
-        Strings are independent, so the accuracy of a row is that of a label to the power of `strings`.
+        Strings are independent, so the accuracy of a row is that of a label to the power of `strings`. With
+        `mixed_steps` each is the mean over the numbers of updates, and a guess knows that of its row.
         """
-        likelier, strings = self._likelier, self._config.strings
+        strings = self._config.strings
         return {
             "chance": 0.5**strings,
-            "majority": likelier**strings,
-            "majority_bits": likelier,
-            "sampled": (likelier**2 + (1 - likelier) ** 2) ** strings,
+            "majority": _mean(p**strings for p in self._likelier),
+            "majority_bits": _mean(self._likelier),
+            "sampled": _mean((p**2 + (1 - p) ** 2) ** strings for p in self._likelier),
         }
 
     def text(self, tokens: Sequence[int]) -> str:
-        return "".join("01|"[token] for token in tokens)
+        told = [f" t={steps}: " for steps in self._config.mixed_steps]
+        return "".join([*"01|", *told][token] for token in tokens)
 
     def report(self) -> dict[str, Any]:
         return {}
 
     def identity(self) -> dict[str, Any]:
-        names = ("width", "strings", "steps", "boundary", "label")
+        names = ["width", "strings", "steps", "boundary", "label"]
+        if self._config.mixed_steps:  # positions saved without it stay valid
+            names[names.index("steps")] = "mixed_steps"
         return {f"data.rule110.{name}": getattr(self._config, name) for name in names}
 
     @cached_property
-    def _likelier(self) -> float:
-        """The share of the more frequent label, estimated on 65,536 held-out samples."""
+    def _likelier(self) -> list[float]:
+        """The share of the more frequent label for each number of updates, estimated on 65,536 held-out samples."""
         drawn = draw_strings(self._config, 0, PRIOR, 0, PRIOR_SAMPLES, held_out=True)
-        ones = float(labels(drawn, self._config).mean())
-        return max(ones, 1 - ones)
+        ones = [float(labels(drawn, self._config, t).mean()) for t in self._config.mixed_steps or [self._config.steps]]
+        return [max(share, 1 - share) for share in ones]
 
-    def _batch(self, cells_BSW: np.ndarray, first: int) -> Batch:
-        rows, context = len(cells_BSW), self._config.strings * self._config.width
-        labels_BS = labels(cells_BSW, self._config)
-        tokens_BT = np.empty((rows, self.sequence), np.int64)
-        tokens_BT[:, :context] = cells_BSW.reshape(rows, context)
+    def _batch(self, seed: int, stream: int, first: int, count: int) -> Batch:
+        config, context = self._config, self._shape.context
+        cells_BSW = draw_strings(config, seed, stream, first, count, held_out=stream == VALIDATION)
+        steps_B = draw_steps(config, seed, stream, first, count)
+        labels_BS = np.empty((count, config.strings), np.int64)
+        tokens_BSW = cells_BSW.astype(np.int64)
+        for steps in np.unique(steps_B):
+            labels_BS[steps_B == steps] = labels(cells_BSW[steps_B == steps], config, int(steps))
+        if config.mixed_steps:
+            told_B = FIRST_STEPS + np.array([config.mixed_steps.index(steps) for steps in steps_B], np.int64)
+            tokens_BSW = np.concatenate([np.broadcast_to(told_B[:, None, None], (*labels_BS.shape, 1)), tokens_BSW], 2)
+        tokens_BT = np.empty((count, self.sequence), np.int64)
+        tokens_BT[:, :context] = tokens_BSW.reshape(count, context)
         tokens_BT[:, context] = SEP
         tokens_BT[:, context + 1 :] = labels_BS[:, :-1]
         targets_BT = np.full_like(tokens_BT, IGNORE)
         targets_BT[:, context:] = labels_BS
-        apart_B = torch.zeros(rows, dtype=torch.bool)
-        documents_BT = (first + torch.arange(rows))[:, None].repeat(1, self.sequence)
+        apart_B = torch.zeros(count, dtype=torch.bool)
+        documents_BT = (first + torch.arange(count))[:, None].repeat(1, self.sequence)
         return Batch(torch.from_numpy(tokens_BT), torch.from_numpy(targets_BT), documents_BT, apart_B, apart_B)
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed)

@@ -7,7 +7,7 @@ import torch
 from sleeptrain.config.schema import Rule110Config
 from sleeptrain.data.batch import IGNORE
 from sleeptrain.data.tasks import rule110
-from sleeptrain.data.tasks.rule110 import OUTSIDE, SEP, Rule110, draw_strings, evolve, labels
+from sleeptrain.data.tasks.rule110 import FIRST_STEPS, OUTSIDE, SEP, Rule110, draw_steps, draw_strings, evolve, labels
 from sleeptrain.data.tasks.task import TRAIN, VALIDATION, Answered
 from sleeptrain.errors import ConfigError
 
@@ -34,7 +34,7 @@ def test_evolution_matches_brute_force(width: int, steps: int, boundary: str) ->
     assert evolve(strings.T, steps, outside).T.tolist() == expected
     for label in (0, 1, width - 1):
         config = Rule110Config(width=width, strings=1, steps=steps, boundary=boundary, label=label)
-        assert labels(strings, config).tolist() == [string[label] for string in expected]
+        assert labels(strings, config, steps).tolist() == [string[label] for string in expected]
 
 
 def test_a_batch_holds_strings_and_labels() -> None:
@@ -49,6 +49,44 @@ def test_a_batch_holds_strings_and_labels() -> None:
         assert targets == [IGNORE] * 33 + labels
     assert not batch.carried_B.any() and not batch.continues_B.any()
     assert (batch.documents_BT == batch.documents_BT[:, :1]).all()
+
+
+MIXED = Rule110Config(width=11, strings=2, mixed_steps=[2, 4, 8], validation_samples=50)
+
+
+def test_mixed_rows_tell_their_number_of_updates_in_each_window() -> None:
+    task = Rule110(MIXED)
+    assert task.sequence == 26 and task.vocab_size == 6
+    for batch in (task.rows(3, 100, 40), task.held_out(0, 40)):
+        steps = set()
+        for tokens, targets in zip(batch.tokens_BT.tolist(), batch.targets_BT.tolist(), strict=True):
+            assert tokens[0] == tokens[12] and tokens[24] == SEP
+            t = MIXED.mixed_steps[tokens[0] - FIRST_STEPS]
+            assert targets[24:] == [brute_force(tokens[start : start + 11], t)[0] for start in (1, 13)]
+            steps.add(t)
+        assert steps == {2, 4, 8}
+    assert task.text(task.rows(0, 0, 1).tokens_BT[0, :2].tolist())[:4] == " t=" + str(draw_steps(MIXED, 0, TRAIN, 0, 1)[0])
+
+
+def test_the_numbers_of_updates_are_balanced_and_belong_to_their_row() -> None:
+    steps_B = draw_steps(MIXED, 0, TRAIN, 0, 3000)
+    assert all(900 < (steps_B == t).sum() < 1100 for t in (2, 4, 8))
+    assert (draw_steps(MIXED, 0, TRAIN, 1000, 500) == steps_B[1000:1500]).all()
+    assert (draw_steps(MIXED, 1, TRAIN, 0, 3000) != steps_B).any()
+    plain = Rule110Config(width=11, strings=2, steps=4)
+    assert (draw_strings(MIXED, 0, TRAIN, 0, 9) == draw_strings(plain, 0, TRAIN, 0, 9)).all(), "cells do not depend on t"
+
+
+def test_mixed_rows_are_scored_by_their_number_of_updates() -> None:
+    task = Rule110(MIXED)
+    batch = task.held_out(0, 50)
+    right_B = batch.tokens_BT[:, 0] != FIRST_STEPS + 1  # all but those of t=4
+    predicted_BT = torch.where(right_B[:, None], batch.targets_BT, 1 - batch.targets_BT)
+    metrics = task.metrics([Answered(batch, predicted_BT, torch.zeros(batch.targets_BT.shape))])
+    assert metrics["accuracy_by_steps"] == {"t=2": 1.0, "t=4": 0.0, "t=8": 1.0}
+    assert metrics["accuracy"] == right_B.double().mean().item()
+    each = [Rule110(Rule110Config(width=11, strings=2, steps=t)).guessing() for t in MIXED.mixed_steps]
+    assert task.guessing() == pytest.approx({name: sum(g[name] for g in each) / 3 for name in each[0]})
 
 
 @pytest.mark.parametrize("width", [8, 11, 24, 64, 65, 200])  # one word, several words, several blocks of words
