@@ -31,6 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         options.device,
         options.allow_source,
         options.allow_older,
+        {"stop": options.stop, "stop_threshold": options.stop_threshold, "min_passes": options.min_passes},
     )
     report = evaluate_opened(opened)
     if options.json:
@@ -47,6 +48,9 @@ def parser() -> ArgumentParser:
         "--passes", type=int, nargs="+", metavar="N", help="default: 1, and as the model was trained last"
     )
     root.add_argument("--window", type=int, metavar="L", help="default: as the model was trained last")
+    root.add_argument("--stop", choices=("fixed", "change", "acceleration"), help="default: sleep.stop of the run")
+    root.add_argument("--stop-threshold", type=float, metavar="X", help="default: sleep.stop_threshold of the run")
+    root.add_argument("--min-passes", type=int, metavar="N", help="default: sleep.min_passes of the run")
     root.add_argument("--batches", type=int, metavar="K", help="default: train.eval_batches of the run")
     root.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     root.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -97,13 +101,14 @@ def open_checkpoint(
     device: str = "auto",
     allow_sources: Sequence[str] = (),
     allow_older: bool = False,
+    stop: Mapping[str, Any] | None = None,
 ) -> Opened:
     """Load a checkpoint in this process alone.
 
     place: a run folder (its newest checkpoint) or a checkpoint. passes: None takes 1 and N of the curriculum at the
     checkpoint. window: None takes L of the curriculum there. batches: replaces `train.eval_batches`. allow_sources:
-    commands and URLs of the run's data that may be used (`data.consent`). allow_older: see `named_checkpoint`. Raises
-    UserError.
+    commands and URLs of the run's data that may be used (`data.consent`). allow_older: see `named_checkpoint`.
+    stop: replaces settings of `sleep`, by name; None keeps that of the run. Raises UserError.
     """
     # These imports are inside the function: the help needs no torch.
     import torch
@@ -126,7 +131,7 @@ def open_checkpoint(
     config = replace(config, data=with_consent(config.data, allow_sources, str(place)))
     shape = last_shape(config, state)
     numbers = _numbers_of_passes(passes or (1, shape.passes))
-    config = _with_options(config, numbers[-1], shape.window if window is None else window, batches)
+    config = _with_options(config, numbers[-1], shape.window if window is None else window, batches, stop or {})
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     with torch.device("meta"):
@@ -148,6 +153,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         if n in evaluation.get("accuracy", {}):
             result.append(f"N={n}  accuracy  {evaluation['accuracy'][n]:.1%}")
         result.append(f"N={n}  loss of windows 1..K  {_windows(losses)}")
+        if n in evaluation.get("passes", {}):
+            result.append(f"N={n}  mean passes of windows that may sleep  {evaluation['passes'][n]:.2f}")
         result += [
             f"N={n}  {name}  {_value(value)}" for name, value in evaluation.get("metrics", {}).get(n, {}).items()
         ]
@@ -166,13 +173,14 @@ def _numbers_of_passes(passes: Sequence[int]) -> list[int]:
     return numbers
 
 
-def _with_options(config: Config, passes: int, window: int, batches: int | None) -> Config:
+def _with_options(config: Config, passes: int, window: int, batches: int | None, stop: Mapping[str, Any]) -> Config:
     """The settings with these N and L and no curriculum. Raises ConfigError if they do not allow that."""
     from sleeptrain.config.validate import validate
 
     if batches is not None and batches < 1:
         raise ConfigError("--batches must be at least 1")
-    sleep = replace(config.sleep, curriculum=[], passes=passes, window=window)
+    changed = {name: value for name, value in stop.items() if value is not None}
+    sleep = replace(config.sleep, curriculum=[], passes=passes, window=window, **changed)
     train = replace(config.train, eval_batches=batches or config.train.eval_batches)
     config = replace(config, sleep=sleep, train=train)
     validate(config)

@@ -29,7 +29,7 @@ class RoundInputs:
     targets_N: int64 ids of the targets.
     target_index_N: the targets' positions in the flattened [R * L]; None: every position has a target.
     rows_R: the rows' indices in the batch; None: all rows take part.
-    source_rows: the rows of the features that the window's previous passes leave, in the order of their rounds.
+    source_rows: the rows of the features that the window's previous pass leaves, in the order of its rounds.
     source_index_R: the positions of this round's rows in `source_rows`; None: they are equal, or it is a wake round.
     """
 
@@ -50,13 +50,14 @@ def inputs_of_rounds(
     batch: Batch, rounds: Sequence[Round], layouts: RoundLayouts, device: torch.device
 ) -> list[RoundInputs]:
     """The inputs of each round. batch: on the CPU. rounds: in the order in which they run. layouts: of the batch."""
-    inputs, sources, window = list[RoundInputs](), list[tuple[int, ...]](), -1
+    inputs = list[RoundInputs]()
+    previous, current, at = list[tuple[int, ...]](), list[tuple[int, ...]](), (-1, 0)
     for r in rounds:
-        if r.window != window:
-            sources, window = [], r.window
-        source_rows = tuple(chain.from_iterable(sources))
-        inputs.append(_round_inputs(batch, layouts.of(r), r, () if r.is_wake else source_rows))
-        sources = [*sources, r.rows] if r.is_wake else [r.rows]
+        if (r.window, r.pass_index) != at:
+            previous, current, at = current, [], (r.window, r.pass_index)
+        inputs.append(_round_inputs(batch, layouts.of(r), r, () if r.is_wake else tuple(chain.from_iterable(previous))))
+        if not r.state_only:  # such a round leaves no features
+            current.append(r.rows)
     return inputs if device.type == "cpu" else _sent(inputs, device)
 
 

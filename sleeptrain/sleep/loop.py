@@ -84,12 +84,12 @@ def run_rounds(
         of_group, inputs = inputs[: len(group)], inputs[len(group) :]
         predicting, state = settings.recompute.window(run_window, context, num_rows, group, of_group, state)
         for index, x_ND in predicting.items():
-            loss, window = _loss(context, x_ND, group[index], of_group[index]), group[0].window
+            loss, window = window_loss(context, x_ND, group[index], of_group[index]), group[0].window
             losses[window] = losses[window] + loss if window in losses else loss
     return losses, state
 
 
-def _loss(context: RoundContext, x_ND: torch.Tensor, r: Round, inputs: RoundInputs) -> torch.Tensor:
+def window_loss(context: RoundContext, x_ND: torch.Tensor, r: Round, inputs: RoundInputs) -> torch.Tensor:
     """The loss of a round, outside the round's recomputation."""
     settings = context.settings
     if settings.on_round is not None:
@@ -111,20 +111,39 @@ def run_window(
 
     Returns {index: features [N, D] at the targets} for the rounds that predict, and the state.
     """
-    state, features, predicting = boundary_state, list[Features](), dict[int, torch.Tensor]()
+    state, previous, predicting = boundary_state, list[Features](), dict[int, torch.Tensor]()
+    current, pass_index = list[Features](), 1
     for index, (r, inputs) in enumerate(zip(rounds, inputs_of_rounds, strict=True)):
-        row_state, at_start = state, boundary_state
-        if inputs.rows_R is not None:
-            row_state, at_start = state.rows(inputs.rows_R), boundary_state.rows(inputs.rows_R)
-        source = None if r.is_wake else select(features, r.rows, inputs)
-        output, new_state, x_ND = context.settings.recompute.round(
-            run_round, context, r, inputs, source, row_state, at_start
-        )
-        state = new_state if inputs.rows_R is None else state.put_rows(inputs.rows_R, new_state, num_rows)
-        features = [*features, output] if r.is_wake else [output]
+        if r.pass_index != pass_index:
+            previous, current, pass_index = current, [], r.pass_index
+        output, state, x_ND = run_on_rows(context, num_rows, r, inputs, previous, state, boundary_state)
+        current.append(output)
         if x_ND is not None:
             predicting[index] = x_ND
     return predicting, state
+
+
+def run_on_rows(
+    context: RoundContext,
+    num_rows: int,
+    r: Round,
+    inputs: RoundInputs,
+    previous: Sequence[Features],
+    state: FastWeights,
+    boundary_state: FastWeights,
+) -> tuple[Features, FastWeights, torch.Tensor | None]:
+    """`run_round` on the round's rows of a state of `num_rows` rows.
+
+    previous: the features of the rounds of the previous pass, which hold all rows of this round.
+    """
+    row_state, at_start = state, boundary_state
+    if inputs.rows_R is not None:
+        row_state, at_start = state.rows(inputs.rows_R), boundary_state.rows(inputs.rows_R)
+    source = None if r.is_wake else select(previous, r.rows, inputs)
+    recompute = context.settings.recompute
+    output, new_state, x_ND = recompute.round(run_round, context, r, inputs, source, row_state, at_start)
+    state = new_state if inputs.rows_R is None else state.put_rows(inputs.rows_R, new_state, num_rows)
+    return output, state, x_ND
 
 
 def run_round(

@@ -185,13 +185,17 @@ def _next_valid_document(batch: Batch) -> torch.Tensor:
     return documents.gather(1, next_valid)
 
 
+# N for all rows and windows; or, where a stop rule has decided, the passes of each row in each window, [K][B].
+Passes = int | Sequence[Sequence[int]]
+
+
 def plan_rounds(
-    facts: Sequence[WindowFacts], passes: int, when: str = "every", feedback: str = "features", multiple: int = 1
+    facts: Sequence[WindowFacts], passes: Passes, when: str = "every", feedback: str = "features", multiple: int = 1
 ) -> list[Round]:
     """The rounds of a step, in the order in which one process runs them.
 
     facts: the facts of each window.
-    passes: N, which includes the wake pass.
+    passes: N, which includes the wake pass. A row that does not sleep in a window gets one pass, whatever it says.
     when: `every` (each window wakes, and sleeps if its state is read later) or `unlabelled` (Algorithm 1 of arXiv
         2605.26099: windows with a target get one pass, the others N).
     feedback: `features` | `none`.
@@ -201,27 +205,47 @@ def plan_rounds(
     """
     rounds: list[Round] = []
     for index, fact in enumerate(facts):
-        rows = range(len(fact.has_target))
-        predicted = tuple(b for b in rows if fact.has_target[b])
-        silent = tuple(b for b in rows if fact.read_later[b] and not fact.has_target[b])
-        sleeping = tuple(b for b in rows if fact.read_later[b] and (when == "every" or not fact.has_target[b]))
-        span = (index, fact.start, fact.stop)
-        if predicted:
-            work = fact.work(predicted, sleeping=False)
-            rounds.append(Round(*span, 1, predicted, loss=True, coda=True, work=work))
-        if silent:
-            work, only = fact.work(silent, sleeping=False), passes == 1
-            rounds.append(Round(*span, 1, silent, coda=only, state_only=only, work=work))
-        if sleeping:
-            work, skip = fact.work(sleeping, sleeping=True), fact.skip(sleeping, multiple)
-            sleep = Round(*span, 2, sleeping, feedback == "features", skip=skip, work=work)
-            for n in range(2, passes + 1):
-                rounds.append(replace(sleep, pass_index=n, coda=n == passes, state_only=n == passes))
+        limits = [passes] * len(fact.has_target) if isinstance(passes, int) else passes[index]
+        rounds += _wake_rounds(index, fact, limits) + _sleep_rounds(index, fact, limits, when, feedback, multiple)
     return rounds
 
 
-def plan_batch(batch: Batch, window: int, passes: int, sleep: SleepConfig, multiple: int = 1) -> list[Round]:
-    """The rounds of a batch (on the CPU) with the configured policy and feedback. multiple: as in `plan_rounds`."""
+def _wake_rounds(index: int, fact: WindowFacts, limits: Sequence[int]) -> list[Round]:
+    rows, span = range(len(fact.has_target)), (index, fact.start, fact.stop)
+    rounds = []
+    predicted = tuple(b for b in rows if fact.has_target[b])
+    if predicted:
+        work = fact.work(predicted, sleeping=False)
+        rounds.append(Round(*span, 1, predicted, loss=True, coda=True, work=work))
+    silent = [b for b in rows if fact.read_later[b] and not fact.has_target[b]]
+    for only in (False, True):
+        part = tuple(b for b in silent if (limits[b] == 1) == only)
+        if part:
+            work = fact.work(part, sleeping=False)
+            rounds.append(Round(*span, 1, part, coda=only, state_only=only, work=work))
+    return rounds
+
+
+def _sleep_rounds(
+    index: int, fact: WindowFacts, limits: Sequence[int], when: str, feedback: str, multiple: int
+) -> list[Round]:
+    """Rows for which a pass is the last one have a round of their own, since they run the coda and leave the state."""
+    rows = range(len(fact.has_target))
+    sleeping = tuple(b for b in rows if fact.read_later[b] and (when == "every" or not fact.has_target[b]))
+    skip, rounds = fact.skip(sleeping, multiple), []
+    for n in range(2, max((limits[b] for b in sleeping), default=1) + 1):
+        for is_last in (False, True):
+            part = tuple(b for b in sleeping if limits[b] >= n and (limits[b] == n) == is_last)
+            if part:
+                sleep = Round(index, fact.start, fact.stop, n, part, feedback == "features", skip=skip)
+                work = fact.work(part, sleeping=True)
+                rounds.append(replace(sleep, coda=is_last, state_only=is_last, work=work))
+    return rounds
+
+
+def plan_batch(batch: Batch, window: int, passes: Passes, sleep: SleepConfig, multiple: int = 1) -> list[Round]:
+    """The rounds of a batch (on the CPU) with the configured policy and feedback. passes, multiple: as in
+    `plan_rounds`."""
     return plan_rounds(window_facts(batch, window), passes, sleep.when, sleep.feedback, multiple)
 
 

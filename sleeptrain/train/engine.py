@@ -28,7 +28,9 @@ from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.recompute import with_recompute
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.sleep.step import StepResult, forward_backward, step_context
+from sleeptrain.sleep.stop_rule import StopRule
 from sleeptrain.sleep.totals import StepTotals
+from sleeptrain.sleep.until_stopped import Stopped, run_until_stopped
 from sleeptrain.watch.progress import Progress
 
 
@@ -74,6 +76,16 @@ class Engine(Protocol):
 
         It is empty in processes without the model's last layer.
         """
+
+    def until_stopped(
+        self,
+        batch: Batch,
+        rounds: Sequence[Round],
+        settings: LoopSettings,
+        rule: StopRule,
+        read_logits: ReadLogits | None,
+    ) -> Stopped:
+        """The rounds under a stop rule (`run_until_stopped`), where each process holds the whole depth of the model."""
 
     def local_tensors(self, carried: FastWeights | None) -> Tensors:
         """This process's share of a checkpoint, by name: views of its tensors, which the next step changes."""
@@ -135,6 +147,19 @@ class LocalEngine:
         state = self.model.empty_state()
         with in_precision(self._config.train, self.model):
             return run_rounds(self.model, batch, rounds, state, settings, read_logits)[0]
+
+    def until_stopped(
+        self,
+        batch: Batch,
+        rounds: Sequence[Round],
+        settings: LoopSettings,
+        rule: StopRule,
+        read_logits: ReadLogits | None,
+    ) -> Stopped:
+        settings = replace(settings, on_round=self._progress.at)
+        state = self.model.empty_state()
+        with in_precision(self._config.train, self.model):
+            return run_until_stopped(self.model, batch, rounds, state, settings, rule, read_logits)
 
     def local_tensors(self, carried: FastWeights | None) -> Tensors:
         tensors = {WEIGHTS + name: p.detach() for name, p in self.model.named_parameters()}

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +20,34 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.loop import LoopSettings, ReadLogits, loop_settings, run_rounds
 from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.rounds import Round, plan_batch, window_spans
+from sleeptrain.sleep.stop_rule import StopRule, stop_rule
+from sleeptrain.sleep.until_stopped import Stopped, run_until_stopped
 
 T = TypeVar("T")
 
 # {"loss": {passes: [mean loss of window 1..K]}, "sets": {name: {"loss": ...}}}; with a task also {"accuracy": {passes:
-# share}, "metrics": {passes: {name: value}}, "guessing": {name: value}}
+# share}, "metrics": {passes: {name: value}}, "guessing": {name: value}}; under a stop rule also {"passes": {most passes:
+# mean passes of the windows that may sleep, the wake pass counted}}
 Evaluation = dict[str, Any]
 
-# Runs the rounds of a batch in `train.precision`; returns the summed loss of each window that predicts.
-WindowLosses = Callable[[Batch, Sequence[Round], LoopSettings, ReadLogits | None], Mapping[int, torch.Tensor]]
+
+class Runner(Protocol):
+    """Runs the rounds of a batch in `train.precision`, without training. Engines implement it."""
+
+    def window_losses(
+        self, batch: Batch, rounds: Sequence[Round], settings: LoopSettings, read_logits: ReadLogits | None
+    ) -> Mapping[int, torch.Tensor]:
+        """The summed loss of each window that predicts."""
+
+    def until_stopped(
+        self,
+        batch: Batch,
+        rounds: Sequence[Round],
+        settings: LoopSettings,
+        rule: StopRule,
+        read_logits: ReadLogits | None,
+    ) -> Stopped:
+        """The same under a stop rule, which leaves out passes of `rounds`."""
 
 
 class EvaluationStopped(Exception):
@@ -83,9 +102,18 @@ class _Answers:
         return torch.stack([self._predicted_BT.double(), self._loss_BT.double()])
 
 
-def _answered(batch: Batch, numbers: torch.Tensor) -> Answered:
+def _answered(batch: Batch, numbers: torch.Tensor, sleeps_2B: torch.Tensor | None) -> Answered:
     predicted_BT, loss_BT = numbers.view(2, *batch.targets_BT.shape)
-    return Answered(batch, predicted_BT.long(), loss_BT.float())
+    passes_B = None if sleeps_2B is None else (sleeps_2B[0] / sleeps_2B[1]).float()
+    return Answered(batch, predicted_BT.long(), loss_BT.float(), passes_B)
+
+
+def _sleeps(rounds: Sequence[Round], passes_KB: Sequence[Sequence[int]]) -> torch.Tensor:
+    """The passes of each row in its windows that may sleep, summed, and the number of these windows: fp64 [2, B]."""
+    sleeps_2B = torch.zeros(2, len(passes_KB[0]), dtype=torch.float64)
+    for window, row in {(r.window, row) for r in rounds if not r.is_wake for row in r.rows}:
+        sleeps_2B[:, row] += torch.tensor([passes_KB[window][row], 1.0])
+    return sleeps_2B
 
 
 @dataclass
@@ -111,13 +139,20 @@ class _SetResult:
 
     windows: the sums are those of the batches that this process has run, the counts those of all batches.
     answers: the numbers of each batch (`_Answers.numbers`), zeros for batches of other processes; empty without a task.
+    sleeps: the passes of each batch (`_sleeps`), zeros for batches of other processes; empty without a stop rule.
     """
 
     windows: _Windows
     answers: list[torch.Tensor]
+    sleeps: list[torch.Tensor]
 
     def tensors(self) -> list[torch.Tensor]:
-        return [torch.tensor(self.windows.sums, dtype=torch.float64), *self.answers]
+        return [torch.tensor(self.windows.sums, dtype=torch.float64), *self.answers, *self.sleeps]
+
+    def answered(self, batches: Sequence[Batch]) -> list[Answered]:
+        """The predictions for each batch; empty without a task."""
+        sleeps: Sequence[torch.Tensor | None] = self.sleeps or [None] * len(batches)
+        return [_answered(*of) for of in zip(batches, self.answers, sleeps, strict=False)]
 
 
 def held_out(source: Source, config: Config) -> dict[str, Iterator[Batch]]:
@@ -142,7 +177,7 @@ def evaluate(
     window: int,
     passes: Iterable[int],
     task: Task | None,
-    run: WindowLosses | None = None,
+    run: Runner | None = None,
     stop: Callable[[], bool] = never,
     share: Share | None = None,
 ) -> Evaluation:
@@ -158,7 +193,7 @@ def evaluate(
     """
     if run is None:
         with in_precision(config.train, model):
-            return evaluate(model, sets, config, window, passes, task, _run_on(model), stop, share)
+            return evaluate(model, sets, config, window, passes, task, ModelRunner(model), stop, share)
     share = share or Share()
     batches = {name: list(_until(stop, set_batches)) for name, set_batches in sets.items()}
     results = {
@@ -176,13 +211,15 @@ def evaluate(
         evaluation["sets"] = {name: {"loss": {}} for name in batches}
     for n, by_set in results.items():
         evaluation["loss"][str(n)] = reduce(operator.add, (result.windows for result in by_set.values())).means()
-        answers = [
-            _answered(*pair) for name in batches for pair in zip(batches[name], by_set[name].answers, strict=False)
-        ]
+        answers = [answer for name in batches for answer in by_set[name].answered(batches[name])]
         if task is not None and answers:
             metrics = task.metrics(answers)
             evaluation["accuracy"][str(n)] = metrics.pop("accuracy")
             evaluation["metrics"][str(n)] = metrics
+        sleeps = [sleeps_2B for result in by_set.values() for sleeps_2B in result.sleeps]
+        if sleeps:
+            num_passes, num_windows = torch.cat(sleeps, dim=1).sum(1).tolist()
+            evaluation.setdefault("passes", {})[str(n)] = num_passes / num_windows if num_windows else 1.0
         for name in evaluation.get("sets", {}):
             evaluation["sets"][name]["loss"][str(n)] = by_set[name].windows.means()
     return evaluation
@@ -197,21 +234,33 @@ def _join(results: Sequence[_SetResult], share: Share) -> None:
     for result in results:
         result.windows.sums = next(parts).tolist()
         result.answers = [next(parts) for _ in result.answers]
+        result.sleeps = [next(parts).view(2, -1) for _ in result.sleeps]
 
 
-def _run_on(model: Hybrid) -> WindowLosses:
-    """Runs rounds on a model in this process."""
+@dataclass(frozen=True)
+class ModelRunner:
+    """A `Runner` on a whole model in this process."""
 
-    def run(
-        batch: Batch, rounds: Sequence[Round], settings: LoopSettings, read_logits: ReadLogits | None
+    model: Hybrid
+
+    def window_losses(
+        self, batch: Batch, rounds: Sequence[Round], settings: LoopSettings, read_logits: ReadLogits | None
     ) -> Mapping[int, torch.Tensor]:
-        return run_rounds(model, batch, rounds, model.empty_state(), settings, read_logits)[0]
+        return run_rounds(self.model, batch, rounds, self.model.empty_state(), settings, read_logits)[0]
 
-    return run
+    def until_stopped(
+        self,
+        batch: Batch,
+        rounds: Sequence[Round],
+        settings: LoopSettings,
+        rule: StopRule,
+        read_logits: ReadLogits | None,
+    ) -> Stopped:
+        return run_until_stopped(self.model, batch, rounds, self.model.empty_state(), settings, rule, read_logits)
 
 
 def _run_set(
-    run: WindowLosses,
+    run: Runner,
     model: Hybrid,
     batches: list[Batch],
     config: Config,
@@ -226,18 +275,25 @@ def _run_set(
     counts = [sum(int((b.targets_BT[:, start:end] != IGNORE).sum()) for b in batches) for start, end in spans]
     windows = _Windows([0.0] * len(spans), counts)
     numbers = [torch.zeros(2, *b.targets_BT.shape, dtype=torch.float64) for b in batches if reads_answers]
+    rule = stop_rule(config.sleep, settings.core)
+    sleeps = [torch.zeros(2, b.targets_BT.shape[0], dtype=torch.float64) for b in batches if rule is not None]
     for turn in share.turns(batches, stop):
         if turn is None:
             continue
         batch = batches[turn]
         rounds = plan_batch(batch, window, passes, config.sleep, config.parallel.token_parts)
         answers = _Answers(batch)
-        losses = run(batch, rounds, settings, answers.read if reads_answers else None)
+        read_logits = answers.read if reads_answers else None
+        if rule is None:
+            losses = run.window_losses(batch, rounds, settings, read_logits)
+        else:
+            stopped = run.until_stopped(batch, rounds, settings, rule, read_logits)
+            losses, sleeps[turn] = stopped.losses, _sleeps(rounds, stopped.passes_KB)
         if reads_answers:
             numbers[turn] = answers.numbers()
         for index, loss in losses.items():
             windows.sums[index] += float(loss)
-    return _SetResult(windows, numbers)
+    return _SetResult(windows, numbers, sleeps)
 
 
 def _until(stop: Callable[[], bool], items: Iterable[T]) -> Iterator[T]:

@@ -221,7 +221,7 @@ def evaluation(run: Run) -> Evaluation:
         shape.window,
         sorted({1, shape.passes}),
         run.source.task,
-        run.engine.window_losses,
+        run.engine,
         run.stopping.agreed,
         evaluation_share(config, run.world),
     )

@@ -29,7 +29,9 @@ def test_hints_about_settings(name: str, hint: str) -> None:
 
 
 def test_where_nothing_is_near_the_section_is_listed() -> None:
-    assert suggest_setting("data.rule110.xyz", Config).startswith("data.rule110 has width, strings, steps, mixed_steps, boundary")
+    assert suggest_setting("data.rule110.xyz", Config).startswith(
+        "data.rule110 has width, strings, steps, mixed_steps, boundary"
+    )
     assert suggest_setting("xyz", Config).startswith("a setting begins with one of run, model, sleep")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -9,6 +11,14 @@ from sleeptrain.data.batch import IGNORE, PAD, Batch
 from sleeptrain.model.document_layout import DocumentLayout
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
+
+# Called after a pass with its number, its step (output minus input) and that of the pass before, and the memory before
+# and after it; True ends the sleep.
+Stops = Callable[[int, torch.Tensor, torch.Tensor | None, FastWeights, FastWeights], bool]
+
+
+def never(*_: object) -> bool:
+    return False
 
 
 def causal_layout(num_tokens: int) -> DocumentLayout:
@@ -23,6 +33,7 @@ def oracle_loss(
     when: str = "every",
     feedback: str = "features",
     states: list[FastWeights] | None = None,
+    stops: Stops = never,
 ) -> tuple[torch.Tensor, list[FastWeights]]:
     """Summed loss of a batch and each row's last state, under hard eviction with the whole stack as the core."""
     total = torch.zeros((), dtype=torch.float64)
@@ -31,13 +42,13 @@ def oracle_loss(
         state = model.empty_state()
         if states is not None and batch.carried_B[b]:
             state = states[b]
-        loss, state = _row(model, batch.rows(b, b + 1), window, passes, when, feedback, state)
+        loss, state = _row(model, batch.rows(b, b + 1), window, passes, when, feedback, state, stops)
         total = total + loss
         states_after.append(state)
     return total, states_after
 
 
-def _row(model, row, window, passes, when, feedback, state):  # type: ignore[no-untyped-def]
+def _row(model, row, window, passes, when, feedback, state, stops):  # type: ignore[no-untyped-def]
     tokens, targets, documents = row.tokens_BT[0], row.targets_BT[0], row.documents_BT[0]
     num_tokens = len(tokens)
     total = torch.zeros((), dtype=torch.float64)
@@ -46,6 +57,7 @@ def _row(model, row, window, passes, when, feedback, state):  # type: ignore[no-
         at = range(start, min(start + window, num_tokens))
         has_target = any(int(targets[t]) != IGNORE for t in at)
         runs: list[list[int]] = []
+        before = state
         for t in at:
             if int(documents[t]) == PAD:
                 continue
@@ -63,6 +75,11 @@ def _row(model, row, window, passes, when, feedback, state):  # type: ignore[no-
             x, state = model.run(x0, state, causal_layout(len(run)))
             total = total + F.cross_entropy(model.logits(x)[0], targets[run], ignore_index=IGNORE, reduction="sum")
             if run is runs[-1] and goes_on and (when == "every" or not has_target):
-                for _ in range(passes - 1):
-                    x, state = model.run(x if feedback == "features" else x0, state, causal_layout(len(run)))
+                last_step, step = None, x - x0
+                for n in range(1, passes):
+                    if stops(n, step, last_step, before, state):
+                        break
+                    read, before, last_step = x if feedback == "features" else x0, state, step
+                    x, state = model.run(read, state, causal_layout(len(run)))
+                    step = x - read
     return total, state

@@ -12,7 +12,7 @@ from sleeptrain.data.tasks.task import Answered
 from sleeptrain.model import hybrid as hybrid_module
 from sleeptrain.model.document_layout import first_of_document, window_layout
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.train.evaluate import Share, _run_on, evaluate
+from sleeptrain.train.evaluate import ModelRunner, Share, evaluate
 from tests.models import VOCABULARY, random_batch, tiny_model
 from tests.sleep.oracle import oracle_loss
 from tests.sleep.test_step import config
@@ -123,6 +123,25 @@ def test_each_number_of_passes_is_judged_by_itself() -> None:
     assert not torch.equal(one.loss_BT, three.loss_BT)
 
 
+def test_a_stop_rule_is_judged_with_the_passes_that_it_leaves() -> None:
+    task, model = Recording(), tiny_model()
+    batch = random_batch([[0] * 8, [0] * 2 + [1] * 6, [0] * 4 + [1] * 4])
+    batch.targets_BT[:, :4] = IGNORE
+
+    def with_rule(threshold: float) -> Any:
+        stop = config(sleep__when="unlabelled", sleep__stop="change", sleep__stop_threshold=threshold)
+        return evaluate(model, {"task": [batch]}, stop, 4, [1, 3], task)  # type: ignore[arg-type]
+
+    fixed = evaluate(model, {"task": [batch]}, config(sleep__when="unlabelled"), 4, [1, 3], task)  # type: ignore[arg-type]
+    assert "passes" not in fixed
+    for threshold, like in ((0.0, "3"), (10.0, "1")):
+        result = with_rule(threshold)
+        assert result["passes"] == {"1": 1.0, "3": float(like)}
+        assert result["loss"]["3"] == pytest.approx(fixed["loss"][like])
+        passes_B = task.calls[-1][0].passes_B
+        assert passes_B[:2].tolist() == [float(like)] * 2 and passes_B[2].isnan(), "row 2 has no window that sleeps"
+
+
 def test_several_sets_are_separate_and_averaged_by_their_targets():
     model, (first, second) = tiny_model(), batches()
     both = evaluate(model, {"a": [first], "b": [second]}, config(), 4, [1, 2], task=None)
@@ -150,12 +169,13 @@ def _joined(source: list[Batch], size: int) -> list[Any]:
             stops[0] += 1
             return False
 
-        def run(*arguments: Any) -> Any:
-            ran[0] += 1
-            return _run_on(model)(*arguments)
+        class Counted(ModelRunner):
+            def window_losses(self, *arguments: Any) -> Any:
+                ran[0] += 1
+                return super().window_losses(*arguments)
 
         task = Recording()
-        result = evaluate(model, {"a": source, "b": source[:1]}, config(), 4, [1, 2], task, run, stop, share)  # type: ignore[arg-type]
+        result = evaluate(model, {"a": source, "b": source[:1]}, config(), 4, [1, 2], task, Counted(model), stop, share)  # type: ignore[arg-type]
         answers = [(a.predicted_BT.tolist(), a.loss_BT.tolist()) for call in task.calls for a in call]
         return result, answers, stops[0], ran[0]
 

@@ -40,6 +40,21 @@ class SleepConfig:
     core: list[int] | None = setting(
         None, "the blocks of the loop; null is all. With N > 1 it must hold a recurrent layer", allowed="[first, last)"
     )
+    stop: str = setting(
+        "fixed",
+        "what ends the sleep of a row before N passes, see [stop rules](method.md#stop-rules)",
+        choices=("fixed", "change", "acceleration"),
+        on_resume="free",
+    )
+    stop_threshold: float = setting(
+        0.0, "a row stops when the score of `sleep.stop` is at most this", at_least=0, on_resume="free"
+    )
+    min_passes: int = setting(
+        1,
+        "passes that each row takes before a stop rule may end its sleep, the wake pass counted",
+        at_least=1,
+        on_resume="free",
+    )
     sample_passes: bool = setting(False, "draw N uniformly from 1..N at each step")
     recompute: str = setting(
         "none",

@@ -139,7 +139,7 @@ class Rule110:
     def metrics(self, answered: Sequence[Answered]) -> dict[str, Any]:
         """accuracy: share of rows with all labels right. bits: share of right labels. sampled: expected accuracy if
         labels are drawn from the model's probabilities. accuracy_by_steps: with `mixed_steps`, the accuracy of the rows
-        of each number of updates."""
+        of each number of updates; passes_by_steps: under a stop rule, their mean passes."""
         last = slice(-self._config.strings, None)
         right_BS = torch.cat([a.right_BT[:, last] for a in answered])
         loss_BS = torch.cat([a.loss_BT[:, last] for a in answered]).double()
@@ -151,9 +151,16 @@ class Rule110:
         }
         if self._config.mixed_steps:
             told_B = torch.cat([a.batch.tokens_BT[:, 0] for a in answered])
-            by_steps = {t: right_B[told_B == FIRST_STEPS + i] for i, t in enumerate(self._config.mixed_steps)}
-            metrics["accuracy_by_steps"] = {f"t={t}": r.mean().item() for t, r in by_steps.items() if len(r)}
+            metrics["accuracy_by_steps"] = self._by_steps(right_B, told_B)
+            passes = [a.passes_B for a in answered if a.passes_B is not None]
+            if passes:
+                metrics["passes_by_steps"] = self._by_steps(torch.cat(passes), told_B)
         return metrics
+
+    def _by_steps(self, values_B: torch.Tensor, told_B: torch.Tensor) -> dict[str, float]:
+        """The mean over the rows of each number of updates that occurs. told_B: the first id of each row."""
+        by_steps = {t: values_B[told_B == FIRST_STEPS + i] for i, t in enumerate(self._config.mixed_steps)}
+        return {f"t={t}": values.mean().item() for t, values in by_steps.items() if len(values)}
 
     def guessing(self) -> dict[str, float]:
         """Accuracies without the context. chance: all answers equally likely. majority: always the more frequent label.

@@ -20,11 +20,14 @@ class Answered:
 
     predicted_BT: int64, the most likely token at each target, IGNORE elsewhere.
     loss_BT: fp32, nats of each target, 0 elsewhere.
+    passes_B: fp32, where a stop rule ends sleep: the mean passes of each row's windows that may sleep, the wake pass
+        counted, NaN for a row without such windows; None without a rule.
     """
 
     batch: Batch
     predicted_BT: torch.Tensor
     loss_BT: torch.Tensor
+    passes_B: torch.Tensor | None = None
 
     @property
     def wanted_BT(self) -> torch.Tensor:

@@ -65,7 +65,9 @@ def test_mixed_rows_tell_their_number_of_updates_in_each_window() -> None:
             assert targets[24:] == [brute_force(tokens[start : start + 11], t)[0] for start in (1, 13)]
             steps.add(t)
         assert steps == {2, 4, 8}
-    assert task.text(task.rows(0, 0, 1).tokens_BT[0, :2].tolist())[:4] == " t=" + str(draw_steps(MIXED, 0, TRAIN, 0, 1)[0])
+    assert task.text(task.rows(0, 0, 1).tokens_BT[0, :2].tolist())[:4] == " t=" + str(
+        draw_steps(MIXED, 0, TRAIN, 0, 1)[0]
+    )
 
 
 def test_the_numbers_of_updates_are_balanced_and_belong_to_their_row() -> None:
@@ -74,7 +76,9 @@ def test_the_numbers_of_updates_are_balanced_and_belong_to_their_row() -> None:
     assert (draw_steps(MIXED, 0, TRAIN, 1000, 500) == steps_B[1000:1500]).all()
     assert (draw_steps(MIXED, 1, TRAIN, 0, 3000) != steps_B).any()
     plain = Rule110Config(width=11, strings=2, steps=4)
-    assert (draw_strings(MIXED, 0, TRAIN, 0, 9) == draw_strings(plain, 0, TRAIN, 0, 9)).all(), "cells do not depend on t"
+    assert (draw_strings(MIXED, 0, TRAIN, 0, 9) == draw_strings(plain, 0, TRAIN, 0, 9)).all(), (
+        "cells do not depend on t"
+    )
 
 
 def test_mixed_rows_are_scored_by_their_number_of_updates() -> None:

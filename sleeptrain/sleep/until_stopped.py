@@ -1,0 +1,152 @@
+"""Rounds of a batch under a stop rule: after each pass every row goes on or stops, and the plan follows.
+
+The passes that the rule chose are returned. A plan made from them (`plan_rounds`) has the same results with no rule, so
+training plans with them, and its loop, gradients and costs are those of any plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from sleeptrain.data.batch import Batch
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.state import FastWeights
+from sleeptrain.sleep.features import Features, select
+from sleeptrain.sleep.inputs import RoundInputs, inputs_of_rounds
+from sleeptrain.sleep.loop import LoopSettings, ReadLogits, RoundContext, run_on_rows, window_loss
+from sleeptrain.sleep.round_layouts import RoundLayouts, carried_documents
+from sleeptrain.sleep.rounds import Round, windows_of
+from sleeptrain.sleep.stop_rule import Passed, StopRule
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The results of a batch's rounds under a stop rule.
+
+    losses: the summed cross entropy of each window that predicts.
+    state: the memory after the last window.
+    passes_KB: the passes of each row in each window, by window; 1 where the row does not sleep.
+    scores: {(window, pass): (rows, their scores)} of all decisions.
+    """
+
+    losses: dict[int, torch.Tensor]
+    state: FastWeights
+    passes_KB: list[list[int]]
+    scores: dict[tuple[int, int], tuple[tuple[int, ...], list[float]]]
+
+
+@torch.no_grad()
+def run_until_stopped(
+    model: Hybrid,
+    batch: Batch,
+    rounds: Sequence[Round],
+    state: FastWeights,
+    settings: LoopSettings,
+    rule: StopRule,
+    read_logits: ReadLogits | None = None,
+    retained_BC: torch.Tensor | None = None,
+) -> Stopped:
+    """Runs rounds that are planned with the most passes, without gradients; rows leave the plan as the rule says.
+
+    The arguments are those of `run_rounds`.
+    """
+    if retained_BC is None:
+        retained_BC = carried_documents(rounds, state)
+    layouts = RoundLayouts(batch, model, settings.boundary.sliding_window, retained_BC)
+    run = _Run(RoundContext(model, settings, read_logits), batch, layouts, rule)
+    num_windows = max((r.window for r in rounds), default=-1) + 1
+    passes_KB = [[1] * batch.tokens_BT.shape[0] for _ in range(num_windows)]
+    for group in windows_of(rounds):
+        state = run.window(group, state, passes_KB[group[0].window])
+    return Stopped(run.losses, state, passes_KB, run.scores)
+
+
+class _Run:
+    """The rounds of one batch, window by window."""
+
+    def __init__(self, context: RoundContext, batch: Batch, layouts: RoundLayouts, rule: StopRule) -> None:
+        self._context, self._batch, self._layouts, self._rule = context, batch, layouts, rule
+        self._num_rows = batch.tokens_BT.shape[0]
+        self.losses: dict[int, torch.Tensor] = {}
+        self.scores: dict[tuple[int, int], tuple[tuple[int, ...], list[float]]] = {}
+
+    def window(self, rounds: Sequence[Round], boundary_state: FastWeights, passes_B: list[int]) -> FastWeights:
+        """The memory after a window. passes_B: the passes of each row are written into it."""
+        state, features = boundary_state, list[Features]()
+        for r in rounds:
+            if r.is_wake:
+                # Nobody knows yet which rows this pass is the last of: the coda runs for all, and features are kept.
+                output, state = self._round(replace(r, coda=True), [], state, boundary_state)
+                features.append(output)
+        sleeps = [r for r in rounds if not r.is_wake]
+        if not sleeps:
+            return state
+        most, awake = sleeps[-1].pass_index, sleeps[0].rows
+        inputs = self._inputs(sleeps[0])
+        passed = _passed(1, select(features, awake, inputs), inputs, boundary_state, state, awake)
+        awake, passed = self._decide(sleeps[0].window, awake, passed, None)
+        for r in sleeps:
+            if not awake:
+                break
+            is_last = r.pass_index == most
+            r = replace(_of_rows(r, awake), coda=True, state_only=is_last)
+            for row in awake:
+                passes_B[row] = r.pass_index
+            before = state
+            output, state = self._round(r, features, state, boundary_state)
+            features = [output]
+            if not is_last:
+                current = _passed(r.pass_index, output, self._inputs(r), before, state, awake)
+                awake, passed = self._decide(r.window, awake, current, passed)
+        return state
+
+    def _inputs(self, r: Round) -> RoundInputs:
+        return inputs_of_rounds(self._batch, [r], self._layouts, self._context.model.device)[0]
+
+    def _round(
+        self, r: Round, previous: Sequence[Features], state: FastWeights, boundary_state: FastWeights
+    ) -> tuple[Features, FastWeights]:
+        inputs = self._inputs(r)
+        output, state, x_ND = run_on_rows(self._context, self._num_rows, r, inputs, previous, state, boundary_state)
+        if x_ND is not None:
+            loss = window_loss(self._context, x_ND, r, inputs)
+            self.losses[r.window] = self.losses[r.window] + loss if r.window in self.losses else loss
+        return output, state
+
+    def _decide(
+        self, window: int, rows: tuple[int, ...], passed: Passed, last: Passed | None
+    ) -> tuple[tuple[int, ...], Passed]:
+        """The rows that go on, and what the next decision reads of them."""
+        scores_R = self._rule.scores(passed, last)
+        stops = self._rule.stops(scores_R, passed.pass_index).tolist()
+        self.scores[window, passed.pass_index] = (rows, scores_R.tolist())
+        kept = [i for i, stop in enumerate(stops) if not stop]
+        index_R = torch.tensor(kept, device=scores_R.device, dtype=torch.long)
+        return tuple(rows[i] for i in kept), passed.rows(index_R)
+
+
+def _passed(
+    pass_index: int,
+    features: Features,
+    inputs: RoundInputs,
+    before: FastWeights,
+    after: FastWeights,
+    rows: tuple[int, ...],
+) -> Passed:
+    """What a rule reads of these rows. inputs: of a sleep pass over them, whose tokens are read."""
+    assert features.output_RLD is not None and features.core_input_RLD is not None
+    step_RLD = features.output_RLD - features.core_input_RLD
+    if inputs.layout.valid_RL is not None:
+        step_RLD = torch.where(inputs.layout.valid_RL.unsqueeze(-1), step_RLD, 0)
+    rows_R = torch.tensor(rows, device=step_RLD.device)
+    return Passed(pass_index, step_RLD, before.rows(rows_R), after.rows(rows_R))
+
+
+def _of_rows(r: Round, rows: tuple[int, ...]) -> Round:
+    if rows == r.rows:
+        return r
+    work = None if r.work is None else tuple(r.work[r.rows.index(row)] for row in rows)
+    return replace(r, rows=rows, work=work)

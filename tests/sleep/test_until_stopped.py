@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from sleeptrain.data.batch import PAD, Batch
+from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.state import Boundary, FastWeights, Recurrent
+from sleeptrain.sleep.loop import LoopSettings, run_rounds
+from sleeptrain.sleep.rounds import plan_rounds, window_facts
+from sleeptrain.sleep.stop_rule import StopRule
+from sleeptrain.sleep.until_stopped import Stopped, run_until_stopped
+from tests.models import random_batch, tiny_model
+from tests.sleep.oracle import Stops, oracle_loss
+from tests.sleep.test_loop import EXACT, assert_same, total
+
+WINDOW, PASSES = 4, 4
+ROWS = [
+    [0] * 14,
+    [0, 1, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 4],
+    [PAD] * 5 + [0] * 9,
+    [0] * 6 + [1] * 8,
+    [PAD] * 14,
+    [5] * 14,
+]
+
+
+def a_batch(target_share: float = 0.6) -> Batch:
+    return random_batch(ROWS, target_share=target_share, continues=[True, False, True, False, False, True])
+
+
+def run(model: Hybrid, batch: Batch, rule: StopRule, settings: LoopSettings, when: str, feedback: str) -> Stopped:
+    rounds = plan_rounds(window_facts(batch, WINDOW), PASSES, when, feedback)
+    return run_until_stopped(model, batch, rounds, model.empty_state(), settings, rule)
+
+
+def middle_threshold(model: Hybrid, batch: Batch, kind: str, settings: LoopSettings, when: str, feedback: str) -> float:
+    """A threshold that about half of the finite scores lie under."""
+    all_passes = run(model, batch, StopRule(kind, -1.0, 1, settings.core), settings, when, feedback)
+    scores = torch.tensor([score for _, of_rows in all_passes.scores.values() for score in of_rows])
+    return float(scores[scores.isfinite()].median())
+
+
+def oracle_rule(kind: str, threshold: float, min_passes: int) -> Stops:
+    """The rules, written again for a row alone."""
+
+    def stops(n: int, step: torch.Tensor, last: torch.Tensor | None, before: FastWeights, after: FastWeights) -> bool:
+        if n < min_passes:
+            return False
+        if kind == "acceleration":
+            return last is not None and bool((step - last).norm() / (step.norm() + last.norm()) <= threshold)
+        changes = [
+            ((new.S_BHKV - old.S_BHKV) if old is not None else new.S_BHKV).norm() / new.S_BHKV.norm()
+            for old, new in zip(before.layers, after.layers, strict=True)
+            if isinstance(new, Recurrent)
+        ]
+        return bool(sum(changes) / len(changes) <= threshold)
+
+    return stops
+
+
+@pytest.mark.parametrize("kind", ["change", "acceleration"])
+@pytest.mark.parametrize(("when", "feedback", "min_passes"), [("every", "features", 1), ("unlabelled", "none", 2)])
+def test_each_row_stops_as_it_does_alone(kind: str, when: str, feedback: str, min_passes: int) -> None:
+    model, batch = tiny_model(), a_batch(0.6 if when == "every" else 0.1)
+    settings = LoopSettings((0, model.num_layers))
+    threshold = middle_threshold(model, batch, kind, settings, when, feedback)
+    rule = StopRule(kind, threshold, min_passes, settings.core)
+    stopped = run(model, batch, rule, settings, when, feedback)
+    counts = set(itertools.chain.from_iterable(stopped.passes_KB))
+    assert len(counts) > 2, "rows of one batch stop after different passes"
+    alone = oracle_loss(model, batch, WINDOW, PASSES, when, feedback, stops=oracle_rule(kind, threshold, min_passes))
+    torch.testing.assert_close(total(stopped.losses), alone[0].detach(), **EXACT)
+
+    rounds = plan_rounds(window_facts(batch, WINDOW), stopped.passes_KB, when, feedback)
+    losses, state = run_rounds(model, batch, rounds, model.empty_state(), settings)
+    assert_same(model, total(losses), alone[0])
+    for row in (0, 5):  # they go on after the step
+        for ours, theirs in zip(state.layers, alone[1][row].layers, strict=True):
+            if isinstance(ours, Recurrent):
+                torch.testing.assert_close(ours.S_BHKV[row : row + 1], theirs.S_BHKV, **EXACT)
+
+
+@pytest.mark.parametrize("core", [None, (1, 2)])
+@pytest.mark.parametrize("boundary", [Boundary(carry_conv=True), Boundary(sliding_window=WINDOW)])
+def test_equals_the_plan_made_from_its_decisions(core: tuple[int, int] | None, boundary: Boundary) -> None:
+    model, batch = tiny_model(), a_batch()
+    settings = LoopSettings(core or (0, model.num_layers), boundary)
+    threshold = middle_threshold(model, batch, "change", settings, "every", "features")
+    stopped = run(model, batch, StopRule("change", threshold, 1, settings.core), settings, "every", "features")
+    assert len(set(itertools.chain.from_iterable(stopped.passes_KB))) > 2
+    rounds = plan_rounds(window_facts(batch, WINDOW), stopped.passes_KB)
+    with torch.no_grad():
+        losses, state = run_rounds(model, batch, rounds, model.empty_state(), settings)
+    assert losses.keys() == stopped.losses.keys()
+    for window, loss in losses.items():
+        torch.testing.assert_close(stopped.losses[window], loss, **EXACT)
+    for ours, theirs in zip(
+        tree_leaves(stopped.state.rows(torch.tensor([0, 5])).to_state_dict()),
+        tree_leaves(state.rows(torch.tensor([0, 5])).to_state_dict()),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, **EXACT)
+
+
+def test_thresholds_between_all_and_no_sleep() -> None:
+    model, batch = tiny_model(), a_batch()
+    settings = LoopSettings((0, model.num_layers))
+    for threshold, passes in ((-1.0, PASSES), (10.0, 1)):
+        stopped = run(model, batch, StopRule("change", threshold, 1, settings.core), settings, "every", "features")
+        fixed = plan_rounds(window_facts(batch, WINDOW), passes)
+        with torch.no_grad():
+            losses, _ = run_rounds(model, batch, fixed, model.empty_state(), settings)
+        torch.testing.assert_close(total(stopped.losses), total(losses), **EXACT)
+        assert max(itertools.chain.from_iterable(stopped.passes_KB)) == passes
+    least = run(model, batch, StopRule("change", 10.0, 3, settings.core), settings, "every", "features")
+    assert set(itertools.chain.from_iterable(least.passes_KB)) == {1, 3}, "1: rows that do not sleep"
