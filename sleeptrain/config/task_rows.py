@@ -103,8 +103,8 @@ def _check_rule110(config: Rule110Config) -> None:
     mixed = config.mixed_steps
     if len(mixed) == 1 or len(set(mixed)) < len(mixed) or any(not 1 <= t <= MOST_OPERATIONS for t in mixed):
         raise ConfigError(
-            f"data.rule110.mixed_steps={list(mixed)} must be empty or hold two or more different numbers of updates, each "
-            f"from 1 to {MOST_OPERATIONS}; for one number of all rows set data.rule110.steps"
+            f"data.rule110.mixed_steps={list(mixed)} must be empty or hold two or more different numbers of updates, "
+            f"each from 1 to {MOST_OPERATIONS}; for one number of all rows set data.rule110.steps"
         )
 
 

@@ -40,6 +40,7 @@ def validate(config: Config) -> None:
     _check_optim(config)
     _check_curriculum(config.sleep)
     _check_core(config)
+    _check_stop(config)
     _check_data(config)
     _check_batches(config)
     _check_health(config)
@@ -52,6 +53,7 @@ def validate_model(model: ModelConfig, sleep: SleepConfig) -> None:
     check_ranges(config)
     _check_model(model)
     _check_core(config)
+    _check_stop(config)
 
 
 def refuse_missing(names: Iterable[str]) -> None:
@@ -212,6 +214,21 @@ def _check_core(config: Config) -> None:
                 f"{name}={passes}: a plain transformer cannot sleep: {where} hold no recurrent layer "
                 f"({' or '.join(recurrent_names())}) to keep a window in; add one, or take one pass (sleep=wake)"
             )
+
+
+def _check_stop(config: Config) -> None:
+    sleep = config.sleep
+    most_passes = max(value for _, value in values_in_force(config, "passes", sleep.passes, "sleep.passes"))
+    if sleep.stop == "acceleration" and sleep.feedback == "none":
+        raise ConfigError(
+            "sleep.stop=acceleration compares the steps of features from pass to pass, and with sleep.feedback=none no "
+            "pass reads those of the pass before: use sleep.stop=change, or sleep.feedback=features"
+        )
+    if sleep.stop != "fixed" and sleep.min_passes > most_passes:
+        raise ConfigError(
+            f"sleep.min_passes ({sleep.min_passes}) is more than the most passes of a window ({most_passes}), so "
+            f"sleep.stop={sleep.stop} would never end a sleep: lower it, or raise sleep.passes"
+        )
 
 
 def _check_data(config: Config) -> None:

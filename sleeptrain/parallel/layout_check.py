@@ -41,6 +41,7 @@ def check_layout(config: Config, world_size: int) -> int:
     _check_one_backward(config, world_size // model_parallel_size)
     _check_recompute(config)
     _check_sequence(config)
+    _check_stop(config)
     return world_size // model_parallel_size
 
 
@@ -175,6 +176,23 @@ def _check_recompute(config: Config) -> None:
             "sleep.recompute=selective does not go with parallel.zero=3: DeepSpeed would gather the weights of "
             "products that do not run again; use sleep.recompute=pass, or parallel.zero=1"
         )
+
+
+def _check_stop(config: Config) -> None:
+    """Stop rules decide by whole rows in whole layers, which tensor ranks and stages do not have."""
+    parallel = config.parallel
+    if config.sleep.stop == "fixed":
+        return
+    for name, value, most in (
+        ("tensor", parallel.tensor, 1),
+        ("pipeline", parallel.pipeline, 1),
+        ("zero", parallel.zero, 1),
+    ):
+        if value > most:
+            raise ConfigError(
+                f"sleep.stop={config.sleep.stop} does not go with parallel.{name}={value}: it runs in one process and "
+                "over replicas under parallel.zero=0 or 1; use sleep.stop=fixed, or such a layout"
+            )
 
 
 def _check_sequence(config: Config) -> None:

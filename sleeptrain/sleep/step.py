@@ -19,6 +19,8 @@ from sleeptrain.sleep.loop import LoopSettings, OnFeatures, loop_settings, run_r
 from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.round_layouts import retained_documents
 from sleeptrain.sleep.rounds import Round, plan_batch, windows_of
+from sleeptrain.sleep.stop_rule import StopRule, stop_rule
+from sleeptrain.sleep.until_stopped import run_until_stopped
 from sleeptrain.watch.progress import Phase, Progress
 
 T = TypeVar("T")
@@ -163,8 +165,12 @@ def _sum_micro_batches(
     divisor = divisor or max(num_targets, 1)
     total = torch.zeros((), dtype=torch.float64, device=model.device)  # read once, when the step has ended
     final_state, planned = model.empty_state(), list[Round]()
+    # With drawn N the draw decides in training, so that the model learns every number of passes.
+    rule = None if config.sleep.sample_passes else stop_rule(config.sleep, context.settings.core)
     for micro in micro_batches(batch, shape, config, carried):
         state = start_state(model, micro, carried)
+        if rule is not None:
+            micro = _decided(context, micro, shape, state, rule)
         for rounds in truncated(micro.rounds, config.sleep.bptt_windows):
             progress.begin(Phase.FORWARD)
             run = partial(
@@ -187,6 +193,26 @@ def _sum_micro_batches(
     core, boundary = context.settings.core, context.settings.boundary
     flops = step_flops(config.model, planned, num_targets, core, boundary.sliding_window)
     return StepResult(float(total), final_state, len(planned), flops)
+
+
+def _decided(
+    context: StepContext, micro: MicroBatch, shape: StepShape, state: FastWeights, rule: StopRule
+) -> MicroBatch:
+    """The micro-batch with the rounds that a stop rule leaves, found by a forward without gradients."""
+    context.progress.begin(Phase.FORWARD)
+    settings = replace(context.settings, on_features=None)
+    run = partial(
+        run_until_stopped,
+        batch=micro.batch,
+        rounds=micro.rounds,
+        state=state,
+        settings=settings,
+        rule=rule,
+        retained_BC=micro.retained_BC,
+    )
+    config, passes_KB = context.config, context.calls.forward(run).passes_KB
+    rounds = plan_batch(micro.batch, shape.window, passes_KB, config.sleep, config.parallel.token_parts)
+    return replace(micro, rounds=rounds)
 
 
 def start_state(model: Hybrid, micro: MicroBatch, carried: FastWeights | None) -> FastWeights:

@@ -6,10 +6,10 @@ takes no further pass in this window. Each row is decided alone, so its rows in 
 * `change`: the relative change of S by the pass, |S - S before| / |S| (Frobenius norms over a layer's heads), the mean
   over the recurrent layers that sleep passes repeat. A converged memory has nothing more to gain (arXiv 2606.18206
   stops token loops by the convergence of their state).
-* `acceleration`: how much the step of the features differs from the step of the pass before, |d - d before| / (|d| + |d
-  before|) with d = output - input of the pass, over the tokens that sleep passes read: 0 for equal steps, at most 1. The
-  second-order exit of arXiv 2509.23314, made relative. There is no score after the wake pass, which has no step before
-  it.
+* `acceleration`: how much the step of the features differs from that of the pass before, |d - e| / (|d| + |e|), where d
+  is the output minus the input of the pass and e that of the pass before, over the tokens that sleep passes read: 0 for
+  equal steps, at most 1. The second-order exit of arXiv 2509.23314, made relative. There is no score after the wake
+  pass, which has no step before it.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Stopped:
 
     losses: the summed cross entropy of each window that predicts.
     state: the memory after the last window.
-    passes_KB: the passes of each row in each window, by window; 1 where the row does not sleep.
+    passes_KB: the passes of each row in each window of the batch, by window; 1 where the row does not sleep.
     scores: {(window, pass): (rows, their scores)} of all decisions.
     """
 
@@ -57,8 +57,9 @@ def run_until_stopped(
         retained_BC = carried_documents(rounds, state)
     layouts = RoundLayouts(batch, model, settings.boundary.sliding_window, retained_BC)
     run = _Run(RoundContext(model, settings, read_logits), batch, layouts, rule)
-    num_windows = max((r.window for r in rounds), default=-1) + 1
-    passes_KB = [[1] * batch.tokens_BT.shape[0] for _ in range(num_windows)]
+    num_rows, num_tokens = batch.tokens_BT.shape
+    num_windows = -(-num_tokens // max((r.stop - r.start for r in rounds), default=num_tokens))
+    passes_KB = [[1] * num_rows for _ in range(num_windows)]
     for group in windows_of(rounds):
         state = run.window(group, state, passes_KB[group[0].window])
     return Stopped(run.losses, state, passes_KB, run.scores)

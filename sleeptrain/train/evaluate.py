@@ -26,8 +26,8 @@ from sleeptrain.sleep.until_stopped import Stopped, run_until_stopped
 T = TypeVar("T")
 
 # {"loss": {passes: [mean loss of window 1..K]}, "sets": {name: {"loss": ...}}}; with a task also {"accuracy": {passes:
-# share}, "metrics": {passes: {name: value}}, "guessing": {name: value}}; under a stop rule also {"passes": {most passes:
-# mean passes of the windows that may sleep, the wake pass counted}}
+# share}, "metrics": {passes: {name: value}}, "guessing": {name: value}}; under a stop rule also {"passes": {most
+# passes: mean passes of the windows that may sleep, the wake pass counted}}
 Evaluation = dict[str, Any]
 
 

@@ -154,6 +154,16 @@ REFUSED: list[tuple[dict[str, Any], int, list[str], dict[str, Any], int]] = [
         {"parallel.sequence": True, "parallel.tensor": 2, "data.sequence": 1024},
         2,
     ),
+    *(
+        (
+            {"sleep.stop": "change", "sleep.passes": 2, f"parallel.{name}": value},
+            2,
+            ["sleep.stop=change", f"parallel.{name}={value}", "parallel.zero=0 or 1"],
+            {"sleep.stop": "change", "sleep.passes": 2, "parallel.zero": 1},
+            2,
+        )
+        for name, value in (("tensor", 2), ("pipeline", 2), ("zero", 2))
+    ),
     (
         # the answers of the task fill their own window
         RULE110 | {"data.rule110.strings": 3},

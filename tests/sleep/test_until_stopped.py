@@ -6,16 +6,19 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from sleeptrain.data.batch import PAD, Batch
+from sleeptrain.data.batch import IGNORE, PAD, Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import Boundary, FastWeights, Recurrent
+from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.rounds import plan_rounds, window_facts
+from sleeptrain.sleep.step import StepResult, forward_backward, step_context
 from sleeptrain.sleep.stop_rule import StopRule
 from sleeptrain.sleep.until_stopped import Stopped, run_until_stopped
 from tests.models import random_batch, tiny_model
 from tests.sleep.oracle import Stops, oracle_loss
 from tests.sleep.test_loop import EXACT, assert_same, total
+from tests.sleep.test_step import config
 
 WINDOW, PASSES = 4, 4
 ROWS = [
@@ -118,3 +121,31 @@ def test_thresholds_between_all_and_no_sleep() -> None:
         assert max(itertools.chain.from_iterable(stopped.passes_KB)) == passes
     least = run(model, batch, StopRule("change", 10.0, 3, settings.core), settings, "every", "features")
     assert set(itertools.chain.from_iterable(least.passes_KB)) == {1, 3}, "1: rows that do not sleep"
+
+
+def test_a_step_trains_with_the_passes_that_the_rule_leaves() -> None:
+    """In micro-batches, with gradients that equal those of rows alone, and FLOPs of the passes that ran."""
+    model, batch = tiny_model(), a_batch()
+    core = (0, model.num_layers)
+    threshold = middle_threshold(model, batch, "change", LoopSettings(core), "every", "features")
+    shape = StepShape(PASSES, WINDOW, len(ROWS))
+
+    def step(**changes: object) -> tuple[StepResult, dict[str, torch.Tensor]]:
+        settings = config(train__micro_batch=2, **changes)
+        model.zero_grad()
+        result = forward_backward(step_context(settings, shape, model), model, batch, shape, None)
+        return result, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    result, gradients = step(sleep__stop="change", sleep__stop_threshold=threshold)
+    stops = oracle_rule("change", threshold, 1)
+    targets = int((batch.targets_BT != IGNORE).sum())
+    expected, _ = oracle_loss(model, batch, WINDOW, PASSES, stops=stops)
+    model.zero_grad()
+    (expected / targets).backward()
+    assert result.loss == pytest.approx(float(expected.detach()) / targets, rel=1e-12)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients.get(name), parameter.grad, rtol=1e-9, atol=1e-12)
+    fixed, _ = step()
+    assert result.flops < fixed.flops and result.loss != fixed.loss
+    drawn, _ = step(sleep__stop="change", sleep__stop_threshold=threshold, sleep__sample_passes=True)
+    assert drawn.loss == fixed.loss, "the draw decides in training"
