@@ -32,10 +32,10 @@ class TaskRows:
 
 def rule110_rows(config: Rule110Config) -> TaskRows:
     """With `mixed_steps` a token before each string tells the number of updates."""
-    told = 1 if config.mixed_steps else 0
-    width = f"(data.rule110.width + 1) ({config.width + 1})" if told else f"data.rule110.width ({config.width})"
+    steps_ids = 1 if config.mixed_steps else 0
+    width = f"(data.rule110.width + 1) ({config.width + 1})" if steps_ids else f"data.rule110.width ({config.width})"
     named = f"{width} x data.rule110.strings ({config.strings})"
-    return TaskRows(config.strings * (told + config.width), config.strings, config.strings, named)
+    return TaskRows(config.strings * (steps_ids + config.width), config.strings, config.strings, named)
 
 
 def depo_rows(config: DepoConfig) -> TaskRows:

@@ -180,15 +180,10 @@ def _check_recompute(config: Config) -> None:
 
 def _check_stop(config: Config) -> None:
     """Stop rules decide by whole rows in whole layers, which tensor ranks and stages do not have."""
-    parallel = config.parallel
     if config.sleep.stop == "fixed":
         return
-    for name, value, most in (
-        ("tensor", parallel.tensor, 1),
-        ("pipeline", parallel.pipeline, 1),
-        ("zero", parallel.zero, 1),
-    ):
-        if value > most:
+    for name in ("tensor", "pipeline", "zero"):
+        if (value := getattr(config.parallel, name)) > 1:
             raise ConfigError(
                 f"sleep.stop={config.sleep.stop} does not go with parallel.{name}={value}: it runs in one process and "
                 "over replicas under parallel.zero=0 or 1; use sleep.stop=fixed, or such a layout"

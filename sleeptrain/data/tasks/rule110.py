@@ -150,16 +150,16 @@ class Rule110:
             "sampled": loss_BS.sum(-1).neg().exp().mean().item(),
         }
         if self._config.mixed_steps:
-            told_B = torch.cat([a.batch.tokens_BT[:, 0] for a in answered])
-            metrics["accuracy_by_steps"] = self._by_steps(right_B, told_B)
+            steps_id_B = torch.cat([a.batch.tokens_BT[:, 0] for a in answered])
+            metrics["accuracy_by_steps"] = self._by_steps(right_B, steps_id_B)
             passes = [a.passes_B for a in answered if a.passes_B is not None]
             if passes:
-                metrics["passes_by_steps"] = self._by_steps(torch.cat(passes), told_B)
+                metrics["passes_by_steps"] = self._by_steps(torch.cat(passes), steps_id_B)
         return metrics
 
-    def _by_steps(self, values_B: torch.Tensor, told_B: torch.Tensor) -> dict[str, float]:
-        """The mean over the rows of each number of updates that occurs. told_B: the first id of each row."""
-        by_steps = {t: values_B[told_B == FIRST_STEPS + i] for i, t in enumerate(self._config.mixed_steps)}
+    def _by_steps(self, values_B: torch.Tensor, steps_id_B: torch.Tensor) -> dict[str, float]:
+        """The mean over the rows of each number of updates that occurs. steps_id_B: the first id of each row."""
+        by_steps = {t: values_B[steps_id_B == FIRST_STEPS + i] for i, t in enumerate(self._config.mixed_steps)}
         return {f"t={t}": values.mean().item() for t, values in by_steps.items() if len(values)}
 
     def guessing(self) -> dict[str, float]:
@@ -178,8 +178,8 @@ class Rule110:
         }
 
     def text(self, tokens: Sequence[int]) -> str:
-        told = [f" t={steps}: " for steps in self._config.mixed_steps]
-        return "".join([*"01|", *told][token] for token in tokens)
+        names = [f" t={steps}: " for steps in self._config.mixed_steps]
+        return "".join([*"01|", *names][token] for token in tokens)
 
     def report(self) -> dict[str, Any]:
         return {}
@@ -206,8 +206,10 @@ class Rule110:
         for steps in np.unique(steps_B):
             labels_BS[steps_B == steps] = labels(cells_BSW[steps_B == steps], config, int(steps))
         if config.mixed_steps:
-            told_B = FIRST_STEPS + np.array([config.mixed_steps.index(steps) for steps in steps_B], np.int64)
-            tokens_BSW = np.concatenate([np.broadcast_to(told_B[:, None, None], (*labels_BS.shape, 1)), tokens_BSW], 2)
+            steps_id_B = FIRST_STEPS + np.array([config.mixed_steps.index(steps) for steps in steps_B], np.int64)
+            tokens_BSW = np.concatenate(
+                [np.broadcast_to(steps_id_B[:, None, None], (*labels_BS.shape, 1)), tokens_BSW], 2
+            )
         tokens_BT = np.empty((count, self.sequence), np.int64)
         tokens_BT[:, :context] = tokens_BSW.reshape(count, context)
         tokens_BT[:, context] = SEP
