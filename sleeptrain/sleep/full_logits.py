@@ -9,6 +9,8 @@ from sleeptrain.data.batch import IGNORE, PAD, Batch
 from sleeptrain.model.hybrid import Hybrid, at_least_fp32
 from sleeptrain.sleep.loop import loop_settings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_batch
+from sleeptrain.sleep.stop_rule import stop_rule
+from sleeptrain.sleep.until_stopped import run_until_stopped
 
 
 def whole_logits(
@@ -18,7 +20,7 @@ def whole_logits(
 
     tokens_BT: int64. predicts_BT: bool. valid_BT: bool, True at the tokens of the row's only document. All other tokens
     are pads, at any position; windows are counted from the document's first token. Under `sleep.when=unlabelled` only
-    windows without a marked token sleep.
+    windows without a marked token sleep. A stop rule decides in a forward of its own, without gradients.
     """
     order_BT, counts_B = compact(valid_BT)
     batch = _batch(tokens_BT.gather(1, order_BT), counts_B, predicts_BT.gather(1, order_BT))
@@ -32,6 +34,10 @@ def whole_logits(
 
     rounds = plan_batch(batch, sleep.window, sleep.passes, sleep)
     settings = loop_settings(sleep, sleep.window, model.num_layers)
+    rule = stop_rule(sleep, settings.core)
+    if rule is not None:
+        stopped = run_until_stopped(model, batch, rounds, model.empty_state(), settings, rule)
+        rounds = plan_batch(batch, sleep.window, stopped.passes_KB, sleep)
     run_rounds(model, batch, rounds, model.empty_state(), settings, keep)
     if not parts:
         return at_least_fp32(model.logits(model.embed(tokens_BT[:0, 0])))

@@ -6,7 +6,7 @@ training plans with them, and its loop, gradients and costs are those of any pla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,21 +56,30 @@ def run_until_stopped(
     if retained_BC is None:
         retained_BC = carried_documents(rounds, state)
     layouts = RoundLayouts(batch, model, settings.boundary.sliding_window, retained_BC)
-    run = _Run(RoundContext(model, settings, read_logits), batch, layouts, rule)
     num_rows, num_tokens = batch.tokens_BT.shape
     num_windows = -(-num_tokens // max((r.stop - r.start for r in rounds), default=num_tokens))
     passes_KB = [[1] * num_rows for _ in range(num_windows)]
+
+    def inputs_of(r: Round) -> RoundInputs:
+        return inputs_of_rounds(batch, [r], layouts, model.device)[0]
+
+    loop = StoppedLoop(RoundContext(model, settings, read_logits), num_rows, inputs_of, rule)
     for group in windows_of(rounds):
-        state = run.window(group, state, passes_KB[group[0].window])
-    return Stopped(run.losses, state, passes_KB, run.scores)
+        state = loop.window(group, state, passes_KB[group[0].window])
+    return Stopped(loop.losses, state, passes_KB, loop.scores)
 
 
-class _Run:
-    """The rounds of one batch, window by window."""
+class StoppedLoop:
+    """Runs windows of `num_rows` rows under a stop rule.
 
-    def __init__(self, context: RoundContext, batch: Batch, layouts: RoundLayouts, rule: StopRule) -> None:
-        self._context, self._batch, self._layouts, self._rule = context, batch, layouts, rule
-        self._num_rows = batch.tokens_BT.shape[0]
+    inputs_of: the inputs of a round, which may have fewer rows than were planned.
+    losses, scores: of all rounds so far, as in `Stopped`.
+    """
+
+    def __init__(
+        self, context: RoundContext, num_rows: int, inputs_of: Callable[[Round], RoundInputs], rule: StopRule
+    ) -> None:
+        self._context, self._num_rows, self._inputs_of, self._rule = context, num_rows, inputs_of, rule
         self.losses: dict[int, torch.Tensor] = {}
         self.scores: dict[tuple[int, int], tuple[tuple[int, ...], list[float]]] = {}
 
@@ -85,11 +94,26 @@ class _Run:
         sleeps = [r for r in rounds if not r.is_wake]
         if not sleeps:
             return state
-        most, awake = sleeps[-1].pass_index, sleeps[0].rows
-        inputs = self._inputs(sleeps[0])
-        passed = _passed(1, select(features, awake, inputs), inputs, boundary_state, state, awake)
-        awake, passed = self._decide(sleeps[0].window, awake, passed, None)
-        for r in sleeps:
+        rows, inputs = sleeps[0].rows, self._inputs_of(sleeps[0])
+        passed = passed_rows(1, select(features, rows, inputs), inputs, boundary_state, state, rows)
+        return self.sleep(sleeps, features, passed, state, boundary_state, passes_B)
+
+    def sleep(
+        self,
+        rounds: Sequence[Round],
+        features: Sequence[Features],
+        passed: Passed,
+        state: FastWeights,
+        boundary_state: FastWeights,
+        passes_B: list[int],
+    ) -> FastWeights:
+        """The memory after the sleep passes of a window.
+
+        rounds: passes 2..N. features, passed: of the wake pass; `passed` has the rows of the first round.
+        """
+        most, awake = rounds[-1].pass_index, rounds[0].rows
+        awake, last = self._decide(rounds[0].window, awake, passed, None)
+        for r in rounds:
             if not awake:
                 break
             is_last = r.pass_index == most
@@ -100,17 +124,14 @@ class _Run:
             output, state = self._round(r, features, state, boundary_state)
             features = [output]
             if not is_last:
-                current = _passed(r.pass_index, output, self._inputs(r), before, state, awake)
-                awake, passed = self._decide(r.window, awake, current, passed)
+                passed = passed_rows(r.pass_index, output, self._inputs_of(r), before, state, awake)
+                awake, last = self._decide(r.window, awake, passed, last)
         return state
-
-    def _inputs(self, r: Round) -> RoundInputs:
-        return inputs_of_rounds(self._batch, [r], self._layouts, self._context.model.device)[0]
 
     def _round(
         self, r: Round, previous: Sequence[Features], state: FastWeights, boundary_state: FastWeights
     ) -> tuple[Features, FastWeights]:
-        inputs = self._inputs(r)
+        inputs = self._inputs_of(r)
         output, state, x_ND = run_on_rows(self._context, self._num_rows, r, inputs, previous, state, boundary_state)
         if x_ND is not None:
             loss = window_loss(self._context, x_ND, r, inputs)
@@ -129,7 +150,7 @@ class _Run:
         return tuple(rows[i] for i in kept), passed.rows(index_R)
 
 
-def _passed(
+def passed_rows(
     pass_index: int,
     features: Features,
     inputs: RoundInputs,

@@ -94,6 +94,25 @@ def test_partial_loop(case, core):
     compare(tiny_model(layers), texts([12]), sleep, [1])
 
 
+RULES = {
+    "change": {"stop": "change", "stop_threshold": 0.8},
+    "acceleration": {"stop": "acceleration", "stop_threshold": 0.65, "eviction": "sliding"},
+    "in the middle": {"stop": "change", "stop_threshold": 0.8, "core": [1, 3], "min_passes": 2},
+}
+
+
+@pytest.mark.parametrize("case", RULES)
+def test_rows_stop_as_in_the_training_loop(case):
+    model, rows = tiny_model(), texts([13, 9, 18, 16])
+    sleep, taken = SleepConfig(passes=4, window=4, **RULES[case]), set()
+    compare(model, rows, sleep, [3, 1, 4])
+    with torch.no_grad():
+        for length in (4, 8, 12, 16):
+            _, live = live_logits(model, [row[:length] for row in rows], sleep, [4])
+            taken |= set(live.passes)
+    assert len(taken) > 1, f"all rows took {taken} passes"
+
+
 @pytest.mark.parametrize("predicts_from", [0, 3, 4, 6, 9])
 def test_under_unlabelled_only_windows_that_predict_nothing_sleep(predicts_from):
     model, rows = tiny_model(), texts([15])
@@ -107,12 +126,12 @@ def test_under_unlabelled_only_windows_that_predict_nothing_sleep(predicts_from)
 def test_each_boundary_is_crossed_once_by_each_row(monkeypatch):
     seen = []
 
-    def recorded(model, r, inputs, source, state, *rest):  # type: ignore[no-untyped-def]
+    def recorded(context, num_rows, r, *rest):  # type: ignore[no-untyped-def]
         seen.append((len(r.rows), r.pass_index))
-        return run_round(model, r, inputs, source, state, *rest)
+        return run_on_rows(context, num_rows, r, *rest)
 
-    run_round = live_module.run_round
-    monkeypatch.setattr(live_module, "run_round", recorded)
+    run_on_rows = live_module.run_on_rows
+    monkeypatch.setattr(live_module, "run_on_rows", recorded)
     with torch.no_grad():
         _, live = live_logits(tiny_model(), texts([3, 13, 8]), SleepConfig(passes=3, window=4), [1])
     assert live.boundaries == (0, 3, 2)

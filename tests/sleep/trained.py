@@ -11,6 +11,8 @@ from sleeptrain.data.batch import IGNORE, PAD, Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.loop import loop_settings, run_rounds
 from sleeptrain.sleep.rounds import plan_batch
+from sleeptrain.sleep.stop_rule import stop_rule
+from sleeptrain.sleep.until_stopped import run_until_stopped
 from tests.models import VOCABULARY
 
 
@@ -45,5 +47,9 @@ def trained_logits(
     settings = loop_settings(sleep, sleep.window, model.num_layers)
     with torch.set_grad_enabled(with_gradient):
         rounds = plan_batch(batch, sleep.window, sleep.passes, sleep)
+        rule = stop_rule(sleep, settings.core)
+        if rule is not None:
+            stopped = run_until_stopped(model, batch, rounds, model.empty_state(), settings, rule)
+            rounds = plan_batch(batch, sleep.window, stopped.passes_KB, sleep)
         run_rounds(model, batch, rounds, model.empty_state(), settings, keep)
     return [logits[b, : len(row)] for b, row in enumerate(rows)]

@@ -36,7 +36,7 @@ class SleepCache(Cache):
     """S, keys and values of the windows in progress, and the features that sleep passes will read. It does not grow.
 
     model: the model that reads.
-    sleep: settings of sleep. While the cache is in use, only `passes` can change.
+    sleep: settings of sleep. While the cache is in use, only `passes` and `stop_threshold` can change.
     live: the state after the last forward.
     columns: number of columns that were read and that `generate` expects again in front of its new ids.
     new_text: True if the next ids never repeat the text that was read; `columns` is then 0 (`follow_with_new_text`).
@@ -62,6 +62,11 @@ class SleepCache(Cache):
         return self.live.boundaries
 
     @property
+    def passes(self) -> tuple[int, ...]:
+        """The passes that each row took in its last window, the wake pass counted; 0 before it and after `load`."""
+        return self.live.passes
+
+    @property
     def batch_size(self) -> int:
         return len(self.live.filled)
 
@@ -78,7 +83,7 @@ class SleepCache(Cache):
             )
         before, now = sleep_dict(self.sleep), sleep_dict(sleep)
         for name, value in now.items():
-            if name != "passes" and value != before[name]:
+            if name not in ("passes", "stop_threshold") and value != before[name]:
                 raise ConfigError(
                     f"sleep.{name}={value}: the cache was filled with {before[name]}; start with a new cache"
                 )
@@ -156,6 +161,8 @@ class SleepCache(Cache):
         tensors = {f"state.{name}": t for name, t in live.state.to_state_dict().items()}
         tensors |= {f"at_start.{name}": t for name, t in live.at_start.to_state_dict().items()}
         tensors["fed_back"] = live.fed_back_BLD
+        if live.step_BLD is not None:
+            tensors["step"] = live.step_BLD
         header = {
             "format": FORMAT,
             "fingerprint": fingerprint(self.model),
@@ -184,8 +191,9 @@ class SleepCache(Cache):
         tensors = {name: t.to(model.device) for name, t in tensors.items()}
         rows = {name: tuple(values) for name, values in header["rows"].items()}
         try:
-            parts = [_part(tensors, name, model.model.num_layers) for name in ("state", "at_start")]
-            cache.live = Live(parts[0], parts[1], tensors["fed_back"], **rows)
+            state, at_start = (_part(tensors, name, model.model.num_layers) for name in ("state", "at_start"))
+            passes, step = (0,) * len(rows["filled"]), tensors.get("step")
+            cache.live = Live(state, at_start, tensors["fed_back"], **rows, passes=passes, step_BLD=step)
         except (KeyError, StopIteration, TypeError) as error:
             raise DataError(f"memory {path} lacks a tensor of the model: read the text again") from error
         return cache.follow_with_new_text()

@@ -20,7 +20,18 @@ from sleeptrain.hf.families import FAMILIES, family_of
 
 MODEL_TYPE = "sleeptrain"
 # The settings `sleep.*` that change the model's output; the others concern training.
-SLEEP_SETTINGS = ("passes", "window", "when", "feedback", "eviction", "conv_state", "core")
+SLEEP_SETTINGS = (
+    "passes",
+    "window",
+    "when",
+    "feedback",
+    "eviction",
+    "conv_state",
+    "core",
+    "stop",
+    "stop_threshold",
+    "min_passes",
+)
 
 
 class SleepPretrainedConfig(PreTrainedConfig):
