@@ -125,6 +125,10 @@ OTHER_COMMANDS = {
         "sleeptrain.commands.evaluate",
         "held-out loss and accuracy of a checkpoint, with any number of passes",
     ),
+    "calibrate": (
+        "sleeptrain.commands.calibrate",
+        "what stop rules are worth for a checkpoint, and the threshold for a budget of passes",
+    ),
     "doctor": ("sleeptrain.commands.doctor", "say whether this machine can train, and what to do where it cannot"),
     "convert": ("sleeptrain.commands.convert", "checkpoints to Hugging Face folders (export) and back (import)"),
     "generate": ("sleeptrain.commands.generate", "continue a text, sleeping whenever a window is full"),

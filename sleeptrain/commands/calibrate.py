@@ -1,0 +1,114 @@
+"""`sleeptrain calibrate`: what stop rules are worth for a checkpoint, and the threshold for a budget of passes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sleeptrain.checkpoint.older import add_older
+from sleeptrain.data.consent import add_consent
+from sleeptrain.errors import ConfigError, DataError
+from sleeptrain.remote import named_place
+from sleeptrain.terminal import ArgumentParser, printable, say
+
+if TYPE_CHECKING:
+    from sleeptrain.train.calibrate import Calibration, Point
+
+JSON_FILE, FIGURE = "calibration.json", "calibration.png"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `sleeptrain calibrate ARGUMENTS` and return the exit code. Raises UserError."""
+    options = parser().parse_args(arguments)
+    if options.thresholds < 2:
+        raise ConfigError("--thresholds must be at least 2")
+    from sleeptrain.commands.evaluate import open_checkpoint
+    from sleeptrain.report.stop_curves import draw_calibration
+    from sleeptrain.report.style import png
+    from sleeptrain.train.calibrate import RULES, calibrate
+    from sleeptrain.train.evaluate import held_out
+
+    passes = None if options.passes is None else [options.passes]
+    consent = options.allow_source, options.allow_older
+    opened = open_checkpoint(options.place, passes, options.window, options.batches, options.device, *consent)
+    if opened.passes[-1] == 1:
+        raise ConfigError("a stop rule chooses among passes, and this model has one: give --passes of 2 or more")
+    out = _folder(options.out, str(options.place))
+    source, config = opened.source, opened.config
+    rules = options.rules or [r for r in RULES if r != "acceleration" or config.sleep.feedback == "features"]
+    calibration = calibrate(
+        opened.model, lambda: held_out(source, config), config, source.task, rules, options.thresholds
+    )
+    for line in lines(calibration, options.budget):
+        say(printable(line, keep=""))
+    contents = {
+        JSON_FILE: json.dumps({"checkpoint": str(opened.checkpoint)} | asdict(calibration), indent=1).encode(),
+        FIGURE: png(draw_calibration(calibration)),
+    }
+    _write(out, contents)
+    return 0
+
+
+def parser() -> ArgumentParser:
+    root = ArgumentParser(prog="sleeptrain calibrate", description=__doc__)
+    root.add_argument("place", type=named_place, metavar="RUN_OR_CHECKPOINT", help="of a run its newest checkpoint")
+    root.add_argument("--rules", nargs="+", choices=("change", "acceleration"), help="default: all")
+    root.add_argument("--passes", type=int, metavar="N", help="most passes; default: as the model was trained last")
+    root.add_argument("--window", type=int, metavar="L", help="default: as the model was trained last")
+    root.add_argument("--thresholds", type=int, default=12, metavar="K", help="thresholds of each rule; default: 12")
+    root.add_argument("--budget", type=float, metavar="X", help="mean passes; default: 1 + 0.6 of the sleep passes")
+    root.add_argument("--batches", type=int, metavar="K", help="default: train.eval_batches of the run")
+    root.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    root.add_argument(
+        "--out", type=Path, metavar="FOLDER", help=f"of {JSON_FILE} and {FIGURE}; default: calibration, in the run"
+    )
+    add_consent(root)
+    add_older(root)
+    return root
+
+
+def lines(calibration: Calibration, budget: float | None) -> list[str]:
+    """The calibration for a human: the fixed numbers of passes, then each rule's best threshold within the budget."""
+    most = calibration.fixed[-1].passes
+    budget = 1 + 0.6 * (most - 1) if budget is None else budget
+    result = [f"N={int(p.passes)}  {_value(calibration, p)}" for p in calibration.fixed]
+    for rule in calibration.rules:
+        best = calibration.best(rule, budget)
+        if best is None:
+            result.append(f"{rule}: no threshold keeps to {budget:.2f} mean passes")
+        else:
+            settings = f"sleep.stop={rule} sleep.stop_threshold={best.setting:.4g}"
+            result.append(f"{settings}  {best.passes:.2f} mean passes  {_value(calibration, best)}")
+    within = [p for p in calibration.hindsight if p.passes <= budget]
+    if within:
+        result.append(f"in hindsight  {within[-1].passes:.2f} mean passes  {_value(calibration, within[-1])}")
+    return result
+
+
+def _value(calibration: Calibration, point: Point) -> str:
+    return f"accuracy {point.value:.1%}" if calibration.quantity == "accuracy" else f"loss {point.value:.4f}"
+
+
+def _folder(out: Path | None, place: str) -> Path:
+    """The folder of the files. Raises ConfigError if the run is in an object store and none is named."""
+    if out is not None:
+        return out
+    path = Path(place)
+    if not path.is_dir():
+        raise ConfigError(f"{place} is no folder of this machine: name one for the files with --out")
+    return (path.parent.parent if path.parent.name == "checkpoints" else path) / "calibration"
+
+
+def _write(out: Path, contents: dict[str, bytes]) -> None:
+    from sleeptrain.files import write_whole
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            write_whole(out / name, content)
+            say(str(out / name))
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error.strerror}; name another folder with --out") from error
