@@ -2,7 +2,7 @@
 
 A matrix that is used in several rounds of a step is cast once: its bf16 copy lives as long as the step's forward and
 backward (`working_copies`). The product that computes the gradient of a use adds it to the fp32 gradient of the weight,
-as in Megatron-LM's fused accumulation. Under autocast, whose cached cast is one node of the graph, autograd would add
+as in Megatron-LM's fused accumulation; that of the embeddings adds the rows that were read. Under autocast, whose cached cast is one node of the graph, autograd would add
 the uses in bf16.
 """
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from sleeptrain.ops.add_product import add_product
+from sleeptrain.ops.add_product import add_product, add_rows
 
 
 class ComputeDtype:
@@ -30,16 +30,23 @@ class ComputeDtype:
         return x if self.compute_dtype is None else x.to(self.compute_dtype)
 
 
-class Product(ComputeDtype):
-    """A module that multiplies by a matrix.
+class AddsGradient:
+    """A module with a matrix.
 
-    working_copy: the matrix in the compute dtype; None: each use casts it.
     gradient: the gradient of the matrix, to which the backward of each use adds; None: autograd adds the uses.
     """
 
-    working_copy: torch.Tensor | None = None
     gradient: torch.Tensor | None = None
     weight: torch.Tensor
+
+
+class Product(AddsGradient, ComputeDtype):
+    """A module that multiplies by a matrix.
+
+    working_copy: the matrix in the compute dtype; None: each use casts it.
+    """
+
+    working_copy: torch.Tensor | None = None
 
     @property
     def matrix(self) -> torch.Tensor | None:
@@ -63,6 +70,33 @@ class Linear(Product, nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return self.product(input, self.weight, self.bias)
+
+
+class Embedding(AddsGradient, nn.Embedding):
+    """`nn.Embedding` whose backward adds the rows that were read, and no others, to the gradient."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.gradient is None:
+            return super().forward(input)
+        rows: torch.Tensor = _Rows.apply(input, self.weight, self.gradient)
+        return rows
+
+
+class _Rows(torch.autograd.Function):
+    """The rows of a matrix at some ids. The backward adds to `gradient`: autograd would write one of its size first."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(ids)
+        ctx.gradient = gradient
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, drows: torch.Tensor) -> tuple[None, None, None]:
+        (ids,) = ctx.saved_tensors
+        add_rows(ctx.gradient, ids.flatten(), drows.flatten(0, -2))
+        return None, None, None
 
 
 class _Product(torch.autograd.Function):
@@ -130,17 +164,22 @@ def working_copies(model: nn.Module) -> Iterator[None]:
     """
     modules = [module for module in model.modules() if isinstance(module, Product) and module.compute_dtype is not None]
     pairs = [(module, matrix) for module in modules if (matrix := module.matrix) is not None]
+    embeddings = [module for module in model.modules() if isinstance(module, Embedding)] if pairs else []
     copies = [torch.empty_like(matrix, dtype=module.compute_dtype) for module, matrix in pairs]
     if pairs:
         with torch.no_grad():
             torch._foreach_copy_(copies, [matrix for _, matrix in pairs])
     for (module, matrix), copy in zip(pairs, copies, strict=True):
         module.working_copy, module.gradient = copy, _gradient(matrix)
+    for embedding in embeddings:
+        embedding.gradient = _gradient(embedding.weight)
     try:
         yield
     finally:
         for module, _ in pairs:
             module.working_copy = module.gradient = None
+        for embedding in embeddings:
+            embedding.gradient = None
 
 
 def _gradient(matrix: torch.Tensor) -> torch.Tensor | None:

@@ -1,4 +1,4 @@
-"""Products of two matrices that are added to a tensor in wider precision."""
+"""Products of two matrices, and rows, that are added to a tensor in wider precision."""
 
 from __future__ import annotations
 
@@ -33,3 +33,12 @@ def _add_wide_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> 
 @_add_wide_product.register_fake
 def _(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
     return None
+
+
+def add_rows(total: torch.Tensor, index_N: torch.Tensor, rows_ND: torch.Tensor) -> None:
+    """total[index_N[n]] += rows_ND[n] for each n, in the dtype of `total`; an index may occur many times.
+
+    The indices have been checked by an earlier look-up. On a GPU they are sorted, so the sums have one order in all
+    runs, and the host does not wait.
+    """
+    torch.ops.aten._index_put_impl_(total, [index_N], rows_ND.to(total.dtype), accumulate=True, unsafe=True)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.model.linear import Linear, adopt_linears, computing_in, working_copies
+from sleeptrain.model.linear import Embedding, Linear, adopt_linears, computing_in, working_copies
 from tests.models import tiny_config
 from tests.sleep.oracle import causal_layout
 
@@ -135,6 +135,22 @@ def test_head_and_embeddings_that_are_tied_add_to_one_gradient() -> None:
         found.append({name: p.grad for name, p in model.named_parameters()})
     for name, gradient in found[0].items():
         assert gradient is not None and torch.equal(gradient, found[1][name]), name
+
+
+def test_embeddings_add_the_rows_that_were_read() -> None:
+    """Ids that occur many times, in two uses and two backwards, beside what autograd adds up."""
+    table, head = Embedding(7, 8), layer(bias=False)
+    plain = nn.Embedding.from_pretrained(table.weight.detach().clone(), freeze=False)
+    ids, weights = torch.tensor([[3, 1, 3], [3, 0, 1]]), torch.randn(2, 3, 8)
+    with in_bf16(nn.ModuleList([table, head]), copies=True):
+        gradient = table.gradient
+        for factor in (1, 2):
+            (table(ids) * weights * factor + table(ids.flip(0))).sum().backward()
+    assert table.gradient is None and table.weight.grad is gradient
+    for factor in (1, 2):
+        (plain(ids) * weights * factor + plain(ids.flip(0))).sum().backward()
+    torch.testing.assert_close(gradient, plain.weight.grad)
+    assert not gradient[[2, 4, 5, 6]].any() and gradient[3].any()
 
 
 @pytest.mark.parametrize("tied", [True, False])

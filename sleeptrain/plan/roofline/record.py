@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -116,12 +116,14 @@ class Recorder(TorchDispatchMode):
         opaque = OPAQUE.get(f"{func.namespace}::{name}")
         known = None if opaque is None else opaque(args, kwargs, self._pairs)
         identity = None if targets else (str(func), self._signature((args, kwargs)))
-        reads = tuple(self._use(t) for t in _touched(plain in kinds.READ_ROWS, inputs, outputs))
+        rows = max(map(_bytes, arguments[1:])) if plain in kinds.WRITE_ROWS else None
+        reads = [self._use(t) for t in _touched(plain in kinds.READ_ROWS, inputs, outputs)]
+        if rows is not None:  # of the table, too, it reads as much as it changes
+            reads[0] = replace(reads[0], bytes=rows)
         written = targets or outputs
         for t in written:
             self._versions[self._number(t)] = self._versions.get(self._number(t), 0) + 1
-        rows = arguments[1:] if plain in kinds.WRITE_ROWS else written
-        writes = tuple(self._use(t, size) for t, size in zip(written, map(_bytes, rows), strict=False))
+        writes = tuple(self._use(t, rows) for t in written)
         kind = self._kind(plain, inputs, outputs, writes, known)
         product = plain in kinds.PRODUCTS
         iterated = inputs if plain in kinds.REDUCTIONS else outputs
@@ -129,7 +131,7 @@ class Recorder(TorchDispatchMode):
             Call(
                 plain, kind, kinds.KERNELS.get(plain, 1) if known is None else known.kernels,
                 known.flops if known else 2 * outputs[0].numel() * inputs[-2].shape[-1] if product else 0,
-                0.0 if known is None else known.h200, max(t.numel() for t in iterated), reads, writes,
+                0.0 if known is None else known.h200, max(t.numel() for t in iterated), tuple(reads), writes,
                 known is None and kind in (Kind.ELEMENTWISE, Kind.CAST) and _fusible(func, plain),
                 _reduces(plain, inputs, outputs), product and _smallest(inputs) < NARROW,
                 product and inputs[-1].dtype == torch.float32, identity, self.backward,
