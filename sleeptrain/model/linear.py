@@ -2,8 +2,8 @@
 
 A matrix that is used in several rounds of a step is cast once: its bf16 copy lives as long as the step's forward and
 backward (`working_copies`). The product that computes the gradient of a use adds it to the fp32 gradient of the weight,
-as in Megatron-LM's fused accumulation; that of the embeddings adds the rows that were read. Under autocast, whose cached cast is one node of the graph, autograd would add
-the uses in bf16.
+as in Megatron-LM's fused accumulation; a look-up of embeddings adds the rows that it read. Under autocast, whose cached
+cast is one node of the graph, autograd would add the uses in bf16.
 """
 
 from __future__ import annotations
@@ -152,41 +152,3 @@ def computing_in(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
     finally:
         for module in modules:
             module.compute_dtype = None
-
-
-@contextmanager
-def working_copies(model: nn.Module) -> Iterator[None]:
-    """Keep a copy of each matrix in the compute dtype, with the values at entry, and let uses add to its gradient.
-
-    Enter it around the forwards and backwards of a step, between which no weight changes, and not under ZeRO-3: copies
-    would hold the whole model, of which a process holds a part. Where gradients are computed, a matrix without one gets
-    a gradient of zeros.
-    """
-    modules = [module for module in model.modules() if isinstance(module, Product) and module.compute_dtype is not None]
-    pairs = [(module, matrix) for module in modules if (matrix := module.matrix) is not None]
-    embeddings = [module for module in model.modules() if isinstance(module, Embedding)] if pairs else []
-    copies = [torch.empty_like(matrix, dtype=module.compute_dtype) for module, matrix in pairs]
-    if pairs:
-        with torch.no_grad():
-            torch._foreach_copy_(copies, [matrix for _, matrix in pairs])
-    for (module, matrix), copy in zip(pairs, copies, strict=True):
-        module.working_copy, module.gradient = copy, _gradient(matrix)
-    for embedding in embeddings:
-        embedding.gradient = _gradient(embedding.weight)
-    try:
-        yield
-    finally:
-        for module, _ in pairs:
-            module.working_copy = module.gradient = None
-        for embedding in embeddings:
-            embedding.gradient = None
-
-
-def _gradient(matrix: torch.Tensor) -> torch.Tensor | None:
-    """The tensor to which uses may add. None for a matrix with a hook, which reads what autograd adds."""
-    hooked = matrix._backward_hooks or getattr(matrix, "_post_accumulate_grad_hooks", None)
-    if hooked or not (matrix.requires_grad and torch.is_grad_enabled()):
-        return None
-    if matrix.grad is None:
-        matrix.grad = torch.zeros_like(matrix)
-    return matrix.grad

@@ -14,7 +14,8 @@ from sleeptrain.config.schema import Config, TrainConfig
 from sleeptrain.distributed.world import World
 from sleeptrain.errors import ConfigError
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.model.linear import computing_in, working_copies
+from sleeptrain.model.linear import computing_in
+from sleeptrain.model.working_copies import working_copies
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

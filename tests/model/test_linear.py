@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.model.linear import Embedding, Linear, adopt_linears, computing_in, working_copies
+from sleeptrain.model.linear import Embedding, Linear, adopt_linears, computing_in
+from sleeptrain.model.working_copies import working_copies
 from tests.models import tiny_config
 from tests.sleep.oracle import causal_layout
 
