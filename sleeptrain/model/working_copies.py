@@ -15,6 +15,7 @@ from torch import nn
 
 from sleeptrain.model.linear import Embedding, Product
 from sleeptrain.model.norm import RMSNorm
+from sleeptrain.ops.add_product import adds_wide, stacking_rows
 
 MOST_ELEMENTS = 2**17  # of a vector; the gradients of all its uses are held until the step's last backward has ended
 
@@ -45,9 +46,11 @@ def working_copies(model: nn.Module) -> Iterator[None]:
     for norm, scale in zip(norms, scales, strict=True):
         norm.scale = scale
     matrices = {id(matrix) for _, matrix in pairs} | {id(embedding.weight) for embedding in embeddings}
+    totals = [m.gradient for m, _ in pairs if m.gradient is not None and adds_wide(m.working_copy, m.gradient.dtype)]
     sums = LateSums([p for p in model.parameters() if id(p) not in matrices and _is_summed_late(p)])
     try:
-        yield
+        with stacking_rows(totals):
+            yield
     finally:
         sums.close()
         for module, _ in pairs:

@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sleeptrain.ops.add_product import STACKED, keeps_rows
 from sleeptrain.plan.roofline import kinds
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.opaque import OPAQUE, Opaque
@@ -113,12 +114,17 @@ class Recorder(TorchDispatchMode):
         read = "out" in func._overloadname and all(any(t is x for x in _tensors(args)) for t in targets)
         if targets and (read or not (plain in ("copy", "zero", "fill") or "out" in func._overloadname)):
             inputs = [*targets, *inputs]  # work in place reads what it changes
+        stacked = plain == "add_wide_product" and keeps_rows(args[0], args[2])
         opaque = OPAQUE.get(f"{func.namespace}::{name}")
         known = None if opaque is None else opaque(args, kwargs, self._pairs)
         identity = None if targets else (str(func), self._signature((args, kwargs)))
         rows = max(map(_bytes, arguments[1:])) if plain in kinds.WRITE_ROWS else None
         reads = [self._use(t) for t in _touched(plain in kinds.READ_ROWS, inputs, outputs)]
         if rows is not None:  # of the table, too, it reads as much as it changes
+            reads[0] = replace(reads[0], bytes=rows)
+        if stacked:
+            self._copy_rows(args[1:])
+            rows = _bytes(args[0]) * len(args[2]) // STACKED  # its part of a total that many rows share
             reads[0] = replace(reads[0], bytes=rows)
         written = targets or outputs
         for t in written:
@@ -137,6 +143,15 @@ class Recorder(TorchDispatchMode):
                 product and inputs[-1].dtype == torch.float32, identity, self.backward,
             )
         )  # fmt: skip
+
+    def _copy_rows(self, factors: Sequence[torch.Tensor]) -> None:
+        """Add the copies of factors whose product is computed later."""
+        for t in factors:
+            use = self._use(t)
+            call = Call(
+                "stack_rows", Kind.PRODUCT, 1, 0, 0.0, t.numel(), (use,), (use,), False, "", False, False, None, True
+            )
+            self.calls.append(call)
 
     def _kind(
         self,
