@@ -8,9 +8,10 @@ cast is one node of the graph, autograd would add the uses in bf16.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import chain
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +71,53 @@ class Linear(Product, nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return self.product(input, self.weight, self.bias)
+
+
+def products_of(x: torch.Tensor, layers: Sequence[nn.Module]) -> list[torch.Tensor]:
+    """layer(x) for each layer. The backward adds the gradients of x up in the products that compute them.
+
+    Layers that are no plain `Linear` in the dtype of x, or have a bias or a hook, are called one by one.
+    """
+    if not all(type(layer) is Linear and _multiplies_plainly(layer, x.dtype) for layer in layers):
+        return [layer(x) for layer in layers]
+    linears = [cast(Linear, layer) for layer in layers]
+    arguments = [(layer.weight, layer.copy_of(layer.weight), layer.gradient) for layer in linears]
+    return list(_SharedProducts.apply(x, *chain.from_iterable(arguments)))
+
+
+def _multiplies_plainly(layer: Linear, dtype: torch.dtype) -> bool:
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return layer.compute_dtype == dtype and layer.bias is None and not hooked
+
+
+class _SharedProducts(torch.autograd.Function):
+    """x @ copy^T of several matrices, given as (weight, copy, gradient) one after another, as in `_Product`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, *matrices: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        copies, ctx.gradients = matrices[1::3], matrices[2::3]
+        ctx.dtypes = [weight.dtype for weight in matrices[::3] if weight is not None]
+        ctx.save_for_backward(x, *copies)
+        ctx.set_materialize_grads(False)
+        flat = x.flatten(0, -2)
+        return tuple((flat @ copy.t()).unflatten(0, x.shape[:-1]) for copy in copies if copy is not None)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *dys: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        x, *copies = ctx.saved_tensors
+        needs_x, *needs_matrices = ctx.needs_input_grad
+        dx, dweights, rows = None, [None] * len(ctx.needs_input_grad[1:]), x.flatten(0, -2)
+        for index, (dy, copy, gradient) in enumerate(zip(dys, copies, ctx.gradients, strict=True)):
+            if dy is None:
+                continue
+            flat = dy.flatten(0, -2)
+            if needs_x:
+                dx = add_product(dx, flat, copy, x.dtype)
+            if needs_matrices[3 * index]:
+                dweight = add_product(gradient, flat.t(), rows, ctx.dtypes[index])
+                dweights[3 * index] = dweight if gradient is None else None
+        return None if dx is None else dx.view_as(x), *dweights
 
 
 class Embedding(AddsGradient, nn.Embedding):
