@@ -152,6 +152,7 @@ class Recorder(TorchDispatchMode):
                 "stack_rows", Kind.PRODUCT, 1, 0, 0.0, t.numel(), (use,), (use,), False, "", False, False, None, True
             )
             self.calls.append(call)
+            self.dispatched[1] += 2  # a slice and the copy
 
     def _kind(
         self,
