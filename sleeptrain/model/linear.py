@@ -107,7 +107,8 @@ class _SharedProducts(torch.autograd.Function):
     def backward(ctx: Any, *dys: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         x, *copies = ctx.saved_tensors
         needs_x, *needs_matrices = ctx.needs_input_grad
-        dx, dweights, rows = None, [None] * len(ctx.needs_input_grad[1:]), x.flatten(0, -2)
+        dweights: list[torch.Tensor | None] = [None] * len(needs_matrices)
+        dx, rows = None, x.flatten(0, -2)
         for index, (dy, copy, gradient) in enumerate(zip(dys, copies, ctx.gradients, strict=True)):
             if dy is None:
                 continue

@@ -46,7 +46,8 @@ def working_copies(model: nn.Module) -> Iterator[None]:
     for norm, scale in zip(norms, scales, strict=True):
         norm.scale = scale
     matrices = {id(matrix) for _, matrix in pairs} | {id(embedding.weight) for embedding in embeddings}
-    totals = [m.gradient for m, _ in pairs if m.gradient is not None and adds_wide(m.working_copy, m.gradient.dtype)]
+    gradients = [(copy, module.gradient) for (module, _), copy in zip(pairs, copies, strict=True)]
+    totals = [total for copy, total in gradients if total is not None and adds_wide(copy, total.dtype)]
     sums = LateSums([p for p in model.parameters() if id(p) not in matrices and _is_summed_late(p)])
     try:
         with stacking_rows(totals):
@@ -106,6 +107,6 @@ class LateSums:
         used = {p: uses for p, uses in self._uses.items() if uses}
         for p, uses in used.items():
             p.grad = uses[0]
-        for uses in zip_longest(*(uses[1:] for uses in used.values())):
-            pairs = [(p.grad, use) for p, use in zip(used, uses, strict=True) if use is not None]
-            torch._foreach_add_([total for total, _ in pairs], [use for _, use in pairs])
+        for nth in zip_longest(*(uses[1:] for uses in used.values())):
+            pairs = [(first, use) for (first, *_), use in zip(used.values(), nth, strict=True) if use is not None]
+            torch._foreach_add_([first for first, _ in pairs], [use for _, use in pairs])
