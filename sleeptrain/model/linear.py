@@ -2,22 +2,23 @@
 
 A matrix that is used in several rounds of a step is cast once: its bf16 copy lives as long as the step's forward and
 backward (`working_copies`). The product that computes the gradient of a use adds it to the fp32 gradient of the weight,
-as in Megatron-LM's fused accumulation. Under autocast, whose cached cast is one node of the graph, autograd would add
-the uses in bf16.
+as in Megatron-LM's fused accumulation; a look-up of embeddings adds the rows that it read. Under autocast, whose cached
+cast is one node of the graph, autograd would add the uses in bf16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import chain
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from sleeptrain.ops.add_product import add_product
+from sleeptrain.ops.add_product import add_product, add_rows
 
 
 class ComputeDtype:
@@ -30,16 +31,23 @@ class ComputeDtype:
         return x if self.compute_dtype is None else x.to(self.compute_dtype)
 
 
-class Product(ComputeDtype):
-    """A module that multiplies by a matrix.
+class AddsGradient:
+    """A module with a matrix.
 
-    working_copy: the matrix in the compute dtype; None: each use casts it.
     gradient: the gradient of the matrix, to which the backward of each use adds; None: autograd adds the uses.
     """
 
-    working_copy: torch.Tensor | None = None
     gradient: torch.Tensor | None = None
     weight: torch.Tensor
+
+
+class Product(AddsGradient, ComputeDtype):
+    """A module that multiplies by a matrix.
+
+    working_copy: the matrix in the compute dtype; None: each use casts it.
+    """
+
+    working_copy: torch.Tensor | None = None
 
     @property
     def matrix(self) -> torch.Tensor | None:
@@ -63,6 +71,81 @@ class Linear(Product, nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return self.product(input, self.weight, self.bias)
+
+
+def products_of(x: torch.Tensor, layers: Sequence[nn.Module]) -> list[torch.Tensor]:
+    """layer(x) for each layer. The backward adds the gradients of x up in the products that compute them.
+
+    Layers that are no plain `Linear` in the dtype of x, or have a bias or a hook, are called one by one.
+    """
+    if not all(type(layer) is Linear and _multiplies_plainly(layer, x.dtype) for layer in layers):
+        return [layer(x) for layer in layers]
+    linears = [cast(Linear, layer) for layer in layers]
+    arguments = [(layer.weight, layer.copy_of(layer.weight), layer.gradient) for layer in linears]
+    return list(_SharedProducts.apply(x, *chain.from_iterable(arguments)))
+
+
+def _multiplies_plainly(layer: Linear, dtype: torch.dtype) -> bool:
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return layer.compute_dtype == dtype and layer.bias is None and not hooked
+
+
+class _SharedProducts(torch.autograd.Function):
+    """x @ copy^T of several matrices, given as (weight, copy, gradient) one after another, as in `_Product`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, *matrices: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        copies, ctx.gradients = matrices[1::3], matrices[2::3]
+        ctx.dtypes = [weight.dtype for weight in matrices[::3] if weight is not None]
+        ctx.save_for_backward(x, *copies)
+        ctx.set_materialize_grads(False)
+        flat = x.flatten(0, -2)
+        return tuple((flat @ copy.t()).unflatten(0, x.shape[:-1]) for copy in copies if copy is not None)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *dys: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        x, *copies = ctx.saved_tensors
+        needs_x, *needs_matrices = ctx.needs_input_grad
+        dweights: list[torch.Tensor | None] = [None] * len(needs_matrices)
+        dx, rows = None, x.flatten(0, -2)
+        for index, (dy, copy, gradient) in enumerate(zip(dys, copies, ctx.gradients, strict=True)):
+            if dy is None:
+                continue
+            flat = dy.flatten(0, -2)
+            if needs_x:
+                dx = add_product(dx, flat, copy, x.dtype)
+            if needs_matrices[3 * index]:
+                dweight = add_product(gradient, flat.t(), rows, ctx.dtypes[index])
+                dweights[3 * index] = dweight if gradient is None else None
+        return None if dx is None else dx.view_as(x), *dweights
+
+
+class Embedding(AddsGradient, nn.Embedding):
+    """`nn.Embedding` whose backward adds the rows that were read, and no others, to the gradient."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.gradient is None:
+            return super().forward(input)
+        rows: torch.Tensor = _Rows.apply(input, self.weight, self.gradient)
+        return rows
+
+
+class _Rows(torch.autograd.Function):
+    """The rows of a matrix at some ids. The backward adds to `gradient`: autograd would write one of its size first."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(ids)
+        ctx.gradient = gradient
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, drows: torch.Tensor) -> tuple[None, None, None]:
+        (ids,) = ctx.saved_tensors
+        add_rows(ctx.gradient, ids.flatten(), drows.flatten(0, -2))
+        return None, None, None
 
 
 class _Product(torch.autograd.Function):
@@ -118,36 +201,3 @@ def computing_in(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
     finally:
         for module in modules:
             module.compute_dtype = None
-
-
-@contextmanager
-def working_copies(model: nn.Module) -> Iterator[None]:
-    """Keep a copy of each matrix in the compute dtype, with the values at entry, and let uses add to its gradient.
-
-    Enter it around the forwards and backwards of a step, between which no weight changes, and not under ZeRO-3: copies
-    would hold the whole model, of which a process holds a part. Where gradients are computed, a matrix without one gets
-    a gradient of zeros.
-    """
-    modules = [module for module in model.modules() if isinstance(module, Product) and module.compute_dtype is not None]
-    pairs = [(module, matrix) for module in modules if (matrix := module.matrix) is not None]
-    copies = [torch.empty_like(matrix, dtype=module.compute_dtype) for module, matrix in pairs]
-    if pairs:
-        with torch.no_grad():
-            torch._foreach_copy_(copies, [matrix for _, matrix in pairs])
-    for (module, matrix), copy in zip(pairs, copies, strict=True):
-        module.working_copy, module.gradient = copy, _gradient(matrix)
-    try:
-        yield
-    finally:
-        for module, _ in pairs:
-            module.working_copy = module.gradient = None
-
-
-def _gradient(matrix: torch.Tensor) -> torch.Tensor | None:
-    """The tensor to which uses may add. None for a matrix with a hook, which reads what autograd adds."""
-    hooked = matrix._backward_hooks or getattr(matrix, "_post_accumulate_grad_hooks", None)
-    if hooked or not (matrix.requires_grad and torch.is_grad_enabled()):
-        return None
-    if matrix.grad is None:
-        matrix.grad = torch.zeros_like(matrix)
-    return matrix.grad

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sleeptrain.model.linear import products_of
 from sleeptrain.ops import fla_elementwise
 from sleeptrain.ops.device import runs_kernels
 
@@ -18,7 +19,7 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(ffn_dim, dim, bias=False)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(swiglu(self.gate_proj(x_BTD), self.up_proj(x_BTD)))
+        return self.down_proj(swiglu(*products_of(x_BTD, (self.gate_proj, self.up_proj))))
 
 
 def swiglu(gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -50,7 +50,10 @@ class RMSNorm(nn.Module):
     """RMSNorm over the last dimension.
 
     kind: `zero_centred`: the scale is 1 + weight, so weight 0 is the identity; `plain`: the scale is the weight.
+    scale: 1 + weight, where it is known; None: each use computes it.
     """
+
+    scale: torch.Tensor | None = None
 
     def __init__(self, dim: int, eps: float, kind: str = "zero_centred"):
         super().__init__()
@@ -59,7 +62,25 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, 1.0 + self.weight if self.zero_centred else self.weight, self.eps)
+        return rms_norm(x, self._scale() if self.zero_centred else self.weight, self.eps)
+
+    def _scale(self) -> torch.Tensor:
+        if self.scale is None:
+            return 1.0 + self.weight
+        scale: torch.Tensor = _KnownScale.apply(self.weight, self.scale)
+        return scale
+
+
+class _KnownScale(torch.autograd.Function):
+    """The known value of 1 + weight, whose gradient is that of the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return scale.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grad, None
 
 
 class HeadsRMSNorm(RMSNorm):

@@ -31,7 +31,7 @@ def linear_cross_entropy(
 
     targets_N: int64. copy_VD: the weight in x's dtype; None: the weight. gradient_VD: the backward adds the weight's
     gradient to it; None: autograd does. rows: the number of rows whose logits are held at once. keep: keep all logits,
-    in x's dtype, for the backward, which else computes them again.
+    in x's dtype, for one backward, which turns them into their gradients; another one computes them again.
     """
     copy = weight_VD if copy_VD is None else copy_VD
     losses: torch.Tensor = _LinearCrossEntropy.apply(x_ND, weight_VD, copy, gradient_VD, targets_N, rows, keep)
@@ -58,6 +58,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 kept.append(logits)
         losses, lse = (torch.cat(parts) for parts in zip(*found, strict=True))
         ctx.rows, ctx.weight_dtype, ctx.gradient = rows, weight.dtype, gradient
+        ctx.are_logits = True
         ctx.save_for_backward(x, copy, targets, lse, *kept)
         return losses
 
@@ -65,11 +66,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dlosses: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, copy, targets, lse, *kept = ctx.saved_tensors
+        keeps, ctx.are_logits = bool(kept) and ctx.are_logits, False
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         dx, dweight = torch.empty_like(x) if needs_x else None, ctx.gradient
         parts = zip(*(t.split(ctx.rows) for t in (x, targets, lse, dlosses)), strict=True)
         for index, (x_part, *rest) in enumerate(parts):
-            logits = kept[index].clone() if kept else x_part @ copy.t()
+            # `data`: autograd would refuse a second backward after a change of a saved tensor.
+            logits = kept[index].data if keeps else x_part @ copy.t()
             dlogits = _logits_gradient(logits, *rest)
             if dx is not None:
                 torch.mm(dlogits, copy, out=dx[index * ctx.rows :][: len(x_part)])

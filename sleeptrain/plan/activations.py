@@ -19,6 +19,7 @@ from sleeptrain.model.block import Block
 from sleeptrain.model.hybrid import keeps_logits, rows_at_once
 from sleeptrain.model.mixers.registry import block_spec, mixer_spec
 from sleeptrain.model.mixers.spec import WIDE, Precision
+from sleeptrain.ops.add_product import LARGE, STACKED
 from sleeptrain.parallel.tensor.sharding import local_config
 from sleeptrain.plan.workload import Workload
 from sleeptrain.sleep.precision import product_bytes, residual_bytes
@@ -125,6 +126,13 @@ class Activations:
             return 0
         elements = sum(prod(shape) for i in layers for shape in self._matrices[i].values())
         return self.narrow * (elements + head * self.model.vocab_size * self.model.dim)
+
+    def kept_rows(self, layers: range) -> int:
+        """Bytes of the rows that short passes keep for the gradients of large matrices (`stacking_rows`)."""
+        if self.narrow == WIDE or not self.kernels:
+            return 0
+        shapes = [shape for i in layers for shape in self._matrices[i].values() if prod(shape) >= LARGE]
+        return self.narrow * STACKED * sum(sum(shape) for shape in shapes)
 
     @cached_property
     def _matrices(self) -> list[dict[str, torch.Size]]:

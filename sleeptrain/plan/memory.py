@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from sleeptrain.config.schema import Config
+from sleeptrain.ops.add_product import FEW
 from sleeptrain.parallel.pipeline.schedule import Schedule
 from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.parallel.tensor.sharding import local_config
@@ -65,6 +66,8 @@ def stage_memory(
     ends = layers.stop == len(counts.model.layers)
     peak = Peak(_boundary(counts, config, workload), 0) if peak is None else peak
     copies = counts.copies(layers, ends) if config.parallel.zero < 3 else 0
+    if config.parallel.zero < 2 and any(len(r.rows) * r.length < FEW for r in workload.rounds):
+        copies += counts.kept_rows(layers)
     carried = _carried(config, workload) if workload.carried else []
     most_targets = max(workload.targets_of(r) for r in workload.rounds)
     state_size = sum(carried[i] for i in layers) * workload.num_micros if carried else 0

@@ -9,7 +9,6 @@ from sleeptrain.config.schema import Config
 from sleeptrain.parallel.pipeline.schedule import schedule
 from sleeptrain.parallel.pipeline.stage_split import schedule_costs, split_stages
 from sleeptrain.plan.activations import Activations
-from sleeptrain.plan.live import Peak
 from sleeptrain.plan.memory import stage_memory, stage_peak
 from sleeptrain.plan.parameters import held_parameters
 from sleeptrain.plan.workload import Workload, workloads
@@ -55,21 +54,36 @@ def choose(config: Config, fullest: Callable[[Config], int], memory: float) -> C
     return choice
 
 
+class FullestProcess:
+    """The bytes of the fullest process of a layout.
+
+    config: `model.vocab_size` is known. kernels: the recurrences are flash-linear-attention's, as on a GPU.
+    """
+
+    def __init__(self, config: Config, kernels: bool) -> None:
+        self._config = config
+        self._stages, self._costs = split_stages(config, config.parallel.pipeline), schedule_costs(config)
+        self._held, self._counts = held_parameters(config, self._stages.bounds), Activations.of(config, kernels)
+
+    def choose(self, work: Workload, memory: float) -> Choice:
+        """The mode for this workload. memory: bytes of a process."""
+        plan = schedule(work.plans, self._stages, self._costs)
+        peaks = [stage_peak(self._config, work, plan, s) for s in range(len(self._held))]
+
+        def fullest(tried: Config) -> int:
+            memories = (
+                stage_memory(tried, work, held, self._stages, s, self._counts, peaks[s])
+                for s, held in enumerate(self._held)
+            )
+            return max(m.total for m in memories)
+
+        return choose(self._config, fullest, memory)
+
+
 def choose_stages(config: Config, replicas: int, memory: float, kernels: bool) -> list[tuple[int, Choice]]:
     """(tokens seen at its begin, choice) of each curriculum stage that the run reaches. `model.vocab_size` is known.
 
     kernels: the recurrences are flash-linear-attention's, as on a GPU.
     """
-    stages, costs = split_stages(config, config.parallel.pipeline), schedule_costs(config)
-    held, counts = held_parameters(config, stages.bounds), Activations.of(config, kernels)
-    choices = []
-    for work in workloads(config, replicas):
-        plan = schedule(work.plans, stages, costs)
-        peaks = [stage_peak(config, work, plan, s) for s in range(len(held))]
-
-        def fullest(tried: Config, work: Workload = work, peaks: list[Peak | None] = peaks) -> int:
-            memories = (stage_memory(tried, work, h, stages, s, counts, peaks[s]) for s, h in enumerate(held))
-            return max(m.total for m in memories)
-
-        choices.append((work.first_token, choose(config, fullest, memory)))
-    return choices
+    fullest = FullestProcess(config, kernels)
+    return [(work.first_token, fullest.choose(work, memory)) for work in workloads(config, replicas)]

@@ -14,13 +14,14 @@ from sleeptrain.config.schema import Config, TrainConfig
 from sleeptrain.distributed.world import World
 from sleeptrain.errors import ConfigError
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.model.linear import computing_in, working_copies
+from sleeptrain.model.linear import computing_in
+from sleeptrain.model.working_copies import working_copies
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 # Products of two matrices. Linear layers and the head use them, forward and backward. Recurrences and attention use
 # batched products, with other dtypes (docs/numerics.md).
-_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm)
+_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.sleeptrain.add_wide_product)
 
 
 def product_bytes(train: TrainConfig) -> int:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.model.linear import Linear, adopt_linears, computing_in, working_copies
+from sleeptrain.model.linear import Embedding, Linear, adopt_linears, computing_in, products_of
+from sleeptrain.model.working_copies import working_copies
 from tests.models import tiny_config
 from tests.sleep.oracle import causal_layout
 
@@ -137,6 +138,22 @@ def test_head_and_embeddings_that_are_tied_add_to_one_gradient() -> None:
         assert gradient is not None and torch.equal(gradient, found[1][name]), name
 
 
+def test_embeddings_add_the_rows_that_were_read() -> None:
+    """Ids that occur many times, in two uses and two backwards, beside what autograd adds up."""
+    table, head = Embedding(7, 8), layer(bias=False)
+    plain = nn.Embedding.from_pretrained(table.weight.detach().clone(), freeze=False)
+    ids, weights = torch.tensor([[3, 1, 3], [3, 0, 1]]), torch.randn(2, 3, 8)
+    with in_bf16(nn.ModuleList([table, head]), copies=True):
+        gradient = table.gradient
+        for factor in (1, 2):
+            (table(ids) * weights * factor + table(ids.flip(0))).sum().backward()
+    assert table.gradient is None and table.weight.grad is gradient
+    for factor in (1, 2):
+        (plain(ids) * weights * factor + plain(ids.flip(0))).sum().backward()
+    torch.testing.assert_close(gradient, plain.weight.grad)
+    assert not gradient[[2, 4, 5, 6]].any() and gradient[3].any()
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_each_matrix_has_one_copy(tied: bool) -> None:
     """Copies beside the embeddings, which a step reads row by row."""
@@ -144,6 +161,39 @@ def test_each_matrix_has_one_copy(tied: bool) -> None:
     matrices = [module.matrix for module in model.modules() if isinstance(module, Linear | Hybrid)]
     copied = [id(matrix) for matrix in matrices if matrix is not None]
     assert len(set(copied)) == len(copied) and id(model.head_weight) in copied
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float64])
+def test_products_of_one_input_are_those_of_each_layer(dtype: torch.dtype) -> None:
+    """Gradients too; that of the input is added up in the products. The loss reads the first and the last."""
+    torch.manual_seed(0)
+    layers = nn.ModuleList(Linear(8, n, bias=False) for n in (5, 3, 7)).to(torch.promote_types(dtype, torch.float32))
+    layers[2].weight.requires_grad_(False)
+    found = []
+    for shared in (True, False):
+        x = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+        with computing_in(layers, dtype), working_copies(layers):
+            ys = products_of(x, list(layers)) if shared else [layer(x) for layer in layers]
+            assert ("Shared" in type(ys[0].grad_fn).__name__) == shared
+            (ys[0].square().sum() + ys[2].square().sum()).backward()
+        found.append([*ys, x.grad, *(layer.weight.grad for layer in layers)])
+        layers.zero_grad()
+    for a, b in zip(*found, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-2 if dtype == BF16 else 1e-12, atol=1e-2 if dtype == BF16 else 0)
+
+
+@pytest.mark.parametrize("why", ["a bias", "a hook", "no compute dtype", "another dtype"])
+def test_layers_that_multiply_otherwise_are_called(why: str) -> None:
+    linear, calls = Linear(8, 5, bias=why == "a bias"), list[object]()
+    if why == "a hook":
+        linear.register_forward_hook(lambda *_: calls.append(why))
+    x = torch.randn(3, 8, dtype=torch.float32 if why in ("no compute dtype", "another dtype") else BF16)
+    with computing_in(linear, None if why == "no compute dtype" else BF16):
+        [y] = products_of(x, [linear])
+        assert torch.equal(y, linear(x)) and "Shared" not in type(y.grad_fn).__name__
+    assert len(calls) == 2 * (why == "a hook")
 
 
 def test_layers_of_a_mixer_from_outside_are_adopted() -> None:

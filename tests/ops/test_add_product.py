@@ -112,3 +112,32 @@ def test_the_graph_of_the_backward_has_the_operator() -> None:
     with kernel_on_a_cpu():
         compiled(x).sum().backward()
     assert "add_wide_product" not in graphs[0] and "add_wide_product" in graphs[1]
+
+
+def test_rows_are_kept_and_multiplied_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows are added when there are many, many at once, and the rest at the end."""
+    monkeypatch.setattr(module, "LARGE", 35)
+    monkeypatch.setattr(module, "STACKED", 40)
+    monkeypatch.setattr(module, "FEW", 17)
+    total, small = torch.ones(5, 7, dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64)
+    (a, b), expected, seen = factors(torch.float64), torch.ones(5, 7, dtype=torch.float64), []
+    with module.stacking_rows([total, small]):
+        for number, rows in enumerate((16, 16, 16, 2, 16, 17)):
+            x, y = (t.clone() for t in (a[:, :1].expand(5, rows) * (number + 1), b[:1].expand(rows, 7)))
+            add_product(total, x, y, torch.float64)
+            expected += x @ y
+            x.zero_(), y.zero_()  # compiled code reuses their memory
+            seen.append(torch.allclose(total, expected))
+        add_product(small, a[:2, :4], b[:4, :3], torch.float64)
+        torch.testing.assert_close(small, 1 + a[:2, :4] @ b[:4, :3])
+    assert seen == [False] * 6 and not module._stacks
+    torch.testing.assert_close(total, expected, rtol=1e-12, atol=0)
+
+
+def test_after_an_error_no_rows_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LARGE", 1)
+    (a, b), total = factors(torch.float64), torch.ones(5, 7, dtype=torch.float64)
+    with pytest.raises(ZeroDivisionError), module.stacking_rows([total]):
+        add_product(total, a, b, torch.float64)
+        raise ZeroDivisionError
+    assert not module._stacks and torch.equal(total, torch.ones(5, 7, dtype=torch.float64))

@@ -17,10 +17,11 @@ from sleeptrain.model import hybrid as hybrid_module
 from sleeptrain.model.block import Block
 from sleeptrain.model.document_layout import DocumentLayout
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.model.linear import Product, computing_in, working_copies
+from sleeptrain.model.linear import Product, computing_in
 from sleeptrain.model.mixers.attention import Attention
 from sleeptrain.model.mixers.registry import mixer_spec
 from sleeptrain.model.state import HARD, FastWeights, Recurrent
+from sleeptrain.model.working_copies import working_copies
 from sleeptrain.ops.device import as_on_gpu
 from sleeptrain.ops.document_attention import DocumentBounds
 from sleeptrain.plan.activations import Activations, state_bytes

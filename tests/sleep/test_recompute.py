@@ -10,7 +10,10 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, ModelConfig
 from sleeptrain.data.batch import Batch
 from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.linear import computing_in
 from sleeptrain.model.state import Boundary
+from sleeptrain.model.working_copies import working_copies
+from sleeptrain.ops import add_product
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.recompute import MODES, Recompute
 from sleeptrain.sleep.rounds import plan_rounds, window_facts
@@ -116,3 +119,23 @@ def test_the_gradients_of_states_are_the_same(mode: str, boundary: Boundary) -> 
 def test_other_modes_are_refused() -> None:
     with pytest.raises(ValueError, match="'auto' is none of none, selective, block, pass, window"):
         Recompute("auto")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_kept_rows_give_the_gradients_of_single_products(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed documents with sleep in fp64, two micro-batches: products of few rows are computed together or alone."""
+    found = []
+    for large in (1, 2**40):
+        monkeypatch.setattr(add_product, "LARGE", large)
+        monkeypatch.setattr(add_product, "STACKED", 40)
+        model, batch = tiny_model(), random_batch(DOCUMENTS["documents inside windows"])
+        rounds = plan_rounds(window_facts(batch, 4), 3)
+        settings = LoopSettings((0, model.num_layers), recompute=Recompute(mode))
+        with computing_in(model, torch.float64), working_copies(model):
+            for _ in range(2):
+                losses, _ = run_rounds(model, batch, rounds, model.empty_state(), settings)
+                torch.stack(list(losses.values())).sum().backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in found[1].items():
+        assert gradient is not None and gradient.any(), name
+        torch.testing.assert_close(found[0][name], gradient, rtol=1e-9, atol=1e-12, msg=name)

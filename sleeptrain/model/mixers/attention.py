@@ -12,6 +12,7 @@ from torch import nn
 from sleeptrain.config.schema import AttentionConfig, ModelConfig
 from sleeptrain.data.batch import PAD
 from sleeptrain.model.document_layout import DocumentLayout, Place
+from sleeptrain.model.linear import products_of
 from sleeptrain.model.mixers.spec import WIDE, MixerFlops, MixerSpec, Precision, Rows, shareable, uneven
 from sleeptrain.model.norm import HeadsRMSNorm, RMSNorm
 from sleeptrain.model.rope import rope_tables, rotate, rotate_back
@@ -50,11 +51,13 @@ class Attention(nn.Module):
         sliding_window = boundary.sliding_window
         if layout.place is not None:
             return self._continue(x_BTD, state, layout, boundary)
-        k, v = self._keys_values(x_BTD)
+        layers = (self.k_proj, self.v_proj) if state_only else (self.k_proj, self.v_proj, self.q_proj)
+        keys, values, *queries = products_of(x_BTD, layers)
+        k, v = self._keys_values(keys, values)
         retained = None if sliding_window is None else _retain(k, v, layout, sliding_window)
         if state_only:
             return None, retained
-        q, gate = self._queries(x_BTD)
+        q, gate = self._queries(queries[0])
         before = state if sliding_window is not None and isinstance(state, Retained) and layout.reads_retained else None
         if before is not None:
             k, v = torch.cat([before.k_BLGD, k], dim=1), torch.cat([before.v_BLGD, v], dim=1)
@@ -95,14 +98,14 @@ class Attention(nn.Module):
         k, v = k_RKGD.to(q_RLHD.dtype), v_RKGD.to(q_RLHD.dtype)
         return attend_in_documents(q_RLHD, k, v, bounds, reach, self.config.scale or None)
 
-    def _keys_values(self, x_BTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys before rotation and values, [B, T, num_kv_heads, head_dim]."""
-        shape = (*x_BTD.shape[:2], self.config.num_kv_heads, self.config.head_dim)
-        return self.k_norm(self.k_proj(x_BTD).view(shape)), self.v_proj(x_BTD).view(shape)
+    def _keys_values(self, keys_BTC: torch.Tensor, values_BTC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys before rotation and values, [B, T, num_kv_heads, head_dim], from the projections."""
+        shape = (*keys_BTC.shape[:2], self.config.num_kv_heads, self.config.head_dim)
+        return self.k_norm(keys_BTC.view(shape)), values_BTC.view(shape)
 
-    def _queries(self, x_BTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Queries before rotation and gates, [B, T, num_heads, head_dim]."""
-        q = self.q_proj(x_BTD).view(*x_BTD.shape[:2], self.config.num_heads, -1)
+    def _queries(self, queries_BTC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Queries before rotation and gates, [B, T, num_heads, head_dim], from the projection."""
+        q = queries_BTC.view(*queries_BTC.shape[:2], self.config.num_heads, -1)
         q, gate = q.chunk(2, dim=-1) if self.config.gate else (q, None)
         return self.q_norm(q), gate
 
@@ -121,8 +124,9 @@ class Attention(nn.Module):
         """The next tokens of windows in progress; adds their keys and values to the state."""
         place = layout.place
         assert place is not None and not isinstance(state, Retained | Recurrent)
-        k, v = self._keys_values(x_BTD)
-        q, gate = self._queries(x_BTD)
+        keys, values, queries = products_of(x_BTD, (self.k_proj, self.v_proj, self.q_proj))
+        k, v = self._keys_values(keys, values)
+        q, gate = self._queries(queries)
         tables = self._place_tables(place, x_BTD.shape[1], q)
         q, k = rotate(q, tables), rotate(k, tables)
         if state is None:

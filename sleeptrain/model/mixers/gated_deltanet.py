@@ -12,6 +12,7 @@ from torch import nn
 from sleeptrain.config.schema import GatedDeltaNetConfig, ModelConfig
 from sleeptrain.model.decay import KeepsDecayWide, decay_and_write
 from sleeptrain.model.document_layout import DocumentLayout
+from sleeptrain.model.linear import products_of
 from sleeptrain.model.mixers.spec import WIDE, Draw, MixerFlops, MixerSpec, Precision, Rows, consecutive_rows, uneven
 from sleeptrain.model.norm import GatedRMSNorm
 from sleeptrain.model.shards import Sharding
@@ -59,8 +60,10 @@ class GatedDeltaNet(KeepsDecayWide, nn.Module):
         """x_BTD, state -> (y_BTD, state after the last token). Pads write nothing."""
         c = self.config
         S, tail = (state.S_BHKV, state.conv_BWD) if isinstance(state, Recurrent) else (None, None)
+        inputs = (self.in_proj_qkv, self.in_proj_a, self.in_proj_b, self.in_proj_z)
+        qkv, a, b, *gate = products_of(x_BTD, inputs[:3] if state_only else inputs)
         mixed, new_tail = causal_conv(
-            self.in_proj_qkv(x_BTD),
+            qkv,
             self.conv_weight,
             initial_state=tail if boundary.carry_conv else None,
             reset_BT=layout.reset_RL,
@@ -72,9 +75,7 @@ class GatedDeltaNet(KeepsDecayWide, nn.Module):
             q.unflatten(-1, (c.num_k_heads, c.head_k_dim)),
             k.unflatten(-1, (c.num_k_heads, c.head_k_dim)),
             v.unflatten(-1, (c.num_v_heads, c.head_v_dim)),
-            *decay_and_write(
-                self.in_proj_a(x_BTD), self.in_proj_b(x_BTD), self.A_log, self.dt_bias, layout.valid_RL, self.strongest
-            ),
+            *decay_and_write(a, b, self.A_log, self.dt_bias, layout.valid_RL, self.strongest),
             initial_state=S,
             reset_BT=layout.reset_RL,
             segments=layout.segments,
@@ -83,7 +84,7 @@ class GatedDeltaNet(KeepsDecayWide, nn.Module):
         new_state = Recurrent(S, new_tail if boundary.carry_conv else tail)
         if state_only:
             return None, new_state
-        z = self.in_proj_z(x_BTD).unflatten(-1, (c.num_v_heads, c.head_v_dim))
+        z = gate[0].unflatten(-1, (c.num_v_heads, c.head_v_dim))
         return self.out_proj(self.norm(o, z).flatten(2)), new_state
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from sleeptrain.config.schema import JetConfig, ModelConfig
 from sleeptrain.model.decay import KeepsDecayWide, decay_and_write
 from sleeptrain.model.document_layout import DocumentLayout
+from sleeptrain.model.linear import products_of
 from sleeptrain.model.mixers.gated_deltanet import delta_rule_kept_bytes, delta_rule_saved_bytes
 from sleeptrain.model.mixers.spec import WIDE, Draw, MixerFlops, MixerSpec, Precision, uneven
 from sleeptrain.model.norm import GatedRMSNorm
@@ -58,18 +59,20 @@ class Jet(KeepsDecayWide, nn.Module):
         """x_BTD, state -> (y_BTD, state after the last token). Pads write nothing."""
         c = self.config
         S, tail = (state.S_BHKV, state.conv_BWD) if isinstance(state, Recurrent) else (None, None)
+        inputs = (self.v_proj, self.kernel_in, self.q_proj, self.k_proj, self.in_proj_a, self.in_proj_b, self.in_proj_z)
+        values, taps, q, k, a, b, *gate = products_of(x_BTD, inputs[:6] if state_only else inputs)
         v, new_tail = dynamic_causal_conv(
-            self.v_proj(x_BTD),
-            self.kernel_out(F.silu(self.kernel_in(x_BTD))).unflatten(-1, (c.conv_size, -1)),
+            values,
+            self.kernel_out(F.silu(taps)).unflatten(-1, (c.conv_size, -1)),
             initial_state=tail if boundary.carry_conv else None,
             reset_BT=layout.reset_RL,
             valid_BT=layout.valid_RL,
         )
         o, S = gated_delta_rule(
-            F.silu(self.q_proj(x_BTD)).unflatten(-1, (c.num_heads, c.head_k_dim)),
-            F.silu(self.k_proj(x_BTD)).unflatten(-1, (c.num_heads, c.head_k_dim)),
+            F.silu(q).unflatten(-1, (c.num_heads, c.head_k_dim)),
+            F.silu(k).unflatten(-1, (c.num_heads, c.head_k_dim)),
             v.unflatten(-1, (c.num_heads, c.head_v_dim)),
-            *decay_and_write(self.in_proj_a(x_BTD), self.in_proj_b(x_BTD), self.A_log, self.dt_bias, layout.valid_RL),
+            *decay_and_write(a, b, self.A_log, self.dt_bias, layout.valid_RL),
             initial_state=S,
             reset_BT=layout.reset_RL,
             segments=layout.segments,
@@ -78,7 +81,7 @@ class Jet(KeepsDecayWide, nn.Module):
         new_state = Recurrent(S, new_tail if boundary.carry_conv else tail)
         if state_only:
             return None, new_state
-        z = self.in_proj_z(x_BTD).unflatten(-1, (c.num_heads, c.head_v_dim))
+        z = gate[0].unflatten(-1, (c.num_heads, c.head_v_dim))
         return self.out_proj(self.norm(o, z).flatten(2)), new_state
 
 

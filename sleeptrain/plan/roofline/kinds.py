@@ -44,8 +44,10 @@ FREE = frozenset(
     {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "device", "promote_types", "dim",
      "is_same_size", "_has_same_storage_numel", "lift_fresh", "_reshape_alias", "_unsafe_view", "detach", "alias"}
 )  # fmt: skip
-# Kernels of a call that launches several: zeros and then the values; a sort of indices before sums of rows.
+# Kernels of a call that launches several: zeros and then the values; a sort of indices before sums of rows, of as many
+# passes as indices have bytes.
 KERNELS = {
+    "_index_put_impl": 12,
     "slice_backward": 2,
     "select_backward": 2,
     "nll_loss_backward": 2,
@@ -54,4 +56,4 @@ KERNELS = {
 }
 # They read or write some rows of a table, as many as their other tensors have.
 READ_ROWS = frozenset({"index", "index_select", "gather", "embedding"})
-WRITE_ROWS = frozenset({"index_add", "scatter_add", "index_copy"})
+WRITE_ROWS = frozenset({"index_add", "scatter_add", "index_copy", "_index_put_impl"})

@@ -3,10 +3,7 @@
 Counts of kernels are read off flash-linear-attention 0.6 and torch 2.13. Times, where there is one, are on an H200;
 they are published or stem from published throughputs, and none is a measurement of this code:
 
-* Gated delta rule: 0.102 ms forward for one row of 2,048 tokens with 16 heads of 128 x 128, as the FlashQLA repository
-  gives for flash-linear-attention. The backward is taken as three times that. More heads and tokens take less than in
-  proportion, since one row of 2,048 tokens does not fill a GPU.
-* Mamba-2's recurrence: no published time; the share of the delta rule's that its kernels have.
+* Gated delta rule and Mamba-2's recurrence: `recurrence_times.py`.
 * Attention: 350 TFLOP/s forward and 280 backward for FlashAttention-2 on Hopper at widths of 64 to 256 (arXiv
   2307.08691, figures for H100), at least 20 and 60 us. With a mask torch has no such kernel for grouped queries and
   computes in steps: fp32 products at 45 TFLOP/s, and 10 and 14 passes over the scores in fp32.
@@ -21,6 +18,13 @@ from typing import Any
 import torch
 
 from sleeptrain.plan.roofline.kinds import Kind
+from sleeptrain.plan.roofline.recurrence_times import (
+    DELTA_RULE,
+    DELTA_RULE_BACKWARD,
+    LINEAR_ATTENTION,
+    LINEAR_ATTENTION_BACKWARD,
+    RecurrenceTime,
+)
 
 CHUNK = 64
 BANDWIDTH = 0.8 * 4.8e12  # bytes/s of an H200's memory that kernels reach
@@ -48,16 +52,27 @@ def _loss(kernels: int) -> Cost:
     return lambda args, kwargs, pairs: Opaque(Kind.LOSS, kernels)
 
 
-def _delta_rule(k: torch.Tensor, v: torch.Tensor, kernels: int, seconds: float, times: float, fixed: float) -> Opaque:
-    """times: FLOPs against the forward. fixed: the share of the time that a shorter row does not save."""
-    (rows, length, _, K), (heads, V) = k.shape, v.shape[2:]
-    tokens = rows * length
-    per_token = 2 * CHUNK * (3 * K + 2 * V) + 6 * K * V
-    scale = max(1.0, fixed + (1 - fixed) * tokens / 2048) * (K * V / 128**2) ** 0.7 * (heads / 16) ** 0.4
-    return Opaque(Kind.RECURRENCE, kernels, int(times * tokens * heads * per_token), seconds * scale)
+def _recurrence(time: RecurrenceTime, first: int, times: float) -> Cost:
+    """first: the place of k among the arguments; v follows. times: FLOPs against the forward."""
+
+    def cost(args: Sequence[Any], kwargs: Mapping[str, Any], pairs: int) -> Opaque:
+        k, v = args[first : first + 2]
+        (rows, length, _, K), (heads, V) = k.shape, v.shape[2:]
+        per_token = 2 * CHUNK * (3 * K + 2 * V) + 6 * K * V
+        chunks = _chunks(args, length)
+        flops = int(times * rows * length * heads * per_token)
+        return Opaque(Kind.RECURRENCE, time.kernels, flops, time.seconds(rows, chunks, rows * length, heads, K * V))
+
+    return cost
 
 
-FORWARD, BACKWARD = (1.0, 0.62), (2.5, 0.55)  # FLOPs against the forward; fixed share of the time
+def _chunks(args: Sequence[Any], length: int) -> int:
+    """Chunks of a row: those of its documents where it has several (`Segments.chunk_indices`, [chunks, 2])."""
+    found = [t.shape[0] for t in args if isinstance(t, torch.Tensor) and t.dim() == 2 and t.shape[1] == 2]
+    return found[0] if found else -(-length // CHUNK)
+
+
+FORWARD, BACKWARD = 1.0, 2.5  # FLOPs against the forward
 
 
 def _attention(q: torch.Tensor, pairs: int, masked: bool, backward: bool, heads_dim: int) -> Opaque:
@@ -111,10 +126,10 @@ OPAQUE: dict[str, Cost] = {
     "sleeptrain::short_convolution_backward": _norm(3),  # then sums of the weight's gradient, and the cache's
     "sleeptrain::cross_entropy": _loss(2),  # over parts of the vocabulary, then over the parts
     "sleeptrain::cross_entropy_backward": _loss(1),
-    "sleeptrain::gated_delta_rule": lambda a, _, __: _delta_rule(a[1], a[2], 9, 0.102e-3, *FORWARD),
-    "sleeptrain::gated_delta_rule_backward": lambda a, _, __: _delta_rule(a[3], a[4], 15, 0.306e-3, *BACKWARD),
-    "sleeptrain::gated_linear_attention": lambda a, _, __: _delta_rule(a[1], a[2], 3, 0.034e-3, *FORWARD),
-    "sleeptrain::gated_linear_attention_backward": lambda a, _, __: _delta_rule(a[3], a[4], 6, 0.122e-3, *BACKWARD),
+    "sleeptrain::gated_delta_rule": _recurrence(DELTA_RULE, 1, FORWARD),
+    "sleeptrain::gated_delta_rule_backward": _recurrence(DELTA_RULE_BACKWARD, 3, BACKWARD),
+    "sleeptrain::gated_linear_attention": _recurrence(LINEAR_ATTENTION, 1, FORWARD),
+    "sleeptrain::gated_linear_attention_backward": _recurrence(LINEAR_ATTENTION_BACKWARD, 3, BACKWARD),
     "aten::_scaled_dot_product_flash_attention_for_cpu": _dense(backward=False),
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _dense(backward=True),
     "torch_attn::_varlen_attn": _varlen(backward=False),

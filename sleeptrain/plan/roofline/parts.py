@@ -17,6 +17,7 @@ from sleeptrain.distributed.gpus import Gpu
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.linear import Product
 from sleeptrain.model.state import Boundary
+from sleeptrain.model.working_copies import is_hooked
 from sleeptrain.ops.device import as_on_gpu
 from sleeptrain.plan.roofline.fusion import compiled, eager
 from sleeptrain.plan.roofline.kernel_times import SHARES, Count, count
@@ -35,7 +36,8 @@ class Record:
 
     forward, backward: its calls. results: storages that others read. dispatched: operators that the host called,
     forward and backward. waits: operators for which it waited. copied: elements of the matrices that are cast once a
-    step. compilable: it is a block, which is one graph under a compiler.
+    step. late: elements of each gradient that is added up when the step ends. compilable: it is a block, which is one
+    graph under a compiler.
     """
 
     forward: tuple[Call, ...]
@@ -44,6 +46,7 @@ class Record:
     dispatched: tuple[int, int]
     waits: int
     copied: int
+    late: tuple[int, ...]
     compilable: bool
     _known: dict[tuple[Gpu, bool, int, RunsAgain | None], Count] = field(default_factory=dict, repr=False)
 
@@ -150,8 +153,11 @@ def _recorded(
     recorder: Recorder, hybrid: Hybrid, run: Callable[[], Any], leaves: Any, copied: int, compilable: bool = False
 ) -> Record:
     """Record `run` and its backward. leaves: its inputs, whose gradients others read, as those of parameters."""
+    late = list[tuple[int, frozenset[int]]]()
     for parameter in hybrid.parameters():
-        if parameter.grad is None:  # matrices have one, to which their products add
+        if is_hooked(parameter):  # the gradients of its uses are added up when the step ends
+            parameter.register_hook(lambda g: late.append((g.numel(), recorder.storages([g]))))
+        elif parameter.grad is None:  # matrices have one, to which their products add
             parameter.grad = torch.zeros_like(parameter)
     with recorder:
         outputs = [t for t in tree_leaves(run()) if isinstance(t, torch.Tensor)]
@@ -168,9 +174,10 @@ def _recorded(
     return Record(
         forward,
         backward,
-        recorder.storages([*outputs, *inner, *sums]),
+        recorder.storages([*outputs, *inner, *sums]).union(*(storages for _, storages in late)),
         dispatched,
         len(recorder.waits),
         copied,
+        tuple(elements for elements, _ in late),
         compilable,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sleeptrain.ops.add_product import STACKED, keeps_rows
 from sleeptrain.plan.roofline import kinds
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.opaque import OPAQUE, Opaque
@@ -113,15 +114,22 @@ class Recorder(TorchDispatchMode):
         read = "out" in func._overloadname and all(any(t is x for x in _tensors(args)) for t in targets)
         if targets and (read or not (plain in ("copy", "zero", "fill") or "out" in func._overloadname)):
             inputs = [*targets, *inputs]  # work in place reads what it changes
+        stacked = plain == "add_wide_product" and keeps_rows(args[0], args[2])
         opaque = OPAQUE.get(f"{func.namespace}::{name}")
         known = None if opaque is None else opaque(args, kwargs, self._pairs)
         identity = None if targets else (str(func), self._signature((args, kwargs)))
-        reads = tuple(self._use(t) for t in _touched(plain in kinds.READ_ROWS, inputs, outputs))
+        rows = max(map(_bytes, arguments[1:])) if plain in kinds.WRITE_ROWS else None
+        reads = [self._use(t) for t in _touched(plain in kinds.READ_ROWS, inputs, outputs)]
+        if rows is not None:  # of the table, too, it reads as much as it changes
+            reads[0] = replace(reads[0], bytes=rows)
+        if stacked:
+            self._copy_rows(args[1:])
+            rows = _bytes(args[0]) * len(args[2]) // STACKED  # its part of a total that many rows share
+            reads[0] = replace(reads[0], bytes=rows)
         written = targets or outputs
         for t in written:
             self._versions[self._number(t)] = self._versions.get(self._number(t), 0) + 1
-        rows = arguments[1:] if plain in kinds.WRITE_ROWS else written
-        writes = tuple(self._use(t, size) for t, size in zip(written, map(_bytes, rows), strict=False))
+        writes = tuple(self._use(t, rows) for t in written)
         kind = self._kind(plain, inputs, outputs, writes, known)
         product = plain in kinds.PRODUCTS
         iterated = inputs if plain in kinds.REDUCTIONS else outputs
@@ -129,12 +137,22 @@ class Recorder(TorchDispatchMode):
             Call(
                 plain, kind, kinds.KERNELS.get(plain, 1) if known is None else known.kernels,
                 known.flops if known else 2 * outputs[0].numel() * inputs[-2].shape[-1] if product else 0,
-                0.0 if known is None else known.h200, max(t.numel() for t in iterated), reads, writes,
+                0.0 if known is None else known.h200, max(t.numel() for t in iterated), tuple(reads), writes,
                 known is None and kind in (Kind.ELEMENTWISE, Kind.CAST) and _fusible(func, plain),
                 _reduces(plain, inputs, outputs), product and _smallest(inputs) < NARROW,
                 product and inputs[-1].dtype == torch.float32, identity, self.backward,
             )
         )  # fmt: skip
+
+    def _copy_rows(self, factors: Sequence[torch.Tensor]) -> None:
+        """Add the copies of factors whose product is computed later."""
+        for t in factors:
+            use = self._use(t)
+            call = Call(
+                "stack_rows", Kind.PRODUCT, 1, 0, 0.0, t.numel(), (use,), (use,), False, "", False, False, None, True
+            )
+            self.calls.append(call)
+            self.dispatched[1] += 2  # a slice and the copy
 
     def _kind(
         self,

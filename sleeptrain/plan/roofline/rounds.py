@@ -18,7 +18,8 @@ from sleeptrain.model.linear import computing_in
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.ops.device import as_on_gpu
 from sleeptrain.parallel.tensor.sharding import local_config
-from sleeptrain.plan.roofline.kernel_times import NOTHING, Count
+from sleeptrain.plan.roofline.fusion import Kernel
+from sleeptrain.plan.roofline.kernel_times import NOTHING, SHARES, Count, count
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.parts import Part, Record, RunsAgain
 from sleeptrain.plan.roofline.record import Call
@@ -30,6 +31,9 @@ from sleeptrain.sleep.rounds import Round, Stretch, round_layers
 
 # Kept by `selective` recomputation: their results are dear to compute. Head and loss are outside of it.
 KEPT = frozenset({Kind.PRODUCT, Kind.ATTENTION, Kind.RECURRENCE, Kind.HEAD, Kind.LOSS})
+
+AT_ONCE = 64  # pairs of tensors to which torch's `_foreach_add_` adds in a launch
+SUM_BYTES = 12  # that a sum reads and writes an element
 
 
 def anything(call: Call) -> bool:
@@ -64,7 +68,11 @@ class Parts:
         return sum((record.count_forward(gpu, compile, runs) * times for record, times in self.blocks), NOTHING)
 
     def backward(self, gpu: Gpu, compile: bool) -> Count:
-        return sum((record.count_backward(gpu, compile) * times for record, times in self.all), NOTHING)
+        """The backward, with the round's share of the sums that are left to the step's end."""
+        late = [elements for record, times in self.all for elements in record.late * times]
+        launches = -(-len(late) // AT_ONCE)
+        sums = count([Kernel(Kind.SUM, launches, SUM_BYTES * sum(late))] if late else [], gpu, launches * SHARES.launch)
+        return sum((record.count_backward(gpu, compile) * times for record, times in self.all), sums)
 
 
 class RoundRecords:

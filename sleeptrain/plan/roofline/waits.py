@@ -11,7 +11,7 @@ import torch
 # would be copied to the GPU.
 READS = frozenset({"nonzero", "_local_scalar_dense", "masked_select", "_unique2", "unique_dim", "unique_consecutive"})
 WAITS = frozenset({*READS, "lift_fresh"})
-INDEXED = frozenset({"index", "index_put", "index_put_"})
+INDEXED = frozenset({"index", "index_put", "index_put_", "_index_put_impl_"})
 
 
 def makes_the_host_wait(name: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> bool:

@@ -12,6 +12,7 @@ from sleeptrain.ops import fla_conv, fla_cross_entropy, fla_delta_rule, fla_elem
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.opaque import OPAQUE
 from sleeptrain.plan.roofline.record import Recorder
+from sleeptrain.plan.roofline.recurrence_times import DELTA_RULE, DELTA_RULE_BACKWARD
 
 # They register their operators when they are imported.
 REGISTERED = (fla_conv, fla_cross_entropy, fla_delta_rule, fla_elementwise, fla_linear_attention)
@@ -46,11 +47,12 @@ def test_attention_costs_the_pairs_that_attend() -> None:
     assert varlen.flops == 4 * 4 * 64 * 7
 
 
-def test_the_published_time_of_the_delta_rule_is_that_of_its_shape() -> None:
-    k, v = torch.empty(1, 2048, 16, 128), torch.empty(1, 2048, 16, 128)
+def test_the_delta_rule_takes_the_time_of_its_chunks_and_tokens() -> None:
     forward, backward = (OPAQUE[f"sleeptrain::gated_delta_rule{end}"] for end in ("", "_backward"))
-    cost = forward([k, k, v], {}, 0)
-    assert (cost.kernels, cost.h200) == (9, 0.102e-3)
-    assert backward([v, None, k, k, v], {}, 0).h200 == 3 * cost.h200
-    longer = torch.empty(1, 8192, 16, 128)
-    assert cost.h200 < forward([longer, longer, longer], {}, 0).h200 < 4 * cost.h200
+    x = torch.empty(1, 2048, 16, 128)
+    cost = forward([x, x, x, None, None, None, None, None, 1.0], {}, 0)
+    assert (cost.kernels, cost.h200) == (9, DELTA_RULE.seconds(1, 32, 2048, 16))
+    assert backward([x, None, x, x, x], {}, 0).h200 == DELTA_RULE_BACKWARD.seconds(1, 32, 2048, 16)
+    bounds, chunk_indices = torch.zeros(4), torch.zeros(34, 2)
+    cut = forward([x, x, x, None, None, None, bounds, chunk_indices, 1.0], {}, 0)
+    assert cut.h200 == DELTA_RULE.seconds(1, 34, 2048, 16), "documents have chunks of their own"

@@ -13,7 +13,7 @@ from tests.plan.roofline.counted import counted_2b
 H200 = GPUS["H200"]
 # Of a round of the 2B on packed text, one row of 2,048 tokens, forward and backward; a few per cent above the count.
 # {round: (kernels of each operator by itself, kernels with compiled blocks, GB, kernels of casts)}
-CEILINGS = {"wake": (2990, 2410, 84, 143), "middle": (3190, 2240, 21.8, 141), "last": (3040, 2130, 20.3, 133)}
+CEILINGS = {"wake": (2700, 2170, 72, 143), "middle": (3190, 2290, 14.3, 141), "last": (3040, 2170, 13.4, 133)}
 
 
 def round_of(kind: str, keep: bool = True) -> Parts:

@@ -1,0 +1,112 @@
+"""What a step keeps of weights while none changes: narrow matrices, scales of norms, and gradients to add to.
+
+A step uses each weight in every round. What depends on the weight alone is computed once, and the gradients of the uses
+are added up with few kernels: those of matrices where they are computed, those of vectors all together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import zip_longest
+
+import torch
+from torch import nn
+
+from sleeptrain.model.linear import Embedding, Product
+from sleeptrain.model.norm import RMSNorm
+from sleeptrain.ops.add_product import adds_wide, stacking_rows
+
+MOST_ELEMENTS = 2**17  # of a vector; the gradients of all its uses are held until the step's last backward has ended
+
+
+@contextmanager
+def working_copies(model: nn.Module) -> Iterator[None]:
+    """Keep a copy of each matrix in the compute dtype, with the values at entry, and let uses add to its gradient.
+
+    Enter it around the forwards and backwards of a step, between which no weight changes, and not under ZeRO-3: copies
+    would hold the whole model, of which a process holds a part. Where gradients are computed, a matrix without one gets
+    a gradient of zeros; gradients of vectors and other small tensors are None inside and complete at exit.
+    """
+    modules = [module for module in model.modules() if isinstance(module, Product) and module.compute_dtype is not None]
+    pairs = [(module, matrix) for module in modules if (matrix := module.matrix) is not None]
+    if not pairs:
+        yield
+        return
+    embeddings = [module for module in model.modules() if isinstance(module, Embedding)]
+    norms = [module for module in model.modules() if isinstance(module, RMSNorm) and module.zero_centred]
+    copies = [torch.empty_like(matrix, dtype=module.compute_dtype) for module, matrix in pairs]
+    with torch.no_grad():
+        torch._foreach_copy_(copies, [matrix for _, matrix in pairs])
+        scales = torch._foreach_add([norm.weight for norm in norms], 1.0) if norms else []
+    for (module, matrix), copy in zip(pairs, copies, strict=True):
+        module.working_copy, module.gradient = copy, _gradient(matrix)
+    for embedding in embeddings:
+        embedding.gradient = _gradient(embedding.weight)
+    for norm, scale in zip(norms, scales, strict=True):
+        norm.scale = scale
+    matrices = {id(matrix) for _, matrix in pairs} | {id(embedding.weight) for embedding in embeddings}
+    gradients = [(copy, module.gradient) for (module, _), copy in zip(pairs, copies, strict=True)]
+    totals = [total for copy, total in gradients if total is not None and adds_wide(copy, total.dtype)]
+    sums = LateSums([p for p in model.parameters() if id(p) not in matrices and _is_summed_late(p)])
+    try:
+        with stacking_rows(totals):
+            yield
+    finally:
+        sums.close()
+        for module, _ in pairs:
+            module.working_copy = module.gradient = None
+        for embedding in embeddings:
+            embedding.gradient = None
+        for norm in norms:
+            norm.scale = None
+
+
+def _gradient(matrix: torch.Tensor) -> torch.Tensor | None:
+    """The tensor to which uses may add. None for a matrix with a hook, which reads what autograd adds."""
+    if is_hooked(matrix) or not (matrix.requires_grad and torch.is_grad_enabled()):
+        return None
+    if matrix.grad is None:
+        matrix.grad = torch.zeros_like(matrix)
+    return matrix.grad
+
+
+def _is_summed_late(parameter: torch.Tensor) -> bool:
+    is_trained = parameter.requires_grad and torch.is_grad_enabled()
+    return is_trained and parameter.numel() <= MOST_ELEMENTS and not is_hooked(parameter)
+
+
+def is_hooked(parameter: torch.Tensor) -> bool:
+    """True if a hook reads the parameter's gradient in the backward."""
+    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
+
+
+class LateSums:
+    """Takes the gradient of each use of some parameters from autograd, and adds them up at the end, use by use.
+
+    Autograd launches a kernel for each sum; here one launch adds to many parameters. The order of a parameter's sum is
+    that of autograd.
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
+        self._uses = {p: [] if p.grad is None else [p.grad] for p in parameters}
+        for p in parameters:
+            p.grad = None
+        self._hooks = [p.register_post_accumulate_grad_hook(self._take) for p in parameters]
+
+    def _take(self, parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        self._uses[parameter].append(parameter.grad)
+        parameter.grad = None
+
+    @torch.no_grad()
+    def close(self) -> None:
+        """Add up. A parameter that has had a gradient keeps its tensor, and one without a use has none."""
+        for hook in self._hooks:
+            hook.remove()
+        used = {p: uses for p, uses in self._uses.items() if uses}
+        for p, uses in used.items():
+            p.grad = uses[0]
+        for nth in zip_longest(*(uses[1:] for uses in used.values())):
+            pairs = [(first, use) for (first, *_), use in zip(used.values(), nth, strict=True) if use is not None]
+            torch._foreach_add_([first for first, _ in pairs], [use for _, use in pairs])
