@@ -16,6 +16,7 @@ from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError
 from sleeptrain.model.block import Block
 from sleeptrain.model.document_layout import DocumentLayout
+from sleeptrain.model.embedding import Embedding
 from sleeptrain.model.linear import Linear, Product
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.model.mixers.spec import Draw
@@ -60,7 +61,7 @@ class Hybrid(Product, nn.Module):
         self.layers = range(len(config.layers)) if layers is None else layers
         begins, ends = self.layers.start == 0, self.layers.stop == self.num_layers
         embeds = begins or (ends and config.tie_embeddings)
-        self.embedding: nn.Module | None = nn.Embedding(config.vocab_size, config.dim) if embeds else None
+        self.embedding: nn.Module | None = Embedding(config.vocab_size, config.dim) if embeds else None
         self.blocks = Blocks({str(i): Block(i, config) for i in self.layers})
         self.norm = RMSNorm(config.dim, config.norm_eps, config.norm) if ends else None
         has_head = ends and not config.tie_embeddings

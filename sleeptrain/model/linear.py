@@ -1,9 +1,10 @@
-"""Linear layers that compute in bf16 while their weights stay fp32.
+"""Linear layers that compute in bf16 while gradients, and the weights that are updated, are fp32.
 
 A matrix that is used in several rounds of a step is cast once: its bf16 copy lives as long as the step's forward and
-backward (`working_copies`). The product that computes the gradient of a use adds it to the fp32 gradient of the weight,
-as in Megatron-LM's fused accumulation. Under autocast, whose cached cast is one node of the graph, autograd would add
-the uses in bf16.
+backward (`working_copies`). Where fp32 masters are elsewhere (`sleeptrain.parallel.zero.working_weights`), the
+parameter itself is bf16 and serves as the copy. The product that computes the gradient of a use adds it to the fp32
+gradient of the weight, as in Megatron-LM's fused accumulation. Under autocast, whose cached cast is one node of the
+graph, autograd would add the uses in bf16.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from sleeptrain.ops.add_product import add_product
+from sleeptrain.ops.add_product import add_product, gradient_dtype
 
 
 class ComputeDtype:
     """A module with a dtype for its matrix products. compute_dtype: None: that of inputs and weights."""
 
     compute_dtype: torch.dtype | None = None
+
+    @property
+    def narrow_parameter(self) -> torch.Tensor | None:
+        """The parameter that the module reads in no other dtype than the compute dtype; None: it has none."""
+        return None
 
     def narrow(self, x: torch.Tensor) -> torch.Tensor:
         """x in the compute dtype."""
@@ -45,6 +51,10 @@ class Product(ComputeDtype):
     def matrix(self) -> torch.Tensor | None:
         """The matrix of which `working_copies` keeps a copy; None if another module has it."""
         return self.weight
+
+    @property
+    def narrow_parameter(self) -> torch.Tensor | None:
+        return self.matrix
 
     def product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [..., D], weight [C, D], bias [C] -> x @ weight^T + bias, [..., C] in the compute dtype."""
@@ -83,7 +93,7 @@ class _Product(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(x, copy)
         ctx.gradient = gradient
-        ctx.weight_dtype, ctx.bias_dtype = weight.dtype, None if bias is None else bias.dtype
+        ctx.weight_dtype, ctx.bias_dtype = gradient_dtype(weight), None if bias is None else bias.dtype
         flat = x.flatten(0, -2)
         y = flat @ copy.t() if bias is None else torch.addmm(bias.to(copy.dtype), flat, copy.t())
         return y.unflatten(0, x.shape[:-1])
@@ -107,6 +117,12 @@ def adopt_linears(module: nn.Module) -> None:
             part.__class__ = Linear
 
 
+def read_narrow(model: nn.Module) -> set[str]:
+    """The names of the parameters of which only roundings to the compute dtype are read: matrices and embeddings."""
+    read = [module.narrow_parameter for module in model.modules() if isinstance(module, ComputeDtype)]
+    return {name for name, p in model.named_parameters() if any(p is other for other in read)}
+
+
 @contextmanager
 def computing_in(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
     """Let the matrix products of `model` compute in `dtype` inside, in forward, backward and recomputation."""
@@ -124,18 +140,20 @@ def computing_in(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
 def working_copies(model: nn.Module) -> Iterator[None]:
     """Keep a copy of each matrix in the compute dtype, with the values at entry, and let uses add to its gradient.
 
+    A matrix that has the compute dtype is its own copy.
     Enter it around the forwards and backwards of a step, between which no weight changes, and not under ZeRO-3: copies
     would hold the whole model, of which a process holds a part. Where gradients are computed, a matrix without one gets
     a gradient of zeros.
     """
     modules = [module for module in model.modules() if isinstance(module, Product) and module.compute_dtype is not None]
     pairs = [(module, matrix) for module in modules if (matrix := module.matrix) is not None]
-    copies = [torch.empty_like(matrix, dtype=module.compute_dtype) for module, matrix in pairs]
-    if pairs:
-        with torch.no_grad():
-            torch._foreach_copy_(copies, [matrix for _, matrix in pairs])
-    for (module, matrix), copy in zip(pairs, copies, strict=True):
-        module.working_copy, module.gradient = copy, _gradient(matrix)
+    for module, matrix in pairs:
+        module.working_copy, module.gradient = matrix.detach(), _gradient(matrix)
+    wide = [(module, matrix.detach()) for module, matrix in pairs if matrix.dtype != module.compute_dtype]
+    for module, matrix in wide:
+        module.working_copy = torch.empty_like(matrix, dtype=module.compute_dtype)
+    if wide:
+        torch._foreach_copy_([module.working_copy for module, _ in wide], [matrix for _, matrix in wide])
     try:
         yield
     finally:

@@ -1,16 +1,16 @@
 """DeepSpeed's ZeRO around one pipeline stage: gradients summed over data ranks, optimizer state sharded.
 
-The weights are fp32 also under `train.precision=bf16`, and linear layers multiply by bf16 copies of them, as in one
-process. DeepSpeed's bf16 mode is not used: it casts every parameter, A_log and dt_bias included, assumes one dtype for
-all groups, and sums gradients in bf16. So results do not depend on the layout; the price is four bytes instead of two
-for each element of gathered weights and their gradients.
+The weights that are updated, gradients and their sums are fp32 also under `train.precision=bf16`, as in one process.
+Under ZeRO-1 the weights that the model computes with are then bf16 (`working_weights`); under the other stages they are
+fp32, and linear layers multiply by bf16 copies of them. Results do not depend on it. DeepSpeed's bf16 mode is not used:
+it casts every parameter, A_log and dt_bias included, assumes one dtype for all groups, and sums gradients in bf16.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from sleeptrain.config.schema import OptimConfig
 from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.errors import ConfigError
 from sleeptrain.optim.optimizers import KINDS, ParameterRole
-from sleeptrain.parallel.zero import limits
+from sleeptrain.parallel.zero import limits, working_weights
 from sleeptrain.parallel.zero.flat_gradients import FlatGradients
 from sleeptrain.parallel.zero.flat_optimizer import FlatOptimizer, ModelStage, Partition, WholeOptimizer
 from sleeptrain.parallel.zero.matrix_exchange import Shards, Unsharded
@@ -57,9 +57,14 @@ class ZeroEngine:
         self._has_gradients = self._summed = False
         if self.zero == 2:
             engine.set_gradient_accumulation_boundary(False)  # `step` sets it at the end of a step
-        self._flat = FlatGradients(engine.optimizer, mesh.data.group) if self.zero == 1 else None
         check_wide(parameters)
-        optimizer.bind(self._partitions(), stage)
+        partitions = self._partitions()
+        if self.zero == 1:
+            groups = optimizer.param_groups
+            working_weights.narrow(engine.optimizer, [i for i, group in enumerate(groups) if group["narrow"]])
+            working_weights.join_norms(engine.optimizer, [group["kind"] for group in groups])
+        self._flat = FlatGradients(engine.optimizer, mesh.data.group) if self.zero == 1 else None
+        optimizer.bind(partitions, stage)
 
     def freeze(self, stage: int) -> None:
         """Begin a stage of `sleeptrain.optim.freezing`: its frozen parameters get zero gradients and no updates."""
@@ -175,6 +180,7 @@ def wrap(
     mesh: Mesh,
     shards: Shards | None = None,
     whole_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    narrow: Set[str] = frozenset(),
 ) -> ZeroEngine:
     """Make the engine of this process's stage. All processes of the mesh (from `Mesh.build`) call it together.
 
@@ -182,6 +188,7 @@ def wrap(
     roles: the role of each trainable parameter, as of the full parameter.
     shards: how tensor parallel shards form full parameters; needed with several tensor ranks.
     whole_shapes: the shapes of the full parameters; needed with several tensor ranks.
+    narrow: the names of the parameters that the model reads in bf16 only; ZeRO-1 keeps them so.
     `layout_check` refuses combinations in which DeepSpeed would be wrong. Raises LayoutError if DeepSpeed lays out its
     partitions in an unknown way.
     """
@@ -189,7 +196,8 @@ def wrap(
     if mesh.tensor.size > 1 and (shards is None or whole_shapes is None):
         raise ValueError("several tensor ranks need `shards` and `whole_shapes`, from which full parameters are joined")
     local = {name: tuple(p.shape) for name, p in parameters.items()}
-    optimizer = (WholeOptimizer if zero == 0 else FlatOptimizer)(roles, parameters, config)
+    apart = narrow if working_weights.are_narrow(zero) else frozenset[str]()
+    optimizer = (WholeOptimizer if zero == 0 else FlatOptimizer)(roles, parameters, config, apart)
     for name, p in parameters.items():
         if roles[name].frozen:
             p.register_hook(partial(_unless_frozen, optimizer, roles[name].frozen))

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -79,10 +80,10 @@ class ModelStage:
 
 
 class FlatOptimizer(torch.optim.Optimizer):
-    """The updates of `sleeptrain.optim.optimizers.Optimizers`, with one parameter group for each kind.
+    """The updates of `sleeptrain.optim.optimizers.Optimizers`, with a parameter group for each kind and width.
 
-    DeepSpeed sums the norm over pipeline stages group by group, so all stages must have the same number of groups: each
-    stage has matrices for Muon and norms for AdamW. Within a group, the fragments decide on decay, freezing and rate.
+    The norm is summed over pipeline stages kind by kind, so all stages must have the same kinds: each stage has
+    matrices for Muon and norms for AdamW. Within a group, the fragments decide on decay, freezing and rate.
 
     Set each group's `lr` before a step; `peak_lr` is the configured rate.
     accepts: called before each part of a step; if it returns False, nothing changes.
@@ -97,7 +98,9 @@ class FlatOptimizer(torch.optim.Optimizer):
         roles: Mapping[str, ParameterRole],
         named_parameters: Mapping[str, torch.nn.Parameter],
         config: OptimConfig,
+        narrow: Set[str] = frozenset(),
     ):
+        """narrow: the names of the parameters that get groups of their own."""
         if config.muon_scaling not in SCALINGS:
             raise ConfigError(f"optim.muon_scaling is {config.muon_scaling!r}; it is one of {', '.join(SCALINGS)}")
         self.roles, self._config = dict(roles), config
@@ -107,7 +110,7 @@ class FlatOptimizer(torch.optim.Optimizer):
         self.partitions: tuple[Partition, ...] = ()
         self.accepts: Callable[[], bool] = lambda: True
         self.frozen_stage = 0
-        super().__init__(list(_groups(roles, named_parameters, config)), {"lr": 0.0})
+        super().__init__(list(_groups(roles, named_parameters, config, narrow)), {"lr": 0.0})
 
     def bind(self, partitions: Sequence[Partition], stage: ModelStage) -> None:
         """Set the partitions and make the state, all zero.
@@ -246,17 +249,21 @@ class _MuonUpdate:
 
 
 def _groups(
-    roles: Mapping[str, ParameterRole], named_parameters: Mapping[str, torch.nn.Parameter], config: OptimConfig
+    roles: Mapping[str, ParameterRole],
+    named_parameters: Mapping[str, torch.nn.Parameter],
+    config: OptimConfig,
+    narrow: Set[str],
 ) -> Iterator[dict[str, Any]]:
     rates = {"muon": config.muon_lr, "adamw": config.adamw_lr}
     decays = {"muon": config.muon_weight_decay, "adamw": config.adamw_weight_decay}
-    for kind in KINDS:
-        names = tuple(n for n in named_parameters if roles[n].kind == kind)
+    for kind, is_narrow in product(KINDS, (False, True)):
+        names = tuple(n for n in named_parameters if roles[n].kind == kind and (n in narrow) == is_narrow)
         if names:
             yield {
                 "params": [named_parameters[n] for n in names],
                 "names": names,
                 "kind": kind,
+                "narrow": is_narrow,
                 "decay": decays[kind],
                 "lr": rates[kind],
                 "peak_lr": rates[kind],

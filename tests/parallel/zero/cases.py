@@ -13,6 +13,7 @@ from sleeptrain.config.schema import OptimConfig, SleepConfig, TrainConfig
 from sleeptrain.data.batch import Batch
 from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.linear import read_narrow
 from sleeptrain.optim.optimizers import KINDS, Optimizers
 from sleeptrain.optim.param_groups import parameter_roles
 from sleeptrain.parallel.build import build_model
@@ -118,18 +119,20 @@ def _leaves(state: Any) -> Any:
     return type(state).from_state_dict(named, len(state.layers))
 
 
-def engine_for(full: Hybrid, zero: int, tensor: int = 1, config: OptimConfig = OPTIM) -> ZeroEngine:
-    """An engine over this rank's part of a model."""
+def engine_for(
+    full: Hybrid, zero: int, tensor: int = 1, config: OptimConfig = OPTIM, narrow: bool = False
+) -> ZeroEngine:
+    """An engine over this rank's part of a model. narrow: with bf16 weights."""
     mesh, roles = Mesh.build(tensor, 1), parameter_roles(full)
     if tensor == 1:
-        return wrap(full, roles, config, zero, mesh)
+        return wrap(full, roles, config, zero, mesh, narrow=read_narrow(full) if narrow else set())
     sharding, model = ModelSharding(full.config, tensor), build_model(full.config, mesh)
     weights = dict(full.named_parameters())
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(sharding.take(name, weights[name], mesh.tensor.rank))
     shapes = {name: tuple(p.shape) for name, p in weights.items()}
-    return wrap(model, roles, config, zero, mesh, sharding, shapes)
+    return wrap(model, roles, config, zero, mesh, sharding, shapes, read_narrow(model) if narrow else set())
 
 
 def data_parallel(
@@ -141,9 +144,10 @@ def data_parallel(
     config: OptimConfig = OPTIM,
     saved: dict[str, Any] | None = None,
     tensor: int = 1,
+    narrow: bool = False,
 ) -> dict[str, Any]:
     """The results of `single_process`, from data ranks of `tensor` tensor ranks each; every rank calls it."""
-    engine = engine_for(make(), zero, tensor, config)
+    engine = engine_for(make(), zero, tensor, config, narrow)
     data = engine.mesh.data
     if saved is not None:
         load(engine, InMemory(flat(saved)))
