@@ -9,45 +9,41 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from sleeptrain.model.linear import ComputeDtype
+from sleeptrain.model.linear import MatrixReader
 from sleeptrain.ops.add_product import gradient_dtype
 
 
-class LookUp(ComputeDtype):
-    """A module that reads rows of a matrix, rounded to the compute dtype."""
+class LookUp(MatrixReader):
+    """A module that reads rows of a matrix."""
 
-    weight: torch.Tensor
+    def look_up(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The rows [..., D] of the tokens (int64).
 
-    @property
-    def narrow_parameter(self) -> torch.Tensor:
-        return self.weight
+        With a compute dtype they are rounded to it, and then fp32 or wider. So the features are the same whether the
+        matrix is stored in the compute dtype or in fp32.
+        """
+        if self.compute_dtype is None:
+            return F.embedding(tokens, self.weight)
+        rows: torch.Tensor = _LookUp.apply(tokens, self.weight, self.compute_dtype, self.gradient)
+        return rows
 
 
 class Embedding(LookUp, nn.Embedding):
     """`nn.Embedding` with a compute dtype."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return look_up(input, self.weight, self.compute_dtype)
-
-
-def look_up(tokens: torch.Tensor, weight_VD: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    """The rows [..., D] of the tokens (int64), rounded to `dtype` and then fp32 or wider; None: as they are.
-
-    So the features are the same whether the matrix is stored in `dtype` or in fp32.
-    """
-    if dtype is None:
-        return F.embedding(tokens, weight_VD)
-    rows: torch.Tensor = _LookUp.apply(tokens, weight_VD, dtype)
-    return rows
+        return self.look_up(input)
 
 
 class _LookUp(torch.autograd.Function):
-    """The gradients of the rows of one token are added in fp32; autograd would add them in the matrix's dtype."""
+    """Adds the gradients of rows of one token in fp32, where autograd would add them in the matrix's dtype."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def forward(
+        ctx: Any, tokens: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype, gradient: torch.Tensor | None
+    ) -> torch.Tensor:
         ctx.save_for_backward(tokens)
-        ctx.num_rows = len(weight)
+        ctx.num_rows, ctx.gradient = len(weight), gradient
         return F.embedding(tokens, weight).to(dtype).to(gradient_dtype(weight))
 
     @staticmethod
@@ -55,4 +51,6 @@ class _LookUp(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (tokens,) = ctx.saved_tensors
         dweight = torch.ops.aten.embedding_dense_backward(dy, tokens, ctx.num_rows, -1, False)
-        return None, dweight, None
+        if ctx.gradient is not None:
+            ctx.gradient.add_(dweight)
+        return None, dweight if ctx.gradient is None else None, None, None

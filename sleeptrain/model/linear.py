@@ -9,7 +9,7 @@ graph, autograd would add the uses in bf16.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,35 +26,33 @@ class ComputeDtype:
 
     compute_dtype: torch.dtype | None = None
 
-    @property
-    def narrow_parameter(self) -> torch.Tensor | None:
-        """The parameter that the module reads in no other dtype than the compute dtype; None: it has none."""
-        return None
-
     def narrow(self, x: torch.Tensor) -> torch.Tensor:
         """x in the compute dtype."""
         return x if self.compute_dtype is None else x.to(self.compute_dtype)
 
 
-class Product(ComputeDtype):
-    """A module that multiplies by a matrix.
+class MatrixReader(ComputeDtype):
+    """A module that reads a matrix in no other dtype than the compute dtype.
 
-    working_copy: the matrix in the compute dtype; None: each use casts it.
     gradient: the gradient of the matrix, to which the backward of each use adds; None: autograd adds the uses.
     """
 
-    working_copy: torch.Tensor | None = None
     gradient: torch.Tensor | None = None
     weight: torch.Tensor
 
     @property
     def matrix(self) -> torch.Tensor | None:
-        """The matrix of which `working_copies` keeps a copy; None if another module has it."""
+        """The matrix; None if another module has it."""
         return self.weight
 
-    @property
-    def narrow_parameter(self) -> torch.Tensor | None:
-        return self.matrix
+
+class Product(MatrixReader):
+    """A module that multiplies by a matrix.
+
+    working_copy: the matrix in the compute dtype; None: each use casts it.
+    """
+
+    working_copy: torch.Tensor | None = None
 
     def product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [..., D], weight [C, D], bias [C] -> x @ weight^T + bias, [..., C] in the compute dtype."""
@@ -118,9 +116,9 @@ def adopt_linears(module: nn.Module) -> None:
 
 
 def read_narrow(model: nn.Module) -> set[str]:
-    """The names of the parameters of which only roundings to the compute dtype are read: matrices and embeddings."""
-    read = [module.narrow_parameter for module in model.modules() if isinstance(module, ComputeDtype)]
-    return {name for name, p in model.named_parameters() if any(p is other for other in read)}
+    """The names of the matrices that are read in the compute dtype only."""
+    read = [module.matrix for module in model.modules() if isinstance(module, MatrixReader)]
+    return {name for name, p in model.named_parameters() if any(p is matrix for matrix in read)}
 
 
 @contextmanager
@@ -140,25 +138,51 @@ def computing_in(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
 def working_copies(model: nn.Module) -> Iterator[None]:
     """Keep a copy of each matrix in the compute dtype, with the values at entry, and let uses add to its gradient.
 
-    A matrix that has the compute dtype is its own copy.
-    Enter it around the forwards and backwards of a step, between which no weight changes, and not under ZeRO-3: copies
-    would hold the whole model, of which a process holds a part. Where gradients are computed, a matrix without one gets
-    a gradient of zeros.
+    A matrix that has the compute dtype is its own copy. Its gradient is wider than the matrix, which torch.compile
+    refuses, so it is out of sight inside. Enter it around the forwards and backwards of a step, between which no weight
+    changes, and not under ZeRO-3: copies would hold the whole model, of which a process holds a part. Where gradients
+    are computed, a matrix without one gets a gradient of zeros.
     """
-    modules = [module for module in model.modules() if isinstance(module, Product) and module.compute_dtype is not None]
-    pairs = [(module, matrix) for module in modules if (matrix := module.matrix) is not None]
-    for module, matrix in pairs:
-        module.working_copy, module.gradient = matrix.detach(), _gradient(matrix)
-    wide = [(module, matrix.detach()) for module, matrix in pairs if matrix.dtype != module.compute_dtype]
-    for module, matrix in wide:
-        module.working_copy = torch.empty_like(matrix, dtype=module.compute_dtype)
-    if wide:
-        torch._foreach_copy_([module.working_copy for module, _ in wide], [matrix for _, matrix in wide])
+    modules = [m for m in model.modules() if isinstance(m, MatrixReader) and m.compute_dtype is not None]
+    readers = [(module, matrix) for module in modules if (matrix := module.matrix) is not None]
+    gradients = {matrix: _gradient(matrix) for _, matrix in readers}
+    hidden = {m: m.grad for m, added_to in gradients.items() if _is_wide(m.grad, m) and _is_unread(added_to)}
+    for module, matrix in readers:
+        module.gradient = gradients[matrix]
+    for matrix in hidden:
+        matrix.grad = None
+    products = [(module, matrix.detach()) for module, matrix in readers if isinstance(module, Product)]
+    _copy_matrices(products)
     try:
         yield
     finally:
-        for module, _ in pairs:
-            module.working_copy = module.gradient = None
+        for module, _ in readers:
+            module.gradient = None
+        for product, _ in products:
+            product.working_copy = None
+        for matrix, gradient in hidden.items():
+            matrix.grad = gradient
+
+
+def _copy_matrices(products: Sequence[tuple[Product, torch.Tensor]]) -> None:
+    """Set the working copy of each module from its matrix."""
+    wide = [(module, matrix) for module, matrix in products if matrix.dtype != module.compute_dtype]
+    copies = [torch.empty_like(matrix, dtype=module.compute_dtype) for module, matrix in wide]
+    if copies:
+        torch._foreach_copy_(copies, [matrix for _, matrix in wide])
+    for module, matrix in products:
+        module.working_copy = matrix
+    for (module, _), copy in zip(wide, copies, strict=True):
+        module.working_copy = copy
+
+
+def _is_wide(gradient: torch.Tensor | None, matrix: torch.Tensor) -> bool:
+    return gradient is not None and gradient.dtype != matrix.dtype
+
+
+def _is_unread(added_to: torch.Tensor | None) -> bool:
+    """True if autograd does not read the gradient of a matrix. added_to: `_gradient`."""
+    return added_to is not None or not torch.is_grad_enabled()
 
 
 def _gradient(matrix: torch.Tensor) -> torch.Tensor | None:

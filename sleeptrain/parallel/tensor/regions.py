@@ -19,7 +19,7 @@ from torch import nn
 
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.distributed.mesh import Axis
-from sleeptrain.model.embedding import LookUp, look_up
+from sleeptrain.model.embedding import LookUp
 from sleeptrain.model.linear import ComputeDtype, Product
 from sleeptrain.model.norm import GatedRMSNorm, RMSNorm
 from sleeptrain.model.shards import own_heads, padded_size
@@ -157,7 +157,7 @@ class VocabularyEmbedding(LookUp, VocabParallelEmbedding):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         local = tokens - self.vocab_start_index
         elsewhere = (local < 0) | (local >= self.num_embeddings_per_partition)
-        rows = look_up(local.masked_fill(elsewhere, 0), self.weight, self.compute_dtype)
+        rows = self.look_up(local.masked_fill(elsewhere, 0))
         return sum_over_ranks(rows.masked_fill_(elsewhere.unsqueeze(-1), 0.0), self._axis)
 
 

@@ -139,6 +139,7 @@ class ZeroEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * scale
         if self._flat is not None:
+            self._flat.drop(p for name, p in self.parameters.items() if self.optimizer.is_frozen(name))
             self._flat.sum()
             self.deepspeed_engine.optimizer.step()
             self._flat.clear()
@@ -199,8 +200,8 @@ def wrap(
     apart = narrow if working_weights.are_narrow(zero) else frozenset[str]()
     optimizer = (WholeOptimizer if zero == 0 else FlatOptimizer)(roles, parameters, config, apart)
     for name, p in parameters.items():
-        if roles[name].frozen:
-            p.register_hook(partial(_unless_frozen, optimizer, roles[name].frozen))
+        if roles[name].frozen and zero != 1:
+            p.register_hook(partial(_unless_frozen, optimizer, name))
     deepspeed = load_deepspeed()
     engine, *_ = deepspeed.initialize(
         model=_Call(model),
@@ -242,9 +243,9 @@ def check_wide(parameters: Mapping[str, nn.Parameter]) -> None:
             )
 
 
-def _unless_frozen(optimizer: FlatOptimizer, stages: tuple[int, ...], gradient: torch.Tensor) -> torch.Tensor:
+def _unless_frozen(optimizer: FlatOptimizer, name: str, gradient: torch.Tensor) -> torch.Tensor:
     """The gradient, or zero if the parameter is frozen: DeepSpeed needs a gradient, and the norm must not count it."""
-    return torch.zeros_like(gradient) if optimizer.frozen_stage in stages else gradient
+    return torch.zeros_like(gradient) if optimizer.is_frozen(name) else gradient
 
 
 class _Call(nn.Module):

@@ -6,6 +6,7 @@ every rank receives in full. From there on DeepSpeed goes on as after its own su
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,18 +32,23 @@ class FlatGradients:
         wrapped._grad_acc_hooks.clear()
         self._wrapped, self._group = wrapped, group
         self.tensors = [torch.zeros_like(flat, dtype=torch.float32) for flat in wrapped.bit16_groups_flat]
-        self._views: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        self._views: dict[torch.nn.Parameter, torch.Tensor] = {}
         places = zip(self.tensors, wrapped.round_robin_bit16_groups, wrapped.round_robin_bit16_offsets, strict=True)
         for flat, parameters, offsets in places:
             for p, offset in zip(parameters, offsets, strict=True):
-                self._views.append((p, flat[offset : offset + p.numel()].view(p.shape)))
+                self._views[p] = flat[offset : offset + p.numel()].view(p.shape)
         self.clear()
 
     def clear(self) -> None:
         """Set all gradients to zero."""
         torch._foreach_zero_(self.tensors)
-        for p, view in self._views:
+        for p, view in self._views.items():
             p.grad = view
+
+    def drop(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Set the gradients of these parameters to zero."""
+        for p in parameters:
+            self._views[p].zero_()
 
     def sum(self) -> None:
         """Sum the gradients over the data ranks, and hand each rank's partition to DeepSpeed's optimizer."""

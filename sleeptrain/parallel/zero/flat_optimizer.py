@@ -131,6 +131,10 @@ class FlatOptimizer(torch.optim.Optimizer):
             if partition.kind == "muon":
                 self._updates[partition.tensors[0]] = _MuonUpdate(partition, stage, self.roles, self._config)
 
+    def is_frozen(self, name: str) -> bool:
+        """True if the parameter is frozen in the current stage."""
+        return self.frozen_stage in self.roles[name].frozen
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update the partitions that are in the groups at this call."""

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from sleeptrain.config.schema import OptimConfig
+from sleeptrain.model import compiled
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.parallel.zero import working_weights
 from sleeptrain.parallel.zero.matrix_exchange import LayoutError
@@ -88,6 +89,23 @@ def test_what_products_read_is_narrow_and_masters_gradients_and_the_rest_are_wid
         assert saved is None or all(torch.equal(saved["model"][name], p) for name, p in drawn.items())
 
     run_ranks(run, 2)
+
+
+def test_compiled_blocks_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+
+    def run(compile: bool) -> dict[str, Any]:
+        engine = cases.engine_for(every_kind(), 1, narrow=True)
+        if compile:
+            compiled.compile_blocks(engine.model)
+        batch = cases.step_batch(0)
+        loss = cases.whole_rounds(engine, batch, True)
+        norm = engine.step(1.0)
+        with torch.no_grad():
+            return {"loss": float(loss), "norm": norm, "after": float(cases.share_of_loss(engine.model, batch, True))}
+
+    found, wanted = (run_ranks(run, 1, compile)[0] for compile in (True, False))
+    assert found == pytest.approx(wanted, rel=1e-3)
 
 
 def test_a_checkpoint_goes_on_bit_for_bit_and_in_one_process() -> None:
