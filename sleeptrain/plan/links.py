@@ -13,7 +13,7 @@ from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.parallel.zero import limits
 from sleeptrain.plan.gathers import gathered
-from sleeptrain.plan.parameters import WIDE, Held, partition_size, role_groups
+from sleeptrain.plan.parameters import WIDE, Held, partition_size, role_groups, weight_bytes
 from sleeptrain.plan.update import muon_exchange
 from sleeptrain.plan.workload import Extent, Workload, alike, reruns
 from sleeptrain.sleep.precision import product_bytes, residual_bytes
@@ -276,14 +276,15 @@ def data_traffic(config: Config, workload: Workload, held: Sequence[Held]) -> Da
         return DataTraffic(Payload(all_reduce=total), Payload(), exchange, 2 * buckets + exchanges)
     if zero == 3:
         cut = WIDE * replicas * sum(-(-h.numel // replicas) for h in held)
-        weights = gathered(config, workload, held)
-        gather = Payload(all_gather=WIDE * weights.elements)
-        return DataTraffic(Payload(reduce_scatter=cut), gather, exchange, buckets + weights.times + exchanges)
-    groups = list(role_groups(held))
-    padded = WIDE * replicas * sum(partition_size(group, replicas) for group in groups)
-    gather = Payload(all_gather=padded)
+        found = gathered(config, workload, held)
+        gather = Payload(all_gather=WIDE * found.elements)
+        return DataTraffic(Payload(reduce_scatter=cut), gather, exchange, buckets + found.times + exchanges)
+    groups = list(role_groups(held, zero))
+    padded = [replicas * partition_size(group, replicas) for group in groups]
+    weights = sum(weight_bytes(group, zero) * size for group, size in zip(groups, padded, strict=True))
+    gather = Payload(all_gather=weights)
     if zero == 1:
-        return DataTraffic(Payload(reduce_scatter=padded), gather, exchange, 2 * len(groups) + exchanges)
+        return DataTraffic(Payload(reduce_scatter=WIDE * sum(padded)), gather, exchange, 2 * len(groups) + exchanges)
     each_backward = config.parallel.pipeline == 1
     reductions = workload.num_micros * len(workload.stretches) if each_backward else 1
     passes = 2 * buckets * reductions + len(groups) + exchanges
