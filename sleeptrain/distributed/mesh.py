@@ -38,11 +38,18 @@ class Mesh:
     tensor: processes that hold parts of each layer.
     pipeline: processes that hold parts of the stack of blocks.
     data: replicas, each with its own rows.
+    shard: the neighbouring replicas over which ZeRO cuts its state: all, or `parallel.shard_replicas`.
+    copies: the replicas that hold the same part of that state.
+    state: the tensor ranks of the replicas of `shard`: together they hold the state of a pipeline stage. None for one
+        process without torch.distributed.
     """
 
     tensor: Axis
     pipeline: Axis
     data: Axis
+    shard: Axis = Axis()
+    copies: Axis = Axis()
+    state: dist.ProcessGroup | None = None
 
     @staticmethod
     def single() -> Mesh:
@@ -50,12 +57,12 @@ class Mesh:
         return Mesh(Axis(), Axis(), Axis())
 
     @staticmethod
-    def build(tensor: int, pipeline: int, timeout: timedelta = TIMEOUT) -> Mesh:
+    def build(tensor: int, pipeline: int, timeout: timedelta = TIMEOUT, shard_replicas: int | None = None) -> Mesh:
         """The mesh of all processes of torch.distributed, which must be initialised (NCCL, or gloo without CUDA).
 
         The order is megatron-core's: neighbouring ranks are tensor ranks of one layer, since these communicate most;
         then come the replicas, then the pipeline stages. The sizes must have passed `check_layout`. Every process calls
-        this once. timeout: for the operations of all axes.
+        this once. timeout: for the operations of all axes. shard_replicas: the size of `shard`; None: all replicas.
         """
         # Imported here: one process does not need it, and the import takes seconds.
         from megatron.core import parallel_state
@@ -70,11 +77,31 @@ class Mesh:
             create_gloo_process_groups=False,
             distributed_timeout_minutes=timeout / timedelta(minutes=1),
         )
-        return Mesh(
+        axes = [
             _axis(parallel_state.get_tensor_model_parallel_group()),
             _axis(parallel_state.get_pipeline_model_parallel_group()),
             _axis(parallel_state.get_data_parallel_group()),
+        ]
+        data = axes[2]
+        if shard_replicas in (None, data.size):
+            return Mesh(*axes, data, Axis(), parallel_state.get_tensor_and_data_parallel_group())
+        assert shard_replicas is not None
+        first = dist.get_rank() - tensor * data.rank  # the rank of this one's like in the first replica
+        begin = data.rank - data.rank % shard_replicas
+        shard = range(begin, begin + shard_replicas)
+        others = range(data.rank % shard_replicas, data.size, shard_replicas)
+        corner = first - first % tensor + tensor * begin
+        return Mesh(
+            *axes,
+            _axis(_new_group([first + tensor * replica for replica in shard], timeout)),
+            _axis(_new_group([first + tensor * replica for replica in others], timeout)),
+            _new_group(list(range(corner, corner + tensor * shard_replicas)), timeout),
         )
+
+
+def _new_group(ranks: list[int], timeout: timedelta) -> dist.ProcessGroup:
+    """A group of these ranks, which alone take part in making it."""
+    return dist.new_group(ranks, timeout=timeout, use_local_synchronization=True)
 
 
 def _axis(group: dist.ProcessGroup) -> Axis:

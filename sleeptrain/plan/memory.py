@@ -62,7 +62,7 @@ def stage_memory(
     """
     layers = range(*stages.bounds[stage : stage + 2])
     mesh = (config.parallel.tensor, config.parallel.pipeline, workload.replicas)
-    state = training_state(held, config.parallel.zero, mesh)
+    state = training_state(held, config.parallel.zero, mesh, config.parallel.shard_replicas)
     ends = layers.stop == len(counts.model.layers)
     peak = Peak(_boundary(counts, config, workload), 0) if peak is None else peak
     stored = prod(mesh) > 1 and are_narrow(config.parallel.zero)  # the matrices are narrow themselves

@@ -93,12 +93,15 @@ class TrainingState:
         return self.weights + self.master + self.gradients + self.optimizer
 
 
-def training_state(held: Sequence[Held], zero: int, mesh: tuple[int, int, int]) -> TrainingState:
+def training_state(
+    held: Sequence[Held], zero: int, mesh: tuple[int, int, int], shard: int | None = None
+) -> TrainingState:
     """The state of the fullest replica. One process alone trains without DeepSpeed.
 
     held: the parameters of a process. zero: ZeRO stage. mesh: (tensor ranks, pipeline stages, replicas).
+    shard: `parallel.shard_replicas`.
     """
-    _, pipeline, replicas = mesh
+    pipeline, replicas = mesh[1], shard or mesh[2]
     numel = sum(h.numel for h in held)
     if prod(mesh) == 1:
         trained = [h for h in held if not h.always_frozen]

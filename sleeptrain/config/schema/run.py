@@ -89,12 +89,23 @@ class ParallelConfig:
         allowed="0 to 3",
         on_resume="free",
     )
+    shard_replicas: int | None = setting(
+        None,
+        "neighbouring replicas over which ZeRO-1 cuts its state, those of one machine say; it divides the replicas. Each "
+        "such group keeps all of the state, gathers weights inside, and sums gradients with the others; null is all",
+        at_least=1,
+        on_resume="free",
+    )
     sequence: bool = setting(
         False,
         "between mixers each tensor rank holds its part of a window's tokens; windows must be multiples of "
         "`parallel.tensor`",
         on_resume="free",
     )
+
+    def state_replicas(self, replicas: int) -> int:
+        """The number of replicas, of all `replicas`, over which ZeRO cuts its state."""
+        return self.shard_replicas or replicas
 
     @property
     def token_parts(self) -> int:

@@ -27,7 +27,7 @@ from sleeptrain.parallel.zero import limits, working_weights
 from sleeptrain.parallel.zero.flat_gradients import FlatGradients
 from sleeptrain.parallel.zero.flat_optimizer import FlatOptimizer, ModelStage, Partition, WholeOptimizer
 from sleeptrain.parallel.zero.matrix_exchange import Shards, Unsharded
-from sleeptrain.parallel.zero.mpu import MegatronUnit, stage_group
+from sleeptrain.parallel.zero.mpu import MegatronUnit
 from sleeptrain.parallel.zero.partitions import (
     group_partitions,
     local_shape,
@@ -63,7 +63,7 @@ class ZeroEngine:
             groups = optimizer.param_groups
             working_weights.narrow(engine.optimizer, [i for i, group in enumerate(groups) if group["narrow"]])
             working_weights.join_norms(engine.optimizer, [group["kind"] for group in groups])
-        self._flat = FlatGradients(engine.optimizer, mesh.data.group) if self.zero == 1 else None
+        self._flat = FlatGradients(engine.optimizer, mesh.shard, mesh.copies) if self.zero == 1 else None
         optimizer.bind(partitions, stage)
 
     def freeze(self, stage: int) -> None:
@@ -212,7 +212,7 @@ def wrap(
     )
     if zero == 3:
         _keep_gathered(deepspeed, engine.module)
-    stage = ModelStage(stage_group(), mesh.tensor.rank, local, whole_shapes or local, shards or Unsharded())
+    stage = ModelStage(mesh.state, mesh.tensor.rank, local, whole_shapes or local, shards or Unsharded())
     return ZeroEngine(engine, optimizer, model, parameters, mesh, stage)
 
 

@@ -63,9 +63,9 @@ WHOLE = slice(None)
 
 @dataclass(frozen=True)
 class ModelStage:
-    """The processes that hold one pipeline stage, and the shards of its parameters.
+    """The processes that together hold the state of one pipeline stage, and the shards of its parameters.
 
-    group: all tensor and data ranks of the stage (None: all processes).
+    group: these processes, `Mesh.state` (None: all processes).
     shard: this process's tensor rank.
     local: the shape of this process's shard of each parameter.
     whole: the shape of each full parameter.

@@ -7,7 +7,7 @@ tensor. Elements that several processes hold are cut evenly over these. Nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from sleeptrain.checkpoint.fit import OPTIMIZER, WEIGHTS
 from sleeptrain.checkpoint.place import Place, Placed, Slice
 from sleeptrain.checkpoint.read import SavedTensors
+from sleeptrain.distributed.mesh import Axis
 from sleeptrain.errors import DataError, DivergedError
 from sleeptrain.optim.optimizers import STATE
 from sleeptrain.parallel.share_reads import Wanted, share_reads
@@ -46,10 +47,9 @@ def local_tensors(engine: ZeroEngine) -> dict[str, Placed]:
     """This process's share of the stage's weights and optimizer state: views, by checkpoint name.
 
     All processes of the stage call it together. Together they hold each element once, and about equally many bytes.
-    Tied embeddings come from the first stage. Raises DivergedError if tensor ranks differ in a parameter that they all
-    hold.
+    Tied embeddings come from the first stage. Raises DivergedError if processes differ in a weight that several hold.
     """
-    _check_replicated(engine)
+    _check_copies(engine)
     tensor, data = engine.mesh.tensor, engine.mesh.data
     held: dict[str, Placed] = {}
     for index, item in enumerate(_items(engine)):
@@ -104,7 +104,7 @@ def load_weights(engine: ZeroEngine, saved: SavedTensors) -> None:
 
 
 def _load(engine: ZeroEngine, saved: SavedTensors, shared: list[Wanted], own: list[Wanted]) -> None:
-    """Read the weights and other elements. shared: what all data ranks want. own: what this one does."""
+    """Read the weights and other elements. shared: what all data ranks want. own: what those of `Mesh.copies` want."""
     if engine.zero in (1, 2):  # of the fp32 masters, from which the weights follow
         weights = [item for item in _items(engine) if item.key is None and item.path in saved.forms]
         own = own + _wanted_fragments(engine, weights)
@@ -115,8 +115,7 @@ def _load(engine: ZeroEngine, saved: SavedTensors, shared: list[Wanted], own: li
     with ExitStack() as exchanges:  # after an error, too: no process waits for one that cannot read
         exchanges.callback(_complete, engine)
         exchanges.callback(share_reads, saved, shared, engine.mesh.data, _device(engine))
-        for one in own:
-            one.take(saved.elements(one.name, one.place))
+        share_reads(saved, own, engine.mesh.copies, _device(engine))
 
 
 def _complete(engine: ZeroEngine) -> None:
@@ -154,28 +153,35 @@ def _is_replicated(engine: ZeroEngine, name: str) -> bool:
 def _copies(engine: ZeroEngine, name: str) -> tuple[int, int]:
     """(number of this process's copy, how many there are) of its fragments of a parameter."""
     tensor, data = engine.mesh.tensor, engine.mesh.data
-    index, count = (data.rank, data.size) if engine.zero == 0 else (0, 1)
+    same = data if engine.zero == 0 else engine.mesh.copies
+    index, count = same.rank, same.size
     if _is_replicated(engine, name):
         index, count = index * tensor.size + tensor.rank, count * tensor.size
     return index, count
 
 
-def _check_replicated(engine: ZeroEngine) -> None:
-    """Each tensor rank writes a share of a replicated parameter, so they must hold the same: compare sums of bits."""
-    names = [name for name in engine.parameters if _is_replicated(engine, name)]
+def _check_copies(engine: ZeroEngine) -> None:
+    """Of elements that several processes hold, each writes a share, so they must hold the same."""
+    tensor, copies = engine.mesh.tensor, engine.mesh.copies
+    _compare(engine, [name for name in engine.parameters if _is_replicated(engine, name)], tensor, "tensor ranks")
+    _compare(engine, list(engine.parameters) if copies.size > 1 else [], copies, "replicas")
+
+
+def _compare(engine: ZeroEngine, names: Sequence[str], axis: Axis, holders: str) -> None:
+    """Compare the sums of the bits of these weights. holders: what the processes of the axis are called."""
     if not names:
         return
-    sums = torch.zeros(len(names), dtype=torch.int64, device=_device(engine))
+    sums = dict(zip(names, torch.zeros(len(names), dtype=torch.int64, device=_device(engine)), strict=True))
     for partition in engine.optimizer.partitions:
         for f in partition.fragments:
-            if f.name in names:
-                sums[names.index(f.name)] += region(partition.tensors, f).detach().view(torch.int32).sum()
-    tensor = engine.mesh.tensor
-    everyone = [torch.empty_like(sums) for _ in range(tensor.size)]
-    dist.all_gather(everyone, sums, group=tensor.group)
+            if f.name in sums:
+                sums[f.name] += region(partition.tensors, f).detach().view(torch.int32).sum()
+    own = torch.stack(list(sums.values()))
+    everyone = [torch.empty_like(own) for _ in range(axis.size)]
+    dist.all_gather(everyone, own, group=axis.group)
     for name, *found in zip(names, *(other.tolist() for other in everyone), strict=True):
         if len(set(found)) > 1:
-            raise DivergedError(f"tensor ranks hold different values of {name}, of which each has a copy")
+            raise DivergedError(f"{holders} hold different values of {name}, of which each has a copy")
 
 
 def _tensors(engine: ZeroEngine, item: _Item) -> list[torch.Tensor]:

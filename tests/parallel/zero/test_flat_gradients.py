@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sleeptrain.distributed.mesh import Mesh
+from sleeptrain.distributed.mesh import Axis, Mesh
 from sleeptrain.optim.param_groups import parameter_roles
 from sleeptrain.parallel.zero.engine import wrap
 from sleeptrain.parallel.zero.flat_gradients import FlatGradients
@@ -81,4 +81,4 @@ def test_frozen_parameters_count_neither_in_the_norm_nor_in_the_update() -> None
 def test_an_optimizer_of_another_deepspeed_is_refused() -> None:
     other: Any = SimpleNamespace(bit16_groups_flat=[])
     with pytest.raises(LayoutError, match="ZeRO-1 has round_robin_bit16_groups"):
-        FlatGradients(other, None)
+        FlatGradients(other, Axis(), Axis())
