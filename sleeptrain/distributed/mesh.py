@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -77,31 +78,24 @@ class Mesh:
             create_gloo_process_groups=False,
             distributed_timeout_minutes=timeout / timedelta(minutes=1),
         )
-        axes = [
-            _axis(parallel_state.get_tensor_model_parallel_group()),
-            _axis(parallel_state.get_pipeline_model_parallel_group()),
-            _axis(parallel_state.get_data_parallel_group()),
-        ]
-        data = axes[2]
-        if shard_replicas in (None, data.size):
-            return Mesh(*axes, data, Axis(), parallel_state.get_tensor_and_data_parallel_group())
-        assert shard_replicas is not None
-        first = dist.get_rank() - tensor * data.rank  # the rank of this one's like in the first replica
-        begin = data.rank - data.rank % shard_replicas
-        shard = range(begin, begin + shard_replicas)
-        others = range(data.rank % shard_replicas, data.size, shard_replicas)
-        corner = first - first % tensor + tensor * begin
-        return Mesh(
-            *axes,
-            _axis(_new_group([first + tensor * replica for replica in shard], timeout)),
-            _axis(_new_group([first + tensor * replica for replica in others], timeout)),
-            _new_group(list(range(corner, corner + tensor * shard_replicas)), timeout),
-        )
+        tensors = _axis(parallel_state.get_tensor_model_parallel_group())
+        stages = _axis(parallel_state.get_pipeline_model_parallel_group())
+        data = _axis(parallel_state.get_data_parallel_group())
+        size = shard_replicas or data.size
+        if size == data.size:
+            return Mesh(tensors, stages, data, data, Axis(), parallel_state.get_tensor_and_data_parallel_group())
+        same = dist.get_rank() - tensor * data.rank  # the rank in the first replica that holds the same weights
+        first = data.rank - data.rank % size  # replica of the group
+        shard = [same + tensor * replica for replica in range(first, first + size)]
+        copies = [same + tensor * replica for replica in range(data.rank % size, data.size, size)]
+        corner = same - tensors.rank + tensor * first
+        groups = [_new_group(ranks, timeout) for ranks in (shard, copies, range(corner, corner + tensor * size))]
+        return Mesh(tensors, stages, data, _axis(groups[0]), _axis(groups[1]), groups[2])
 
 
-def _new_group(ranks: list[int], timeout: timedelta) -> dist.ProcessGroup:
+def _new_group(ranks: Sequence[int], timeout: timedelta) -> dist.ProcessGroup:
     """A group of these ranks, which alone take part in making it."""
-    return dist.new_group(ranks, timeout=timeout, use_local_synchronization=True)
+    return dist.new_group(list(ranks), timeout=timeout, use_local_synchronization=True)
 
 
 def _axis(group: dist.ProcessGroup) -> Axis:

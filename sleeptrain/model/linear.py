@@ -144,6 +144,7 @@ def working_copies(model: nn.Module) -> Iterator[None]:
     are computed, a matrix without one gets a gradient of zeros.
     """
     modules = [m for m in model.modules() if isinstance(m, MatrixReader) and m.compute_dtype is not None]
+    readers: list[tuple[MatrixReader, torch.Tensor]]
     readers = [(module, matrix) for module in modules if (matrix := module.matrix) is not None]
     gradients = {matrix: _gradient(matrix) for _, matrix in readers}
     hidden = {m: m.grad for m, added_to in gradients.items() if _is_wide(m.grad, m) and _is_unread(added_to)}

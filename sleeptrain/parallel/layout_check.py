@@ -126,8 +126,8 @@ def _check_shards(config: Config, replicas: int) -> None:
         return
     if zero != 1:
         raise ConfigError(
-            f"parallel.shard_replicas ({size}) does not go with parallel.zero={zero}: DeepSpeed sums its gradients over "
-            "all replicas; use parallel.zero=1, or leave parallel.shard_replicas empty"
+            f"parallel.shard_replicas ({size}) does not go with parallel.zero={zero}, which DeepSpeed spreads over all "
+            "replicas; use parallel.zero=1, or leave parallel.shard_replicas empty"
         )
     if replicas % size:
         fitting = ", ".join(str(n) for n in range(1, replicas + 1) if replicas % n == 0)

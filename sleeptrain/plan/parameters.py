@@ -18,7 +18,7 @@ from sleeptrain.parallel.tensor.sharding import ModelSharding
 from sleeptrain.parallel.zero.working_weights import are_narrow
 from sleeptrain.sleep.precision import narrow_parameters
 
-# Bytes of an element: in fp32, as gradients, optimizer state and most weights are; in bf16, as ZeRO-1 keeps what is read so.
+# Bytes of an element: in fp32, as gradients and optimizer state are; in bf16, as ZeRO-1 keeps weights that are read so.
 WIDE, NARROW = 4, 2
 # DeepSpeed pads the flat tensor of a group to a multiple of this many elements for each replica (ZeRO-1 and 2).
 ALIGNMENT = 2

@@ -68,7 +68,9 @@ def test_zero_1_keeps_narrow_weights_in_two_bytes() -> None:
     parameters = [held(4), replace(held(8), narrow=True)]
     state = training_state(parameters, 1, (1, 1, 2))
     assert (state.weights, state.master, state.gradients) == (4 * 4 + 2 * 8, 4 * 6, 4 * 12)
-    assert training_state(parameters, 2, (1, 1, 2)).weights == training_state(parameters, 1, (1, 1, 1)).weights == 4 * 12
+    assert (
+        training_state(parameters, 2, (1, 1, 2)).weights == training_state(parameters, 1, (1, 1, 1)).weights == 4 * 12
+    )
 
 
 def test_what_is_read_in_bf16_is_narrow_where_it_lies() -> None:

@@ -91,8 +91,9 @@ class ParallelConfig:
     )
     shard_replicas: int | None = setting(
         None,
-        "neighbouring replicas over which ZeRO-1 cuts its state, those of one machine say; it divides the replicas. Each "
-        "such group keeps all of the state, gathers weights inside, and sums gradients with the others; null is all",
+        "neighbouring replicas over which ZeRO-1 cuts its state, such as those of a machine; divides the replicas. "
+        "Each group keeps all of the state, gathers weights inside, and adds its gradients to those of the others; "
+        "null: all replicas ([parallel](parallel.md#groups-of-replicas))",
         at_least=1,
         on_resume="free",
     )

@@ -26,11 +26,11 @@ from sleeptrain.optim.optimizers import KINDS, ParameterRole
 from sleeptrain.parallel.zero import limits, working_weights
 from sleeptrain.parallel.zero.flat_gradients import FlatGradients
 from sleeptrain.parallel.zero.flat_optimizer import FlatOptimizer, ModelStage, Partition, WholeOptimizer
+from sleeptrain.parallel.zero.gathered import keep_gathered
 from sleeptrain.parallel.zero.matrix_exchange import Shards, Unsharded
 from sleeptrain.parallel.zero.mpu import MegatronUnit
 from sleeptrain.parallel.zero.partitions import (
     group_partitions,
-    local_shape,
     parameter_partitions,
     require,
     whole_partitions,
@@ -211,7 +211,7 @@ def wrap(
         config=_engine_config(zero, config, parameters),
     )
     if zero == 3:
-        _keep_gathered(deepspeed, engine.module)
+        keep_gathered(deepspeed, engine.module, model)
     stage = ModelStage(mesh.state, mesh.tensor.rank, local, whole_shapes or local, shards or Unsharded())
     return ZeroEngine(engine, optimizer, model, parameters, mesh, stage)
 
@@ -280,21 +280,6 @@ def _engine_config(zero: int, config: OptimConfig, parameters: Mapping[str, nn.P
             "stage3_prefetch_bucket_size": limits.AHEAD,
         },
     }
-
-
-def _keep_gathered(deepspeed: Any, call: _Call) -> None:
-    """Keep some parameters gathered from the forward to the step: ZeRO-3 would gather them too late for the backward.
-
-    ZeRO-3 gathers a module's weights for the backward when a gradient of a tensor that the module returned arrives. It
-    does not look into the state that mixers return, and the head is applied outside its module. So the head stays
-    gathered, and so does each parameter that is not a weight matrix of an innermost module. Most weights do not stay.
-    """
-    head = getattr(call.model, "head_weight", None)
-    for module in call.model.modules():
-        innermost = not any(True for _ in module.children())
-        for parameter in module.parameters(recurse=False):
-            if parameter is head or not innermost or len(local_shape(parameter)) != 2:
-                deepspeed.zero.register_external_parameter(call, parameter)
 
 
 def _trainable(model: nn.Module, roles: Mapping[str, ParameterRole]) -> dict[str, nn.Parameter]:

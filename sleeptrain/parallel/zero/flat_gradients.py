@@ -1,8 +1,9 @@
 """The gradients of ZeRO-1: one flat fp32 tensor for each group of parameters, summed over data ranks once a step.
 
 A rank receives the sum of the partition that it updates (reduce-scatter), half of the bytes of DeepSpeed's sum, which
-every rank receives in full. Where the state is cut over some of the replicas only (`parallel.shard_replicas`), the ranks
-of other groups that update the same partition then add theirs (all-reduce). From there on DeepSpeed goes on as after its own sum: norm, clipping, update, gather.
+every rank receives in full. Where the state is cut over some of the replicas only (`parallel.shard_replicas`), the
+ranks of other groups that update the same partition then add theirs (all-reduce). From there on DeepSpeed goes on as
+after its own sum: norm, clipping, update, gather.
 """
 
 from __future__ import annotations

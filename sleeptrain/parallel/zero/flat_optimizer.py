@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +20,8 @@ from torch.optim.adamw import adamw
 from sleeptrain.config.schema import OptimConfig
 from sleeptrain.errors import ConfigError
 from sleeptrain.optim.muon import SCALINGS, blocks_of_rows, orthogonalise
-from sleeptrain.optim.optimizers import KINDS, STATE, ParameterRole
+from sleeptrain.optim.optimizers import STATE, ParameterRole
+from sleeptrain.parallel.zero.groups import parameter_groups
 from sleeptrain.parallel.zero.matrix_exchange import (
     Exchange,
     Fragment,
@@ -110,7 +110,7 @@ class FlatOptimizer(torch.optim.Optimizer):
         self.partitions: tuple[Partition, ...] = ()
         self.accepts: Callable[[], bool] = lambda: True
         self.frozen_stage = 0
-        super().__init__(list(_groups(roles, named_parameters, config, narrow)), {"lr": 0.0})
+        super().__init__(list(parameter_groups(roles, named_parameters, config, narrow)), {"lr": 0.0})
 
     def bind(self, partitions: Sequence[Partition], stage: ModelStage) -> None:
         """Set the partitions and make the state, all zero.
@@ -250,28 +250,6 @@ class _MuonUpdate:
         flat = torch.cat([u.reshape(-1) for u in look_ahead])
         updates = self._exchange(flat, self._work).split(self._sizes)
         return [update.view_as(u) for update, u in zip(updates, look_ahead, strict=True)]
-
-
-def _groups(
-    roles: Mapping[str, ParameterRole],
-    named_parameters: Mapping[str, torch.nn.Parameter],
-    config: OptimConfig,
-    narrow: Set[str],
-) -> Iterator[dict[str, Any]]:
-    rates = {"muon": config.muon_lr, "adamw": config.adamw_lr}
-    decays = {"muon": config.muon_weight_decay, "adamw": config.adamw_weight_decay}
-    for kind, is_narrow in product(KINDS, (False, True)):
-        names = tuple(n for n in named_parameters if roles[n].kind == kind and (n in narrow) == is_narrow)
-        if names:
-            yield {
-                "params": [named_parameters[n] for n in names],
-                "names": names,
-                "kind": kind,
-                "narrow": is_narrow,
-                "decay": decays[kind],
-                "lr": rates[kind],
-                "peak_lr": rates[kind],
-            }
 
 
 def _update_rule(role: ParameterRole) -> UpdateRule:

@@ -91,6 +91,7 @@ def test_what_products_read_is_narrow_and_masters_gradients_and_the_rest_are_wid
     run_ranks(run, 2)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
 
