@@ -134,7 +134,8 @@ def _make_world(config: Config, place: Place, device: torch.device, opened: bool
     """The world of the processes of torch.distributed."""
     os.environ[LAZY_GLOO] = "1"
     timeout = timedelta(seconds=config.health.timeout)
-    mesh = Mesh.build(config.parallel.tensor, config.parallel.pipeline, timeout)
+    parallel = config.parallel
+    mesh = Mesh.build(parallel.tensor, parallel.pipeline, timeout, parallel.shard_replicas)
     control = dist.new_group(backend="gloo", timeout=timeout)
     saving = dist.new_group(backend="gloo", timeout=SAVING_TIMEOUT)
     return World(mesh, device, place.rank, place.size, control, saving, opened)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -38,11 +39,18 @@ class Mesh:
     tensor: processes that hold parts of each layer.
     pipeline: processes that hold parts of the stack of blocks.
     data: replicas, each with its own rows.
+    shard: the neighbouring replicas over which ZeRO cuts its state: all, or `parallel.shard_replicas`.
+    copies: the replicas that hold the same part of that state.
+    state: the tensor ranks of the replicas of `shard`: together they hold the state of a pipeline stage. None for one
+        process without torch.distributed.
     """
 
     tensor: Axis
     pipeline: Axis
     data: Axis
+    shard: Axis = Axis()
+    copies: Axis = Axis()
+    state: dist.ProcessGroup | None = None
 
     @staticmethod
     def single() -> Mesh:
@@ -50,12 +58,12 @@ class Mesh:
         return Mesh(Axis(), Axis(), Axis())
 
     @staticmethod
-    def build(tensor: int, pipeline: int, timeout: timedelta = TIMEOUT) -> Mesh:
+    def build(tensor: int, pipeline: int, timeout: timedelta = TIMEOUT, shard_replicas: int | None = None) -> Mesh:
         """The mesh of all processes of torch.distributed, which must be initialised (NCCL, or gloo without CUDA).
 
         The order is megatron-core's: neighbouring ranks are tensor ranks of one layer, since these communicate most;
         then come the replicas, then the pipeline stages. The sizes must have passed `check_layout`. Every process calls
-        this once. timeout: for the operations of all axes.
+        this once. timeout: for the operations of all axes. shard_replicas: the size of `shard`; None: all replicas.
         """
         # Imported here: one process does not need it, and the import takes seconds.
         from megatron.core import parallel_state
@@ -70,11 +78,24 @@ class Mesh:
             create_gloo_process_groups=False,
             distributed_timeout_minutes=timeout / timedelta(minutes=1),
         )
-        return Mesh(
-            _axis(parallel_state.get_tensor_model_parallel_group()),
-            _axis(parallel_state.get_pipeline_model_parallel_group()),
-            _axis(parallel_state.get_data_parallel_group()),
-        )
+        tensors = _axis(parallel_state.get_tensor_model_parallel_group())
+        stages = _axis(parallel_state.get_pipeline_model_parallel_group())
+        data = _axis(parallel_state.get_data_parallel_group())
+        size = shard_replicas or data.size
+        if size == data.size:
+            return Mesh(tensors, stages, data, data, Axis(), parallel_state.get_tensor_and_data_parallel_group())
+        same = dist.get_rank() - tensor * data.rank  # the rank in the first replica that holds the same weights
+        first = data.rank - data.rank % size  # replica of the group
+        shard = [same + tensor * replica for replica in range(first, first + size)]
+        copies = [same + tensor * replica for replica in range(data.rank % size, data.size, size)]
+        corner = same - tensors.rank + tensor * first
+        groups = [_new_group(ranks, timeout) for ranks in (shard, copies, range(corner, corner + tensor * size))]
+        return Mesh(tensors, stages, data, _axis(groups[0]), _axis(groups[1]), groups[2])
+
+
+def _new_group(ranks: Sequence[int], timeout: timedelta) -> dist.ProcessGroup:
+    """A group of these ranks, which alone take part in making it."""
+    return dist.new_group(list(ranks), timeout=timeout, use_local_synchronization=True)
 
 
 def _axis(group: dist.ProcessGroup) -> Axis:

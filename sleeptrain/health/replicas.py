@@ -75,12 +75,13 @@ def checksums(model: Hybrid) -> list[int]:
 
 
 def checksum(values: torch.Tensor) -> torch.Tensor:
-    """The sum of the 32-bit words of `values`, each times an odd number of its own, modulo 2^64; an int64 scalar.
+    """The sum of the words of `values`, each times an odd number of its own, modulo 2^64; an int64 scalar.
 
+    A word is an element of 16 bits, or 32 bits of a wider one.
     A change of one word always changes the sum, since odd numbers have inverses; an exchange of two words almost always
     does. An integer sum does not depend on the order of its terms, so every device gives the same result.
     """
-    bits = values.detach().contiguous().view(-1).view(torch.int32)
+    bits = values.detach().contiguous().view(-1).view(torch.int16 if values.itemsize == 2 else torch.int32)
     total = torch.zeros((), dtype=torch.int64, device=bits.device)
     odd = torch.arange(min(CHUNK, bits.numel()), device=bits.device).mul_(SPREAD).mul_(2).add_(1)
     for chunk in bits.split(CHUNK):

@@ -16,7 +16,8 @@ from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError
 from sleeptrain.model.block import Block
 from sleeptrain.model.document_layout import DocumentLayout
-from sleeptrain.model.linear import Embedding, Linear, Product
+from sleeptrain.model.embedding import Embedding
+from sleeptrain.model.linear import Linear, Product
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.model.mixers.spec import Draw
 from sleeptrain.model.norm import RMSNorm

@@ -1,9 +1,10 @@
-"""Linear layers that compute in bf16 while their weights stay fp32.
+"""Linear layers that compute in bf16 while gradients, and the weights that are updated, are fp32.
 
 A matrix that is used in several rounds of a step is cast once: its bf16 copy lives as long as the step's forward and
-backward (`working_copies`). The product that computes the gradient of a use adds it to the fp32 gradient of the weight,
-as in Megatron-LM's fused accumulation; a look-up of embeddings adds the rows that it read. Under autocast, whose cached
-cast is one node of the graph, autograd would add the uses in bf16.
+backward (`working_copies`). Where fp32 masters are elsewhere (`sleeptrain.parallel.zero.working_weights`), the
+parameter itself is bf16 and serves as the copy. The product that computes the gradient of a use adds it to the fp32
+gradient of the weight, as in Megatron-LM's fused accumulation; a look-up of embeddings adds the rows that it read.
+Under autocast, whose cached cast is one node of the graph, autograd would add the uses in bf16.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from sleeptrain.ops.add_product import add_product, add_rows
+from sleeptrain.ops.add_product import add_product, gradient_dtype
 
 
 class ComputeDtype:
@@ -31,8 +32,8 @@ class ComputeDtype:
         return x if self.compute_dtype is None else x.to(self.compute_dtype)
 
 
-class AddsGradient:
-    """A module with a matrix.
+class MatrixReader(ComputeDtype):
+    """A module that reads a matrix in no other dtype than the compute dtype.
 
     gradient: the gradient of the matrix, to which the backward of each use adds; None: autograd adds the uses.
     """
@@ -40,19 +41,19 @@ class AddsGradient:
     gradient: torch.Tensor | None = None
     weight: torch.Tensor
 
+    @property
+    def matrix(self) -> torch.Tensor | None:
+        """The matrix; None if another module has it."""
+        return self.weight
 
-class Product(AddsGradient, ComputeDtype):
+
+class Product(MatrixReader):
     """A module that multiplies by a matrix.
 
     working_copy: the matrix in the compute dtype; None: each use casts it.
     """
 
     working_copy: torch.Tensor | None = None
-
-    @property
-    def matrix(self) -> torch.Tensor | None:
-        """The matrix of which `working_copies` keeps a copy; None if another module has it."""
-        return self.weight
 
     def product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [..., D], weight [C, D], bias [C] -> x @ weight^T + bias, [..., C] in the compute dtype."""
@@ -96,7 +97,7 @@ class _SharedProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, *matrices: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         copies, ctx.gradients = matrices[1::3], matrices[2::3]
-        ctx.dtypes = [weight.dtype for weight in matrices[::3] if weight is not None]
+        ctx.dtypes = [gradient_dtype(weight) for weight in matrices[::3] if weight is not None]
         ctx.save_for_backward(x, *copies)
         ctx.set_materialize_grads(False)
         flat = x.flatten(0, -2)
@@ -121,33 +122,6 @@ class _SharedProducts(torch.autograd.Function):
         return None if dx is None else dx.view_as(x), *dweights
 
 
-class Embedding(AddsGradient, nn.Embedding):
-    """`nn.Embedding` whose backward adds the rows that were read, and no others, to the gradient."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self.gradient is None:
-            return super().forward(input)
-        rows: torch.Tensor = _Rows.apply(input, self.weight, self.gradient)
-        return rows
-
-
-class _Rows(torch.autograd.Function):
-    """The rows of a matrix at some ids. The backward adds to `gradient`: autograd would write one of its size first."""
-
-    @staticmethod
-    def forward(ctx: Any, ids: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(ids)
-        ctx.gradient = gradient
-        return F.embedding(ids, weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, drows: torch.Tensor) -> tuple[None, None, None]:
-        (ids,) = ctx.saved_tensors
-        add_rows(ctx.gradient, ids.flatten(), drows.flatten(0, -2))
-        return None, None, None
-
-
 class _Product(torch.autograd.Function):
     """x @ copy^T + bias, whose gradients of weight and bias are in the dtypes of weight and bias.
 
@@ -166,7 +140,7 @@ class _Product(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(x, copy)
         ctx.gradient = gradient
-        ctx.weight_dtype, ctx.bias_dtype = weight.dtype, None if bias is None else bias.dtype
+        ctx.weight_dtype, ctx.bias_dtype = gradient_dtype(weight), None if bias is None else bias.dtype
         flat = x.flatten(0, -2)
         y = flat @ copy.t() if bias is None else torch.addmm(bias.to(copy.dtype), flat, copy.t())
         return y.unflatten(0, x.shape[:-1])
@@ -188,6 +162,12 @@ def adopt_linears(module: nn.Module) -> None:
     for part in module.modules():
         if type(part) is nn.Linear:
             part.__class__ = Linear
+
+
+def read_narrow(model: nn.Module) -> set[str]:
+    """The names of the matrices that are read in the compute dtype only."""
+    read = [module.matrix for module in model.modules() if isinstance(module, MatrixReader)]
+    return {name for name, p in model.named_parameters() if any(p is matrix for matrix in read)}
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from itertools import zip_longest
 import torch
 from torch import nn
 
-from sleeptrain.model.linear import Embedding, Product
+from sleeptrain.model.linear import MatrixReader, Product
 from sleeptrain.model.norm import RMSNorm
 from sleeptrain.ops.add_product import adds_wide, stacking_rows
 
@@ -24,42 +24,76 @@ MOST_ELEMENTS = 2**17  # of a vector; the gradients of all its uses are held unt
 def working_copies(model: nn.Module) -> Iterator[None]:
     """Keep a copy of each matrix in the compute dtype, with the values at entry, and let uses add to its gradient.
 
-    Enter it around the forwards and backwards of a step, between which no weight changes, and not under ZeRO-3: copies
-    would hold the whole model, of which a process holds a part. Where gradients are computed, a matrix without one gets
-    a gradient of zeros; gradients of vectors and other small tensors are None inside and complete at exit.
+    A matrix that has the compute dtype is its own copy. Its gradient is wider than the matrix, which torch.compile
+    refuses, so it is out of sight inside. Enter it around the forwards and backwards of a step, between which no weight
+    changes, and not under ZeRO-3: copies would hold the whole model, of which a process holds a part. Where gradients
+    are computed, a matrix without one gets a gradient of zeros; gradients of vectors and other small tensors are None
+    inside and complete at exit.
     """
-    modules = [module for module in model.modules() if isinstance(module, Product) and module.compute_dtype is not None]
-    pairs = [(module, matrix) for module in modules if (matrix := module.matrix) is not None]
-    if not pairs:
+    modules = [m for m in model.modules() if isinstance(m, MatrixReader) and m.compute_dtype is not None]
+    readers: list[tuple[MatrixReader, torch.Tensor]]
+    readers = [(module, matrix) for module in modules if (matrix := module.matrix) is not None]
+    if not readers:
         yield
         return
-    embeddings = [module for module in model.modules() if isinstance(module, Embedding)]
+    gradients = {matrix: _gradient(matrix) for _, matrix in readers}
+    hidden = {m: m.grad for m, added_to in gradients.items() if _is_wide(m.grad, m) and _is_unread(added_to)}
+    for module, matrix in readers:
+        module.gradient = gradients[matrix]
+    for matrix in hidden:
+        matrix.grad = None
+    products = [(module, matrix.detach()) for module, matrix in readers if isinstance(module, Product)]
     norms = [module for module in model.modules() if isinstance(module, RMSNorm) and module.zero_centred]
-    copies = [torch.empty_like(matrix, dtype=module.compute_dtype) for module, matrix in pairs]
-    with torch.no_grad():
-        torch._foreach_copy_(copies, [matrix for _, matrix in pairs])
-        scales = torch._foreach_add([norm.weight for norm in norms], 1.0) if norms else []
-    for (module, matrix), copy in zip(pairs, copies, strict=True):
-        module.working_copy, module.gradient = copy, _gradient(matrix)
-    for embedding in embeddings:
-        embedding.gradient = _gradient(embedding.weight)
-    for norm, scale in zip(norms, scales, strict=True):
-        norm.scale = scale
-    matrices = {id(matrix) for _, matrix in pairs} | {id(embedding.weight) for embedding in embeddings}
-    gradients = [(copy, module.gradient) for (module, _), copy in zip(pairs, copies, strict=True)]
-    totals = [total for copy, total in gradients if total is not None and adds_wide(copy, total.dtype)]
-    sums = LateSums([p for p in model.parameters() if id(p) not in matrices and _is_summed_late(p)])
+    _copy_matrices(products)
+    _compute_scales(norms)
+    totals = [p.gradient for p, _ in products if p.gradient is not None and _adds_wide(p, p.gradient)]
+    sums = LateSums([p for p in model.parameters() if p not in gradients and _is_summed_late(p)])
     try:
         with stacking_rows(totals):
             yield
     finally:
         sums.close()
-        for module, _ in pairs:
-            module.working_copy = module.gradient = None
-        for embedding in embeddings:
-            embedding.gradient = None
+        for module, _ in readers:
+            module.gradient = None
+        for product, _ in products:
+            product.working_copy = None
         for norm in norms:
             norm.scale = None
+        for matrix, gradient in hidden.items():
+            matrix.grad = gradient
+
+
+def _copy_matrices(products: Sequence[tuple[Product, torch.Tensor]]) -> None:
+    """Set the working copy of each module from its matrix."""
+    wide = [(module, matrix) for module, matrix in products if matrix.dtype != module.compute_dtype]
+    copies = [torch.empty_like(matrix, dtype=module.compute_dtype) for module, matrix in wide]
+    if copies:
+        torch._foreach_copy_(copies, [matrix for _, matrix in wide])
+    for module, matrix in products:
+        module.working_copy = matrix
+    for (module, _), copy in zip(wide, copies, strict=True):
+        module.working_copy = copy
+
+
+@torch.no_grad()
+def _compute_scales(norms: Sequence[RMSNorm]) -> None:
+    """Set the scale of each norm: 1 + its weight."""
+    scales = torch._foreach_add([norm.weight for norm in norms], 1.0) if norms else []
+    for norm, scale in zip(norms, scales, strict=True):
+        norm.scale = scale
+
+
+def _adds_wide(product: Product, total: torch.Tensor) -> bool:
+    return product.working_copy is not None and adds_wide(product.working_copy, total.dtype)
+
+
+def _is_wide(gradient: torch.Tensor | None, matrix: torch.Tensor) -> bool:
+    return gradient is not None and gradient.dtype != matrix.dtype
+
+
+def _is_unread(added_to: torch.Tensor | None) -> bool:
+    """True if autograd does not read the gradient of a matrix. added_to: `_gradient`."""
+    return added_to is not None or not torch.is_grad_enabled()
 
 
 def _gradient(matrix: torch.Tensor) -> torch.Tensor | None:

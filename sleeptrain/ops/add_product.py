@@ -16,6 +16,11 @@ FEW, STACKED = 513, 1024
 LARGE = 2**22  # elements of a total
 
 
+def gradient_dtype(weight: torch.Tensor) -> torch.dtype:
+    """The dtype in which the gradient of a weight adds up: fp32 for a narrow weight, else that of the weight."""
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
 def add_product(total: torch.Tensor | None, a_CN: torch.Tensor, b_ND: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """total + a @ b, [C, D] in `dtype`, in the memory of `total`; None: zero.
 

@@ -1,7 +1,7 @@
 """Cross entropy over a large vocabulary from features: logits are computed some rows at a time and never held whole.
 
 Products have the dtype of the features. Logits are widened to fp32 inside the cross entropy, and the gradient of the
-weight adds up in the weight's dtype over all rows. `torch.nn.functional.linear_cross_entropy` has the same memory; on a
+weight adds up over all rows in `gradient_dtype`. `torch.nn.functional.linear_cross_entropy` has the same memory; on a
 GPU it multiplies in fp32 in the backward, without tensor cores, or adds the gradient of the weight up in bf16.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from sleeptrain.ops import fla_cross_entropy
-from sleeptrain.ops.add_product import add_product
+from sleeptrain.ops.add_product import add_product, gradient_dtype
 from sleeptrain.ops.device import runs_kernels
 
 
@@ -57,7 +57,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if keep:
                 kept.append(logits)
         losses, lse = (torch.cat(parts) for parts in zip(*found, strict=True))
-        ctx.rows, ctx.weight_dtype, ctx.gradient = rows, weight.dtype, gradient
+        ctx.rows, ctx.gradient_dtype, ctx.gradient = rows, gradient_dtype(weight), gradient
         ctx.are_logits = True
         ctx.save_for_backward(x, copy, targets, lse, *kept)
         return losses
@@ -77,7 +77,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if dx is not None:
                 torch.mm(dlogits, copy, out=dx[index * ctx.rows :][: len(x_part)])
             if needs_weight:
-                dweight = add_product(dweight, dlogits.t(), x_part, ctx.weight_dtype)
+                dweight = add_product(dweight, dlogits.t(), x_part, ctx.gradient_dtype)
         return dx, dweight if ctx.gradient is None else None, None, None, None, None, None
 
 

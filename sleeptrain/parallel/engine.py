@@ -36,7 +36,7 @@ from sleeptrain.parallel.zero.state import load, load_weights, local_tensors
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.flops import step_flops
 from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits, loop_settings, run_rounds
-from sleeptrain.sleep.precision import in_precision
+from sleeptrain.sleep.precision import in_precision, narrow_parameters
 from sleeptrain.sleep.recompute import with_recompute
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.sleep.step import (
@@ -76,7 +76,8 @@ class DistributedEngine:
         all_roles = with_rates(parameter_roles(full_model), config.optim)
         roles = {name: role for name, role in all_roles.items() if name in local_names}
         shapes = {name: tuple(p.shape) for name, p in full_model.named_parameters() if name in local_names}
-        self._zero = wrap(self.model, roles, config.optim, config.parallel.zero, mesh, self._sharding, shapes)
+        narrow = narrow_parameters(config.train, self.model)
+        self._zero = wrap(self.model, roles, config.optim, config.parallel.zero, mesh, self._sharding, shapes, narrow)
         if config.train.compile:
             compile_blocks(self.model)
         self._costs = schedule_costs(config)
@@ -125,7 +126,7 @@ class DistributedEngine:
 
     @property
     def _copies(self) -> bool:
-        """Each matrix is cast once a step. Under ZeRO-3 it is here only while it is used, so each use casts it."""
+        """A wide matrix is cast once a step. Under ZeRO-3 it is here only while it is used, so each use casts it."""
         return self._config.parallel.zero < 3
 
     def _run_unpipelined(

@@ -37,6 +37,7 @@ def check_layout(config: Config, world_size: int) -> int:
             f"{_next_multiple(world_size, model_parallel_size)} processes, or make one of the two smaller"
         )
     _check_zero(config)
+    _check_shards(config, world_size // model_parallel_size)
     _check_rows(config, world_size)
     _check_one_backward(config, world_size // model_parallel_size)
     _check_recompute(config)
@@ -117,6 +118,23 @@ def _check_zero(config: Config) -> None:
         raise ConfigError(
             f"parallel.zero=0 does not go with parallel.tensor={parallel.tensor} and parallel.pipeline="
             f"{parallel.pipeline}: DeepSpeed's gradient norm would be wrong there; use parallel.zero=1"
+        )
+
+
+def _check_shards(config: Config, replicas: int) -> None:
+    size, zero = config.parallel.shard_replicas, config.parallel.zero
+    if size is None:
+        return
+    if zero != 1:
+        raise ConfigError(
+            f"parallel.shard_replicas ({size}) does not go with parallel.zero={zero}, which DeepSpeed spreads over all "
+            "replicas; use parallel.zero=1, or leave parallel.shard_replicas empty"
+        )
+    if replicas % size:
+        fitting = ", ".join(str(n) for n in range(1, replicas + 1) if replicas % n == 0)
+        raise ConfigError(
+            f"parallel.shard_replicas ({size}) must divide the number of replicas ({replicas}): use one of {fitting}, "
+            "or leave it empty for all"
         )
 
 

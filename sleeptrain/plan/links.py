@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, log2
 
 from sleeptrain.config.schema import Config
@@ -13,7 +13,7 @@ from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.parallel.zero import limits
 from sleeptrain.plan.gathers import gathered
-from sleeptrain.plan.parameters import WIDE, Held, partition_size, role_groups
+from sleeptrain.plan.parameters import WIDE, Held, partition_size, role_groups, weight_bytes
 from sleeptrain.plan.update import muon_exchange
 from sleeptrain.plan.workload import Extent, Workload, alike, reruns
 from sleeptrain.sleep.precision import product_bytes, residual_bytes
@@ -255,20 +255,24 @@ class DataTraffic:
     """Traffic between the replicas of one pipeline stage in a step.
 
     reduce: gradients. gather: weights. exchange: bytes for Muon from the process that sends most: matrices to their
-    owners and back, tensor ranks included. passes: as in `TensorTraffic`.
+    owners and back, tensor ranks included. passes: as in `TensorTraffic`. These are between the replicas over which
+    the state is cut. copies: sums of gradients between the replicas that hold the same part of it.
     """
 
     reduce: Payload
     gather: Payload
     exchange: int
     passes: int = 0
+    copies: Payload = field(default_factory=Payload)
+    copies_passes: int = 0
 
 
 def data_traffic(config: Config, workload: Workload, held: Sequence[Held]) -> DataTraffic:
     """The traffic of one pipeline stage, whose processes hold the parameters `held`."""
     zero, replicas = config.parallel.zero, workload.replicas
+    shard = config.parallel.state_replicas(replicas)
     total = WIDE * sum(h.numel for h in held)
-    exchange = 0 if replicas * config.parallel.tensor == 1 else WIDE * muon_exchange(config, held, replicas)
+    exchange = 0 if shard * config.parallel.tensor == 1 else WIDE * muon_exchange(config, held, shard)
     if replicas == 1:
         return DataTraffic(Payload(), Payload(), exchange)
     buckets, exchanges = -(-total // (WIDE * limits.MAX_BUCKET)), 2 * bool(exchange)
@@ -276,14 +280,19 @@ def data_traffic(config: Config, workload: Workload, held: Sequence[Held]) -> Da
         return DataTraffic(Payload(all_reduce=total), Payload(), exchange, 2 * buckets + exchanges)
     if zero == 3:
         cut = WIDE * replicas * sum(-(-h.numel // replicas) for h in held)
-        weights = gathered(config, workload, held)
-        gather = Payload(all_gather=WIDE * weights.elements)
-        return DataTraffic(Payload(reduce_scatter=cut), gather, exchange, buckets + weights.times + exchanges)
-    groups = list(role_groups(held))
-    padded = WIDE * replicas * sum(partition_size(group, replicas) for group in groups)
-    gather = Payload(all_gather=padded)
+        found = gathered(config, workload, held)
+        gather = Payload(all_gather=WIDE * found.elements)
+        return DataTraffic(Payload(reduce_scatter=cut), gather, exchange, buckets + found.times + exchanges)
+    groups = list(role_groups(held, zero))
+    padded = [shard * partition_size(group, shard) for group in groups]
+    weights = sum(weight_bytes(group, zero) * size for group, size in zip(groups, padded, strict=True))
+    gather = Payload(all_gather=weights)
     if zero == 1:
-        return DataTraffic(Payload(reduce_scatter=padded), gather, exchange, 2 * len(groups) + exchanges)
+        reduce, passes = Payload(reduce_scatter=WIDE * sum(padded)), 2 * len(groups) + exchanges
+        if shard == replicas:
+            return DataTraffic(reduce, gather, exchange, passes)
+        copies = Payload(all_reduce=WIDE * sum(padded) // shard)
+        return DataTraffic(reduce, gather, exchange, passes, copies, RING_PASSES["all_reduce"] * len(groups))
     each_backward = config.parallel.pipeline == 1
     reductions = workload.num_micros * len(workload.stretches) if each_backward else 1
     passes = 2 * buckets * reductions + len(groups) + exchanges

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from math import prod
 
 from sleeptrain.config.schema import Config
 from sleeptrain.ops.add_product import FEW
 from sleeptrain.parallel.pipeline.schedule import Schedule
 from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.parallel.tensor.sharding import local_config
+from sleeptrain.parallel.zero.working_weights import are_narrow
 from sleeptrain.plan.activations import Activations, carried_bytes, state_bytes
 from sleeptrain.plan.live import Memory, Peak, peak_held
 from sleeptrain.plan.parameters import Held, training_state
@@ -60,12 +62,12 @@ def stage_memory(
     peak: what the stage keeps between its tasks (`stage_peak`); None without a pipeline.
     """
     layers = range(*stages.bounds[stage : stage + 2])
-    state = training_state(
-        held, config.parallel.zero, (config.parallel.tensor, config.parallel.pipeline, workload.replicas)
-    )
+    mesh = (config.parallel.tensor, config.parallel.pipeline, workload.replicas)
+    state = training_state(held, config.parallel.zero, mesh, config.parallel.shard_replicas)
     ends = layers.stop == len(counts.model.layers)
     peak = Peak(_boundary(counts, config, workload), 0) if peak is None else peak
-    copies = counts.copies(layers, ends) if config.parallel.zero < 3 else 0
+    stored = prod(mesh) > 1 and are_narrow(config.parallel.zero)  # the matrices are narrow themselves
+    copies = 0 if stored or config.parallel.zero == 3 else counts.copies(layers, ends)
     if config.parallel.zero < 2 and any(len(r.rows) * r.length < FEW for r in workload.rounds):
         copies += counts.kept_rows(layers)
     carried = _carried(config, workload) if workload.carried else []

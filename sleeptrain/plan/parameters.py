@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from math import prod
 
 import torch
@@ -15,8 +15,11 @@ from sleeptrain.optim.freezing import num_frozen_stages, with_rates
 from sleeptrain.optim.optimizers import KINDS, STATE, ParameterRole
 from sleeptrain.optim.param_groups import parameter_roles
 from sleeptrain.parallel.tensor.sharding import ModelSharding
+from sleeptrain.parallel.zero.working_weights import are_narrow
+from sleeptrain.sleep.precision import narrow_parameters
 
-WIDE = 4  # bytes of an element: weights, gradients and optimizer state are fp32 (`sleeptrain.parallel.zero.engine`)
+# Bytes of an element: in fp32, as gradients and optimizer state are; in bf16, as ZeRO-1 keeps weights that are read so.
+WIDE, NARROW = 4, 2
 # DeepSpeed pads the flat tensor of a group to a multiple of this many elements for each replica (ZeRO-1 and 2).
 ALIGNMENT = 2
 # Elements that ZeRO-3 may keep gathered between a forward and its backward (its `max_live_parameters`).
@@ -32,6 +35,7 @@ class Held:
     shape: of the full parameter, not cut for tensor ranks.
     role: see `ParameterRole`.
     always_frozen: it is never trained. Without DeepSpeed it has no gradient and no optimizer state; with it, both.
+    narrow: the model reads nothing wider than bf16 of it (`sleeptrain.sleep.precision.narrow_parameters`).
     """
 
     name: str
@@ -39,6 +43,7 @@ class Held:
     shape: tuple[int, ...]
     role: ParameterRole
     always_frozen: bool = False
+    narrow: bool = False
 
 
 def held_parameters(config: Config, bounds: Sequence[int]) -> list[list[Held]]:
@@ -49,12 +54,16 @@ def held_parameters(config: Config, bounds: Sequence[int]) -> list[list[Held]]:
         parts = [Hybrid(config.model, range(*ends)) for ends in pairwise(bounds)]
     roles = with_rates(parameter_roles(model), config.optim)
 
-    def held(name: str, p: torch.Tensor) -> Held:
+    def held(name: str, p: torch.Tensor, narrow: bool) -> Held:
         local = p if size == 1 else sharding.take(name, p.detach(), 0)
         always_frozen = len(roles[name].frozen) == num_frozen_stages(config.optim)
-        return Held(name, local.numel(), tuple(p.shape), roles[name], always_frozen)
+        return Held(name, local.numel(), tuple(p.shape), roles[name], always_frozen, narrow)
 
-    return [[held(name, p) for name, p in part.named_parameters()] for part in parts]
+    narrow = [narrow_parameters(config.train, part) for part in parts]
+    return [
+        [held(name, p, name in names) for name, p in part.named_parameters()]
+        for part, names in zip(parts, narrow, strict=True)
+    ]
 
 
 def count_parameters(config: Config) -> tuple[int, int]:
@@ -84,12 +93,15 @@ class TrainingState:
         return self.weights + self.master + self.gradients + self.optimizer
 
 
-def training_state(held: Sequence[Held], zero: int, mesh: tuple[int, int, int]) -> TrainingState:
+def training_state(
+    held: Sequence[Held], zero: int, mesh: tuple[int, int, int], shard: int | None = None
+) -> TrainingState:
     """The state of the fullest replica. One process alone trains without DeepSpeed.
 
     held: the parameters of a process. zero: ZeRO stage. mesh: (tensor ranks, pipeline stages, replicas).
+    shard: `parallel.shard_replicas`.
     """
-    _, pipeline, replicas = mesh
+    pipeline, replicas = mesh[1], shard or mesh[2]
     numel = sum(h.numel for h in held)
     if prod(mesh) == 1:
         trained = [h for h in held if not h.always_frozen]
@@ -97,7 +109,7 @@ def training_state(held: Sequence[Held], zero: int, mesh: tuple[int, int, int]) 
         return TrainingState(WIDE * numel, 0, WIDE * sum(h.numel for h in trained), WIDE * optimizer)
     if zero == 0:
         return TrainingState(WIDE * numel, 0, WIDE * numel, WIDE * sum(h.numel * _averages(h.role) for h in held))
-    groups = list(role_groups(held))
+    groups = list(role_groups(held, zero))
     if zero == 3:
         cut = [[-(-h.numel // replicas) for h in group] for group in groups]
         local = sum(map(sum, cut))
@@ -109,14 +121,20 @@ def training_state(held: Sequence[Held], zero: int, mesh: tuple[int, int, int]) 
     if zero == 2 and pipeline == 1:  # the full gradient of each parameter that lies in its partition
         reached = [[sum(h.numel for h, _ in reach) for reach in overlaps(group, replicas)] for group in groups]
         gradients = max(map(sum, zip(*reached, strict=True)))
-    return TrainingState(WIDE * sum(parts) * replicas, WIDE * sum(parts), WIDE * gradients, WIDE * optimizer)
+    weights = sum(weight_bytes(group, zero) * part * replicas for part, group in zip(parts, groups, strict=True))
+    return TrainingState(weights, WIDE * sum(parts), WIDE * gradients, WIDE * optimizer)
 
 
-def role_groups(held: Sequence[Held]) -> Iterator[list[Held]]:
-    """The optimizer's groups: DeepSpeed puts the parameters of one kind into one flat tensor."""
-    for kind in KINDS:
-        if group := [h for h in held if h.role.kind == kind]:
+def role_groups(held: Sequence[Held], zero: int) -> Iterator[list[Held]]:
+    """The optimizer's groups: DeepSpeed puts the parameters of one kind, and of one dtype, into one flat tensor."""
+    for kind, narrow in product(KINDS, (False, True)):
+        if group := [h for h in held if h.role.kind == kind and (h.narrow and are_narrow(zero)) == narrow]:
             yield group
+
+
+def weight_bytes(group: Sequence[Held], zero: int) -> int:
+    """Bytes of an element of the weights of one of several processes. group: of the optimizer."""
+    return NARROW if group[0].narrow and are_narrow(zero) else WIDE
 
 
 def partition_size(group: Sequence[Held], replicas: int) -> int:

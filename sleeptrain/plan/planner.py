@@ -111,7 +111,8 @@ class Planner:
             peak = self._peak(config, workload, s) if peaks else nothing
             return stage_memory(config, workload, h, stages, s, counts, peak)
 
-        key = ("memory", peaks, workload.replicas, config.parallel.zero, *_mode(config, workload))
+        parallel = config.parallel
+        key = ("memory", peaks, workload.replicas, parallel.zero, parallel.shard_replicas, *_mode(config, workload))
         return self._once(key, lambda: tuple(one(s, h) for s, h in enumerate(self.held(config))))
 
     def fullest(self, config: Config, workload: Workload, peaks: bool = True) -> int:
@@ -178,6 +179,7 @@ class Planner:
     def data(self, config: Config, workload: Workload) -> tuple[DataTraffic, ...]:
         parallel = config.parallel
         key: tuple[Hashable, ...] = ("data", parallel.zero, workload.replicas, parallel.tensor, parallel.pipeline)
+        key = (*key, parallel.shard_replicas)
         if parallel.zero > 1:
             key = (*key, *_mode(config, workload))
         return self._once(key, lambda: tuple(data_traffic(config, workload, h) for h in self.held(config)))
@@ -198,7 +200,7 @@ class Planner:
             flops=self._flops(config, workload)[0],
             executed=self._executed(config, processes, workload, busy),
             bubble=finish / max(busy) - 1,
-            orthogonalised=self._newton_schulz(config, workload.replicas),
+            orthogonalised=self._newton_schulz(config, config.parallel.state_replicas(workload.replicas)),
             state=max(m.weights + m.master + m.gradients + m.optimizer for m in memory),
             tokens=workload.tokens,
         )  # fmt: skip
@@ -222,14 +224,17 @@ class Planner:
     def _traffic(self, config: Config, workload: Workload) -> Traffic:
         gpu, parallel, replicas = self.gpu, config.parallel, workload.replicas
         assert gpu is not None
-        far = leaves_machine(parallel.tensor, replicas, parallel.pipeline)
+        shard = parallel.state_replicas(replicas)
+        far = leaves_machine(parallel.tensor, replicas, parallel.pipeline, shard)
 
         def seconds(link: str, sent: float, passes: float, size: int) -> float:
             return LINK_SHARES.seconds(gpu, sent, passes, size, far[link])
 
         def data(d: DataTraffic) -> float:
-            sent = sent_bytes(d.reduce, replicas) + sent_bytes(d.gather, replicas) + d.exchange
-            return seconds("data", sent, d.passes, replicas)
+            sent = sent_bytes(d.reduce, shard) + sent_bytes(d.gather, shard) + d.exchange
+            others = replicas // shard
+            summed = seconds("data", sent_bytes(d.copies, others), d.copies_passes, others)
+            return seconds("shard", sent, d.passes, shard) + summed
 
         tensor = (
             seconds("tensor", sent_bytes(t.total, parallel.tensor), t.passes, parallel.tensor)

@@ -78,7 +78,13 @@ def _stage(plan: Plan, step: StepPlan) -> dict[str, Any]:
                 for t in step.tensor
             ],
             "data": [
-                {"reduce": dict(d.reduce), "gather": dict(d.gather), "muon_exchange": d.exchange} for d in step.data
+                {
+                    "reduce": dict(d.reduce),
+                    "gather": dict(d.gather),
+                    "muon_exchange": d.exchange,
+                    "copies": dict(d.copies),
+                }
+                for d in step.data
             ],
             "tied_embeddings": step.tied,
         },
@@ -102,7 +108,7 @@ def _head(plan: Plan) -> Iterable[str]:
     several = "es" if plan.processes > 1 else ""
     yield (
         f"layout    {plan.processes} process{several}: tensor {p.tensor}, pipeline {p.pipeline}, replicas "
-        f"{plan.replicas}, ZeRO-{p.zero}"
+        f"{plan.replicas}, ZeRO-{p.zero}{'' if p.shard_replicas is None else f' over {p.shard_replicas} of them'}"
     )
     largest = max(range(len(plan.held)), key=lambda s: sum(h.numel for h in plan.held[s]))
     numel = sum(h.numel for h in plan.held[largest])
@@ -166,6 +172,7 @@ def _memory(plan: Plan) -> Iterable[str]:
 
 def _links(plan: Plan) -> Iterable[str]:
     step, tensor = plan.largest, plan.config.parallel.tensor
+    shard = plan.config.parallel.state_replicas(plan.replicas)
     if plan.processes == 1:
         return
     yield "sent by the process that sends most, in a step of the stage with the most work, MB"
@@ -178,9 +185,10 @@ def _links(plan: Plan) -> Iterable[str]:
         ["tensor", mb(largest((t.forward for t in step.tensor), tensor)), "forward"],
         ["tensor", mb(largest((t.recompute for t in step.tensor), tensor)), "run again to save memory"],
         ["tensor", mb(largest((t.backward for t in step.tensor), tensor)), "backward"],
-        ["data", mb(largest((d.reduce for d in step.data), plan.replicas)), "gradients"],
-        ["data", mb(largest((d.gather for d in step.data), plan.replicas)), "weights"],
+        ["data", mb(largest((d.reduce for d in step.data), shard)), "gradients"],
+        ["data", mb(largest((d.gather for d in step.data), shard)), "weights"],
         ["data", mb(max(d.exchange for d in step.data)), "matrices for Muon, and back"],
+        ["copies", mb(largest((d.copies for d in step.data), plan.replicas // shard)), "gradients of the same state"],
         ["tied", mb(step.tied), "gradient of the embeddings"],
     ]
     yield from table(["link", "MB", "what"], rows)

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from math import gcd, inf
 
 from sleeptrain.config.schema import Config
@@ -56,6 +57,8 @@ class Found:
         """The settings as words of a command line."""
         parallel = self.config.parallel
         words = {f"parallel.{name}": getattr(parallel, name) for name in ("tensor", "pipeline", "zero")}
+        if parallel.shard_replicas is not None:
+            words["parallel.shard_replicas"] = parallel.shard_replicas
         words |= {"train.micro_batch": self.config.train.micro_batch, "sleep.recompute": self.config.sleep.recompute}
         return " ".join(f"{name}={value}" for name, value in words.items())
 
@@ -148,11 +151,16 @@ class _Searcher:
         replicas = self.processes // (tensor * pipeline)
         rows = [b // replicas for _, b in values_in_force(self.config, "batch", self.config.data.batch, "data.batch")]
         sizes = [*_divisors(gcd(*rows)), *([0] if len(set(rows)) > 1 else [])]
-        for zero in ZERO_STAGES:
-            for size in sizes:
-                modes = [m for m in MODES if self._allowed(_with(self.config, tensor, pipeline, zero, size, m))]
-                if modes:
-                    yield _Layout(_with(self.config, tensor, pipeline, zero, size, modes[0]), replicas, tuple(modes))
+        for zero, size in product(ZERO_STAGES, sizes):
+            modes = [m for m in MODES if self._allowed(_with(self.config, tensor, pipeline, zero, size, m))]
+            if not modes:
+                continue
+            layout = _with(self.config, tensor, pipeline, zero, size, modes[0])
+            yield _Layout(layout, replicas, tuple(modes))
+            shard = GPUS_A_MACHINE // tensor  # the replicas of a machine
+            if zero == 1 and shard < replicas and replicas % shard == 0 and GPUS_A_MACHINE % tensor == 0:
+                parallel = replace(layout.parallel, shard_replicas=shard)
+                yield _Layout(replace(layout, parallel=parallel), replicas, tuple(modes))
 
     def _allowed(self, config: Config) -> int | None:
         """The number of replicas, if a start allows the layout; else None, and the reason is counted."""
@@ -255,7 +263,7 @@ def _with(config: Config, tensor: int, pipeline: int, zero: int, micro_batch: in
     return with_recompute(
         replace(
             config,
-            parallel=replace(config.parallel, tensor=tensor, pipeline=pipeline, zero=zero),
+            parallel=replace(config.parallel, tensor=tensor, pipeline=pipeline, zero=zero, shard_replicas=None),
             train=replace(config.train, micro_batch=micro_batch),
         ),
         mode,

@@ -51,9 +51,13 @@ class Speed:
     mfu: float
 
 
-def leaves_machine(tensor: int, replicas: int, pipeline: int) -> dict[str, bool]:
-    """For each link: True if it leaves a machine. Ranks count tensor first, then replicas, then pipeline stages."""
-    group = {"tensor": tensor, "data": tensor * replicas, "pipeline": tensor * replicas * pipeline}
+def leaves_machine(tensor: int, replicas: int, pipeline: int, shard: int | None = None) -> dict[str, bool]:
+    """For each link: True if it leaves a machine. Ranks count tensor first, then replicas, then pipeline stages.
+
+    shard: the neighbouring replicas over which state is cut; None: all.
+    """
+    group = {"tensor": tensor, "shard": tensor * (shard or replicas), "data": tensor * replicas}
+    group |= {"pipeline": tensor * replicas * pipeline}
     return {link: size > GPUS_A_MACHINE for link, size in group.items()}
 
 

@@ -15,7 +15,7 @@ FLOPS_OF_A_MULTIPLICATION = 2
 def newton_schulz_flops(config: Config, held: Sequence[Held], replicas: int) -> float:
     """FLOPs of Newton-Schulz on the process with the most work."""
     loads = [0.0] * (config.parallel.tensor * replicas)
-    for group in _muon_groups(held):
+    for group in _muon_groups(held, config.parallel.zero):
         costs = _costs(group)
         for name, owner in assign_owners(costs, len(loads)).items():
             loads[owner] += costs[name]
@@ -26,7 +26,7 @@ def muon_exchange(config: Config, held: Sequence[Held], replicas: int) -> int:
     """Elements that the busiest process sends: its fragments to the owners, and its own matrices back to the others."""
     tensor, zero = config.parallel.tensor, config.parallel.zero
     sent = [0] * (tensor * replicas)
-    for group in _muon_groups(held):
+    for group in _muon_groups(held, zero):
         owners = assign_owners(_costs(group), len(sent))
         for h in group:
             copies = replicas - 1 if zero == 0 else tensor
@@ -40,8 +40,8 @@ def muon_exchange(config: Config, held: Sequence[Held], replicas: int) -> int:
     return max(sent)
 
 
-def _muon_groups(held: Sequence[Held]) -> list[list[Held]]:
-    return [group for group in role_groups(held) if group[0].role.kind == "muon"]
+def _muon_groups(held: Sequence[Held], zero: int) -> list[list[Held]]:
+    return [group for group in role_groups(held, zero) if group[0].role.kind == "muon"]
 
 
 def _costs(group: Sequence[Held]) -> Mapping[str, float]:

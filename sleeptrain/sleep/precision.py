@@ -8,13 +8,14 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sleeptrain.config.schema import Config, TrainConfig
 from sleeptrain.distributed.world import World
 from sleeptrain.errors import ConfigError
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.model.linear import computing_in
+from sleeptrain.model.linear import computing_in, read_narrow
 from sleeptrain.model.working_copies import working_copies
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -32,6 +33,11 @@ def product_bytes(train: TrainConfig) -> int:
 def residual_bytes(train: TrainConfig) -> int:
     """Bytes of an element of the features between blocks."""
     return max(DTYPES[train.residual].itemsize, product_bytes(train))
+
+
+def narrow_parameters(train: TrainConfig, model: nn.Module) -> set[str]:
+    """The names of the parameters that may be stored in `train.precision`, since a step reads nothing wider of them."""
+    return set() if train.precision == "fp32" else read_narrow(model)
 
 
 @contextmanager

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -30,6 +31,21 @@ def test_tensor_ranks_are_neighbours_and_stages_are_furthest_apart():
         [(2, 0, 5.0), (2, 1, 2.0), (1, 0, 2.0)],
         [(2, 1, 5.0), (2, 1, 4.0), (1, 0, 3.0)],
     ]
+
+
+def _state_places() -> list[tuple[int, int, list[int]]]:
+    """Of the axes of ZeRO's state, and of the group that holds it: size, rank, and the world ranks in it."""
+    mesh = Mesh.build(2, 1, shard_replicas=2)
+    groups = (mesh.shard.group, mesh.copies.group, mesh.state)
+    return [(dist.get_world_size(g), dist.get_rank(g), dist.get_process_group_ranks(g)) for g in groups]
+
+
+@pytest.mark.slow
+def test_state_is_cut_over_neighbouring_replicas():
+    found = run_ranks(_state_places, 8)
+    assert found[0] == [(2, 0, [0, 2]), (2, 0, [0, 4]), (4, 0, [0, 1, 2, 3])]
+    assert found[3] == [(2, 1, [1, 3]), (2, 0, [3, 7]), (4, 3, [0, 1, 2, 3])]
+    assert found[6] == [(2, 1, [4, 6]), (2, 1, [2, 6]), (4, 2, [4, 5, 6, 7])]
 
 
 def test_one_process_needs_no_groups():

@@ -39,6 +39,16 @@ def test_a_checksum_sees_every_bit_and_every_place(monkeypatch: pytest.MonkeyPat
     assert int(checksum(zero)) != int(checksum(-zero)), "the sign of zero is a bit"
 
 
+def test_a_checksum_sees_every_bit_of_bf16_weights() -> None:
+    values = torch.randn(5, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = int(checksum(values))
+    for place in range(5):
+        for bit in range(15):
+            other = values.clone()
+            other.view(torch.int16)[place] ^= 1 << bit
+            assert int(checksum(other)) != expected, (place, bit)
+
+
 @pytest.mark.parametrize(
     ("digests", "expected"),
     [("aaaa", []), ("aaba", [2]), ("abac", [1, 3]), ("ab", [0, 1]), ("aabb", [0, 1, 2, 3]), ("abc", [0, 1, 2])],

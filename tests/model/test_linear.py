@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from sleeptrain.model.embedding import Embedding
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.model.linear import Embedding, Linear, adopt_linears, computing_in, products_of
+from sleeptrain.model.linear import Linear, adopt_linears, computing_in, products_of
 from sleeptrain.model.working_copies import working_copies
 from tests.models import tiny_config
 from tests.sleep.oracle import causal_layout

@@ -31,6 +31,8 @@ ACCEPTED: list[tuple[dict[str, Any], int, int]] = [
     ({"parallel.tensor": 8, "model.layers": ["mamba2"]}, 8, 1),  # heads of unused mixers do not count
     ({"model.vocab_size": 17, "parallel.tensor": 2}, 2, 1),  # the vocabulary is padded
     ({"train.micro_batch": 2}, 4, 4),
+    ({"parallel.shard_replicas": 2, "parallel.tensor": 2}, 8, 4),
+    ({"parallel.shard_replicas": 1}, 1, 1),
 ]
 
 
@@ -49,6 +51,20 @@ RULE110: dict[str, Any] = {
 
 # settings, processes, words of the message, settings that the message proposes, processes then
 REFUSED: list[tuple[dict[str, Any], int, list[str], dict[str, Any], int]] = [
+    (
+        {"parallel.shard_replicas": 3},
+        4,
+        ["parallel.shard_replicas (3)", "the number of replicas (4)", "one of 1, 2, 4"],
+        {"parallel.shard_replicas": 2},
+        4,
+    ),
+    (
+        {"parallel.shard_replicas": 2, "parallel.zero": 2},
+        4,
+        ["parallel.shard_replicas (2)", "parallel.zero=2", "use parallel.zero=1"],
+        {"parallel.shard_replicas": 2, "parallel.zero": 1},
+        4,
+    ),
     (
         {"parallel.tensor": 3, "data.batch": 6},
         6,

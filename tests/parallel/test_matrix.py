@@ -213,6 +213,18 @@ def test_a_run_equals_that_of_one_process(
     assert not {name: deviation for name, deviation in found.items() if not deviation <= TOLERANCE}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [Layout(1, 1, 4, 1), Layout(1, 2, 2, 1), Layout(2, 1, 2, 1)], ids=str)
+def test_groups_of_replicas_that_each_keep_the_state_equal_one_process(
+    tmp_path: Path, text: Path, one_process: Callable[[Sleep], Path], layout: Layout
+) -> None:
+    more = (f"parallel.shard_replicas={layout.data // 2}",)
+    config = configuration(text, tmp_path, layout, SLEEPS[-1], rows_at_once(layout), more)
+    assert run_ranks(trainer.train, layout.size, config) == [0] * layout.size
+    found = deviations(numbers(tmp_path), numbers(one_process(SLEEPS[-1])))
+    assert not {name: deviation for name, deviation in found.items() if not deviation <= TOLERANCE}
+
+
 BF16 = ("train.precision=bf16", f"train.tokens={ROWS * SEQUENCE}")  # one step: optimizers hold its gradients
 BF16_SLEEP = Sleep(3, "features", "hard", True)
 
@@ -242,13 +254,16 @@ def test_gradients_in_bf16_differ_by_less_than_its_rounding(
     record_property: Callable[[str, object], None],
     layout: Layout,
 ) -> None:
-    """All gradients together are nearer to those of one process in bf16 than these are to fp32."""
+    """All gradients together are nearer to those of one process in bf16 than these are to fp32.
+
+    Tensor ranks round partial sums, too: their error is about as large as that of one process, and another one.
+    """
     config = configuration(text, tmp_path, layout, BF16_SLEEP, rows_at_once(layout), BF16)
     assert run_ranks(trainer.train, layout.size, config) == [0] * layout.size
     found, bf16, fp32 = (moments(n) for n in (numbers(tmp_path), in_one_process["bf16"], in_one_process["fp32"]))
     share = float((found - bf16).norm() / (bf16 - fp32).norm())
     record_property("share", share)
-    assert 0 < share <= 1
+    assert 0 < share <= (1 if layout.tensor == 1 else 1.5)
 
 
 def moments(found: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -179,12 +179,12 @@ def measure(config: Config, monkey: Any) -> dict[str, Any]:
         complete_bytes.append(nbytes(p.grad for p in zero.parameters.values()) if zero._flat is None else 0)
 
     monkey.setattr(engine, "_complete_gradients", completed)
-    watch, tensor, data = Watch(monkey), Sent(world.mesh.tensor.group), Counter[str]()
-    gathers = Gathers(world.mesh.data.group)
-    with tensor, counted(data, world.mesh.data.group), gathers:
+    watch, tensor, data, copies = Watch(monkey), Sent(world.mesh.tensor.group), Counter[str](), Counter[str]()
+    gathers = Gathers(world.mesh.shard.group)
+    with tensor, counted(data, world.mesh.shard.group), gathers:
         result = engine.forward_backward(batch, shape, carried)
     gradients = max(*complete_bytes, nbytes(_gradients(zero)))
-    with counted(data, world.mesh.data.group), gathers:
+    with counted(data, world.mesh.shard.group), counted(copies, world.mesh.copies.group), gathers:
         engine.step(1.0)
     optimizer = zero.optimizer
     masters = [t for p in optimizer.partitions for t in p.tensors]
@@ -199,6 +199,7 @@ def measure(config: Config, monkey: Any) -> dict[str, Any]:
         "tensor": dict(tensor.bytes),
         "reduce": data["reduce_scatter" if zero.zero == 1 else "all_reduce"],
         "gather": gathers.bytes,
+        "copies": copies["all_reduce"],
         "exchange": data["exchange"],
         "boundary": watch.peak,
         "sent": dict(watch.sent),

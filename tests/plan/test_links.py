@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from sleeptrain.distributed.gpus import Gpu
+from sleeptrain.distributed.gpus import Gpu, find_gpu
+from sleeptrain.plan.layout import make_plan
 from sleeptrain.plan.links import DataTraffic, LinkShares, Payload, TensorTraffic, sent_bytes
+from sleeptrain.plan.report import to_text
 from tests.plan.planned import planned, text
 
 SMALL = ("sleep.passes=1", "data.sequence=128", "data.batch=4", "train.precision=fp32")
@@ -63,6 +65,27 @@ def test_split_sequences_are_gathered_and_scattered_instead_of_reduced() -> None
 
 def test_one_replica_sends_no_gradients() -> None:
     assert data(0, 1)[0] == DataTraffic(Payload(), Payload(), 0)
+
+
+def test_groups_of_replicas_send_the_sums_of_their_part_alone_to_each_other() -> None:
+    """As much as all replicas send inside a group, and between groups a part of it: less crosses machines."""
+    plans = [planned(text(*SMALL, "data.batch=16", *more), 16) for more in ((), ("parallel.shard_replicas=8",))]
+    (all_of_them, groups) = (plan.steps[0].data[0] for plan in plans)
+    assert all_of_them.copies == Payload() and all_of_them.copies_passes == 0
+    assert groups.copies == Payload(all_reduce=groups.reduce["reduce_scatter"] // 8) and groups.copies_passes > 0
+    assert groups.reduce["reduce_scatter"] == pytest.approx(all_of_them.reduce["reduce_scatter"], rel=0.01)
+    assert plans[1].steps[0].memory[0].optimizer == pytest.approx(2 * plans[0].steps[0].memory[0].optimizer, rel=0.01)
+    assert "ZeRO-1 over 8 of them" in to_text(plans[1])
+
+
+def test_groups_in_machines_gather_faster() -> None:
+    def seconds(*more: str) -> float:
+        plan = make_plan(text(*SMALL, "data.batch=64", *more), 64, find_gpu("H100"), 0.4)
+        assert plan.steps[0].speed is not None
+        return plan.steps[0].speed.data
+
+    assert seconds("parallel.shard_replicas=8") < 0.5 * seconds()
+    assert seconds("parallel.shard_replicas=8") < seconds("parallel.shard_replicas=16")
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -56,6 +58,25 @@ def test_without_a_pipeline_zero_2_keeps_the_gradients_of_its_partition() -> Non
     assert training_state([held(8), held(8)], 2, (1, 2, 2)).gradients == 4 * 16
 
 
-def test_groups_are_by_kind() -> None:
-    group = [held(1, "adamw"), held(2), held(3, "adamw")]
-    assert sorted(sorted(h.numel for h in found) for found in role_groups(group)) == [[1, 3], [2]]
+def test_groups_are_by_kind_and_under_zero_1_by_dtype() -> None:
+    group = [held(1, "adamw"), held(2), replace(held(3, "adamw"), narrow=True)]
+    assert sorted(sorted(h.numel for h in found) for found in role_groups(group, 2)) == [[1, 3], [2]]
+    assert sorted(sorted(h.numel for h in found) for found in role_groups(group, 1)) == [[1], [2], [3]]
+
+
+def test_zero_1_keeps_narrow_weights_in_two_bytes() -> None:
+    parameters = [held(4), replace(held(8), narrow=True)]
+    state = training_state(parameters, 1, (1, 1, 2))
+    assert (state.weights, state.master, state.gradients) == (4 * 4 + 2 * 8, 4 * 6, 4 * 12)
+    assert (
+        training_state(parameters, 2, (1, 1, 2)).weights == training_state(parameters, 1, (1, 1, 1)).weights == 4 * 12
+    )
+
+
+def test_what_is_read_in_bf16_is_narrow_where_it_lies() -> None:
+    settings = ("parallel.pipeline=2", "train.micro_batch=4", "train.precision=bf16")
+    first, last = planned(text(*settings), 2).held
+    names = [{h.name for h in stage if h.narrow} for stage in (first, last)]
+    assert all("embedding.weight" in narrow for narrow in names), "tied: the last stage multiplies by it"
+    assert all(h.narrow == (len(h.shape) == 2 and "conv" not in h.name) for h in (*first, *last))
+    assert not any(h.narrow for h in planned(text("train.precision=fp32")).held[0])

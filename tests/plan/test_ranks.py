@@ -63,6 +63,10 @@ def layout(tensor: int, pipeline: int, data: int, zero: int) -> tuple[list[str],
         slow(1, 2, 2, 2, ("train.micro_batch=1",)),
         (1, 1, 2, 0, ()),
         (1, 1, 2, 1, ("train.micro_batch=2",)),
+        (1, 1, 2, 1, ("train.precision=bf16", "model.tie_embeddings=false")),
+        slow(1, 2, 2, 1, ("train.precision=bf16", "train.micro_batch=1")),
+        (1, 1, 4, 1, ("parallel.shard_replicas=2",)),
+        slow(2, 1, 4, 1, ("parallel.shard_replicas=2", "train.precision=bf16")),
         slow(1, 1, 3, 2, ("train.micro_batch=1", "data.batch=6")),
         (1, 1, 2, 3, ()),
         slow(2, 1, 2, 3, ()),
@@ -168,6 +172,9 @@ def check(config: Config, ranks: int) -> None:
                 assert gathered == (ours[0]["gather"] if exact else pytest.approx(ours[0]["gather"], rel=0.01))
             if zero_stage == 1:
                 assert ours[0]["reduce"] == step.data[stage].reduce["reduce_scatter"]
+                assert ours[0]["gather"] == step.data[stage].gather["all_gather"]
+                if plan.config.parallel.shard_replicas:
+                    assert ours[0]["copies"] == step.data[stage].copies["all_reduce"]
             elif zero_stage < 3:  # DeepSpeed's norms and the alignment of its buckets are a few bytes more
                 assert ours[0]["reduce"] == pytest.approx(step.data[stage].reduce["all_reduce"], rel=1e-3, abs=64)
     assert step.flops == found[0]["flops"]

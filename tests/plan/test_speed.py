@@ -26,9 +26,11 @@ def test_a_forecast_of_one_process_reaches_the_efficiency():
 
 
 def test_a_link_leaves_a_machine_where_its_ranks_are_more_than_its_gpus() -> None:
-    assert leaves_machine(8, 1, 1) == {"tensor": False, "data": False, "pipeline": False}
-    assert leaves_machine(4, 4, 1) == {"tensor": False, "data": True, "pipeline": True}
-    assert leaves_machine(2, 4, 2) == {"tensor": False, "data": False, "pipeline": True}
+    none = {"tensor": False, "shard": False, "data": False, "pipeline": False}
+    assert leaves_machine(8, 1, 1) == none
+    assert leaves_machine(4, 4, 1) == none | {"shard": True, "data": True, "pipeline": True}
+    assert leaves_machine(4, 4, 1, shard=2) == none | {"data": True, "pipeline": True}
+    assert leaves_machine(2, 4, 2) == none | {"pipeline": True}
 
 
 def test_hours_count_all_steps() -> None:

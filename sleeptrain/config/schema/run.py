@@ -89,12 +89,24 @@ class ParallelConfig:
         allowed="0 to 3",
         on_resume="free",
     )
+    shard_replicas: int | None = setting(
+        None,
+        "neighbouring replicas over which ZeRO-1 cuts its state, such as those of a machine; divides the replicas. "
+        "Each group keeps all of the state, gathers weights inside, and adds its gradients to those of the others; "
+        "null: all replicas ([parallel](parallel.md#groups-of-replicas))",
+        at_least=1,
+        on_resume="free",
+    )
     sequence: bool = setting(
         False,
         "between mixers each tensor rank holds its part of a window's tokens; windows must be multiples of "
         "`parallel.tensor`",
         on_resume="free",
     )
+
+    def state_replicas(self, replicas: int) -> int:
+        """The number of replicas, of all `replicas`, over which ZeRO cuts its state."""
+        return self.shard_replicas or replicas
 
     @property
     def token_parts(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
-from megatron.core.tensor_parallel.layers import VocabParallelEmbedding, set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -22,7 +22,7 @@ from sleeptrain.model.block import Block
 from sleeptrain.model.hybrid import Hybrid, at_least_fp32, initial_weight
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.model.norm import GatedRMSNorm, RMSNorm
-from sleeptrain.model.shards import Sharding, TensorRank, padded_size
+from sleeptrain.model.shards import Sharding, TensorRank
 from sleeptrain.model.state import FastWeights
 from sleeptrain.parallel.tensor.collectives import gather_channels, split_tokens, whole_tokens
 from sleeptrain.parallel.tensor.regions import (
@@ -32,7 +32,7 @@ from sleeptrain.parallel.tensor.regions import (
     RowLinear,
     SharedHeadLinear,
     SplitGatedRMSNorm,
-    megatron_config,
+    VocabularyEmbedding,
     sum_gradient,
 )
 from sleeptrain.parallel.tensor.sharding import ModelSharding, local_config
@@ -51,13 +51,7 @@ class TensorParallelHybrid(Hybrid):
         self.whole_config, self.sharding = config, ModelSharding(config, axis.size)
         self._axis, self._sequence = axis, sequence
         if self.embedding is not None:
-            self.embedding = VocabParallelEmbedding(
-                padded_size(config.vocab_size, axis.size),
-                config.dim,
-                init_method=nn.init.zeros_,
-                config=megatron_config(axis),
-                tp_group=axis.group,
-            )
+            self.embedding = VocabularyEmbedding(config.vocab_size, config.dim, axis)
         place = TensorRank(axis.rank, axis.size, partial(gather_channels, axis=axis))
         for layer in self.layers:
             block = cast(Block, self.blocks[layer])

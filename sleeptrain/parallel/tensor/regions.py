@@ -14,14 +14,15 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.model_parallel_config import ModelParallelConfig
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 from torch import nn
 
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.distributed.mesh import Axis
+from sleeptrain.model.embedding import LookUp
 from sleeptrain.model.linear import ComputeDtype, Product
 from sleeptrain.model.norm import GatedRMSNorm, RMSNorm
-from sleeptrain.model.shards import own_heads
+from sleeptrain.model.shards import own_heads, padded_size
 from sleeptrain.parallel.tensor.collectives import enter, gather_channels, sum_over_ranks, sum_tokens, whole_tokens
 
 
@@ -138,6 +139,26 @@ class GatheredLinear(ColumnLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return gather_channels(super().forward(x), self._axis)
+
+
+class VocabularyEmbedding(LookUp, VocabParallelEmbedding):
+    """This rank's rows of the embedding matrix -> the rows of all tokens, summed over the ranks: one rank has each."""
+
+    def __init__(self, vocab_size: int, dim: int, axis: Axis):
+        super().__init__(
+            padded_size(vocab_size, axis.size),
+            dim,
+            init_method=nn.init.zeros_,
+            config=megatron_config(axis),
+            tp_group=axis.group,
+        )
+        self._axis = axis
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        local = tokens - self.vocab_start_index
+        elsewhere = (local < 0) | (local >= self.num_embeddings_per_partition)
+        rows = self.look_up(local.masked_fill(elsewhere, 0))
+        return sum_over_ranks(rows.masked_fill_(elsewhere.unsqueeze(-1), 0.0), self._axis)
 
 
 class SplitGatedRMSNorm(GatedRMSNorm):

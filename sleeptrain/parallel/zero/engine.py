@@ -1,16 +1,16 @@
 """DeepSpeed's ZeRO around one pipeline stage: gradients summed over data ranks, optimizer state sharded.
 
-The weights are fp32 also under `train.precision=bf16`, and linear layers multiply by bf16 copies of them, as in one
-process. DeepSpeed's bf16 mode is not used: it casts every parameter, A_log and dt_bias included, assumes one dtype for
-all groups, and sums gradients in bf16. So results do not depend on the layout; the price is four bytes instead of two
-for each element of gathered weights and their gradients.
+The weights that are updated, gradients and their sums are fp32 also under `train.precision=bf16`, as in one process.
+Under ZeRO-1 the weights that the model computes with are then bf16 (`working_weights`); under the other stages they are
+fp32, and linear layers multiply by bf16 copies of them. Results do not depend on it. DeepSpeed's bf16 mode is not used:
+it casts every parameter, A_log and dt_bias included, assumes one dtype for all groups, and sums gradients in bf16.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -23,14 +23,14 @@ from sleeptrain.config.schema import OptimConfig
 from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.errors import ConfigError
 from sleeptrain.optim.optimizers import KINDS, ParameterRole
-from sleeptrain.parallel.zero import limits
+from sleeptrain.parallel.zero import limits, working_weights
 from sleeptrain.parallel.zero.flat_gradients import FlatGradients
 from sleeptrain.parallel.zero.flat_optimizer import FlatOptimizer, ModelStage, Partition, WholeOptimizer
+from sleeptrain.parallel.zero.gathered import keep_gathered
 from sleeptrain.parallel.zero.matrix_exchange import Shards, Unsharded
-from sleeptrain.parallel.zero.mpu import MegatronUnit, stage_group
+from sleeptrain.parallel.zero.mpu import MegatronUnit
 from sleeptrain.parallel.zero.partitions import (
     group_partitions,
-    local_shape,
     parameter_partitions,
     require,
     whole_partitions,
@@ -57,9 +57,14 @@ class ZeroEngine:
         self._has_gradients = self._summed = False
         if self.zero == 2:
             engine.set_gradient_accumulation_boundary(False)  # `step` sets it at the end of a step
-        self._flat = FlatGradients(engine.optimizer, mesh.data.group) if self.zero == 1 else None
         check_wide(parameters)
-        optimizer.bind(self._partitions(), stage)
+        partitions = self._partitions()
+        if self.zero == 1:
+            groups = optimizer.param_groups
+            working_weights.narrow(engine.optimizer, [i for i, group in enumerate(groups) if group["narrow"]])
+            working_weights.join_norms(engine.optimizer, [group["kind"] for group in groups])
+        self._flat = FlatGradients(engine.optimizer, mesh.shard, mesh.copies) if self.zero == 1 else None
+        optimizer.bind(partitions, stage)
 
     def freeze(self, stage: int) -> None:
         """Begin a stage of `sleeptrain.optim.freezing`: its frozen parameters get zero gradients and no updates."""
@@ -134,6 +139,7 @@ class ZeroEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * scale
         if self._flat is not None:
+            self._flat.drop(p for name, p in self.parameters.items() if self.optimizer.is_frozen(name))
             self._flat.sum()
             self.deepspeed_engine.optimizer.step()
             self._flat.clear()
@@ -175,6 +181,7 @@ def wrap(
     mesh: Mesh,
     shards: Shards | None = None,
     whole_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    narrow: Set[str] = frozenset(),
 ) -> ZeroEngine:
     """Make the engine of this process's stage. All processes of the mesh (from `Mesh.build`) call it together.
 
@@ -182,6 +189,7 @@ def wrap(
     roles: the role of each trainable parameter, as of the full parameter.
     shards: how tensor parallel shards form full parameters; needed with several tensor ranks.
     whole_shapes: the shapes of the full parameters; needed with several tensor ranks.
+    narrow: the names of the parameters that the model reads in bf16 only; ZeRO-1 keeps them so.
     `layout_check` refuses combinations in which DeepSpeed would be wrong. Raises LayoutError if DeepSpeed lays out its
     partitions in an unknown way.
     """
@@ -189,10 +197,11 @@ def wrap(
     if mesh.tensor.size > 1 and (shards is None or whole_shapes is None):
         raise ValueError("several tensor ranks need `shards` and `whole_shapes`, from which full parameters are joined")
     local = {name: tuple(p.shape) for name, p in parameters.items()}
-    optimizer = (WholeOptimizer if zero == 0 else FlatOptimizer)(roles, parameters, config)
+    apart = narrow if working_weights.are_narrow(zero) else frozenset[str]()
+    optimizer = (WholeOptimizer if zero == 0 else FlatOptimizer)(roles, parameters, config, apart)
     for name, p in parameters.items():
-        if roles[name].frozen:
-            p.register_hook(partial(_unless_frozen, optimizer, roles[name].frozen))
+        if roles[name].frozen and zero != 1:
+            p.register_hook(partial(_unless_frozen, optimizer, name))
     deepspeed = load_deepspeed()
     engine, *_ = deepspeed.initialize(
         model=_Call(model),
@@ -202,8 +211,8 @@ def wrap(
         config=_engine_config(zero, config, parameters),
     )
     if zero == 3:
-        _keep_gathered(deepspeed, engine.module)
-    stage = ModelStage(stage_group(), mesh.tensor.rank, local, whole_shapes or local, shards or Unsharded())
+        keep_gathered(deepspeed, engine.module, model)
+    stage = ModelStage(mesh.state, mesh.tensor.rank, local, whole_shapes or local, shards or Unsharded())
     return ZeroEngine(engine, optimizer, model, parameters, mesh, stage)
 
 
@@ -234,9 +243,9 @@ def check_wide(parameters: Mapping[str, nn.Parameter]) -> None:
             )
 
 
-def _unless_frozen(optimizer: FlatOptimizer, stages: tuple[int, ...], gradient: torch.Tensor) -> torch.Tensor:
+def _unless_frozen(optimizer: FlatOptimizer, name: str, gradient: torch.Tensor) -> torch.Tensor:
     """The gradient, or zero if the parameter is frozen: DeepSpeed needs a gradient, and the norm must not count it."""
-    return torch.zeros_like(gradient) if optimizer.frozen_stage in stages else gradient
+    return torch.zeros_like(gradient) if optimizer.is_frozen(name) else gradient
 
 
 class _Call(nn.Module):
@@ -271,21 +280,6 @@ def _engine_config(zero: int, config: OptimConfig, parameters: Mapping[str, nn.P
             "stage3_prefetch_bucket_size": limits.AHEAD,
         },
     }
-
-
-def _keep_gathered(deepspeed: Any, call: _Call) -> None:
-    """Keep some parameters gathered from the forward to the step: ZeRO-3 would gather them too late for the backward.
-
-    ZeRO-3 gathers a module's weights for the backward when a gradient of a tensor that the module returned arrives. It
-    does not look into the state that mixers return, and the head is applied outside its module. So the head stays
-    gathered, and so does each parameter that is not a weight matrix of an innermost module. Most weights do not stay.
-    """
-    head = getattr(call.model, "head_weight", None)
-    for module in call.model.modules():
-        innermost = not any(True for _ in module.children())
-        for parameter in module.parameters(recurse=False):
-            if parameter is head or not innermost or len(local_shape(parameter)) != 2:
-                deepspeed.zero.register_external_parameter(call, parameter)
 
 
 def _trainable(model: nn.Module, roles: Mapping[str, ParameterRole]) -> dict[str, nn.Parameter]:

@@ -20,7 +20,8 @@ from torch.optim.adamw import adamw
 from sleeptrain.config.schema import OptimConfig
 from sleeptrain.errors import ConfigError
 from sleeptrain.optim.muon import SCALINGS, blocks_of_rows, orthogonalise
-from sleeptrain.optim.optimizers import KINDS, STATE, ParameterRole
+from sleeptrain.optim.optimizers import STATE, ParameterRole
+from sleeptrain.parallel.zero.groups import parameter_groups
 from sleeptrain.parallel.zero.matrix_exchange import (
     Exchange,
     Fragment,
@@ -62,9 +63,9 @@ WHOLE = slice(None)
 
 @dataclass(frozen=True)
 class ModelStage:
-    """The processes that hold one pipeline stage, and the shards of its parameters.
+    """The processes that together hold the state of one pipeline stage, and the shards of its parameters.
 
-    group: all tensor and data ranks of the stage (None: all processes).
+    group: these processes, `Mesh.state` (None: all processes).
     shard: this process's tensor rank.
     local: the shape of this process's shard of each parameter.
     whole: the shape of each full parameter.
@@ -79,10 +80,10 @@ class ModelStage:
 
 
 class FlatOptimizer(torch.optim.Optimizer):
-    """The updates of `sleeptrain.optim.optimizers.Optimizers`, with one parameter group for each kind.
+    """The updates of `sleeptrain.optim.optimizers.Optimizers`, with a parameter group for each kind and width.
 
-    DeepSpeed sums the norm over pipeline stages group by group, so all stages must have the same number of groups: each
-    stage has matrices for Muon and norms for AdamW. Within a group, the fragments decide on decay, freezing and rate.
+    The norm is summed over pipeline stages kind by kind, so all stages must have the same kinds: each stage has
+    matrices for Muon and norms for AdamW. Within a group, the fragments decide on decay, freezing and rate.
 
     Set each group's `lr` before a step; `peak_lr` is the configured rate.
     accepts: called before each part of a step; if it returns False, nothing changes.
@@ -97,7 +98,9 @@ class FlatOptimizer(torch.optim.Optimizer):
         roles: Mapping[str, ParameterRole],
         named_parameters: Mapping[str, torch.nn.Parameter],
         config: OptimConfig,
+        narrow: Set[str] = frozenset(),
     ):
+        """narrow: the names of the parameters that get groups of their own."""
         if config.muon_scaling not in SCALINGS:
             raise ConfigError(f"optim.muon_scaling is {config.muon_scaling!r}; it is one of {', '.join(SCALINGS)}")
         self.roles, self._config = dict(roles), config
@@ -107,7 +110,7 @@ class FlatOptimizer(torch.optim.Optimizer):
         self.partitions: tuple[Partition, ...] = ()
         self.accepts: Callable[[], bool] = lambda: True
         self.frozen_stage = 0
-        super().__init__(list(_groups(roles, named_parameters, config)), {"lr": 0.0})
+        super().__init__(list(parameter_groups(roles, named_parameters, config, narrow)), {"lr": 0.0})
 
     def bind(self, partitions: Sequence[Partition], stage: ModelStage) -> None:
         """Set the partitions and make the state, all zero.
@@ -127,6 +130,10 @@ class FlatOptimizer(torch.optim.Optimizer):
                     self._trained[tensor] = {rule: [WHOLE] for rule in rules}
             if partition.kind == "muon":
                 self._updates[partition.tensors[0]] = _MuonUpdate(partition, stage, self.roles, self._config)
+
+    def is_frozen(self, name: str) -> bool:
+        """True if the parameter is frozen in the current stage."""
+        return self.frozen_stage in self.roles[name].frozen
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -243,24 +250,6 @@ class _MuonUpdate:
         flat = torch.cat([u.reshape(-1) for u in look_ahead])
         updates = self._exchange(flat, self._work).split(self._sizes)
         return [update.view_as(u) for update, u in zip(updates, look_ahead, strict=True)]
-
-
-def _groups(
-    roles: Mapping[str, ParameterRole], named_parameters: Mapping[str, torch.nn.Parameter], config: OptimConfig
-) -> Iterator[dict[str, Any]]:
-    rates = {"muon": config.muon_lr, "adamw": config.adamw_lr}
-    decays = {"muon": config.muon_weight_decay, "adamw": config.adamw_weight_decay}
-    for kind in KINDS:
-        names = tuple(n for n in named_parameters if roles[n].kind == kind)
-        if names:
-            yield {
-                "params": [named_parameters[n] for n in names],
-                "names": names,
-                "kind": kind,
-                "decay": decays[kind],
-                "lr": rates[kind],
-                "peak_lr": rates[kind],
-            }
 
 
 def _update_rule(role: ParameterRole) -> UpdateRule:

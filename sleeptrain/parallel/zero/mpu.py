@@ -15,7 +15,8 @@ class MegatronUnit:
 
     megatron-core's module does not serve as one: it lacks the rank and size of the model parallel group. That group has
     all tensor and pipeline ranks of one replica. DeepSpeed names checkpoint files by the rank in it, so the rank must
-    be unique. ZeRO-1 and 2 use the tensor rank to count a replicated gradient once.
+    be unique. ZeRO-1 and 2 use the tensor rank to count a replicated gradient once. Its data parallel ranks are those
+    over which the state is cut.
     """
 
     def __init__(self, mesh: Mesh):
@@ -32,13 +33,13 @@ class MegatronUnit:
         return dist.get_world_size(self._model)
 
     def get_data_parallel_group(self) -> Group:
-        return self._mesh.data.group
+        return self._mesh.shard.group
 
     def get_data_parallel_rank(self) -> int:
-        return self._mesh.data.rank
+        return self._mesh.shard.rank
 
     def get_data_parallel_world_size(self) -> int:
-        return self._mesh.data.size
+        return self._mesh.shard.size
 
     def get_tensor_model_parallel_group(self) -> Group:
         return self._mesh.tensor.group
@@ -57,8 +58,3 @@ class MegatronUnit:
 
     def get_pipeline_model_parallel_world_size(self) -> int:
         return self._mesh.pipeline.size
-
-
-def stage_group() -> Group:
-    """All processes that hold this process's pipeline stage: tensor and data ranks together."""
-    return parallel_state.get_tensor_and_data_parallel_group()

@@ -7,7 +7,8 @@ tensor. Elements that several processes hold are cut evenly over these. Nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
@@ -17,10 +18,11 @@ import torch.distributed as dist
 from sleeptrain.checkpoint.fit import OPTIMIZER, WEIGHTS
 from sleeptrain.checkpoint.place import Place, Placed, Slice
 from sleeptrain.checkpoint.read import SavedTensors
+from sleeptrain.distributed.mesh import Axis
 from sleeptrain.errors import DataError, DivergedError
 from sleeptrain.optim.optimizers import STATE
 from sleeptrain.parallel.share_reads import Wanted, share_reads
-from sleeptrain.parallel.zero.engine import ZeroEngine, check_wide
+from sleeptrain.parallel.zero.engine import ZeroEngine
 from sleeptrain.parallel.zero.flat_optimizer import Partition, step_key
 from sleeptrain.parallel.zero.matrix_exchange import Fragment
 from sleeptrain.parallel.zero.partitions import local_shape, own_part, region
@@ -45,10 +47,9 @@ def local_tensors(engine: ZeroEngine) -> dict[str, Placed]:
     """This process's share of the stage's weights and optimizer state: views, by checkpoint name.
 
     All processes of the stage call it together. Together they hold each element once, and about equally many bytes.
-    Tied embeddings come from the first stage. Raises DivergedError if tensor ranks differ in a parameter that they all
-    hold.
+    Tied embeddings come from the first stage. Raises DivergedError if processes differ in a weight that several hold.
     """
-    _check_replicated(engine)
+    _check_copies(engine)
     tensor, data = engine.mesh.tensor, engine.mesh.data
     held: dict[str, Placed] = {}
     for index, item in enumerate(_items(engine)):
@@ -77,29 +78,18 @@ def fragment_place(part: Slice, fragment: Fragment) -> Place:
 def load(engine: ZeroEngine, saved: SavedTensors) -> None:
     """Replace all weights and optimizer state by those of a checkpoint that fits (`check_resume`).
 
-    All processes call it together. Under ZeRO-1 to 3 each process reads its own fragments of the optimizer state; what
-    several data ranks need one of them reads. Raises DataError if parameters that ZeRO steps together have different
-    numbers of steps.
+    All processes call it together. Under ZeRO-1 to 3 each process reads its own fragments of the optimizer state, under
+    ZeRO-1 and 2 also of the weights, which are gathered; what several data ranks need one of them reads. Raises
+    DataError if parameters that ZeRO steps together have different numbers of steps.
     """
     for state in engine.optimizer.state.values():
         for tensor in state.values():
             tensor.zero_()  # the checkpoint has no state for a parameter that has not been stepped
     steps: dict[str, float] = {}
-    items = [item for item in _items(engine) if item.key is not None and item.path in saved.forms]
-    shared = _wanted_weights(engine, saved)
-    shared += [Wanted(i.path, Place.whole(()), partial(_note_steps, steps, i.name)) for i in items if i.key == "step"]
-    states = [
-        Wanted(i.path, fragment_place(_part(engine, i.name), f), partial(_fill, region(_tensors(engine, i), f)))
-        for i in items
-        if i.key != "step"
-        for f in _fragments(i)
-    ]
-    if engine.zero == 0:  # all data ranks keep all of it
-        shared, states = shared + states, []
-    share_reads(saved, shared, engine.mesh.data, _device(engine))
-    for wanted in states:
-        wanted.take(saved.elements(wanted.name, wanted.place))
-    _refresh(engine)
+    items = [item for item in _items(engine) if item.path in saved.forms]
+    counts = [Wanted(i.path, Place.whole(()), partial(_note_steps, steps, i.name)) for i in items if i.key == "step"]
+    states = _wanted_fragments(engine, [item for item in items if item.key not in (None, "step")])
+    _load(engine, saved, counts, states)
     for partition in engine.optimizer.partitions:
         if "step" in STATE[partition.kind]:
             _set_steps(engine, partition, steps)
@@ -110,8 +100,30 @@ def load_weights(engine: ZeroEngine, saved: SavedTensors) -> None:
 
     All processes call it together.
     """
-    share_reads(saved, _wanted_weights(engine, saved), engine.mesh.data, _device(engine))
-    _refresh(engine)
+    _load(engine, saved, [], [])
+
+
+def _load(engine: ZeroEngine, saved: SavedTensors, shared: list[Wanted], own: list[Wanted]) -> None:
+    """Read the weights and other elements. shared: what all data ranks want. own: what those of `Mesh.copies` want."""
+    if engine.zero in (1, 2):  # of the fp32 masters, from which the weights follow
+        weights = [item for item in _items(engine) if item.key is None and item.path in saved.forms]
+        own = own + _wanted_fragments(engine, weights)
+    else:
+        shared = shared + _wanted_weights(engine, saved)
+    if engine.zero == 0:  # all data ranks keep all of it
+        shared, own = shared + own, []
+    with ExitStack() as exchanges:  # after an error, too: no process waits for one that cannot read
+        exchanges.callback(_complete, engine)
+        exchanges.callback(share_reads, saved, shared, engine.mesh.data, _device(engine))
+        share_reads(saved, own, engine.mesh.copies, _device(engine))
+
+
+def _complete(engine: ZeroEngine) -> None:
+    """Bring DeepSpeed's weights and fp32 partitions up to those of the two that were read."""
+    if engine.zero == 3:
+        engine.deepspeed_engine.optimizer.refresh_fp32_params()
+    elif engine.zero:
+        engine.deepspeed_engine.optimizer.update_lp_params()
 
 
 def _items(engine: ZeroEngine) -> Iterator[_Item]:
@@ -141,34 +153,50 @@ def _is_replicated(engine: ZeroEngine, name: str) -> bool:
 def _copies(engine: ZeroEngine, name: str) -> tuple[int, int]:
     """(number of this process's copy, how many there are) of its fragments of a parameter."""
     tensor, data = engine.mesh.tensor, engine.mesh.data
-    index, count = (data.rank, data.size) if engine.zero == 0 else (0, 1)
+    same = data if engine.zero == 0 else engine.mesh.copies
+    index, count = same.rank, same.size
     if _is_replicated(engine, name):
         index, count = index * tensor.size + tensor.rank, count * tensor.size
     return index, count
 
 
-def _check_replicated(engine: ZeroEngine) -> None:
-    """Each tensor rank writes a share of a replicated parameter, so they must hold the same: compare sums of bits."""
-    names = [name for name in engine.parameters if _is_replicated(engine, name)]
+def _check_copies(engine: ZeroEngine) -> None:
+    """Of elements that several processes hold, each writes a share, so they must hold the same."""
+    tensor, copies = engine.mesh.tensor, engine.mesh.copies
+    _compare(engine, [name for name in engine.parameters if _is_replicated(engine, name)], tensor, "tensor ranks")
+    _compare(engine, list(engine.parameters) if copies.size > 1 else [], copies, "replicas")
+
+
+def _compare(engine: ZeroEngine, names: Sequence[str], axis: Axis, holders: str) -> None:
+    """Compare the sums of the bits of these weights. holders: what the processes of the axis are called."""
     if not names:
         return
-    sums = torch.zeros(len(names), dtype=torch.int64, device=_device(engine))
+    sums = dict(zip(names, torch.zeros(len(names), dtype=torch.int64, device=_device(engine)), strict=True))
     for partition in engine.optimizer.partitions:
         for f in partition.fragments:
-            if f.name in names:
-                sums[names.index(f.name)] += region(partition.tensors, f).detach().view(torch.int32).sum()
-    tensor = engine.mesh.tensor
-    everyone = [torch.empty_like(sums) for _ in range(tensor.size)]
-    dist.all_gather(everyone, sums, group=tensor.group)
+            if f.name in sums:
+                sums[f.name] += region(partition.tensors, f).detach().view(torch.int32).sum()
+    own = torch.stack(list(sums.values()))
+    everyone = [torch.empty_like(own) for _ in range(axis.size)]
+    dist.all_gather(everyone, own, group=axis.group)
     for name, *found in zip(names, *(other.tolist() for other in everyone), strict=True):
         if len(set(found)) > 1:
-            raise DivergedError(f"tensor ranks hold different values of {name}, of which each has a copy")
+            raise DivergedError(f"{holders} hold different values of {name}, of which each has a copy")
 
 
 def _tensors(engine: ZeroEngine, item: _Item) -> list[torch.Tensor]:
     """The tensors of the item's partition: the weights, or the optimizer state under `item.key`."""
     tensors = item.partition.tensors
     return [(t if item.key is None else engine.optimizer.state[t][item.key]).detach() for t in tensors]
+
+
+def _wanted_fragments(engine: ZeroEngine, items: Iterable[_Item]) -> list[Wanted]:
+    """This process's fragments of the items."""
+    return [
+        Wanted(i.path, fragment_place(_part(engine, i.name), f), partial(_fill, region(_tensors(engine, i), f)))
+        for i in items
+        for f in _fragments(i)
+    ]
 
 
 def _wanted_weights(engine: ZeroEngine, saved: SavedTensors) -> list[Wanted]:
@@ -193,13 +221,6 @@ def _take_weight(engine: ZeroEngine, name: str, values: torch.Tensor) -> None:
 
 def _fill(target: torch.Tensor, values: torch.Tensor) -> None:
     target[: values.numel()].copy_(values)
-
-
-def _refresh(engine: ZeroEngine) -> None:
-    """Bring DeepSpeed's fp32 partitions up to the weights."""
-    if engine.zero > 0:
-        engine.deepspeed_engine.optimizer.refresh_fp32_params()
-    check_wide(engine.parameters)
 
 
 def _note_steps(steps: dict[str, float], name: str, saved: torch.Tensor) -> None:

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 
 from sleeptrain.checkpoint.place import Placed
 from sleeptrain.config.schema import OptimConfig, SleepConfig, TrainConfig
 from sleeptrain.data.batch import Batch
 from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.linear import read_narrow
 from sleeptrain.optim.optimizers import KINDS, Optimizers
 from sleeptrain.optim.param_groups import parameter_roles
 from sleeptrain.parallel.build import build_model
@@ -118,18 +120,25 @@ def _leaves(state: Any) -> Any:
     return type(state).from_state_dict(named, len(state.layers))
 
 
-def engine_for(full: Hybrid, zero: int, tensor: int = 1, config: OptimConfig = OPTIM) -> ZeroEngine:
-    """An engine over this rank's part of a model."""
-    mesh, roles = Mesh.build(tensor, 1), parameter_roles(full)
+def engine_for(
+    full: Hybrid,
+    zero: int,
+    tensor: int = 1,
+    config: OptimConfig = OPTIM,
+    narrow: bool = False,
+    shard: int | None = None,
+) -> ZeroEngine:
+    """An engine over this rank's part of a model. narrow: with bf16 weights. shard: as `parallel.shard_replicas`."""
+    mesh, roles = Mesh.build(tensor, 1, shard_replicas=shard), parameter_roles(full)
     if tensor == 1:
-        return wrap(full, roles, config, zero, mesh)
+        return wrap(full, roles, config, zero, mesh, narrow=read_narrow(full) if narrow else set())
     sharding, model = ModelSharding(full.config, tensor), build_model(full.config, mesh)
     weights = dict(full.named_parameters())
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(sharding.take(name, weights[name], mesh.tensor.rank))
     shapes = {name: tuple(p.shape) for name, p in weights.items()}
-    return wrap(model, roles, config, zero, mesh, sharding, shapes)
+    return wrap(model, roles, config, zero, mesh, sharding, shapes, read_narrow(model) if narrow else set())
 
 
 def data_parallel(
@@ -141,9 +150,11 @@ def data_parallel(
     config: OptimConfig = OPTIM,
     saved: dict[str, Any] | None = None,
     tensor: int = 1,
+    narrow: bool = False,
+    shard: int | None = None,
 ) -> dict[str, Any]:
     """The results of `single_process`, from data ranks of `tensor` tensor ranks each; every rank calls it."""
-    engine = engine_for(make(), zero, tensor, config)
+    engine = engine_for(make(), zero, tensor, config, narrow, shard)
     data = engine.mesh.data
     if saved is not None:
         load(engine, InMemory(flat(saved)))
@@ -160,10 +171,11 @@ def data_parallel(
 def stage_state(engine: ZeroEngine) -> dict[str, Any] | None:
     """{"model", "optim"} as in one process, from the tensors of all processes of the stage; None but on the first."""
     own = {name: Placed(tensor.clone(), place) for name, (tensor, place) in local_tensors(engine).items()}
-    everyone: list[dict[str, Placed]] = [{}] * dist.get_world_size(engine.stage.group)
-    dist.all_gather_object(everyone, own, group=engine.stage.group)
+    group = parallel_state.get_tensor_and_data_parallel_group()
+    everyone: list[dict[str, Placed]] = [{}] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, own, group=group)
     tree = nested(of_shares(everyone))
-    if dist.get_rank(engine.stage.group) > 0:
+    if dist.get_rank(group) > 0:
         return None
     return {"model": tree["model"], "optim": {kind: tree["optim"].get(kind, {}) for kind in KINDS}}
 

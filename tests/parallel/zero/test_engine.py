@@ -70,6 +70,39 @@ def test_equals_one_process(world: int, zero: int, pieces: Any) -> None:
     assert_equal(run_ranks(cases.data_parallel, world, zero, pieces), wanted)
 
 
+@pytest.mark.parametrize("shard", [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_state_cut_over_some_of_the_replicas_equals_one_process(shard: int) -> None:
+    """A checkpoint of two ranks that all share goes on in groups of replicas that each keep all of the state."""
+    saved = run_ranks(cases.data_parallel, 2, 1, cases.whole_rounds, cases.small_model, range(1))[0]
+    start, wanted = {"model": saved["model"], "optim": saved["optim"]}, cases.single_process()
+    wanted |= {key: wanted[key][1:] for key in ("losses", "norms")}
+
+    def go_on() -> dict[str, Any]:
+        return cases.data_parallel(1, make=lambda: cases.small_model(9), steps=[1, 2], saved=start, shard=shard)
+
+    results = run_ranks(go_on, 4)
+    assert_equal(results, wanted)
+    assert all(r["state_bytes"] == pytest.approx(saved["state_bytes"] * 2 / shard, rel=0.01) for r in results)
+
+
+@pytest.mark.slow
+def test_such_a_checkpoint_goes_on_in_other_layouts() -> None:
+    """With tensor ranks, which cut Muon's matrices, too."""
+
+    def begin() -> dict[str, Any]:
+        return cases.data_parallel(1, steps=range(2), tensor=2, shard=1)
+
+    saved, wanted = run_ranks(begin, 4)[0], cases.single_process()
+    wanted |= {key: wanted[key][2:] for key in ("losses", "norms")}
+
+    def go_on(zero: int) -> dict[str, Any]:
+        start = {"model": saved["model"], "optim": saved["optim"]}
+        return cases.data_parallel(zero, make=lambda: cases.small_model(9), steps=[2], saved=start)
+
+    for world, zero in ((2, 1), (2, 2), (2, 3), (1, 1)):
+        assert_equal(run_ranks(go_on, world, zero), wanted)
+
+
 @pytest.mark.parametrize("zero", [1, 3])
 def test_equals_one_process_with_an_untied_head(zero: int) -> None:
     results = run_ranks(cases.data_parallel, 2, zero, cases.whole_rounds, untied)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from sleeptrain.distributed.mesh import Axis, Mesh
+from sleeptrain.optim.param_groups import parameter_roles
+from sleeptrain.parallel.zero.engine import wrap
 from sleeptrain.parallel.zero.flat_gradients import FlatGradients
 from sleeptrain.parallel.zero.matrix_exchange import LayoutError
 from tests.parallel.processes import run_ranks
@@ -55,7 +59,26 @@ def test_gradients_stay_views_after_steps_and_no_hook_of_deepspeed_is_called() -
     run_ranks(run, 2)
 
 
+def test_frozen_parameters_count_neither_in_the_norm_nor_in_the_update() -> None:
+    def run() -> tuple[float, float]:
+        model = cases.small_model()
+        roles = parameter_roles(model)
+        frozen = {name for name in roles if name.startswith("blocks.1.")}
+        roles |= {name: replace(roles[name], frozen=(1,)) for name in frozen}
+        engine = wrap(model, roles, cases.OPTIM, 1, Mesh.build(1, 1))
+        before = {name: p.detach().clone() for name, p in engine.parameters.items()}
+        engine.freeze(1)
+        cases.whole_rounds(engine, cases.step_batch(0), False)
+        squares = [float(p.grad.square().sum()) for name, p in engine.parameters.items() if name not in frozen]
+        norm = engine.step(1.0)
+        assert all(torch.equal(p, before[name]) is (name in frozen) for name, p in engine.parameters.items())
+        return norm, sum(squares) ** 0.5
+
+    [(norm, expected)] = run_ranks(run, 1)
+    assert norm == pytest.approx(expected, rel=1e-5)
+
+
 def test_an_optimizer_of_another_deepspeed_is_refused() -> None:
     other: Any = SimpleNamespace(bit16_groups_flat=[])
     with pytest.raises(LayoutError, match="ZeRO-1 has round_robin_bit16_groups"):
-        FlatGradients(other, None)
+        FlatGradients(other, Axis(), Axis())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from sleeptrain.config.compose import compose
 from sleeptrain.errors import DataError, DivergedError
@@ -112,11 +113,12 @@ def test_a_2b_model_is_written_evenly_by_1024_ranks(experiment: str) -> None:
     assert len(written) == 1024 and max(written.values()) <= 1.05 * sum(written.values()) / 1024
 
 
-def test_tensor_ranks_that_differ_in_what_they_all_hold_are_found() -> None:
+@pytest.mark.parametrize(("tensor", "holders"), [(2, "tensor ranks"), (1, "replicas")])
+def test_processes_that_differ_in_what_they_all_hold_are_found(tensor: int, holders: str) -> None:
     def run() -> str:
-        engine = cases.engine_for(cases.small_model(), 1, tensor=2)
+        engine = cases.engine_for(cases.small_model(), 1, tensor=tensor, shard=1)
         local_tensors(engine)
-        if engine.mesh.tensor.rank:
+        if dist.get_rank():
             partition, fragment = next(
                 (p, f) for p in engine.optimizer.partitions for f in p.fragments if f.name == "norm.weight"
             )
@@ -126,4 +128,4 @@ def test_tensor_ranks_that_differ_in_what_they_all_hold_are_found() -> None:
             local_tensors(engine)
         return str(caught.value)
 
-    assert all("different values of norm.weight" in message for message in run_ranks(run, 2))
+    assert all(f"{holders} hold different values of norm.weight" in message for message in run_ranks(run, 2))
