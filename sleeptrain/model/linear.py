@@ -46,6 +46,11 @@ class Product(ComputeDtype):
         """The matrix of which `working_copies` keeps a copy; None if another module has it."""
         return self.weight
 
+    @property
+    def used_rows(self) -> slice:
+        """The rows of `matrix` that it multiplies by."""
+        return slice(None)
+
     def product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [..., D], weight [C, D], bias [C] -> x @ weight^T + bias, [..., C] in the compute dtype."""
         if self.compute_dtype is None:
@@ -130,12 +135,14 @@ def working_copies(model: nn.Module) -> Iterator[None]:
     """
     modules = [module for module in model.modules() if isinstance(module, Product) and module.compute_dtype is not None]
     pairs = [(module, matrix) for module in modules if (matrix := module.matrix) is not None]
-    copies = [torch.empty_like(matrix, dtype=module.compute_dtype) for module, matrix in pairs]
+    rows = [matrix.detach()[module.used_rows] for module, matrix in pairs]
+    copies = [torch.empty_like(part, dtype=module.compute_dtype) for (module, _), part in zip(pairs, rows, strict=True)]
     if pairs:
         with torch.no_grad():
-            torch._foreach_copy_(copies, [matrix for _, matrix in pairs])
+            torch._foreach_copy_(copies, rows)
     for (module, matrix), copy in zip(pairs, copies, strict=True):
-        module.working_copy, module.gradient = copy, _gradient(matrix)
+        gradient = _gradient(matrix)
+        module.working_copy, module.gradient = copy, None if gradient is None else gradient[module.used_rows]
     try:
         yield
     finally:

@@ -37,6 +37,7 @@ class Layout:
     bounds: tuple[int, ...]
     tensor: int = 1
     rows_a_sequence: int = 1
+    split_head: bool = False
 
 
 def batch_of(case: Case) -> Batch:
@@ -95,13 +96,12 @@ def one_process(case: Case, rows_a_sequence: int) -> Result:
 def one_rank(case: Case, layout: Layout) -> Result:
     mesh = Mesh.build(layout.tensor, len(layout.bounds) - 1)
     rank = mesh.pipeline.rank
-    sharding = ModelSharding(case.config, layout.tensor)
-    model = build_model(case.config, mesh, range(*layout.bounds[rank : rank + 2])).to(case.dtype)
+    model = build_model(case.config, mesh, range(*layout.bounds[rank : rank + 2]), split_head=layout.split_head)
+    model, sharding = model.to(case.dtype), ModelSharding(case.config, layout.tensor, model.head_part)
     weights = whole_weights(case)
     model.load_state_dict({n: sharding.take(n, weights[n], mesh.tensor.rank) for n in model.state_dict()})
-    stages = PipelineStages(
-        layout.bounds, case.layers, case.core or (0, len(case.layers)), bool(case.boundary.sliding_window)
-    )
+    core, slides = case.core or (0, len(case.layers)), bool(case.boundary.sliding_window)
+    stages = PipelineStages(layout.bounds, case.layers, core, slides, layout.split_head)
     parts = sequences_of(case, layout.rows_a_sequence)
     sequences = []
     for batch, rounds, rows in parts:

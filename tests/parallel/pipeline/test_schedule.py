@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from sleeptrain.errors import ConfigError
 from sleeptrain.parallel.pipeline.graph import Kind, Message
-from sleeptrain.parallel.pipeline.schedule import Backward, Forward, Receive, Schedule, Send, schedule
+from sleeptrain.parallel.pipeline.schedule import (
+    Backward,
+    Forward,
+    HeadBackward,
+    HeadForward,
+    Receive,
+    Schedule,
+    Send,
+    schedule,
+)
 from sleeptrain.parallel.pipeline.simulate import simulate
 from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.parallel.pipeline.task_costs import Costs
@@ -75,6 +84,7 @@ class Execution:
         self.done: list[set] = [set() for _ in made.ranks]
         core = core_ranks(self.stages)
         self.first_core, self.last_core = core[0], core[-1]
+        *self.others, self.last = range(len(made.ranks))
 
     def run(self) -> None:
         remaining = [deque(actions) for actions in self.made.ranks]
@@ -99,7 +109,13 @@ class Execution:
             self.present.add((rank, "got", *action.message))
         else:
             assert action not in self.done[rank], "done twice"
-            (self.forward if isinstance(action, Forward) else self.backward)(rank, action.micro_batch, action.round)
+            run = {
+                Forward: self.forward,
+                Backward: self.backward,
+                HeadForward: self.head_forward,
+                HeadBackward: self.head_backward,
+            }
+            run[type(action)](rank, action.micro_batch, action.round)
             self.done[rank].add(action)
         return True
 
@@ -121,11 +137,15 @@ class Execution:
         for earlier in range(index):
             assert rank not in ranks_of(rounds[earlier], self.stages) or Forward(seq, earlier) in self.done[rank]
         self.makes(rank, Kind.FEATURES, seq, index)
+        if rank == self.last and rounds[index].loss:
+            self.makes_of_head(rank, Kind.HEAD_INPUT, seq, index, self.others)
 
     def backward(self, rank: int, seq: int, index: int) -> None:
         rounds = self.made.plans[seq]
         ranks = ranks_of(rounds[index], self.stages)
         assert Forward(seq, index) in self.done[rank] and index in trained(rounds)
+        if self.stages.split_head and rank == self.last and rounds[index].loss:
+            assert HeadBackward(seq, index) in self.done[rank]
         if rank != ranks[-1]:
             self.got(rank, Kind.GRADIENT, seq, index, index)
         for reader in trained(rounds):
@@ -139,10 +159,39 @@ class Execution:
                 assert Backward(seq, reader) in self.done[rank], "the state's gradient is not there"
         self.makes(rank, Kind.GRADIENT, seq, index)
 
+    def head_forward(self, rank: int, seq: int, index: int) -> None:
+        """The last rank joins the statistics of all parts, its own included, to the loss."""
+        if rank == self.last:
+            assert Forward(seq, index) in self.done[rank]
+            for part in self.others:
+                self.present.remove((rank, "got", Kind.STATISTICS, seq, index, part))
+            self.makes_of_head(rank, Kind.LOG_SUMS, seq, index, self.others)
+        else:
+            self.present.remove((rank, "got", Kind.HEAD_INPUT, seq, index, rank))
+            self.makes_of_head(rank, Kind.STATISTICS, seq, index, [rank])
+
+    def head_backward(self, rank: int, seq: int, index: int) -> None:
+        """The last rank sums the gradients of all parts, its own included."""
+        assert HeadForward(seq, index) in self.done[rank]
+        if rank == self.last:
+            for part in self.others:
+                self.present.remove((rank, "got", Kind.HEAD_GRADIENT, seq, index, part))
+        else:
+            self.present.remove((rank, "got", Kind.LOG_SUMS, seq, index, rank))
+            self.makes_of_head(rank, Kind.HEAD_GRADIENT, seq, index, [rank])
+
+    def makes_of_head(self, rank: int, kind: Kind, seq: int, index: int, parts) -> None:
+        self.present |= {(rank, "made", kind, seq, index, part) for part in parts}
+
     def makes(self, rank: int, kind: Kind, seq: int, index: int) -> None:
         """Record what the rank can send from now on: to itself as the input of another round, or along the round."""
         for other in range(len(self.made.plans[seq])):
             self.present.add((rank, "made", kind, seq, index, other))
+
+
+def tasks_of(seq: int, index: int, r, has_backward: bool, stages: PipelineStages) -> list:
+    tasks = [Forward(seq, index), *([Backward(seq, index)] if has_backward else [])]
+    return tasks + ([HeadForward(seq, index), HeadBackward(seq, index)] if stages.split_head and r.loss else [])
 
 
 @PROPERTY
@@ -156,9 +205,9 @@ def test_every_task_is_done_once_and_after_its_inputs(plans, stages, max_live_mi
             for seq, rounds in enumerate(plans)
             for i, r in enumerate(rounds)
             if rank in ranks_of(r, stages)
-            for task in ([Forward(seq, i), Backward(seq, i)] if i in trained(rounds) else [Forward(seq, i)])
+            for task in tasks_of(seq, i, r, i in trained(rounds), stages)
         )
-        assert Counter(a for a in actions if isinstance(a, Forward | Backward)) == expected
+        assert Counter(a for a in actions if not isinstance(a, Send | Receive)) == expected
 
 
 @PROPERTY
