@@ -26,7 +26,7 @@ class HeadPart:
         x_ND: as `Hybrid.head_input` gives it. targets_N: int64 ids. The statistics are the log-sum-exp, and the
         target's logit or 0. keep: return the logits where `keeps_logits` allows it.
         """
-        keep = keep and keeps_logits(len(targets_N), self._num_rows, x_ND.itemsize)
+        keep = keep and keeps_logits(len(targets_N), max(len(self._model.vocabulary), 1), x_ND.itemsize)
         return part_statistics(x_ND, self._copy(), self._local(targets_N), self._rows_at_once, keep)
 
     def objective(
@@ -36,10 +36,10 @@ class HeadPart:
 
         log_sums_N: of the whole vocabulary. kept: the logits that `statistics` returned.
         """
-        weight = self._model.head_weight[: len(self._model.vocabulary)]
-        gradient = self._model.head_product.gradient
+        num_tokens, gradient = len(self._model.vocabulary), self._model.head_product.gradient
+        weight = self._model.head_weight[:num_tokens]
         if gradient is not None:
-            gradient = gradient[: len(self._model.vocabulary)]
+            gradient = gradient[:num_tokens]
         rows, copy = self._rows_at_once, self._copy()
         return part_gradients(x_ND, weight, self._local(targets_N), log_sums_N, copy, gradient, rows, kept)
 
@@ -51,18 +51,15 @@ class HeadPart:
         return logits
 
     @property
-    def _num_rows(self) -> int:
-        return len(self._model.vocabulary)
-
-    @property
     def _rows_at_once(self) -> int:
-        return rows_at_once(max(self._num_rows, 1))
+        # A tensor rank's part of a short vocabulary may be padding alone.
+        return rows_at_once(max(len(self._model.vocabulary), 1))
 
     def _copy(self) -> torch.Tensor:
         """The rows of the matrix that stand for a token, in the dtype of products, without their graph."""
         product, weight = self._model.head_product, self._model.head_weight
         copy = weight.detach() if product.compute_dtype is None else product.copy_of(weight)
-        return copy[: self._num_rows]
+        return copy[: len(self._model.vocabulary)]
 
     def _local(self, targets_N: torch.Tensor) -> torch.Tensor:
         """The targets as rows of the part; those of other parts are below 0 or not below its number of rows."""

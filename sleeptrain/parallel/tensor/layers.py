@@ -117,9 +117,9 @@ class TensorParallelHybrid(Hybrid):
     def join_statistics(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """As in `Hybrid`: the ranks gather the statistics of their shards."""
         local_2N = super().join_statistics(parts)
-        shards = [torch.empty_like(local_2N) for _ in range(self._axis.size)]
-        dist.all_gather(shards, local_2N, group=self._axis.group)
-        return super().join_statistics(shards)
+        shards = local_2N.new_empty(self._axis.size * 2, local_2N.shape[1])
+        dist.all_gather_into_tensor(shards, local_2N, group=self._axis.group)
+        return super().join_statistics(shards.split(2))
 
     def join_logits(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         return self._gather(super().join_logits(parts))
