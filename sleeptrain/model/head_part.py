@@ -13,7 +13,7 @@ from sleeptrain.ops.vocabulary_part import part_gradients, part_statistics
 
 
 class HeadPart:
-    """The part of the head that a part of a model holds (`Hybrid.head_part`). Logits are computed some rows at a time."""
+    """The part of the head that a part of a model holds (`Hybrid.head_part`)."""
 
     def __init__(self, model: Hybrid) -> None:
         self._model = model

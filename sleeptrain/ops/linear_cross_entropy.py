@@ -67,9 +67,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *head_gradients(ctx, dlosses, whole=True), None, None, None, None, None
 
 
-def head_gradients(
-    ctx: Any, dlosses: torch.Tensor, whole: bool
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def head_gradients(ctx: Any, dlosses: torch.Tensor, whole: bool) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """The gradients of x and of the weight in a backward; that of the weight is None if it was added to `ctx.gradient`.
 
     ctx: of a function of x and the weight, with saved x, the weight in x's dtype, targets, log-sum-exp and logits.

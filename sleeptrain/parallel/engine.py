@@ -64,9 +64,7 @@ class DistributedEngine:
         self._stages = split_stages(config, mesh.pipeline.size)
         layers = range(*self._stages.bounds[mesh.pipeline.rank : mesh.pipeline.rank + 2])
         with undrawn(world.device):
-            self.model = build_model(
-                config.model, mesh, layers, config.parallel.sequence, self._stages.split_head
-            )
+            self.model = build_model(config.model, mesh, layers, config.parallel.sequence, self._stages.split_head)
         draw_weights(self.model, config.train.seed, mesh.data)
         self._tied = TiedEmbedding(self.model, mesh)
         self._sharding = ModelSharding(config.model, mesh.tensor.size, self.model.head_part)

@@ -18,10 +18,10 @@ from sleeptrain.plan.links import LINK_SHARES, DataTraffic, TensorTraffic, data_
 from sleeptrain.plan.live import Peak
 from sleeptrain.plan.memory import StageMemory, stage_memory, stage_peak
 from sleeptrain.plan.parameters import WIDE, Held, held_parameters
-from sleeptrain.plan.shared_head import SharedHead
 from sleeptrain.plan.roofline.kernel_times import SHARES
 from sleeptrain.plan.roofline.rounds import RoundRecords
 from sleeptrain.plan.roofline.step import StepCount, count_step
+from sleeptrain.plan.shared_head import SharedHead
 from sleeptrain.plan.speed import Speed, Traffic, Work, forecast, leaves_machine
 from sleeptrain.plan.update import newton_schulz_flops
 from sleeptrain.plan.workload import Workload, workloads

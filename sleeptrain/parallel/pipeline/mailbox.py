@@ -11,8 +11,9 @@ from sleeptrain.parallel.pipeline.graph import AnyMessage
 class Mailbox:
     """The messages of one step to and from this rank.
 
-    group: the pipeline's process group; `peer` is a rank in it. dtype: of messages for which none is named. Messages between two ranks are matched by their order,
+    group: the pipeline's process group; `peer` is a rank in it. Messages between two ranks are matched by their order,
     so both ranks must post them in the order of the schedule.
+    dtype: of messages for which no other is named.
     """
 
     def __init__(self, group: dist.ProcessGroup, dtype: torch.dtype, device: torch.device) -> None:
@@ -29,9 +30,7 @@ class Mailbox:
         assert work is not None
         self._leaving = [(w, t) for w, t in self._leaving if not w.is_completed()] + [(work, content)]
 
-    def expect(
-        self, message: AnyMessage, shape: tuple[int, ...], peer: int, dtype: torch.dtype | None = None
-    ) -> None:
+    def expect(self, message: AnyMessage, shape: tuple[int, ...], peer: int, dtype: torch.dtype | None = None) -> None:
         """Start to receive a message of this shape."""
         buffer = torch.empty(shape, dtype=dtype or self._dtype, device=self._device)
         work = dist.irecv(buffer, dist.get_global_rank(self._group, peer), self._group)

@@ -36,7 +36,9 @@ def split_stages(config: Config, num_stages: int) -> PipelineStages:
         raise ConfigError(f"parallel.pipeline={num_stages} is more than the {len(model.layers)} blocks of model.layers")
     core = (sleep.core[0], sleep.core[1]) if sleep.core else (0, len(model.layers))
     bounds = best_bounds(split_costs(config), num_stages) if num_stages > 1 else (0, len(model.layers))
-    return PipelineStages(bounds, tuple(model.layers), core, sleep.eviction == "sliding", splits_head(config, num_stages))
+    return PipelineStages(
+        bounds, tuple(model.layers), core, sleep.eviction == "sliding", splits_head(config, num_stages)
+    )
 
 
 def splits_head(config: Config, num_stages: int) -> bool:

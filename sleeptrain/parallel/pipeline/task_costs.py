@@ -9,7 +9,6 @@ from sleeptrain.parallel.pipeline.graph import Direction
 from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.sleep.rounds import Round
 
-
 # Where stages share the head, its tasks take at least this share of a layer's time: an order by time needs some.
 LEAST_HEAD = 1e-3
 
@@ -20,7 +19,7 @@ class Costs:
 
     forward, backward: one layer on one token. A backward costs two forwards, plus one that runs the round again.
     head: the head and the loss on one token, in units of a layer. On the last stage a round that runs again runs them
-        again. Where stages share the head, each has an equal part, which runs once, and its backward costs two forwards.
+        again. Where stages share the head, each has an equal part of it, whose backward costs two forwards.
     message: from the end of a task until its reader has the message.
     Raises ConfigError unless forward and backward are positive, and head and message at least 0.
     """
