@@ -77,10 +77,10 @@ def head_gradients(ctx: Any, dlosses: torch.Tensor, whole: bool) -> tuple[torch.
     needs_x, needs_weight = ctx.needs_input_grad[:2]
     dx, dweight = torch.empty_like(x) if needs_x else None, ctx.gradient
     parts = zip(*(t.split(ctx.rows) for t in (x, targets, lse, dlosses)), strict=True)
-    for index, (x_part, *rest) in enumerate(parts):
+    for index, (x_part, targets_part, lse_part, dlosses_part) in enumerate(parts):
         # A function may run backward again; a part's logits are used once.
         logits = (kept[index].clone() if whole else kept[index]) if kept else x_part @ copy.t()
-        dlogits = _logits_gradient(logits, *rest, whole=whole)
+        dlogits = _logits_gradient(logits, targets_part, lse_part, dlosses_part, whole)
         if dx is not None:
             torch.mm(dlogits, copy, out=dx[index * ctx.rows :][: len(x_part)])
         if needs_weight:

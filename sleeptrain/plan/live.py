@@ -1,8 +1,8 @@
 """The tensors that a pipeline rank holds between its tasks, from its list of actions in the executor's order.
 
 The holders are: rounds that save inputs for their backward (`StageMicroBatch`), parts of a shared head that do so
-(`HeadMicroBatch`), features for later passes and gradients for earlier rounds (`StageStep`), and messages (`Mailbox`). Every tensor has a name, so that a tensor with several
-holders counts once.
+(`HeadMicroBatch`), features for later passes and gradients for earlier rounds (`StageStep`), and messages (`Mailbox`).
+Every tensor has a name, so that a tensor with several holders counts once.
 """
 
 from __future__ import annotations

@@ -68,8 +68,9 @@ class StepPlan:
 class Planner:
     """Plans layouts of one run on one GPU.
 
-    Its methods take configurations that differ in `parallel` (but not in `parallel.split_head`), `train.micro_batch` and
-    `sleep.recompute` only, with the size of the vocabulary; a workload is of such a configuration. `sleep.recompute` is a mode, but in `workloads`.
+    Its methods take configurations that differ in `parallel` (except `parallel.split_head`), `train.micro_batch` and
+    `sleep.recompute` only, with the size of the vocabulary; a workload is of such a configuration. `sleep.recompute` is
+    a mode, but in `workloads`.
     """
 
     def __init__(self, gpu: Gpu | None, efficiency: float | None):

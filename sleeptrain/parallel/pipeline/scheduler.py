@@ -19,6 +19,10 @@ from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.sleep.rounds import Round
 
 
+# Rounds that stages run while the others work on the head of a round: in its forward, and in its backward.
+HEAD_SLACK = 2
+
+
 def order_tasks(
     graph: Graph, plans: Sequence[Sequence[Round]], stages: PipelineStages, costs: Costs, group_of: Sequence[int]
 ) -> dict[Task, float]:
@@ -92,9 +96,10 @@ def live_limits(
 ) -> list[int]:
     """The most rounds that may be alive on each stage: the rounds of the largest group, plus a slack.
 
-    The slack is one round for each stage outside the ring, which gives a gradient the time to come back.
+    The slack is one round for each stage outside the ring, which gives a gradient the time to come back. Where the
+    stages share the head, it is `HEAD_SLACK` more.
     """
-    slack = stages.num_stages - stages.ring_width(plans)
+    slack = stages.num_stages - stages.ring_width(plans) + HEAD_SLACK * stages.split_head
     return [max(sizes, default=0) + slack for sizes in _group_sizes(graph, stages, group_of)]
 
 

@@ -55,10 +55,8 @@ def local_tensors(engine: ZeroEngine) -> dict[str, Placed]:
         if getattr(engine.parameters[item.name], "ds_pipe_replicated", False):
             continue
         if item.key == "step":  # a single number, which all processes that hold some of the parameter hold
-            if (
-                _begins(engine, item.name)
-                and index % (tensor.size * data.size) == data.rank * tensor.size + tensor.rank
-            ):
+            writes = index % (tensor.size * data.size) == data.rank * tensor.size + tensor.rank
+            if writes and _begins(engine, item.name):
                 held[item.path] = Placed(_count(engine, item.partition.tensors[0], item.name).detach(), Place.whole(()))
             continue
         part, tensors = _part(engine, item.name), _tensors(engine, item)

@@ -238,7 +238,7 @@ def test_live_rounds_stay_within_those_of_a_group(plans, stages, max_live_micro_
     group = max_live_micro_batches or min(len(plans), 2 * width - 1)
     for rank, peak in enumerate(simulation.peak_live_rounds):
         alive = sorted(sum(rank in ranks_of(rounds[i], stages) for i in trained(rounds)) for rounds in plans)
-        assert peak <= sum(alive[-group:]) + stages.num_stages - width
+        assert peak <= sum(alive[-group:]) + stages.num_stages - width + 2 * stages.split_head
 
 
 @example(4, 1, 2, 1, (2, 3), "none")
@@ -280,6 +280,17 @@ def test_without_feedback_one_sequence_fills_the_pipeline():
     rounds = plan(3, 4, "none")
     assert simulate(schedule([rounds], even_stages(4))).bubble == pytest.approx(3 / len(rounds), rel=1e-12)
     assert simulate(schedule([plan(3, 4)], even_stages(4))).bubble > 1.5
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_a_shared_head_leaves_the_bubble_near_the_bound(passes):
+    """A head of five layers: on the last of four stages of two it would be idle time of others."""
+    rounds, costs = plan(4, passes), Costs(head=5)
+    whole, shared = (
+        simulate(schedule([rounds] * 8, even_stages(4, split_head=split), costs), costs) for split in (False, True)
+    )
+    bound = 3 / (8 * len(rounds))
+    assert shared.bubble < 1.5 * bound < whole.bubble
 
 
 def test_a_lower_limit_costs_time_and_saves_memory():
