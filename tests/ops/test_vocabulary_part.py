@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,7 +25,7 @@ def joined(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(loss, gradient of x, gradient of the weight in fp64 or fp32) from three parts. x: in the dtype of products."""
     parts = []
-    for first, last in zip(CUTS, CUTS[1:], strict=False):
+    for first, last in pairwise(CUTS):
         copy = weight[first:last].to(x.dtype)
         parts.append((first, last, copy, *part_statistics(x, copy, targets - first, rows, keep)))
     log_sums = torch.stack([statistics[0] for *_, statistics, _ in parts]).logsumexp(0)
@@ -52,7 +54,7 @@ def test_parts_are_the_whole(rows: int, keep: bool, adds: bool) -> None:
 
 
 def test_exponentials_and_the_gradient_of_the_weight_are_wide() -> None:
-    """In bf16 the part's statistics are fp32, and the gradient adds up in fp32: one row at a time is as exact as all."""
+    """In bf16 statistics are fp32, and the gradient adds up in fp32: one row at a time is as exact as all."""
     x, weight, targets = inputs()
     exact = joined(x, weight, targets, 64, True)
     errors = {}

@@ -18,7 +18,6 @@ from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.sleep.rounds import Round
 
-
 # Rounds that stages run while the others work on the head of a round: in its forward, and in its backward.
 HEAD_SLACK = 2
 
