@@ -88,10 +88,10 @@ class Hybrid(Product, nn.Module):
         return cast(torch.Tensor, self.embedding.weight)
 
     @property
-    def used_rows(self) -> slice:
-        """The rows of `matrix` that the head has. The first of several parts embeds with more."""
+    def used_rows(self) -> slice | None:
+        """The rows of `matrix` that the head has; None: all. The first of several parts embeds with more."""
         if self.head_part is None or self.layers.start > 0:
-            return slice(None)
+            return None
         rows = self.head_part.rows(self.config.vocab_size)
         return slice(rows.start, rows.stop)
 
@@ -112,7 +112,7 @@ class Hybrid(Product, nn.Module):
             return self.head.weight
         matrix = self.matrix
         assert matrix is not None, "this part of the model has no head"
-        return matrix if self.head_part is None else matrix[self.used_rows]
+        return matrix if self.used_rows is None else matrix[self.used_rows]
 
     def empty_state(self) -> FastWeights:
         """The empty memory at the start of a document (a mixer takes None as S = 0)."""

@@ -47,9 +47,9 @@ class Product(ComputeDtype):
         return self.weight
 
     @property
-    def used_rows(self) -> slice:
-        """The rows of `matrix` that it multiplies by."""
-        return slice(None)
+    def used_rows(self) -> slice | None:
+        """The rows of `matrix` that it multiplies by; None: all."""
+        return None
 
     def product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [..., D], weight [C, D], bias [C] -> x @ weight^T + bias, [..., C] in the compute dtype."""
@@ -135,19 +135,23 @@ def working_copies(model: nn.Module) -> Iterator[None]:
     """
     modules = [module for module in model.modules() if isinstance(module, Product) and module.compute_dtype is not None]
     pairs = [(module, matrix) for module in modules if (matrix := module.matrix) is not None]
-    rows = [matrix.detach()[module.used_rows] for module, matrix in pairs]
-    copies = [torch.empty_like(part, dtype=module.compute_dtype) for (module, _), part in zip(pairs, rows, strict=True)]
-    if pairs:
-        with torch.no_grad():
-            torch._foreach_copy_(copies, rows)
+    with torch.no_grad():
+        used = [_used(module, matrix) for module, matrix in pairs]
+        copies = [torch.empty_like(t, dtype=module.compute_dtype) for (module, _), t in zip(pairs, used, strict=True)]
+        if pairs:
+            torch._foreach_copy_(copies, used)
     for (module, matrix), copy in zip(pairs, copies, strict=True):
         gradient = _gradient(matrix)
-        module.working_copy, module.gradient = copy, None if gradient is None else gradient[module.used_rows]
+        module.working_copy, module.gradient = copy, None if gradient is None else _used(module, gradient)
     try:
         yield
     finally:
         for module, _ in pairs:
             module.working_copy = module.gradient = None
+
+
+def _used(module: Product, matrix: torch.Tensor) -> torch.Tensor:
+    return matrix if module.used_rows is None else matrix[module.used_rows]
 
 
 def _gradient(matrix: torch.Tensor) -> torch.Tensor | None:

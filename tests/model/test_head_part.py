@@ -74,7 +74,7 @@ def _gradient(model: Hybrid, tied: bool) -> torch.Tensor:
     """The gradient of the rows of the head that the model predicts with."""
     holder = model.embedding if tied else model.head
     assert holder is not None and holder.weight.grad is not None
-    return holder.weight.grad[model.used_rows] if tied else holder.weight.grad
+    return holder.weight.grad[model.used_rows] if tied and model.used_rows is not None else holder.weight.grad
 
 
 def test_the_logits_of_the_parts_are_those_of_the_head() -> None:
