@@ -21,6 +21,7 @@ from sleeptrain.model.linear import Linear, Product
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.model.mixers.spec import Draw
 from sleeptrain.model.norm import RMSNorm
+from sleeptrain.model.shards import VocabularyPart
 from sleeptrain.model.state import HARD, Boundary, FastWeights, LayerState
 from sleeptrain.model.undrawn import lacks_values
 from sleeptrain.ops.device import runs_kernels
@@ -50,22 +51,26 @@ class Hybrid(Product, nn.Module):
     layers: the blocks that this part of the model holds; None: all. The first part has the embeddings, the last part
     the norm and the head; both have tied embeddings. Parameters and blocks keep the names and numbers of the whole
     model.
+    head_part: the part of the head that this part of the model holds, whatever its blocks (`HeadPart`); with tied
+    embeddings these rows of the embedding. None: the last part of the model holds the whole head.
     residual_dtype: of the features between blocks; None: that of the weights.
     """
 
     residual_dtype: torch.dtype | None = None
 
-    def __init__(self, config: ModelConfig, layers: range | None = None):
+    def __init__(self, config: ModelConfig, layers: range | None = None, head_part: VocabularyPart | None = None):
         super().__init__()
-        self.config = config
+        self.config, self.head_part = config, head_part
         self.layers = range(len(config.layers)) if layers is None else layers
         begins, ends = self.layers.start == 0, self.layers.stop == self.num_layers
-        embeds = begins or (ends and config.tie_embeddings)
-        self.embedding: nn.Module | None = Embedding(config.vocab_size, config.dim) if embeds else None
+        self._has_head = ends if head_part is None else True
+        head_rows = config.vocab_size if head_part is None else len(head_part.rows(config.vocab_size))
+        embeds, rows = begins or (self._has_head and config.tie_embeddings), config.vocab_size if begins else head_rows
+        self.embedding: nn.Module | None = Embedding(rows, config.dim) if embeds else None
         self.blocks = Blocks({str(i): Block(i, config) for i in self.layers})
         self.norm = RMSNorm(config.dim, config.norm_eps, config.norm) if ends else None
-        has_head = ends and not config.tie_embeddings
-        self.head = Linear(config.dim, config.vocab_size, bias=False) if has_head else None
+        untied = self._has_head and not config.tie_embeddings
+        self.head = Linear(config.dim, head_rows, bias=False) if untied else None
 
     @property
     def num_layers(self) -> int:
@@ -79,18 +84,36 @@ class Hybrid(Product, nn.Module):
     @property
     def matrix(self) -> torch.Tensor | None:
         """The head's matrix if it is tied to the embeddings, else None: `head` has it, or another part of the model."""
-        return None if self.norm is None or self.head is not None else self.head_weight
+        if not self._has_head or self.head is not None or self.embedding is None:
+            return None
+        return cast(torch.Tensor, self.embedding.weight)
 
     @property
-    def _head_product(self) -> Product:
+    def used_rows(self) -> slice | None:
+        """The rows of `matrix` that the head has; None: all. The first of several parts embeds with more."""
+        if self.head_part is None or self.layers.start > 0:
+            return None
+        rows = self.head_part.rows(self.config.vocab_size)
+        return slice(rows.start, rows.stop)
+
+    @property
+    def vocabulary(self) -> range:
+        """The ids of the tokens that this part's head predicts."""
+        vocab_size = self.config.vocab_size
+        return range(vocab_size) if self.head_part is None else self.head_part.rows(vocab_size)
+
+    @property
+    def head_product(self) -> Product:
         """The module that multiplies by the head's matrix."""
         return self if self.head is None else self.head
 
     @property
     def head_weight(self) -> torch.Tensor:
-        holder = self.embedding if self.config.tie_embeddings else self.head
-        assert holder is not None, "this part of the model has no head"
-        return cast(torch.Tensor, holder.weight)
+        if self.head is not None:
+            return self.head.weight
+        matrix = self.matrix
+        assert matrix is not None, "this part of the model has no head"
+        return matrix if self.used_rows is None else matrix[self.used_rows]
 
     def empty_state(self) -> FastWeights:
         """The empty memory at the start of a document (a mixer takes None as S = 0)."""
@@ -140,10 +163,24 @@ class Hybrid(Product, nn.Module):
         assert self.norm is not None, "this part of the model has no norm"
         return self.norm(x_BTD)
 
+    def head_input(self, x_ND: torch.Tensor) -> torch.Tensor:
+        """Features [N, D] -> what the head multiplies by its matrix [N, D], in the dtype of products."""
+        assert self.norm is not None, "this part of the model has no norm"
+        return self.head_product.narrow(self.norm(x_ND) / self.config.logits_divisor)
+
+    def join_statistics(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The statistics [2, N] of the whole vocabulary, from those of all its parts (`HeadPart.statistics`)."""
+        log_sums, target_logits = torch.stack(list(parts), 1)
+        return torch.stack([log_sums.logsumexp(0), target_logits.sum(0)])
+
+    def join_logits(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The logits [N, V] of the whole vocabulary, from those of all its parts in order (`HeadPart.logits`)."""
+        return torch.cat(list(parts), 1)
+
     def logits(self, x_ND: torch.Tensor) -> torch.Tensor:
         """Features [..., D] -> logits [..., V] over the vocabulary, in the features' dtype."""
-        assert self.norm is not None, "this part of the model has no head"
-        logits, divisor = self._head_product.product(self.norm(x_ND), self.head_weight), self.config.logits_divisor
+        assert self.norm is not None and self.head_part is None, "this part of the model has no whole head"
+        logits, divisor = self.head_product.product(self.norm(x_ND), self.head_weight), self.config.logits_divisor
         return logits if divisor == 1 else logits / divisor
 
     def cross_entropy(
@@ -178,9 +215,8 @@ class Hybrid(Product, nn.Module):
 
     def _summed_loss(self, x_ND: torch.Tensor, targets_N: torch.Tensor, rows: int, keep: bool) -> torch.Tensor:
         """The loss from the logits of at most `rows` rows at a time."""
-        assert self.norm is not None, "this part of the model has no head"
-        head, weight = self._head_product, self.head_weight
-        x_ND, vocab_size = head.narrow(self.norm(x_ND) / self.config.logits_divisor), self.config.vocab_size
+        head, weight = self.head_product, self.head_weight
+        x_ND, vocab_size = self.head_input(x_ND), self.config.vocab_size
         keep = keep and keeps_logits(len(targets_N), vocab_size, x_ND.itemsize)
         copy = None if head.compute_dtype is None else head.copy_of(weight)
         losses = linear_cross_entropy(
@@ -205,7 +241,11 @@ class Hybrid(Product, nn.Module):
 
     def _initial_weight(self, name: str, parameter: torch.Tensor, seed: int) -> torch.Tensor | None:
         """The initial values of a parameter of this part, as `initial_weight` gives those of the whole model."""
-        return initial_weight(self.config, name, tuple(parameter.shape), seed)
+        shape, vocab_size = tuple(parameter.shape), self.config.vocab_size
+        if self.head_part is None or name not in ("embedding.weight", "head.weight") or shape[0] == vocab_size:
+            return initial_weight(self.config, name, shape, seed)
+        whole = initial_weight(self.config, name, (vocab_size, *shape[1:]), seed)
+        return None if whole is None else whole[self.head_part.rows(vocab_size)]
 
 
 def initial_weight(config: ModelConfig, name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor | None:

@@ -50,10 +50,15 @@ class MatrixReader(ComputeDtype):
 class Product(MatrixReader):
     """A module that multiplies by a matrix.
 
-    working_copy: the matrix in the compute dtype; None: each use casts it.
+    working_copy: the rows of the matrix that it multiplies by, in the compute dtype; None: each use casts them.
     """
 
     working_copy: torch.Tensor | None = None
+
+    @property
+    def used_rows(self) -> slice | None:
+        """The rows of `matrix` that it multiplies by; None: all."""
+        return None
 
     def product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [..., D], weight [C, D], bias [C] -> x @ weight^T + bias, [..., C] in the compute dtype."""

@@ -10,6 +10,18 @@ import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
+class VocabularyPart:
+    """The part of a vocabulary that one of `count` pipeline stages predicts: consecutive rows of the head's matrix."""
+
+    index: int
+    count: int
+
+    def rows(self, num_rows: int) -> range:
+        """The part's share of `num_rows` rows; shares differ by one row at most."""
+        return range(num_rows * self.index // self.count, num_rows * (self.index + 1) // self.count)
+
+
+@dataclass(frozen=True)
 class Sharding:
     """How one parameter is sharded over the ranks.
 
@@ -20,6 +32,7 @@ class Sharding:
     partial_gradient: every rank holds the whole parameter but uses it only for the heads of that rank; the gradient is
         the sum over the ranks.
     gathered: for a linear layer's weight: the ranks gather its output columns, since every rank reads all of them.
+    part: a rank holds only this part of its shard; its stage of the pipeline has no more.
     heads: for a projection into heads: (number, size) of the heads. With fewer heads than ranks, several ranks use one
         head, and the ranks exchange the projection's outputs.
     """
@@ -30,6 +43,7 @@ class Sharding:
     partial_gradient: bool = False
     gathered: bool = False
     heads: tuple[int, int] | None = None
+    part: VocabularyPart | None = None
 
     def take(self, whole: torch.Tensor, rank: int, size: int) -> torch.Tensor:
         """The shard of one of `size` ranks, a view if possible. Raises ValueError for a tensor of another shape."""
@@ -40,6 +54,9 @@ class Sharding:
         if self.padded and (missing := -self.pieces[0] % size):
             whole = F.pad(whole, (0, 0) * (whole.dim() - 1 - self.dim) + (0, missing))
         parts = [piece.chunk(size, self.dim)[rank] for piece in whole.split(self._pieces(size), self.dim)]
+        if self.part is not None:
+            rows = self.part.rows(parts[0].shape[self.dim])
+            parts = [parts[0].narrow(self.dim, rows.start, len(rows))]
         return parts[0] if len(parts) == 1 else torch.cat(parts, self.dim)
 
     def ranges(self, rank: int, size: int) -> list[tuple[int, int]]:
@@ -50,6 +67,9 @@ class Sharding:
         found, before = list[tuple[int, int]](), 0
         for piece, padded in zip(self.pieces, self._pieces(size), strict=True):
             start, stop = rank * padded // size, (rank + 1) * padded // size
+            if self.part is not None:
+                rows = self.part.rows(stop - start)
+                start, stop = start + rows.start, start + rows.stop
             found.append((before + min(start, piece), before + min(stop, piece)))
             before += piece
         return found

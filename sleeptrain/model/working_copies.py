@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -39,10 +40,10 @@ def working_copies(model: nn.Module) -> Iterator[None]:
     gradients = {matrix: _gradient(matrix) for _, matrix in readers}
     hidden = {m: m.grad for m, added_to in gradients.items() if _is_wide(m.grad, m) and _is_unread(added_to)}
     for module, matrix in readers:
-        module.gradient = gradients[matrix]
+        module.gradient = _used(module, gradients[matrix])
     for matrix in hidden:
         matrix.grad = None
-    products = [(module, matrix.detach()) for module, matrix in readers if isinstance(module, Product)]
+    products = [(module, _used(module, matrix.detach())) for module, matrix in readers if isinstance(module, Product)]
     norms = [module for module in model.modules() if isinstance(module, RMSNorm) and module.zero_centred]
     _copy_matrices(products)
     _compute_scales(norms)
@@ -63,8 +64,17 @@ def working_copies(model: nn.Module) -> Iterator[None]:
             matrix.grad = gradient
 
 
+T = TypeVar("T", torch.Tensor, torch.Tensor | None)
+
+
+def _used(module: MatrixReader, matrix: T) -> T:
+    """The rows of a matrix, or of its gradient, that the module uses."""
+    rows = module.used_rows if isinstance(module, Product) else None
+    return matrix if rows is None or matrix is None else matrix[rows]
+
+
 def _copy_matrices(products: Sequence[tuple[Product, torch.Tensor]]) -> None:
-    """Set the working copy of each module from its matrix."""
+    """Set the working copy of each module from the rows of its matrix."""
     wide = [(module, matrix) for module, matrix in products if matrix.dtype != module.compute_dtype]
     copies = [torch.empty_like(matrix, dtype=module.compute_dtype) for module, matrix in wide]
     if copies:

@@ -65,20 +65,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dlosses: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, copy, targets, lse, *kept = ctx.saved_tensors
-        keeps, ctx.are_logits = bool(kept) and ctx.are_logits, False
-        needs_x, needs_weight = ctx.needs_input_grad[:2]
-        dx, dweight = torch.empty_like(x) if needs_x else None, ctx.gradient
-        parts = zip(*(t.split(ctx.rows) for t in (x, targets, lse, dlosses)), strict=True)
-        for index, (x_part, *rest) in enumerate(parts):
-            # `data`: autograd would refuse a second backward after a change of a saved tensor.
-            logits = kept[index].data if keeps else x_part @ copy.t()
-            dlogits = _logits_gradient(logits, *rest)
-            if dx is not None:
-                torch.mm(dlogits, copy, out=dx[index * ctx.rows :][: len(x_part)])
-            if needs_weight:
-                dweight = add_product(dweight, dlogits.t(), x_part, ctx.gradient_dtype)
-        return dx, dweight if ctx.gradient is None else None, None, None, None, None, None
+        return *head_gradients(ctx, dlosses, whole=True), None, None, None, None, None
+
+
+def head_gradients(ctx: Any, dlosses: torch.Tensor, whole: bool) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The gradients of x and of the weight in a backward; that of the weight is None if it was added to `ctx.gradient`.
+
+    ctx: of a function of x and the weight, with saved x, the weight in x's dtype, targets, log-sum-exp and logits. The
+        logits are replaced by their gradient; a second backward computes them again.
+    whole: the weight is that of the whole vocabulary; else targets that are none of its rows are ignored.
+    """
+    x, copy, targets, lse, *kept = ctx.saved_tensors
+    keeps, ctx.are_logits = bool(kept) and ctx.are_logits, False
+    needs_x, needs_weight = ctx.needs_input_grad[:2]
+    dx, dweight = torch.empty_like(x) if needs_x else None, ctx.gradient
+    parts = zip(*(t.split(ctx.rows) for t in (x, targets, lse, dlosses)), strict=True)
+    for index, (x_part, targets_part, lse_part, dlosses_part) in enumerate(parts):
+        # `data`: autograd would refuse a second backward after a change of a saved tensor.
+        logits = kept[index].data if keeps else x_part @ copy.t()
+        dlogits = _logits_gradient(logits, targets_part, lse_part, dlosses_part, whole)
+        if dx is not None:
+            torch.mm(dlogits, copy, out=dx[index * ctx.rows :][: len(x_part)])
+        if needs_weight:
+            dweight = add_product(dweight, dlogits.t(), x_part, ctx.gradient_dtype)
+    return dx, dweight if ctx.gradient is None else None
 
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,12 +101,14 @@ def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.T
 
 
 def _logits_gradient(
-    logits: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor, dlosses: torch.Tensor
+    logits: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor, dlosses: torch.Tensor, whole: bool
 ) -> torch.Tensor:
     """The gradients of the logits, in their dtype and, if that is fp32 or wider, in their memory."""
-    if runs_kernels(logits):
+    if runs_kernels(logits) and whole:
         fla_cross_entropy.cross_entropy_backward(logits, targets, lse, dlosses.contiguous())
         return logits
     wide = logits.to(lse.dtype).sub_(lse[:, None]).exp_()
-    wide.scatter_add_(1, targets[:, None], wide.new_full((len(targets), 1), -1.0))
+    if logits.shape[1]:
+        inside = ((targets >= 0) & (targets < logits.shape[1])).to(wide.dtype)
+        wide.scatter_add_(1, targets.clamp(0, logits.shape[1] - 1)[:, None], -inside[:, None])
     return wide.mul_(dlosses[:, None]).to(logits.dtype)

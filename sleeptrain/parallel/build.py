@@ -7,20 +7,25 @@ import torch.distributed as dist
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.distributed.mesh import Axis, Mesh
 from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.shards import VocabularyPart
 from sleeptrain.parallel.zero.matrix_exchange import assign_owners
 
 
-def build_model(config: ModelConfig, mesh: Mesh, layers: range | None = None, sequence: bool = False) -> Hybrid:
+def build_model(
+    config: ModelConfig, mesh: Mesh, layers: range | None = None, sequence: bool = False, split_head: bool = False
+) -> Hybrid:
     """Return this process's tensor shard of the blocks `layers` (default: all), with weights not yet initialised.
 
     A part with the first block has the embedding, a part with the last block the norm and the head. sequence: use
-    sequence parallelism inside the part. The layout must have passed `check_layout`.
+    sequence parallelism inside the part. split_head: each pipeline stage has a part of the head. The layout must have
+    passed `check_layout`.
     """
+    head_part = VocabularyPart(mesh.pipeline.rank, mesh.pipeline.size) if split_head else None
     if mesh.tensor.size == 1:
-        return Hybrid(config, layers)
+        return Hybrid(config, layers, head_part)
     from sleeptrain.parallel.tensor.layers import TensorParallelHybrid  # one process does not wait for megatron-core
 
-    return TensorParallelHybrid(config, mesh.tensor, layers, sequence)
+    return TensorParallelHybrid(config, mesh.tensor, layers, sequence, head_part)
 
 
 def draw_weights(model: Hybrid, seed: int, data: Axis) -> None:

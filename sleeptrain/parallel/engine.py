@@ -27,7 +27,7 @@ from sleeptrain.parallel.pipeline.evaluation import EvaluationMicroBatch, forwar
 from sleeptrain.parallel.pipeline.executor import StageStep
 from sleeptrain.parallel.pipeline.mailbox import Mailbox
 from sleeptrain.parallel.pipeline.micro_batch import StageMicroBatch
-from sleeptrain.parallel.pipeline.schedule import Backward, Compute, Schedule, schedule
+from sleeptrain.parallel.pipeline.schedule import Backward, Compute, HeadBackward, Schedule, schedule
 from sleeptrain.parallel.pipeline.stage_split import schedule_costs, split_stages
 from sleeptrain.parallel.pipeline.tied import TiedEmbedding
 from sleeptrain.parallel.tensor.sharding import ModelSharding
@@ -66,10 +66,10 @@ class DistributedEngine:
         self._stages = split_stages(config, mesh.pipeline.size)
         layers = range(*self._stages.bounds[mesh.pipeline.rank : mesh.pipeline.rank + 2])
         with undrawn(world.device):
-            self.model = build_model(config.model, mesh, layers, config.parallel.sequence)
+            self.model = build_model(config.model, mesh, layers, config.parallel.sequence, self._stages.split_head)
         draw_weights(self.model, config.train.seed, mesh.data)
         self._tied = TiedEmbedding(self.model, mesh)
-        self._sharding = ModelSharding(config.model, mesh.tensor.size)
+        self._sharding = ModelSharding(config.model, mesh.tensor.size, self.model.head_part)
         with torch.device("meta"):
             full_model = Hybrid(config.model)
         local_names = {name for name, _ in self.model.named_parameters()}
@@ -181,7 +181,7 @@ class DistributedEngine:
         return StepResult(float(sum(part.loss for part in stage_parts)), final_state.detach(), len(rounds), flops)
 
     def _report_progress(self, task: Compute, r: Round) -> None:
-        self._progress.at(r, Phase.BACKWARD if isinstance(task, Backward) else Phase.FORWARD)
+        self._progress.at(r, Phase.BACKWARD if isinstance(task, Backward | HeadBackward) else Phase.FORWARD)
 
     def _run_schedule(
         self, plan: Schedule, stage_parts: Sequence[StageMicroBatch], on_task: Callable[[Compute, Round], None]

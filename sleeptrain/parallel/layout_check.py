@@ -10,6 +10,7 @@ from sleeptrain.config.task_rows import row_length
 from sleeptrain.config.validate import values_in_force
 from sleeptrain.errors import ConfigError
 from sleeptrain.model.mixers.registry import mixer_specs
+from sleeptrain.model.shards import padded_size
 from sleeptrain.parallel.pipeline.stage_split import split_stages
 from sleeptrain.sleep.rounds import window_spans
 
@@ -43,6 +44,7 @@ def check_layout(config: Config, world_size: int) -> int:
     _check_recompute(config)
     _check_sequence(config)
     _check_stop(config)
+    _check_head(config)
     return world_size // model_parallel_size
 
 
@@ -227,6 +229,20 @@ def _check_sequence(config: Config) -> None:
                 f"one of {odd[0]} tokens of a row of {tokens} ({rows}): make both multiples of {size}, or use "
                 "parallel.sequence=false"
             )
+
+
+def _check_head(config: Config) -> None:
+    """Raise ConfigError if a part of a shared head would be empty. A vocabulary of the data's size, 0, is not known."""
+    parallel, vocab_size = config.parallel, config.model.vocab_size
+    if not parallel.split_head or not vocab_size:
+        return
+    rows = padded_size(vocab_size, parallel.tensor) // parallel.tensor
+    if rows < parallel.pipeline:
+        raise ConfigError(
+            f"parallel.split_head=true shares the head among {parallel.pipeline} stages (parallel.pipeline), but of "
+            f"model.vocab_size ({vocab_size}) a tensor rank has only {rows} tokens: use parallel.split_head=false, "
+            "which suits small vocabularies"
+        )
 
 
 def _next_multiple(value: int, of: int) -> int:

@@ -109,6 +109,11 @@ class Activations:
         normed = self._precision.normed(self.residual) * m.dim + WIDE
         return num_targets * (normed + self.narrow * m.dim + WIDE + width * m.vocab_size * kept)
 
+    def head_input(self, num_targets: int) -> int:
+        """Bytes for the last norm where stages share the head, with what it returns."""
+        saved = (self._precision.normed(self.residual) + self.narrow) * self.model.dim + WIDE
+        return num_targets * saved
+
     def logits(self, num_targets: int, adds: bool) -> int:
         """Peak bytes of the loss beside what it saved, in its backward: of some rows, and the gradient of the matrix.
 
@@ -117,15 +122,23 @@ class Activations:
         """
         vocab_size, rows = self.model.vocab_size, rows_at_once(self.model.vocab_size, self.kernels)
         in_place = self.kernels and self.vocabulary_parts == 1
-        gradient = 0 if adds and self.kernels and self.narrow < WIDE else WIDE * self.model.dim
-        return vocab_size * (min(num_targets, rows) * (self.narrow if in_place else 3 * WIDE) + gradient)
+        each = self.narrow if in_place else 3 * WIDE
+        return vocab_size * (min(num_targets, rows) * each + self._gradient_row(adds))
 
-    def copies(self, layers: range, head: bool) -> int:
-        """Bytes of the narrow copies of these layers' matrices (`sleeptrain.model.linear`)."""
+    def part_logits(self, num_targets: int, head_rows: int, adds: bool) -> int:
+        """As `logits`, for a part of a shared head, beside the logits that it keeps. No kernel works on a part."""
+        return head_rows * (min(num_targets, rows_at_once(head_rows)) * 3 * WIDE + self._gradient_row(adds))
+
+    def _gradient_row(self, adds: bool) -> int:
+        """Bytes of a row of the gradient of the head's matrix before it is added up."""
+        return 0 if adds and self.kernels and self.narrow < WIDE else WIDE * self.model.dim
+
+    def copies(self, layers: range, head_rows: int) -> int:
+        """Bytes of the narrow copies of these layers' and the head's matrices (`sleeptrain.model.linear`)."""
         if self.narrow == WIDE:
             return 0
         elements = sum(prod(shape) for i in layers for shape in self._matrices[i].values())
-        return self.narrow * (elements + head * self.model.vocab_size * self.model.dim)
+        return self.narrow * (elements + head_rows * self.model.dim)
 
     def kept_rows(self, layers: range) -> int:
         """Bytes of the rows that short passes keep for the gradients of large matrices (`stacking_rows`)."""

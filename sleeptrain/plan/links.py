@@ -93,7 +93,8 @@ def tensor_traffic(config: Config, workload: Workload, stages: PipelineStages, s
         passes += times * counts.passes(r)
     trained = workload.trained(config.parallel.pipeline)
     for r, times in _alike(trained).items():
-        recompute += _times(counts.loss(r), workload.losses_again(config, r) * times)
+        if not stages.split_head:  # the statistics of a shared head are joined once
+            recompute += _times(counts.loss(r), workload.losses_again(config, r) * times)
         backward += _times(counts.backward(r), times)
         passes += times * counts.passes(r, backward=True)
     # In a pipeline each round has its own backward; else a stretch of rounds has one.
@@ -139,14 +140,17 @@ class _TensorCounts:
             result += twice * bool(self._squares(layer, r, state_only)) + len(self._shared(layer, r))
         if self.stage == 0 and r.is_wake and not backward:
             result += twice
-        if loss := self.loss(r):
-            result += twice * (1 if backward else 3) * len(loss)
+        if self.loss(r):
+            forward = RING_PASSES["all_gather"] if self.stages.split_head else 3 * twice
+            result += twice if backward else forward
         return result + self.sequence * self._sections(r)
 
     def loss(self, r: Round) -> Payload:
-        """The maxima, target logits and sums of a loss."""
+        """The maxima, target logits and sums of a loss; of a shared head, log-sum-exps and target logits."""
         if not r.loss or self.layers.stop < len(self.config.model.layers):
             return Payload()
+        if self.stages.split_head:
+            return Payload(all_gather=2 * WIDE * self.workload.targets_of(r) * self.size)
         return Payload(all_reduce=3 * WIDE * self.workload.targets_of(r))
 
     def blocks(self, r: Round) -> Payload:

@@ -1,8 +1,8 @@
 """The tensors that a pipeline rank holds between its tasks, from its list of actions in the executor's order.
 
-The holders are: rounds that save inputs for their backward (`StageMicroBatch`), features for later passes and gradients
-for earlier rounds (`StageStep`), and messages (`Mailbox`). Every tensor has a name, so that a tensor with several
-holders counts once.
+The holders are: rounds that save inputs for their backward (`StageMicroBatch`), parts of a shared head that do so
+(`HeadMicroBatch`), features for later passes and gradients for earlier rounds (`StageStep`), and messages (`Mailbox`).
+Every tensor has a name, so that a tensor with several holders counts once.
 """
 
 from __future__ import annotations
@@ -11,8 +11,18 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from sleeptrain.parallel.pipeline.feature_flow import FeatureFlow, Held, Output
-from sleeptrain.parallel.pipeline.graph import Kind, Message
-from sleeptrain.parallel.pipeline.schedule import Action, Backward, Forward, Receive, Schedule, Send
+from sleeptrain.parallel.pipeline.graph import AnyMessage, HeadMessage, Kind, Message
+from sleeptrain.parallel.pipeline.schedule import (
+    Action,
+    Backward,
+    Forward,
+    HeadBackward,
+    HeadForward,
+    Receive,
+    Schedule,
+    Send,
+)
+from sleeptrain.plan.shared_head import SharedHead
 from sleeptrain.sleep.rounds import Round
 
 Name = tuple[Hashable, ...]
@@ -22,7 +32,7 @@ Name = tuple[Hashable, ...]
 class Peak:
     """The most bytes of each kind; the two peaks may be at different times.
 
-    boundary: the saved inputs of live rounds, and the memory of all micro-batches.
+    boundary: the saved inputs of live rounds, what parts of a shared head keep, and the memory of all micro-batches.
     messages: messages that have arrived or are being sent, and features that wait for a later pass.
     """
 
@@ -39,6 +49,7 @@ class Memory:
     num_rows: rows of a micro-batch.
     carried: a step begins with carried memory.
     normed: the fed-back features are normed, so they are another tensor than the last features.
+    head: sizes of a head that the stages share; None: the last stage has it.
     """
 
     feature: int
@@ -46,6 +57,7 @@ class Memory:
     num_rows: int
     carried: bool
     normed: bool
+    head: SharedHead | None = None
 
 
 def peak_held(plan: Schedule, rank: int, memory: Memory) -> Peak:
@@ -93,6 +105,8 @@ class _Holdings:
         self.state: dict[int, dict[int, Name]] = {}
         self.at_start: dict[int, tuple[int, list[Name]]] = {}
         self.saved: dict[tuple[int, int], list[Name]] = {}
+        self.saved_by_head: dict[tuple[int, int], list[Name]] = {}
+        self.last = len(plan.ranks) - 1
         self.outputs: dict[int, dict[int, list[Name]]] = {}
         self.tensors: dict[tuple[int, int], dict[str, Name]] = {}
         for mb in range(len(plan.plans)):
@@ -109,10 +123,14 @@ class _Holdings:
                 self._forward(mb, index)
             case Backward(mb, index):
                 self._backward(mb, index)
+            case HeadForward(mb, index):
+                self._head_forward(mb, index)
+            case HeadBackward(mb, index):
+                self._head_backward(mb, index)
             case Send(_, message):
                 self.all.drop([self._sent(message)])
             case Receive(_, message):
-                self.all.add([self._name("received", message, size=self._features(self.flow.shape_of(message)))])
+                self.all.add([self._name("received", message, size=self._size(message))])
 
     def _forward(self, mb: int, index: int) -> None:
         r = self.plan.plans[mb][index]
@@ -159,6 +177,9 @@ class _Holdings:
         self.outputs[mb][index] = list(dict.fromkeys(tensors.values()))
         self.all.add(self.outputs[mb][index])
         self.all.add([tensors[output] for output, _ in self.flow.passes_on(mb, index)])
+        if r.loss and self.rank == self.last and self.memory.head is not None:
+            name = self._name("head input", mb, index, size=self.memory.head.message(Kind.HEAD_INPUT, r))
+            self.all.add([name] * (self.last + 1))
 
     def _replace_state(self, mb: int, index: int) -> None:
         """Replace the memory that a round writes. A round with some of the rows makes new tensors for all layers."""
@@ -173,7 +194,8 @@ class _Holdings:
     def _backward(self, mb: int, index: int) -> None:
         self._release(self.saved.pop((mb, index)))
         self.all.drop([("received", message) for _, message in self.flow.gradients_in(mb, index)])
-        self.all.drop([name for name in [("gradient", mb, index)] if name in self.all.count])
+        own = [("gradient", mb, index), ("head gradient", mb, index)]
+        self.all.drop([name for name in own if name in self.all.count])
         for place in self.flow.gradients_out(mb, index):
             if isinstance(place, Held):
                 size = self._features(self.plan.plans[mb][place.round_index])
@@ -182,8 +204,50 @@ class _Holdings:
             else:
                 self.all.add([self._name("gradient out", place, size=self._features(self.flow.shape_of(place)))])
 
-    def _sent(self, message: Message) -> Name:
+    def _head_forward(self, mb: int, index: int) -> None:
+        head, r = self._head, self.plan.plans[mb][index]
+        logits = self._name("logits", mb, index, size=head.logits(r, self.rank))
+        if self.rank < self.last:
+            x: Name = ("received", HeadMessage(Kind.HEAD_INPUT, mb, index, self.rank))
+            self.all.add([self._out(HeadMessage(Kind.STATISTICS, mb, index, self.rank))])
+        else:
+            x = ("head input", mb, index)
+            self.all.drop([("received", HeadMessage(Kind.STATISTICS, mb, index, part)) for part in range(self.last)])
+            log_sums = self._name("log sums", mb, index, size=head.message(Kind.LOG_SUMS, r))
+            self.all.add([log_sums] * (self.last + 1))
+        self.saved_by_head[mb, index] = [x, logits]
+        self._hold([x, logits])
+        self.all.drop([x])
+
+    def _head_backward(self, mb: int, index: int) -> None:
+        if self.rank < self.last:
+            self.all.drop([("received", HeadMessage(Kind.LOG_SUMS, mb, index, self.rank))])
+            self.all.add([self._out(HeadMessage(Kind.HEAD_GRADIENT, mb, index, self.rank))])
+        else:
+            self.all.drop([("log sums", mb, index)])
+            self.all.drop([("received", HeadMessage(Kind.HEAD_GRADIENT, mb, index, p)) for p in range(self.last)])
+            size = self._head.message(Kind.HEAD_GRADIENT, self.plan.plans[mb][index])
+            self.all.add([self._name("head gradient", mb, index, size=size)])
+        self._release(self.saved_by_head.pop((mb, index)))
+
+    @property
+    def _head(self) -> SharedHead:
+        assert self.memory.head is not None, "the schedule shares the head"
+        return self.memory.head
+
+    def _out(self, message: HeadMessage) -> Name:
+        return self._name("head out", message, size=self._size(message))
+
+    def _size(self, message: AnyMessage) -> int:
+        if isinstance(message, HeadMessage):
+            return self._head.message(message.kind, self.plan.plans[message.micro_batch][message.round])
+        return self._features(self.flow.shape_of(message))
+
+    def _sent(self, message: AnyMessage) -> Name:
         """The tensor that a message sends."""
+        if isinstance(message, HeadMessage):
+            shared = {Kind.HEAD_INPUT: "head input", Kind.LOG_SUMS: "log sums"}.get(message.kind)
+            return ("head out", message) if shared is None else (shared, message.micro_batch, message.round)
         if message.kind is Kind.GRADIENT:
             return ("gradient out", message)
         output: Output = "top_RLD" if message.source == message.reader else "core_output_RLD"

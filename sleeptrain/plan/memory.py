@@ -9,12 +9,14 @@ from math import prod
 from sleeptrain.config.schema import Config
 from sleeptrain.ops.add_product import FEW
 from sleeptrain.parallel.pipeline.schedule import Schedule
+from sleeptrain.parallel.pipeline.stage_split import splits_head
 from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.parallel.tensor.sharding import local_config
 from sleeptrain.parallel.zero.working_weights import are_narrow
 from sleeptrain.plan.activations import Activations, carried_bytes, state_bytes
 from sleeptrain.plan.live import Memory, Peak, peak_held
 from sleeptrain.plan.parameters import Held, training_state
+from sleeptrain.plan.shared_head import SharedHead
 from sleeptrain.plan.workload import Workload, alike
 from sleeptrain.sleep.precision import residual_bytes
 from sleeptrain.sleep.rounds import Round, windows_of
@@ -26,9 +28,10 @@ class StageMemory:
 
     weights, master, gradients, optimizer: see `TrainingState`.
     state: S that is carried from step to step.
-    boundary: inputs (features and S) that rounds save for their backward.
+    boundary: inputs (features and S) that rounds save for their backward. Where stages share the head, also what its
+        parts keep for theirs: their input and logits.
     activations: of the graphs that are alive at once, without logits.
-    logits: of one round.
+    logits: of one round, some rows at a time.
     messages: between pipeline stages.
     """
 
@@ -64,21 +67,29 @@ def stage_memory(
     layers = range(*stages.bounds[stage : stage + 2])
     mesh = (config.parallel.tensor, config.parallel.pipeline, workload.replicas)
     state = training_state(held, config.parallel.zero, mesh, config.parallel.shard_replicas)
-    ends = layers.stop == len(counts.model.layers)
+    ends, shared = layers.stop == len(counts.model.layers), SharedHead.of(config, workload)
+    head_rows = counts.model.vocab_size if ends else 0
+    if shared is not None:
+        head_rows = shared.rows(stage)
     peak = Peak(_boundary(counts, config, workload), 0) if peak is None else peak
     stored = prod(mesh) > 1 and are_narrow(config.parallel.zero)  # the matrices are narrow themselves
-    copies = 0 if stored or config.parallel.zero == 3 else counts.copies(layers, ends)
+    copies = 0 if stored or config.parallel.zero == 3 else counts.copies(layers, head_rows)
     if config.parallel.zero < 2 and any(len(r.rows) * r.length < FEW for r in workload.rounds):
         copies += counts.kept_rows(layers)
     carried = _carried(config, workload) if workload.carried else []
     most_targets = max(workload.targets_of(r) for r in workload.rounds)
+    adds = config.parallel.zero < 2
+    if shared is not None:
+        logits = counts.part_logits(most_targets, head_rows, adds)
+    else:
+        logits = counts.logits(most_targets, adds) if ends else 0
     state_size = sum(carried[i] for i in layers) * workload.num_micros if carried else 0
     return StageMemory(
         state.weights, state.master, state.gradients, state.optimizer,
         state=state_size,
         boundary=peak.boundary,
         activations=_graphs(counts, config, workload, layers) + copies,
-        logits=counts.logits(most_targets, adds=config.parallel.zero < 2) if ends else 0,
+        logits=logits,
         messages=peak.messages,
     )  # fmt: skip
 
@@ -93,7 +104,7 @@ def stage_peak(config: Config, workload: Workload, plan: Schedule, stage: int) -
     model = config.model
     sizes = Memory(
         residual_bytes(config.train) * model.dim, _carried(config, workload), workload.rows, workload.carried,
-        model.norm_between_passes,
+        model.norm_between_passes, SharedHead.of(config, workload),
     )  # fmt: skip
     return peak_held(plan, stage, sizes)
 
@@ -128,12 +139,16 @@ def _graph(counts: Activations, config: Config, workload: Workload, r: Round, la
     casts = config.parallel.zero == 3  # each use of a matrix makes a copy of its own
     state_only = {i: r.state_only and i == planned.stop - 1 for i in local}
     blocks = [counts.block(i, r, state_only[i]) for i in local]
-    blocks = [saved + casts * counts.copies(range(i, i + 1), False) for i, saved in zip(local, blocks, strict=True)]
+    blocks = [saved + casts * counts.copies(range(i, i + 1), 0) for i, saved in zip(local, blocks, strict=True)]
     head = 0
     if layers.stop == len(kinds):
         loss = r.loss and not _rounds_again(config)
-        head = counts.fed_back(r, loss)
-        head += counts.head(workload.targets_of(r), keep=True) + casts * counts.copies(range(0), True) if loss else 0
+        head, targets = counts.fed_back(r, loss), workload.targets_of(r)
+        if loss and splits_head(config, config.parallel.pipeline):
+            head += counts.head_input(targets)
+        elif loss:
+            copy = casts * counts.copies(range(0), counts.model.vocab_size)
+            head += counts.head(targets, keep=True) + copy
     if mode not in ("block", "selective"):
         return _Graph(sum(blocks) + head, 0)
     features = counts.features(r) // counts.token_parts

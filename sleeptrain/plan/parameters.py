@@ -11,9 +11,11 @@ import torch
 
 from sleeptrain.config.schema import Config
 from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.shards import VocabularyPart
 from sleeptrain.optim.freezing import num_frozen_stages, with_rates
 from sleeptrain.optim.optimizers import KINDS, STATE, ParameterRole
 from sleeptrain.optim.param_groups import parameter_roles
+from sleeptrain.parallel.pipeline.stage_split import splits_head
 from sleeptrain.parallel.tensor.sharding import ModelSharding
 from sleeptrain.parallel.zero.working_weights import are_narrow
 from sleeptrain.sleep.precision import narrow_parameters
@@ -32,7 +34,7 @@ class Held:
 
     name: of the parameter.
     numel: elements that the rank holds.
-    shape: of the full parameter, not cut for tensor ranks.
+    shape: of the full parameter, not cut for tensor ranks or by a shared head.
     role: see `ParameterRole`.
     always_frozen: it is never trained. Without DeepSpeed it has no gradient and no optimizer state; with it, both.
     narrow: the model reads nothing wider than bf16 of it (`sleeptrain.sleep.precision.narrow_parameters`).
@@ -48,21 +50,25 @@ class Held:
 
 def held_parameters(config: Config, bounds: Sequence[int]) -> list[list[Held]]:
     """The parameters of each pipeline stage. A stage has the layers between two neighbours in `bounds`."""
-    sharding, size = ModelSharding(config.model, config.parallel.tensor), config.parallel.tensor
+    num_stages, size = len(bounds) - 1, config.parallel.tensor
+    shared = splits_head(config, num_stages)
+    head_parts = [VocabularyPart(stage, num_stages) if shared else None for stage in range(num_stages)]
     with torch.device("meta"):
         model = Hybrid(config.model)
-        parts = [Hybrid(config.model, range(*ends)) for ends in pairwise(bounds)]
-    roles = with_rates(parameter_roles(model), config.optim)
+        parts = [Hybrid(config.model, range(*e), part) for e, part in zip(pairwise(bounds), head_parts, strict=True)]
+    whole, roles = dict(model.named_parameters()), with_rates(parameter_roles(model), config.optim)
 
-    def held(name: str, p: torch.Tensor, narrow: bool) -> Held:
-        local = p if size == 1 else sharding.take(name, p.detach(), 0)
+    def held(name: str, sharding: ModelSharding, narrow: bool) -> Held:
+        p = whole[name]
+        local = sharding.take(name, p.detach(), 0)
         always_frozen = len(roles[name].frozen) == num_frozen_stages(config.optim)
         return Held(name, local.numel(), tuple(p.shape), roles[name], always_frozen, narrow)
 
     narrow = [narrow_parameters(config.train, part) for part in parts]
+    shardings = [ModelSharding(config.model, size, part) for part in head_parts]
     return [
-        [held(name, p, name in names) for name, p in part.named_parameters()]
-        for part, names in zip(parts, narrow, strict=True)
+        [held(name, sharding, name in names) for name, _ in part.named_parameters()]
+        for part, sharding, names in zip(parts, shardings, narrow, strict=True)
     ]
 
 

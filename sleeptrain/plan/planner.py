@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 
 from sleeptrain.config.schema import Config
 from sleeptrain.distributed.gpus import Gpu
+from sleeptrain.parallel.pipeline.graph import HeadMessage
 from sleeptrain.parallel.pipeline.schedule import Schedule, schedule
 from sleeptrain.parallel.pipeline.simulate import Simulation, least_times, simulate
-from sleeptrain.parallel.pipeline.stage_split import schedule_costs, split_stages
+from sleeptrain.parallel.pipeline.stage_split import schedule_costs, split_stages, splits_head
 from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.plan.activations import Activations
 from sleeptrain.plan.links import LINK_SHARES, DataTraffic, TensorTraffic, data_traffic, sent_bytes, tensor_traffic
@@ -20,6 +21,7 @@ from sleeptrain.plan.parameters import WIDE, Held, held_parameters
 from sleeptrain.plan.roofline.kernel_times import SHARES
 from sleeptrain.plan.roofline.rounds import RoundRecords
 from sleeptrain.plan.roofline.step import StepCount, count_step
+from sleeptrain.plan.shared_head import SharedHead
 from sleeptrain.plan.speed import Speed, Traffic, Work, forecast, leaves_machine
 from sleeptrain.plan.update import newton_schulz_flops
 from sleeptrain.plan.workload import Workload, workloads
@@ -38,7 +40,7 @@ class StepPlan:
     memory, tensor, data: one entry for each pipeline stage.
     flops, recompute_flops: FLOPs in all processes.
     pipeline: bytes by (sending stage, receiving stage).
-    tied: bytes of the gradient of tied embeddings, which the first and the last stage add up.
+    tied: bytes of the gradient of tied embeddings that the first stage adds up with those of the copies.
     speed: forecast; None without a GPU. efficiency: share of the GPU's peak in it, 0..1; None without a GPU.
     """
 
@@ -66,8 +68,9 @@ class StepPlan:
 class Planner:
     """Plans layouts of one run on one GPU.
 
-    Its methods take configurations that differ in `parallel`, `train.micro_batch` and `sleep.recompute` only, with the
-    size of the vocabulary; a workload is of such a configuration. `sleep.recompute` is a mode, but in `workloads`.
+    Its methods take configurations that differ in `parallel` (except `parallel.split_head`), `train.micro_batch` and
+    `sleep.recompute` only, with the size of the vocabulary; a workload is of such a configuration. `sleep.recompute` is
+    a mode, but in `workloads`.
     """
 
     def __init__(self, gpu: Gpu | None, efficiency: float | None):
@@ -94,7 +97,13 @@ class Planner:
         def make() -> tuple[Schedule, Simulation]:
             costs = schedule_costs(config)
             plan = schedule(workload.plans, self.stages(config), costs)
-            return plan, simulate(plan, costs, residual_bytes(config.train) * config.model.dim)
+            feature, head = residual_bytes(config.train) * config.model.dim, SharedHead.of(config, workload)
+
+            def head_bytes(message: HeadMessage) -> int:
+                assert head is not None, "only a shared head sends messages"
+                return head.message(message.kind, plan.plans[message.micro_batch][message.round])
+
+            return plan, simulate(plan, costs, feature, head_bytes=head_bytes)
 
         return self._once(("schedule", config.parallel.pipeline, *_shape(config, workload)), make)
 
@@ -257,7 +266,9 @@ class Planner:
     def _tied(self, config: Config) -> int:
         if not config.model.tie_embeddings or config.parallel.pipeline == 1:
             return 0
-        return WIDE * next(h.numel for h in self.held(config)[0] if h.name == "embedding.weight")
+        held = self.held(config)
+        copies = held[1:] if splits_head(config, config.parallel.pipeline) else held[-1:]
+        return WIDE * sum(h.numel for stage in copies for h in stage if h.name == "embedding.weight")
 
     def _once(self, key: Hashable, make: Callable[[], T]) -> T:
         if key not in self._known:

@@ -13,6 +13,7 @@ from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.data.tasks.build import build_task
 from sleeptrain.model.hybrid import keeps_logits
 from sleeptrain.model.mixers.spec import WIDE
+from sleeptrain.parallel.pipeline.stage_split import splits_head
 from sleeptrain.parallel.pipeline.stages import num_trained
 from sleeptrain.parallel.tensor.sharding import local_config
 from sleeptrain.plan.mean_row import MeanRow, long_rows
@@ -98,11 +99,17 @@ class Workload:
         return flops * self.num_micros * self.replicas
 
     def losses_again(self, config: Config, r: Round) -> int:
-        """How often the head and the loss of a round run again. In a pipeline they are part of the round that does."""
-        local, tensor = local_config(config.model, config.parallel.tensor), config.parallel.tensor
-        itemsize = product_bytes(config.train) if tensor == 1 else WIDE
+        """How often the head and the loss of a round run again. In a pipeline they are part of the round that does.
+
+        A head that the stages share is no part of a round: its forward runs again where it does not keep its logits.
+        """
+        local, parallel = local_config(config.model, config.parallel.tensor), config.parallel
+        if splits_head(config, parallel.pipeline):
+            rows = -(-local.vocab_size // parallel.pipeline)
+            return int(not keeps_logits(self.targets_of(r), rows, product_bytes(config.train)))
+        itemsize = product_bytes(config.train) if parallel.tensor == 1 else WIDE
         again = not keeps_logits(self.targets_of(r), local.vocab_size, itemsize)
-        if config.parallel.pipeline > 1:
+        if parallel.pipeline > 1:
             return 1 + again
         return int(again or config.sleep.recompute in ("pass", "window"))
 

@@ -33,15 +33,19 @@ LAYOUTS = [
     Layout(1, 1, 2, 3),
     Layout(2, 2, 1, 1),
     Layout(1, 2, 2, 1),
+    Layout(2, 2, 1, 1),
 ]
+SHARED_HEAD = 6
 # Each layout once before and once after.
-COVERING = [(0, 5), (5, 3), (3, 4), (4, 1), (1, 2), (2, 0)]
-LATER = [pair for pair in ((a, b) for a in range(6) for b in range(6)) if pair not in COVERING]
+COVERING = [(0, 5), (5, 3), (3, 4), (4, 6), (6, 1), (1, 2), (2, 0)]
+LATER = [pair for pair in ((a, b) for a in range(7) for b in range(7)) if pair not in COVERING]
 
 
-def settings(layout: Layout) -> tuple[str, ...]:
+def settings(index: int) -> tuple[str, ...]:
     """ZeRO-3 needs a single backward in each step."""
-    return (*layout.settings(), "train.micro_batch=0") if layout.zero == 3 else layout.settings()
+    more = ("parallel.split_head=true",) if index == SHARED_HEAD else ()
+    more += ("train.micro_batch=0",) if LAYOUTS[index].zero == 3 else ()
+    return (*LAYOUTS[index].settings(), *more)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, tiny_shards: tuple[str, ..
     class Runs(dict[int, Path]):
         def __missing__(self, index: int) -> Path:
             folder = tmp_path_factory.mktemp(f"layout{index}")
-            train(folder, *text(tiny_shards), *settings(LAYOUTS[index]), ranks=LAYOUTS[index].size)
+            train(folder, *text(tiny_shards), *settings(index), ranks=LAYOUTS[index].size)
             return self.setdefault(index, folder)
 
     return Runs()
@@ -83,7 +87,7 @@ def check(
     assert any(name.startswith("carried/") for name in expected), "the case needs memory that goes on"
     with pytest.MonkeyPatch.context() as patch:
         spy_on_open(patch, loaded)
-        train(folder, *text(tiny_shards), *settings(LAYOUTS[after]), ranks=LAYOUTS[after].size)
+        train(folder, *text(tiny_shards), *settings(after), ranks=LAYOUTS[after].size)
     found = tensors(loaded)
     assert found.keys() == expected.keys() - {"rng/torch"}
     assert all(torch.equal(found[name], expected[name]) for name in found)
@@ -141,7 +145,7 @@ def test_all_processes_of_a_resume_read_about_the_bytes_of_the_checkpoint(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(read_module, "GAP", 0)  # the model's rows are narrow
         count_reads(patch, count)
-        train(folder, *text(tiny_shards), *settings(after := Layout(2, 1, 2, 1)), ranks=after.size)
+        train(folder, *text(tiny_shards), *(after := Layout(2, 1, 2, 1)).settings(), ranks=after.size)
     read = sum(path.stat().st_size for path in tmp_path.glob("read-*"))
     size = sum(tensor.nbytes for tensor in tensors(second).values())
     headers = sum(path.stat().st_size for path in second.glob("*.safetensors")) - size

@@ -49,7 +49,7 @@ USES: dict[str, Callable[[Config], Any]] = {
     "work": lambda c: layer_flops(c.model, 0),
     "stages": lambda c: split_stages(c, 2),
     "memory": lambda c: Activations.of(c, True).block(0, ROUND, False),
-    "copies": lambda c: Activations(c.model, 2, 4, True, 1, 1).copies(range(2), True),
+    "copies": lambda c: Activations(c.model, 2, 4, True, 1, 1).copies(range(2), 100),
     "state": lambda c: state_bytes(c.model, "linear"),
     "carried": lambda c: carried_bytes(c, workloads(config("jet"), 1)[0], c.model, "linear"),
     "sharding": lambda c: ModelSharding(c.model, 2),

@@ -12,6 +12,7 @@ from sleeptrain.config.schema import ModelConfig
 from sleeptrain.distributed.mesh import Axis, Mesh
 from sleeptrain.model import hybrid
 from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.shards import VocabularyPart
 from sleeptrain.model.undrawn import undrawn
 from sleeptrain.parallel.build import build_model, draw_weights
 from sleeptrain.parallel.tensor import layers as tensor_layers
@@ -48,7 +49,8 @@ def test_several_tensor_ranks_hold_shards(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(tensor_layers, "TensorParallelHybrid", lambda *arguments: calls.append(arguments))
     config, axis = tiny_config(FOUR), Axis(2, 1)
     build_model(config, Mesh(axis, Axis(), Axis()), range(1, 3), sequence=True)
-    assert calls == [(config, axis, range(1, 3), True)]
+    build_model(config, Mesh(axis, Axis(3, 1), Axis()), range(1, 3), split_head=True)
+    assert calls == [(config, axis, range(1, 3), True, None), (config, axis, range(1, 3), False, VocabularyPart(1, 3))]
 
 
 def _drawn(names: list[str]) -> tuple[list[str], dict[str, torch.Tensor]]:

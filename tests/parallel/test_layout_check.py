@@ -188,6 +188,13 @@ REFUSED: list[tuple[dict[str, Any], int, list[str], dict[str, Any], int]] = [
         RULE110 | {"data.rule110.strings": 4},
         2,
     ),
+    (
+        {"parallel.split_head": True, "parallel.pipeline": 3, "parallel.tensor": 2, "model.vocab_size": 4},
+        6,
+        ["parallel.split_head=true", "3 stages", "model.vocab_size (4)", "only 2 tokens"],
+        {"parallel.split_head": False, "parallel.pipeline": 3, "parallel.tensor": 2, "model.vocab_size": 4},
+        6,
+    ),
 ]
 
 

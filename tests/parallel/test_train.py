@@ -154,6 +154,20 @@ def test_a_run_equals_that_of_one_process(
     assert_same(tmp_path, one_process)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("tensor", "pipeline", "data", "zero"), [(2, 2, 1, 1), (1, 2, 2, 2), (1, 4, 1, 1)])
+def test_stages_that_share_the_head(
+    tmp_path: Path, tensor: int, pipeline: int, data: int, zero: int, tied: bool
+) -> None:
+    """With evaluation, which reads the logits of all stages."""
+    more = ("model.vocab_size=17", f"model.tie_embeddings={tied}", "train.micro_batch=2", "train.eval_every=3")
+    train(tmp_path / "one", *more)
+    shared = (*layout(tensor, pipeline, zero), "parallel.split_head=true")
+    train(tmp_path / "several", *more, *shared, ranks=tensor * pipeline * data)
+    assert_same(tmp_path / "several", tmp_path / "one")
+
+
 def test_weights_cut_over_replicas_and_tensor_ranks(tmp_path: Path, one_process: Path) -> None:
     """ZeRO-3 takes one backward a step."""
     train(tmp_path, *layout(2, 1, 3), ranks=4)
@@ -184,7 +198,7 @@ def test_tokens_between_mixers_split_over_tensor_ranks(
     "more",
     [
         ("sleep.bptt_windows=1", "sleep.recompute=block"),
-        ("sleep.curriculum=[{tokens: 160, passes: 3, batch: 8}]",),
+        ("sleep.curriculum=[{tokens: 160, passes: 3, batch: 8}]", "parallel.split_head=true"),
     ],
     ids=lambda more: more[0],
 )

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from sleeptrain.config.schema import Config
 from sleeptrain.distributed.launch import join
+from sleeptrain.parallel.pipeline.head import HeadMicroBatch
 from sleeptrain.parallel.pipeline.mailbox import Mailbox
 from sleeptrain.parallel.pipeline.micro_batch import StageMicroBatch
 from sleeptrain.plan.workload import typical_batch
@@ -140,10 +141,12 @@ class Watch:
 
             return call
 
-        def sends(mailbox: Mailbox, message: torch.Tensor, peer: int) -> None:
+        def sends(mailbox: Mailbox, message: torch.Tensor, peer: int, *more: Any) -> None:
             self.sent[peer] += size(message)
-            send(mailbox, message, peer)
+            send(mailbox, message, peer, *more)
 
+        monkey.setattr(HeadMicroBatch, "forward", watched(HeadMicroBatch.forward))
+        monkey.setattr(HeadMicroBatch, "backward", watched(HeadMicroBatch.backward))
         monkey.setattr(StageMicroBatch, "__init__", init)
         monkey.setattr(StageMicroBatch, "forward", watched(forward))
         monkey.setattr(StageMicroBatch, "backward", watched(backward))
@@ -157,6 +160,8 @@ class Watch:
                 yield from (part.features_RLD for part in kept.entry)
                 states = (kept.state, kept.boundary_state)
                 yield from (t for t in tree_leaves(states) if isinstance(t, torch.Tensor))
+            if sequence.head is not None:
+                yield from (t for t in tree_leaves(sequence.head._kept) if isinstance(t, torch.Tensor))
 
 
 def measure(config: Config, monkey: Any) -> dict[str, Any]:

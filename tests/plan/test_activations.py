@@ -151,7 +151,7 @@ def test_the_graphs_of_a_step(more: tuple[str, ...], precision: str) -> None:
     if by_block:  # the backward makes those of one block
         counts = Activations.of(config, kernels=False)
         planned -= max(counts.block(i, r, False) for i in range(model.num_layers) for r in rounds)
-        planned -= counts.copies(range(model.num_layers), head=False)
+        planned -= counts.copies(range(model.num_layers), head_rows=0)
     for p in model.parameters():  # a step's products add to gradients that are there before
         p.grad = torch.zeros_like(p)
     measured = held_bytes if config.sleep.recompute == "selective" else saved_bytes

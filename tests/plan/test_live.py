@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sleeptrain.parallel.pipeline.schedule import Schedule, schedule
 from sleeptrain.parallel.pipeline.stage_split import schedule_costs, split_stages
 from sleeptrain.plan.live import Memory, Peak, peak_held
+from sleeptrain.plan.shared_head import SharedHead
 from tests.plan.planned import planned, text
 
 FEATURES = 8 * 128 * 128 * 4  # bytes of a message: rows, tokens, width, fp32
@@ -34,6 +37,22 @@ def test_the_last_rank_holds_its_input_until_its_backward() -> None:
 
 def test_features_that_are_normed_between_passes_are_one_more_tensor() -> None:
     assert peak_held(scheduled(1), 1, memory(normed=True)).messages == 3 * FEATURES
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_part_of_a_shared_head_keeps_its_input_and_its_logits(rank: int) -> None:
+    """Every token has a target, so the input is as large as the features in fp32."""
+    shared = ("parallel.pipeline=2", "train.micro_batch=8", "sleep.passes=1", "data.sequence=128")
+    config = text(*shared, "parallel.split_head=true")
+    work = planned(config, 2).steps[0].workload
+    plan = schedule([work.rounds], split_stages(config, 2), schedule_costs(config))
+    head = SharedHead.of(config, work)
+    assert head is not None and len(work.rounds) == 1
+    logits = 8 * 128 * config.model.vocab_size // 2 * 4
+    assert head.logits(work.rounds[0], rank) == logits
+    peak = peak_held(plan, rank, replace(memory(), head=head))
+    assert peak.boundary == (10, FEATURES + 1100)[rank] + FEATURES + logits
+    assert peak.messages < 4 * FEATURES + 32 * 8 * 128
 
 
 @pytest.mark.parametrize(("rank", "state"), [(0, 10), (1, 1100)])

@@ -103,6 +103,13 @@ class ParallelConfig:
         "`parallel.tensor`",
         on_resume="free",
     )
+    split_head: bool = setting(
+        False,
+        "the stages of a pipeline share the head, each with a part of the vocabulary; otherwise the last stage has it "
+        "whole. For large vocabularies: a head that takes as long as several blocks unbalances the stages, but a small "
+        "one costs less than its messages ([pipeline](pipeline.md#a-head-on-all-stages))",
+        on_resume="free",
+    )
 
     def state_replicas(self, replicas: int) -> int:
         """The number of replicas, of all `replicas`, over which ZeRO cuts its state."""

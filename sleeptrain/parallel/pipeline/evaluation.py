@@ -10,7 +10,7 @@ import torch
 
 from sleeptrain.parallel.pipeline.graph import Kind
 from sleeptrain.parallel.pipeline.micro_batch import Part, RoundOutputs, StageMicroBatch
-from sleeptrain.parallel.pipeline.schedule import Action, Backward, Receive, Schedule, Send
+from sleeptrain.parallel.pipeline.schedule import Action, Backward, HeadBackward, Receive, Schedule, Send
 
 
 class EvaluationMicroBatch(StageMicroBatch):
@@ -19,16 +19,19 @@ class EvaluationMicroBatch(StageMicroBatch):
     losses: on the last stage, the summed loss of each window that predicts (a scalar), by window.
     """
 
+    trains = False
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.losses: dict[int, torch.Tensor] = {}
 
     def forward(self, index: int, entry: Sequence[Part], trained: bool) -> RoundOutputs:
-        outputs = super().forward(index, entry, trained=False)
-        if outputs.loss is not None:
-            window = self.rounds[index].window
-            self.losses[window] = self.losses.get(window, torch.zeros_like(outputs.loss)) + outputs.loss
-        return outputs
+        return super().forward(index, entry, trained=False)
+
+    def add_loss(self, index: int, loss: torch.Tensor) -> None:
+        super().add_loss(index, loss)
+        window = self.rounds[index].window
+        self.losses[window] = self.losses.get(window, torch.zeros_like(loss)) + loss
 
 
 def forwards_of(schedule: Schedule) -> Schedule:
@@ -38,5 +41,5 @@ def forwards_of(schedule: Schedule) -> Schedule:
 
 def _is_backward(action: Action) -> bool:
     if isinstance(action, Send | Receive):
-        return action.message.kind is Kind.GRADIENT
-    return isinstance(action, Backward)
+        return action.message.kind in (Kind.GRADIENT, Kind.LOG_SUMS, Kind.HEAD_GRADIENT)
+    return isinstance(action, Backward | HeadBackward)

@@ -7,10 +7,20 @@ from collections.abc import Callable, Sequence
 import torch
 
 from sleeptrain.parallel.pipeline.feature_flow import FeatureFlow, Held, Output
-from sleeptrain.parallel.pipeline.graph import Message
+from sleeptrain.parallel.pipeline.graph import AnyMessage, HeadMessage, Kind, Message
+from sleeptrain.parallel.pipeline.head import HeadMicroBatch, RunBackward
 from sleeptrain.parallel.pipeline.mailbox import Mailbox
-from sleeptrain.parallel.pipeline.micro_batch import Part, RoundOutputs, RunBackward, StageMicroBatch
-from sleeptrain.parallel.pipeline.schedule import Backward, Compute, Forward, Receive, Schedule, Send
+from sleeptrain.parallel.pipeline.micro_batch import Part, RoundOutputs, StageMicroBatch
+from sleeptrain.parallel.pipeline.schedule import (
+    Backward,
+    Compute,
+    Forward,
+    HeadBackward,
+    HeadForward,
+    Receive,
+    Schedule,
+    Send,
+)
 from sleeptrain.sleep.rounds import Round
 
 
@@ -20,7 +30,7 @@ class StageStep:
     micro_batches: this stage's part of each micro-batch; its state and loss are complete after `run`.
     mailbox: the messages of the step; None for a single stage.
     dim: D of the features.
-    on_task: called with each forward and backward and its round, before the task waits for its inputs.
+    on_task: called with each task and its round, before the task waits for its inputs.
     """
 
     def __init__(
@@ -38,22 +48,30 @@ class StageStep:
         self._outputs: dict[int, dict[int, RoundOutputs]] = {}
         # By (micro-batch, round): gradients of the round's outputs, from the rounds on this stage that read them.
         self._gradients: dict[tuple[int, int], RoundOutputs] = {}
-        self._outgoing: dict[Message, torch.Tensor] = {}
+        self._outgoing: dict[AnyMessage, torch.Tensor] = {}
+        # Where stages share the head, on the last one, by (micro-batch, round): between its tasks.
+        self._head_inputs: dict[tuple[int, int], torch.Tensor] = {}
+        self._log_sums: dict[tuple[int, int], torch.Tensor] = {}
 
     def run(self, run_backward: RunBackward) -> None:
         """Run all actions of the rank, in their order."""
         for action in self._schedule.ranks[self._rank]:
-            if self._on_task is not None and isinstance(action, Forward | Backward):
+            if self._on_task is not None and not isinstance(action, Send | Receive):
                 self._on_task(action, self._schedule.plans[action.micro_batch][action.round])
             match action:
                 case Forward(mb, index):
                     self._forward(mb, index)
                 case Backward(mb, index):
                     self._backward(mb, index, run_backward)
+                case HeadForward(mb, index):
+                    self._head_forward(mb, index)
+                case HeadBackward(mb, index):
+                    self._head_backward(mb, index, run_backward)
                 case Send(peer, message):
-                    self._mail.send(self._outgoing.pop(message), peer)
+                    self._mail.send(self._outgoing.pop(message), peer, self._form(message)[1])
                 case Receive(peer, message):
-                    self._mail.expect(message, self._shape(message), peer)
+                    shape, dtype = self._form(message)
+                    self._mail.expect(message, shape, peer, dtype)
         if self._mailbox is not None:
             self._mailbox.finish()
 
@@ -67,7 +85,12 @@ class StageStep:
         for expired in self._flow.expired(mb, index, outputs):
             del outputs[expired]
         entry = [Part(self._flow.round(mb, i).rows, self._take(mb, place)) for i, place in self._flow.reads(mb, index)]
-        outputs[index] = self._micro_batches[mb].forward(index, entry, self._flow.is_trained(mb, index))
+        made = self._micro_batches[mb].forward(index, entry, self._flow.is_trained(mb, index))
+        if made.head_input_ND is not None:
+            self._head_inputs[mb, index] = made.head_input_ND
+            for part in self._others:
+                self._outgoing[HeadMessage(Kind.HEAD_INPUT, mb, index, part)] = made.head_input_ND
+        outputs[index] = made._replace(head_input_ND=None)
         for name, message in self._flow.passes_on(mb, index):
             self._outgoing[message] = _present(getattr(outputs[index], name))
 
@@ -89,9 +112,55 @@ class StageStep:
             else:
                 self._outgoing[place] = part.features_RLD
 
-    def _shape(self, message: Message) -> tuple[int, ...]:
+    def _head_forward(self, mb: int, index: int) -> None:
+        micro_batch, head = self._micro_batches[mb], self._head(mb)
+        if self._rank < self._last:
+            x_ND = self._mail.take(HeadMessage(Kind.HEAD_INPUT, mb, index, self._rank))
+            self._outgoing[HeadMessage(Kind.STATISTICS, mb, index, self._rank)] = head.forward(index, x_ND)
+            return
+        own = head.forward(index, self._head_inputs.pop((mb, index)))
+        others = [self._mail.take(HeadMessage(Kind.STATISTICS, mb, index, part)) for part in self._others]
+        loss, log_sums_N = head.join(index, [*others, own])
+        micro_batch.add_loss(index, loss)
+        if micro_batch.trains:
+            self._log_sums[mb, index] = log_sums_N
+            for part in self._others:
+                self._outgoing[HeadMessage(Kind.LOG_SUMS, mb, index, part)] = log_sums_N
+
+    def _head_backward(self, mb: int, index: int, run_backward: RunBackward) -> None:
+        head = self._head(mb)
+        if self._rank < self._last:
+            log_sums_N = self._mail.take(HeadMessage(Kind.LOG_SUMS, mb, index, self._rank))
+            gradient = head.backward(index, log_sums_N, run_backward)
+            self._outgoing[HeadMessage(Kind.HEAD_GRADIENT, mb, index, self._rank)] = gradient
+            return
+        own = head.backward(index, self._log_sums.pop((mb, index)), run_backward)
+        total = own.to(torch.promote_types(own.dtype, torch.float32))
+        for part in self._others:
+            total += self._mail.take(HeadMessage(Kind.HEAD_GRADIENT, mb, index, part))
+        so_far = self._gradients.get((mb, index), RoundOutputs())
+        self._gradients[mb, index] = so_far._replace(head_input_ND=total.to(own.dtype))
+
+    def _head(self, mb: int) -> HeadMicroBatch:
+        head = self._micro_batches[mb].head
+        assert head is not None, "the schedule shares the head, the model does not"
+        return head
+
+    @property
+    def _last(self) -> int:
+        return len(self._schedule.ranks) - 1
+
+    @property
+    def _others(self) -> range:
+        """The stages ahead of the last one, each with a part of the head."""
+        return range(self._last)
+
+    def _form(self, message: AnyMessage) -> tuple[tuple[int, ...], torch.dtype | None]:
+        """The shape and the dtype of a message; None: the dtype of features."""
+        if isinstance(message, HeadMessage):
+            return self._head(message.micro_batch).form(message)
         r = self._flow.shape_of(message)
-        return len(r.rows), r.length, self._dim
+        return (len(r.rows), r.length, self._dim), None
 
 
 def _present(tensor: torch.Tensor | None) -> torch.Tensor:

@@ -3,6 +3,12 @@
 A forward reads features and S. Features come from the previous stage; on the core's first stage they come from the
 core's last stage, as output of the previous pass. S never leaves its stage and comes from the previous round of the
 micro-batch. Gradients take the same ways in reverse.
+
+Where the stages share the head, a round with a loss has two more tasks on each stage, both between its forward and its
+backward on the last stage. The forward of the head turns the features at the targets into logits of the stage's part of
+the vocabulary, and these into statistics. On the last stage it comes last: it joins all statistics to the loss. The
+backward of the head computes gradients from the joined statistics; on the last stage it, too, comes last, and sums the
+gradients of the features.
 """
 
 from __future__ import annotations
@@ -17,16 +23,34 @@ from sleeptrain.sleep.rounds import Round
 
 
 class Kind(IntEnum):
-    """Content of a message: features, or the gradient of the loss with respect to features."""
+    """Content of a message.
+
+    FEATURES, GRADIENT: features, or the gradient of the loss with respect to features.
+    HEAD_INPUT, HEAD_GRADIENT: the normed features at the targets of a round, or a part's gradient of them.
+    STATISTICS: what the logits of a part contribute to the loss. LOG_SUMS: the joined log-sum-exp of all parts.
+    """
 
     FEATURES = 0
     GRADIENT = 1
+    HEAD_INPUT = 2
+    STATISTICS = 3
+    LOG_SUMS = 4
+    HEAD_GRADIENT = 5
+
+
+class Direction(IntEnum):
+    """What a task does: a direction of a round's layers, or of a stage's part of the head."""
+
+    FORWARD = 0
+    BACKWARD = 1
+    HEAD_FORWARD = 2
+    HEAD_BACKWARD = 3
 
 
 class Task(NamedTuple):
     """One direction of a round of a micro-batch on a stage; `round` is its index in the micro-batch's plan."""
 
-    backward: bool
+    direction: Direction
     micro_batch: int
     round: int
     stage: int
@@ -44,10 +68,22 @@ class Message(NamedTuple):
     reader: int
 
 
+class HeadMessage(NamedTuple):
+    """A message between the last stage and stage `part`, about that stage's part of the head in a round."""
+
+    kind: Kind
+    micro_batch: int
+    round: int
+    part: int
+
+
+AnyMessage = Message | HeadMessage
+
+
 class Sent(NamedTuple):
     """A message, the task that makes it, and the task on another stage that reads it."""
 
-    message: Message
+    message: AnyMessage
     maker: Task
     reader: Task
 
@@ -88,25 +124,52 @@ def _add_micro_batch(graph: Graph, mb: int, rounds: Sequence[Round], stages: Pip
     # A round with a loss visits every stage, and on each it reads the state that all earlier rounds have written.
     trained_rounds = num_trained(rounds)
     for visit, sources in features.items():
-        forward = Task(False, mb, *visit)
+        forward, backward = (Task(direction, mb, *visit) for direction in (Direction.FORWARD, Direction.BACKWARD))
         before = [*sources, *state[visit]]
-        graph.before[forward] = [Task(False, mb, *v) for v in before]
+        graph.before[forward] = [Task(Direction.FORWARD, mb, *v) for v in before]
         trained = visit.round < trained_rounds
         if trained:
-            graph.before.setdefault(Task(True, mb, *visit), []).append(forward)
+            graph.before.setdefault(backward, []).append(forward)
             for v in before:
-                graph.before.setdefault(Task(True, mb, *v), []).append(Task(True, mb, *visit))
+                graph.before.setdefault(Task(Direction.BACKWARD, mb, *v), []).append(backward)
         for v in sources:
             if v.stage != visit.stage:
                 graph.sent.extend(_messages(mb, v, visit, trained))
+    if stages.split_head:
+        for index, r in enumerate(rounds):
+            if r.loss:
+                _add_head(graph, mb, index, stages.num_stages)
+
+
+def _add_head(graph: Graph, mb: int, index: int, num_stages: int) -> None:
+    """Add the tasks of the head in a round with a loss. Such a round visits every stage and has a backward."""
+    last = num_stages - 1
+
+    def tasks(direction: Direction) -> list[Task]:
+        return [Task(direction, mb, index, stage) for stage in range(num_stages)]
+
+    forwards, backwards = tasks(Direction.HEAD_FORWARD), tasks(Direction.HEAD_BACKWARD)
+    source, reader = Task(Direction.FORWARD, mb, index, last), Task(Direction.BACKWARD, mb, index, last)
+    graph.before.update({task: [source] for task in forwards} | {task: [forwards[last]] for task in backwards})
+    graph.before[forwards[last]] += forwards[:last]
+    graph.before[backwards[last]] += backwards[:last]
+    graph.before[reader].append(backwards[last])
+    for part in range(last):
+        sent = (
+            (Kind.HEAD_INPUT, source, forwards[part]),
+            (Kind.STATISTICS, forwards[part], forwards[last]),
+            (Kind.LOG_SUMS, forwards[last], backwards[part]),
+            (Kind.HEAD_GRADIENT, backwards[part], backwards[last]),
+        )
+        graph.sent.extend(Sent(HeadMessage(kind, mb, index, part), *ends) for kind, *ends in sent)
 
 
 def _messages(mb: int, source: _Visit, reader: _Visit, trained: bool) -> Iterable[Sent]:
     features = Message(Kind.FEATURES, mb, source.round, reader.round)
-    yield Sent(features, Task(False, mb, *source), Task(False, mb, *reader))
+    yield Sent(features, Task(Direction.FORWARD, mb, *source), Task(Direction.FORWARD, mb, *reader))
     if trained:
         gradient = Message(Kind.GRADIENT, mb, reader.round, source.round)
-        yield Sent(gradient, Task(True, mb, *reader), Task(True, mb, *source))
+        yield Sent(gradient, Task(Direction.BACKWARD, mb, *reader), Task(Direction.BACKWARD, mb, *source))
 
 
 Reads = dict[_Visit, list[_Visit]]

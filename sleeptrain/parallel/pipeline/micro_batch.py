@@ -7,7 +7,7 @@ gradient of its initial state to the previous round's backward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from sleeptrain.data.batch import Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
+from sleeptrain.parallel.pipeline.head import HeadMicroBatch, RunBackward
 from sleeptrain.sleep.features import gather_rows
 from sleeptrain.sleep.inputs import inputs_of_rounds
 from sleeptrain.sleep.loop import (
@@ -30,7 +31,6 @@ from sleeptrain.sleep.loop import (
 from sleeptrain.sleep.round_layouts import RoundLayouts, carried_documents
 from sleeptrain.sleep.rounds import Round
 
-RunBackward = Callable[[torch.Tensor], None]
 Gradients = list[torch.Tensor | None]  # gradients of the floating-point tensors of a state, in order; None is zero
 
 
@@ -46,12 +46,14 @@ class RoundOutputs(NamedTuple):
 
     top: features for the next stage, [R, L, D].
     core_input, core_output: features for later passes, [R, L, D].
+    head_input: what all stages' parts of the head read, [N, D], where they share it.
     loss: the sum over the round's targets, a scalar.
     """
 
     top_RLD: torch.Tensor | None = None
     core_input_RLD: torch.Tensor | None = None
     core_output_RLD: torch.Tensor | None = None
+    head_input_ND: torch.Tensor | None = None
     loss: torch.Tensor | None = None
 
 
@@ -78,7 +80,10 @@ class StageMicroBatch:
     retained_BC: `retained_documents` of the memory before the first round, if they are known; None: they are read.
     detached_before: rounds whose initial state is detached, where backpropagation ends (`sleep.bptt_windows`).
     loss: the sum over the forwards so far, divided by `divisor`.
+    head: the rounds' losses in this rank's part of the head; None where the last stage has the whole head.
     """
+
+    trains = True
 
     def __init__(
         self,
@@ -101,6 +106,10 @@ class StageMicroBatch:
             retained_BC = carried_documents(rounds, state)
         layouts = RoundLayouts(batch, model, settings.boundary.sliding_window, retained_BC)
         self._inputs = inputs_of_rounds(batch, rounds, layouts, model.device)
+        self.head: HeadMicroBatch | None = None
+        if model.head_part is not None:
+            targets = [inputs.targets_N for inputs in self._inputs]
+            self.head = HeadMicroBatch(model, rounds, targets, divisor, self.trains, read_logits)
         self._boundary: tuple[int, FastWeights] | None = None  # window, and the state at its start
         self._saved: dict[int, SavedInputs] = {}
         self._state_gradient: Gradients | None = None
@@ -117,8 +126,12 @@ class StageMicroBatch:
         if trained:
             self._saved[index] = saved
         if outputs.loss is not None:
-            self.loss += outputs.loss.double() / self._divisor
+            self.add_loss(index, outputs.loss)
         return outputs
+
+    def add_loss(self, index: int, loss: torch.Tensor) -> None:
+        """Count the summed loss of a round."""
+        self.loss += loss.double() / self._divisor
 
     def backward(self, index: int, gradients: RoundOutputs, run_backward: RunBackward) -> tuple[Part, ...]:
         """Run a round again, propagate the gradients of its outputs, and return the gradients of its entry.
@@ -131,7 +144,7 @@ class StageMicroBatch:
         begins_window = saved.state is saved.boundary_state
         boundary = state if begins_window else _leaves(saved.boundary_state)
         outputs, after = self._run(index, SavedInputs(entry, state, boundary))
-        pairs = list(zip(outputs[:3], gradients[:3], strict=True))
+        pairs = list(zip(outputs[:4], gradients[:4], strict=True))
         pairs += zip(_floating(after), self._state_gradient or [None] * len(_floating(after)), strict=True)
         parts = [(output * gradient).sum() for output, gradient in pairs if output is not None and gradient is not None]
         if outputs.loss is not None:
@@ -152,10 +165,14 @@ class StageMicroBatch:
         if inputs.rows_R is not None:
             after = saved.state.put_rows(inputs.rows_R, after, self._num_rows)
         ends = model.layers.stop == model.num_layers
-        loss = None
+        loss = head_input = None
         if r.loss and ends and top is not None:
-            loss = summed_loss(self._context, at_targets(top, inputs), r, inputs)
-        return RoundOutputs(top, features.core_input_RLD, features.output_RLD, loss), after
+            x_ND = at_targets(top, inputs)
+            if self.head is None:
+                loss = summed_loss(self._context, x_ND, r, inputs)
+            else:
+                head_input = model.head_input(x_ND)
+        return RoundOutputs(top, features.core_input_RLD, features.output_RLD, head_input, loss), after
 
     def _store_state_gradient(self, index: int, state: FastWeights, boundary: FastWeights, begins_window: bool) -> None:
         """Store the gradient of the round's initial state: it is the gradient of the previous round's final state."""

@@ -10,15 +10,16 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from sleeptrain.parallel.pipeline.schedule import Backward
+from sleeptrain.parallel.pipeline.schedule import Backward, Forward, HeadBackward, HeadForward
 from sleeptrain.parallel.pipeline.simulate import Simulation
 
 Colour = tuple[float, float, float]
-FORWARD, BACKWARD = "", "////"  # hatches
+HATCHES = {Forward: "", Backward: "////", HeadForward: "..", HeadBackward: "xx"}
+LABELS = {"////": "backward", "..": "head", "xx": "backward of the head"}
 
 
 def plot_schedule(simulation: Simulation) -> Figure:
-    """Draw the timeline of a simulation: backwards are hatched, idle time is white. The caller saves the figure."""
+    """Draw the timeline of a simulation: forwards have no hatch, idle time is white. The caller saves the figure."""
     num_ranks = len(simulation.busy)
     figure = Figure(figsize=(14, 1.6 + 0.5 * num_ranks), layout="constrained")
     FigureCanvasAgg(figure)
@@ -30,7 +31,12 @@ def plot_schedule(simulation: Simulation) -> Figure:
     axes.set_xlim(0, simulation.finish or 1.0)
     axes.set_xlabel("simulated time")
     axes.set_title(f"bubble {simulation.bubble:.1%}, peak live rounds {max(simulation.peak_live_rounds)}")
-    handles = [Patch(facecolor="white", edgecolor="black", hatch=BACKWARD, label="backward")]
+    hatches = {HATCHES[type(span.task)] for span in simulation.spans}
+    handles = [
+        Patch(facecolor="white", edgecolor="black", hatch=hatch, label=label)
+        for hatch, label in LABELS.items()
+        if hatch in hatches
+    ]
     handles += [Patch(facecolor=colour, label=label) for label, colour in _legend(simulation).items()]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")
     return figure
@@ -41,7 +47,7 @@ def _bars(simulation: Simulation) -> dict[tuple[int, Colour, str], list[tuple[fl
     bars: dict[tuple[int, Colour, str], list[tuple[float, float]]] = defaultdict(list)
     for span in simulation.spans:
         r = simulation.schedule.plans[span.task.micro_batch][span.task.round]
-        hatch = BACKWARD if isinstance(span.task, Backward) else FORWARD
+        hatch = HATCHES[type(span.task)]
         bars[span.rank, _colour(r.window, r.pass_index), hatch].append((span.start, span.end - span.start))
     return bars
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sleeptrain.errors import ConfigError
-from sleeptrain.parallel.pipeline.graph import Graph, Message, Task, build_graph
+from sleeptrain.parallel.pipeline.graph import AnyMessage, Direction, Graph, Task, build_graph
 from sleeptrain.parallel.pipeline.scheduler import form_groups, order_tasks, timed
 from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.parallel.pipeline.task_costs import Costs
@@ -24,7 +24,7 @@ from sleeptrain.sleep.rounds import Round
 class Forward:
     """Run the rank's layers of a round: `round` is an index into the plan of micro-batch `micro_batch`.
 
-    On the last rank, a round with a loss also runs the head and the loss.
+    On the last rank, a round with a loss also runs the head and the loss, unless the stages share the head.
     """
 
     micro_batch: int
@@ -40,11 +40,27 @@ class Backward:
 
 
 @dataclass(frozen=True)
+class HeadForward:
+    """Compute the statistics of a round's logits in the rank's part of the head; on the last rank also the loss."""
+
+    micro_batch: int
+    round: int
+
+
+@dataclass(frozen=True)
+class HeadBackward:
+    """Compute the gradients of the rank's part of the head; on the last rank also sum those of the features."""
+
+    micro_batch: int
+    round: int
+
+
+@dataclass(frozen=True)
 class Send:
     """Send a message to rank `peer`. The task that makes the message is above in the list."""
 
     peer: int
-    message: Message
+    message: AnyMessage
 
 
 @dataclass(frozen=True)
@@ -52,10 +68,17 @@ class Receive:
     """Post the receive of a message from rank `peer`. The task that reads it is below in the list, and waits for it."""
 
     peer: int
-    message: Message
+    message: AnyMessage
 
 
-Compute = Forward | Backward
+Compute = Forward | Backward | HeadForward | HeadBackward
+ACTIONS: dict[Direction, type[Compute]] = {
+    Direction.FORWARD: Forward,
+    Direction.BACKWARD: Backward,
+    Direction.HEAD_FORWARD: HeadForward,
+    Direction.HEAD_BACKWARD: HeadBackward,
+}
+DIRECTIONS = {action: direction for direction, action in ACTIONS.items()}
 Action = Compute | Send | Receive
 
 
@@ -128,7 +151,7 @@ def _lists(graph: Graph, ends: dict[Task, float], num_ranks: int) -> tuple[tuple
     """
     keyed: list[list[tuple[_SortKey, Action]]] = [[] for _ in range(num_ranks)]
     for task, end in ends.items():
-        action = Backward(task.micro_batch, task.round) if task.backward else Forward(task.micro_batch, task.round)
+        action = ACTIONS[task.direction](task.micro_batch, task.round)
         keyed[task.stage].append(((end, False, (), ()), action))
     for message, maker, reader in graph.sent:
         key = (ends[maker], True, (maker.stage, reader.stage), tuple(message))

@@ -3,6 +3,8 @@
 Micro-batches enter in groups that are large enough to keep the ring busy. A stage runs one round of all micro-batches
 of a group, then the next round: while it works on the others, the features for a micro-batch's next pass come back.
 While a group runs its backwards, forwards of the next group start as rounds of the first one end.
+
+Tasks of the head go first: they are short, and features and logits wait for them in memory.
 """
 
 from __future__ import annotations
@@ -11,10 +13,13 @@ import heapq
 from collections import defaultdict
 from collections.abc import Sequence
 
-from sleeptrain.parallel.pipeline.graph import Graph, Task
+from sleeptrain.parallel.pipeline.graph import Direction, Graph, Task
 from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.sleep.rounds import Round
+
+# Rounds that stages run while the others work on the head of a round: in its forward, and in its backward.
+HEAD_SLACK = 2
 
 
 def order_tasks(
@@ -41,7 +46,7 @@ def order_tasks(
     while True:
         for stage in sorted(idle):
             if (started := queues[stage].take()) is not None:
-                time = costs.time(plans[started.micro_batch][started.round], stages, stage, started.backward)
+                time = costs.time(plans[started.micro_batch][started.round], stages, stage, started.direction)
                 heapq.heappush(running, (now + time, started))
                 idle.remove(stage)
         if not running:
@@ -67,7 +72,7 @@ def timed(
     free = [0.0] * stages.num_stages
     for task in sorted(order, key=order.__getitem__):
         start = max([free[task.stage], *(ends[other] for other in graph.before[task])])
-        time = costs.time(plans[task.micro_batch][task.round], stages, task.stage, task.backward)
+        time = costs.time(plans[task.micro_batch][task.round], stages, task.stage, task.direction)
         ends[task] = free[task.stage] = start + time
     return ends
 
@@ -90,9 +95,10 @@ def live_limits(
 ) -> list[int]:
     """The most rounds that may be alive on each stage: the rounds of the largest group, plus a slack.
 
-    The slack is one round for each stage outside the ring, which gives a gradient the time to come back.
+    The slack is one round for each stage outside the ring, which gives a gradient the time to come back. Where the
+    stages share the head, it is `HEAD_SLACK` more.
     """
-    slack = stages.num_stages - stages.ring_width(plans)
+    slack = stages.num_stages - stages.ring_width(plans) + HEAD_SLACK * stages.split_head
     return [max(sizes, default=0) + slack for sizes in _group_sizes(graph, stages, group_of)]
 
 
@@ -100,7 +106,7 @@ def _group_sizes(graph: Graph, stages: PipelineStages, group_of: Sequence[int]) 
     """The number of rounds that have a backward, as [stage][group]."""
     sizes = [[0] * (max(group_of, default=-1) + 1) for _ in range(stages.num_stages)]
     for task in graph.before:
-        if task.backward:
+        if task.direction is Direction.BACKWARD:
             sizes[task.stage][group_of[task.micro_batch]] += 1
     return sizes
 
@@ -109,33 +115,39 @@ class _Queue:
     """The tasks of one stage that are ready to start, and the choice among them.
 
     If both directions are ready, they alternate: a forward then waits for at most one backward, and the ring, which has
-    no slack, does not stall. The earliest round goes first among forwards, the latest among backwards.
+    no slack, does not stall. The earliest round goes first among forwards, the latest among backwards. Before both go
+    the backwards of the head, then its forwards.
     """
 
     def __init__(self, graph: Graph, group_of: Sequence[int], group_sizes: list[int], limit: int):
         self.graph, self.group_of, self.to_come, self.limit = graph, group_of, group_sizes, limit
-        self.ready: tuple[list[tuple[int, int, int, Task]], ...] = ([], [])
+        self.ready: dict[Direction, list[tuple[int, int, int, Task]]] = {direction: [] for direction in Direction}
         self.newest_group, self.num_live, self.last_backward = -1, 0, True
 
     def add(self, task: Task) -> None:
-        priority = -task.round if task.backward else task.round
-        heapq.heappush(self.ready[task.backward], (self.group_of[task.micro_batch], priority, task.micro_batch, task))
+        backward = task.direction in (Direction.BACKWARD, Direction.HEAD_BACKWARD)
+        priority = -task.round if backward else task.round
+        heapq.heappush(self.ready[task.direction], (self.group_of[task.micro_batch], priority, task.micro_batch, task))
 
     def take(self) -> Task | None:
         """Remove and return the task that starts now; None if none may start."""
-        forward, backward = self._admitted(), bool(self.ready[True])
+        for direction in (Direction.HEAD_BACKWARD, Direction.HEAD_FORWARD):
+            if self.ready[direction]:
+                return heapq.heappop(self.ready[direction])[-1]
+        forward, backward = self._admitted(), bool(self.ready[Direction.BACKWARD])
         if not forward and not backward:
             return None
         self.last_backward = backward and not (forward and self.last_backward)
-        group, _, _, task = heapq.heappop(self.ready[self.last_backward])
-        if not task.backward and self._is_trained(task):
+        chosen = Direction.BACKWARD if self.last_backward else Direction.FORWARD
+        group, _, _, task = heapq.heappop(self.ready[chosen])
+        if chosen is Direction.FORWARD and self._is_trained(task):
             self.newest_group = max(self.newest_group, group)
             self.to_come[group] -= 1
             self.num_live += 1
         return task
 
     def done(self, task: Task) -> None:
-        self.num_live -= task.backward
+        self.num_live -= task.direction is Direction.BACKWARD
 
     def _admitted(self) -> bool:
         """True if the first forward may start.
@@ -143,12 +155,12 @@ class _Queue:
         A group begins only if enough live rounds remain for all forwards that older groups have still to run. So the
         oldest group never waits, and no order ends in a deadlock.
         """
-        if not self.ready[False]:
+        if not self.ready[Direction.FORWARD]:
             return False
-        group, _, _, task = self.ready[False][0]
+        group, _, _, task = self.ready[Direction.FORWARD][0]
         if group < self.newest_group or not self._is_trained(task):
             return True
         return self.num_live + sum(self.to_come[:group]) < self.limit
 
     def _is_trained(self, task: Task) -> bool:
-        return task._replace(backward=True) in self.graph.before
+        return task._replace(direction=Direction.BACKWARD) in self.graph.before

@@ -6,16 +6,34 @@ It reads only the lists, not the graph they were made from, so it checks the sch
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sleeptrain.parallel.pipeline.graph import Kind, Message
-from sleeptrain.parallel.pipeline.schedule import Backward, Compute, Forward, Receive, Schedule, Send
+from sleeptrain.parallel.pipeline.graph import AnyMessage, Direction, HeadMessage, Kind, Message
+from sleeptrain.parallel.pipeline.schedule import (
+    DIRECTIONS,
+    Backward,
+    Compute,
+    Forward,
+    HeadBackward,
+    HeadForward,
+    Receive,
+    Schedule,
+    Send,
+)
 from sleeptrain.parallel.pipeline.stages import PipelineStages, num_trained
 from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.sleep.rounds import Round
 
 Link = tuple[int, int]  # (from, to)
+READERS: dict[Kind, type[Compute]] = {
+    Kind.FEATURES: Forward,
+    Kind.GRADIENT: Backward,
+    Kind.HEAD_INPUT: HeadForward,
+    Kind.STATISTICS: HeadForward,
+    Kind.LOG_SUMS: HeadBackward,
+    Kind.HEAD_GRADIENT: HeadBackward,
+}
 
 
 class ScheduleError(Exception):
@@ -64,13 +82,14 @@ def simulate(
     costs: Costs | None = None,
     bytes_per_token: int = 0,
     *,
+    head_bytes: Callable[[HeadMessage], int] = lambda _: 0,
     blocking_receives: bool = False,
     rendezvous_sends: bool = False,
 ) -> Simulation:
     """Run every rank's list in its order.
 
     By default sends and receives return at once, and a task waits for the messages that it reads.
-    bytes_per_token: bytes of the features of one token.
+    bytes_per_token: bytes of the features of one token. head_bytes: bytes of a message about the head.
     blocking_receives: a receive returns when its message has arrived.
     rendezvous_sends: a send returns when its receive is posted. Both options together act as NCCL, where the messages
     between two ranks run one after the other in one stream.
@@ -81,6 +100,10 @@ def simulate(
     busy = [0.0] * len(schedule.ranks)
     for span in execution.spans:
         busy[span.rank] += span.end - span.start
+
+    def size(message: AnyMessage) -> int:
+        return head_bytes(message) if isinstance(message, HeadMessage) else _bytes(schedule, message, bytes_per_token)
+
     return Simulation(
         schedule,
         tuple(execution.spans),
@@ -88,7 +111,7 @@ def simulate(
         tuple(busy),
         tuple(execution.peak_live),
         tuple(execution.peak_waiting),
-        {link: sum(_bytes(schedule, m, bytes_per_token) for m, _ in sent) for link, sent in execution.sent.items()},
+        {link: sum(size(m) for m, _ in sent) for link, sent in execution.sent.items()},
     )
 
 
@@ -104,8 +127,8 @@ class _Execution:
         self.schedule, self.costs = schedule, costs
         self.blocking_receives, self.rendezvous_sends = blocking_receives, rendezvous_sends
         self.place, self.clock = [0] * num_ranks, [0.0] * num_ranks
-        self.sent: dict[Link, list[tuple[Message, float]]] = defaultdict(list)
-        self.posted: dict[Link, list[tuple[Message, float]]] = defaultdict(list)
+        self.sent: dict[Link, list[tuple[AnyMessage, float]]] = defaultdict(list)
+        self.posted: dict[Link, list[tuple[AnyMessage, float]]] = defaultdict(list)
         self.num_returned: dict[Link, int] = defaultdict(int)
         self.unread: list[dict[Compute, list[tuple[Link, int]]]] = [{} for _ in range(num_ranks)]
         self.spans: list[Span] = []
@@ -139,7 +162,7 @@ class _Execution:
             case task:
                 return self._compute(rank, task)
 
-    def _send(self, rank: int, peer: int, message: Message) -> bool:
+    def _send(self, rank: int, peer: int, message: AnyMessage) -> bool:
         link = (rank, peer)
         index = len(self.sent[link])
         if self.rendezvous_sends:
@@ -149,7 +172,7 @@ class _Execution:
         self.sent[link].append((message, self.clock[rank]))
         return True
 
-    def _receive(self, rank: int, peer: int, message: Message) -> bool:
+    def _receive(self, rank: int, peer: int, message: AnyMessage) -> bool:
         link = (peer, rank)
         index = self.num_returned[link]
         if len(self.posted[link]) == index:
@@ -159,8 +182,9 @@ class _Execution:
                 return False
             self.clock[rank] = max(self.clock[rank], self._arrival(link, index))
         self.num_returned[link] += 1
-        reader = Forward if message.kind == Kind.FEATURES else Backward
-        self.unread[rank].setdefault(reader(message.micro_batch, message.reader), []).append((link, index))
+        read_in = message.round if isinstance(message, HeadMessage) else message.reader
+        reader = READERS[message.kind](message.micro_batch, read_in)
+        self.unread[rank].setdefault(reader, []).append((link, index))
         self.peak_waiting[rank] = max(self.peak_waiting[rank], sum(map(len, self.unread[rank].values())))
         return True
 
@@ -171,11 +195,11 @@ class _Execution:
         start = max([self.clock[rank], *(self._arrival(*each) for each in inputs)])
         self.unread[rank].pop(task, None)
         r = self.schedule.plans[task.micro_batch][task.round]
-        self.clock[rank] = start + self.costs.time(r, self.schedule.stages, rank, isinstance(task, Backward))
+        self.clock[rank] = start + self.costs.time(r, self.schedule.stages, rank, DIRECTIONS[type(task)])
         self.spans.append(Span(rank, task, start, self.clock[rank]))
         if isinstance(task, Backward):
             self.live[rank] -= 1
-        elif Backward(task.micro_batch, task.round) in self.trained[rank]:
+        elif isinstance(task, Forward) and Backward(task.micro_batch, task.round) in self.trained[rank]:
             self.live[rank] += 1
             self.peak_live[rank] = max(self.peak_live[rank], self.live[rank])
         return True
@@ -201,9 +225,12 @@ def least_times(plans: Sequence[Sequence[Round]], stages: PipelineStages, costs:
         trained = num_trained(rounds)
         for index, r in enumerate(rounds):
             for s in stages.visited(r):
-                forward, backward = (costs.time(r, stages, s, direction) for direction in (False, True))
-                busy[s] += times * (forward + (backward if index < trained else 0.0))
-                trained_busy[s] += times * (forward + backward) * (index < trained)
+                directions = [Direction.FORWARD, *([Direction.BACKWARD] if index < trained else [])]
+                if r.loss and stages.split_head:
+                    directions += [Direction.HEAD_FORWARD, Direction.HEAD_BACKWARD]
+                work = times * sum(costs.time(r, stages, s, direction) for direction in directions)
+                busy[s] += work
+                trained_busy[s] += work * (index < trained)
     least = max(busy, default=0.0)
     first = plans[0][0] if plans and plans[0] else None
     if first is None or any(rounds[:1] != (first,) or not num_trained(rounds) for rounds, _ in _with_counts(plans)):
@@ -211,8 +238,8 @@ def least_times(plans: Sequence[Sequence[Round]], stages: PipelineStages, costs:
     there = back = 0.0
     for s in stages.visited(first):
         least = max(least, there + busy[s], there + trained_busy[s] + back)
-        there += costs.time(first, stages, s, False)
-        back += costs.time(first, stages, s, True)
+        there += costs.time(first, stages, s, Direction.FORWARD)
+        back += costs.time(first, stages, s, Direction.BACKWARD)
     return busy, least
 
 

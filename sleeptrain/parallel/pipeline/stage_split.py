@@ -36,7 +36,14 @@ def split_stages(config: Config, num_stages: int) -> PipelineStages:
         raise ConfigError(f"parallel.pipeline={num_stages} is more than the {len(model.layers)} blocks of model.layers")
     core = (sleep.core[0], sleep.core[1]) if sleep.core else (0, len(model.layers))
     bounds = best_bounds(split_costs(config), num_stages) if num_stages > 1 else (0, len(model.layers))
-    return PipelineStages(bounds, tuple(model.layers), core, sleep.eviction == "sliding")
+    return PipelineStages(
+        bounds, tuple(model.layers), core, sleep.eviction == "sliding", splits_head(config, num_stages)
+    )
+
+
+def splits_head(config: Config, num_stages: int) -> bool:
+    """True if the stages share the head (`parallel.split_head`)."""
+    return config.parallel.split_head and num_stages > 1
 
 
 def schedule_costs(config: Config) -> Costs:
@@ -49,10 +56,11 @@ def schedule_costs(config: Config) -> Costs:
 class SplitCosts:
     """What a split is chosen by.
 
-    kinds: for each kind of round, the forward cost of each layer, with the head in the last one.
+    kinds: for each kind of round, the forward cost of each layer, with the head in the last one. A head that all stages
+        share is in none: it is equal for all splits.
     weights: for each stage of the curriculum, the weight of each kind: rounds of the run, a backward counted as three.
     rings: for each stage of the curriculum, whether its rounds feed features back.
-    sizes: parameters of each layer, with the embedding in the first and the head in the last one.
+    sizes: parameters of each layer, with the embedding in the first and an unshared head in the last one.
     """
 
     kinds: tuple[tuple[float, ...], ...]
@@ -79,7 +87,8 @@ def split_costs(config: Config) -> SplitCosts:
     model = config.model
     sizes = [_one_pass(config, layer, config.sleep.window) / 2 for layer in range(len(model.layers))]
     sizes[0] += model.vocab_size * model.dim
-    sizes[-1] += model.vocab_size * model.dim
+    if not config.parallel.split_head:
+        sizes[-1] += model.vocab_size * model.dim
     by_stage = tuple(tuple(weight.get(kind, 0.0) for kind in range(len(kinds))) for weight in weights)
     return SplitCosts(tuple(kinds), by_stage, tuple(rings), tuple(sizes))
 
@@ -203,7 +212,7 @@ def _costs_of(config: Config, r: Round, rounds: Sequence[Round], window: int) ->
     costs = [_one_pass(config, layer, window) if layer in layers else 0.0 for layer in range(len(model.layers))]
     if r.state_only and layers:
         costs[layers[-1]] = layer_flops(model, layers[-1]).state
-    if r.loss:
+    if r.loss and not config.parallel.split_head:
         costs[-1] += _head(config) * row_length(config.data) / sum(other.length for other in rounds if other.loss)
     return tuple(costs)
 

@@ -12,12 +12,13 @@ from sleeptrain.sleep.rounds import Round, round_layers
 
 @dataclass(frozen=True)
 class PipelineStages:
-    """Contiguous layers on each stage. The embedding is on the first stage; the norm, head and loss are on the last.
+    """Contiguous layers on each stage. The embedding is on the first stage; the norm and the loss are on the last.
 
     bounds: stage s holds the layers [bounds[s], bounds[s + 1]).
     layers: each block's mixer, as in `model.layers`.
     core: the blocks [first, last) that sleep passes repeat.
     sliding: eviction is sliding, so attention has a state, too.
+    split_head: each stage holds a part of the head, cut by vocabulary; else the last stage holds it whole.
     Raises ConfigError if bounds do not rise from 0 to the number of layers, or if the core is not within them.
     """
 
@@ -25,6 +26,7 @@ class PipelineStages:
     layers: tuple[str, ...]
     core: tuple[int, int]
     sliding: bool = False
+    split_head: bool = False
 
     def __post_init__(self) -> None:
         num_layers = len(self.layers)

@@ -5,11 +5,12 @@ S belongs to heads: each rank keeps the S of its heads and never communicates it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
@@ -22,7 +23,7 @@ from sleeptrain.model.block import Block
 from sleeptrain.model.hybrid import Hybrid, at_least_fp32, initial_weight
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.model.norm import GatedRMSNorm, RMSNorm
-from sleeptrain.model.shards import Sharding, TensorRank
+from sleeptrain.model.shards import Sharding, TensorRank, VocabularyPart
 from sleeptrain.model.state import FastWeights
 from sleeptrain.parallel.tensor.collectives import gather_channels, split_tokens, whole_tokens
 from sleeptrain.parallel.tensor.regions import (
@@ -46,11 +47,18 @@ class TensorParallelHybrid(Hybrid):
     device or dtype with `to`, which keeps the parameters with their hooks and attributes; a copy would lose the hooks.
     """
 
-    def __init__(self, config: ModelConfig, axis: Axis, layers: range | None = None, sequence: bool = False):
-        super().__init__(local_config(config, axis.size), layers)
-        self.whole_config, self.sharding = config, ModelSharding(config, axis.size)
+    def __init__(
+        self,
+        config: ModelConfig,
+        axis: Axis,
+        layers: range | None = None,
+        sequence: bool = False,
+        head_part: VocabularyPart | None = None,
+    ):
+        super().__init__(local_config(config, axis.size), layers, head_part)
+        self.whole_config, self.sharding = config, ModelSharding(config, axis.size, head_part)
         self._axis, self._sequence = axis, sequence
-        if self.embedding is not None:
+        if self.embedding is not None and (head_part is None or self.layers.start == 0):
             self.embedding = VocabularyEmbedding(config.vocab_size, config.dim, axis)
         place = TensorRank(axis.rank, axis.size, partial(gather_channels, axis=axis))
         for layer in self.layers:
@@ -92,6 +100,23 @@ class TensorParallelHybrid(Hybrid):
             return x_BTD
         assert self.norm is not None, "this part of the model has no norm"
         return RMSNorm.forward(self.norm, x_BTD)
+
+    @property
+    def vocabulary(self) -> range:
+        """As in `Hybrid`, without the rows of padding."""
+        first, rows = self._axis.rank * self.config.vocab_size, super().vocabulary
+        start, stop = (min(first + row, self.whole_config.vocab_size) for row in (rows.start, rows.stop))
+        return range(start, stop)
+
+    def join_statistics(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """As in `Hybrid`: the ranks gather the statistics of their shards."""
+        local_2N = super().join_statistics(parts)
+        shards = local_2N.new_empty(self._axis.size * 2, local_2N.shape[1])
+        dist.all_gather_into_tensor(shards, local_2N, group=self._axis.group)
+        return super().join_statistics(shards.split(2))
+
+    def join_logits(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        return self._gather(super().join_logits(parts))
 
     def logits(self, x_ND: torch.Tensor) -> torch.Tensor:
         """The logits [N, V] over the whole vocabulary, on every rank."""

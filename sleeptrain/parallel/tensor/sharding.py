@@ -16,18 +16,22 @@ from sleeptrain.checkpoint.place import Slice
 from sleeptrain.config.mixers import with_mixer_settings
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.model.mixers.registry import block_spec, mixer_spec, mixer_specs
-from sleeptrain.model.shards import Sharding, own_heads, padded_size
+from sleeptrain.model.shards import Sharding, VocabularyPart, own_heads, padded_size
 
 
 class ModelSharding:
-    """The sharding of a `Hybrid` over `size` ranks: of every parameter, by name, and of the memory."""
+    """The sharding of a `Hybrid` over `size` ranks: of every parameter, by name, and of the memory.
 
-    def __init__(self, config: ModelConfig, size: int):
+    head_part: the part of the head that the ranks' pipeline stage holds, if stages share it.
+    """
+
+    def __init__(self, config: ModelConfig, size: int, head_part: VocabularyPart | None = None):
         self.config, self.size = config, size
         vocabulary = Sharding(0, (config.vocab_size,), padded=True)
-        self._by_name = {"embedding.weight": vocabulary, "norm.weight": Sharding()}
+        head, embeds = replace(vocabulary, part=head_part), head_part is None or head_part.index == 0
+        self._by_name = {"embedding.weight": vocabulary if embeds else head, "norm.weight": Sharding()}
         if not config.tie_embeddings:
-            self._by_name["head.weight"] = vocabulary
+            self._by_name["head.weight"] = head
         for index in range(len(config.layers)):
             rules = _block_rules(config, index) | {
                 f"mixer.{name}": rule for name, rule in block_spec(config, index).sharding().items()

@@ -55,8 +55,9 @@ def local_tensors(engine: ZeroEngine) -> dict[str, Placed]:
     for index, item in enumerate(_items(engine)):
         if getattr(engine.parameters[item.name], "ds_pipe_replicated", False):
             continue
-        if item.key == "step":  # a single number, which all processes of the stage hold
-            if index % (tensor.size * data.size) == data.rank * tensor.size + tensor.rank:
+        if item.key == "step":  # a single number, which all processes that hold some of the parameter hold
+            writes = index % (tensor.size * data.size) == data.rank * tensor.size + tensor.rank
+            if writes and _begins(engine, item.name):
                 held[item.path] = Placed(_count(engine, item.partition.tensors[0], item.name).detach(), Place.whole(()))
             continue
         part, tensors = _part(engine, item.name), _tensors(engine, item)
@@ -143,6 +144,13 @@ def _part(engine: ZeroEngine, name: str) -> Slice:
     """The part of the full parameter that this process's shard holds."""
     stage = engine.stage
     return stage.shards.part(name, stage.whole[name], stage.shard)
+
+
+def _begins(engine: ZeroEngine, name: str) -> bool:
+    """True if this stage holds the first element of the parameter. Several stages may share it by rows."""
+    stage = engine.stage
+    first = stage.shards.part(name, stage.whole[name], 0)
+    return all(ranges[0][0] == 0 for ranges in first.ranges)
 
 
 def _is_replicated(engine: ZeroEngine, name: str) -> bool:

@@ -17,23 +17,25 @@ def plan(windows: int, passes: int, feedback: str = "features", goes_on: bool = 
     return plan_rounds(facts, passes, "every", feedback)
 
 
-def even_stages(num_stages: int, each: int = 2, core: tuple[int, int] | None = None) -> PipelineStages:
+def even_stages(
+    num_stages: int, each: int = 2, core: tuple[int, int] | None = None, split_head: bool = False
+) -> PipelineStages:
     """Stages of `each` recurrent layers."""
     num_layers = num_stages * each
-    return PipelineStages(
-        tuple(range(0, num_layers + 1, each)), ("gated_deltanet",) * num_layers, core or (0, num_layers)
-    )
+    bounds, layers = tuple(range(0, num_layers + 1, each)), ("gated_deltanet",) * num_layers
+    return PipelineStages(bounds, layers, core or (0, num_layers), split_head=split_head)
 
 
 @st.composite
 def any_stages(draw: st.DrawFn) -> PipelineStages:
-    """1 to 4 stages of unequal sizes, layers of both sorts, any core, either eviction."""
+    """1 to 4 stages of unequal sizes, layers of both sorts, any core, either eviction, a head on one or all stages."""
     sizes = draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
     bounds = tuple(sum(sizes[:i]) for i in range(len(sizes) + 1))
     layers = draw(st.lists(st.sampled_from(["attention", "gated_deltanet"]), min_size=bounds[-1], max_size=bounds[-1]))
     first = draw(st.integers(0, bounds[-1] - 1))
     last = draw(st.integers(first + 1, bounds[-1]))
-    return PipelineStages(bounds, tuple(layers), (first, last), draw(st.booleans()))
+    split_head = len(sizes) > 1 and draw(st.booleans())
+    return PipelineStages(bounds, tuple(layers), (first, last), draw(st.booleans()), split_head)
 
 
 @st.composite

@@ -10,6 +10,7 @@ import torch
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.shards import VocabularyPart
 from sleeptrain.model.state import Boundary, FastWeights
 from sleeptrain.parallel.build import build_model
 from sleeptrain.parallel.pipeline.executor import StageStep
@@ -37,6 +38,7 @@ class Layout:
     bounds: tuple[int, ...]
     tensor: int = 1
     rows_a_sequence: int = 1
+    split_head: bool = False
 
 
 def batch_of(case: Case) -> Batch:
@@ -95,13 +97,12 @@ def one_process(case: Case, rows_a_sequence: int) -> Result:
 def one_rank(case: Case, layout: Layout) -> Result:
     mesh = Mesh.build(layout.tensor, len(layout.bounds) - 1)
     rank = mesh.pipeline.rank
-    sharding = ModelSharding(case.config, layout.tensor)
-    model = build_model(case.config, mesh, range(*layout.bounds[rank : rank + 2])).to(case.dtype)
+    model = build_model(case.config, mesh, range(*layout.bounds[rank : rank + 2]), split_head=layout.split_head)
+    model, sharding = model.to(case.dtype), ModelSharding(case.config, layout.tensor, model.head_part)
     weights = whole_weights(case)
     model.load_state_dict({n: sharding.take(n, weights[n], mesh.tensor.rank) for n in model.state_dict()})
-    stages = PipelineStages(
-        layout.bounds, case.layers, case.core or (0, len(case.layers)), bool(case.boundary.sliding_window)
-    )
+    core, slides = case.core or (0, len(case.layers)), bool(case.boundary.sliding_window)
+    stages = PipelineStages(layout.bounds, case.layers, core, slides, layout.split_head)
     parts = sequences_of(case, layout.rows_a_sequence)
     sequences = []
     for batch, rounds, rows in parts:
@@ -124,9 +125,10 @@ def assert_same(case: Case, layout: Layout) -> None:
     assert stages[-1][0].loss == pytest.approx(expected.loss, rel=1e-9)
     sharding = ModelSharding(case.config, layout.tensor)
     gradients: dict[str, torch.Tensor] = {}
-    for ranks in stages:
+    for stage, ranks in enumerate(stages):
+        of_stage = VocabularyPart(stage, num_stages) if layout.split_head else None
         for name in ranks[0].gradients:
-            joined = sharding.join(name, [rank.gradients[name] for rank in ranks])
+            joined = join(case, name, [rank.gradients[name] for rank in ranks], of_stage)
             gradients[name] = gradients[name] + joined if name in gradients else joined  # tied embeddings are in both
     assert gradients.keys() == expected.gradients.keys()
     for name, gradient in expected.gradients.items():
@@ -136,6 +138,19 @@ def assert_same(case: Case, layout: Layout) -> None:
         layers = [next((s[i] for s in joined_stages if s[i] is not None), None) for i in range(len(case.layers))]
         for a, b in zip(tensors(FastWeights(tuple(layers))), tensors(state), strict=True):
             torch.testing.assert_close(a, b, **EXACT)
+
+
+def join(case: Case, name: str, shards: list[torch.Tensor], head_part: VocabularyPart | None) -> torch.Tensor:
+    """The gradient of the whole parameter, zero where a stage has only a part of the rows."""
+    sharding = ModelSharding(case.config, len(shards), head_part)
+    rule = sharding[name]
+    if rule.part is None:
+        return sharding.join(name, shards)
+    joined = torch.zeros(case.vocab_size, case.config.dim, dtype=case.dtype)
+    for rank, shard in enumerate(shards):
+        [(start, stop)] = rule.ranges(rank, len(shards))
+        joined[start:stop] = shard[: stop - start]
+    return joined
 
 
 CASES = {
@@ -195,6 +210,24 @@ def test_four_stages(name: str) -> None:
 def test_tensor_ranks_in_stages(name: str) -> None:
     case = CASES[name]
     assert_same(case, Layout((0, 2, len(case.layers)), tensor=2))
+
+
+SHARED_HEAD = [
+    pytest.param("three passes", 4, 1, 1, marks=pytest.mark.slow),
+    ("three passes, untied, memory carried in", 2, 1, 4),
+    *(pytest.param(name, 4, 1, 1, marks=pytest.mark.slow) for name in CASES if name != "three passes"),
+    pytest.param("three passes", 2, 2, 1, marks=pytest.mark.slow),
+    ("unlabelled", 2, 2, 2),
+    pytest.param("core in the middle, sliding, untied", 2, 2, 1, marks=pytest.mark.slow),
+    pytest.param("options of other families", 2, 1, 2, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("name", "num_stages", "tensor", "rows_a_sequence"), SHARED_HEAD)
+def test_stages_that_share_the_head(name: str, num_stages: int, tensor: int, rows_a_sequence: int) -> None:
+    case = CASES[name]
+    bounds = {2: (0, 2), 4: (0, 1, 2, 3)}[num_stages]
+    assert_same(case, Layout((*bounds, len(case.layers)), tensor, rows_a_sequence, split_head=True))
 
 
 def test_one_stage_needs_no_messages() -> None:

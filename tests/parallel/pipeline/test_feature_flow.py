@@ -36,8 +36,10 @@ def messages(made: Schedule, rank: int, incoming: bool) -> Counter[Message]:
 def test_they_are_the_messages_of_the_schedule(plans: list[list[Round]], stages: PipelineStages) -> None:
     made = schedule(plans, stages)
     for rank, actions in enumerate(made.ranks):
-        sent = Counter(action.message for action in actions if isinstance(action, Send))
-        received = Counter(action.message for action in actions if isinstance(action, Receive))
+        sent, received = (
+            Counter(a.message for a in actions if isinstance(a, kind) and isinstance(a.message, Message))
+            for kind in (Send, Receive)
+        )
         assert messages(made, rank, incoming=False) == sent
         assert messages(made, rank, incoming=True) == received
 

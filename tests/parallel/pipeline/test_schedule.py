@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from sleeptrain.errors import ConfigError
 from sleeptrain.parallel.pipeline.graph import Kind, Message
-from sleeptrain.parallel.pipeline.schedule import Backward, Forward, Receive, Schedule, Send, schedule
+from sleeptrain.parallel.pipeline.schedule import (
+    Backward,
+    Forward,
+    HeadBackward,
+    HeadForward,
+    Receive,
+    Schedule,
+    Send,
+    schedule,
+)
 from sleeptrain.parallel.pipeline.simulate import simulate
 from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.parallel.pipeline.task_costs import Costs
@@ -75,6 +84,7 @@ class Execution:
         self.done: list[set] = [set() for _ in made.ranks]
         core = core_ranks(self.stages)
         self.first_core, self.last_core = core[0], core[-1]
+        *self.others, self.last = range(len(made.ranks))
 
     def run(self) -> None:
         remaining = [deque(actions) for actions in self.made.ranks]
@@ -99,7 +109,13 @@ class Execution:
             self.present.add((rank, "got", *action.message))
         else:
             assert action not in self.done[rank], "done twice"
-            (self.forward if isinstance(action, Forward) else self.backward)(rank, action.micro_batch, action.round)
+            run = {
+                Forward: self.forward,
+                Backward: self.backward,
+                HeadForward: self.head_forward,
+                HeadBackward: self.head_backward,
+            }
+            run[type(action)](rank, action.micro_batch, action.round)
             self.done[rank].add(action)
         return True
 
@@ -121,11 +137,15 @@ class Execution:
         for earlier in range(index):
             assert rank not in ranks_of(rounds[earlier], self.stages) or Forward(seq, earlier) in self.done[rank]
         self.makes(rank, Kind.FEATURES, seq, index)
+        if rank == self.last and rounds[index].loss:
+            self.makes_of_head(rank, Kind.HEAD_INPUT, seq, index, self.others)
 
     def backward(self, rank: int, seq: int, index: int) -> None:
         rounds = self.made.plans[seq]
         ranks = ranks_of(rounds[index], self.stages)
         assert Forward(seq, index) in self.done[rank] and index in trained(rounds)
+        if self.stages.split_head and rank == self.last and rounds[index].loss:
+            assert HeadBackward(seq, index) in self.done[rank]
         if rank != ranks[-1]:
             self.got(rank, Kind.GRADIENT, seq, index, index)
         for reader in trained(rounds):
@@ -139,10 +159,39 @@ class Execution:
                 assert Backward(seq, reader) in self.done[rank], "the state's gradient is not there"
         self.makes(rank, Kind.GRADIENT, seq, index)
 
+    def head_forward(self, rank: int, seq: int, index: int) -> None:
+        """The last rank joins the statistics of all parts, its own included, to the loss."""
+        if rank == self.last:
+            assert Forward(seq, index) in self.done[rank]
+            for part in self.others:
+                self.present.remove((rank, "got", Kind.STATISTICS, seq, index, part))
+            self.makes_of_head(rank, Kind.LOG_SUMS, seq, index, self.others)
+        else:
+            self.present.remove((rank, "got", Kind.HEAD_INPUT, seq, index, rank))
+            self.makes_of_head(rank, Kind.STATISTICS, seq, index, [rank])
+
+    def head_backward(self, rank: int, seq: int, index: int) -> None:
+        """The last rank sums the gradients of all parts, its own included."""
+        assert HeadForward(seq, index) in self.done[rank]
+        if rank == self.last:
+            for part in self.others:
+                self.present.remove((rank, "got", Kind.HEAD_GRADIENT, seq, index, part))
+        else:
+            self.present.remove((rank, "got", Kind.LOG_SUMS, seq, index, rank))
+            self.makes_of_head(rank, Kind.HEAD_GRADIENT, seq, index, [rank])
+
+    def makes_of_head(self, rank: int, kind: Kind, seq: int, index: int, parts) -> None:
+        self.present |= {(rank, "made", kind, seq, index, part) for part in parts}
+
     def makes(self, rank: int, kind: Kind, seq: int, index: int) -> None:
         """Record what the rank can send from now on: to itself as the input of another round, or along the round."""
         for other in range(len(self.made.plans[seq])):
             self.present.add((rank, "made", kind, seq, index, other))
+
+
+def tasks_of(seq: int, index: int, r, has_backward: bool, stages: PipelineStages) -> list:
+    tasks = [Forward(seq, index), *([Backward(seq, index)] if has_backward else [])]
+    return tasks + ([HeadForward(seq, index), HeadBackward(seq, index)] if stages.split_head and r.loss else [])
 
 
 @PROPERTY
@@ -156,9 +205,9 @@ def test_every_task_is_done_once_and_after_its_inputs(plans, stages, max_live_mi
             for seq, rounds in enumerate(plans)
             for i, r in enumerate(rounds)
             if rank in ranks_of(r, stages)
-            for task in ([Forward(seq, i), Backward(seq, i)] if i in trained(rounds) else [Forward(seq, i)])
+            for task in tasks_of(seq, i, r, i in trained(rounds), stages)
         )
-        assert Counter(a for a in actions if isinstance(a, Forward | Backward)) == expected
+        assert Counter(a for a in actions if not isinstance(a, Send | Receive)) == expected
 
 
 @PROPERTY
@@ -189,7 +238,7 @@ def test_live_rounds_stay_within_those_of_a_group(plans, stages, max_live_micro_
     group = max_live_micro_batches or min(len(plans), 2 * width - 1)
     for rank, peak in enumerate(simulation.peak_live_rounds):
         alive = sorted(sum(rank in ranks_of(rounds[i], stages) for i in trained(rounds)) for rounds in plans)
-        assert peak <= sum(alive[-group:]) + stages.num_stages - width
+        assert peak <= sum(alive[-group:]) + stages.num_stages - width + 2 * stages.split_head
 
 
 @example(4, 1, 2, 1, (2, 3), "none")
@@ -231,6 +280,17 @@ def test_without_feedback_one_sequence_fills_the_pipeline():
     rounds = plan(3, 4, "none")
     assert simulate(schedule([rounds], even_stages(4))).bubble == pytest.approx(3 / len(rounds), rel=1e-12)
     assert simulate(schedule([plan(3, 4)], even_stages(4))).bubble > 1.5
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_a_shared_head_leaves_the_bubble_near_the_bound(passes):
+    """A head of five layers: on the last of four stages of two it would be idle time of others."""
+    rounds, costs = plan(4, passes), Costs(head=5)
+    whole, shared = (
+        simulate(schedule([rounds] * 8, even_stages(4, split_head=split), costs), costs) for split in (False, True)
+    )
+    bound = 3 / (8 * len(rounds))
+    assert shared.bubble < 1.5 * bound < whole.bubble
 
 
 def test_a_lower_limit_costs_time_and_saves_memory():

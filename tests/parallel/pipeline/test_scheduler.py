@@ -6,11 +6,12 @@ from itertools import pairwise
 
 import pytest
 
-from sleeptrain.parallel.pipeline.graph import Task, build_graph
+from sleeptrain.parallel.pipeline.graph import Direction, Task, build_graph
 from sleeptrain.parallel.pipeline.scheduler import form_groups, live_limits, order_tasks, timed
 from sleeptrain.parallel.pipeline.task_costs import Costs
 from tests.parallel.pipeline.cases import LENGTH, even_stages, plan
 
+F, B = Direction.FORWARD, Direction.BACKWARD
 UNIT = Costs(forward=1 / LENGTH, backward=3 / LENGTH)  # on a stage of one layer
 
 
@@ -37,7 +38,8 @@ def test_one_round_by_hand() -> None:
     stages, plans = even_stages(2, each=1), [plan(1, 1)]
     graph = build_graph(plans, stages)
     ends = order_tasks(graph, plans, stages, UNIT, [0])
-    assert ends == {Task(False, 0, 0, 0): 1, Task(False, 0, 0, 1): 2, Task(True, 0, 0, 1): 5, Task(True, 0, 0, 0): 8}
+    there, back = ([Task(direction, 0, 0, stage) for stage in (0, 1)] for direction in (F, B))
+    assert ends == {there[0]: 1, there[1]: 2, back[1]: 5, back[0]: 8}
     assert timed(ends, graph, plans, stages, UNIT) == ends
     slower = timed(ends, graph, plans, stages, Costs(forward=2 / LENGTH, backward=3 / LENGTH))
     assert list(slower.values()) == [2, 4, 7, 10]
@@ -48,7 +50,7 @@ def test_a_stage_does_one_task_at_a_time_and_none_before_its_inputs() -> None:
     graph = build_graph(plans, stages)
     ends = order_tasks(graph, plans, stages, UNIT, form_groups(5, 3, None))
     assert ends.keys() == graph.before.keys()
-    starts = {task: end - (3 if task.backward else 1) for task, end in ends.items()}
+    starts = {task: end - (3 if task.direction is B else 1) for task, end in ends.items()}
     for task, before in graph.before.items():
         assert all(ends[other] <= starts[task] for other in before)
     for stage in range(3):
@@ -60,7 +62,7 @@ def test_forwards_and_backwards_alternate_where_both_are_ready() -> None:
     stages, plans = even_stages(1, each=1), [plan(1, 1)] * 4
     graph = build_graph(plans, stages)
     ends = order_tasks(graph, plans, stages, UNIT, [0] * 4)
-    assert [task.backward for task in sorted(ends, key=ends.__getitem__)] == [False, True] * 4
+    assert [task.direction for task in sorted(ends, key=ends.__getitem__)] == [F, B] * 4
 
 
 def test_the_limit_is_the_largest_group_and_a_round_for_each_stage_outside_the_ring() -> None:
@@ -79,7 +81,7 @@ def test_no_more_rounds_are_alive_than_the_limit() -> None:
     ends = order_tasks(graph, plans, stages, UNIT, groups)
     limits = live_limits(graph, plans, stages, groups)
     for stage, limit in enumerate(limits):
-        changes = [(end - 1, 1) for task, end in ends.items() if task.stage == stage and not task.backward]
-        changes += [(end, -1) for task, end in ends.items() if task.stage == stage and task.backward]
+        changes = [(end - 1, 1) for task, end in ends.items() if task.stage == stage and task.direction is F]
+        changes += [(end, -1) for task, end in ends.items() if task.stage == stage and task.direction is B]
         alive = [sum(change for when, change in changes if when <= now) for now, _ in changes]
         assert 1 <= max(alive) <= limit

@@ -109,7 +109,8 @@ def test_a_run_is_split_for_its_whole_curriculum() -> None:
 @pytest.mark.slow
 def test_a_2b_on_four_stages_by_the_simulator() -> None:
     """The run is a tenth shorter than with stages that suit its last N, and no neighbour is shorter."""
-    config = compose(["experiment=pretrain_2b", "parallel.pipeline=4", "sleep.recompute=none"])
+    whole_head = "parallel.split_head=false"
+    config = compose(["experiment=pretrain_2b", "parallel.pipeline=4", "sleep.recompute=none", whole_head])
     stages, costs, works = split_stages(config, 4), schedule_costs(config), workloads(config, 8)
 
     def simulated(bounds: tuple[int, ...]) -> tuple[float, float]:
@@ -121,6 +122,16 @@ def test_a_2b_on_four_stages_by_the_simulator() -> None:
     assert bubble < 0.23
     assert time < 0.92 * simulated((0, 6, 13, 20, 24))[0]
     assert time < simulated((0, 7, 14, 21, 24))[0] and time < simulated((0, 8, 15, 22, 24))[0]
+
+
+def test_a_shared_head_balances_a_2b_on_four_stages() -> None:
+    """Its vocabulary of 248,320 leaves blocks even and the bubble below a fifth at N=1, where it is the largest."""
+    config = compose(["experiment=pretrain_2b", "parallel.pipeline=4", "parallel.split_head=true"])
+    stages, costs, works = split_stages(config, 4), schedule_costs(config), workloads(config, 8)
+    assert config.model.vocab_size == 248_320 and stages.split_head
+    assert stages.bounds == (0, 6, 12, 18, 24)
+    assert works[0].shape.passes == 1
+    assert simulate(schedule(works[0].plans, stages, costs), costs).bubble < 0.06
 
 
 def test_the_head_weighs_on_the_last_stage() -> None:

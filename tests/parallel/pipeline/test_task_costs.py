@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sleeptrain.errors import ConfigError
-from sleeptrain.parallel.pipeline.task_costs import Costs
+from sleeptrain.parallel.pipeline.graph import Direction
+from sleeptrain.parallel.pipeline.task_costs import LEAST_HEAD, Costs
 from tests.parallel.pipeline.cases import plan
 from tests.parallel.pipeline.test_stages import PARTIAL
 
@@ -19,5 +22,13 @@ def test_impossible_times_are_refused(times):
 def test_costs_count_layers_tokens_and_the_head_where_there_is_a_loss():
     wake, sleep = plan(2, 2)[:2]
     costs = Costs(forward=1, backward=3, head=5)
-    assert [costs.time(wake, PARTIAL, s, backward=False) for s in range(4)] == [8, 8, 8, 28]
-    assert [costs.time(sleep, PARTIAL, s, backward=True) for s in range(4)] == [12, 24, 24, 12]
+    assert [costs.time(wake, PARTIAL, s, Direction.FORWARD) for s in range(4)] == [8, 8, 8, 28]
+    assert [costs.time(sleep, PARTIAL, s, Direction.BACKWARD) for s in range(4)] == [12, 24, 24, 12]
+
+
+def test_stages_share_the_time_of_a_head() -> None:
+    (wake,), shared, costs = plan(1, 1), replace(PARTIAL, split_head=True), Costs(forward=1, backward=3, head=8)
+    assert [costs.time(wake, shared, s, Direction.FORWARD) for s in range(4)] == [8, 8, 8, 8]
+    assert [costs.time(wake, shared, s, Direction.HEAD_FORWARD) for s in range(4)] == [8] * 4
+    assert [costs.time(wake, shared, s, Direction.HEAD_BACKWARD) for s in range(4)] == [16] * 4
+    assert replace(costs, head=0).time(wake, shared, 0, Direction.HEAD_FORWARD) == 4 * LEAST_HEAD

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.shards import VocabularyPart
 from sleeptrain.model.state import Boundary, Retained
 from sleeptrain.parallel.tensor.sharding import ModelSharding, Sharding, own_heads
 from tests.parallel.cases import Case, random_state
@@ -29,6 +30,23 @@ def test_shards_join_to_the_full_tensor_and_hold_each_element_once(case: Case, s
             held = torch.cat([shard.flatten() for shard in shards])
             assert torch.equal(held[held > 0].sort().values, numbered.flatten()), "an element on two ranks, or on none"
             assert name in ("embedding.weight", "head.weight") or bool((held > 0).all()), "only vocabularies are padded"
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_stages_that_share_the_head_hold_each_of_its_rows_once(size: int) -> None:
+    """Of 17 tokens two tensor ranks hold 9 rows each, the last of them padding."""
+    case, stages = Case(tied=False), 4
+    whole, held = torch.arange(17.0 * 16).view(17, 16), list[int]()
+    for stage in range(stages):
+        sharding = ModelSharding(case.config, size, VocabularyPart(stage, stages))
+        for rank in range(size):
+            part, shard = sharding.part("head.weight", (17, 16), rank), sharding.take("head.weight", whole, rank)
+            [(start, stop)] = part.ranges[0]
+            assert torch.equal(shard[: stop - start], whole[start:stop]) and not shard[stop - start :].any()
+            held += range(start, stop)
+        rows = sharding.take("embedding.weight", whole, 0).shape[0]
+        assert (rows == -(-17 // size)) == (stage == 0), "the first stage embeds all tokens"
+    assert sorted(held) == list(range(17))
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
