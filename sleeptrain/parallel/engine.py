@@ -41,9 +41,11 @@ from sleeptrain.sleep.recompute import with_recompute
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.sleep.step import (
     MicroBatch,
+    Plans,
     StepResult,
     forward_backward,
     micro_batches,
+    plan_micro_batches,
     start_state,
     step_context,
     truncated,
@@ -87,14 +89,15 @@ class DistributedEngine:
         carried: FastWeights | None,
         on_features: OnFeatures | None = None,
         totals: StepTotals | None = None,
+        plans: Plans | None = None,
     ) -> StepResult:
-        result = self._gradient(batch, shape, carried, on_features=on_features, totals=totals)
-        # On the last stage every tensor rank of a replica has its loss; every process has the rounds and FLOPs.
-        tensor, model_parallel_size = self._world.mesh.tensor.size, self._world.model_parallel_size
-        loss, rounds, flops = self._world.sum(
-            result.loss / tensor, result.num_rounds, result.flops / model_parallel_size
-        )
-        return StepResult(loss, result.state, round(rounds / model_parallel_size), round(flops / self._world.size))
+        return self._gradient(batch, shape, carried, on_features=on_features, totals=totals, plans=plans)
+
+    def plan(self, batch: Batch, shape: StepShape) -> Plans:
+        plans = plan_micro_batches(batch, shape, self._config)
+        if self._world.mesh.pipeline.size > 1:
+            self._schedule(plans)
+        return plans
 
     def _gradient(
         self,
@@ -105,19 +108,22 @@ class DistributedEngine:
         finder: Finder | None = None,
         on_features: OnFeatures | None = None,
         totals: StepTotals | None = None,
+        plans: Plans | None = None,
     ) -> StepResult:
         """Compute the gradient of the step and return this process's part of the result.
 
-        finder: records the first non-finite number; None to compute without a search. totals: as in `forward_backward`.
+        finder: records the first non-finite number; None to compute without a search. totals, plans: as in
+        `forward_backward`.
         """
+        plans = self.plan(batch, shape) if plans is None else plans
         self._zero.zero_grad()
         totals = totals or step_totals(self._config, self._world, batch, shape)
         divisor = max(totals.targets, 1)
         run = self._run_pipelined if self._world.mesh.pipeline.size > 1 else self._run_unpipelined
         if self._sums_each_backward(totals):
-            return run(batch, shape, carried, divisor, finder, on_features)
+            return run(batch, shape, carried, divisor, plans, finder, on_features)
         with self._zero.sum_once():
-            result = run(batch, shape, carried, divisor, finder, on_features)
+            result = run(batch, shape, carried, divisor, plans, finder, on_features)
             self._complete_gradients()
         return result
 
@@ -132,6 +138,7 @@ class DistributedEngine:
         shape: StepShape,
         carried: FastWeights | None,
         divisor: int,
+        plans: Plans,
         finder: Finder | None,
         on_features: OnFeatures | None,
     ) -> StepResult:
@@ -139,7 +146,7 @@ class DistributedEngine:
         context = replace(context, copies=self._copies)
         if finder is not None:
             context = replace(context, settings=finder.settings(self._config, shape))
-        return forward_backward(context, self.model, batch, shape, carried, divisor)
+        return forward_backward(context, self.model, batch, shape, carried, divisor, plans)
 
     def _run_pipelined(
         self,
@@ -147,12 +154,13 @@ class DistributedEngine:
         shape: StepShape,
         carried: FastWeights | None,
         divisor: int,
+        plans: Plans,
         finder: Finder | None,
         on_features: OnFeatures | None,
     ) -> StepResult:
         settings = loop_settings(self._config.sleep, shape.window, self.model.num_layers)
         settings = replace(settings, on_features=on_features)
-        micros = list(micro_batches(batch, shape, self._config, carried))
+        micros = list(micro_batches(batch, shape, self._config, carried, plans))
         stage_parts = [
             StageMicroBatch(
                 self.model,
@@ -189,8 +197,11 @@ class DistributedEngine:
         step = StageStep(plan, pipeline.rank, stage_parts, mailbox, self._config.model.dim, on_task)
         step.run(self._zero.backward)
 
-    def _schedule(self, plans: Sequence[Sequence[Round]]) -> Schedule:
-        """The schedule of these rounds. Its order is that of whole windows, the same whatever documents a step has."""
+    def _schedule(self, plans: Plans) -> Schedule:
+        """The schedule of these rounds. Its order is that of whole windows, the same whatever documents a step has.
+
+        `plan` calls it in a thread before the step; the step then finds the order in the cache.
+        """
         order = self._order(tuple(tuple(r.whole() for r in rounds) for rounds in plans))
         return replace(order, plans=tuple(tuple(rounds) for rounds in plans))
 
