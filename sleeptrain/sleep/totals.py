@@ -1,4 +1,4 @@
-"""What all processes must know of a step, in one exchange of a few numbers: its totals, and results of the one before."""
+"""What all processes must know of a step and of the one before it, in one exchange of a few numbers."""
 
 from __future__ import annotations
 
