@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -50,6 +51,7 @@ def measure_links() -> tuple[int, Links]:
     if place.host:
         os.environ |= {"MASTER_ADDR": place.host, "MASTER_PORT": str(place.port)}
     os.environ[LAZY_GLOO] = "1"
+    warnings.filterwarnings("ignore", ".*deprecated.*", FutureWarning, "torch.distributed")
     store = meet(place.rank, place.size, "doctor --links", MEET_WITHIN, Limit())
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=TIMEOUT)

@@ -77,7 +77,9 @@ FIGURES = (
 
 
 def links_to_text(links: Links) -> str:
-    lines = [f"{len(links.machines)} processes on {len(set(links.machines))} machines, {links.backend}"]
+    num_machines = len(set(links.machines))
+    machines = f"{num_machines} machine{'s' if num_machines > 1 else ''}"
+    lines = [f"{len(links.machines)} processes on {machines}, {links.backend}"]
     for where, pairs in _kinds(links):
         for figure in FIGURES:
             middle, worst = _middle(figure, pairs), max(pairs, key=lambda p: figure.factor(p, _middle(figure, pairs)))

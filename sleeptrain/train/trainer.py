@@ -229,15 +229,13 @@ def evaluation(run: Run) -> Evaluation:
 
 
 def evaluation_share(config: Config, world: World) -> Share:
-    """The held-out batches that this replica runs. Under ZeRO-3 all replicas gather weights together, so each runs all.
+    """The held-out batches that this replica runs.
 
     The last process of a replica's tensor ranks, on the last stage, has its losses and predictions.
     """
     mesh = world.mesh
     knows = mesh.pipeline.rank == mesh.pipeline.size - 1 and mesh.tensor.rank == mesh.tensor.size - 1
-    if config.parallel.zero == 3:
-        return Share(counts=knows and mesh.data.rank == 0, join=world.total)
-    return Share(mesh.data.rank, mesh.data.size, knows, world.total)
+    return Share(mesh.data.rank, mesh.data.size, knows, config.parallel.zero == 3, world.total)
 
 
 def save(run: Run) -> None:
