@@ -12,6 +12,7 @@ from sleeptrain.checkpoint.place import Tensors
 from sleeptrain.checkpoint.read import SavedTensors
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, Batch
+from sleeptrain.distributed.memory import least_memory
 from sleeptrain.distributed.world import World
 from sleeptrain.errors import ConfigError
 from sleeptrain.health.nonfinite import Finder
@@ -21,7 +22,7 @@ from sleeptrain.model.state import FastWeights
 from sleeptrain.model.undrawn import undrawn
 from sleeptrain.optim.freezing import with_rates
 from sleeptrain.optim.param_groups import parameter_roles
-from sleeptrain.parallel.build import build_model, draw_weights
+from sleeptrain.parallel.build import build_model, check_start_memory, draw_weights
 from sleeptrain.parallel.carried import load_carried, own_carried
 from sleeptrain.parallel.pipeline.evaluation import EvaluationMicroBatch, forwards_of
 from sleeptrain.parallel.pipeline.executor import StageStep
@@ -65,13 +66,15 @@ class DistributedEngine:
         mesh = world.mesh
         self._stages = split_stages(config, mesh.pipeline.size)
         layers = range(*self._stages.bounds[mesh.pipeline.rank : mesh.pipeline.rank + 2])
+        with torch.device("meta"):
+            full_model = Hybrid(config.model)
+        if config.parallel.zero == 3:
+            check_start_memory(full_model, mesh.tensor.size, least_memory(world), world.is_main)
         with undrawn(world.device):
             self.model = build_model(config.model, mesh, layers, config.parallel.sequence)
         draw_weights(self.model, config.train.seed, mesh.data)
         self._tied = TiedEmbedding(self.model, mesh)
         self._sharding = ModelSharding(config.model, mesh.tensor.size)
-        with torch.device("meta"):
-            full_model = Hybrid(config.model)
         local_names = {name for name, _ in self.model.named_parameters()}
         all_roles = with_rates(parameter_roles(full_model), config.optim)
         roles = {name: role for name, role in all_roles.items() if name in local_names}
