@@ -34,9 +34,9 @@ def check_start_memory(model: Hybrid, tensor: int, memory: int, is_main: bool) -
     needed = 4 * sum(p.numel() for p in model.parameters()) // tensor  # weights are fp32
     if needed > memory:
         raise (ConfigError if is_main else RefusedByAllError)(
-            f"parallel.zero=3 cuts weights over replicas after each rank has built its whole shard: "
-            f"{needed / 2**30:.0f} GiB in fp32, and the device has {memory / 2**30:.0f} GiB. Raise parallel.tensor, or use parallel.zero=1 "
-            "with parallel.pipeline"
+            "parallel.zero=3 cuts weights over replicas after each rank has built its whole shard: "
+            f"{needed / 2**30:.0f} GiB in fp32, and the device has {memory / 2**30:.0f} GiB. Raise parallel.tensor, or "
+            "use parallel.zero=1 with parallel.pipeline"
         )
 
 
