@@ -44,14 +44,14 @@ class Share:
     """The batches that a process runs of an evaluation: those of index `rank`, `rank + size`, ...
 
     counts: this process's numbers count: it is the one of its replica that knows losses and predictions.
-    together: replicas gather weights together (ZeRO-3), so in a turn all run modules in the same order.
+    in_step: replicas gather weights together (ZeRO-3), so in a turn all run modules in the same order.
     join: the sum of a tensor over all processes; all call it together.
     """
 
     rank: int = 0
     size: int = 1
     counts: bool = True
-    together: bool = False
+    in_step: bool = False
     join: Callable[[torch.Tensor], torch.Tensor] = _unchanged
 
     def turns(self, plans: Sequence[Sequence[Round]], stop: Callable[[], bool]) -> Iterator[tuple[int, bool]]:
@@ -64,11 +64,11 @@ class Share:
         for first in _until(stop, range(0, len(plans), self.size)):
             turn = range(first, min(first + self.size, len(plans)))
             own = first + self.rank
-            if self.together and len({_modules_run(plans[index]) for index in turn}) > 1:
+            if self.in_step and len({_modules_run(plans[index]) for index in turn}) > 1:
                 yield from ((index, index == own) for index in turn)
             elif own in turn:
                 yield own, True
-            elif self.together:
+            elif self.in_step:
                 yield turn[-1], False
 
 

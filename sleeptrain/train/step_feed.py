@@ -95,7 +95,7 @@ class StepFeed:
             return self._next.facts(self._config, stops)
         return step_facts(self._config, None, (), stops)
 
-    def settle(self, totals: StepTotals) -> None:
+    def agree_on(self, totals: StepTotals) -> None:
         """Take the totals of the next step, the same in all processes. If the run stops, its batch is given back."""
         stops = self._stopping.heed(totals.stopping > 0)
         if self._next is None:
@@ -118,7 +118,7 @@ class StepFeed:
             raise following.error
         if following.totals is None:
             facts = self.facts()
-            self.settle(joined_facts(self._world, *self._world.sum_and_max(facts.sums, facts.largest)))
+            self.agree_on(joined_facts(self._world, *self._world.sum_and_max(facts.sums, facts.largest)))
         if self._next is None:
             return None
         batch, plans, totals = following.batch, following.plans, following.totals

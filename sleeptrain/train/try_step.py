@@ -80,7 +80,7 @@ def try_step(run: Run, inputs: StepInputs, shape: StepShape, scale: float, norms
     if not exchanged:  # the norm is not finite
         exchanged.append(_exchange(run, part, norm))
     done = exchanged[0]
-    run.feed.settle(done.following)
+    run.feed.agree_on(done.following)
     if not done.finite:
         failure = _nonfinite(run, inputs.batch, shape, done.result.loss, done.norm)
         return StepOutcome(done.result, done.norm, failure)

@@ -137,7 +137,7 @@ def test_several_sets_are_separate_and_averaged_by_their_targets():
         assert both["loss"][passes] == pytest.approx(losses)
 
 
-def _joined(source: list[Batch], size: int, together: bool = False) -> list[Any]:
+def _joined(source: list[Batch], size: int, in_step: bool = False) -> list[Any]:
     """The result and the batches run by each of `size` replicas, whose numbers are joined by hand."""
     posted: list[torch.Tensor] = []
 
@@ -146,7 +146,7 @@ def _joined(source: list[Batch], size: int, together: bool = False) -> list[Any]
         return numbers
 
     def replica(rank: int, join: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-        share, stops, ran = Share(rank, size, True, together, join), [0], [0]
+        share, stops, ran = Share(rank, size, True, in_step, join), [0], [0]
 
         def stop() -> bool:
             stops[0] += 1
@@ -205,7 +205,7 @@ def test_replicas_that_gather_weights_together_run_the_same_modules_in_turn() ->
         Round(0, 0, 4, 1, (1,), loss=True),
     )
     plans = [[predicts], [other], [predicts], [predicts, sleeps], [predicts]]
-    turns = [list(Share(rank, 2, together=True).turns(plans, never)) for rank in range(2)]
+    turns = [list(Share(rank, 2, in_step=True).turns(plans, never)) for rank in range(2)]
     assert turns[0] == [(0, True), (2, True), (3, False), (4, True)]
     assert turns[1] == [(1, True), (2, False), (3, True), (4, False)]
     assert [list(Share(rank, 2).turns(plans, never)) for rank in range(2)] == [
@@ -218,6 +218,6 @@ def test_replicas_that_gather_weights_together_run_the_same_modules_in_turn() ->
 def test_their_result_is_that_of_all_batches(size: int) -> None:
     source = [*batches(), *batches(), random_batch([[0] * 11], seed=5)]
     [(expected, answers, _, _)] = _joined(source, 1)
-    for result, own, _, _ in _joined(source, size, together=True):
+    for result, own, _, _ in _joined(source, size, in_step=True):
         assert own == answers
         torch.testing.assert_close(result["loss"], expected["loss"])

@@ -175,7 +175,7 @@ def test_a_request_while_a_step_runs_is_heard_in_its_exchange(tmp_path: Path) ->
         request.receive(signal.SIGTERM)
         facts = run.feed.facts()
         assert run.stopping.reason is None
-        run.feed.settle(joined_facts(run.world, facts.sums, facts.largest))
+        run.feed.agree_on(joined_facts(run.world, facts.sums, facts.largest))
         assert run.stopping.reason == "SIGTERM" and run.source.state_dict() == before == run.feed.position()
 
 

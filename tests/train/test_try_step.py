@@ -37,7 +37,7 @@ def running(**changes: Any) -> Any:
     spikes = SpikeDetector(config.health.spike_factor, config.health.spike_window)
     run = SimpleNamespace(config=config, world=alone(), progress=progress, engine=engine, spikes=spikes)
     run.step = run.tokens = 0
-    run.feed = SimpleNamespace(facts=StepFacts, settle=lambda totals: None)
+    run.feed = SimpleNamespace(facts=StepFacts, agree_on=lambda totals: None)
     run.carried, run.precision_proven, run.message, run.messages = None, False, messages.append, messages
     return run
 
