@@ -27,6 +27,9 @@ def parser() -> ArgumentParser:
     form = root.add_mutually_exclusive_group()
     form.add_argument("--brief", action="store_true", help="one line for this machine")
     form.add_argument("--json", action="store_true", help="one JSON object and nothing else")
+    root.add_argument(
+        "--links", action="store_true", help="measure the links between all processes of this job, and nothing else"
+    )
     root.add_argument("--skip", action="append", default=[], metavar="NAME", help=f"one of {', '.join(CHECKS)}")
     return root
 
@@ -36,6 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_intermixed_args(arguments)
     if unknown := [name for name in options.skip if name not in CHECKS]:
         raise ConfigError(f"--skip {unknown[0]}: no such check; there are {', '.join(CHECKS)}")
+    if options.links:
+        return _measure_links(options)
     config = None
     if options.overrides:
         from sleeptrain.config.compose import compose
@@ -50,6 +55,20 @@ def main(arguments: Sequence[str]) -> int:
     else:
         say(brief(results, seconds) if options.brief else summary(results, seconds))
     return int(any(result.finding.state == FAILED for result in results))
+
+
+def _measure_links(options: Namespace) -> int:
+    if options.overrides or options.skip or options.brief:
+        raise ConfigError("--links measures links only: leave out settings, --skip and --brief")
+    from sleeptrain.doctor.links import measure_links
+    from sleeptrain.doctor.links_report import links_to_json, links_to_text
+
+    rank, links = measure_links()
+    if rank == 0 and options.json:
+        say_json(json.dumps(links_to_json(links)))
+    elif rank == 0:
+        say(links_to_text(links))
+    return 0
 
 
 def _print_results(options: Namespace, case: Case) -> list[Result]:

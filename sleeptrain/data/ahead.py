@@ -46,7 +46,7 @@ class Ahead(Generic[T]):
         if not self._depth:
             return make(*arguments, step)
         calls = [(*arguments, number) for number in range(step, step + 1 + self._depth)]
-        self._pending = {call: self._pending.get(call) or _start(make, call) for call in calls}
+        self._pending = {call: self._pending.get(call) or in_thread(make, call, "data-ahead") for call in calls}
         return self._wait(self._pending.pop(calls[0]))
 
     def _wait(self, future: Future[T]) -> T:
@@ -59,7 +59,8 @@ class Ahead(Generic[T]):
         raise Cancelled
 
 
-def _start(make: Callable[..., T], arguments: tuple[Any, ...]) -> Future[T]:
+def in_thread(make: Callable[..., T], arguments: tuple[Any, ...], name: str) -> Future[T]:
+    """Call `make` in a new thread; the future has its result, or raises its error where the result is asked for."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -69,5 +70,5 @@ def _start(make: Callable[..., T], arguments: tuple[Any, ...]) -> Future[T]:
             future.set_exception(error)
 
     # A daemon thread, so that a process that ends does not wait for a step that is no longer needed.
-    Thread(target=run, name="data-ahead", daemon=True).start()
+    Thread(target=run, name=name, daemon=True).start()
     return future

@@ -19,6 +19,7 @@ from sleeptrain.config.resolved import run_folder
 from sleeptrain.config.schema import Config
 from sleeptrain.data.peers import SharedReading
 from sleeptrain.data.source import Source
+from sleeptrain.distributed import nccl
 from sleeptrain.distributed.descriptors import descriptors_needed, raise_limit
 from sleeptrain.distributed.meeting import MEET_WITHIN, Limit, meet, while_listening
 from sleeptrain.distributed.mesh import Mesh
@@ -119,8 +120,12 @@ def _meet(config: Config, place: Place, device: torch.device, limit: Limit) -> W
     store = meet(place.rank, place.size, str(run_folder(config)), min(timeout, MEET_WITHIN), limit)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        nccl.set_defaults(os.environ, timeout)
     backend = "nccl" if device.type == "cuda" else "gloo"
     os.environ[LAZY_GLOO] = "1"
+    # `device_id` is left out. With it NCCL starts at once, and all messages of a pipeline run in one stream, one after
+    # the other: a receive that waits for one stage would hold up those from all others. Without it each pair of ranks
+    # has a communicator and a stream of its own, for which the schedule is made (docs/pipeline.md).
     dist.init_process_group(
         backend, store=store, rank=place.rank, world_size=place.size, timeout=timedelta(seconds=timeout)
     )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
+
+from sleeptrain.distributed.nccl import communicator_settings
 
 # How long processes wait for each other by default.
 TIMEOUT = timedelta(minutes=30)
@@ -72,12 +75,14 @@ class Mesh:
 
         cpu_shim.install()
         # megatron-core needs gloo copies of the groups only for its own checkpoints, which are not used.
-        parallel_state.initialize_model_parallel(
-            tensor,
-            pipeline,
-            create_gloo_process_groups=False,
-            distributed_timeout_minutes=timeout / timedelta(minutes=1),
-        )
+        with communicator_settings() if dist.get_backend() == "nccl" else nullcontext() as settings:
+            parallel_state.initialize_model_parallel(
+                tensor,
+                pipeline,
+                nccl_communicator_config_path=settings,
+                create_gloo_process_groups=False,
+                distributed_timeout_minutes=timeout / timedelta(minutes=1),
+            )
         tensors = _axis(parallel_state.get_tensor_model_parallel_group())
         stages = _axis(parallel_state.get_pipeline_model_parallel_group())
         data = _axis(parallel_state.get_data_parallel_group())

@@ -293,4 +293,4 @@ def state_only_end(layers: Sequence[str], first: int, last: int, sliding: bool) 
 
     Recurrent mixers always leave a state, attention only under sliding eviction.
     """
-    return max((i + 1 for i in range(first, last) if sliding or is_recurrent(layers[i])), default=first)
+    return next((i + 1 for i in reversed(range(first, last)) if sliding or is_recurrent(layers[i])), first)

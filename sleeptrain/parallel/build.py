@@ -6,6 +6,7 @@ import torch.distributed as dist
 
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.distributed.mesh import Axis, Mesh
+from sleeptrain.errors import ConfigError, RefusedByAllError
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.shards import VocabularyPart
 from sleeptrain.parallel.zero.matrix_exchange import assign_owners
@@ -26,6 +27,22 @@ def build_model(
     from sleeptrain.parallel.tensor.layers import TensorParallelHybrid  # one process does not wait for megatron-core
 
     return TensorParallelHybrid(config, mesh.tensor, layers, sequence, head_part)
+
+
+def check_start_memory(model: Hybrid, tensor: int, memory: int, is_main: bool) -> None:
+    """Raise ConfigError if a rank cannot hold its tensor shard whole, as it does under ZeRO-3 until DeepSpeed cuts it.
+
+    DeepSpeed's own way to build a cut model (zero.Init) cuts parameters inside each module's constructor. Here that is
+    too early: weights are drawn by name in the whole module. model: the whole one, without weights. memory: bytes of
+    the rank that has least. is_main: only the main process says it; the others raise RefusedByAllError.
+    """
+    needed = 4 * sum(p.numel() for p in model.parameters()) // tensor  # weights are fp32
+    if needed > memory:
+        raise (ConfigError if is_main else RefusedByAllError)(
+            "parallel.zero=3 cuts weights over replicas after each rank has built its whole shard: "
+            f"{needed / 2**30:.0f} GiB in fp32, and the device has {memory / 2**30:.0f} GiB. Raise parallel.tensor, or "
+            "use parallel.zero=1 with parallel.pipeline"
+        )
 
 
 def draw_weights(model: Hybrid, seed: int, data: Axis) -> None:

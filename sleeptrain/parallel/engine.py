@@ -12,6 +12,7 @@ from sleeptrain.checkpoint.place import Tensors
 from sleeptrain.checkpoint.read import SavedTensors
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, Batch
+from sleeptrain.distributed.memory import least_memory
 from sleeptrain.distributed.world import World
 from sleeptrain.errors import ConfigError
 from sleeptrain.health.nonfinite import Finder
@@ -21,7 +22,7 @@ from sleeptrain.model.state import FastWeights
 from sleeptrain.model.undrawn import undrawn
 from sleeptrain.optim.freezing import with_rates
 from sleeptrain.optim.param_groups import parameter_roles
-from sleeptrain.parallel.build import build_model, draw_weights
+from sleeptrain.parallel.build import build_model, check_start_memory, draw_weights
 from sleeptrain.parallel.carried import load_carried, own_carried
 from sleeptrain.parallel.pipeline.evaluation import EvaluationMicroBatch, forwards_of
 from sleeptrain.parallel.pipeline.executor import StageStep
@@ -41,9 +42,11 @@ from sleeptrain.sleep.recompute import with_recompute
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.sleep.step import (
     MicroBatch,
+    Plans,
     StepResult,
     forward_backward,
     micro_batches,
+    plan_micro_batches,
     start_state,
     step_context,
     truncated,
@@ -65,13 +68,15 @@ class DistributedEngine:
         mesh = world.mesh
         self._stages = split_stages(config, mesh.pipeline.size)
         layers = range(*self._stages.bounds[mesh.pipeline.rank : mesh.pipeline.rank + 2])
+        with torch.device("meta"):
+            full_model = Hybrid(config.model)
+        if config.parallel.zero == 3:
+            check_start_memory(full_model, mesh.tensor.size, least_memory(world), world.is_main)
         with undrawn(world.device):
             self.model = build_model(config.model, mesh, layers, config.parallel.sequence, self._stages.split_head)
         draw_weights(self.model, config.train.seed, mesh.data)
         self._tied = TiedEmbedding(self.model, mesh)
         self._sharding = ModelSharding(config.model, mesh.tensor.size, self.model.head_part)
-        with torch.device("meta"):
-            full_model = Hybrid(config.model)
         local_names = {name for name, _ in self.model.named_parameters()}
         all_roles = with_rates(parameter_roles(full_model), config.optim)
         roles = {name: role for name, role in all_roles.items() if name in local_names}
@@ -90,14 +95,15 @@ class DistributedEngine:
         carried: FastWeights | None,
         on_features: OnFeatures | None = None,
         totals: StepTotals | None = None,
+        plans: Plans | None = None,
     ) -> StepResult:
-        result = self._gradient(batch, shape, carried, on_features=on_features, totals=totals)
-        # On the last stage every tensor rank of a replica has its loss; every process has the rounds and FLOPs.
-        tensor, model_parallel_size = self._world.mesh.tensor.size, self._world.model_parallel_size
-        loss, rounds, flops = self._world.sum(
-            result.loss / tensor, result.num_rounds, result.flops / model_parallel_size
-        )
-        return StepResult(loss, result.state, round(rounds / model_parallel_size), round(flops / self._world.size))
+        return self._gradient(batch, shape, carried, on_features=on_features, totals=totals, plans=plans)
+
+    def plan(self, batch: Batch, shape: StepShape) -> Plans:
+        plans = plan_micro_batches(batch, shape, self._config)
+        if self._world.mesh.pipeline.size > 1:
+            self._schedule(plans)
+        return plans
 
     def _gradient(
         self,
@@ -108,19 +114,22 @@ class DistributedEngine:
         finder: Finder | None = None,
         on_features: OnFeatures | None = None,
         totals: StepTotals | None = None,
+        plans: Plans | None = None,
     ) -> StepResult:
         """Compute the gradient of the step and return this process's part of the result.
 
-        finder: records the first non-finite number; None to compute without a search. totals: as in `forward_backward`.
+        finder: records the first non-finite number; None to compute without a search. totals, plans: as in
+        `forward_backward`.
         """
+        plans = self.plan(batch, shape) if plans is None else plans
         self._zero.zero_grad()
         totals = totals or step_totals(self._config, self._world, batch, shape)
         divisor = max(totals.targets, 1)
         run = self._run_pipelined if self._world.mesh.pipeline.size > 1 else self._run_unpipelined
         if self._sums_each_backward(totals):
-            return run(batch, shape, carried, divisor, finder, on_features)
+            return run(batch, shape, carried, divisor, plans, finder, on_features)
         with self._zero.sum_once():
-            result = run(batch, shape, carried, divisor, finder, on_features)
+            result = run(batch, shape, carried, divisor, plans, finder, on_features)
             self._complete_gradients()
         return result
 
@@ -135,6 +144,7 @@ class DistributedEngine:
         shape: StepShape,
         carried: FastWeights | None,
         divisor: int,
+        plans: Plans,
         finder: Finder | None,
         on_features: OnFeatures | None,
     ) -> StepResult:
@@ -142,7 +152,7 @@ class DistributedEngine:
         context = replace(context, copies=self._copies)
         if finder is not None:
             context = replace(context, settings=finder.settings(self._config, shape))
-        return forward_backward(context, self.model, batch, shape, carried, divisor)
+        return forward_backward(context, self.model, batch, shape, carried, divisor, plans)
 
     def _run_pipelined(
         self,
@@ -150,12 +160,13 @@ class DistributedEngine:
         shape: StepShape,
         carried: FastWeights | None,
         divisor: int,
+        plans: Plans,
         finder: Finder | None,
         on_features: OnFeatures | None,
     ) -> StepResult:
         settings = loop_settings(self._config.sleep, shape.window, self.model.num_layers)
         settings = replace(settings, on_features=on_features)
-        micros = list(micro_batches(batch, shape, self._config, carried))
+        micros = list(micro_batches(batch, shape, self._config, carried, plans))
         stage_parts = [
             StageMicroBatch(
                 self.model,
@@ -192,8 +203,11 @@ class DistributedEngine:
         step = StageStep(plan, pipeline.rank, stage_parts, mailbox, self._config.model.dim, on_task)
         step.run(self._zero.backward)
 
-    def _schedule(self, plans: Sequence[Sequence[Round]]) -> Schedule:
-        """The schedule of these rounds. Its order is that of whole windows, the same whatever documents a step has."""
+    def _schedule(self, plans: Plans) -> Schedule:
+        """The schedule of these rounds. Its order is that of whole windows, the same whatever documents a step has.
+
+        `plan` calls it in a thread before the step; the step then finds the order in the cache.
+        """
         order = self._order(tuple(tuple(r.whole() for r in rounds) for rounds in plans))
         return replace(order, plans=tuple(tuple(rounds) for rounds in plans))
 

@@ -48,7 +48,7 @@ class MicroBatch:
 class StepResult:
     """The result of one training step.
 
-    loss: mean cross entropy over the step's targets, nats per token.
+    loss: mean cross entropy over the step's targets, nats per token; as one process's part of a result, its share.
     state: the memory after the last window, detached, for the step that continues these rows.
     num_rounds: the number of (window, pass) pairs that ran.
     flops: model FLOPs of all passes; with several processes, this process's equal share.
@@ -60,20 +60,36 @@ class StepResult:
     flops: int
 
 
-def micro_batches(
-    batch: Batch, shape: StepShape, config: Config, carried: FastWeights | None = None
-) -> Iterator[MicroBatch]:
-    """Cuts a batch into parts of `train.micro_batch` rows and plans the rounds of each part.
+# The rounds of each micro-batch of a step.
+Plans = Sequence[Sequence[Round]]
 
-    carried: the memory of the step's rows; its documents are read once, before a GPU has work of the step to wait for.
-    """
+
+def plan_micro_batches(batch: Batch, shape: StepShape, config: Config) -> list[list[Round]]:
+    """The rounds of each micro-batch: a pure function of its rows, on the CPU, that any thread may call."""
+    parts = [batch.rows(rows.start, rows.stop) for rows in _micro_batch_rows(batch, config)]
+    multiple = config.parallel.token_parts
+    return [plan_batch(part, shape.window, shape.passes, config.sleep, multiple) for part in parts]
+
+
+def _micro_batch_rows(batch: Batch, config: Config) -> list[range]:
     num_rows = batch.tokens_BT.shape[0]
     size = config.train.micro_batch or num_rows
+    return [range(first, first + size) for first in range(0, num_rows, size)]
+
+
+def micro_batches(
+    batch: Batch, shape: StepShape, config: Config, carried: FastWeights | None = None, plans: Plans | None = None
+) -> Iterator[MicroBatch]:
+    """Cuts a batch into parts of `train.micro_batch` rows, each with its rounds.
+
+    carried: the memory of the step's rows; its documents are read once, before a GPU has work of the step to wait for.
+    plans: the rounds of each part, if they are known (`plan_micro_batches`).
+    """
+    plans = plan_micro_batches(batch, shape, config) if plans is None else plans
     retained_BC = None if carried is None or not bool(batch.carried_B.any()) else retained_documents(carried)
-    for first in range(0, num_rows, size):
-        part = batch.rows(first, first + size)
-        rounds = plan_batch(part, shape.window, shape.passes, config.sleep, config.parallel.token_parts)
-        yield MicroBatch(first, part, rounds, None if retained_BC is None else retained_BC[first : first + size])
+    for rows, rounds in zip(_micro_batch_rows(batch, config), plans, strict=True):
+        retained = None if retained_BC is None else retained_BC[rows.start : rows.stop]
+        yield MicroBatch(rows.start, batch.rows(rows.start, rows.stop), list(rounds), retained)
 
 
 class DirectCalls:
@@ -142,14 +158,16 @@ def forward_backward(
     shape: StepShape,
     carried: FastWeights | None,
     divisor: int | None = None,
+    plans: Plans | None = None,
 ) -> StepResult:
     """Adds the gradient of the step's mean loss to the parameters, computed in `train.precision`.
 
     carried: the memory of these rows after the previous step; None: empty. divisor: the divisor of every micro-batch's
     summed loss, the same for all, so the cut does not change the gradient; None: the number of targets in the batch.
+    plans: as in `micro_batches`.
     """
     with in_precision(context.config.train, model, context.copies):
-        return _sum_micro_batches(context, model, batch, shape, carried, divisor)
+        return _sum_micro_batches(context, model, batch, shape, carried, divisor, plans)
 
 
 def _sum_micro_batches(
@@ -159,6 +177,7 @@ def _sum_micro_batches(
     shape: StepShape,
     carried: FastWeights | None,
     divisor: int | None,
+    plans: Plans | None,
 ) -> StepResult:
     config, progress = context.config, context.progress
     num_rows, num_targets = batch.tokens_BT.shape[0], int((batch.targets_BT != IGNORE).sum())
@@ -167,7 +186,7 @@ def _sum_micro_batches(
     final_state, planned = model.empty_state(), list[Round]()
     # With drawn N the draw decides in training, so that the model learns every number of passes.
     rule = None if config.sleep.sample_passes else stop_rule(config.sleep, context.settings.core)
-    for micro in micro_batches(batch, shape, config, carried):
+    for micro in micro_batches(batch, shape, config, carried, plans):
         state = start_state(model, micro, carried)
         if rule is not None:
             micro = _decided(context, micro, shape, state, rule)

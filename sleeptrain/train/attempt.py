@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from sleeptrain.distributed.nccl import recorded
 
 if TYPE_CHECKING:  # a report reads the status of runs and needs no torch
     from sleeptrain.distributed.world import World
@@ -23,6 +25,7 @@ class Attempt:
     processes: the number of processes.
     job: the Slurm job's id; None without Slurm.
     code: `git describe` of the checkout, or the version of the installed package.
+    environment: the main process's variables of NCCL, gloo and the like (`sleeptrain.distributed.nccl.recorded`).
     """
 
     number: int
@@ -30,12 +33,14 @@ class Attempt:
     processes: int
     job: str | None
     code: str
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def this_attempt(number: int, world: World) -> Attempt:
     """Describe this attempt. All processes call it together."""
     hosts = list(dict.fromkeys(world.gather(socket.gethostname())))
-    return Attempt(number, hosts, world.size, os.environ.get("SLURM_JOB_ID"), code_version() if world.is_main else "")
+    job, code = os.environ.get("SLURM_JOB_ID"), code_version() if world.is_main else ""
+    return Attempt(number, hosts, world.size, job, code, recorded(os.environ))
 
 
 def code_version() -> str:

@@ -27,7 +27,7 @@ from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits, run_roun
 from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.recompute import with_recompute
 from sleeptrain.sleep.rounds import Round
-from sleeptrain.sleep.step import StepResult, forward_backward, step_context
+from sleeptrain.sleep.step import Plans, StepResult, forward_backward, plan_micro_batches, step_context
 from sleeptrain.sleep.stop_rule import StopRule
 from sleeptrain.sleep.totals import StepTotals
 from sleeptrain.sleep.until_stopped import Stopped, run_until_stopped
@@ -46,11 +46,20 @@ class Engine(Protocol):
         carried: FastWeights | None,
         on_features: OnFeatures | None = None,
         totals: StepTotals | None = None,
+        plans: Plans | None = None,
     ) -> StepResult:
         """Compute the gradient of the mean loss over the step's rows in all replicas.
 
+        Returns this process's part of the result; `exchange_results` joins the parts of all processes.
         batch, carried: this replica's rows and their memory. on_features: called with the core's output of each round
         in the processes that hold it (`LoopSettings`). totals: those of this step; None: processes exchange them here.
+        plans: those of `plan` for this batch; None: they are made here.
+        """
+
+    def plan(self, batch: Batch, shape: StepShape) -> Plans:
+        """Make the rounds of each micro-batch of a step, and its schedule, which the engine keeps.
+
+        Another thread may call it while a step runs.
         """
 
     def freeze(self, stage: int) -> None:
@@ -120,10 +129,14 @@ class LocalEngine:
         carried: FastWeights | None,
         on_features: OnFeatures | None = None,
         totals: StepTotals | None = None,
+        plans: Plans | None = None,
     ) -> StepResult:
         self.optim.zero_grad()
         context = step_context(self._config, shape, self.model, self._progress, on_features)
-        return forward_backward(context, self.model, batch, shape, carried)
+        return forward_backward(context, self.model, batch, shape, carried, plans=plans)
+
+    def plan(self, batch: Batch, shape: StepShape) -> Plans:
+        return plan_micro_batches(batch, shape, self._config)
 
     def freeze(self, stage: int) -> None:
         self.optim.freeze(stage)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Protocol, TypeVar
 
@@ -63,22 +63,37 @@ class Share:
     """The batches that a process runs of an evaluation: those of index `rank`, `rank + size`, ...
 
     counts: this process's numbers count: it is the one of its replica that knows losses and predictions.
+    in_step: replicas gather weights together (ZeRO-3), so in a turn all run modules in the same order.
     join: the sum of a tensor over all processes; all call it together.
     """
 
     rank: int = 0
     size: int = 1
     counts: bool = True
+    in_step: bool = False
     join: Callable[[torch.Tensor], torch.Tensor] = _unchanged
 
-    def turns(self, batches: Sequence[Batch], stop: Callable[[], bool]) -> Iterator[int | None]:
-        """The index of this process's batch in each turn; None in a turn that has none for it.
+    def turns(self, plans: Sequence[Sequence[Round]], stop: Callable[[], bool]) -> Iterator[tuple[int, bool]]:
+        """(index of a batch that this process runs, whether its numbers count here), turn by turn.
 
+        plans: the rounds of each batch. Where replicas gather weights together and the batches of a turn differ in what
+        their rounds run, all run all of them; where a turn has no batch for a replica, it runs the last one too.
         stop: called before each turn, as often in all processes; if it returns True, EvaluationStopped is raised.
         """
-        for first in _until(stop, range(0, len(batches), self.size)):
-            index = first + self.rank
-            yield index if index < len(batches) else None
+        for first in _until(stop, range(0, len(plans), self.size)):
+            turn = range(first, min(first + self.size, len(plans)))
+            own = first + self.rank
+            if self.in_step and len({_modules_run(plans[index]) for index in turn}) > 1:
+                yield from ((index, index == own) for index in turn)
+            elif own in turn:
+                yield own, True
+            elif self.in_step:
+                yield turn[-1], False
+
+
+def _modules_run(rounds: Sequence[Round]) -> tuple[Round, ...]:
+    """The rounds without what does not change which modules run, and in which order."""
+    return tuple(replace(r, rows=(), skip=0, work=None) for r in rounds)
 
 
 class _Answers:
@@ -277,22 +292,24 @@ def _run_set(
     numbers = [torch.zeros(2, *b.targets_BT.shape, dtype=torch.float64) for b in batches if reads_answers]
     rule = stop_rule(config.sleep, settings.core)
     sleeps = [torch.zeros(2, b.targets_BT.shape[0], dtype=torch.float64) for b in batches if rule is not None]
-    for turn in share.turns(batches, stop):
-        if turn is None:
-            continue
-        batch = batches[turn]
-        rounds = plan_batch(batch, window, passes, config.sleep, config.parallel.token_parts)
-        answers = _Answers(batch)
+    plans = [plan_batch(b, window, passes, config.sleep, config.parallel.token_parts) for b in batches]
+    for index, counted in share.turns(plans, stop):
+        batch, answers = batches[index], _Answers(batches[index])
         read_logits = answers.read if reads_answers else None
+        passes_KB: list[list[int]] = []
         if rule is None:
-            losses = run.window_losses(batch, rounds, settings, read_logits)
+            losses = run.window_losses(batch, plans[index], settings, read_logits)
         else:
-            stopped = run.until_stopped(batch, rounds, settings, rule, read_logits)
-            losses, sleeps[turn] = stopped.losses, _sleeps(rounds, stopped.passes_KB)
+            stopped = run.until_stopped(batch, plans[index], settings, rule, read_logits)
+            losses, passes_KB = stopped.losses, stopped.passes_KB
+        if not counted:
+            continue
         if reads_answers:
-            numbers[turn] = answers.numbers()
-        for index, loss in losses.items():
-            windows.sums[index] += float(loss)
+            numbers[index] = answers.numbers()
+        if rule is not None:
+            sleeps[index] = _sleeps(plans[index], passes_KB)
+        for window_index, loss in losses.items():
+            windows.sums[window_index] += float(loss)
     return _SetResult(windows, numbers, sleeps)
 
 

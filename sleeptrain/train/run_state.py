@@ -17,7 +17,6 @@ from sleeptrain.checkpoint.saver import Saver
 from sleeptrain.checkpoint.vocabulary import TOKENIZER
 from sleeptrain.config.resolved import resolved_yaml, run_folder
 from sleeptrain.config.schema import Config
-from sleeptrain.data.ahead import Cancelled
 from sleeptrain.data.batch import Batch
 from sleeptrain.data.source import Source
 from sleeptrain.distributed.launch import shared_reading
@@ -27,14 +26,14 @@ from sleeptrain.health.rollbacks import reach
 from sleeptrain.health.spikes import SpikeDetector
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
-from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.sleep.totals import StepTotals, step_totals
+from sleeptrain.sleep.curriculum import StepShape, step_shape
 from sleeptrain.train.engine import Engine
 from sleeptrain.train.logging.metrics import position
 from sleeptrain.train.recompute import RecomputeStages
 from sleeptrain.train.restore import RNG, Restored, restore
 from sleeptrain.train.run_log import RunLog
 from sleeptrain.train.status import Status
+from sleeptrain.train.step_feed import StepFeed, StepInputs
 from sleeptrain.train.stopping import Stopping
 from sleeptrain.watch.progress import Phase, Progress
 
@@ -47,7 +46,7 @@ class Run:
     progress: the progress of this process, which the run updates.
     stopping: decides when the run stops early.
     status: the status file, with the lease on the folder, which the main process holds.
-    source: the data, at the position of `restored`.
+    source: the data, at the position of `restored`. feed: the inputs of steps, from it.
     engine: the engine, with the weights of `restored`.
     records: the records, which the main process writes.
     restored: the state that the run starts from.
@@ -70,7 +69,7 @@ class Run:
         self.config, self.world, self.progress = config, world, progress
         self.stopping, self.status, self.lease = stopping, status, status.lease
         self.source, self.engine, self.records, self.recompute = source, engine, records, recompute
-        self.reading = shared_reading(source, world)
+        self.feed = StepFeed(config, world, source, shared_reading(source, world), engine, stopping)
         self.folder = run_folder(config)
         self._resolved = resolved_yaml(config)
         self.pointer = self.folder / CHECKPOINTS
@@ -114,24 +113,19 @@ class Run:
     def close(self) -> None:
         self.records.close()
 
-    def next_batch(self, shape: StepShape) -> tuple[Batch, StepTotals] | None:
-        """This process's rows of the next batch of `shape.batch` rows, and the totals of all rows.
+    def next_batch(self, shape: StepShape) -> StepInputs | None:
+        """The inputs of the next step, whose batch has `shape.batch` rows in all.
 
         None if some process is to stop, which sets `stopping.reason`, or was cancelled while it waited for data; then
         the data's position is unchanged in all processes.
         """
-        stops = self.stopping.step_begins()
         self.progress.begin_step(self.step + 1)
-        position = self.source.state_dict()
-        try:
-            batch = self.reading.batch(shape.batch)
-        except Cancelled:
-            batch, stops = None, self.stopping.stop_requested()
-        totals = step_totals(self.config, self.world, batch, shape, stops)
-        if self.stopping.heed(totals.stopping > 0) or batch is None or totals.cancelled:
-            self.source.load_state_dict(position)
-            return None
-        return batch, totals
+        return self.feed.take(shape)
+
+    def read_ahead(self, num_tokens: int) -> None:
+        """Read the batch of the step after the current one, which has `num_tokens` tokens, if there is one."""
+        if (tokens := self.tokens + num_tokens) < self.config.train.tokens:
+            self.feed.read(step_shape(self.config, tokens, self.step + 1))
 
     def advance(self, batch: Batch, num_tokens: int, flops: int, state: FastWeights) -> None:
         """Count a step with its tokens (without pads) and FLOPs, and keep the memory of the rows that go on.
@@ -205,7 +199,7 @@ class Run:
             "flops": self.flops,
             "spikes": self.spikes.state_dict(),
             "rollbacks": asdict(self.rollbacks),
-            "data": self.source.state_dict(),
+            "data": self.feed.position(),
             TOKENIZER: self.source.tokenizer_hash,
             "wandb_id": self.records.wandb_id,
             "shape": None if self.shape is None else asdict(self.shape),
@@ -227,6 +221,7 @@ class Run:
         """
         self.progress.begin(Phase.ROLLBACK)
         self.saver.wait()
+        self.feed.discard()
         bad_step = self.step + 1
         last_good = self.rollbacks.good_until(bad_step, self.config.health.spike_window)
         newest = newest_whole(self.saver.folder, self.world, last_good)

@@ -155,21 +155,21 @@ def one_step(run: Run, pace: Pace) -> bool:
     shape = step_shape(config, run.tokens, run.step)
     if (found := run.next_batch(shape)) is None:
         return False
-    batch, totals = found
-    num_tokens = totals.tokens
+    num_tokens = found.totals.tokens
+    run.read_ahead(num_tokens)
     # The learning rate at the middle of the step, so that neither the first nor the last step has rate 0.
     scale = lr_scale(run.tokens + num_tokens // 2, config.train.tokens, config.optim)
     norms = Norms(run.progress) if due(run.step + 1, config.health.norms_every) else None
     run.engine.freeze(frozen_stage(config.optim, run.tokens))
     run.engine.recompute(run.recompute.at(run.tokens))
-    result, norm, failure = try_step(run, batch, totals, shape, scale, norms)
+    result, norm, failure = try_step(run, found, shape, scale, norms)
     if config.train.compile and (compiled := compile_clock().take()):
         run.message(f"step {run.step + 1}: {compiled}")
     if failure is not None and not handle_failure(run, failure):
         return False
     run.shape = stage_shape(config, run.tokens)
     state = result.state if failure is None else run.model.empty_state()
-    run.advance(batch, num_tokens, result.flops, state)
+    run.advance(found.batch, num_tokens, result.flops, state)
     if failure is None:
         run.rollbacks.made(run.step)
     pace.count(num_tokens, result)
@@ -194,7 +194,7 @@ def step_record(run: Run, shape: StepShape, result: StepResult, norm: float, sca
         "skipped": run.skipped,
         "rollbacks": run.rollbacks.total,
         "failed_saves": run.saver.failures,
-        "data": run.source.report(),
+        "data": run.feed.report(),
     }
 
 
@@ -229,15 +229,13 @@ def evaluation(run: Run) -> Evaluation:
 
 
 def evaluation_share(config: Config, world: World) -> Share:
-    """The held-out batches that this replica runs. Under ZeRO-3 all replicas gather weights together, so each runs all.
+    """The held-out batches that this replica runs.
 
     The last process of a replica's tensor ranks, on the last stage, has its losses and predictions.
     """
     mesh = world.mesh
     knows = mesh.pipeline.rank == mesh.pipeline.size - 1 and mesh.tensor.rank == mesh.tensor.size - 1
-    if config.parallel.zero == 3:
-        return Share(counts=knows and mesh.data.rank == 0, join=world.total)
-    return Share(mesh.data.rank, mesh.data.size, knows, world.total)
+    return Share(mesh.data.rank, mesh.data.size, knows, config.parallel.zero == 3, world.total)
 
 
 def save(run: Run) -> None:

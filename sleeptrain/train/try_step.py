@@ -12,8 +12,9 @@ from sleeptrain.optim.freezing import frozen_stage
 from sleeptrain.sleep.curriculum import StepShape, stage_shape
 from sleeptrain.sleep.precision import proven_precision
 from sleeptrain.sleep.step import StepResult
-from sleeptrain.sleep.totals import StepTotals
+from sleeptrain.sleep.totals import StepTotals, exchange_results
 from sleeptrain.train.run_state import Run
+from sleeptrain.train.step_feed import StepInputs
 from sleeptrain.watch.progress import Phase
 
 
@@ -44,45 +45,67 @@ class StepOutcome(NamedTuple):
     failure: StepFailure | None
 
 
-def try_step(
-    run: Run, batch: Batch, totals: StepTotals, shape: StepShape, scale: float, norms: Norms | None
-) -> StepOutcome:
+class _Exchanged(NamedTuple):
+    """What the step's one exchange tells all processes. spike: a message if the step is one."""
+
+    result: StepResult
+    norm: float
+    following: StepTotals
+    spike: str | None
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.result.loss) and math.isfinite(self.norm)
+
+
+def try_step(run: Run, inputs: StepInputs, shape: StepShape, scale: float, norms: Norms | None) -> StepOutcome:
     """Run forward and backward, clip, and update at `scale` times the peak rates.
 
-    All processes return the same failure.
+    All processes return the same failure. They exchange what they must know of this step and of the next one once: when
+    the gradient norm is known, right before the update. The processes have just waited for each other in the sum of
+    the norm, and the exchange can still prevent the update.
     """
-    result = _gradient(run, batch, totals, shape, norms)
+    part = _gradient(run, inputs, shape, norms)
     run.progress.begin(Phase.UPDATE)
-    spikes, spike = run.spikes, list[str]()
     stage = stage_shape(run.config, run.tokens)
-    spikes.begin([stage.passes, stage.window, stage.batch, frozen_stage(run.config.optim, run.tokens)])
+    run.spikes.begin([stage.passes, stage.window, stage.batch, frozen_stage(run.config.optim, run.tokens)])
+    exchanged: list[_Exchanged] = []
 
     def accepts(norm: float) -> bool:
-        """True if the step is no spike. The first process decides, since rounding may differ between processes."""
-        description = spikes.spike(result.loss, norm) if run.world.is_main else None
-        if not run.world.any(description is not None):
-            return True
-        spike.append(run.world.from_first(description) or "")
-        return False
+        """True if the step is finite and no spike: the same in all processes, which decide by equal numbers."""
+        exchanged.append(_exchange(run, part, norm))
+        return exchanged[0].finite and exchanged[0].spike is None
 
-    finite = math.isfinite(result.loss)
-    norm = run.engine.step(scale, accepts if spikes.watches else None) if finite else math.nan
-    if not math.isfinite(norm):
-        return StepOutcome(result, norm, _nonfinite(run, batch, shape, result.loss, norm))
-    spikes.observe(result.loss, norm)
-    if spike:
-        text = f"step {run.step + 1}: {spike[0]}"
-        return StepOutcome(result, norm, StepFailure(text, "health.on_spike", run.config.health.on_spike, SpikeError))
-    return StepOutcome(result, norm, None)
+    norm = run.engine.step(scale, accepts)
+    if not exchanged:  # the norm is not finite
+        exchanged.append(_exchange(run, part, norm))
+    done = exchanged[0]
+    run.feed.agree_on(done.following)
+    if not done.finite:
+        failure = _nonfinite(run, inputs.batch, shape, done.result.loss, done.norm)
+        return StepOutcome(done.result, done.norm, failure)
+    run.spikes.observe(done.result.loss, done.norm)
+    if done.spike is None:
+        return StepOutcome(done.result, done.norm, None)
+    text = f"step {run.step + 1}: {done.spike}"
+    failure = StepFailure(text, "health.on_spike", run.config.health.on_spike, SpikeError)
+    return StepOutcome(done.result, done.norm, failure)
 
 
-def _gradient(run: Run, batch: Batch, totals: StepTotals, shape: StepShape, norms: Norms | None) -> StepResult:
+def _exchange(run: Run, part: StepResult, norm: float) -> _Exchanged:
+    result, norm, following = exchange_results(run.world, part, norm, run.feed.facts())
+    spike = run.spikes.spike(result.loss, norm) if math.isfinite(result.loss) and math.isfinite(norm) else None
+    return _Exchanged(result, norm, following, spike)
+
+
+def _gradient(run: Run, inputs: StepInputs, shape: StepShape, norms: Norms | None) -> StepResult:
     """Compute the gradient of the step. The first step of an attempt also proves its precision, before an update."""
+    batch, totals, plans = inputs
     on_features = None if norms is None else norms.on_features
     if run.precision_proven:
-        return run.engine.forward_backward(batch, shape, run.carried, on_features, totals)
+        return run.engine.forward_backward(batch, shape, run.carried, on_features, totals, plans)
     with proven_precision(run.config, run.world, run.message):
-        result = run.engine.forward_backward(batch, shape, run.carried, on_features, totals)
+        result = run.engine.forward_backward(batch, shape, run.carried, on_features, totals, plans)
     run.precision_proven = True
     return result
 

@@ -10,11 +10,12 @@ import torch.distributed as dist
 
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.distributed.mesh import Axis, Mesh
+from sleeptrain.errors import ConfigError, RefusedByAllError
 from sleeptrain.model import hybrid
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.shards import VocabularyPart
 from sleeptrain.model.undrawn import undrawn
-from sleeptrain.parallel.build import build_model, draw_weights
+from sleeptrain.parallel.build import build_model, check_start_memory, draw_weights
 from sleeptrain.parallel.tensor import layers as tensor_layers
 from tests.models import tiny_config
 from tests.parallel.processes import run_ranks
@@ -81,3 +82,14 @@ def test_replicas_share_the_draws() -> None:
     for _, weights in replicas:
         for name, weight in one.state_dict().items():
             assert torch.equal(weights[name], weight), name
+
+
+def test_a_start_that_cannot_hold_its_whole_shard_is_refused() -> None:
+    with torch.device("meta"):
+        model = Hybrid(tiny_config(FOUR))
+    num_bytes = 4 * sum(p.numel() for p in model.parameters())
+    check_start_memory(model, 2, num_bytes // 2, is_main=True)
+    with pytest.raises(ConfigError, match=r"parallel\.zero=3 cuts weights .* Raise parallel\.tensor"):
+        check_start_memory(model, 1, num_bytes // 2, is_main=True)
+    with pytest.raises(RefusedByAllError):
+        check_start_memory(model, 1, num_bytes // 2, is_main=False)

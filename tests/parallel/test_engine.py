@@ -15,6 +15,7 @@ from sleeptrain.sleep.curriculum import stage_shape
 from sleeptrain.sleep.loop import loop_settings
 from sleeptrain.sleep.precision import Products
 from sleeptrain.sleep.rounds import plan_batch
+from sleeptrain.sleep.totals import StepFacts, exchange_results
 from sleeptrain.train.engine import build_engine
 from sleeptrain.watch.progress import Progress
 from tests.parallel.layouts import Layout
@@ -91,7 +92,8 @@ def gradients(config: Config) -> tuple[float, float, int]:
     world = join(config)
     engine, shape = build_engine(config, world, Progress()), stage_shape(config, 0)
     batch = typical_batch(config, shape.batch // world.mesh.data.size)
-    loss = engine.forward_backward(batch, shape, None).loss
+    part = engine.forward_backward(batch, shape, None)
+    loss = exchange_results(world, part, 0.0, StepFacts())[0].loss
     norm, before = engine.step(1.0), counters["stats"]["unique_graphs"]
     engine.forward_backward(batch, shape, None)
     assert config.train.compile == (before > 0)

@@ -21,6 +21,7 @@ from sleeptrain.parallel.pipeline.mailbox import Mailbox
 from sleeptrain.parallel.pipeline.micro_batch import StageMicroBatch
 from sleeptrain.plan.workload import typical_batch
 from sleeptrain.sleep.curriculum import stage_shape
+from sleeptrain.sleep.totals import StepFacts, exchange_results
 from sleeptrain.train.engine import build_engine
 from sleeptrain.watch.progress import Progress
 
@@ -187,7 +188,8 @@ def measure(config: Config, monkey: Any) -> dict[str, Any]:
     watch, tensor, data, copies = Watch(monkey), Sent(world.mesh.tensor.group), Counter[str](), Counter[str]()
     gathers = Gathers(world.mesh.shard.group)
     with tensor, counted(data, world.mesh.shard.group), gathers:
-        result = engine.forward_backward(batch, shape, carried)
+        part = engine.forward_backward(batch, shape, carried)
+    result, _, _ = exchange_results(world, part, 0.0, StepFacts())
     gradients = max(*complete_bytes, nbytes(_gradients(zero)))
     with counted(data, world.mesh.shard.group), counted(copies, world.mesh.copies.group), gathers:
         engine.step(1.0)

@@ -50,6 +50,5 @@ def make_steps(run: Run, count: int) -> None:
     for _ in range(count):
         found = run.next_batch(SHAPE)
         assert found is not None
-        batch, totals = found
         run.shape = SHAPE
-        run.advance(batch, totals.tokens, 100, run.model.empty_state())
+        run.advance(found.batch, found.totals.tokens, 100, run.model.empty_state())

@@ -21,6 +21,7 @@ from tests.checkpoint.worlds import alone
 def test_an_attempt_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempt, "code_version", lambda: "v1")
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setattr(attempt, "recorded", lambda environment: {})
     assert this_attempt(3, alone()) == Attempt(3, [socket.gethostname()], 1, None, "v1")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     assert this_attempt(4, alone()).job == "77"

@@ -7,11 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sleeptrain.data.ahead import never
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.data.tasks.task import Answered
 from sleeptrain.model import hybrid as hybrid_module
 from sleeptrain.model.document_layout import first_of_document, window_layout
 from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.sleep.rounds import Round
 from sleeptrain.train.evaluate import ModelRunner, Share, evaluate
 from tests.models import VOCABULARY, random_batch, tiny_model
 from tests.sleep.oracle import oracle_loss
@@ -154,7 +156,7 @@ def test_several_sets_are_separate_and_averaged_by_their_targets():
         assert both["loss"][passes] == pytest.approx(losses)
 
 
-def _joined(source: list[Batch], size: int) -> list[Any]:
+def _joined(source: list[Batch], size: int, in_step: bool = False) -> list[Any]:
     """The result and the batches run by each of `size` replicas, whose numbers are joined by hand."""
     posted: list[torch.Tensor] = []
 
@@ -163,7 +165,7 @@ def _joined(source: list[Batch], size: int) -> list[Any]:
         return numbers
 
     def replica(rank: int, join: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-        share, stops, ran = Share(rank, size, True, join), [0], [0]
+        share, stops, ran = Share(rank, size, True, in_step, join), [0], [0]
 
         def stop() -> bool:
             stops[0] += 1
@@ -213,3 +215,29 @@ def test_numbers_of_a_process_that_does_not_know_them_do_not_count() -> None:
     evaluate(tiny_model(), {"a": batches()}, config(), 4, [1], None, share=Share(counts=False, join=join))
     [numbers] = seen
     assert len(numbers) == 3 and not bool(numbers.any())
+
+
+def test_replicas_that_gather_weights_together_run_the_same_modules_in_turn() -> None:
+    """Batches 0 to 3 have two kinds of rounds, and the last turn of two replicas has one batch."""
+    predicts, sleeps, other = (
+        Round(0, 0, 4, 1, (0,), loss=True),
+        Round(0, 0, 4, 2, (0,)),
+        Round(0, 0, 4, 1, (1,), loss=True),
+    )
+    plans = [[predicts], [other], [predicts], [predicts, sleeps], [predicts]]
+    turns = [list(Share(rank, 2, in_step=True).turns(plans, never)) for rank in range(2)]
+    assert turns[0] == [(0, True), (2, True), (3, False), (4, True)]
+    assert turns[1] == [(1, True), (2, False), (3, True), (4, False)]
+    assert [list(Share(rank, 2).turns(plans, never)) for rank in range(2)] == [
+        [(0, True), (2, True), (4, True)],
+        [(1, True), (3, True)],
+    ]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_their_result_is_that_of_all_batches(size: int) -> None:
+    source = [*batches(), *batches(), random_batch([[0] * 11], seed=5)]
+    [(expected, answers, _, _)] = _joined(source, 1)
+    for result, own, _, _ in _joined(source, size, in_step=True):
+        assert own == answers
+        torch.testing.assert_close(result["loss"], expected["loss"])

@@ -13,6 +13,7 @@ from sleeptrain.checkpoint.folder import checkpoints
 from sleeptrain.data.ahead import Cancelled
 from sleeptrain.data.batch import Batch
 from sleeptrain.errors import HealthError, LeaseError
+from sleeptrain.sleep.totals import joined_facts
 from sleeptrain.stop import StopRequest
 from sleeptrain.train.logging.metrics import read_metrics
 from sleeptrain.train.run_state import Run
@@ -32,7 +33,7 @@ def save(run: Run) -> None:
 
 def test_steps_are_counted_with_tokens_and_samples(tmp_path: Path) -> None:
     with open_in(tmp_path) as run:
-        batch, totals = run.next_batch(SHAPE) or pytest.fail("a batch")
+        batch, totals, _ = run.next_batch(SHAPE) or pytest.fail("a batch")
         tokens = totals.tokens
         assert tokens == int((batch.documents_BT >= 0).sum()) > 0
         run.advance(batch, tokens, 100, run.model.empty_state())
@@ -52,13 +53,13 @@ def test_steps_are_counted_with_tokens_and_samples(tmp_path: Path) -> None:
 def test_waiting_that_is_cancelled_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_in(tmp_path) as run:
         make_steps(run, 1)
-        read = run.reading.batch
+        read = run.feed.reading.batch
 
         def cancelled(num_rows: int) -> object:
             read(num_rows)
             raise Cancelled
 
-        monkeypatch.setattr(run.reading, "batch", cancelled)
+        monkeypatch.setattr(run.feed.reading, "batch", cancelled)
         before = run.source.state_dict()
         assert run.next_batch(SHAPE) is None
         assert run.source.state_dict() == before
@@ -146,23 +147,36 @@ def test_a_run_that_was_taken_over_records_nothing_more(tmp_path: Path) -> None:
         assert (run.folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_request_stops_before_the_step_and_one_while_it_is_read_before_the_next(
+def test_a_request_stops_before_the_next_step_whose_batch_is_given_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = StopRequest(says=False)
     with opened(tmp_path, request=request) as run:
         assert run is not None
-        read = run.reading.batch
+        read = run.feed.reading.batch
 
         def interrupted(num_rows: int) -> Batch:
             request.receive(signal.SIGTERM)
             return read(num_rows)
 
-        monkeypatch.setattr(run.reading, "batch", interrupted)
-        assert run.next_batch(SHAPE) is not None and run.stopping.reason is None
+        monkeypatch.setattr(run.feed.reading, "batch", interrupted)
         before = run.source.state_dict()
         assert run.next_batch(SHAPE) is None and run.stopping.reason == "SIGTERM"
         assert run.source.state_dict() == before
+
+
+def test_a_request_while_a_step_runs_is_heard_in_its_exchange(tmp_path: Path) -> None:
+    request = StopRequest(says=False)
+    with opened(tmp_path, request=request) as run:
+        assert run is not None
+        make_steps(run, 1)
+        before = run.source.state_dict()
+        run.read_ahead(1)
+        request.receive(signal.SIGTERM)
+        facts = run.feed.facts()
+        assert run.stopping.reason is None
+        run.feed.agree_on(joined_facts(run.world, facts.sums, facts.largest))
+        assert run.stopping.reason == "SIGTERM" and run.source.state_dict() == before == run.feed.position()
 
 
 def test_waiting_that_a_request_cancels_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,5 +188,5 @@ def test_waiting_that_a_request_cancels_stops_the_run(tmp_path: Path, monkeypatc
             request.receive(signal.SIGUSR1)
             raise Cancelled
 
-        monkeypatch.setattr(run.reading, "batch", cancelled)
+        monkeypatch.setattr(run.feed.reading, "batch", cancelled)
         assert run.next_batch(SHAPE) is None and run.stopping.reason == "SIGUSR1"

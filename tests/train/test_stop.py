@@ -85,12 +85,12 @@ def stopped(folder: Path, *more: str) -> int:
 
 PLACES = {
     "first save": (Location(None, Phase.SAVING), 0),
-    "reading for the first step": (Location(1, Phase.READING), 1),
+    "reading for the first step": (Location(1, Phase.READING), 0),
     "first step": (Location(1, Phase.BACKWARD, 1, 1), 1),
     "update": (Location(7, Phase.UPDATE), 7),
     "evaluation": (Location(5, Phase.EVALUATION), 5),
     "a held-out batch": (Location(10, Phase.EVALUATION, 1, 2), 10),
-    "save": (Location(6, Phase.SAVING), 6),
+    "save": (Location(6, Phase.SAVING), 7),  # the exchange of step 6 is over
     "last evaluation": (Location(LAST, Phase.EVALUATION), LAST),
 }
 
@@ -185,7 +185,10 @@ class Clock:
 def test_the_time_limit_is_kept_with_room_for_a_step_and_a_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Steps take a second, and saves two: of 20 seconds, 1.5 * (1 + 2) + 5 are kept free."""
+    """Steps take a second, and saves two: of 20 seconds, 1.5 * (1 + 2) + 5 are kept free.
+
+    Step 12 finds in its exchange that more than 10.5 seconds are over, and is the last one.
+    """
     clock, advance = Clock(), Run.advance
     monkeypatch.setattr(stopping, "time", clock)
     monkeypatch.setattr(stop, "time", clock)
@@ -196,10 +199,10 @@ def test_the_time_limit_is_kept_with_room_for_a_step_and_a_save(
         clock.now += 1
 
     monkeypatch.setattr(Run, "advance", advanced)
-    assert stopped(tmp_path, "train.max_time=20s", f"train.tokens={10_000 * 56}") == 11
+    assert stopped(tmp_path, "train.max_time=20s", f"train.tokens={10_000 * 56}") == 12
     stderr = capsys.readouterr().err
     kept = "time limit (10 s kept free: the longest step so far took 1.0 s, the last save may take 2.0 s)"
-    assert "time limit in 0:00:20" in stderr and f"{kept}: saved at step 11" in stderr
+    assert "time limit in 0:00:20" in stderr and f"{kept}: saved at step 12" in stderr
     clock.now += 10**6
     run(tmp_path / "free", "train.max_time=null")
 

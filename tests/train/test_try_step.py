@@ -14,8 +14,9 @@ from sleeptrain.errors import NonFiniteError, SpikeError
 from sleeptrain.health.rollbacks import Rollbacks
 from sleeptrain.health.spikes import SpikeDetector
 from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.sleep.totals import step_totals
+from sleeptrain.sleep.totals import StepFacts, step_totals
 from sleeptrain.train.engine import LocalEngine
+from sleeptrain.train.step_feed import StepInputs
 from sleeptrain.train.try_step import StepFailure, handle_failure, try_step
 from sleeptrain.watch.progress import Phase, Progress
 from tests.checkpoint.worlds import alone
@@ -36,13 +37,15 @@ def running(**changes: Any) -> Any:
     spikes = SpikeDetector(config.health.spike_factor, config.health.spike_window)
     run = SimpleNamespace(config=config, world=alone(), progress=progress, engine=engine, spikes=spikes)
     run.step = run.tokens = 0
+    run.feed = SimpleNamespace(facts=StepFacts, agree_on=lambda totals: None)
     run.carried, run.precision_proven, run.message, run.messages = None, False, messages.append, messages
     return run
 
 
 def step(run: Any) -> Any:
     batch, shape = random_batch([[0] * 8, [0] * 8]), StepShape(2, 4, 2)
-    return try_step(run, batch, step_totals(run.config, run.world, batch, shape), shape, 1e-3, None)
+    totals = step_totals(run.config, run.world, batch, shape)
+    return try_step(run, StepInputs(batch, totals, run.engine.plan(batch, shape)), shape, 1e-3, None)
 
 
 def weights(run: Any) -> list[torch.Tensor]:

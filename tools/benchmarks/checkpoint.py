@@ -176,9 +176,8 @@ def _steps(run: Run, count: int) -> None:
         shape = step_shape(run.config, run.tokens, run.step)
         loaded = run.next_batch(shape)
         assert loaded is not None, "there is no stop request"
-        batch, totals = loaded
-        result = try_step(run, batch, totals, shape, 1.0, None).result
-        run.advance(batch, totals.tokens, result.flops, result.state)
+        result = try_step(run, loaded, shape, 1.0, None).result
+        run.advance(loaded.batch, loaded.totals.tokens, result.flops, result.state)
 
 
 def _torch_save(tensors: dict[str, torch.Tensor], path: Path) -> None:

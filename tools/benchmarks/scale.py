@@ -1,4 +1,4 @@
-"""The start and the exchanges of a run over many processes, counted: sockets, the store, messages, weights drawn.
+"""A run over many processes, counted: sockets, the store, messages; checkpoints, a resume and links (`scale_counts`).
 
 Forks open the groups of a run over all processes and use them as a run does: a step's exchanges, values of the first
 and last process, and the gathering of a checkpoint's plan. What each has open is counted in /proc, and what the store
@@ -20,24 +20,17 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from benchmarks import Row
-from sleeptrain.config.compose import compose
-from sleeptrain.distributed.descriptors import descriptors_needed
+from benchmarks import Row, scale_counts
+from benchmarks.scale_counts import EXCHANGES
 from sleeptrain.distributed.launch import LAZY_GLOO
 from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.distributed.world import World
-from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.model.undrawn import undrawn
-from sleeptrain.parallel.zero.matrix_exchange import assign_owners
 
-METHOD = "counted in forks at 32 and 128 processes, computed beyond; no times"
-COUNTED, COMPUTED = (32, 128), (256, 1024, 4096)
+METHOD = "sockets and messages counted in forks at 32 and 128 processes, all else computed; no times measured"
+COUNTED = (32, 128)
 ALL_WITH_ALL = 32  # counted only here: each doubling takes four times as many connections
 PATIENCE = timedelta(minutes=5)
-EXPERIMENT, VOCABULARY, TENSOR = "pretrain_7b", 65536, 2
-GIB, KIB = 2**30, 2**10
-# Exchanges of a step over all processes, and before values were joined and small sums had an algorithm of their own.
-EXCHANGES, EARLIER_EXCHANGES = 2, 4
+KIB = 2**10
 
 
 class Counted(NamedTuple):
@@ -93,9 +86,7 @@ def run(quick: bool) -> list[Row]:
     before = _count(ALL_WITH_ALL, lazy=False)
     rows.append(_row(ALL_WITH_ALL, "all with all: sockets of a process", max(c.sockets for c in before), ""))
     rows.append(_row(ALL_WITH_ALL, "all with all: sent by the store", sum(c.store_bytes for c in before) / KIB, "KiB"))
-    for size in COMPUTED:
-        rows += _computed_rows(size)
-    return rows
+    return rows + scale_counts.rows()
 
 
 def _counted_rows(size: int, counted: Sequence[Counted]) -> list[Row]:
@@ -109,35 +100,8 @@ def _counted_rows(size: int, counted: Sequence[Counted]) -> list[Row]:
     ]
 
 
-def _computed_rows(size: int) -> list[Row]:
-    replicas = size // TENSOR
-    sizes = _weight_sizes()
-    owners = assign_owners(sizes, replicas)
-    loads = [0.0] * replicas
-    for name, owner in owners.items():
-        loads[owner] += sizes[name]
-    whole = sum(sizes.values()) / GIB
-    return [
-        _row(size, "open files that rank 0 needs", descriptors_needed(size), "", 65536),
-        _row(size, "all with all: sockets of a process", 2 * (size - 1), ""),
-        _row(size, "messages in a row, a step", EXCHANGES * (size - 1).bit_length(), "", 32),
-        _row(size, "by gloo's rings: messages in a row, a step", EARLIER_EXCHANGES * 2 * (size - 1), ""),
-        _row(size, f"{EXPERIMENT}: drawn by a process", max(loads) / GIB, "GiB", whole / 8),
-        _row(size, f"{EXPERIMENT}: drawn by a process alone", whole, "GiB"),
-    ]
-
-
 def _row(size: int, name: str, value: float, unit: str, goal: float | None = None) -> Row:
     return Row(f"{size} processes: {name}", value, unit, goal, "lower")
-
-
-def _weight_sizes() -> dict[str, float]:
-    """Bytes of each parameter that a process draws, by name: a whole parameter is drawn, and a rank keeps its shard."""
-    config = compose([f"experiment={EXPERIMENT}", "run.name=counted"])
-    config.model.vocab_size = VOCABULARY
-    with undrawn(torch.device("meta")):
-        model = Hybrid(config.model)
-    return {name: 4.0 * p.numel() for name, p in model.named_parameters()}
 
 
 def _count(size: int, lazy: bool) -> list[Counted]:

@@ -85,17 +85,19 @@ def simulate(
     head_bytes: Callable[[HeadMessage], int] = lambda _: 0,
     blocking_receives: bool = False,
     rendezvous_sends: bool = False,
+    pair_streams: bool = False,
 ) -> Simulation:
     """Run every rank's list in its order.
 
     By default sends and receives return at once, and a task waits for the messages that it reads.
     bytes_per_token: bytes of the features of one token. head_bytes: bytes of a message about the head.
     blocking_receives: a receive returns when its message has arrived.
-    rendezvous_sends: a send returns when its receive is posted. Both options together act as NCCL, where the messages
-    between two ranks run one after the other in one stream.
+    rendezvous_sends: a send returns when its receive is posted.
+    pair_streams: sends and receives return at once, and those between two ranks run one after the other, each when both
+    ranks have come to it: NCCL with a communicator, and so a stream, for each pair. Without the other two options.
     Raises ScheduleError on a deadlock, if sends and receives do not match, and if a message is never read.
     """
-    execution = _Execution(schedule, costs or Costs(), blocking_receives, rendezvous_sends)
+    execution = _Execution(schedule, costs or Costs(), blocking_receives, rendezvous_sends, pair_streams)
     execution.run()
     busy = [0.0] * len(schedule.ranks)
     for span in execution.spans:
@@ -120,15 +122,19 @@ class _Execution:
 
     place: the index of each rank's next action. clock: each rank's time.
     sent, posted: by link and in order, each message with the time of its send or of its posted receive.
+    streams: by two ranks, what runs between them; None: every message is on its way from its send on.
     """
 
-    def __init__(self, schedule: Schedule, costs: Costs, blocking_receives: bool, rendezvous_sends: bool):
+    def __init__(
+        self, schedule: Schedule, costs: Costs, blocking_receives: bool, rendezvous_sends: bool, pair_streams: bool
+    ):
         num_ranks = len(schedule.ranks)
         self.schedule, self.costs = schedule, costs
         self.blocking_receives, self.rendezvous_sends = blocking_receives, rendezvous_sends
         self.place, self.clock = [0] * num_ranks, [0.0] * num_ranks
         self.sent: dict[Link, list[tuple[AnyMessage, float]]] = defaultdict(list)
         self.posted: dict[Link, list[tuple[AnyMessage, float]]] = defaultdict(list)
+        self.streams: dict[frozenset[int], _PairStream] | None = defaultdict(_PairStream) if pair_streams else None
         self.num_returned: dict[Link, int] = defaultdict(int)
         self.unread: list[dict[Compute, list[tuple[Link, int]]]] = [{} for _ in range(num_ranks)]
         self.spans: list[Span] = []
@@ -170,6 +176,8 @@ class _Execution:
                 return False
             self.clock[rank] = max(self.clock[rank], self.posted[link][index][1])
         self.sent[link].append((message, self.clock[rank]))
+        if self.streams is not None:
+            self.streams[frozenset(link)].post(rank, (link, index), self.clock[rank], self.costs.message)
         return True
 
     def _receive(self, rank: int, peer: int, message: AnyMessage) -> bool:
@@ -177,10 +185,12 @@ class _Execution:
         index = self.num_returned[link]
         if len(self.posted[link]) == index:
             self.posted[link].append((message, self.clock[rank]))
+            if self.streams is not None:
+                self.streams[frozenset(link)].post(rank, (link, index), self.clock[rank], self.costs.message)
         if self.blocking_receives:
-            if len(self.sent[link]) <= index:
+            if (arrival := self._arrival(link, index)) is None:
                 return False
-            self.clock[rank] = max(self.clock[rank], self._arrival(link, index))
+            self.clock[rank] = max(self.clock[rank], arrival)
         self.num_returned[link] += 1
         read_in = message.round if isinstance(message, HeadMessage) else message.reader
         reader = READERS[message.kind](message.micro_batch, read_in)
@@ -189,10 +199,11 @@ class _Execution:
         return True
 
     def _compute(self, rank: int, task: Compute) -> bool:
-        inputs = self.unread[rank].get(task, [])
-        if any(len(self.sent[link]) <= index for link, index in inputs):
+        arrivals = [self._arrival(*each) for each in self.unread[rank].get(task, [])]
+        known = [arrival for arrival in arrivals if arrival is not None]
+        if len(known) < len(arrivals):
             return False
-        start = max([self.clock[rank], *(self._arrival(*each) for each in inputs)])
+        start = max([self.clock[rank], *known])
         self.unread[rank].pop(task, None)
         r = self.schedule.plans[task.micro_batch][task.round]
         self.clock[rank] = start + self.costs.time(r, self.schedule.stages, rank, DIRECTIONS[type(task)])
@@ -204,8 +215,34 @@ class _Execution:
             self.peak_live[rank] = max(self.peak_live[rank], self.live[rank])
         return True
 
-    def _arrival(self, link: Link, index: int) -> float:
-        return self.sent[link][index][1] + self.costs.message
+    def _arrival(self, link: Link, index: int) -> float | None:
+        """The time at which a message arrives; None if that is not known yet."""
+        if self.streams is not None:
+            return self.streams[frozenset(link)].ends.get((link, index))
+        return self.sent[link][index][1] + self.costs.message if index < len(self.sent[link]) else None
+
+
+class _PairStream:
+    """The messages between two ranks, in both directions, which run one after the other.
+
+    ends: the time at which each ends, by (link, index). A message begins when both ranks have posted it.
+    """
+
+    def __init__(self) -> None:
+        self.ends: dict[tuple[Link, int], float] = {}
+        self._posted: dict[int, list[tuple[tuple[Link, int], float]]] = defaultdict(list)
+        self._free = 0.0
+
+    def post(self, rank: int, message: tuple[Link, int], time: float, duration: float) -> None:
+        """Note that a rank has posted its side. Raises ScheduleError if the other rank has posted another message."""
+        self._posted[rank].append((message, time))
+        sides = [self._posted[end] for end in message[0]]
+        while (index := len(self.ends)) < min(map(len, sides)):
+            (one, at_one), (other, at_other) = (side[index] for side in sides)
+            if one != other:
+                raise ScheduleError(f"ranks {message[0]} run {one} and {other} at the same place of their stream")
+            self._free = max(self._free, at_one, at_other) + duration
+            self.ends[one] = self._free
 
 
 def _bytes(schedule: Schedule, message: Message, bytes_per_token: int) -> int:

@@ -83,6 +83,8 @@ class RoundRecords:
         self._model = local_config(config.model, config.parallel.tensor)
         self._train, self._settings = config.train, settings
         self._known: dict[Hashable, Record] = {}
+        # By what tells steps apart: the parts of each kind of round (`sleeptrain.plan.roofline.step`).
+        self.step_parts: dict[Hashable, dict[Hashable, Parts]] = {}
 
     def inputs(self, batch: Batch, rounds: Sequence[Round]) -> list[RoundInputs]:
         """The inputs of the rounds of a batch as a GPU would get them, on the CPU."""

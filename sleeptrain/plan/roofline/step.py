@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
 
 from sleeptrain.config.schema import Config
-from sleeptrain.data.batch import Batch
+from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.distributed.gpus import Gpu
 from sleeptrain.plan.roofline.fusion import Kernel
 from sleeptrain.plan.roofline.kernel_times import NOTHING, Count, count
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.rounds import Parts, RoundRecords, all_but_kept, anything
-from sleeptrain.plan.workload import Workload, reruns, typical_batch
+from sleeptrain.plan.workload import Workload, alike, reruns, typical_batch
 from sleeptrain.sleep.recompute import Recompute, with_recompute
 from sleeptrain.sleep.rounds import Round
 
@@ -88,6 +89,17 @@ def count_step(
 
 
 def _parts(workload: Workload, batch: Batch, records: RoundRecords, keep: bool) -> dict[Round, Parts]:
-    """The parts of each round; those of windows that differ in nothing but their place are recorded once."""
-    inputs = records.inputs(batch, workload.rounds)
-    return {r: records.of(r, i, keep) for r, i in zip(workload.rounds, inputs, strict=True)}
+    """The parts of each round; rounds of windows that differ in nothing but their place are recorded once."""
+    kinds = [_kind(r, batch) for r in workload.rounds]
+    known = records.step_parts.setdefault((keep, *kinds), {})
+    if not known:
+        first = {kind: r for kind, r in zip(reversed(kinds), reversed(workload.rounds), strict=True)}
+        inputs = records.inputs(batch, list(first.values()))
+        known |= {kind: records.of(r, i, keep) for (kind, r), i in zip(first.items(), inputs, strict=True)}
+    return {r: known[kind] for kind, r in zip(kinds, workload.rounds, strict=True)}
+
+
+def _kind(r: Round, batch: Batch) -> Hashable:
+    """What the work of a round depends on, its place apart."""
+    targets = int((batch.targets_BT[list(r.rows), r.start : r.stop] != IGNORE).sum()) if r.loss else 0
+    return alike(r), r.window == 0, r.work, targets
