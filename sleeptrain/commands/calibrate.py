@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,11 @@ from sleeptrain.remote import named_place
 from sleeptrain.terminal import ArgumentParser, printable, say
 
 if TYPE_CHECKING:
+    from sleeptrain.commands.evaluate import Opened
+    from sleeptrain.config.schema import Config
     from sleeptrain.train.calibrate import Calibration, Point
 
-JSON_FILE, FIGURE = "calibration.json", "calibration.png"
+JSON_FILE, FIGURE, GATE = "calibration.json", "calibration.png", "gate.safetensors"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,7 +40,11 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError("a stop rule chooses among passes, and this model has one: give --passes of 2 or more")
     out = _folder(options.out, str(options.place))
     source, config = opened.source, opened.config
-    rules = options.rules or [r for r in RULES if r != "acceleration" or config.sleep.feedback == "features"]
+    if options.fit_gate:
+        config = _with_gate(opened, out / GATE, options.fit_batches)
+    rules = options.rules or [r for r in RULES if r == "change" or config.sleep.feedback == "features"]
+    if not config.sleep.stop_gate:
+        rules = [r for r in rules if r != "gate"]
     calibration = calibrate(
         opened.model, lambda: held_out(source, config), config, source.task, rules, options.thresholds
     )
@@ -55,7 +61,13 @@ def main(arguments: Sequence[str]) -> int:
 def parser() -> ArgumentParser:
     root = ArgumentParser(prog="sleeptrain calibrate", description=__doc__)
     root.add_argument("place", type=named_place, metavar="RUN_OR_CHECKPOINT", help="of a run its newest checkpoint")
-    root.add_argument("--rules", nargs="+", choices=("change", "acceleration"), help="default: all")
+    root.add_argument(
+        "--rules", nargs="+", choices=("change", "acceleration", "gate"), help="default: all; gate with --fit-gate only"
+    )
+    root.add_argument("--fit-gate", action="store_true", help=f"fit a gate to training rows first, and write {GATE}")
+    root.add_argument(
+        "--fit-batches", type=int, default=32, metavar="K", help="training batches of the fit; default: 32"
+    )
     root.add_argument("--passes", type=int, metavar="N", help="most passes; default: as the model was trained last")
     root.add_argument("--window", type=int, metavar="L", help="default: as the model was trained last")
     root.add_argument("--thresholds", type=int, default=12, metavar="K", help="thresholds of each rule; default: 12")
@@ -68,6 +80,22 @@ def parser() -> ArgumentParser:
     add_consent(root)
     add_older(root)
     return root
+
+
+def _with_gate(opened: Opened, path: Path, num_batches: int) -> Config:
+    """The settings with the gate that is fitted to the next training batches and written to `path`."""
+    from sleeptrain.sleep.stop_gate import save_gate
+    from sleeptrain.train.fit_gate import fit_gate, gate_samples
+
+    config, source = opened.config, opened.source
+    if config.sleep.feedback != "features" or num_batches < 1:
+        raise ConfigError("--fit-gate needs sleep.feedback=features, and --fit-batches of at least 1")
+    batches = (source.batch(config.data.batch) for _ in range(num_batches))
+    gate, explained = fit_gate(gate_samples(opened.model, batches, config), config.train.seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_gate(gate, path)
+    say(f"{path}: predicts {explained:.0%} of the variance of losses on rows that it was not fitted to")
+    return replace(config, sleep=replace(config.sleep, stop_gate=str(path)))
 
 
 def lines(calibration: Calibration, budget: float | None) -> list[str]:

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         options.device,
         options.allow_source,
         options.allow_older,
-        {"stop": options.stop, "stop_threshold": options.stop_threshold, "min_passes": options.min_passes},
+        {name: getattr(options, name) for name in ("stop", "stop_threshold", "stop_gate", "min_passes")},
     )
     report = evaluate_opened(opened)
     if options.json:
@@ -48,7 +48,10 @@ def parser() -> ArgumentParser:
         "--passes", type=int, nargs="+", metavar="N", help="default: 1, and as the model was trained last"
     )
     root.add_argument("--window", type=int, metavar="L", help="default: as the model was trained last")
-    root.add_argument("--stop", choices=("fixed", "change", "acceleration"), help="default: sleep.stop of the run")
+    root.add_argument(
+        "--stop", choices=("fixed", "change", "acceleration", "gate"), help="default: sleep.stop of the run"
+    )
+    root.add_argument("--stop-gate", metavar="FILE", help="default: sleep.stop_gate of the run")
     root.add_argument("--stop-threshold", type=float, metavar="X", help="default: sleep.stop_threshold of the run")
     root.add_argument("--min-passes", type=int, metavar="N", help="default: sleep.min_passes of the run")
     root.add_argument("--batches", type=int, metavar="K", help="default: train.eval_batches of the run")

@@ -219,10 +219,15 @@ def _check_core(config: Config) -> None:
 def _check_stop(config: Config) -> None:
     sleep = config.sleep
     most_passes = max(value for _, value in values_in_force(config, "passes", sleep.passes, "sleep.passes"))
-    if sleep.stop == "acceleration" and sleep.feedback == "none":
+    if sleep.stop in ("acceleration", "gate") and sleep.feedback == "none":
         raise ConfigError(
-            "sleep.stop=acceleration compares the steps of features from pass to pass, and with sleep.feedback=none no "
-            "pass reads those of the pass before: use sleep.stop=change, or sleep.feedback=features"
+            f"sleep.stop={sleep.stop} reads features that go from pass to pass, and with sleep.feedback=none none do: "
+            "use sleep.stop=change, or sleep.feedback=features"
+        )
+    if sleep.stop == "gate" and not sleep.stop_gate:
+        raise ConfigError(
+            "sleep.stop=gate needs sleep.stop_gate, the file that sleeptrain calibrate --fit-gate writes; exported "
+            "models follow sleep.stop=change and acceleration only"
         )
     if sleep.stop != "fixed" and sleep.min_passes > most_passes:
         raise ConfigError(

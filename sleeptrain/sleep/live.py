@@ -22,7 +22,7 @@ from sleeptrain.sleep.features import Features
 from sleeptrain.sleep.inputs import RoundInputs
 from sleeptrain.sleep.loop import LoopSettings, RoundContext, loop_settings, run_layers, run_on_rows
 from sleeptrain.sleep.rounds import Round, WindowFacts, plan_rounds
-from sleeptrain.sleep.stop_rule import Passed, stop_rule
+from sleeptrain.sleep.stop_rule import Passed, pooled, stop_rule
 from sleeptrain.sleep.until_stopped import StoppedLoop
 
 T = TypeVar("T")
@@ -156,7 +156,7 @@ def _cross(model: Hybrid, live: Live, full: list[int], sleep: SleepConfig, setti
         passes |= {full[i]: n for i, n in zip(sleeping, taken, strict=True)}
         states_R = slept if len(sleeping) == len(full) else states_R.put_rows(part_R, slept, len(full))
     is_full = [b in passes for b in range(num_rows)]
-    needed = _needed_at_start(states_R, settings.core[1], sleep.stop == "change")
+    needed = _needed_at_start(states_R, settings.core[1], sleep.stop in ("change", "gate"))
     return Live(
         _begin_windows(model, live.state, full_R, states_R, settings),
         live.at_start.put_rows(full_R, needed, num_rows),
@@ -192,7 +192,8 @@ def _sleep(
     rule = stop_rule(sleep, settings.core)
     if rule is not None:
         step = live.fed_back_BLD if live.step_BLD is None else live.step_BLD
-        passed, passes = Passed(1, step, live.at_start, state), [1] * num_rows
+        mean_RD = pooled(live.fed_back_BLD, None)
+        passed, passes = Passed(1, step, mean_RD, live.at_start, state), [1] * num_rows
         loop = StoppedLoop(context, num_rows, inputs_of, rule)
         return loop.sleep(rounds, features, passed, state, live.at_start, passes), passes
     for r in rounds:

@@ -10,6 +10,8 @@ takes no further pass in this window. Each row is decided alone, so its rows in 
   is the output minus the input of the pass and e that of the pass before, over the tokens that sleep passes read: 0 for
   equal steps, at most 1. The second-order exit of arXiv 2509.23314, made relative. There is no score after the wake
   pass, which has no step before it.
+* `gate`: the most that a further pass is worth by a fitted network (`stop_gate`), in nats a target and pass: the
+  threshold is the price of a pass.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import torch
 
 from sleeptrain.config.schema import SleepConfig
 from sleeptrain.model.state import FastWeights, Recurrent
+from sleeptrain.sleep.stop_gate import load_gate
 
 
 @dataclass(frozen=True)
@@ -28,40 +31,49 @@ class Passed:
 
     pass_index: 1 is the wake pass.
     step_RLD: the core's output minus its input, at the tokens that sleep passes read, 0 at pads.
+    pooled_RD: the mean of the core's output over these tokens, fp32 or wider.
     before, after: the memory of these rows before and after the pass.
     """
 
     pass_index: int
     step_RLD: torch.Tensor
+    pooled_RD: torch.Tensor
     before: FastWeights
     after: FastWeights
 
     def rows(self, index_R: torch.Tensor) -> Passed:
         """The rows at these positions (int64)."""
-        step = self.step_RLD.index_select(0, index_R)
-        return Passed(self.pass_index, step, self.before.rows(index_R), self.after.rows(index_R))
+        step, pooled = self.step_RLD.index_select(0, index_R), self.pooled_RD.index_select(0, index_R)
+        return Passed(self.pass_index, step, pooled, self.before.rows(index_R), self.after.rows(index_R))
 
 
 @dataclass(frozen=True)
 class StopRule:
     """A rule with its threshold.
 
-    kind: `change` or `acceleration`.
+    kind: `change`, `acceleration` or `gate`.
     threshold: a row stops when its score is at most this.
     min_passes: no row stops earlier; the wake pass counts.
     core: the blocks [first, last) that sleep passes repeat.
+    gate: the file of the gate.
     """
 
     kind: str
     threshold: float
     min_passes: int
     core: tuple[int, int]
+    gate: str = ""
 
-    def scores(self, passed: Passed, last: Passed | None) -> torch.Tensor:
+    def scores(self, passed: Passed, last: Passed | None, most: int) -> torch.Tensor:
         """The score of each row, [R] fp32 or wider on the rows' device; infinite where the rule has none.
 
-        last: the same rows after the pass before; None after the wake pass.
+        last: the same rows after the pass before; None after the wake pass. most: the most passes of the window.
         """
+        if self.kind == "gate":
+            pooled = passed.pooled_RD
+            gate = load_gate(self.gate, pooled.shape[1], most, pooled.device)
+            change_R = state_change(passed.before, passed.after, self.core)
+            return gate.gain(pooled, change_R, passed.pass_index, most)
         if self.kind == "change":
             return state_change(passed.before, passed.after, self.core)
         if last is None:
@@ -77,7 +89,7 @@ def stop_rule(sleep: SleepConfig, core: tuple[int, int]) -> StopRule | None:
     """The configured rule; None if all rows take all passes."""
     if sleep.stop == "fixed":
         return None
-    return StopRule(sleep.stop, sleep.stop_threshold, sleep.min_passes, core)
+    return StopRule(sleep.stop, sleep.stop_threshold, sleep.min_passes, core, sleep.stop_gate)
 
 
 def state_change(before: FastWeights, after: FastWeights, core: tuple[int, int]) -> torch.Tensor:
@@ -100,3 +112,12 @@ def step_difference(last_RLD: torch.Tensor, step_RLD: torch.Tensor) -> torch.Ten
     last, step = (x if x.dtype == torch.float64 else x.float() for x in (last_RLD.flatten(1), step_RLD.flatten(1)))
     norms = torch.linalg.vector_norm(last, dim=1) + torch.linalg.vector_norm(step, dim=1)
     return torch.linalg.vector_norm(step - last, dim=1) / norms.clamp(min=torch.finfo(norms.dtype).tiny)
+
+
+def pooled(output_RLD: torch.Tensor, valid_RL: torch.Tensor | None) -> torch.Tensor:
+    """The mean of features over the valid tokens, [R, D] fp32 or wider; 0 for a row without any."""
+    wide = output_RLD if output_RLD.dtype == torch.float64 else output_RLD.float()
+    if valid_RL is None:
+        return wide.mean(1)
+    valid_RL1 = valid_RL.unsqueeze(-1)
+    return torch.where(valid_RL1, wide, 0).sum(1) / valid_RL1.sum(1).clamp(min=1)

@@ -19,7 +19,10 @@ from sleeptrain.sleep.inputs import RoundInputs, inputs_of_rounds
 from sleeptrain.sleep.loop import LoopSettings, ReadLogits, RoundContext, run_on_rows, window_loss
 from sleeptrain.sleep.round_layouts import RoundLayouts, carried_documents
 from sleeptrain.sleep.rounds import Round, windows_of
-from sleeptrain.sleep.stop_rule import Passed, StopRule
+from sleeptrain.sleep.stop_rule import Passed, StopRule, pooled
+
+# Called with a window, its rows that may go on, and what a rule reads of them.
+OnPassed = Callable[[int, tuple[int, ...], Passed], None]
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,11 @@ def run_until_stopped(
     rule: StopRule,
     read_logits: ReadLogits | None = None,
     retained_BC: torch.Tensor | None = None,
+    on_passed: OnPassed | None = None,
 ) -> Stopped:
     """Runs rounds that are planned with the most passes, without gradients; rows leave the plan as the rule says.
 
-    The arguments are those of `run_rounds`.
+    on_passed: as in `StoppedLoop`. The other arguments are those of `run_rounds`.
     """
     if retained_BC is None:
         retained_BC = carried_documents(rounds, state)
@@ -63,7 +67,7 @@ def run_until_stopped(
     def inputs_of(r: Round) -> RoundInputs:
         return inputs_of_rounds(batch, [r], layouts, model.device)[0]
 
-    loop = StoppedLoop(RoundContext(model, settings, read_logits), num_rows, inputs_of, rule)
+    loop = StoppedLoop(RoundContext(model, settings, read_logits), num_rows, inputs_of, rule, on_passed)
     for group in windows_of(rounds):
         state = loop.window(group, state, passes_KB[group[0].window])
     return Stopped(loop.losses, state, passes_KB, loop.scores)
@@ -73,13 +77,20 @@ class StoppedLoop:
     """Runs windows of `num_rows` rows under a stop rule.
 
     inputs_of: the inputs of a round, which may have fewer rows than were planned.
+    on_passed: called with the window, the rows and what the rule reads of them, before each decision.
     losses, scores: of all rounds so far, as in `Stopped`.
     """
 
     def __init__(
-        self, context: RoundContext, num_rows: int, inputs_of: Callable[[Round], RoundInputs], rule: StopRule
+        self,
+        context: RoundContext,
+        num_rows: int,
+        inputs_of: Callable[[Round], RoundInputs],
+        rule: StopRule,
+        on_passed: OnPassed | None = None,
     ) -> None:
         self._context, self._num_rows, self._inputs_of, self._rule = context, num_rows, inputs_of, rule
+        self._on_passed = on_passed
         self.losses: dict[int, torch.Tensor] = {}
         self.scores: dict[tuple[int, int], tuple[tuple[int, ...], list[float]]] = {}
 
@@ -112,7 +123,7 @@ class StoppedLoop:
         rounds: passes 2..N. features, passed: of the wake pass; `passed` has the rows of the first round.
         """
         most, awake = rounds[-1].pass_index, rounds[0].rows
-        awake, last = self._decide(rounds[0].window, awake, passed, None)
+        awake, last = self._decide(rounds[0].window, awake, passed, None, most)
         for r in rounds:
             if not awake:
                 break
@@ -125,7 +136,7 @@ class StoppedLoop:
             features = [output]
             if not is_last:
                 passed = passed_rows(r.pass_index, output, self._inputs_of(r), before, state, awake)
-                awake, last = self._decide(r.window, awake, passed, last)
+                awake, last = self._decide(r.window, awake, passed, last, most)
         return state
 
     def _round(
@@ -139,10 +150,12 @@ class StoppedLoop:
         return output, state
 
     def _decide(
-        self, window: int, rows: tuple[int, ...], passed: Passed, last: Passed | None
+        self, window: int, rows: tuple[int, ...], passed: Passed, last: Passed | None, most: int
     ) -> tuple[tuple[int, ...], Passed]:
         """The rows that go on, and what the next decision reads of them."""
-        scores_R = self._rule.scores(passed, last)
+        scores_R = self._rule.scores(passed, last, most)
+        if self._on_passed is not None:
+            self._on_passed(window, rows, passed)
         stops = self._rule.stops(scores_R, passed.pass_index).tolist()
         self.scores[window, passed.pass_index] = (rows, scores_R.tolist())
         kept = [i for i, stop in enumerate(stops) if not stop]
@@ -163,8 +176,9 @@ def passed_rows(
     step_RLD = features.output_RLD - features.core_input_RLD
     if inputs.layout.valid_RL is not None:
         step_RLD = torch.where(inputs.layout.valid_RL.unsqueeze(-1), step_RLD, 0)
+    mean_RD = pooled(features.output_RLD, inputs.layout.valid_RL)
     rows_R = torch.tensor(rows, device=step_RLD.device)
-    return Passed(pass_index, step_RLD, before.rows(rows_R), after.rows(rows_R))
+    return Passed(pass_index, step_RLD, mean_RD, before.rows(rows_R), after.rows(rows_R))
 
 
 def _of_rows(r: Round, rows: tuple[int, ...]) -> Round:

@@ -24,7 +24,7 @@ from sleeptrain.sleep.stop_rule import StopRule
 from sleeptrain.sleep.until_stopped import Stopped
 from sleeptrain.train.evaluate import ModelRunner, evaluate
 
-RULES = ("change", "acceleration")
+RULES = ("change", "acceleration", "gate")
 HINDSIGHT_POINTS = 24
 
 
@@ -143,8 +143,8 @@ def calibrate(
 
 def _of_rule(rule: str, point: Callable[..., Point], model: Hybrid, passes: int, num_thresholds: int) -> list[Point]:
     scores: list[float] = []
-    point(passes, 0.0, _ScoringRunner(model, scores), stop=rule, stop_threshold=0.0)
-    finite = np.array([score for score in scores if np.isfinite(score)])
+    point(passes, 0.0, _ScoringRunner(model, scores), stop=rule, min_passes=passes)  # no row stops
+    finite = np.array([max(score, 0.0) for score in scores if np.isfinite(score)])
     if not len(finite):
         return []
     thresholds = np.unique(np.quantile(finite, np.linspace(0, 1, num_thresholds)))

@@ -96,7 +96,7 @@ def _modules_run(rounds: Sequence[Round]) -> tuple[Round, ...]:
     return tuple(replace(r, rows=(), skip=0, work=None) for r in rounds)
 
 
-class _Answers:
+class Answers:
     """The model's predictions and losses at a batch's targets, collected from the rounds that predict."""
 
     def __init__(self, batch: Batch) -> None:
@@ -153,7 +153,7 @@ class _SetResult:
     """The results of the batches of a set with one number of passes.
 
     windows: the sums are those of the batches that this process has run, the counts those of all batches.
-    answers: the numbers of each batch (`_Answers.numbers`), zeros for batches of other processes; empty without a task.
+    answers: the numbers of each batch (`Answers.numbers`), zeros for batches of other processes; empty without a task.
     sleeps: the passes of each batch (`_sleeps`), zeros for batches of other processes; empty without a stop rule.
     """
 
@@ -294,7 +294,7 @@ def _run_set(
     sleeps = [torch.zeros(2, b.targets_BT.shape[0], dtype=torch.float64) for b in batches if rule is not None]
     plans = [plan_batch(b, window, passes, config.sleep, config.parallel.token_parts) for b in batches]
     for index, counted in share.turns(plans, stop):
-        batch, answers = batches[index], _Answers(batches[index])
+        batch, answers = batches[index], Answers(batches[index])
         read_logits = answers.read if reads_answers else None
         passes_KB: list[list[int]] = []
         if rule is None:

@@ -186,6 +186,7 @@ REFUSED: list[tuple[Callable[[], Config], dict[str, Any], list[str]]] = [
         {"sleep.stop": "acceleration", "sleep.feedback": "none"},
         ["sleep.stop=acceleration", "sleep.feedback=none"],
     ),
+    (shards, {"sleep.stop": "gate"}, ["sleep.stop=gate needs sleep.stop_gate", "--fit-gate"]),
     (shards, {"sleep.stop": "change", "sleep.min_passes": 5}, ["sleep.min_passes (5)", "sleep.stop=change"]),
     (rule110, {"data.rule110.mixed_steps": [4]}, ["data.rule110.mixed_steps=[4]", "data.rule110.steps"]),
     (rule110, {"data.rule110.mixed_steps": [4, 8, 4]}, ["data.rule110.mixed_steps=[4, 8, 4]", "different"]),

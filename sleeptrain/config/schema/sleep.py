@@ -43,11 +43,14 @@ class SleepConfig:
     stop: str = setting(
         "fixed",
         "what ends the sleep of a row before N passes, see [stop rules](method.md#stop-rules)",
-        choices=("fixed", "change", "acceleration"),
+        choices=("fixed", "change", "acceleration", "gate"),
         on_resume="free",
     )
     stop_threshold: float = setting(
         0.0, "a row stops when the score of `sleep.stop` is at most this", at_least=0, on_resume="free"
+    )
+    stop_gate: str = setting(
+        "", "the network of `sleep.stop=gate`", allowed="a file of `sleeptrain calibrate --fit-gate`", on_resume="free"
     )
     min_passes: int = setting(
         1,

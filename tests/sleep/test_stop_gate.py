@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from sleeptrain.errors import ConfigError
+from sleeptrain.sleep.loop import LoopSettings
+from sleeptrain.sleep.stop_gate import StopGate, load_gate, save_gate
+from sleeptrain.sleep.stop_rule import StopRule
+from tests.models import tiny_model
+from tests.sleep.test_until_stopped import PASSES, a_batch, run
+
+CPU = torch.device("cpu")
+
+
+def a_gate(dim: int = 16, passes: int = PASSES) -> StopGate:
+    torch.manual_seed(0)
+    return StopGate(dim, passes)
+
+
+def test_the_gain_is_that_of_the_best_number_of_further_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = a_gate()
+    losses = torch.tensor([[1.0, 0.9, 0.2, 0.1], [0.5, 0.6, 0.7, 0.8]])
+    monkeypatch.setattr(StopGate, "forward", lambda *_: losses)
+    change_R, pooled_RD = torch.zeros(2), torch.zeros(2, 16)
+    torch.testing.assert_close(gate.gain(pooled_RD, change_R, 1, 4), torch.tensor([0.4, -0.1]))
+    torch.testing.assert_close(gate.gain(pooled_RD, change_R, 3, 4), torch.tensor([0.1, -0.1]))
+    assert gate.gain(pooled_RD, change_R, 4, 4).tolist() == [-torch.inf] * 2
+
+
+def test_rows_stop_alone_as_in_a_batch(tmp_path: Path) -> None:
+    path = tmp_path / "gate.safetensors"
+    save_gate(a_gate(), path)
+    model, batch = tiny_model(), a_batch()
+    settings = LoopSettings((0, model.num_layers))
+
+    def rule(threshold: float) -> StopRule:
+        return StopRule("gate", threshold, 1, settings.core, str(path))
+
+    all_passes = run(model, batch, rule(-10.0), settings, "every", "features")
+    scores = torch.tensor([score for _, of_rows in all_passes.scores.values() for score in of_rows])
+    middle = rule(float(scores.median()))
+    together = run(model, batch, middle, settings, "every", "features")
+    assert len(set(itertools.chain.from_iterable(together.passes_KB))) > 2
+    for row in (0, 1, 2, 3, 5):  # row 4 has pads only
+        alone = run(model, batch.rows(row, row + 1), middle, settings, "every", "features")
+        assert [passes[0] for passes in alone.passes_KB] == [passes[row] for passes in together.passes_KB]
+
+
+def test_a_file_that_is_no_gate_or_that_of_another_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "gate.safetensors"
+    with pytest.raises(ConfigError, match=r"sleep\.stop_gate=.*no gate that can be read"):
+        load_gate(str(path), 16, 4, CPU)
+    save_gate(a_gate(), path)
+    assert load_gate(str(path), 16, 3, CPU).most_passes == PASSES
+    with pytest.raises(ConfigError, match=r"width 16 and at most 4 passes, and the model has width 8"):
+        load_gate(str(path), 8, 4, CPU)
+    with pytest.raises(ConfigError, match=r"takes up to 5"):
+        load_gate(str(path), 16, 5, CPU)
