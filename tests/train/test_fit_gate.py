@@ -41,6 +41,5 @@ def test_a_gate_learns_which_rows_gain_by_passes() -> None:
     samples = Samples(pooled, torch.ones(600), torch.ones(600, dtype=torch.long), loss_MN)
     gate, explained = fit_gate(samples, seed=0)
     assert explained > 0.5
-    clear = pooled[:, 0].abs() > 0.7
     gain_R = gate.gain(pooled, torch.ones(600), 1, 3)
-    assert bool((gain_R[clear & hard] > 0.3).all()) and bool((gain_R[clear & ~hard] < 0.2).all())
+    assert float(gain_R[hard].mean()) > 0.35 and float(gain_R[~hard].mean()) < 0.15
