@@ -41,5 +41,5 @@ def test_a_gate_learns_which_rows_gain_by_passes() -> None:
     samples = Samples(pooled, torch.ones(600), torch.ones(600, dtype=torch.long), loss_MN)
     gate, explained = fit_gate(samples, seed=0)
     assert explained > 0.5
-    gain_R = gate.gain(pooled, torch.ones(600), 1, 3)
+    gain_R = gate.gain(pooled, torch.ones(600), 1, 3).detach()
     assert float(gain_R[hard].mean()) > 0.35 and float(gain_R[~hard].mean()) < 0.15
