@@ -125,13 +125,12 @@ def _written(held: Sequence[Held], replicas: int) -> _Loads:
 
 
 def _read(held: Sequence[Held], replicas: int) -> _Loads:
-    """A resume: checksums of all files, the weights of each shard once, and each process's own optimizer state."""
+    """A resume: checksums of all files, and each process's own part of the weights and optimizer state."""
     written = _written(held, replicas)
-    weights = _owned({h.name: WIDE * h.numel for h in held}, replicas)
-    state = [(WIDE * _averages(g[0]), partition_size(g, replicas)) for g in role_groups(held, ZERO)]
+    state = [(WIDE * (1 + _averages(g[0])), partition_size(g, replicas)) for g in role_groups(held, ZERO)]
     own = sum(width * part for width, part in state)
-    everyone = sum(WIDE * _averages(h) * h.numel for h in held)
-    return _Loads(written.total + TENSOR * (weights.total + everyone), written.fullest + weights.fullest + own)
+    everyone = sum(WIDE * (1 + _averages(h)) * h.numel for h in held)
+    return _Loads(written.total + TENSOR * everyone, written.fullest + own)
 
 
 def _links(config: Config, planner: Planner, held: Sequence[Held], replicas: int, size: int) -> list[Row]:
