@@ -7,7 +7,7 @@ are added up with few kernels: those of matrices where they are computed, those 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import zip_longest
 
 import torch
@@ -20,13 +20,31 @@ from sleeptrain.ops.add_product import adds_wide, stacking_rows
 MOST_ELEMENTS = 2**17  # of a vector; the gradients of all its uses are held until the step's last backward has ended
 
 
+class KeptCopies:
+    """Keeps the copies of matrices and scales of norms in their place from step to step, for CUDA graphs read them.
+
+    Products of few rows are then added to their totals at once: a graph cannot count the rows that are kept.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: dict[tuple[int, torch.dtype], torch.Tensor] = {}
+
+    def empty_like(self, weight: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+        """The tensor of this weight, whose values are those of the step before."""
+        key = (id(weight), dtype or weight.dtype)
+        if key not in self._tensors:
+            self._tensors[key] = torch.empty_like(weight, dtype=dtype, requires_grad=False)
+        return self._tensors[key]
+
+
 @contextmanager
-def working_copies(model: nn.Module) -> Iterator[None]:
+def working_copies(model: nn.Module, kept: KeptCopies | None = None) -> Iterator[None]:
     """Keep a copy of each matrix in the compute dtype, with the values at entry, and let uses add to its gradient.
 
     Enter it around the forwards and backwards of a step, between which no weight changes, and not under ZeRO-3: copies
     would hold the whole model, of which a process holds a part. Where gradients are computed, a matrix without one gets
-    a gradient of zeros; gradients of vectors and other small tensors are None inside and complete at exit.
+    a gradient of zeros; gradients of vectors and other small tensors are None inside and complete at exit. kept: keeps
+    the copies from step to step; None: they live inside.
     """
     modules = [module for module in model.modules() if isinstance(module, Product) and module.compute_dtype is not None]
     pairs = [(module, matrix) for module in modules if (matrix := module.matrix) is not None]
@@ -35,10 +53,14 @@ def working_copies(model: nn.Module) -> Iterator[None]:
         return
     embeddings = [module for module in model.modules() if isinstance(module, Embedding)]
     norms = [module for module in model.modules() if isinstance(module, RMSNorm) and module.zero_centred]
-    copies = [torch.empty_like(matrix, dtype=module.compute_dtype) for module, matrix in pairs]
+    new = torch.empty_like if kept is None else kept.empty_like
     with torch.no_grad():
+        copies = [new(matrix, dtype=module.compute_dtype) for module, matrix in pairs]
+        scales = [new(norm.weight, dtype=None) for norm in norms]
         torch._foreach_copy_(copies, [matrix for _, matrix in pairs])
-        scales = torch._foreach_add([norm.weight for norm in norms], 1.0) if norms else []
+        if scales:
+            torch._foreach_copy_(scales, [norm.weight for norm in norms])
+            torch._foreach_add_(scales, 1.0)
     for (module, matrix), copy in zip(pairs, copies, strict=True):
         module.working_copy, module.gradient = copy, _gradient(matrix)
     for embedding in embeddings:
@@ -50,7 +72,7 @@ def working_copies(model: nn.Module) -> Iterator[None]:
     totals = [total for copy, total in gradients if total is not None and adds_wide(copy, total.dtype)]
     sums = LateSums([p for p in model.parameters() if id(p) not in matrices and _is_summed_late(p)])
     try:
-        with stacking_rows(totals):
+        with stacking_rows(totals) if kept is None else nullcontext():
             yield
     finally:
         sums.close()
