@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from sleeptrain.config.schema import Config
+from sleeptrain.errors import ConfigError
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.model.working_copies import KeptCopies
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.features import Features
 from sleeptrain.sleep.graphs.buffers import FixedGradients, Slot
-from sleeptrain.sleep.graphs.capture import Capture
+from sleeptrain.sleep.graphs.capture import Capture, CudaCapture
 from sleeptrain.sleep.graphs.recorded_round import RecordedRound, distinct
 from sleeptrain.sleep.inputs import RoundInputs
 from sleeptrain.sleep.loop import CallLayers, RoundContext
@@ -39,7 +41,7 @@ class RoundGraphs:
     def __init__(self, model: Hybrid, capture: Capture) -> None:
         self._capture, self._gradients = capture, FixedGradients(model)
         self._shape: tuple[int, int] | None = None
-        self._told = 0
+        self._told = (0, False)
         self.kept = KeptCopies()
         self._forget()
 
@@ -63,12 +65,12 @@ class RoundGraphs:
 
     def take(self) -> str | None:
         """Text that says how many rounds are recorded, if that has changed since the last call."""
-        count = len(self._recorded)
-        if count == self._told:
+        now = len(self._recorded), self._is_full
+        if now == self._told:
             return None
-        self._told = count
-        full = f"; these are the most, and others run without graphs from now on (of {len(self._seen)} kinds)"
-        return f"train.cuda_graphs: {count} rounds recorded{full if self._is_full else ''}"
+        self._told = now
+        full = ", the most; all others run without graphs" if self._is_full else ""
+        return f"train.cuda_graphs: {now[0]} rounds recorded{full}"
 
     def __call__(
         self,
@@ -157,3 +159,18 @@ def _key_of(leaves: Sequence[Any]) -> Hashable:
     tensors, numbers = distinct(leaves)
     constants = tuple(None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
     return constants, tuple(numbers), tuple((t.shape, t.dtype, t.requires_grad) for t in tensors)
+
+
+def round_graphs(config: Config, model: Hybrid) -> RoundGraphs | None:
+    """The graphs of a run, which `layout_check` has passed; None without `train.cuda_graphs`.
+
+    Raises ConfigError if the model is not on a CUDA device.
+    """
+    if not config.train.cuda_graphs:
+        return None
+    if model.device.type != "cuda":
+        raise ConfigError(
+            f"train.cuda_graphs=true needs a CUDA device, and this run is on {model.device.type}; set "
+            "train.cuda_graphs=false, or train on a GPU (train.device=cuda)"
+        )
+    return RoundGraphs(model, CudaCapture())

@@ -7,10 +7,13 @@ import torch
 
 from sleeptrain.config.schema import Config, SleepConfig, TrainConfig
 from sleeptrain.data.batch import Batch
+from sleeptrain.errors import ConfigError
 from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.linear import computing_in
 from sleeptrain.model.state import FastWeights
 from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.sleep.graphs import round_graphs
+from sleeptrain.sleep import precision
+from sleeptrain.sleep.graphs import recorded_round, round_graphs
 from sleeptrain.sleep.graphs.round_graphs import RoundGraphs
 from sleeptrain.sleep.step import StepResult, forward_backward, step_context
 from tests.models import random_batch, tiny_model
@@ -82,9 +85,110 @@ def assert_equal(found: list[Outcome], expected: list[Outcome]) -> None:
     ids=str,
 )
 def test_steps_equal_those_without_graphs(passes: int, changes: dict[str, object]) -> None:
+    recorder = compare(passes, **changes)
+    assert recorder.replays > recorder.recorded > 0
+
+
+def compare(passes: int, **changes: object) -> Recorder:
+    """The recorder of steps that were found equal."""
     recorder = Recorder()
     expected = steps(model := tiny_model(), config_of(model, passes, **changes), None)
     graphs = RoundGraphs(model := tiny_model(), recorder)
-    found = steps(model, config_of(model, passes, **changes), graphs)
-    assert_equal(found, expected)
-    assert recorder.replays > recorder.recorded > 0
+    assert_equal(steps(model, config_of(model, passes, **changes), graphs), expected)
+    return recorder
+
+
+def test_the_second_round_of_a_kind_is_recorded_and_later_ones_are_replayed() -> None:
+    model, recorder = tiny_model(), Recorder()
+    graphs, shape = RoundGraphs(model, recorder), StepShape(1, WINDOW, 2)
+    for done, (recorded, replays) in enumerate([(0, 0), (6, 6), (6, 12)]):
+        result = forward_backward(
+            step_context(config_of(model, 1), shape, model, graphs=graphs),
+            model,
+            random_batch([[0] * 48, [1] * 48], done),
+            shape,
+            None,
+        )
+        assert result.num_rounds == 3
+        assert (recorder.recorded, recorder.replays) == (recorded, replays), "two graphs a round"
+        assert graphs.take() == ("train.cuda_graphs: 3 rounds recorded" if done == 1 else None)
+    assert recorder.pools == 3
+
+
+def test_what_is_not_copied_to_its_place_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A break of the code on purpose: inputs are copied when a round is recorded, and never again."""
+    fill, filled = recorded_round.RecordedRound.fill, set[int]()
+
+    def fill_once(self: recorded_round.RecordedRound, inputs: list[torch.Tensor]) -> None:
+        if id(self) not in filled:
+            filled.add(id(self))
+            fill(self, inputs)
+
+    monkeypatch.setattr(recorded_round.RecordedRound, "fill", fill_once)
+    with pytest.raises(AssertionError):
+        compare(1)
+
+
+def test_rounds_beyond_the_most_run_without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(round_graphs, "MOST_ROUNDS", 2)
+    recorder = Recorder()
+    graphs = RoundGraphs(model := tiny_model(), recorder)
+    found = steps(model, config_of(model, 2), graphs)
+    assert_equal(found, steps(model := tiny_model(), config_of(model, 2), None))
+    assert recorder.recorded == 4
+    assert graphs.take() == "train.cuda_graphs: 2 rounds recorded, the most; all others run without graphs"
+
+
+def test_a_step_whose_features_are_read_runs_without_graphs() -> None:
+    model, recorder, read = tiny_model(), Recorder(), list[torch.Tensor]()
+    graphs, shape = RoundGraphs(model, recorder), StepShape(1, WINDOW, 2)
+    for on_features in (lambda r, layout, x: read.append(x), None, None):
+        context = step_context(config_of(model, 1), shape, model, on_features=on_features, graphs=graphs)
+        forward_backward(context, model, random_batch([[0] * 16] * 2), shape, None)
+        assert recorder.recorded == 0 or on_features is None
+    assert len(read) == 1 and recorder.recorded == 2
+
+
+def test_other_trained_parameters_are_recorded_anew() -> None:
+    model, recorder = tiny_model(), Recorder()
+    graphs, shape, batch = RoundGraphs(model, recorder), StepShape(1, WINDOW, 2), random_batch([[0] * 16] * 2)
+    frozen = model.blocks[1].mlp.up_proj.weight
+    for trained, recorded in [(True, 0), (True, 2), (False, 2), (False, 4)]:
+        frozen.requires_grad_(trained)
+        model.zero_grad(set_to_none=True)
+        forward_backward(step_context(config_of(model, 1), shape, model, graphs=graphs), model, batch, shape, None)
+        assert recorder.recorded == recorded and (frozen.grad is not None) == trained
+
+
+def test_working_copies_and_gradients_keep_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in bf16, but in fp64: products add to gradients of matrices, those of vectors are added up at the end."""
+    monkeypatch.setattr(precision, "computing_in", lambda model, _: computing_in(model, torch.float64))
+    monkeypatch.setitem(precision.DTYPES, "fp32", torch.float64)  # of the residual stream
+    outcomes = []
+    for recorder in (None, Recorder()):
+        model = tiny_model(norm="zero_centred", tie_embeddings=True)
+        flat = torch.zeros(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
+        views = [v.view(p.shape) for v, p in zip(flat.split([p.numel() for p in model.parameters()]), model.parameters())]
+
+        def zero_grad(set_to_none: bool = True, model=model, flat=flat, views=views) -> None:
+            """As under ZeRO-1."""
+            flat.zero_()
+            for p, view in zip(model.parameters(), views, strict=True):
+                p.grad = view
+
+        monkeypatch.setattr(model, "zero_grad", zero_grad)
+        config = config_of(model, 3)
+        config.train.precision = "bf16"
+        graphs = None if recorder is None else RoundGraphs(model, recorder)
+        outcomes.append(steps(model, config, graphs))
+        assert all(p.grad is view for p, view in zip(model.parameters(), views, strict=True))
+    assert recorder is not None and recorder.replays > 0
+    assert_equal(outcomes[1], outcomes[0])
+
+
+def test_it_needs_a_gpu() -> None:
+    config = config_of(model := tiny_model(), 1)
+    assert round_graphs.round_graphs(config, model) is None
+    config.train.cuda_graphs = True
+    with pytest.raises(ConfigError, match=r"train\.cuda_graphs=true needs a CUDA device, and this run is on cpu"):
+        round_graphs.round_graphs(config, model)
