@@ -209,7 +209,8 @@ def _check_cuda_graphs(config: Config, replicas: int) -> None:
     if obstacles:
         raise ConfigError(
             f"train.cuda_graphs=true does not go with {' and '.join(obstacles)}: it runs in one process or replicas "
-            "under parallel.zero=1, with sleep.recompute=none and sleep.stop=fixed; set these, or train.cuda_graphs=false"
+            "under parallel.zero=1, with sleep.recompute=none and sleep.stop=fixed; set these, or "
+            "train.cuda_graphs=false"
         )
 
 

@@ -30,8 +30,8 @@ class TrainConfig:
     )
     cuda_graphs: bool = setting(
         False,
-        "run rounds as [CUDA graphs](training.md#cuda-graphs), which spare the host; on a GPU, in one process or replicas "
-        "under `parallel.zero=1`, with `sleep.recompute=none` and `sleep.stop=fixed`",
+        "run rounds as [CUDA graphs](training.md#cuda-graphs), which spare the host; on a GPU, in one process or "
+        "replicas under `parallel.zero=1`, with `sleep.recompute=none` and `sleep.stop=fixed`",
         on_resume="free",
     )
     device: str = setting("auto", "auto is a GPU where there is one", choices=("auto", "cpu", "cuda"))

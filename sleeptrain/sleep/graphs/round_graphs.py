@@ -105,7 +105,9 @@ class RoundGraphs:
         if len(self._recorded) >= MOST_ROUNDS:
             self._is_full = True
             return None
-        slot = self._slots.setdefault(layers.place, Slot(self._capture.new_pool(), layers.window))
+        if layers.place not in self._slots:
+            self._slots[layers.place] = Slot(self._capture.new_pool(), layers.window)
+        slot = self._slots[layers.place]
         length, gradients = layers.round.length, self._gradients.tensors
         self._recorded[key] = RecordedRound(layers, leaves, slot, length, self._capture, gradients), layers
         return self._recorded[key]
