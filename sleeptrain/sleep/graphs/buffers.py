@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -60,11 +60,19 @@ class FixedGradients:
 
 def zero_(tensors: Iterable[torch.Tensor | None]) -> None:
     """Set tensors to zero, with few kernels."""
-    if there := [t for t in tensors if t is not None]:
-        torch._foreach_zero_(there)
+    for (same,) in _by_dtype([(t,) for t in tensors if t is not None]):
+        torch._foreach_zero_(same)
 
 
 def copy_(into: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-    """Copy values into tensors, with few kernels."""
-    if into:
-        torch._foreach_copy_(list(into), list(values))
+    """Copy values into tensors of the same dtypes, with few kernels."""
+    for same, of_them in _by_dtype(list(zip(into, values, strict=True))):
+        torch._foreach_copy_(same, of_them)
+
+
+def _by_dtype(tuples: Sequence[tuple[torch.Tensor, ...]]) -> Iterator[list[list[torch.Tensor]]]:
+    """The tuples as lists, one group for each dtype of the first: torch joins copies of one dtype in a kernel."""
+    groups: dict[torch.dtype, list[tuple[torch.Tensor, ...]]] = {}
+    for tensors in tuples:
+        groups.setdefault(tensors[0].dtype, []).append(tensors)
+    yield from ([list(column) for column in zip(*group, strict=True)] for group in groups.values())

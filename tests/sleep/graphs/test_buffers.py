@@ -42,9 +42,9 @@ def test_gradients_keep_their_place() -> None:
 
 
 def test_copies_and_zeros() -> None:
-    a, b = torch.ones(2), torch.ones(3)
+    a, b, c = torch.ones(2), torch.ones(3), torch.ones(1, dtype=torch.long)
     zero_([a, None])
-    copy_([b], [torch.full((3,), 2.0)])
+    copy_([b, c], [torch.full((3,), 2.0), torch.tensor([7])])
     copy_([], [])
     zero_([])
-    assert a.tolist() == [0, 0] and b.tolist() == [2, 2, 2]
+    assert a.tolist() == [0, 0] and b.tolist() == [2, 2, 2] and c.tolist() == [7]
