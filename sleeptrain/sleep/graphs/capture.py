@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -14,15 +15,22 @@ class Capture(Protocol):
     def new_pool(self) -> Any:
         """Memory for what functions allocate inside. Those that share a pool run in the order of their recording."""
 
-    def warm_up(self, function: Callable[[], None]) -> None:
-        """Run a function as it will be recorded, so that nothing is compiled, loaded or measured while recording."""
+    def running(self) -> AbstractContextManager[None]:
+        """Inside, functions may be recorded and replayed."""
 
     def record(self, function: Callable[[], None], pool: Any) -> Callable[[], None]:
-        """Record the function without running it. Returns a function that runs what was recorded."""
+        """Record the function without running it. Returns a function that runs what was recorded.
+
+        Run the function once before, so that nothing is compiled, loaded or measured while it is recorded.
+        """
 
 
 class CudaCapture:
-    """Records on a stream of its own: the default stream cannot be recorded."""
+    """Records on a stream of its own, for the default stream cannot be recorded.
+
+    All that runs between two recordings runs on it too: autograd lets the stream on which a parameter was first used in
+    a graph wait for its gradients, which a recording of another stream forbids.
+    """
 
     def __init__(self) -> None:
         self._stream = torch.cuda.Stream()
@@ -30,12 +38,15 @@ class CudaCapture:
     def new_pool(self) -> Any:
         return torch.cuda.graph_pool_handle()
 
-    def warm_up(self, function: Callable[[], None]) -> None:
-        current = torch.cuda.current_stream()
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            function()
-        current.wait_stream(self._stream)
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        outside = torch.cuda.current_stream()
+        self._stream.wait_stream(outside)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            outside.wait_stream(self._stream)
 
     def record(self, function: Callable[[], None], pool: Any) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()

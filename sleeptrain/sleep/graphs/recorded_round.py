@@ -57,7 +57,7 @@ class RecordedRound:
         self._output_gradients = list[torch.Tensor]()
         self._input_gradients: list[torch.Tensor | None] | None = None
         self.fill(tensors)
-        capture.warm_up(self._rehearse)
+        self._rehearse()
         self._replay_forward = capture.record(self._forward, slot.pool)
         self._replay_backward = capture.record(self._backward, slot.pool)
 

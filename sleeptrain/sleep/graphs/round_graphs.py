@@ -61,7 +61,8 @@ class RoundGraphs:
         before, self._shape = self._shape, (shape.window, shape.batch)
         if self._gradients.begin() or before != self._shape:
             self._forget()
-        yield
+        with self._capture.running():
+            yield
 
     def take(self) -> str | None:
         """Text that says how many rounds are recorded, if that has changed since the last call."""
@@ -109,7 +110,8 @@ class RoundGraphs:
             self._slots[layers.place] = Slot(self._capture.new_pool(), layers.window)
         slot = self._slots[layers.place]
         length, gradients = layers.round.length, self._gradients.tensors
-        self._recorded[key] = RecordedRound(layers, leaves, slot, length, self._capture, gradients), layers
+        with _naming_the_setting(layers.round):
+            self._recorded[key] = RecordedRound(layers, leaves, slot, length, self._capture, gradients), layers
         return self._recorded[key]
 
 
@@ -148,6 +150,21 @@ class _Layers:
         features, x, new_state = self.run_layers(*arguments)
         leaves, self.results = tree_flatten((features.core_input_RLD, features.output_RLD, x, new_state))
         return leaves
+
+
+@contextmanager
+def _naming_the_setting(r: Round) -> Iterator[None]:
+    """Turn an error of a recording into a ConfigError that names `train.cuda_graphs`; too little memory stays that."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ConfigError(
+            f"train.cuda_graphs=true, but pass {r.pass_index} over window {r.window} could not be recorded "
+            f"({str(error).strip().partition(chr(10))[0]}): a kernel or mixer waits for the device or copies from the "
+            "host; train.cuda_graphs=false trains without graphs"
+        ) from error
 
 
 def _can_record(context: RoundContext, inputs: RoundInputs) -> bool:

@@ -15,10 +15,11 @@ def test_what_is_recorded_runs_again_on_the_same_memory() -> None:
     def add() -> None:
         total.add_(x * 2)
 
-    capture.warm_up(add)
-    replay = capture.record(add, capture.new_pool())
-    assert total.tolist() == [2.0] * 4, "to record runs nothing"
-    for value in (1.0, 5.0):
-        x.fill_(value)
-        replay()
+    with capture.running():
+        add()
+        replay = capture.record(add, capture.new_pool())
+        assert total.tolist() == [2.0] * 4, "to record runs nothing"
+        for value in (1.0, 5.0):
+            x.fill_(value)
+            replay()
     assert total.tolist() == [2.0 + 2.0 + 10.0] * 4

@@ -176,6 +176,16 @@ def test_working_copies_and_gradients_keep_their_place(monkeypatch: pytest.Monke
     assert_equal(outcomes[1], outcomes[0])
 
 
+def test_what_cannot_be_recorded_ends_with_the_name_of_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Recorder, function: object, pool: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+
+    monkeypatch.setattr(Recorder, "record", refuse)
+    model = tiny_model()
+    with pytest.raises(ConfigError, match=r"pass 1 over window 0 .*is capturing\): .*train\.cuda_graphs=false"):
+        steps(model, config_of(model, 1), RoundGraphs(model, Recorder()))
+
+
 def test_it_needs_a_gpu() -> None:
     config = config_of(model := tiny_model(), 1)
     assert round_graphs.round_graphs(config, model) is None
