@@ -182,7 +182,7 @@ def test_what_cannot_be_recorded_ends_with_the_name_of_the_setting(monkeypatch: 
 
     monkeypatch.setattr(Recorder, "record", refuse)
     model = tiny_model()
-    with pytest.raises(ConfigError, match=r"pass 1 over window 0 .*is capturing\): .*train\.cuda_graphs=false"):
+    with pytest.raises(ConfigError, match=r"pass 1 over window 1 .*is capturing\): .*train\.cuda_graphs=false"):
         steps(model, config_of(model, 1), RoundGraphs(model, Recorder()))
 
 
