@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -38,9 +40,9 @@ def batches() -> list[Batch]:
     ]
 
 
-def config_of(model: Hybrid, passes: int, **changes: object) -> Config:
-    sleep = SleepConfig(passes=passes, window=WINDOW, recompute="none", **changes)  # type: ignore[arg-type]
-    return Config(model=model.config, sleep=sleep, train=TrainConfig(tokens=1))
+def config_of(model: Hybrid, passes: int, micro_batch: int = 0, **changes: Any) -> Config:
+    sleep = SleepConfig(passes=passes, window=WINDOW, recompute="none", **changes)
+    return Config(model=model.config, sleep=sleep, train=TrainConfig(tokens=1, micro_batch=micro_batch))
 
 
 Outcome = tuple[StepResult, list[torch.Tensor]]
@@ -81,18 +83,18 @@ def assert_equal(found: list[Outcome], expected: list[Outcome]) -> None:
         (3, {}),
         (3, {"eviction": "sliding", "conv_state": "carry"}),
         (2, {"feedback": "none", "core": [1, 2]}),
-        (2, {"bptt_windows": 1}),
+        (2, {"bptt_windows": 1, "micro_batch": 1}),
     ],
     ids=str,
 )
-def test_steps_equal_those_without_graphs(passes: int, changes: dict[str, object]) -> None:
+def test_steps_equal_those_without_graphs(passes: int, changes: dict[str, Any]) -> None:
     recorder = compare(passes, **changes)
     assert recorder.replays > recorder.recorded > 0
     if passes == 3:
         assert recorder.pools < recorder.recorded // 2, "passes of two lengths share memory"
 
 
-def compare(passes: int, **changes: object) -> Recorder:
+def compare(passes: int, **changes: Any) -> Recorder:
     """The recorder of steps that were found equal."""
     recorder = Recorder()
     expected = steps(model := tiny_model(), config_of(model, passes, **changes), None)
