@@ -94,6 +94,13 @@ def test_steps_equal_those_without_graphs(passes: int, changes: dict[str, Any]) 
         assert recorder.pools < recorder.recorded // 2, "passes of two lengths share memory"
 
 
+@pytest.mark.parametrize("eviction", ["hard", "sliding"])
+def test_steps_whose_attention_reads_the_bounds_of_documents(eviction: str, by_bounds: list[torch.Tensor]) -> None:
+    recorder = compare(2, eviction=eviction)
+    assert recorder.replays > recorder.recorded > 0
+    assert {len(bounds) for bounds in by_bounds} > {9}, "padded ones, and those without graphs"
+
+
 def compare(passes: int, **changes: Any) -> Recorder:
     """The recorder of steps that were found equal."""
     recorder = Recorder()
