@@ -44,7 +44,9 @@ def main(arguments: Sequence[str]) -> int:
         config = _with_gate(opened, out / GATE, options.fit_batches)
     rules = options.rules or [r for r in RULES if r == "change" or config.sleep.feedback == "features"]
     if not config.sleep.stop_gate:
-        rules = [r for r in rules if r != "gate"]
+        if options.rules and "gate" in options.rules:
+            raise ConfigError("--rules gate needs a gate: add --fit-gate, or name one in sleep.stop_gate of the run")
+        rules = [rule for rule in rules if rule != "gate"]
     calibration = calibrate(
         opened.model, lambda: held_out(source, config), config, source.task, rules, options.thresholds
     )

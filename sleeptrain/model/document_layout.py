@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from sleeptrain.data.batch import PAD
-from sleeptrain.ops.document_attention import DocumentBounds, document_bounds
-from sleeptrain.ops.segments import Segments, cut_at_resets
+from sleeptrain.ops.document_attention import DocumentBounds, bounds_of_fixed_size, document_bounds
+from sleeptrain.ops.segments import Segments, cut_at_resets, segments_of_fixed_size
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,20 @@ class DocumentLayout:
     def reads_retained(self) -> bool:
         """False if no token attends to retained ones. A mask does not tell on the host."""
         return self.bounds is None or bool(self.bounds_after)
+
+    @property
+    def sizes_are_fixed(self) -> bool:
+        """False if a tensor of `of_fixed_sizes` has a size that depends on the documents, row by row."""
+        return all(bounds.key_index is None for bounds in self.bounds_after.values())
+
+    def of_fixed_sizes(self) -> DocumentLayout:
+        """The same documents in tensors whose sizes hardly depend on them: a few powers of two."""
+        return replace(
+            self,
+            segments=None if self.segments is None else segments_of_fixed_size(self.segments),
+            bounds=None if self.bounds is None else bounds_of_fixed_size(self.bounds),
+            bounds_after={n: bounds_of_fixed_size(bounds) for n, bounds in self.bounds_after.items()},
+        )
 
     def within(self, reach: int) -> DocumentLayout:
         """The layout in which each token sees at most the last `reach` tokens, itself included."""

@@ -7,7 +7,7 @@ are added up with few kernels: those of matrices where they are computed, those 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import zip_longest
 from typing import TypeVar
 
@@ -21,15 +21,31 @@ from sleeptrain.ops.add_product import adds_wide, stacking_rows
 MOST_ELEMENTS = 2**17  # of a vector; the gradients of all its uses are held until the step's last backward has ended
 
 
+class KeptCopies:
+    """Keeps the copies of matrices and scales of norms in their place from step to step, for CUDA graphs read them.
+
+    Products of few rows are then added to their totals at once: a graph cannot count the rows that are kept.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: dict[int, torch.Tensor] = {}
+
+    def empty_like(self, module: object, weight: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+        """The tensor of this module, whose values are those of the step before. weight: of the module."""
+        if id(module) not in self._tensors:
+            self._tensors[id(module)] = torch.empty_like(weight, dtype=dtype, requires_grad=False)
+        return self._tensors[id(module)]
+
+
 @contextmanager
-def working_copies(model: nn.Module) -> Iterator[None]:
+def working_copies(model: nn.Module, kept: KeptCopies | None = None) -> Iterator[None]:
     """Keep a copy of each matrix in the compute dtype, with the values at entry, and let uses add to its gradient.
 
     A matrix that has the compute dtype is its own copy. Its gradient is wider than the matrix, which torch.compile
     refuses, so it is out of sight inside. Enter it around the forwards and backwards of a step, between which no weight
     changes, and not under ZeRO-3: copies would hold the whole model, of which a process holds a part. Where gradients
     are computed, a matrix without one gets a gradient of zeros; gradients of vectors and other small tensors are None
-    inside and complete at exit.
+    inside and complete at exit. kept: keeps the copies from step to step; None: they live inside.
     """
     modules = [m for m in model.modules() if isinstance(m, MatrixReader) and m.compute_dtype is not None]
     readers: list[tuple[MatrixReader, torch.Tensor]]
@@ -45,12 +61,12 @@ def working_copies(model: nn.Module) -> Iterator[None]:
         matrix.grad = None
     products = [(module, _used(module, matrix.detach())) for module, matrix in readers if isinstance(module, Product)]
     norms = [module for module in model.modules() if isinstance(module, RMSNorm) and module.zero_centred]
-    _copy_matrices(products)
-    _compute_scales(norms)
+    _copy_matrices(products, kept)
+    _compute_scales(norms, kept)
     totals = [p.gradient for p, _ in products if p.gradient is not None and _adds_wide(p, p.gradient)]
     sums = LateSums([p for p in model.parameters() if p not in gradients and _is_summed_late(p)])
     try:
-        with stacking_rows(totals):
+        with stacking_rows(totals) if kept is None else nullcontext():
             yield
     finally:
         sums.close()
@@ -73,10 +89,10 @@ def _used(module: MatrixReader, matrix: T) -> T:
     return matrix if rows is None or matrix is None else matrix[rows]
 
 
-def _copy_matrices(products: Sequence[tuple[Product, torch.Tensor]]) -> None:
+def _copy_matrices(products: Sequence[tuple[Product, torch.Tensor]], kept: KeptCopies | None) -> None:
     """Set the working copy of each module from the rows of its matrix."""
     wide = [(module, matrix) for module, matrix in products if matrix.dtype != module.compute_dtype]
-    copies = [torch.empty_like(matrix, dtype=module.compute_dtype) for module, matrix in wide]
+    copies = [_empty_like(kept, module, matrix, module.compute_dtype) for module, matrix in wide]
     if copies:
         torch._foreach_copy_(copies, [matrix for _, matrix in wide])
     for module, matrix in products:
@@ -86,11 +102,22 @@ def _copy_matrices(products: Sequence[tuple[Product, torch.Tensor]]) -> None:
 
 
 @torch.no_grad()
-def _compute_scales(norms: Sequence[RMSNorm]) -> None:
+def _compute_scales(norms: Sequence[RMSNorm], kept: KeptCopies | None) -> None:
     """Set the scale of each norm: 1 + its weight."""
-    scales = torch._foreach_add([norm.weight for norm in norms], 1.0) if norms else []
+    scales = [_empty_like(kept, norm, norm.weight, None) for norm in norms]
+    if scales:
+        torch._foreach_copy_(scales, [norm.weight for norm in norms])
+        torch._foreach_add_(scales, 1.0)
     for norm, scale in zip(norms, scales, strict=True):
         norm.scale = scale
+
+
+def _empty_like(
+    kept: KeptCopies | None, module: object, weight: torch.Tensor, dtype: torch.dtype | None
+) -> torch.Tensor:
+    if kept is None:
+        return torch.empty_like(weight, dtype=dtype, requires_grad=False)
+    return kept.empty_like(module, weight, dtype)
 
 
 def _adds_wide(product: Product, total: torch.Tensor) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch.nn.attention.varlen import varlen_attn
 
 from sleeptrain.ops.device import runs_kernels
+from sleeptrain.ops.segments import padded_count, repeat_last
 
 MOST_HEAD_DIM = 256
 BLOCK = 128  # tokens that the kernel takes at once, at most
@@ -73,6 +74,15 @@ def after_earlier_keys(bounds: DocumentBounds, counts_R: torch.Tensor, num_earli
     return DocumentBounds(
         bounds.queries, keys, bounds.most_queries, _power_of_two(num_earlier + num_tokens), index, False
     )
+
+
+def bounds_of_fixed_size(bounds: DocumentBounds) -> DocumentBounds:
+    """The bounds, and behind them empty stretches, so that their number hardly depends on the documents.
+
+    The keys that take part keep their number, which `key_index` has.
+    """
+    empty = padded_count(len(bounds.queries) - 1) - (len(bounds.queries) - 1)
+    return bounds._replace(queries=repeat_last(bounds.queries, empty), keys=repeat_last(bounds.keys, empty))
 
 
 def first_of_stretch(documents_RL: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 CHUNK = 64  # tokens of a chunk in flash-linear-attention
+FEWEST = 8  # stretches to which fewer are padded
 
 
 class Segments(NamedTuple):
@@ -52,6 +53,34 @@ def cut_at_resets(reset_BT: torch.Tensor) -> Segments:
         begins.sum(1).cumsum(0) - 1,
         torch.stack([segment, number], 1),
     )
+
+
+def padded_count(stretches: int) -> int:
+    """A power of two above this number of stretches of tokens, so that rows with other documents have the same."""
+    return max(FEWEST, 1 << stretches.bit_length())
+
+
+def segments_of_fixed_size(cut: Segments) -> Segments:
+    """The segments, and behind them empty ones that begin with zeros, so that sizes hardly depend on the resets.
+
+    Kernels launch as many programs as there are chunks. Here they are as many as the padded number of segments may
+    have; those too many belong to the last segment, which is empty, so that they read and write nothing.
+    """
+    count, num_tokens = len(cut.row), int(cut.cu_seqlens[-1])
+    padded = padded_count(count)
+    empty, spare = padded - count, num_tokens // CHUNK + padded - len(cut.chunk_indices)
+    return Segments(
+        repeat_last(cut.cu_seqlens, empty),
+        repeat_last(cut.row, empty),
+        torch.cat([cut.continues, cut.continues.new_zeros(empty)]),
+        cut.last_of_row,
+        torch.cat([cut.chunk_indices, cut.chunk_indices.new_tensor([[padded - 1, 0]]).expand(spare, -1)]),
+    )
+
+
+def repeat_last(x_N: torch.Tensor, times: int) -> torch.Tensor:
+    """The vector with its last element repeated `times` times behind it."""
+    return torch.cat([x_N, x_N[-1:].expand(times)])
 
 
 def segment_states(initial_state: torch.Tensor | None, cut: Segments) -> torch.Tensor | None:

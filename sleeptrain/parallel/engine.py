@@ -36,6 +36,7 @@ from sleeptrain.parallel.zero.engine import wrap
 from sleeptrain.parallel.zero.state import load, load_weights, local_tensors
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.flops import step_flops
+from sleeptrain.sleep.graphs.round_graphs import round_graphs
 from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits, loop_settings, run_rounds
 from sleeptrain.sleep.precision import in_precision, narrow_parameters
 from sleeptrain.sleep.recompute import with_recompute
@@ -83,6 +84,7 @@ class DistributedEngine:
         shapes = {name: tuple(p.shape) for name, p in full_model.named_parameters() if name in local_names}
         narrow = narrow_parameters(config.train, self.model)
         self._zero = wrap(self.model, roles, config.optim, config.parallel.zero, mesh, self._sharding, shapes, narrow)
+        self.graphs = round_graphs(config, self.model)
         if config.train.compile:
             compile_blocks(self.model)
         self._costs = schedule_costs(config)
@@ -148,7 +150,8 @@ class DistributedEngine:
         finder: Finder | None,
         on_features: OnFeatures | None,
     ) -> StepResult:
-        context = step_context(self._config, shape, self.model, self._progress, on_features, self._zero)
+        graphs = self.graphs if finder is None else None
+        context = step_context(self._config, shape, self.model, self._progress, on_features, self._zero, graphs)
         context = replace(context, copies=self._copies)
         if finder is not None:
             context = replace(context, settings=finder.settings(self._config, shape))

@@ -45,6 +45,7 @@ def check_layout(config: Config, world_size: int) -> int:
     _check_sequence(config)
     _check_stop(config)
     _check_head(config)
+    _check_cuda_graphs(config, world_size // model_parallel_size)
     return world_size // model_parallel_size
 
 
@@ -208,6 +209,29 @@ def _check_stop(config: Config) -> None:
                 f"sleep.stop={config.sleep.stop} does not go with parallel.{name}={value}: it runs in one process and "
                 "over replicas under parallel.zero=0 or 1; use sleep.stop=fixed, or such a layout"
             )
+
+
+def _check_cuda_graphs(config: Config, replicas: int) -> None:
+    """Graphs hold what one process does between the start of a round and its end, without a word of Python."""
+    if not config.train.cuda_graphs:
+        return
+    parallel, sleep, optim = config.parallel, config.sleep, config.optim
+    obstacles = [f"parallel.{name}={getattr(parallel, name)}" for name in ("tensor", "pipeline", "zero")]
+    obstacles = [text for text in obstacles if int(text.partition("=")[2]) > 1]
+    if parallel.zero == 0 and replicas > 1:
+        obstacles.append("parallel.zero=0 and several replicas")
+    if sleep.recompute != "none":
+        obstacles.append(f"sleep.recompute={sleep.recompute}")
+    if sleep.stop != "fixed":
+        obstacles.append(f"sleep.stop={sleep.stop}")
+    if replicas > 1 and (optim.frozen or optim.curriculum):
+        obstacles.append("optim.frozen or optim.curriculum over several replicas")
+    if obstacles:
+        raise ConfigError(
+            f"train.cuda_graphs=true does not go with {' and '.join(obstacles)}: it runs in one process or replicas "
+            "under parallel.zero=1, with sleep.recompute=none and sleep.stop=fixed; set these, or "
+            "train.cuda_graphs=false"
+        )
 
 
 def _check_sequence(config: Config) -> None:

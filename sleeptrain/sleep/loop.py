@@ -24,6 +24,8 @@ from sleeptrain.sleep.rounds import Round, round_layers, windows_of
 ReadLogits = Callable[[Round, int, torch.Tensor, torch.Tensor], None]
 # Called with the features [R, L, D] that the core leaves in a round.
 OnFeatures = Callable[[Round, DocumentLayout, torch.Tensor], None]
+# Calls `run_layers`, which is its first argument, with the others.
+CallLayers = Callable[..., tuple[Features, torch.Tensor | None, FastWeights]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class LoopSettings:
     recompute: the recomputation mode.
     on_round: called with each round before it runs, before it runs again, and when its backward begins.
     on_features: called with the core's output in each round, also when the round runs again.
+    graphs: runs the layers of each round, as CUDA graphs where it can; layouts then have fixed sizes. None: they are
+        called directly.
     """
 
     core: tuple[int, int]
@@ -42,6 +46,7 @@ class LoopSettings:
     recompute: Recompute = field(default_factory=lambda: Recompute("none"))
     on_round: Callable[[Round], None] | None = None
     on_features: OnFeatures | None = None
+    graphs: CallLayers | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,8 @@ def run_rounds(
     num_rows = batch.tokens_BT.shape[0]
     if retained_BC is None:
         retained_BC = carried_documents(rounds, state)
-    layouts = RoundLayouts(batch, model, settings.boundary.sliding_window, retained_BC)
+    fixed_sizes = settings.graphs is not None
+    layouts = RoundLayouts(batch, model, settings.boundary.sliding_window, retained_BC, fixed_sizes)
     inputs = inputs_of_rounds(batch, rounds, layouts, model.device)
     losses: dict[int, torch.Tensor] = {}
     for group in windows_of(rounds):
@@ -167,7 +173,9 @@ def run_round(
     if source is not None:
         x = source.output_RLD if r.feeds_back else source.core_input_RLD
     read = (source, state, boundary_state)
-    features, output, state = run_layers(context, r, inputs, x, state, boundary_state)
+    arguments = (context, r, inputs, x, state, boundary_state)
+    graphs = context.settings.graphs
+    features, output, state = run_layers(*arguments) if graphs is None else graphs(run_layers, *arguments)
     x_ND = at_targets(output, inputs) if r.loss and output is not None else None
     if on_round is not None:
         _call_before_backward(r, on_round, read, (features, state, x_ND))

@@ -16,7 +16,7 @@ from sleeptrain.distributed.world import World
 from sleeptrain.errors import ConfigError
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.linear import computing_in, read_narrow
-from sleeptrain.model.working_copies import working_copies
+from sleeptrain.model.working_copies import KeptCopies, working_copies
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -41,11 +41,13 @@ def narrow_parameters(train: TrainConfig, model: nn.Module) -> set[str]:
 
 
 @contextmanager
-def in_precision(train: TrainConfig, model: Hybrid, copies: bool = True) -> Iterator[None]:
+def in_precision(
+    train: TrainConfig, model: Hybrid, copies: bool = True, kept: KeptCopies | None = None
+) -> Iterator[None]:
     """Let `model` compute in `train.precision` inside, in forward, backward and recomputation, without autocast.
 
     The weights keep their dtype, and may not change inside. copies: each matrix is cast once, at entry
-    (`working_copies`); False: at each use.
+    (`working_copies`); False: at each use. kept: keeps these copies from step to step.
     """
     with torch.autocast(model.device.type, enabled=False):
         if train.precision == "fp32":
@@ -53,7 +55,7 @@ def in_precision(train: TrainConfig, model: Hybrid, copies: bool = True) -> Iter
             return
         model.residual_dtype = DTYPES[train.residual]
         try:
-            with computing_in(model, torch.bfloat16), working_copies(model) if copies else nullcontext():
+            with computing_in(model, torch.bfloat16), working_copies(model, kept) if copies else nullcontext():
                 yield
         finally:
             model.residual_dtype = None

@@ -30,13 +30,19 @@ class RoundLayouts:
     batch: on the CPU. model: the model, or the part that this process holds.
     sliding_window: of sliding eviction; None: hard eviction.
     retained_BC: the documents of the tokens that the memory before the first window retains (`retained_documents`).
+    fixed_sizes: layouts have fixed sizes (`DocumentLayout.of_fixed_sizes`).
     """
 
     def __init__(
-        self, batch: Batch, model: Hybrid, sliding_window: int | None = None, retained_BC: torch.Tensor | None = None
+        self,
+        batch: Batch,
+        model: Hybrid,
+        sliding_window: int | None = None,
+        retained_BC: torch.Tensor | None = None,
+        fixed_sizes: bool = False,
     ) -> None:
         self._documents_BT, self._starts_BT = batch.documents_BT, first_of_document(batch.documents_BT)
-        self._model, self._sliding_window = model, sliding_window
+        self._model, self._sliding_window, self._fixed_sizes = model, sliding_window, fixed_sizes
         documents = batch.documents_BT
         self._num_carried = 0
         if retained_BC is not None:
@@ -47,6 +53,10 @@ class RoundLayouts:
 
     def of(self, r: Round) -> DocumentLayout:
         """The layout of a round, on the CPU."""
+        layout = self._layout(r)
+        return layout.of_fixed_sizes() if self._fixed_sizes else layout
+
+    def _layout(self, r: Round) -> DocumentLayout:
         rows = None if len(r.rows) == self._documents_BT.shape[0] else torch.tensor(r.rows)
 
         def cut(t: torch.Tensor, start: int, stop: int) -> torch.Tensor:

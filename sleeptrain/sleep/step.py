@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -15,6 +16,7 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.flops import step_flops
+from sleeptrain.sleep.graphs.round_graphs import RoundGraphs
 from sleeptrain.sleep.loop import LoopSettings, OnFeatures, loop_settings, run_rounds
 from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.round_layouts import retained_documents
@@ -127,6 +129,7 @@ class StepContext:
     progress: this process's progress, updated in each round.
     calls: how the model's forward and backward are called.
     copies: matrices are cast once a step (`in_precision`).
+    graphs: runs rounds as CUDA graphs; None: without.
     """
 
     config: Config
@@ -134,6 +137,7 @@ class StepContext:
     progress: Progress
     calls: Calls
     copies: bool = True
+    graphs: RoundGraphs | None = None
 
 
 def step_context(
@@ -143,12 +147,13 @@ def step_context(
     progress: Progress | None = None,
     on_features: OnFeatures | None = None,
     calls: Calls | None = None,
+    graphs: RoundGraphs | None = None,
 ) -> StepContext:
     """The context of a step under this configuration. on_features: as in `LoopSettings`."""
     current = progress or Progress()
     settings = loop_settings(config.sleep, shape.window, model.num_layers)
-    settings = replace(settings, on_round=current.at, on_features=on_features)
-    return StepContext(config, settings, current, calls or DirectCalls(model))
+    settings = replace(settings, on_round=current.at, on_features=on_features, graphs=graphs)
+    return StepContext(config, settings, current, calls or DirectCalls(model), graphs=graphs)
 
 
 def forward_backward(
@@ -166,7 +171,12 @@ def forward_backward(
     summed loss, the same for all, so the cut does not change the gradient; None: the number of targets in the batch.
     plans: as in `micro_batches`.
     """
-    with in_precision(context.config.train, model, context.copies):
+    graphs = context.graphs
+    kept = None if graphs is None else graphs.kept
+    with (
+        nullcontext() if graphs is None else graphs.step(shape),
+        in_precision(context.config.train, model, context.copies, kept),
+    ):
         return _sum_micro_batches(context, model, batch, shape, carried, divisor, plans)
 
 

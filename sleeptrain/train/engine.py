@@ -23,6 +23,7 @@ from sleeptrain.optim.freezing import with_rates
 from sleeptrain.optim.optimizers import Optimizers
 from sleeptrain.optim.param_groups import parameter_roles
 from sleeptrain.sleep.curriculum import StepShape
+from sleeptrain.sleep.graphs.round_graphs import RoundGraphs, round_graphs
 from sleeptrain.sleep.loop import LoopSettings, OnFeatures, ReadLogits, run_rounds
 from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.recompute import with_recompute
@@ -35,9 +36,13 @@ from sleeptrain.watch.progress import Progress
 
 
 class Engine(Protocol):
-    """All processes of a run call each method together. model: this process's part of the model."""
+    """All processes of a run call each method together.
+
+    model: this process's part of the model. graphs: those of `train.cuda_graphs`, or None.
+    """
 
     model: Hybrid
+    graphs: RoundGraphs | None
 
     def forward_backward(
         self,
@@ -119,6 +124,7 @@ class LocalEngine:
         self.model.init_weights(config.train.seed)
         roles = with_rates(parameter_roles(self.model), config.optim)
         self.optim = Optimizers(roles, dict(self.model.named_parameters()), config.optim)
+        self.graphs = round_graphs(config, self.model)
         if config.train.compile:
             compile_blocks(self.model)
 
@@ -132,7 +138,7 @@ class LocalEngine:
         plans: Plans | None = None,
     ) -> StepResult:
         self.optim.zero_grad()
-        context = step_context(self._config, shape, self.model, self._progress, on_features)
+        context = step_context(self._config, shape, self.model, self._progress, on_features, graphs=self.graphs)
         return forward_backward(context, self.model, batch, shape, carried, plans=plans)
 
     def plan(self, batch: Batch, shape: StepShape) -> Plans:

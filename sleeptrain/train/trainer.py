@@ -165,6 +165,8 @@ def one_step(run: Run, pace: Pace) -> bool:
     result, norm, failure = try_step(run, found, shape, scale, norms)
     if config.train.compile and (compiled := compile_clock().take()):
         run.message(f"step {run.step + 1}: {compiled}")
+    if run.engine.graphs is not None and (recorded := run.engine.graphs.take()):
+        run.message(f"step {run.step + 1}: {recorded}")
     if failure is not None and not handle_failure(run, failure):
         return False
     run.shape = stage_shape(config, run.tokens)

@@ -120,22 +120,6 @@ def test_a_runs_commands_are_not_run_unless_they_are_named(
     assert f"--allow-source '{place}'" in output.splitlines()[1] and not (tmp_path / "mark").exists()
 
 
-def test_calibrate_compares_rules_and_names_the_threshold(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    capsys.readouterr()
-    assert main(["calibrate", str(run), "--passes", "3", "--thresholds", "3", "--budget", "2"]) == 0
-    found = json.loads((run / "calibration" / "calibration.json").read_text())
-    assert (run / "calibration" / "calibration.png").read_bytes().startswith(b"\x89PNG")
-    out = capsys.readouterr().out
-    by_passes = evaluated(capsys, str(run), "--passes", "1", "2", "3")["eval"]["accuracy"]
-    assert [p["value"] for p in found["fixed"]] == pytest.approx(list(by_passes.values()))
-    chosen = next(line for line in out.splitlines() if line.startswith("sleep.stop=change"))
-    threshold = chosen.split()[1].partition("=")[2]
-    again = evaluated(capsys, str(run), "--passes", "3", "--stop", "change", "--stop-threshold", threshold)["eval"]
-    assert again["passes"]["3"] <= 2.05, "the printed threshold has four digits"
-    assert main(["calibrate", str(run), "--passes", "1"]) == 2
-    assert "--passes of 2 or more" in capsys.readouterr().err
-
-
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(tmp_path)]) == 2
     assert f"{tmp_path} is neither a checkpoint nor the folder of a run" in capsys.readouterr().err

@@ -66,12 +66,12 @@ def test_each_boundary_sleeps_once(monkeypatch):
     model, rows = sleeping(passes=2), texts([9, 3])
     rounds = []
 
-    def counted(hybrid, r, *rest):  # type: ignore[no-untyped-def]
+    def counted(context, num_rows, r, *rest):  # type: ignore[no-untyped-def]
         rounds.append(len(r.rows))
-        return run_round(hybrid, r, *rest)
+        return run_on_rows(context, num_rows, r, *rest)
 
-    run_round = live_module.run_round
-    monkeypatch.setattr(live_module, "run_round", counted)
+    run_on_rows = live_module.run_on_rows
+    monkeypatch.setattr(live_module, "run_on_rows", counted)
     out = model.generate(**padded(rows), **GREEDY, return_dict_in_generate=True)
     # The last token is not read, so 9 + 10 and 3 + 10 are.
     assert out.past_key_values.boundaries == (4, 3)

@@ -13,6 +13,7 @@ from sleeptrain.ops.document_attention import (
     DocumentBounds,
     after_earlier_keys,
     attend_in_documents,
+    bounds_of_fixed_size,
     document_bounds,
     fits_kernel,
     runs_kernel,
@@ -64,6 +65,16 @@ def outcome(y: torch.Tensor, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
 
 CASES = pytest.mark.parametrize("reach", [None, 1, 3, 7])
 AFTER = pytest.mark.parametrize("earlier", [False, True])
+
+
+def test_bounds_of_fixed_size_say_the_same() -> None:
+    documents, tensors = torch.tensor(ROWS), inputs(8, (4, 2), earlier=True)
+    plain = bounds_of(documents, earlier=True)
+    fixed = bounds_of_fixed_size(plain)
+    assert len(fixed.queries) == len(fixed.keys) == 9 > len(plain.queries) and fixed.queries[-1] == plain.queries[-1]
+    found, expected = (outcome(attend_in_documents(*tensors, b, 3, None), tensors) for b in (fixed, plain))  # type: ignore[arg-type]
+    for x, value in zip(found, expected, strict=True):
+        assert torch.equal(x, value)
 
 
 @CASES

@@ -18,12 +18,14 @@ CALLS = list[torch.Tensor]()  # the bounds of keys of each call
 def _documents(
     bounds_q: torch.Tensor, bounds_k: torch.Tensor, most_q: int, most_k: int
 ) -> Iterator[tuple[slice, slice]]:
-    """The queries and keys of each document. Every document must have queries, and no fewer keys."""
+    """The queries and keys of each document. Every document must have queries, and no fewer keys, or nothing."""
     assert bounds_q.dtype == bounds_k.dtype == torch.int32 and len(bounds_q) == len(bounds_k)
     bounds = zip(bounds_q.tolist(), bounds_k.tolist(), strict=True)
     first_q, first_k = next(bounds)
     assert first_q == first_k == 0
     for last_q, last_k in bounds:
+        if (last_q, last_k) == (first_q, first_k):
+            continue
         assert 0 < last_q - first_q <= min(most_q, last_k - first_k) and last_k - first_k <= most_k
         yield slice(first_q, last_q), slice(first_k, last_k)
         first_q, first_k = last_q, last_k

@@ -155,6 +155,17 @@ REFUSED: list[tuple[dict[str, Any], int, list[str], dict[str, Any], int]] = [
         {"sleep.curriculum": [CurriculumStage(5, batch=8)]},
         4,
     ),
+    *(
+        ({"train.cuda_graphs": True, **wrong}, world, ["train.cuda_graphs=true", *said], {"train.cuda_graphs": True}, 2)
+        for wrong, world, said in [
+            ({"parallel.tensor": 2}, 2, ["parallel.tensor=2"]),
+            ({"parallel.pipeline": 2}, 2, ["parallel.pipeline=2"]),
+            ({"parallel.zero": 3, "sleep.recompute": "pass"}, 1, ["parallel.zero=3", "sleep.recompute=pass"]),
+            ({"parallel.zero": 0}, 2, ["parallel.zero=0"]),
+            ({"sleep.stop": "change", "sleep.passes": 2}, 1, ["sleep.stop=change", "set these"]),
+            ({"optim.frozen": ["embedding.weight"]}, 2, ["optim.frozen"]),
+        ]
+    ),
     ({"parallel.sequence": True}, 2, ["parallel.sequence", "parallel.tensor"], {"parallel.sequence": False}, 2),
     (
         {"parallel.sequence": True, "parallel.tensor": 2, "sleep.window": 127},

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
 from sleeptrain.config.schema import Config, SleepConfig, TrainConfig
 from sleeptrain.data.batch import PAD, Batch
@@ -174,6 +175,23 @@ def test_retained_tokens_that_the_layouts_know(by_bounds: list[torch.Tensor]) ->
     assert layouts.of(sleep).bounds_after[4].keys.tolist() == [0, 8]
     assert not layouts.of(replace(sleep, skip=1)).bounds_after, "a pass that skips tokens"
     assert not RoundLayouts(batch, tiny_model(["attention"]), None).of(sleep).bounds_after, "hard eviction"
+
+
+def test_layouts_of_fixed_sizes(by_bounds: list[torch.Tensor]) -> None:
+    """Texts whose documents end elsewhere have tensors of the same sizes, unless they attend to retained tokens."""
+    wake, shapes = Round(0, 0, 40, 1, (0,), loss=True, coda=True), set()
+    for ends in ([3, 20], [17, 25, 30]):
+        starts = torch.zeros(40, dtype=torch.long)
+        starts[ends] = 1
+        batch = random_batch([starts.cumsum(0).tolist()], carried=[True])
+        layout = RoundLayouts(batch, tiny_model(["attention"]), fixed_sizes=True).of(wake)
+        assert layout.sizes_are_fixed and layout.segments is not None and layout.bounds is not None
+        shapes.add(tuple(t.shape for t in tree_leaves(layout) if isinstance(t, torch.Tensor)))
+        after = RoundLayouts(batch, tiny_model(["attention"]), 4, torch.tensor([[7, 0, 0, 0]]), fixed_sizes=True)
+        assert not after.of(wake).sizes_are_fixed, "three of four retained tokens take part"
+        full = RoundLayouts(batch, tiny_model(["attention"]), 4, torch.tensor([[0, 0, 0, 0]]), fixed_sizes=True)
+        assert full.of(wake).sizes_are_fixed and len(full.of(wake).bounds_after[4].keys) == 9
+    assert len(shapes) == 1
 
 
 def test_documents_of_the_layer_that_retains_most() -> None:

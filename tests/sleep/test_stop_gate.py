@@ -43,11 +43,11 @@ def test_rows_stop_alone_as_in_a_batch(tmp_path: Path) -> None:
     all_passes = run(model, batch, rule(-10.0), settings, "every", "features")
     scores = torch.tensor([score for _, of_rows in all_passes.scores.values() for score in of_rows])
     middle = rule(float(scores.median()))
-    together = run(model, batch, middle, settings, "every", "features")
-    assert len(set(itertools.chain.from_iterable(together.passes_KB))) > 2
+    batched = run(model, batch, middle, settings, "every", "features")
+    assert len(set(itertools.chain.from_iterable(batched.passes_KB))) > 2
     for row in (0, 1, 2, 3, 5):  # row 4 has pads only
         alone = run(model, batch.rows(row, row + 1), middle, settings, "every", "features")
-        assert [passes[0] for passes in alone.passes_KB] == [passes[row] for passes in together.passes_KB]
+        assert [passes[0] for passes in alone.passes_KB] == [passes[row] for passes in batched.passes_KB]
 
 
 def test_a_file_that_is_no_gate_or_that_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,11 +17,14 @@ from sleeptrain.distributed.world import World
 from sleeptrain.model.state import FastWeights, Recurrent
 from sleeptrain.parallel import engine as parallel_engine
 from sleeptrain.sleep.curriculum import StepShape
+from sleeptrain.sleep.graphs.round_graphs import RoundGraphs
+from sleeptrain.train import engine as train_engine
 from sleeptrain.train.engine import LocalEngine, build_engine
 from sleeptrain.watch.progress import Progress
 from tests.checkpoint.contents import InMemory
 from tests.checkpoint.worlds import alone
 from tests.models import VOCABULARY, random_batch
+from tests.sleep.graphs.recorder import Recorder
 
 CPU, SHAPE = torch.device("cpu"), StepShape(2, 4, 2)
 
@@ -54,6 +58,18 @@ def weights(engine: LocalEngine) -> dict[str, torch.Tensor]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_steps_as_cuda_graphs_make_the_same_updates(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, where what is recorded is run again."""
+    config = replace(config, sleep=replace(config.sleep, recompute="none"))
+    expected, recorder = stepped(config, 4), Recorder()
+    monkeypatch.setattr(train_engine, "round_graphs", lambda _, model: RoundGraphs(model, recorder))
+    found = stepped(config, 4)
+    assert recorder.replays > recorder.recorded > 0
+    assert found.graphs is not None and "rounds recorded" in (found.graphs.take() or "")
+    for name, weight in weights(expected).items():
+        torch.testing.assert_close(weights(found)[name], weight, rtol=1e-4, atol=1e-5)
 
 
 def test_the_initial_weights_are_those_of_the_seed(config: Config) -> None:

@@ -109,6 +109,9 @@ def _rounds(model: str, kinds: dict[str, Parts], goals: bool) -> Iterator[Row]:
             for mode, count in again.items():
                 yield Row(f"{name}: run again under {mode}", count.total * 1e3, "ms", better="lower")
             yield Row(f"{name}: host", whole.host * 1e3, "ms", whole.total * 1e3 if goal else None, "lower")
+            if compile:
+                with_graphs = parts.host_with_graphs(GPU) * 1e3
+                yield Row(f"{name}: host with CUDA graphs", with_graphs, "ms", better="lower")
             if kind == "wake":
                 yield from _by_kind(name, whole, goals and compile)
 

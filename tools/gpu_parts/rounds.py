@@ -1,4 +1,7 @@
-"""A wake round, and a wake round with a sleep round after it, in torch's profiler: where the time goes."""
+"""A wake round, and a wake round with a sleep round after it, in torch's profiler: where the time goes.
+
+The latter also as CUDA graphs (`train.cuda_graphs`), if the device is a GPU.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.step import count_step
 from sleeptrain.plan.workload import Workload
 from sleeptrain.sleep.curriculum import StepShape
+from sleeptrain.sleep.graphs.capture import CudaCapture
+from sleeptrain.sleep.graphs.round_graphs import RoundGraphs
 from sleeptrain.sleep.loop import loop_settings
 from sleeptrain.sleep.rounds import plan_batch
 from sleeptrain.train.peak import gpu_of
@@ -65,9 +70,12 @@ def run(options: Options, note: Note) -> list[str]:
     measured: dict[str, dict[str, Any]] = {}
     forecast: dict[str, dict[str, float]] = {}
     gpu = gpu_of(device)
-    for name, passes in (("wake", 1), ("wake and sleep", 2)):
+    cases: list[tuple[str, int, RoundGraphs | None]] = [("wake", 1, None), ("wake and sleep", 2, None)]
+    if device.type == "cuda":
+        cases.append(("wake and sleep, CUDA graphs", 2, RoundGraphs(trained.model, CudaCapture())))
+    for name, passes, graphs in cases:
         shape = StepShape(passes, window, rows)
-        measured[name] = profiled(trained, batch, shape, device)
+        measured[name] = profiled(trained, batch, shape, device, graphs)
         forecast[name] = {} if gpu is None else counted(trained.config, batch, shape, gpu)
         note({"model": options.subject, "window": window, "rows": rows, "measured": measured, "counted": forecast})
     return []
@@ -98,13 +106,17 @@ def counted(config: Config, batch: Batch, shape: StepShape, gpu: Gpu) -> dict[st
     return seconds
 
 
-def profiled(trained: Trained, batch: Any, shape: StepShape, device: torch.device) -> dict[str, Any]:
-    """A gradient of one window: the second one, after what the first compiles."""
-    trained.gradient(batch, shape)
+def profiled(
+    trained: Trained, batch: Any, shape: StepShape, device: torch.device, graphs: RoundGraphs | None
+) -> dict[str, Any]:
+    """A gradient of one window: the second one, after what the first compiles; with graphs the third one, after what
+    the second records."""
+    for _ in range(1 if graphs is None else 2):
+        trained.gradient(batch, shape, graphs)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     synchronize(device)
     with profile(activities=activities) as record:
-        trained.gradient(batch, shape)
+        trained.gradient(batch, shape, graphs)
         synchronize(device)
     return summary(record.events() or [], device.type == "cuda")
 
@@ -133,7 +145,7 @@ def summary(events: Iterable[Any], on_device: bool) -> dict[str, Any]:
         "kinds": {name: us / 1e6 for name, us in kinds.most_common()},
         "seconds": whole / 1e6,
         "busy": busy / 1e6,
-        "launches": sum(n for name, n in calls.items() if "LaunchKernel" in name),
+        "launches": sum(n for name, n in calls.items() if "LaunchKernel" in name or "GraphLaunch" in name),
         "waits": {name: n for name, n in calls.items() if name in WAITS},
         "longest": [[name[:100], us / 1e6] for name, us in kernels.most_common(12)],
     }

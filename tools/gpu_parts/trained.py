@@ -19,6 +19,7 @@ from sleeptrain.optim.optimizers import Optimizers
 from sleeptrain.optim.param_groups import parameter_roles
 from sleeptrain.plan.mean_row import long_rows
 from sleeptrain.sleep.curriculum import StepShape
+from sleeptrain.sleep.graphs.round_graphs import RoundGraphs
 from sleeptrain.sleep.step import StepResult, forward_backward, step_context
 
 T = TypeVar("T")
@@ -69,9 +70,11 @@ class Trained:
         roles = with_rates(parameter_roles(model), config.optim)
         return cls(config, model, Optimizers(roles, dict(model.named_parameters()), config.optim))
 
-    def gradient(self, batch: Batch, shape: StepShape) -> StepResult:
+    def gradient(self, batch: Batch, shape: StepShape, graphs: RoundGraphs | None = None) -> StepResult:
+        """graphs: those of `train.cuda_graphs`, the same at each call; None: without."""
         self.optim.zero_grad()
-        return forward_backward(step_context(self.config, shape, self.model), self.model, batch, shape, None)
+        context = step_context(self.config, shape, self.model, graphs=graphs)
+        return forward_backward(context, self.model, batch, shape, None)
 
     def step(self, batch: Batch, shape: StepShape) -> StepResult:
         """One step of training, at a rate at which random tokens harm no weights; the loss is that before it."""

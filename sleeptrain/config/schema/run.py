@@ -28,6 +28,12 @@ class TrainConfig:
         "[compile each block](training.md#compiled-blocks) with torch.compile; not with `parallel.zero=3`",
         on_resume="free",
     )
+    cuda_graphs: bool = setting(
+        False,
+        "run rounds as [CUDA graphs](training.md#cuda-graphs), which spare the host; on a GPU, in one process or "
+        "replicas under `parallel.zero=1`, with `sleep.recompute=none` and `sleep.stop=fixed`",
+        on_resume="free",
+    )
     device: str = setting("auto", "auto is a GPU where there is one", choices=("auto", "cpu", "cuda"))
     threads: int = setting(0, "CPU threads; 0 is torch's choice", at_least=0, on_resume="free")
     seed: int = setting(0, "weights at the start, and sampled N", at_least=0)

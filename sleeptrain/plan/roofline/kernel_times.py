@@ -23,6 +23,8 @@ class Shares:
     least: seconds of the shortest kernel, with the gap to the next.
     call: seconds of the host for an operator that PyTorch calls, forward or backward.
     launch: seconds of the host for a kernel that a compiled graph launches.
+    replay: seconds of the host for the layers of a round, forward or backward, as a CUDA graph: one launch, and the
+        Python that finds the graph and copies its inputs, which takes 0.5 ms a round on a CPU without the launches.
     """
 
     wide_product: float = 0.65
@@ -32,6 +34,7 @@ class Shares:
     least: float = 2.5e-6
     call: float = 7.5e-6
     launch: float = 5e-6
+    replay: float = 2.7e-4
 
 
 SHARES = Shares()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -46,14 +46,18 @@ def all_but_kept(call: Call) -> bool:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a round with how often it runs each. blocks: the blocks; rest: embedding, norms, head and loss."""
+    """The parts of a round with how often it runs each.
+
+    blocks: the blocks. ends: the embedding, and the norm between passes. loss: the last norm, the head and the loss.
+    """
 
     blocks: tuple[tuple[Record, int], ...]
-    rest: tuple[tuple[Record, int], ...]
+    ends: tuple[tuple[Record, int], ...]
+    loss: tuple[tuple[Record, int], ...]
 
     @property
     def all(self) -> tuple[tuple[Record, int], ...]:
-        return self.blocks + self.rest
+        return self.blocks + self.ends + self.loss
 
     @property
     def copied(self) -> int:
@@ -62,6 +66,11 @@ class Parts:
 
     def forward(self, gpu: Gpu, compile: bool) -> Count:
         return sum((record.count_forward(gpu, compile) * times for record, times in self.all), NOTHING)
+
+    def host_with_graphs(self, gpu: Gpu) -> float:
+        """Seconds of the host, forward and backward, if all but the loss are two CUDA graphs."""
+        eager = ((r.count_forward(gpu, False) + r.count_backward(gpu, False)) * times for r, times in self.loss)
+        return 2 * SHARES.replay + sum(work.host for work in eager)
 
     def again(self, gpu: Gpu, compile: bool, runs: RunsAgain) -> Count:
         """The forward that runs again, which has no loss."""
@@ -115,21 +124,27 @@ class RoundRecords:
             if key not in self._known:
                 self._known[key] = part.block(layer, boundary, state_only, pairs)
             blocks[self._known[key]] += 1
-        return Parts(tuple(blocks.items()), tuple((record, 1) for record in self._rest(part, model, size, keep)))
+        return Parts(tuple(blocks.items()), self._ends(part, model, size), self._loss(part, size, keep))
 
-    def _rest(self, part: Part, model: ModelConfig, size: tuple[int, int], keep: bool) -> list[Record]:
-        r, targets = part.round, len(part.inputs.targets_N)
+    def _loss(self, part: Part, size: tuple[int, int], keep: bool) -> tuple[tuple[Record, int], ...]:
+        if not part.round.loss:
+            return ()
+        key = ("head", *size, len(part.inputs.targets_N), keep)
+        if key not in self._known:
+            self._known[key] = part.head(keep)
+        return ((self._known[key], 1),)
+
+    def _ends(self, part: Part, model: ModelConfig, size: tuple[int, int]) -> tuple[tuple[Record, int], ...]:
+        r = part.round
         parts: list[tuple[tuple[Hashable, ...], Callable[[], Record]]] = []
         if r.is_wake or (not r.feeds_back and self._settings.core[0] == 0):
             parts.append((("embedding", *size), part.embedding))
         if model.norm_between_passes and not r.state_only:
             parts.append((("fed back", *size), part.fed_back))
-        if r.loss:
-            parts.append((("head", *size, targets, keep), partial(part.head, keep)))
         for key, record in parts:
             if key not in self._known:
                 self._known[key] = record()
-        return [self._known[key] for key, _ in parts]
+        return tuple((self._known[key], 1) for key, _ in parts)
 
 
 def attending_pairs(r: Round, reach: int) -> int:

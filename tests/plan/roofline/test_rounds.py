@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sleeptrain.distributed.gpus import GPUS
+from sleeptrain.plan.roofline.kernel_times import SHARES
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.rounds import Parts, all_but_kept, anything, attending_pairs
 from sleeptrain.sleep.rounds import Round, Stretch
@@ -37,6 +38,13 @@ def test_a_round_stays_below_its_ceilings(kind: str) -> None:
     for value, ceiling in zip(found, (most, most_compiled, most_bytes, most_casts), strict=True):
         assert 0 < value <= ceiling, f"{found} of {CEILINGS[kind]}"
     assert fused.total <= alone.total and sum(fused.bytes.values()) <= sum(alone.bytes.values())
+
+
+def test_cuda_graphs_leave_the_loss_to_the_host() -> None:
+    for kind, most in (("wake", 2e-3), ("middle", 6e-4), ("last", 6e-4)):
+        parts = round_of(kind)
+        host = (parts.forward(H200, True) + parts.backward(H200, True)).host
+        assert 2 * SHARES.replay <= parts.host_with_graphs(H200) < min(most, host / 4)
 
 
 def test_selective_recomputation_keeps_products() -> None:
