@@ -153,7 +153,7 @@ def test_all_processes_of_a_resume_read_about_the_bytes_of_the_checkpoint(
     assert 0.95 * size < read < 1.3 * size + headers + 4 * torch.get_rng_state().nbytes
 
 
-@pytest.mark.parametrize("layout", [0, 5])
+@pytest.mark.parametrize("layout", [pytest.param(0, marks=pytest.mark.slow), 5])
 def test_a_checkpoint_of_whole_tensors(
     written: dict[int, Path], tmp_path: Path, tiny_shards: tuple[str, ...], layout: int
 ) -> None:

@@ -243,6 +243,7 @@ def test_a_task_from_files(folder, task):
     assert result["results"]["tiny"]["acc,none"] == pytest.approx(right_share(folder, lines))
 
 
+@pytest.mark.slow
 def test_the_command_line(folder, task):
     place, lines = task
     words = ["--model", "sleeptrain", "--model_args", f"pretrained={folder},passes=2", "--tasks", "tiny"]

@@ -168,6 +168,7 @@ def test_stages_that_share_the_head(
     assert_same(tmp_path / "several", tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_weights_cut_over_replicas_and_tensor_ranks(tmp_path: Path, one_process: Path) -> None:
     """ZeRO-3 takes one backward a step."""
     train(tmp_path, *layout(2, 1, 3), ranks=4)

@@ -110,6 +110,7 @@ def test_hops_have_panels_in_their_order(tmp_path: Path) -> None:
         assert all(lines(axes)["knows the nodes and no edge"][1][0] == level for axes in figure.axes)
 
 
+@pytest.mark.slow
 def test_a_label_has_one_color_on_a_page(tmp_path: Path) -> None:
     for t, n in itertools.product((4, 8), (1, 2)):
         make_run(tmp_path / f"{t}{n}", [f"data.rule110.steps={t}", f"sleep.passes={n}"], [step(1), accuracy(1, 0.5, n)])

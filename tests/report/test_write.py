@@ -12,6 +12,7 @@ from sleeptrain.report.write import check_out, write_report
 from tests.report.made import accuracy, evaluation, make_run, step
 
 
+@pytest.mark.slow
 def test_a_report_takes_the_place_of_an_older_one_and_of_nothing_else(tmp_path: Path) -> None:
     out = tmp_path / "out"
     make_run(tmp_path / "a" / "r", [], [step(1), accuracy(1, 0.5)])

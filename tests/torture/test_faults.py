@@ -145,6 +145,7 @@ def fill(place: Path, made: Run) -> None:
                 file.write(bytes(4096))
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_no_record(
     text: Path, tmp_path: Path, straight: Callable[[Layout], Path], small_disk: Path
 ) -> None:
