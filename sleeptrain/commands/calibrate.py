@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sleeptrain.checkpoint.older import add_older
 from sleeptrain.data.consent import add_consent
 from sleeptrain.errors import ConfigError, DataError
-from sleeptrain.remote import named_place
+from sleeptrain.remote import Location, named_place
 from sleeptrain.terminal import ArgumentParser, printable, say
 
 if TYPE_CHECKING:
@@ -27,18 +30,36 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     if options.thresholds < 2:
         raise ConfigError("--thresholds must be at least 2")
-    from sleeptrain.commands.evaluate import open_checkpoint
-    from sleeptrain.report.stop_curves import draw_calibration
+    from sleeptrain.report.stop_curves import draw_calibrations
     from sleeptrain.report.style import png
+
+    several = len(options.places) > 1
+    folders = [_folder(None if several else options.out, str(place)) for place in options.places]
+    calibrations = []
+    for place, out in zip(options.places, folders, strict=True):
+        checkpoint, calibration = _calibrated(options, place, out)
+        calibrations.append(calibration)
+        for line in ([str(place)] if several else []) + lines(calibration, options.budget):
+            say(printable(line, keep=""))
+        saved = json.dumps({"checkpoint": checkpoint} | asdict(calibration), indent=1).encode()
+        _write(out, {JSON_FILE: saved, FIGURE: png(draw_calibrations([calibration]))})
+    if several:
+        out = options.out or Path(os.path.commonpath([folder.absolute() for folder in folders])) / "calibration"
+        _write(out, {FIGURE: png(draw_calibrations(calibrations))})
+    return 0
+
+
+def _calibrated(options: Namespace, place: Location, out: Path) -> tuple[str, Calibration]:
+    """(the checkpoint, its calibration). out: the folder of a fitted gate."""
+    from sleeptrain.commands.evaluate import open_checkpoint
     from sleeptrain.train.calibrate import RULES, calibrate
     from sleeptrain.train.evaluate import held_out
 
     passes = None if options.passes is None else [options.passes]
     consent = options.allow_source, options.allow_older
-    opened = open_checkpoint(options.place, passes, options.window, options.batches, options.device, *consent)
+    opened = open_checkpoint(place, passes, options.window, options.batches, options.device, *consent)
     if opened.passes[-1] == 1:
         raise ConfigError("a stop rule chooses among passes, and this model has one: give --passes of 2 or more")
-    out = _folder(options.out, str(options.place))
     source, config = opened.source, opened.config
     if options.fit_gate:
         config = _with_gate(opened, out / GATE, options.fit_batches)
@@ -47,22 +68,16 @@ def main(arguments: Sequence[str]) -> int:
         if options.rules and "gate" in options.rules:
             raise ConfigError("--rules gate needs a gate: add --fit-gate, or name one in sleep.stop_gate of the run")
         rules = [rule for rule in rules if rule != "gate"]
-    calibration = calibrate(
-        opened.model, lambda: held_out(source, config), config, source.task, rules, options.thresholds
-    )
-    for line in lines(calibration, options.budget):
-        say(printable(line, keep=""))
-    contents = {
-        JSON_FILE: json.dumps({"checkpoint": str(opened.checkpoint)} | asdict(calibration), indent=1).encode(),
-        FIGURE: png(draw_calibration(calibration)),
-    }
-    _write(out, contents)
-    return 0
+    sets = partial(held_out, source, config)
+    return str(opened.checkpoint), calibrate(opened.model, sets, config, source.task, rules, options.thresholds)
 
 
 def parser() -> ArgumentParser:
     root = ArgumentParser(prog="sleeptrain calibrate", description=__doc__)
-    root.add_argument("place", type=named_place, metavar="RUN_OR_CHECKPOINT", help="of a run its newest checkpoint")
+    root.add_argument(
+        "places", type=named_place, nargs="+", metavar="RUN_OR_CHECKPOINT",
+        help="of a run its newest checkpoint; several, such as seeds, also share a figure",
+    )  # fmt: skip
     root.add_argument(
         "--rules", nargs="+", choices=("change", "acceleration", "gate"), help="default: all; gate with --fit-gate only"
     )
@@ -77,8 +92,9 @@ def parser() -> ArgumentParser:
     root.add_argument("--batches", type=int, metavar="K", help="default: train.eval_batches of the run")
     root.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     root.add_argument(
-        "--out", type=Path, metavar="FOLDER", help=f"of {JSON_FILE} and {FIGURE}; default: calibration, in the run"
-    )
+        "--out", type=Path, metavar="FOLDER",
+        help=f"of {JSON_FILE} and {FIGURE}, or of the figure that several share; default: calibration, in the run",
+    )  # fmt: skip
     add_consent(root)
     add_older(root)
     return root

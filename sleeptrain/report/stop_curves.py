@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -12,35 +12,49 @@ from sleeptrain.report.style import STYLE, legend, line_style
 from sleeptrain.train.calibrate import Calibration, Point
 
 BY = "passes_by_"
-AFTER_CURVES = 3  # the colors of the first panel are not used again
+AFTER_CURVES = 4  # the colors of the first panel are not used again
 
 
-def draw_calibration(calibration: Calibration) -> Figure:
-    """Left the result of fixed passes, of each rule and in hindsight; right the passes of each rule by difficulty."""
-    spent = {rule: _spent(points) for rule, points in calibration.rules.items()}
+def draw_calibrations(calibrations: Sequence[Calibration]) -> Figure:
+    """Left the result of fixed passes, of each rule and in hindsight; right the passes of each rule by difficulty.
+
+    calibrations: of runs that differ in their seeds, each drawn with curves of its own.
+    """
+    rules = list(dict.fromkeys(rule for c in calibrations for rule in c.rules))
+    spent = {rule: [_spent(c.rules.get(rule, [])) for c in calibrations] for rule in rules}
+    spent = {rule: of_runs for rule, of_runs in spent.items() if any(of_runs)}
     with matplotlib.rc_context(STYLE):
-        panels = 1 + sum(bool(by_name) for by_name in spent.values())
+        panels = 1 + len(spent)
         figure = Figure(figsize=(4.5 * panels + 1.5, 4.2), layout="constrained")
         first, *others = figure.subplots(1, panels, squeeze=False)[0]
-        _curves(first, calibration)
-        for axes, (rule, by_name) in zip(others, [(r, b) for r, b in spent.items() if b], strict=True):
-            for index, (name, points) in enumerate(by_name.items()):
-                axes.plot(*zip(*points, strict=True), marker=".", label=name, **line_style(index + AFTER_CURVES))
+        for number, calibration in enumerate(calibrations):
+            _draw_curves(first, calibration, rules, labelled=number == 0)
+        for axes, (rule, of_runs) in zip(others, spent.items(), strict=True):
+            for number, by_name in enumerate(of_runs):
+                _draw_spent(axes, by_name, labelled=number == 0)
             axes.set_title(f"passes of {rule}")
-            axes.set_xlabel("mean passes")
+            axes.set_xlabel("mean passes of windows that may sleep")
             axes.set_ylabel("mean passes of the rows")
         legend(figure, first, *others)
     return figure
 
 
-def _curves(axes: Axes, calibration: Calibration) -> None:
-    curves = {"fixed N": calibration.fixed, **calibration.rules}
+def _draw_curves(axes: Axes, calibration: Calibration, rules: Sequence[str], labelled: bool) -> None:
+    curves = {"fixed N": calibration.fixed, **{rule: calibration.rules.get(rule, []) for rule in rules}}
     for index, (name, points) in enumerate(curves.items()):
-        axes.plot(*_line(points), marker="o" if name == "fixed N" else ".", label=name, **line_style(index))
-    axes.plot(*_line(calibration.hindsight), color="black", linestyle=":", label="the best in hindsight, row by row")
+        marker = "o" if name == "fixed N" else "."
+        axes.plot(*_line(points), marker=marker, label=name if labelled else None, **line_style(index))
+    bound = "the best in hindsight, row by row" if labelled else None
+    axes.plot(*_line(calibration.hindsight), color="black", linestyle=":", label=bound)
     axes.set_title(f"held-out {calibration.quantity}")
     axes.set_xlabel("mean passes of windows that may sleep")
     axes.set_ylabel("accuracy" if calibration.quantity == "accuracy" else "loss, nats a token")
+
+
+def _draw_spent(axes: Axes, by_name: Mapping[str, Sequence[tuple[float, float]]], labelled: bool) -> None:
+    for index, (name, points) in enumerate(by_name.items()):
+        label = name if labelled else None
+        axes.plot(*zip(*points, strict=True), marker=".", label=label, **line_style(index + AFTER_CURVES))
 
 
 def _line(points: Sequence[Point]) -> tuple[list[float], list[float]]:
