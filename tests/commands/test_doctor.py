@@ -116,6 +116,7 @@ def test_how_many_machines_the_job_has(
     assert num_machines() == number
 
 
+@pytest.mark.slow
 def test_the_command_at_the_start_of_a_job(tmp_path: Path) -> None:
     """srun starts the command as one process of eight, and there is no first one at the address."""
     job = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3", "SLURM_LOCALID": "3"}

@@ -89,6 +89,7 @@ def test_runs_that_cannot_be_read_are_listed_at_the_head(tmp_path: Path, capsys:
     assert listed == [reason]
 
 
+@pytest.mark.slow
 def test_tasks_have_sections_of_their_own_and_nothing_is_hidden(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,8 +94,9 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(150)
+@pytest.mark.slow
 @pytest.mark.usefixtures("imported")
-@pytest.mark.parametrize(("tensor", "pipeline"), [pytest.param(2, 1, marks=pytest.mark.slow), (2, 2)])
+@pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (2, 2)])
 def test_ranks_keep_and_send_what_a_plan_predicts(tensor: int, pipeline: int) -> None:
     parallel = (f"parallel.tensor={tensor}", f"parallel.pipeline={pipeline}")
     check(compose([*SETTINGS, "model.vocab_size=17", *parallel]), tensor * pipeline)

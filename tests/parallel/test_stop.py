@@ -81,6 +81,7 @@ def test_a_signal_to_a_worker_stops_all(tmp_path: Path) -> None:
     assert status(tmp_path)["step"] == contents(checkpoints(tmp_path / "r" / "checkpoints")[-1])["step"]
 
 
+@pytest.mark.slow
 def test_signals_while_workers_are_started_are_not_lost(tmp_path: Path) -> None:
     """The signal kills no worker that does not listen yet, and no worker misses it."""
     with started(tmp_path, LONG) as process:

@@ -187,6 +187,7 @@ def text(tiny_shards: tuple[str, ...]) -> tuple[str, ...]:
     return (*tiny_shards, "data.batch=4", "train.micro_batch=1", f"train.tokens={3 * 4 * 40}")
 
 
+@pytest.mark.slow
 def test_tokens_between_mixers_split_over_tensor_ranks(
     tmp_path: Path, one_process_on_text: Path, tiny_shards: tuple[str, ...]
 ) -> None:
@@ -198,7 +199,7 @@ def test_tokens_between_mixers_split_over_tensor_ranks(
 @pytest.mark.parametrize(
     "more",
     [
-        ("sleep.bptt_windows=1", "sleep.recompute=block"),
+        pytest.param(("sleep.bptt_windows=1", "sleep.recompute=block"), marks=pytest.mark.slow),
         ("sleep.curriculum=[{tokens: 160, passes: 3, batch: 8}]", "parallel.split_head=true"),
     ],
     ids=lambda more: more[0],

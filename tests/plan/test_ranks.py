@@ -80,6 +80,7 @@ def test_ranks_do_what_a_plan_predicts(tensor: int, pipeline: int, data: int, ze
     check(compose([*RULE110, *MODEL, *parallel, *more]), ranks)
 
 
+@pytest.mark.slow
 def test_a_loss_of_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hybrid_module, "MOST_LOGITS", 16)
     parallel, ranks = layout(2, 1, 1, 1)
@@ -97,7 +98,7 @@ def test_a_loss_of_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         slow(1, 2, ("train.micro_batch=1", "parallel.split_head=true")),
         (1, 2, ("train.micro_batch=2", "sleep.bptt_windows=1")),
         slow(2, 1, ("train.micro_batch=2", "sleep.bptt_windows=1")),
-        (2, 2, ("train.micro_batch=2", "parallel.sequence=true")),
+        slow(2, 2, ("train.micro_batch=2", "parallel.sequence=true")),
     ],
 )
 def test_rows_that_go_on(tensor: int, pipeline: int, more: tuple[str, ...]) -> None:

@@ -85,6 +85,7 @@ def depo(number: int, k1: float, k8: float) -> dict:
     return evaluation(number, {"1": [None, 1.5]}, accuracy={"1": k1}, metrics={"1": by}, guessing=guesses)
 
 
+@pytest.mark.slow
 def test_hops_have_panels_in_their_order(tmp_path: Path) -> None:
     for seed, gain in enumerate((0.0, 0.2)):
         records = [depo(5, 0.2, 0.1), depo(10, 0.8, 0.4 + gain)]

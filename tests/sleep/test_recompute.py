@@ -62,6 +62,7 @@ def boundary_bytes(model: Hybrid, passes: int) -> int:
     return (passes - 1) * (features + states)
 
 
+@pytest.mark.slow
 def test_peak_at_eight_passes_equals_that_of_one(model):
     one, eight = (peak_bytes(model, n, "window") for n in (1, 8))
     assert eight <= 1.15 * one
