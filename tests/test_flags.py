@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import sleeptrain.commands.calibrate
 import sleeptrain.commands.convert
 import sleeptrain.commands.data
 import sleeptrain.commands.doctor
@@ -28,6 +29,7 @@ PARSERS = {
     "sleeptrain convert": sleeptrain.commands.convert.parser,
     "sleeptrain generate": sleeptrain.commands.generate.parser,
     "sleeptrain evaluate": sleeptrain.commands.evaluate.parser,
+    "sleeptrain calibrate": sleeptrain.commands.calibrate.parser,
     "sleeptrain data": sleeptrain.commands.data.parser,
     "sleeptrain report": sleeptrain.commands.report.parser,
     "sleeptrain doctor": sleeptrain.commands.doctor.parser,
@@ -53,6 +55,7 @@ REACHED: dict[str, list[str]] = {
     "sleeptrain/prepare/parquet.py": ["tools/prepare.py", "tools/tokenizer.py"],
     "sleeptrain/prepare/options.py": ["tools/prepare.py", "tools/tokenizer.py"],
     "sleeptrain/commands/evaluate.py": ["sleeptrain evaluate"],
+    "sleeptrain/commands/calibrate.py": ["sleeptrain calibrate"],
     "tools/prepare.py": ["tools/prepare.py"],
     "tools/tokenizer.py": ["tools/tokenizer.py"],
     "tools/shards.py": ["tools/shards.py verify", "tools/shards.py index"],

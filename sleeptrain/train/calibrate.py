@@ -110,12 +110,13 @@ def calibrate(
     sets: Callable[[], Mapping[str, Iterable[Batch]]],
     config: Config,
     task: Task | None,
-    rules: Sequence[str] = RULES,
+    rules: Sequence[str],
     num_thresholds: int = 12,
 ) -> Calibration:
     """The results at each fixed N up to `sleep.passes`, at thresholds of each rule, and in hindsight.
 
-    sets: returns the held-out batches, again for each evaluation. num_thresholds: thresholds of a rule, at equal shares
+    sets: returns the held-out batches, again for each evaluation. rules: among RULES; `gate` needs `sleep.stop_gate`.
+    num_thresholds: thresholds of a rule, at equal shares
     of the scores that it gives where no row stops. The rows of each evaluation are the same.
     """
     rows = _Rows(task)

@@ -16,7 +16,8 @@ PASSES = 3
 
 def test_thresholds_lie_between_one_and_all_passes() -> None:
     model = tiny_model()
-    found = calibrate(model, lambda: {"text": batches()}, config(sleep__passes=PASSES, sleep__window=4), None)
+    settings, rules = config(sleep__passes=PASSES, sleep__window=4), ["change", "acceleration"]
+    found = calibrate(model, lambda: {"text": batches()}, settings, None, rules)
     assert found.quantity == "loss" and [p.passes for p in found.fixed] == [1, 2, 3]
     assert found.rules.keys() == {"change", "acceleration"}
     for points in found.rules.values():
