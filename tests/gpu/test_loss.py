@@ -12,8 +12,14 @@ ROWS = 37
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(None, 1e-5), (torch.bfloat16, 2e-2)], ids=["fp32", "bf16"])
 def test_the_loss_of_some_rows_at_a_time_equals_fp64(
-    monkeypatch: pytest.MonkeyPatch, place: torch.device, dtype: torch.dtype | None, tolerance: float
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    place: torch.device,
+    dtype: torch.dtype | None,
+    tolerance: float,
 ) -> None:
+    if dtype is not None and "interpreted" in request.node.name:
+        pytest.skip("a CPU has no product of bf16 matrices that is added up in fp32")
     draw = torch.Generator().manual_seed(0)
     features = torch.randn(ROWS, MODEL.dim, generator=draw, dtype=torch.float64)
     targets = torch.randint(MODEL.vocab_size, (ROWS,), generator=draw)
