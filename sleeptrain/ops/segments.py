@@ -79,7 +79,7 @@ def segments_of_fixed_size(cut: Segments) -> Segments:
 
 
 def repeat_last(x_N: torch.Tensor, times: int) -> torch.Tensor:
-    """The vector with its last element repeated `times` times behind it."""
+    """The vector, then its last element `times` times more."""
     return torch.cat([x_N, x_N[-1:].expand(times)])
 
 

@@ -32,10 +32,11 @@ from sleeptrain.sleep.step import Plans, StepResult, forward_backward, plan_micr
 from sleeptrain.sleep.stop_rule import StopRule
 from sleeptrain.sleep.totals import StepTotals
 from sleeptrain.sleep.until_stopped import Stopped, run_until_stopped
+from sleeptrain.train.evaluate import Runner
 from sleeptrain.watch.progress import Progress
 
 
-class Engine(Protocol):
+class Engine(Runner, Protocol):
     """All processes of a run call each method together.
 
     model: this process's part of the model. graphs: those of `train.cuda_graphs`, or None.
@@ -82,24 +83,6 @@ class Engine(Protocol):
 
     def locate_nonfinite(self, batch: Batch, shape: StepShape, carried: FastWeights | None) -> str:
         """Text that names the place of the first non-finite number in a step."""
-
-    def window_losses(
-        self, batch: Batch, rounds: Sequence[Round], settings: LoopSettings, read_logits: ReadLogits | None
-    ) -> Mapping[int, torch.Tensor]:
-        """Each window's summed loss (a scalar), without training and in `train.precision`.
-
-        It is empty in processes without the model's last layer.
-        """
-
-    def until_stopped(
-        self,
-        batch: Batch,
-        rounds: Sequence[Round],
-        settings: LoopSettings,
-        rule: StopRule,
-        read_logits: ReadLogits | None,
-    ) -> Stopped:
-        """The rounds under a stop rule (`run_until_stopped`), where each process holds the whole depth of the model."""
 
     def local_tensors(self, carried: FastWeights | None) -> Tensors:
         """This process's share of a checkpoint, by name: views of its tensors, which the next step changes."""

@@ -37,7 +37,7 @@ class Runner(Protocol):
     def window_losses(
         self, batch: Batch, rounds: Sequence[Round], settings: LoopSettings, read_logits: ReadLogits | None
     ) -> Mapping[int, torch.Tensor]:
-        """The summed loss of each window that predicts."""
+        """Each window's summed loss (a scalar). It is empty in processes without the model's last layer."""
 
     def until_stopped(
         self,
@@ -47,7 +47,7 @@ class Runner(Protocol):
         rule: StopRule,
         read_logits: ReadLogits | None,
     ) -> Stopped:
-        """The same under a stop rule, which leaves out passes of `rounds`."""
+        """The rounds under a stop rule (`run_until_stopped`), where each process holds the whole depth of the model."""
 
 
 class EvaluationStopped(Exception):
