@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sleeptrain.checkpoint.older import add_older
+from sleeptrain.config.schema.sleep import STOP_RULES
 from sleeptrain.data.consent import add_consent
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.remote import Location, named_place
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
 def _calibrated(options: Namespace, place: Location, out: Path) -> tuple[str, Calibration]:
     """(the checkpoint, its calibration). out: the folder of a fitted gate."""
     from sleeptrain.commands.evaluate import open_checkpoint
-    from sleeptrain.train.calibrate import RULES, calibrate
+    from sleeptrain.train.calibrate import calibrate
     from sleeptrain.train.evaluate import held_out
 
     passes = None if options.passes is None else [options.passes]
@@ -63,7 +64,7 @@ def _calibrated(options: Namespace, place: Location, out: Path) -> tuple[str, Ca
     source, config = opened.source, opened.config
     if options.fit_gate:
         config = _with_gate(opened, out / GATE, options.fit_batches)
-    rules = options.rules or [r for r in RULES if r == "change" or config.sleep.feedback == "features"]
+    rules = options.rules or [r for r in STOP_RULES if r == "change" or config.sleep.feedback == "features"]
     if not config.sleep.stop_gate:
         if options.rules and "gate" in options.rules:
             raise ConfigError("--rules gate needs a gate: add --fit-gate, or name one in sleep.stop_gate of the run")
@@ -78,9 +79,7 @@ def parser() -> ArgumentParser:
         "places", type=named_place, nargs="+", metavar="RUN_OR_CHECKPOINT",
         help="of a run its newest checkpoint; several, such as seeds, also share a figure",
     )  # fmt: skip
-    root.add_argument(
-        "--rules", nargs="+", choices=("change", "acceleration", "gate"), help="default: all; gate with --fit-gate only"
-    )
+    root.add_argument("--rules", nargs="+", choices=STOP_RULES, help="default: all; gate with --fit-gate only")
     root.add_argument("--fit-gate", action="store_true", help=f"fit a gate to training rows first, and write {GATE}")
     root.add_argument(
         "--fit-batches", type=int, default=32, metavar="K", help="training batches of the fit; default: 32"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sleeptrain.checkpoint.older import add_older
+from sleeptrain.config.schema.sleep import STOP_RULES
 from sleeptrain.data.consent import add_consent, with_consent
 from sleeptrain.errors import ConfigError
 from sleeptrain.remote import Location, named_place
@@ -48,9 +49,7 @@ def parser() -> ArgumentParser:
         "--passes", type=int, nargs="+", metavar="N", help="default: 1, and as the model was trained last"
     )
     root.add_argument("--window", type=int, metavar="L", help="default: as the model was trained last")
-    root.add_argument(
-        "--stop", choices=("fixed", "change", "acceleration", "gate"), help="default: sleep.stop of the run"
-    )
+    root.add_argument("--stop", choices=("fixed", *STOP_RULES), help="default: sleep.stop of the run")
     root.add_argument("--stop-gate", metavar="FILE", help="default: sleep.stop_gate of the run")
     root.add_argument("--stop-threshold", type=float, metavar="X", help="default: sleep.stop_threshold of the run")
     root.add_argument("--min-passes", type=int, metavar="N", help="default: sleep.min_passes of the run")

@@ -24,7 +24,6 @@ from sleeptrain.sleep.stop_rule import StopRule
 from sleeptrain.sleep.until_stopped import Stopped
 from sleeptrain.train.evaluate import ModelRunner, evaluate
 
-RULES = ("change", "acceleration", "gate")
 HINDSIGHT_POINTS = 24
 
 
@@ -115,9 +114,9 @@ def calibrate(
 ) -> Calibration:
     """The results at each fixed N up to `sleep.passes`, at thresholds of each rule, and in hindsight.
 
-    sets: returns the held-out batches, again for each evaluation. rules: among RULES; `gate` needs `sleep.stop_gate`.
-    num_thresholds: thresholds of a rule, at equal shares
-    of the scores that it gives where no row stops. The rows of each evaluation are the same.
+    sets: returns the held-out batches, again for each evaluation. rules: among STOP_RULES; `gate` needs
+    `sleep.stop_gate`. num_thresholds: thresholds of a rule, at equal shares of the scores that it gives where no row
+    stops. The rows of each evaluation are the same.
     """
     rows = _Rows(task)
 

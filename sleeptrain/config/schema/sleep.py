@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from sleeptrain.config.setting import setting
 
+STOP_RULES = ("change", "acceleration", "gate")
+
 
 @dataclass
 class CurriculumStage:
@@ -43,7 +45,7 @@ class SleepConfig:
     stop: str = setting(
         "fixed",
         "what ends the sleep of a row before N passes, see [stop rules](method.md#stop-rules)",
-        choices=("fixed", "change", "acceleration", "gate"),
+        choices=("fixed", *STOP_RULES),
         on_resume="free",
     )
     stop_threshold: float = setting(
