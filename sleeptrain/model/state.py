@@ -111,8 +111,14 @@ class FastWeights:
         """A copy with `states` in the layers [first, first + len(states))."""
         return FastWeights((*self.layers[:first], *states, *self.layers[first + len(states) :]))
 
-    def detach(self) -> FastWeights:
-        return FastWeights(tuple(_map(s, torch.Tensor.detach) for s in self.layers))
+    def detach(self, layers: range | None = None) -> FastWeights:
+        """The same values without gradients in these layers; None: in all."""
+        return FastWeights(
+            tuple(
+                _map(s, torch.Tensor.detach) if layers is None or layer in layers else s
+                for layer, s in enumerate(self.layers)
+            )
+        )
 
     def to(self, device: torch.device | str) -> FastWeights:
         return FastWeights(tuple(_map(s, lambda t: t.to(device)) for s in self.layers))

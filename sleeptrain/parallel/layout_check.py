@@ -44,6 +44,7 @@ def check_layout(config: Config, world_size: int) -> int:
     _check_recompute(config)
     _check_sequence(config)
     _check_stop(config)
+    _check_bptt_passes(config)
     _check_head(config)
     _check_cuda_graphs(config, world_size // model_parallel_size)
     return world_size // model_parallel_size
@@ -211,6 +212,16 @@ def _check_stop(config: Config) -> None:
             )
 
 
+def _check_bptt_passes(config: Config) -> None:
+    """A stage sends gradients of each round back to the stage before, which would wait for those that are cut off."""
+    bptt_passes, pipeline = config.sleep.bptt_passes, config.parallel.pipeline
+    if bptt_passes is not None and pipeline > 1:
+        raise ConfigError(
+            f"sleep.bptt_passes={bptt_passes} does not go with parallel.pipeline={pipeline}, whose stages exchange "
+            "gradients of all passes; leave sleep.bptt_passes empty, or use parallel.pipeline=1"
+        )
+
+
 def _check_cuda_graphs(config: Config, replicas: int) -> None:
     """Graphs hold what one process does between the start of a round and its end, without a word of Python."""
     if not config.train.cuda_graphs:
@@ -224,13 +235,15 @@ def _check_cuda_graphs(config: Config, replicas: int) -> None:
         obstacles.append(f"sleep.recompute={sleep.recompute}")
     if sleep.stop != "fixed":
         obstacles.append(f"sleep.stop={sleep.stop}")
+    if sleep.bptt_passes is not None:
+        obstacles.append(f"sleep.bptt_passes={sleep.bptt_passes}")
     if replicas > 1 and (optim.frozen or optim.curriculum):
         obstacles.append("optim.frozen or optim.curriculum over several replicas")
     if obstacles:
         raise ConfigError(
             f"train.cuda_graphs=true does not go with {' and '.join(obstacles)}: it runs in one process or replicas "
-            "under parallel.zero=1, with sleep.recompute=none and sleep.stop=fixed; set these, or "
-            "train.cuda_graphs=false"
+            "under parallel.zero=1, with sleep.recompute=none, sleep.stop=fixed and sleep.bptt_passes empty; set these, "
+            "or train.cuda_graphs=false"
         )
 
 

@@ -14,7 +14,7 @@ from itertools import chain
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.model.mixers.spec import MixerFlops
-from sleeptrain.sleep.rounds import Round, Stretch, round_layers
+from sleeptrain.sleep.rounds import Round, Stretch, round_layers, windows_of
 
 BACKWARD_AND_FORWARD = 3  # the backward of a matrix product is two products
 
@@ -26,13 +26,19 @@ def layer_flops(config: ModelConfig, layer: int) -> MixerFlops:
     return replace(mixer, features=mixer.features + mlp)
 
 
-def round_flops(config: ModelConfig, r: Round, core: tuple[int, int], sliding_window: int | None = None) -> int:
-    """Forward FLOPs of a round over all its rows, without the head."""
+def round_flops(
+    config: ModelConfig,
+    r: Round,
+    core: tuple[int, int],
+    sliding_window: int | None = None,
+    only: range | None = None,
+) -> int:
+    """Forward FLOPs of a round over all its rows, without the head. only: count these blocks; None: all."""
     stretches = _stretches(r, sliding_window)
     tokens = sum(s.tokens * times for s, times in stretches.items())
     layers = round_layers(r, config.layers, core, sliding_window is not None)
     total = 0
-    for index in layers:
+    for index in layers if only is None else [layer for layer in layers if layer in only]:
         cost = layer_flops(config, index)
         total += cost.state * tokens
         if not (r.state_only and index == layers[-1]):
@@ -75,6 +81,23 @@ def step_flops(
     core: tuple[int, int],
     sliding_window: int | None = None,
 ) -> int:
-    """FLOPs of a training step: forward and backward of its rounds, and of the head at each target."""
+    """FLOPs of a training step: forward and backward of its rounds, and of the head at each target.
+
+    The core has no backward in rounds whose results are read without gradients only.
+    """
     head = 2 * config.dim * config.vocab_size * num_targets
-    return BACKWARD_AND_FORWARD * (head + sum(round_flops(config, r, core, sliding_window) for r in rounds))
+    forward = head + sum(round_flops(config, r, core, sliding_window) for r in rounds)
+    blocks = range(*core)
+    forward_only = sum(round_flops(config, r, core, sliding_window, blocks) for r in rounds_without_backward(rounds))
+    return BACKWARD_AND_FORWARD * forward - (BACKWARD_AND_FORWARD - 1) * forward_only
+
+
+def rounds_without_backward(rounds: Sequence[Round]) -> list[Round]:
+    """The rounds that predict nothing, and whose rows all have a later pass that is detached (`sleep.bptt_passes`)."""
+    return [
+        r
+        for group in windows_of(rounds)
+        for r in group
+        if not r.loss
+        and all(any(b in d.rows for d in group if d.detached and d.pass_index > r.pass_index) for b in r.rows)
+    ]

@@ -172,6 +172,9 @@ def run_round(
     x = None
     if source is not None:
         x = source.output_RLD if r.feeds_back else source.core_input_RLD
+    if r.detached:
+        state = state.detach(range(*context.settings.core))
+        x = x.detach() if r.feeds_back and x is not None else x
     read = (source, state, boundary_state)
     arguments = (context, r, inputs, x, state, boundary_state)
     graphs = context.settings.graphs

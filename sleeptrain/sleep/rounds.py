@@ -42,6 +42,8 @@ class Round:
     loss: the targets of the window are predicted.
     coda: the blocks after the core run (for a loss, or because this is the window's last pass).
     state_only: nobody reads the features, only the state.
+    detached: no gradient flows to the features and the memory that the core left in the pass before
+        (`sleep.bptt_passes`).
     skip: the pass leaves out the window's first `skip` tokens, which are pads in a sleep pass: their documents ended.
     work: the documents that the pass works on, by row: in a wake pass all documents of the window, in a sleep pass the
         document that is open at the window's end. All other tokens are pads. None: all tokens, as one document. It is
@@ -57,6 +59,7 @@ class Round:
     loss: bool = False
     coda: bool = False
     state_only: bool = False
+    detached: bool = False
     skip: int = 0
     work: tuple[tuple[Stretch, ...], ...] | None = field(default=None, compare=False)
 
@@ -190,7 +193,12 @@ Passes = int | Sequence[Sequence[int]]
 
 
 def plan_rounds(
-    facts: Sequence[WindowFacts], passes: Passes, when: str = "every", feedback: str = "features", multiple: int = 1
+    facts: Sequence[WindowFacts],
+    passes: Passes,
+    when: str = "every",
+    feedback: str = "features",
+    multiple: int = 1,
+    bptt_passes: int | None = None,
 ) -> list[Round]:
     """The rounds of a step, in the order in which one process runs them.
 
@@ -200,13 +208,15 @@ def plan_rounds(
         2605.26099: windows with a target get one pass, the others N).
     feedback: `features` | `none`.
     multiple: divides the number of tokens of sleep passes if it divides those of windows.
+    bptt_passes: gradients flow through at most this many last passes of a row's sleep; None: through all.
 
     A row takes part in a window only if the result is read: by a loss, or as the state of a later window.
     """
     rounds: list[Round] = []
     for index, fact in enumerate(facts):
         limits = [passes] * len(fact.has_target) if isinstance(passes, int) else passes[index]
-        rounds += _wake_rounds(index, fact, limits) + _sleep_rounds(index, fact, limits, when, feedback, multiple)
+        rounds += _wake_rounds(index, fact, limits)
+        rounds += _sleep_rounds(index, fact, limits, when, feedback, multiple, bptt_passes)
     return rounds
 
 
@@ -227,26 +237,37 @@ def _wake_rounds(index: int, fact: WindowFacts, limits: Sequence[int]) -> list[R
 
 
 def _sleep_rounds(
-    index: int, fact: WindowFacts, limits: Sequence[int], when: str, feedback: str, multiple: int
+    index: int,
+    fact: WindowFacts,
+    limits: Sequence[int],
+    when: str,
+    feedback: str,
+    multiple: int,
+    bptt_passes: int | None,
 ) -> list[Round]:
-    """Rows for which a pass is the last one have a round of their own, since they run the coda and leave the state."""
+    """Rows for which a pass is the last one have a round of their own, since they run the coda and leave the state. So
+    have those for which it is the first through which gradients flow."""
     rows = range(len(fact.has_target))
     sleeping = tuple(b for b in rows if fact.read_later[b] and (when == "every" or not fact.has_target[b]))
     skip, rounds = fact.skip(sleeping, multiple), []
     for n in range(2, max((limits[b] for b in sleeping), default=1) + 1):
-        for is_last in (False, True):
-            part = tuple(b for b in sleeping if limits[b] >= n and (limits[b] == n) == is_last)
-            if part:
-                sleep = Round(index, fact.start, fact.stop, n, part, feedback == "features", skip=skip)
-                work = fact.work(part, sleeping=True)
-                rounds.append(replace(sleep, coda=is_last, state_only=is_last, work=work))
+        parts: dict[tuple[bool, bool], list[int]] = {}
+        for b in sleeping:
+            if limits[b] >= n:
+                detached = bptt_passes is not None and limits[b] - n + 1 == bptt_passes
+                parts.setdefault((limits[b] == n, detached), []).append(b)
+        for (is_last, detached), part in sorted(parts.items()):
+            sleep = Round(index, fact.start, fact.stop, n, tuple(part), feedback == "features", skip=skip)
+            work = fact.work(part, sleeping=True)
+            rounds.append(replace(sleep, coda=is_last, state_only=is_last, detached=detached, work=work))
     return rounds
 
 
 def plan_batch(batch: Batch, window: int, passes: Passes, sleep: SleepConfig, multiple: int = 1) -> list[Round]:
     """The rounds of a batch (on the CPU) with the configured policy and feedback. passes, multiple: as in
     `plan_rounds`."""
-    return plan_rounds(window_facts(batch, window), passes, sleep.when, sleep.feedback, multiple)
+    facts = window_facts(batch, window)
+    return plan_rounds(facts, passes, sleep.when, sleep.feedback, multiple, sleep.bptt_passes)
 
 
 def windows_of(rounds: Iterable[Round]) -> list[list[Round]]:

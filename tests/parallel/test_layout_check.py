@@ -163,6 +163,7 @@ REFUSED: list[tuple[dict[str, Any], int, list[str], dict[str, Any], int]] = [
             ({"parallel.zero": 3, "sleep.recompute": "pass"}, 1, ["parallel.zero=3", "sleep.recompute=pass"]),
             ({"parallel.zero": 0}, 2, ["parallel.zero=0"]),
             ({"sleep.stop": "change", "sleep.passes": 2}, 1, ["sleep.stop=change", "set these"]),
+            ({"sleep.bptt_passes": 1, "sleep.passes": 2}, 1, ["sleep.bptt_passes=1", "set these"]),
             ({"optim.frozen": ["embedding.weight"]}, 2, ["optim.frozen"]),
         ]
     ),
@@ -190,6 +191,13 @@ REFUSED: list[tuple[dict[str, Any], int, list[str], dict[str, Any], int]] = [
             2,
         )
         for name, value in (("tensor", 2), ("pipeline", 2), ("zero", 2))
+    ),
+    (
+        {"sleep.bptt_passes": 1, "sleep.passes": 2, "parallel.pipeline": 2},
+        2,
+        ["sleep.bptt_passes=1", "parallel.pipeline=2", "leave sleep.bptt_passes empty"],
+        {"sleep.bptt_passes": 1, "sleep.passes": 2, "parallel.tensor": 2},
+        2,
     ),
     (
         # the answers of the task fill their own window

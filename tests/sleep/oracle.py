@@ -34,21 +34,25 @@ def oracle_loss(
     feedback: str = "features",
     states: list[FastWeights] | None = None,
     stops: Stops = never,
+    bptt_passes: int | None = None,
 ) -> tuple[torch.Tensor, list[FastWeights]]:
-    """Summed loss of a batch and each row's last state, under hard eviction with the whole stack as the core."""
+    """Summed loss of a batch and each row's last state, under hard eviction with the whole stack as the core.
+
+    bptt_passes: gradients flow through that many last passes of N; without stops.
+    """
     total = torch.zeros((), dtype=torch.float64)
     states_after = []
     for b in range(batch.tokens_BT.shape[0]):
         state = model.empty_state()
         if states is not None and batch.carried_B[b]:
             state = states[b]
-        loss, state = _row(model, batch.rows(b, b + 1), window, passes, when, feedback, state, stops)
+        loss, state = _row(model, batch.rows(b, b + 1), window, passes, when, feedback, state, stops, bptt_passes)
         total = total + loss
         states_after.append(state)
     return total, states_after
 
 
-def _row(model, row, window, passes, when, feedback, state, stops):  # type: ignore[no-untyped-def]
+def _row(model, row, window, passes, when, feedback, state, stops, bptt_passes):  # type: ignore[no-untyped-def]
     tokens, targets, documents = row.tokens_BT[0], row.targets_BT[0], row.documents_BT[0]
     num_tokens = len(tokens)
     total = torch.zeros((), dtype=torch.float64)
@@ -79,6 +83,8 @@ def _row(model, row, window, passes, when, feedback, state, stops):  # type: ign
                 for n in range(1, passes):
                     if stops(n, step, last_step, before, state):
                         break
+                    if passes - n == bptt_passes:
+                        x, state = x.detach(), state.detach()
                     read, before, last_step = x if feedback == "features" else x0, state, step
                     x, state = model.run(read, state, causal_layout(len(run)))
                     step = x - read

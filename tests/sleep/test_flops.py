@@ -18,7 +18,7 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.flops import layer_flops, round_flops, step_flops
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
-from sleeptrain.sleep.rounds import Round, plan_rounds, window_facts
+from sleeptrain.sleep.rounds import Round, WindowFacts, plan_rounds, window_facts
 from sleeptrain.sleep.step import forward_backward, step_context
 from tests.models import VOCABULARY, random_batch, tiny_config
 from tests.sleep.test_step import config
@@ -117,6 +117,23 @@ def test_rounds_outside_the_core_are_not_counted():
     sleeping = Round(0, 0, 8, 2, (0, 1), feeds_back=True)
     assert round_flops(config, sleeping, (1, 2)) == per_layer * 2
     assert round_flops(config, Round(0, 0, 8, 1, (0,), loss=True, coda=True), (1, 2)) == 3 * per_layer
+
+
+@pytest.mark.parametrize("bptt_passes, with_backward", [(1, [3]), (2, [2, 3]), (3, [1, 2, 3])])
+def test_the_core_has_no_backward_before_a_detached_pass(bptt_passes: int, with_backward: list[int]):
+    """The blocks before the core, and rows that predict in the wake pass, keep theirs."""
+    config, core = tiny_config(["gated_deltanet"] * 3), (1, 3)
+    facts = [
+        WindowFacts(0, 8, has_target=(False, True), read_later=(True, True)),
+        WindowFacts(8, 16, has_target=(True, True), read_later=(False, False)),
+    ]
+    rounds = plan_rounds(facts, 3, bptt_passes=bptt_passes)
+    expected = 0
+    for r in rounds:
+        trained = r.loss or r.pass_index in with_backward
+        before_core = round_flops(config, r, core, only=range(1))
+        expected += 3 * before_core + (3 if trained else 1) * (round_flops(config, r, core) - before_core)
+    assert step_flops(config, rounds, 0, core) == expected
 
 
 def test_sliding_eviction_counts_the_pairs_across_the_border():

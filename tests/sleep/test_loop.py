@@ -27,9 +27,10 @@ def step(
     core: tuple[int, int] | None = None,
     boundary: Boundary | None = None,
     state: FastWeights | None = None,
+    bptt_passes: int | None = None,
 ):
     settings = LoopSettings(core or (0, model.num_layers), boundary or Boundary(), Recompute(recompute))
-    rounds = plan_rounds(window_facts(batch, window), passes, when, feedback)
+    rounds = plan_rounds(window_facts(batch, window), passes, when, feedback, bptt_passes=bptt_passes)
     return run_rounds(model, batch, rounds, state or model.empty_state(), settings)
 
 
@@ -73,6 +74,18 @@ def test_equals_the_method_written_row_by_row(rows, when, feedback):
         for ours, theirs in zip(state.layers, states_after[0].layers, strict=True):
             if isinstance(ours, Recurrent):
                 torch.testing.assert_close(ours.S_BHKV[:1], theirs.S_BHKV, **EXACT)
+
+
+@pytest.mark.parametrize("bptt_passes", [1, 2])
+@pytest.mark.parametrize("feedback", ["features", "none"])
+@pytest.mark.parametrize("recompute", ["none", "pass"])
+def test_gradients_flow_through_the_last_passes_alone(bptt_passes, feedback, recompute):
+    model, batch = tiny_model(), random_batch(ROWS["rows that differ"], target_share=0.5)
+    arguments = dict(window=4, passes=3, feedback=feedback)
+    cut, _ = step(model, batch, recompute=recompute, bptt_passes=bptt_passes, **arguments)
+    assert_same(model, total(cut), oracle_loss(model, batch, **arguments, bptt_passes=bptt_passes)[0])
+    full, name = step(model, batch, **arguments)[0], "blocks.1.mixer.in_proj_qkv.weight"
+    assert not torch.allclose(gradients(model, total(cut))[name], gradients(model, total(full))[name])
 
 
 @pytest.mark.parametrize("boundary", [Boundary(), Boundary(carry_conv=True), Boundary(sliding_window=4)])

@@ -70,4 +70,7 @@ class SleepConfig:
     bptt_windows: int | None = setting(
         None, "gradients flow through at most this many windows; null is all of a step", at_least=1
     )
+    bptt_passes: int | None = setting(
+        None, "gradients flow through at most this many last passes of a window's sleep; null is all", at_least=1
+    )
     curriculum: list[CurriculumStage] = setting([], "see below; sorted by `tokens`", allowed="a list of stages")
