@@ -242,8 +242,8 @@ def _check_cuda_graphs(config: Config, replicas: int) -> None:
     if obstacles:
         raise ConfigError(
             f"train.cuda_graphs=true does not go with {' and '.join(obstacles)}: it runs in one process or replicas "
-            "under parallel.zero=1, with sleep.recompute=none, sleep.stop=fixed and sleep.bptt_passes empty; set these, "
-            "or train.cuda_graphs=false"
+            "under parallel.zero=1, with sleep.recompute=none, sleep.stop=fixed and an empty sleep.bptt_passes; set "
+            "these, or train.cuda_graphs=false"
         )
 
 

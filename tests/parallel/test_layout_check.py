@@ -163,7 +163,7 @@ REFUSED: list[tuple[dict[str, Any], int, list[str], dict[str, Any], int]] = [
             ({"parallel.zero": 3, "sleep.recompute": "pass"}, 1, ["parallel.zero=3", "sleep.recompute=pass"]),
             ({"parallel.zero": 0}, 2, ["parallel.zero=0"]),
             ({"sleep.stop": "change", "sleep.passes": 2}, 1, ["sleep.stop=change", "set these"]),
-            ({"sleep.bptt_passes": 1, "sleep.passes": 2}, 1, ["sleep.bptt_passes=1", "set these"]),
+            ({"sleep.bptt_passes": 1, "sleep.passes": 2}, 1, ["sleep.bptt_passes=1", "an empty sleep.bptt_passes"]),
             ({"optim.frozen": ["embedding.weight"]}, 2, ["optim.frozen"]),
         ]
     ),
