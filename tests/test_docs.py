@@ -21,9 +21,11 @@ from sleeptrain.config.schema import Config
 from sleeptrain.config.setting import declared_settings
 from sleeptrain.doctor.checks import CHECKS
 from sleeptrain.errors import ConfigError
+from tools.commands_reference import FOREIGN, parsers, with_commands
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+DOCS = ROOT / "docs"
+DOCUMENTS = sorted([*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")), *DOCS.rglob("*.md")])
 FLAGS_WITH_VALUE = ("--cfg",)
 # Settings that are lists of dataclasses.
 LISTS = {"sleep.curriculum", "optim.curriculum", "optim.rates", "data.shards.sources", "data.shards.curriculum"}
@@ -80,7 +82,7 @@ def test_every_link_resolves(name: str) -> None:
 
 
 def test_the_index_and_the_readme_lead_to_every_page() -> None:
-    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    pages = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")} - {"index.md"}
     assert set(links((ROOT / "docs/index.md").read_text())) >= pages
     assert "docs/index.md" in (ROOT / "README.md").read_text()
 
@@ -164,6 +166,15 @@ def test_the_settings_are_those_declared() -> None:
     assert sections <= set(documented)
     lists = {name for name in documented if "[]" in name}
     assert {name.partition("[]")[0] for name in lists} == LISTS
+
+
+def test_the_commands_are_those_of_the_parsers() -> None:
+    """`python tools/commands_reference.py` writes the tables anew."""
+    page = (ROOT / "docs/commands.md").read_text()
+    assert page == with_commands(page)
+    marked = set(re.findall(r"^<!-- command: (.+) -->$", page, re.MULTILINE))
+    assert marked == {name for name, _ in parsers()}
+    assert {name.split()[0] for name in marked} | FOREIGN == {*COMMANDS, *OTHER_COMMANDS}
 
 
 def test_another_default_is_another_page() -> None:
