@@ -10,13 +10,15 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
+import sleeptrain
+
 ROOT = Path(__file__).resolve().parents[1]
-INDEX = "docs/index"
+INDEX, PYTHON = "docs/index", "docs/python"
 
 project = "sleeptrain"
 html_title = "sleeptrain"
 copyright = "the authors of sleeptrain, Apache 2.0"
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
 root_doc = INDEX
 include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**.md"]
 exclude_patterns = [".venv*", "build", "runs", "data"]
@@ -36,9 +38,21 @@ def navigation(index: str) -> str:
     return "\n\n".join(parts)
 
 
+def docstrings() -> str:
+    """The docstring of each public name. Of classes also those of methods, unless torch or transformers wrote them."""
+    parts = ["## Docstrings"]
+    for name in sleeptrain.__all__:
+        kind = "class" if name[0].isupper() else "function"
+        members = ["   :members:"] if kind == "class" and name != "Config" else []
+        parts.append("\n".join([f"```{{eval-rst}}\n.. auto{kind}:: sleeptrain.{name}", *members, "```"]))
+    return "\n\n".join(parts)
+
+
 def add_to_source(app: Sphinx, page: str, source: list[str]) -> None:
     if page == INDEX:
         source[0] += "\n" + navigation(source[0])
+    if page == PYTHON:
+        source[0] += "\n" + docstrings()
 
 
 def setup(app: Sphinx) -> None:
