@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import tools.prepare
+import tools.shards
+import tools.tokenizer
 from sleeptrain.cli import COMMANDS, OTHER_COMMANDS, _parse_command_flags
 from sleeptrain.commands.convert import parser as convert_parser
 from sleeptrain.commands.data import parser as data_parser
@@ -30,7 +33,8 @@ FLAGS_WITH_VALUE = ("--cfg",)
 # Settings that are lists of dataclasses.
 LISTS = {"sleep.curriculum", "optim.curriculum", "optim.rates", "data.shards.sources", "data.shards.curriculum"}
 
-FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)  # also in lists
+PARSERS = {"prepare": tools.prepare._parser, "tokenizer": tools.tokenizer._parser, "shards": tools.shards._parser}
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 
 
@@ -50,9 +54,15 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
+def code_lines(text: str) -> list[str]:
+    """The lines of code blocks. Continued lines are joined."""
+    blocks = [block.replace("\\\n", " ").splitlines()[1:-1] for block in FENCE.findall(text)]
+    return [line.strip() for block in blocks for line in block if line.strip()]
+
+
 def commands(text: str) -> list[list[str]]:
-    """The lines of code blocks, split into words. Continued lines are joined."""
-    lines = [line for block in FENCE.findall(text) for line in block.replace("\\\n", " ").splitlines()[1:-1]]
+    """The lines of code blocks that call `sleeptrain` or `make`, split into words, without a launcher."""
+    lines = [re.sub(r"^torchrun .*? -m sleeptrain ", "sleeptrain ", line) for line in code_lines(text)]
     return [shlex.split(line, comments=True) for line in lines if re.match(r"(\S*/)?(sleeptrain|make)\s", line)]
 
 
@@ -148,6 +158,31 @@ def test_every_generation_is_understood() -> None:
     assert found
     for _, *words in found:
         generate_parser().parse_args(words)
+
+
+def test_every_call_of_a_tool_is_understood() -> None:
+    found = [line for path in DOCUMENTS for line in code_lines(path.read_text()) if re.match(r"\S*python tools/", line)]
+    assert {name for line in found for name in PARSERS if f"tools/{name}.py" in line} == set(PARSERS)
+    for line in found:
+        _, tool, *words = shlex.split(line, comments=True)
+        assert (ROOT / tool).is_file(), line
+        if (parser := PARSERS.get(Path(tool).stem)) is not None:
+            parser().parse_args(words)
+
+
+def test_every_batch_script_exists() -> None:
+    found = {word for path in DOCUMENTS for line in code_lines(path.read_text()) for word in line.split()}
+    scripts = {word for word in found if re.fullmatch(r"slurm/\w+\.sh", word)}
+    assert "slurm/pretrain_2b.sh" in scripts
+    assert not [script for script in scripts if not (ROOT / script).is_file()]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md"])
+def test_no_command_for_a_beginner_goes_unchecked(name: str) -> None:
+    """Each line is of a kind that a test above reads."""
+    known = re.compile(r"(\S*/)?(sleeptrain|make) |\S*python tools/\w+\.py |sbatch .*slurm/\w+\.sh$")
+    lines = code_lines((ROOT / name).read_text())
+    assert lines and not [line for line in lines if not known.match(line)]
 
 
 def test_every_make_target_exists() -> None:
