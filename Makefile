@@ -96,7 +96,8 @@ check: install ## lint and types
 	$(BIN)/lint-imports
 	$(BIN)/hadolint --failure-threshold warning docker/Dockerfile
 
-docs: install .venv-docs/.ok ## the documents as a site, links checked: build/docs/index.html
+docs: install .venv-docs/.ok ## the documents as a site, links and spelling checked: build/docs/index.html
+	@.venv-docs/bin/codespell README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff docs configs slurm sleeptrain tools tests
 	@.venv-docs/bin/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going -c docs -d build/doctrees . build/docs
 	@echo build/docs/index.html
 

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 import tools.prepare
 import tools.shards
@@ -24,6 +25,7 @@ from sleeptrain.config.schema import Config
 from sleeptrain.config.setting import declared_settings
 from sleeptrain.doctor.checks import CHECKS
 from sleeptrain.errors import ConfigError
+from tests.locks import project
 from tools.commands_reference import FOREIGN, parsers, with_commands
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,6 +185,23 @@ def test_no_command_for_a_beginner_goes_unchecked(name: str) -> None:
     known = re.compile(r"(\S*/)?(sleeptrain|make) |\S*python tools/\w+\.py |sbatch .*slurm/\w+\.sh$")
     lines = code_lines((ROOT / name).read_text())
     assert lines and not [line for line in lines if not known.match(line)]
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation, declared = yaml.safe_load((ROOT / "CITATION.cff").read_text()), project()["project"]
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert [citation[key] for key in ("title", "version", "license")] == [
+        declared["name"],
+        declared["version"],
+        declared["license"],
+    ]
+
+
+def test_commits_are_checked_as_a_merge_is() -> None:
+    """By programs of this checkout's environments, in no version of their own."""
+    [repository] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local" and {hook["language"] for hook in repository["hooks"]} == {"system"}
+    assert [hook["entry"] for hook in repository["hooks"]] == ["make check", "make docs"]
 
 
 def test_every_make_target_exists() -> None:
