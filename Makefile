@@ -27,13 +27,13 @@ INSIDES := tests/config tests/hf tests/doctor/test_packages.py tests/doctor/test
 	tests/train/logging/test_wandb_log.py
 # Of the locks: empty keeps the versions that still fit pyproject.toml.
 UPGRADE ?= --upgrade
-COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --annotation-style line \
-	--custom-compile-command 'make lock' pyproject.toml
+UV := $(BIN)/uv pip compile --quiet --python-version 3.11 --annotation-style line --custom-compile-command 'make lock'
+COMPILE := $(UV) pyproject.toml
 NO_CUDA := --excludes requirements/cuda.txt
 NO_TRITON := --excludes requirements/triton.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train rule110 test test-full test-slurm test-docker test-kernels gpu-report check check-latest check-lowest lock clean
+.PHONY: help install train rule110 test test-full test-slurm test-docker test-kernels gpu-report docs check check-latest check-lowest lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +86,8 @@ lock: install ## the newest permitted versions into requirements/; UPGRADE= keep
 	$(COMPILE) $(UPGRADE) --extra dev --resolution lowest-direct $(NO_CUDA) $(NO_TRITON) -o requirements/lowest.txt
 	$(COMPILE) $(UPGRADE) --extra gpu --universal --fork-strategy fewest --constraints requirements/gpu.txt $(NO_CUDA) \
 		requirements/kernels.in -o requirements/kernels.txt
+	$(UV) $(UPGRADE) --universal --fork-strategy fewest --constraints requirements/cpu.txt requirements/docs.in \
+		-o requirements/docs.txt
 
 check: install ## lint and types
 	$(BIN)/ruff check
@@ -94,8 +96,13 @@ check: install ## lint and types
 	$(BIN)/lint-imports
 	$(BIN)/hadolint --failure-threshold warning docker/Dockerfile
 
+docs: install .venv-docs/.ok ## the documents as a site, links and spelling checked: build/docs/index.html
+	@.venv-docs/bin/codespell README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff docs configs slurm sleeptrain tools tests
+	@.venv-docs/bin/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going -c docs -d build/doctrees . build/docs
+	@echo build/docs/index.html
+
 clean: ## remove .venv and the like, caches and builds; runs/ and data/ stay
-	rm -rf .venv .venv-latest .venv-lowest .venv-kernels build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf .venv .venv-latest .venv-lowest .venv-kernels .venv-docs build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is made last: an install that was cut short is done again. One for the other kind of machine is made anew.
@@ -106,6 +113,14 @@ clean: ## remove .venv and the like, caches and builds; runs/ and data/ stay
 # For the CPU, also beside a GPU: the interpreter needs none.
 .venv-kernels/.ok: pyproject.toml requirements/kernels.txt requirements/install.sh
 	@GPU=0 PYTHON=$(PYTHON) requirements/install.sh .venv-kernels requirements/kernels.txt
+	@touch $@
+
+# Sphinx by itself; it reads the docstrings of the package in .venv, whose versions of shared packages it has.
+.venv-docs/.ok: requirements/docs.txt .venv/.ok
+	$(PYTHON) -m venv --clear .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
+	@echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+		> $$(.venv-docs/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/package.pth
 	@touch $@
 
 .PHONY: anew

@@ -7,7 +7,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
+import tools.prepare
+import tools.shards
+import tools.tokenizer
 from sleeptrain.cli import COMMANDS, OTHER_COMMANDS, _parse_command_flags
 from sleeptrain.commands.convert import parser as convert_parser
 from sleeptrain.commands.data import parser as data_parser
@@ -21,14 +25,18 @@ from sleeptrain.config.schema import Config
 from sleeptrain.config.setting import declared_settings
 from sleeptrain.doctor.checks import CHECKS
 from sleeptrain.errors import ConfigError
+from tests.locks import project
+from tools.commands_reference import FOREIGN, parsers, with_commands
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+DOCS = ROOT / "docs"
+DOCUMENTS = sorted([*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")), *DOCS.rglob("*.md")])
 FLAGS_WITH_VALUE = ("--cfg",)
 # Settings that are lists of dataclasses.
 LISTS = {"sleep.curriculum", "optim.curriculum", "optim.rates", "data.shards.sources", "data.shards.curriculum"}
 
-FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)  # also in lists
+PARSERS = {"prepare": tools.prepare._parser, "tokenizer": tools.tokenizer._parser, "shards": tools.shards._parser}
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 
 
@@ -48,9 +56,15 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
+def code_lines(text: str) -> list[str]:
+    """The lines of code blocks. Continued lines are joined."""
+    blocks = [block.replace("\\\n", " ").splitlines()[1:-1] for block in FENCE.findall(text)]
+    return [line.strip() for block in blocks for line in block if line.strip()]
+
+
 def commands(text: str) -> list[list[str]]:
-    """The lines of code blocks, split into words. Continued lines are joined."""
-    lines = [line for block in FENCE.findall(text) for line in block.replace("\\\n", " ").splitlines()[1:-1]]
+    """The lines of code blocks that call `sleeptrain` or `make`, split into words, without a launcher."""
+    lines = [re.sub(r"^torchrun .*? -m sleeptrain ", "sleeptrain ", line) for line in code_lines(text)]
     return [shlex.split(line, comments=True) for line in lines if re.match(r"(\S*/)?(sleeptrain|make)\s", line)]
 
 
@@ -80,7 +94,7 @@ def test_every_link_resolves(name: str) -> None:
 
 
 def test_the_index_and_the_readme_lead_to_every_page() -> None:
-    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    pages = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")} - {"index.md"}
     assert set(links((ROOT / "docs/index.md").read_text())) >= pages
     assert "docs/index.md" in (ROOT / "README.md").read_text()
 
@@ -148,6 +162,48 @@ def test_every_generation_is_understood() -> None:
         generate_parser().parse_args(words)
 
 
+def test_every_call_of_a_tool_is_understood() -> None:
+    found = [line for path in DOCUMENTS for line in code_lines(path.read_text()) if re.match(r"\S*python tools/", line)]
+    assert {name for line in found for name in PARSERS if f"tools/{name}.py" in line} == set(PARSERS)
+    for line in found:
+        _, tool, *words = shlex.split(line, comments=True)
+        assert (ROOT / tool).is_file(), line
+        if (parser := PARSERS.get(Path(tool).stem)) is not None:
+            parser().parse_args(words)
+
+
+def test_every_batch_script_exists() -> None:
+    found = {word for path in DOCUMENTS for line in code_lines(path.read_text()) for word in line.split()}
+    scripts = {word for word in found if re.fullmatch(r"slurm/\w+\.sh", word)}
+    assert "slurm/pretrain_2b.sh" in scripts
+    assert not [script for script in scripts if not (ROOT / script).is_file()]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md"])
+def test_no_command_for_a_beginner_goes_unchecked(name: str) -> None:
+    """Each line is of a kind that a test above reads."""
+    known = re.compile(r"(\S*/)?(sleeptrain|make) |\S*python tools/\w+\.py |sbatch .*slurm/\w+\.sh$")
+    lines = code_lines((ROOT / name).read_text())
+    assert lines and not [line for line in lines if not known.match(line)]
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation, declared = yaml.safe_load((ROOT / "CITATION.cff").read_text()), project()["project"]
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert [citation[key] for key in ("title", "version", "license")] == [
+        declared["name"],
+        declared["version"],
+        declared["license"],
+    ]
+
+
+def test_commits_are_checked_as_a_merge_is() -> None:
+    """By programs of this checkout's environments, in no version of their own."""
+    [repository] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local" and {hook["language"] for hook in repository["hooks"]} == {"system"}
+    assert [hook["entry"] for hook in repository["hooks"]] == ["make check", "make docs"]
+
+
 def test_every_make_target_exists() -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     found = {word for _, words in all_commands("make") for word in words if "=" not in word}
@@ -164,6 +220,15 @@ def test_the_settings_are_those_declared() -> None:
     assert sections <= set(documented)
     lists = {name for name in documented if "[]" in name}
     assert {name.partition("[]")[0] for name in lists} == LISTS
+
+
+def test_the_commands_are_those_of_the_parsers() -> None:
+    """`python tools/commands_reference.py` writes the tables anew."""
+    page = (ROOT / "docs/commands.md").read_text()
+    assert page == with_commands(page)
+    marked = set(re.findall(r"^<!-- command: (.+) -->$", page, re.MULTILINE))
+    assert marked == {name for name, _ in parsers()}
+    assert {name.split()[0] for name in marked} | FOREIGN == {*COMMANDS, *OTHER_COMMANDS}
 
 
 def test_another_default_is_another_page() -> None:

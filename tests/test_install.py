@@ -106,6 +106,13 @@ def test_the_kernels_are_tested_in_the_versions_that_gpus_get_without_cuda() -> 
     assert {p: pin.specifier for p, pin in kernels.items()} == {p: gpu[p].specifier for p in kernels}
 
 
+def test_the_site_is_made_beside_the_package_of_the_cpu_lock() -> None:
+    """`.venv-docs` reads the packages of `.venv` too: what both have must be one version."""
+    docs, cpu = pins("docs"), pins("cpu")
+    assert {"sphinx", "myst-parser", "furo"} <= set(docs)
+    assert {p: pin.specifier for p, pin in docs.items() if p in cpu} == {p: cpu[p].specifier for p in docs if p in cpu}
+
+
 def test_the_lowest_are_the_lowest() -> None:
     assert str(pins("lowest")["transformers"].specifier) == "==5.23.0"
 

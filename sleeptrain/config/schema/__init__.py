@@ -59,6 +59,8 @@ __all__ = [
 
 @dataclass
 class Config:
+    """The settings of a run, a dataclass for each section; docs/configuration.md lists every one."""
+
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     sleep: SleepConfig = field(default_factory=SleepConfig)
