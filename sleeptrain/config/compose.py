@@ -10,11 +10,14 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -45,8 +48,9 @@ def config_dir() -> Path:
 
 def register_schema() -> None:
     """Tell hydra about the dataclasses that `configs/config.yaml` composes over. May be called again."""
-    ConfigStore.instance().store(name="schema", node=Config)
-    register_source()
+    if "schema.yaml" not in ConfigStore.instance().repo:
+        ConfigStore.instance().store(name="schema", node=Config)
+        register_source()
 
 
 def compose(overrides: Sequence[str] = ()) -> Config:
@@ -56,7 +60,7 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     """
     overrides = [quote_override(override) for override in overrides]
     with _hydra(overrides):
-        composed = hydra_compose("config", overrides=overrides)
+        composed = _composed(overrides)
     return resolve(composed)
 
 
@@ -107,6 +111,24 @@ def _compose_sweep_job(job: Sequence[str]) -> tuple[Config, Path]:
         del composed["hydra"]
     config = resolve(composed, sweep_job)
     return config, Path(config.run.root) / sweep_run_name(composed.run.name, "")
+
+
+def _composed(overrides: list[str]) -> DictConfig:
+    """What hydra composes, without its own section. Files are merged once for each choice of files."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    if any(o.is_hydra_override() or o.is_sweep_override() for o in parsed):
+        return hydra_compose("config", overrides=overrides)
+    loader = cast(ConfigLoaderImpl, GlobalHydra.instance().config_loader())
+    choices = [o for o in parsed if loader.repository.group_exists(o.key_or_group) and not isinstance(o.value(), dict)]
+    composed = deepcopy(_merge_files(tuple(str(o.input_line) for o in choices)))
+    ConfigLoaderImpl._apply_overrides_to_config([o for o in parsed if o not in choices], composed)
+    return composed
+
+
+@lru_cache(maxsize=64)
+def _merge_files(choices: tuple[str, ...]) -> DictConfig:
+    """The composition of the groups' files. choices: overrides that choose files, `experiment=rule110`."""
+    return hydra_compose("config", overrides=list(choices))
 
 
 @contextmanager
