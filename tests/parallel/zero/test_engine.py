@@ -120,7 +120,7 @@ def test_nothing_is_clipped_without_a_limit_and_the_norm_is_still_returned(zero:
     assert_equal(results, wanted)
 
 
-@pytest.mark.parametrize("zero", [slow(0), 1, 3])
+@pytest.mark.parametrize("zero", [slow(0), 1, slow(3)])
 def test_bf16_keeps_every_weight_wide(zero: int) -> None:
     """The ranks round other sums to bf16 than one process does, so results are equal up to that rounding."""
 
