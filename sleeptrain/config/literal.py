@@ -31,7 +31,7 @@ def escaped(value: Any) -> Any:
 
 def literal(kind: type[Section], values: Mapping[str, Any]) -> Section:
     """The section with these values, and its defaults for missing ones. Raises OmegaConf's errors and ValueError."""
-    return cast(Section, OmegaConf.to_object(OmegaConf.merge(_defaults(kind), escaped(values))))
+    return cast(Section, OmegaConf.to_object(OmegaConf.merge(_defaults(cast(Any, kind)), escaped(values))))
 
 
 @lru_cache

@@ -14,7 +14,7 @@ from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from antlr4 import CommonTokenStream, InputStream
@@ -176,7 +176,7 @@ def _member_type(kind: Any, name: str) -> Any:
     """The type of a field of a dataclass, an item of a list or a value of a dict; None if there is none."""
     kind = _without_none(kind)
     if is_dataclass(kind):
-        return _hints(kind).get(name)
+        return _hints(cast(Any, kind)).get(name)
     return get_args(kind)[-1] if get_origin(kind) in (list, dict) else None
 
 
