@@ -12,10 +12,10 @@ SLURM_PACKAGES := slurmctld slurmd slurm-client munge
 # `slurm` are all of them; the slow ones are part of `make test-full`.
 SLURM_TESTS ?= slurm and not slow
 SLURM_FILES ?= tests/slurm
-# Tests that run at once, whole files each; each also starts processes of its own.
+# Tests that run at once, whole files each, in the order of tests/conftest.py; each also starts processes of its own.
 WORKERS ?= 2
 TEST := OMP_NUM_THREADS=2 $(BIN)/python -m pytest
-SHARED_OPTIONS := -m pytest -n $(WORKERS) --dist loadfile
+SHARED_OPTIONS := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 SHARED := OMP_NUM_THREADS=1 $(BIN)/python $(SHARED_OPTIONS)
 FAST := -m "not slow and not gpu and not slurm and not kernels"
 # The tests of what reaches into other libraries, or leans on how they behave.

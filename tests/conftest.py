@@ -1,12 +1,43 @@
 from __future__ import annotations
 
+import contextlib
+import gc
+import importlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     import torch
+
+TESTS = Path(__file__).parent
+# A fork does not collect what its parent has made, and so copies a third of the memory that it would touch.
+os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
+# What an engine of several processes imports when it is made, and each of the forks would import again.
+LATER = (
+    "deepspeed.comm.mori",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.moe.ep_repack",
+    "deepspeed.ops.triton_ops",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "sleeptrain.distributed.cpu_shim",
+    "sleeptrain.parallel.engine",
+    "sleeptrain.parallel.tensor.layers",
+)
+# Folders with the longest files. They come first, so that no process has one left when the others have ended.
+LONG = ("parallel", "checkpoint", "plan", "torture", "train", "doctor", "health", "hf")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        folder = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
+        return LONG.index(folder) if folder in LONG else len(LONG)
+
+    items.sort(key=place)
 
 
 @pytest.fixture
@@ -36,4 +67,7 @@ def imported() -> Iterator[None]:
         patch.setenv("DS_ACCELERATOR", "cpu")
         pytest.importorskip("megatron.core")
         pytest.importorskip("deepspeed")
+        for name in LATER:
+            with contextlib.suppress(ImportError):  # of another version
+                importlib.import_module(name)
         yield

@@ -10,18 +10,21 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sleeptrain.config.changes import check_allowed
@@ -45,8 +48,9 @@ def config_dir() -> Path:
 
 def register_schema() -> None:
     """Tell hydra about the dataclasses that `configs/config.yaml` composes over. May be called again."""
-    ConfigStore.instance().store(name="schema", node=Config)
-    register_source()
+    if "schema.yaml" not in ConfigStore.instance().repo:
+        ConfigStore.instance().store(name="schema", node=Config)
+        register_source()
 
 
 def compose(overrides: Sequence[str] = ()) -> Config:
@@ -56,7 +60,7 @@ def compose(overrides: Sequence[str] = ()) -> Config:
     """
     overrides = [quote_override(override) for override in overrides]
     with _hydra(overrides):
-        composed = hydra_compose("config", overrides=overrides)
+        composed = _composed(overrides)
     return resolve(composed)
 
 
@@ -68,9 +72,10 @@ def validate_sweep(overrides: Sequence[str]) -> list[Path]:
     overrides = [quote_override(override) for override in overrides]
     owners: dict[tuple[str, str], str] = {}
     roots: dict[Path, None] = {}
-    for job in _sweep_jobs([*name_by_sweep(overrides), *overrides]):
+    same = _same_in_all_jobs(overrides)
+    for job in _sweep_jobs(overrides):
         words = " ".join(word for word in job if not word.startswith("hydra."))
-        config, root = _compose_sweep_job(job)
+        config, root = _compose_sweep_job(job, same)
         roots[root] = None
         folder = (config.run.root, config.run.name)
         if folder in owners:
@@ -84,11 +89,15 @@ def validate_sweep(overrides: Sequence[str]) -> list[Path]:
 
 def name_by_sweep(overrides: Sequence[str]) -> list[str]:
     """Overrides for hydra that name the jobs of a sweep after the settings that differ between them."""
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(_same_in_all_jobs(overrides))}]"]
+
+
+def _same_in_all_jobs(overrides: Sequence[str]) -> list[str]:
+    """The settings that do not tell a job of the sweep from the others, or are in the run's folder already."""
     with _hydra(overrides):
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     same = [o.key_or_group for o in parsed if not o.is_sweep_override() and not o.is_hydra_override()]
-    excluded = dict.fromkeys(["experiment", "run.name", "run.root", *same])
-    return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(excluded)}]"]
+    return list(dict.fromkeys(["experiment", "run.name", "run.root", *same]))
 
 
 def _sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
@@ -98,15 +107,32 @@ def _sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
         return jobs
 
 
-def _compose_sweep_job(job: Sequence[str]) -> tuple[Config, Path]:
+def _compose_sweep_job(job: Sequence[str], same: list[str]) -> tuple[Config, Path]:
     """(the job's configuration, the folder that holds the runs of this job and of the jobs with the same run.name)."""
     with _hydra(job):
-        composed = hydra_compose("config", overrides=list(job), return_hydra_config=True)
-    sweep_job = composed.hydra.job.override_dirname
-    with open_dict(composed):
-        del composed["hydra"]
-    config = resolve(composed, sweep_job)
+        composed = _composed(list(job))
+        parsed = OverridesParser.create().parse_overrides(list(job))
+    own = [o for o in parsed if not o.is_hydra_override()]
+    config = resolve(composed, get_overrides_dirname(own, kv_sep="=", item_sep=",", exclude_keys=same))
     return config, Path(config.run.root) / sweep_run_name(composed.run.name, "")
+
+
+def _composed(overrides: list[str]) -> DictConfig:
+    """What hydra composes, without its own section. Files are merged once for each choice of files."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    if any(o.is_hydra_override() or o.is_sweep_override() for o in parsed):
+        return hydra_compose("config", overrides=overrides)
+    loader = cast(ConfigLoaderImpl, GlobalHydra.instance().config_loader())
+    choices = [o for o in parsed if loader.repository.group_exists(o.key_or_group) and not isinstance(o.value(), dict)]
+    composed = deepcopy(_merge_files(tuple(str(o.input_line) for o in choices)))
+    ConfigLoaderImpl._apply_overrides_to_config([o for o in parsed if o not in choices], composed)
+    return composed
+
+
+@lru_cache(maxsize=64)
+def _merge_files(choices: tuple[str, ...]) -> DictConfig:
+    """The composition of the groups' files. choices: overrides that choose files, `experiment=rule110`."""
+    return hydra_compose("config", overrides=list(choices))
 
 
 @contextmanager

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, TypeVar, cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 
 from sleeptrain.small_files import parse_yaml
@@ -30,7 +31,13 @@ def escaped(value: Any) -> Any:
 
 def literal(kind: type[Section], values: Mapping[str, Any]) -> Section:
     """The section with these values, and its defaults for missing ones. Raises OmegaConf's errors and ValueError."""
-    return cast(Section, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), escaped(values))))
+    return cast(Section, OmegaConf.to_object(OmegaConf.merge(_defaults(cast(Any, kind)), escaped(values))))
+
+
+@lru_cache
+def _defaults(kind: type) -> DictConfig:
+    """The section's defaults, which `merge` copies."""
+    return cast(DictConfig, OmegaConf.structured(kind))
 
 
 def read_yaml(content: bytes) -> Any:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import fields, is_dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from antlr4 import CommonTokenStream, InputStream
@@ -68,7 +70,12 @@ def quote_yaml(text: str, package: str = "") -> str:
 
 
 class TextKeepingSource(FileConfigSource):
-    """Hydra's source of configuration files, changed to keep the text of string settings."""
+    """Hydra's source of configuration files, changed to keep the text of string settings.
+
+    loaded: what each text of a file holds; a command, and even more a sweep, composes the same files again.
+    """
+
+    loaded: ClassVar[dict[tuple[str, Path, str], ConfigResult]] = {}
 
     def load_config(self, config_path: str) -> ConfigResult:
         path = Path(self.path) / self._normalize_file_name(config_path)
@@ -80,7 +87,13 @@ class TextKeepingSource(FileConfigSource):
     def _load_checked(self, config_path: str, path: Path) -> ConfigResult:
         """Check the size and depth of the file, because hydra's reader has no limits, then load it."""
         text = read_bounded(path, YAML_BYTES).decode() if path.exists() else ""
-        compose_yaml(text)
+        if (config_path, path, text) not in self.loaded:
+            compose_yaml(text)
+            self.loaded[config_path, path, text] = self._load_quoted(config_path, text)
+        result = self.loaded[config_path, path, text]
+        return replace(result, config=deepcopy(result.config), header=dict(result.header))
+
+    def _load_quoted(self, config_path: str, text: str) -> ConfigResult:
         result = super().load_config(config_path)
         header, group = result.header["package"], config_path.replace("\\", "/").rpartition("/")[0]
         package = group.replace("/", ".") if header in (None, "_group_") else header.replace("_global_", "").strip(".")
@@ -163,8 +176,14 @@ def _member_type(kind: Any, name: str) -> Any:
     """The type of a field of a dataclass, an item of a list or a value of a dict; None if there is none."""
     kind = _without_none(kind)
     if is_dataclass(kind):
-        return get_type_hints(kind).get(name)
+        return _hints(cast(Any, kind)).get(name)
     return get_args(kind)[-1] if get_origin(kind) in (list, dict) else None
+
+
+@lru_cache
+def _hints(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields."""
+    return get_type_hints(kind)
 
 
 def _is_text(kind: Any, is_null: bool = False) -> bool:

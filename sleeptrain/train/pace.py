@@ -17,7 +17,6 @@ class Pace:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.peak = peak_flops(device)
         self.restart()
 
     def restart(self) -> None:
@@ -37,10 +36,11 @@ class Pace:
         """
         seconds = max(time.perf_counter() - self.clock, 1e-9)
         rate = self.tokens / seconds
+        peak = peak_flops(self.device)  # a CPU's is measured at the first call, and so by the main process alone
         record = {
             "tokens_per_second": rate,
             "passes_per_second": self.rounds / seconds,
-            "mfu": None if self.peak is None else self.flops / seconds / self.peak,
+            "mfu": None if peak is None else self.flops / seconds / peak,
             "memory_mb": peak_memory_mb(self.device),
             "eta_seconds": max(tokens_left, 0) / rate if rate else None,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 
 import torch
 
@@ -25,6 +26,7 @@ def gpu_of(device: torch.device) -> Gpu | None:
     return next((gpu for part, gpu in GPUS.items() if part in name), None)
 
 
+@cache
 def _measured_cpu_peak(size: int = 1024, repeats: int = 4) -> float:
     a, b = torch.ones(size, size), torch.ones(size, size)
     torch.mm(a, b)

@@ -19,6 +19,7 @@ from sleeptrain.train.run_state import Run
 from tests.checkpoint.contents import in_file, tensors
 from tests.checkpoint.test_read import count_reads
 from tests.parallel.layouts import Layout
+from tests.parallel.processes import naming
 from tests.parallel.test_train import text, train
 from tests.runs import on_open
 from tests.train.conftest import tiny_shards
@@ -36,16 +37,16 @@ LAYOUTS = [
     Layout(2, 2, 1, 1),
 ]
 SHARED_HEAD = 6
-# Each layout once before and once after.
-COVERING = [(0, 5), (5, 3), (3, 4), (4, 6), (6, 1), (1, 2), (2, 0)]
-LATER = [pair for pair in ((a, b) for a in range(7) for b in range(7)) if pair not in COVERING]
+# Each layout once before and once after; the last one reads whole tensors.
+CHAIN = [5, 3, 4, 6, 1, 2, 0, 5]
+PAIRS = [(before, after) for before in range(7) for after in range(7)]
+STEP_TOKENS = 4 * 40
 
 
 def settings(index: int) -> tuple[str, ...]:
-    """ZeRO-3 needs a single backward in each step."""
+    """Only stages have several micro-batches; ZeRO-3 needs a single backward in each step."""
     more = ("parallel.split_head=true",) if index == SHARED_HEAD else ()
-    more += ("train.micro_batch=0",) if LAYOUTS[index].zero == 3 else ()
-    return (*LAYOUTS[index].settings(), *more)
+    return (*LAYOUTS[index].settings(), *more, f"train.micro_batch={2 if LAYOUTS[index].pipeline > 1 else 0}")
 
 
 @pytest.fixture(scope="module")
@@ -153,23 +154,50 @@ def test_all_processes_of_a_resume_read_about_the_bytes_of_the_checkpoint(
     assert 0.95 * size < read < 1.3 * size + headers + 4 * torch.get_rng_state().nbytes
 
 
-@pytest.mark.parametrize("layout", [pytest.param(0, marks=pytest.mark.slow), 5])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [0, 5])
 def test_a_checkpoint_of_whole_tensors(
     written: dict[int, Path], tmp_path: Path, tiny_shards: tuple[str, ...], layout: int
 ) -> None:
     check(written, tmp_path, tiny_shards, (5, layout), whole=True)
 
 
-@pytest.mark.parametrize("pair", COVERING)
-def test_another_layout(
-    written: dict[int, Path], tmp_path: Path, tiny_shards: tuple[str, ...], pair: tuple[int, int]
-) -> None:
-    check(written, tmp_path, tiny_shards, pair)
+def one_more_step(folder: Path, settings: tuple[str, ...], step: int, layout: Layout) -> None:
+    """A run ends with this step. What it writes is the same as if it were to go on, since the rate is constant."""
+    more = (f"train.tokens={step * STEP_TOKENS}", "optim.schedule=constant", "run.allow_changes=[train.tokens]")
+    train(folder, *settings, *more, ranks=layout.size)
+
+
+@pytest.mark.usefixtures("imported")
+def test_a_run_goes_on_from_layout_to_layout(tmp_path: Path, tiny_shards: tuple[str, ...]) -> None:
+    """Each step is made in another layout, which finds in the checkpoint, to the bit, what the one before had."""
+    folder, straight = tmp_path / "chain", tmp_path / "straight"
+    end = f"train.tokens={len(CHAIN) * STEP_TOKENS}"
+    train(straight, *text(tiny_shards), *settings(0), "optim.schedule=constant", end)
+    expected: dict[str, torch.Tensor] = {}
+    for step, index in enumerate(CHAIN, start=1):
+        layout, loaded = LAYOUTS[index], tmp_path / f"loaded{step}"
+        loaded.mkdir()
+        with naming(f"{layout} makes step {step}"), pytest.MonkeyPatch.context() as patch:
+            spy_on_open(patch, loaded)
+            one_more_step(folder, (*text(tiny_shards), *settings(index)), step, layout)
+            *_, last = checkpoints(folder / "r" / "checkpoints")
+            if step > 1:
+                found = tensors(loaded)
+                assert found.keys() == expected.keys() - {"rng/torch"}
+                assert not [name for name in found if not torch.equal(found[name], expected[name])]
+            check_files(last, layout)
+            assert json.loads((last / "state.json").read_text())["written_by"] == dict(layout._asdict())
+            expected = tensors(last)
+            assert any(name.startswith("carried/") for name in expected), "memory goes on"
+        if step == len(CHAIN) - 1:
+            to_format_2(last)
+    assert losses(folder) == pytest.approx(losses(straight), rel=1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pair", LATER)
-def test_every_other_pair_of_layouts(
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_pair_of_layouts(
     written: dict[int, Path], tmp_path: Path, tiny_shards: tuple[str, ...], pair: tuple[int, int]
 ) -> None:
     check(written, tmp_path, tiny_shards, pair)

@@ -41,21 +41,28 @@ def refuses(case: Case) -> Finding:
     raise DataError("data/x: no such folder; make it with tools/prepare.py")
 
 
-@pytest.mark.parametrize("name", ["python", "torch", "gpus", "kernel", "collective", "tensor", "zero", "disk"])
-@pytest.mark.parametrize(
-    ("bad", "message", "cure"),
-    [
-        (crashes, "ended by SIGKILL (the last words)", "do this"),
-        (leaves, "ended with exit code 3", "do this"),
-        (raises, "ValueError: two", "do this"),
-        (cannot_load, "cannot be loaded: No module named 'torch'", "do this"),
-        (refuses, "data/x: no such folder; make it with tools/prepare.py", ""),
-    ],
-)
+FAULTS: dict[Callable[[Case], Finding], tuple[str, str]] = {
+    crashes: ("ended by SIGKILL (the last words)", "do this"),
+    leaves: ("ended with exit code 3", "do this"),
+    raises: ("ValueError: two", "do this"),
+    cannot_load: ("cannot be loaded: No module named 'torch'", "do this"),
+    refuses: ("data/x: no such folder; make it with tools/prepare.py", ""),
+}
+# Every fault of a check of one process and of one of several; a crash of each kind of check.
+FAULTY = [
+    *((name, crashes) for name in ("python", "gpus", "kernel", "collective", "zero")),
+    *((name, bad) for name in ("torch", "tensor") for bad in FAULTS),
+    ("disk", refuses),
+    ("collective", raises),
+]
+
+
+@pytest.mark.parametrize(("name", "bad"), FAULTY)
 def test_a_check_that_fails_is_red_and_others_are_made(
-    tmp_path: Path, script: Callable[..., None], name: str, bad: Callable[[Case], Finding], message: str, cure: str
+    tmp_path: Path, script: Callable[..., None], name: str, bad: Callable[[Case], Finding]
 ) -> None:
     script(**{name: bad})
+    message, cure = FAULTS[bad]
     findings = found(list(CHECKS), tmp_path)
     expected = dict.fromkeys(CHECKS, OK) | {name: FAILED}
     if name == "collective":  # the other checks of several processes could only wait

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -182,9 +183,15 @@ def run_single(case: Case) -> Outcome:
     return run_case(case, model, random_state(case, 1), random_state(case, 2))
 
 
+@cache
+def mesh_of(size: int) -> Mesh:
+    """`size` tensor ranks. A process makes it once."""
+    return Mesh.build(size, 1)
+
+
 def run_rank(case: Case, size: int) -> Outcome:
     """The same step on one of `size` tensor ranks, from its shards of the same values."""
-    mesh = Mesh.build(size, 1)
+    mesh = mesh_of(size)
     model = build_model(case.config, mesh, sequence=case.sequence).to(case.dtype)
     sharding, rank = ModelSharding(case.config, size), mesh.tensor.rank
     model.load_state_dict({n: sharding.take(n, w, rank) for n, w in whole_weights(case).items()})

@@ -15,12 +15,13 @@ import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -56,6 +57,43 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
                 _kill(worker)
         _raise_failures(workers, folder, timeout)
         return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
+
+
+def run_cases(function: Callable[..., Any], world_size: int, cases: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Calls `function(case)` for one case after another on ranks that start once: {name: what they returned, by rank}.
+
+    A start takes longer than most cases. Raises as `run_ranks`; the report of a rank that raised names the case.
+    """
+
+    def each() -> dict[str, Any]:
+        results = {}
+        for name, case in cases.items():
+            try:
+                results[name] = function(case)
+            except Exception as error:
+                error.add_note(f"in the case '{name}'")
+                raise
+        return results
+
+    ranks = run_ranks(each, world_size)
+    return {name: [results[name] for results in ranks] for name in cases}
+
+
+@contextlib.contextmanager
+def naming(case: str) -> Iterator[None]:
+    """Names the case in the failure of a test that checks several."""
+    try:
+        yield
+    except AssertionError as error:
+        error.add_note(f"in the case '{case}'")
+        raise
+
+
+def selected(request: pytest.FixtureRequest, test: str, argument: str) -> list[Any]:
+    """The values that the tests to be run, of this name and of the fixture's module, have for an argument."""
+    items = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    ours = [item for item in items if item.module is request.module and item.originalname == test]
+    return list(dict.fromkeys(item.callspec.params[argument] for item in ours))
 
 
 def _worker(

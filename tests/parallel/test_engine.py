@@ -77,7 +77,7 @@ def products(config: Config) -> dict[str, set[torch.dtype]]:
     ("layout", "more"),
     [
         (Layout(1, 1, 2, 1), ("sleep.recompute=pass",)),
-        (Layout(1, 1, 2, 2), ("sleep.recompute=window",)),
+        pytest.param(Layout(1, 1, 2, 2), ("sleep.recompute=window",), marks=pytest.mark.slow),
         (Layout(1, 1, 2, 3), ()),
         (Layout(2, 1, 1, 1), ("sleep.recompute=block",)),
         (Layout(1, 2, 1, 1), ("sleep.recompute=block",)),

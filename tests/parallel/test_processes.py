@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.parallel.processes import PATIENCE, RankError, run_ranks
+from tests.parallel.processes import PATIENCE, RankError, naming, run_cases, run_ranks
 
 
 def _sum(offset: int) -> torch.Tensor:
@@ -21,6 +21,25 @@ def _sum(offset: int) -> torch.Tensor:
 
 def test_ranks_speak_to_each_other_and_return_tensors_by_rank():
     assert [float(x) for x in run_ranks(_sum, 3, 10)] == [33.0] * 3
+
+
+def test_ranks_that_start_once_return_the_results_of_each_case_by_rank():
+    found = run_cases(_sum, 2, {"ten": 10, "twenty": 20})
+    assert {name: [float(x) for x in ranks] for name, ranks in found.items()} == {
+        "ten": [21.0] * 2,
+        "twenty": [41.0] * 2,
+    }
+
+
+def test_an_error_names_its_case():
+    def fails(divisor: int) -> float:
+        return 1 / divisor
+
+    with pytest.raises(RankError, match=r"rank 0 raised(?s:.)*ZeroDivisionError(?s:.)*in the case 'nothing'"):
+        run_cases(fails, 1, {"one": 1, "nothing": 0})
+    with pytest.raises(AssertionError) as caught, naming("nothing"):
+        raise AssertionError("unequal")
+    assert caught.value.__notes__ == ["in the case 'nothing'"]
 
 
 @pytest.mark.timeout(int(PATIENCE))

@@ -143,8 +143,8 @@ def one_process(tmp_path_factory: pytest.TempPathFactory, imported: None) -> Pat
     [
         (1, 1, 2, 0),
         (1, 2, 2, 2),
-        (2, 2, 1, 1),
-        (2, 1, 2, 2),
+        pytest.param(2, 2, 1, 1, marks=pytest.mark.slow),
+        pytest.param(2, 1, 2, 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_equals_that_of_one_process(
@@ -236,7 +236,7 @@ def test_bf16_in_stages(tmp_path: Path) -> None:
     assert first["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-3)
 
 
-@pytest.mark.parametrize("zero", [1, 2])
+@pytest.mark.parametrize("zero", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_step_that_is_not_finite_is_skipped_by_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], zero: int
 ) -> None:
@@ -267,7 +267,7 @@ def test_too_few_micro_batches_are_warned_of_once(tmp_path: Path, monkeypatch: p
             file.write(f"{text}\n" if run.world.is_main else "")
 
     monkeypatch.setattr(Run, "message", message)
-    train(tmp_path, *layout(1, 2, 1), ranks=2)
+    train(tmp_path, *layout(1, 2, 1), f"train.tokens={ROWS * 7}", ranks=2)
     (cost,) = [line for line in said.read_text().splitlines() if line.startswith("r: ")]
     (warning,) = [line for line in said.read_text().splitlines() if line.startswith("warning: ")]
     assert cost.endswith("FLOPs")
@@ -354,7 +354,7 @@ def _exchanges(config: Config) -> list[int]:
 
 
 @pytest.mark.usefixtures("imported")
-@pytest.mark.parametrize("more", [(), ("health.spike_factor=25",)])
+@pytest.mark.parametrize("more", [pytest.param((), marks=pytest.mark.slow), ("health.spike_factor=25",)])
 def test_a_step_takes_one_small_exchange_of_all_processes(tmp_path: Path, more: tuple[str, ...]) -> None:
     """Of its loss and norm, and of the next step's counts, plans and stops; no more where spikes are watched."""
     more = (f"train.tokens={5 * ROWS * 7}", "checkpoint.every=0", "train.eval_every=0", *more)

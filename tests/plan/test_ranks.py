@@ -52,7 +52,7 @@ def layout(tensor: int, pipeline: int, data: int, zero: int) -> tuple[list[str],
 @pytest.mark.parametrize(
     ("tensor", "pipeline", "data", "zero", "more"),
     [
-        (2, 1, 1, 1, ()),
+        slow(2, 1, 1, 1, ()),
         (2, 1, 1, 1, ("sleep.recompute=block", "train.micro_batch=4", "sleep.core=[1,3]")),
         slow(2, 1, 1, 1, ("sleep.recompute=window", "train.precision=bf16")),
         slow(2, 1, 1, 1, ("sleep.recompute=selective",)),
@@ -65,13 +65,13 @@ def layout(tensor: int, pipeline: int, data: int, zero: int) -> tuple[list[str],
         slow(1, 4, 1, 1, ("train.micro_batch=1", "parallel.split_head=true", "model.tie_embeddings=false")),
         slow(1, 2, 2, 1, ("train.micro_batch=1", "parallel.split_head=true", "train.precision=bf16")),
         (1, 1, 2, 0, ()),
-        (1, 1, 2, 1, ("train.micro_batch=2",)),
+        slow(1, 1, 2, 1, ("train.micro_batch=2",)),
         (1, 1, 2, 1, ("train.precision=bf16", "model.tie_embeddings=false")),
         slow(1, 2, 2, 1, ("train.precision=bf16", "train.micro_batch=1")),
         (1, 1, 4, 1, ("parallel.shard_replicas=2",)),
         slow(2, 1, 4, 1, ("parallel.shard_replicas=2", "train.precision=bf16")),
         slow(1, 1, 3, 2, ("train.micro_batch=1", "data.batch=6")),
-        (1, 1, 2, 3, ()),
+        slow(1, 1, 2, 3, ()),
         slow(2, 1, 2, 3, ()),
     ],
 )
@@ -111,7 +111,7 @@ def test_rows_that_go_on(tensor: int, pipeline: int, more: tuple[str, ...]) -> N
     ("tensor", "pipeline", "more"),
     [
         (2, 1, ("parallel.sequence=true",)),
-        (1, 2, ("train.micro_batch=2",)),
+        slow(1, 2, ("train.micro_batch=2",)),
     ],
 )
 def test_jet_and_the_options_of_blocks(tensor: int, pipeline: int, more: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -73,6 +73,15 @@ def wait_for_steps(folder: Path, process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"no steps; exit code {process.poll()}")
 
 
+def wait_for_workers(folder: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and process.poll() is None:
+        if len(workers_of(process)) == 2:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no workers; exit code {process.poll()}")
+
+
 LONG = f"train.tokens={100_000 * 56}"
 
 
@@ -89,9 +98,12 @@ def test_the_death_of_a_worker_ends_all(tmp_path: Path) -> None:
         assert not any(worker.is_running() for worker in workers)
 
 
-def test_workers_do_not_outlive_who_started_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wait", [pytest.param(wait_for_steps, marks=pytest.mark.slow), wait_for_workers])
+def test_workers_do_not_outlive_who_started_them(
+    tmp_path: Path, wait: Callable[[Path, subprocess.Popen[str]], None]
+) -> None:
     with started(tmp_path, LONG) as process:
-        wait_for_steps(tmp_path, process)
+        wait(tmp_path, process)
         workers = workers_of(process)
         process.kill()
         _, alive = psutil.wait_procs(workers, timeout=PATIENCE)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +26,7 @@ from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_rounds, window_facts
 from tests.models import random_batch
 from tests.parallel.cases import OTHER_OPTIONS, Case, random_state, tensors, whole_weights, within
-from tests.parallel.processes import run_ranks
+from tests.parallel.processes import naming, run_cases, selected
 from tests.parallel.state_shards import join_state, take_state
 
 EXACT = dict(rtol=1e-9, atol=1e-10)
@@ -79,7 +82,9 @@ class Result:
     states: list[FastWeights]
 
 
-def one_process(case: Case, rows_a_sequence: int) -> Result:
+@cache
+def one_process(name: str, rows_a_sequence: int) -> Result:
+    case = CASES[name]
     model = Hybrid(case.config).to(case.dtype)
     model.load_state_dict(whole_weights(case))
     total, states = 0.0, []
@@ -94,8 +99,14 @@ def one_process(case: Case, rows_a_sequence: int) -> Result:
     return Result(total, zero, states)
 
 
-def one_rank(case: Case, layout: Layout) -> Result:
-    mesh = Mesh.build(layout.tensor, len(layout.bounds) - 1)
+@cache
+def mesh_of(tensor: int, num_stages: int) -> Mesh:
+    return Mesh.build(tensor, num_stages)
+
+
+def one_rank(job: tuple[str, Layout]) -> Result:
+    case, layout = CASES[job[0]], job[1]
+    mesh = mesh_of(layout.tensor, len(layout.bounds) - 1)
     rank = mesh.pipeline.rank
     model = build_model(case.config, mesh, range(*layout.bounds[rank : rank + 2]), split_head=layout.split_head)
     model, sharding = model.to(case.dtype), ModelSharding(case.config, layout.tensor, model.head_part)
@@ -116,10 +127,17 @@ def one_rank(case: Case, layout: Layout) -> Result:
     return Result(float(sum(s.loss for s in sequences)), gradients, [s.state for s in sequences])
 
 
-def assert_same(case: Case, layout: Layout) -> None:
-    expected = one_process(case, layout.rows_a_sequence)
+def run_layout(names: Iterable[str], bounds: Sequence[int], **options: Any) -> dict[str, tuple[Layout, list[Result]]]:
+    """The results of cases, by rank. bounds: of the stages but the last."""
+    layouts = {name: Layout((*bounds, len(CASES[name].layers)), **options) for name in names}
+    jobs = {name: (name, layout) for name, layout in layouts.items()}
+    ranks = len(bounds) * options.get("tensor", 1)
+    return {name: (layouts[name], found) for name, found in run_cases(one_rank, ranks, jobs).items()}
+
+
+def assert_same(name: str, layout: Layout, found: list[Result]) -> None:
+    case, expected = CASES[name], one_process(name, layout.rows_a_sequence)
     num_stages = len(layout.bounds) - 1
-    found = run_ranks(one_rank, num_stages * layout.tensor, case, layout)
     # megatron-core's order of ranks: tensor ranks are neighbours.
     stages = [found[s * layout.tensor : (s + 1) * layout.tensor] for s in range(num_stages)]
     assert stages[-1][0].loss == pytest.approx(expected.loss, rel=1e-9)
@@ -183,52 +201,97 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("rows_a_sequence", [1, pytest.param(2, marks=pytest.mark.slow), 4])
-def test_two_stages(name: str, rows_a_sequence: int) -> None:
-    case = CASES[name]
-    assert_same(case, Layout((0, 2, len(case.layers)), rows_a_sequence=rows_a_sequence))
+Results = dict[str, tuple[Layout, list[Result]]]
+
+
+@pytest.fixture(scope="module")
+def two_stages(request: pytest.FixtureRequest, imported: None) -> Results:
+    return run_layout(selected(request, "test_two_stages", "name"), (0, 2))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_four_stages(name: str) -> None:
-    case = CASES[name]
-    assert_same(case, Layout((0, 1, 2, 3, len(case.layers)), rows_a_sequence=1))
+def test_two_stages(name: str, two_stages: Results) -> None:
+    """Each row is a micro-batch."""
+    assert_same(name, *two_stages[name])
+
+
+@pytest.mark.parametrize(
+    ("rows_a_sequence", "names"),
+    [
+        pytest.param(2, tuple(CASES), marks=pytest.mark.slow),
+        pytest.param(4, tuple(CASES), marks=pytest.mark.slow),
+        (4, ("unlabelled", "sliding", "carried convolutions", "core in the middle")),
+    ],
+    ids=["two", "four", "four, some cases"],
+)
+@pytest.mark.usefixtures("imported")
+def test_several_rows_in_a_micro_batch(rows_a_sequence: int, names: tuple[str, ...]) -> None:
+    for name, found in run_layout(names, (0, 2), rows_a_sequence=rows_a_sequence).items():
+        with naming(name):
+            assert_same(name, *found)
+
+
+# They have a loop of the last stages, a loop of the first stage alone, and passes that read what all stages wrote.
+FAST_IN_FOUR = (
+    "three passes, untied, memory carried in",
+    "core in the middle, sliding, untied",
+    "core in the first stage",
+    "without feedback",
+    "jet, sandwich norms, a norm between passes",
+)
+
+
+@pytest.fixture(scope="module")
+def four_stages(request: pytest.FixtureRequest, imported: None) -> Results:
+    return run_layout(selected(request, "test_four_stages", "name"), (0, 1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FAST_IN_FOUR else pytest.mark.slow) for name in CASES]
+)
+def test_four_stages(name: str, four_stages: Results) -> None:
+    assert_same(name, *four_stages[name])
+
+
+@pytest.fixture(scope="module")
+def with_tensor_ranks(request: pytest.FixtureRequest, imported: None) -> Results:
+    return run_layout(selected(request, "test_tensor_ranks_in_stages", "name"), (0, 2), tensor=2)
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "three passes",
-        "core in the middle",
-        "sliding",
         "unlabelled",
-        "without feedback",
         "core in the middle, sliding, untied",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("three passes", "core in the middle", "sliding", "without feedback")
+        ),
     ],
 )
-def test_tensor_ranks_in_stages(name: str) -> None:
-    case = CASES[name]
-    assert_same(case, Layout((0, 2, len(case.layers)), tensor=2))
+def test_tensor_ranks_in_stages(name: str, with_tensor_ranks: Results) -> None:
+    assert_same(name, *with_tensor_ranks[name])
 
 
 SHARED_HEAD = [
-    pytest.param("three passes", 4, 1, 1, marks=pytest.mark.slow),
-    ("three passes, untied, memory carried in", 2, 1, 4),
-    *(pytest.param(name, 4, 1, 1, marks=pytest.mark.slow) for name in CASES if name != "three passes"),
-    pytest.param("three passes", 2, 2, 1, marks=pytest.mark.slow),
-    ("unlabelled", 2, 2, 2),
-    pytest.param("core in the middle, sliding, untied", 2, 2, 1, marks=pytest.mark.slow),
-    pytest.param("options of other families", 2, 1, 2, marks=pytest.mark.slow),
+    (("three passes, untied, memory carried in",), 2, 1, 4),
+    (("unlabelled",), 2, 2, 2),
+    pytest.param(tuple(CASES), 4, 1, 1, marks=pytest.mark.slow),
+    pytest.param(("three passes", "core in the middle, sliding, untied"), 2, 2, 1, marks=pytest.mark.slow),
+    pytest.param(("options of other families",), 2, 1, 2, marks=pytest.mark.slow),
 ]
 
 
-@pytest.mark.parametrize(("name", "num_stages", "tensor", "rows_a_sequence"), SHARED_HEAD)
-def test_stages_that_share_the_head(name: str, num_stages: int, tensor: int, rows_a_sequence: int) -> None:
-    case = CASES[name]
-    bounds = {2: (0, 2), 4: (0, 1, 2, 3)}[num_stages]
-    assert_same(case, Layout((*bounds, len(case.layers)), tensor, rows_a_sequence, split_head=True))
+@pytest.mark.parametrize(("names", "num_stages", "tensor", "rows_a_sequence"), SHARED_HEAD)
+@pytest.mark.usefixtures("imported")
+def test_stages_that_share_the_head(names: tuple[str, ...], num_stages: int, tensor: int, rows_a_sequence: int) -> None:
+    options = dict(tensor=tensor, rows_a_sequence=rows_a_sequence, split_head=True)
+    for name, found in run_layout(names, {2: (0, 2), 4: (0, 1, 2, 3)}[num_stages], **options).items():
+        with naming(name):
+            assert_same(name, *found)
 
 
+@pytest.mark.usefixtures("imported")
 def test_one_stage_needs_no_messages() -> None:
-    assert_same(CASES["three passes"], Layout((0, 4)))
+    [(name, found)] = run_layout(["three passes"], (0,)).items()
+    assert_same(name, *found)

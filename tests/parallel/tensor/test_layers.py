@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,11 +27,12 @@ from tests.parallel.cases import (
     Outcome,
     assert_same_outcome,
     join_outcomes,
+    mesh_of,
     run_rank,
     run_single,
     tensors,
 )
-from tests.parallel.processes import run_ranks
+from tests.parallel.processes import run_cases, run_ranks, selected
 from tests.sleep.oracle import causal_layout
 
 EXACT = dict(rtol=1e-9, atol=1e-10)
@@ -151,11 +154,31 @@ ON_FOUR = (
     "tokens split between mixers",
 )
 FAST_ON_FOUR = ("recomputed passes", "jet, sliding both ways, shared key-value head", "tokens split between mixers")
+# What these have is in other cases too.
+SLOW_ON_TWO = (
+    *FAST_ON_FOUR,
+    "one pass",
+    "three passes",
+    "recomputed blocks",
+    "options of other families, tokens split",
+)
+Parts = dict[str, list[Outcome]]
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_two_ranks_equal_one_process(case: Case):
-    assert_same_outcome(spread(case, 2), run_single(case), **EXACT)
+def marked(names: Iterable[str], slow: Collection[str]) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in names]
+
+
+@pytest.fixture(scope="module")
+def on_two(request: pytest.FixtureRequest, imported: None) -> Parts:
+    names = selected(request, "test_two_ranks_equal_one_process", "name")
+    return run_cases(partial(run_rank, size=2), 2, {name: CASES[name] for name in names})
+
+
+@pytest.mark.parametrize("name", marked(CASES, SLOW_ON_TWO))
+def test_two_ranks_equal_one_process(name: str, on_two: Parts):
+    case = CASES[name]
+    assert_same_outcome(join_outcomes(case, on_two[name]), run_single(case), **EXACT)
 
 
 @pytest.mark.slow
@@ -167,11 +190,16 @@ def test_two_ranks_with_compiled_blocks_equal_eager_ones(name: str, monkeypatch:
     assert_same_outcome(spread(case, 2), spread(replace(case, compiled=False), 2), **tolerance)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in FAST_ON_FOUR else pytest.mark.slow) for n in ON_FOUR]
-)
-def test_four_ranks_equal_one_process(name: str):
-    assert_same_outcome(spread(CASES[name], 4), run_single(CASES[name]), **EXACT)
+@pytest.fixture(scope="module")
+def on_four(request: pytest.FixtureRequest, imported: None) -> Parts:
+    names = selected(request, "test_four_ranks_equal_one_process", "name")
+    return run_cases(partial(run_rank, size=4), 4, {name: CASES[name] for name in names})
+
+
+@pytest.mark.parametrize("name", marked(ON_FOUR, set(ON_FOUR) - set(FAST_ON_FOUR)))
+def test_four_ranks_equal_one_process(name: str, on_four: Parts):
+    case = CASES[name]
+    assert_same_outcome(join_outcomes(case, on_four[name]), run_single(case), **EXACT)
 
 
 def test_logits_of_some_rows_at_a_time_equal_one_process(monkeypatch: pytest.MonkeyPatch):
@@ -201,20 +229,32 @@ def test_bf16_equals_one_process_to_its_rounding():
     assert_same_to_rounding(spread(case, 2), run_single(case), exact, loss=2e-2, gradients=0.02)
 
 
-def _initial(case: Case, size: int, layers: range | None) -> dict[str, torch.Tensor]:
-    model = build_model(case.config, Mesh.build(size, 1), layers)
+def _initial(part: tuple[Case, range | None]) -> dict[str, torch.Tensor]:
+    case, layers = part
+    model = build_model(case.config, mesh_of(4), layers)
     assert isinstance(model, TensorParallelHybrid)
     model.init_weights(3)
     assert all(p.tensor_model_parallel == (model.sharding[n].dim is not None) for n, p in model.named_parameters())
     return model.state_dict()
 
 
-@pytest.mark.parametrize("case", [Case(), Case(num_kv_heads=1, num_groups=1, tied=False)], ids=["tied", "shared"])
-@pytest.mark.parametrize("layers", [None, range(1), range(1, 3)], ids=["whole", "first stage", "last stage"])
-def test_first_weights_and_names_are_those_of_one_process(case: Case, layers: range | None):
+PARTS = {
+    f"{kind}, {part}": (case, layers)
+    for kind, case in {"tied": Case(), "shared": Case(num_kv_heads=1, num_groups=1, tied=False)}.items()
+    for part, layers in {"whole": None, "first stage": range(1), "last stage": range(1, 3)}.items()
+}
+
+
+@pytest.fixture(scope="module")
+def initial(imported: None) -> dict[str, list[dict[str, torch.Tensor]]]:
+    return run_cases(_initial, 4, PARTS)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_first_weights_and_names_are_those_of_one_process(part: str, initial: dict[str, list[dict[str, torch.Tensor]]]):
+    (case, layers), shards = PARTS[part], initial[part]
     one = Hybrid(case.config, layers)
     one.init_weights(3)
-    shards = run_ranks(_initial, 4, case, 4, layers)
     sharding = ModelSharding(case.config, 4)
     assert list(shards[0]) == list(one.state_dict())
     for name, weight in one.state_dict().items():

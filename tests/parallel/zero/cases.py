@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -59,7 +60,17 @@ def share_of_loss(model: Hybrid, batch: Batch, bf16: bool = False) -> torch.Tens
 def single_process(
     make: Callable[[], Hybrid] = small_model, steps: int = 3, bf16: bool = False, config: OptimConfig = OPTIM
 ) -> dict[str, Any]:
-    """Losses, norms, weights and optimizer state after some steps on whole batches."""
+    """Losses, norms, weights and optimizer state after some steps on whole batches. They are computed once."""
+    key = (make, steps, bf16, repr(config))
+    if key not in _DONE:
+        _DONE[key] = _steps_of_one(make, steps, bf16, config)
+    return deepcopy(_DONE[key])
+
+
+_DONE: dict[tuple[object, ...], dict[str, Any]] = {}
+
+
+def _steps_of_one(make: Callable[[], Hybrid], steps: int, bf16: bool, config: OptimConfig) -> dict[str, Any]:
     model = make()
     optim = Optimizers(parameter_roles(model), dict(model.named_parameters()), config)
     losses, norms = [], []

@@ -16,7 +16,7 @@ from sleeptrain.optim.param_groups import parameter_roles
 from sleeptrain.parallel.zero.engine import wrap
 from tests.parallel.processes import run_ranks
 from tests.parallel.zero import cases
-from tests.parallel.zero.test_engine import assert_equal, untied
+from tests.parallel.zero.test_engine import assert_equal, slow, untied
 
 pytestmark = pytest.mark.usefixtures("imported")
 
@@ -24,11 +24,11 @@ pytestmark = pytest.mark.usefixtures("imported")
 @pytest.mark.parametrize(
     ("world", "zero", "pieces"),
     [
-        (2, 1, cases.whole_rounds),
+        slow(2, 1, cases.whole_rounds),
         (4, 1, cases.window_by_window),
-        (4, 2, cases.whole_rounds),
+        slow(4, 2, cases.whole_rounds),
         (4, 2, cases.window_by_window),
-        pytest.param(4, 3, cases.whole_rounds, marks=pytest.mark.slow),
+        slow(4, 3, cases.whole_rounds),
     ],
 )
 def test_two_tensor_ranks_equal_one_process(world: int, zero: int, pieces: Any) -> None:
@@ -42,7 +42,7 @@ def test_an_untied_head_over_tensor_ranks() -> None:
     assert_equal(run_ranks(run, 2), cases.single_process(untied))
 
 
-@pytest.mark.parametrize(("before", "after"), [((4, 2), (2, 1)), ((2, 1), (4, 2)), ((2, 2), (2, 1))])
+@pytest.mark.parametrize(("before", "after"), [((4, 2), (2, 1)), ((2, 1), (4, 2)), slow((2, 2), (2, 1))])
 def test_a_checkpoint_goes_on_with_other_tensor_ranks(before: tuple[int, int], after: tuple[int, int]) -> None:
     """(processes, tensor ranks) before and after."""
     saved = run_ranks(partial(cases.data_parallel, 1, steps=range(2), tensor=before[1]), before[0])[0]
@@ -91,7 +91,7 @@ STAGE_ROLES = {
 }
 
 
-@pytest.mark.parametrize("zero", [1, 2])
+@pytest.mark.parametrize("zero", [1, slow(2)])
 def test_the_norm_is_that_of_all_stages(zero: int) -> None:
     def run() -> dict[str, Any]:
         mesh = Mesh.build(1, 2)
