@@ -1,4 +1,5 @@
-"""Model FLOPs of a step, from the round plan: all passes are counted, recomputation is not.
+"""Model FLOPs of a step, from the round plan: all passes are counted, recomputation is not. Where a stop rule decides
+in a forward of its own, that counts, too: it is no repetition of the rounds that are trained.
 
 Only tokens that a round works on count (`Round.work`): pads do not, and in a sleep pass ended documents do not. The
 cost of a mixer is in its spec (`sleeptrain.model.mixers.spec.MixerFlops`).
@@ -77,4 +78,11 @@ def step_flops(
 ) -> int:
     """FLOPs of a training step: forward and backward of its rounds, and of the head at each target."""
     head = 2 * config.dim * config.vocab_size * num_targets
-    return BACKWARD_AND_FORWARD * (head + sum(round_flops(config, r, core, sliding_window) for r in rounds))
+    return BACKWARD_AND_FORWARD * (head + forward_flops(config, rounds, core, sliding_window))
+
+
+def forward_flops(
+    config: ModelConfig, rounds: Sequence[Round], core: tuple[int, int], sliding_window: int | None = None
+) -> int:
+    """FLOPs of the forward of rounds, without the head, such as one that lets a stop rule decide."""
+    return sum(round_flops(config, r, core, sliding_window) for r in rounds)

@@ -15,14 +15,10 @@ import numpy as np
 import torch
 
 from sleeptrain.config.schema import Config
-from sleeptrain.data.batch import Batch
 from sleeptrain.data.tasks.task import Answered, Task
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.sleep.loop import LoopSettings, ReadLogits
 from sleeptrain.sleep.precision import in_precision
-from sleeptrain.sleep.rounds import Round
-from sleeptrain.sleep.stop_rule import StopRule
-from sleeptrain.sleep.until_stopped import Stopped
+from sleeptrain.sleep.until_stopped import RuledRounds, Stopped
 from sleeptrain.train.calibration_rows import Halves, Sets
 from sleeptrain.train.evaluate import ModelRunner, evaluate
 
@@ -142,15 +138,8 @@ class _ScoringRunner(ModelRunner):
 
     scores: list[float]
 
-    def until_stopped(
-        self,
-        batch: Batch,
-        rounds: Sequence[Round],
-        settings: LoopSettings,
-        rule: StopRule,
-        read_logits: ReadLogits | None,
-    ) -> Stopped:
-        stopped = super().until_stopped(batch, rounds, settings, rule, read_logits)
+    def until_stopped(self, ruled: RuledRounds) -> Stopped:
+        stopped = super().until_stopped(ruled)
         self.scores.extend(score for _, of_rows in stopped.scores.values() for score in of_rows)
         return stopped
 

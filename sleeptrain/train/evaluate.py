@@ -20,8 +20,8 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.loop import LoopSettings, ReadLogits, loop_settings, run_rounds
 from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.rounds import Round, plan_batch, window_spans
-from sleeptrain.sleep.stop_rule import StopRule, stop_rule
-from sleeptrain.sleep.until_stopped import Stopped, run_until_stopped
+from sleeptrain.sleep.stop_rule import stop_rule
+from sleeptrain.sleep.until_stopped import RuledRounds, Stopped, run_until_stopped
 
 T = TypeVar("T")
 
@@ -39,14 +39,7 @@ class Runner(Protocol):
     ) -> Mapping[int, torch.Tensor]:
         """Each window's summed loss (a scalar). It is empty in processes without the model's last layer."""
 
-    def until_stopped(
-        self,
-        batch: Batch,
-        rounds: Sequence[Round],
-        settings: LoopSettings,
-        rule: StopRule,
-        read_logits: ReadLogits | None,
-    ) -> Stopped:
+    def until_stopped(self, ruled: RuledRounds) -> Stopped:
         """The rounds under a stop rule (`run_until_stopped`), where each process holds the whole depth of the model."""
 
 
@@ -263,15 +256,8 @@ class ModelRunner:
     ) -> Mapping[int, torch.Tensor]:
         return run_rounds(self.model, batch, rounds, self.model.empty_state(), settings, read_logits)[0]
 
-    def until_stopped(
-        self,
-        batch: Batch,
-        rounds: Sequence[Round],
-        settings: LoopSettings,
-        rule: StopRule,
-        read_logits: ReadLogits | None,
-    ) -> Stopped:
-        return run_until_stopped(self.model, batch, rounds, self.model.empty_state(), settings, rule, read_logits)
+    def until_stopped(self, ruled: RuledRounds) -> Stopped:
+        return run_until_stopped(self.model, ruled, self.model.empty_state())
 
 
 def _run_set(
@@ -300,7 +286,7 @@ def _run_set(
         if rule is None:
             losses = run.window_losses(batch, plans[index], settings, read_logits)
         else:
-            stopped = run.until_stopped(batch, plans[index], settings, rule, read_logits)
+            stopped = run.until_stopped(RuledRounds(batch, plans[index], settings, rule, read_logits))
             losses, passes_KB = stopped.losses, stopped.passes_KB
         if not counted:
             continue

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from sleeptrain.data.batch import IGNORE, PAD, Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import Boundary, FastWeights, Recurrent
 from sleeptrain.sleep.curriculum import StepShape
+from sleeptrain.sleep.flops import forward_flops, step_flops
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
-from sleeptrain.sleep.rounds import plan_rounds, window_facts
+from sleeptrain.sleep.rounds import Round, plan_rounds, window_facts
 from sleeptrain.sleep.step import StepResult, forward_backward, step_context
 from sleeptrain.sleep.stop_rule import StopRule
-from sleeptrain.sleep.until_stopped import Stopped, run_until_stopped
+from sleeptrain.sleep.until_stopped import RuledRounds, Stopped, deciding_rounds, run_until_stopped
 from tests.models import random_batch, tiny_model
 from tests.sleep.oracle import Stops, oracle_loss
 from tests.sleep.test_loop import EXACT, assert_same, total
@@ -37,7 +39,7 @@ def a_batch(target_share: float = 0.6) -> Batch:
 
 def run(model: Hybrid, batch: Batch, rule: StopRule, settings: LoopSettings, when: str, feedback: str) -> Stopped:
     rounds = plan_rounds(window_facts(batch, WINDOW), PASSES, when, feedback)
-    return run_until_stopped(model, batch, rounds, model.empty_state(), settings, rule)
+    return run_until_stopped(model, RuledRounds(batch, rounds, settings, rule), model.empty_state())
 
 
 def middle_threshold(model: Hybrid, batch: Batch, kind: str, settings: LoopSettings, when: str, feedback: str) -> float:
@@ -123,6 +125,33 @@ def test_thresholds_between_all_and_no_sleep() -> None:
     assert set(itertools.chain.from_iterable(least.passes_KB)) == {1, 3}, "1: rows that do not sleep"
 
 
+def test_nothing_runs_after_the_last_decision_and_nothing_predicts() -> None:
+    rounds = plan_rounds(window_facts(random_batch([[0] * 14]), WINDOW), 2)
+    deciding = deciding_rounds(rounds)
+    assert [(r.window, r.pass_index) for r in deciding] == [(w, n) for w in range(3) for n in (1, 2)]
+    assert not any(r.loss for r in deciding) and rounds[-1].window == 3
+    assert deciding_rounds(rounds[:1]) == [], "no row may sleep"
+
+
+def flops_of_a_ruled_step(model: Hybrid, batch: Batch, threshold: float, micro_batch: int) -> int:
+    """Those of the plan, and in each micro-batch of a forward up to the last window that may sleep, with the coda in
+    each pass: nobody knows yet which one is the last of a row."""
+    core, planned, deciding = (0, model.num_layers), list[Round](), list[Round]()
+    for first in range(0, len(ROWS), micro_batch):
+        part = batch.rows(first, first + micro_batch)
+        stopped = run(model, part, StopRule("change", threshold, 1, core), LoopSettings(core), "every", "features")
+        rounds = plan_rounds(window_facts(part, WINDOW), stopped.passes_KB)
+        sleeping = [r.window for r in plan_rounds(window_facts(part, WINDOW), PASSES) if not r.is_wake]
+        planned += rounds
+        deciding += [
+            replace(r, coda=True, loss=False, state_only=r.pass_index == PASSES)
+            for r in rounds
+            if sleeping and r.window <= max(sleeping)
+        ]
+    config, targets = model.config, int((batch.targets_BT != IGNORE).sum())
+    return step_flops(config, planned, targets, core) + forward_flops(config, deciding, core)
+
+
 def test_a_step_trains_with_the_passes_that_the_rule_leaves() -> None:
     """In micro-batches, with gradients that equal those of rows alone, and FLOPs of the passes that ran."""
     model, batch = tiny_model(), a_batch()
@@ -147,5 +176,6 @@ def test_a_step_trains_with_the_passes_that_the_rule_leaves() -> None:
         torch.testing.assert_close(gradients.get(name), parameter.grad, rtol=1e-9, atol=1e-12)
     fixed, _ = step()
     assert result.flops < fixed.flops and result.loss != fixed.loss
+    assert result.flops == flops_of_a_ruled_step(model, batch, threshold, 2)
     drawn, _ = step(sleep__stop="change", sleep__stop_threshold=threshold, sleep__sample_passes=True)
     assert drawn.loss == fixed.loss, "the draw decides in training"
