@@ -177,7 +177,8 @@ def calibrate(
     return Calibration(
         "loss" if task is None else "accuracy",
         {"calibration": _num_rows(halves.calibration), "judged": _num_rows(halves.judged)},
-        *curves,
+        curves[0],
+        curves[1],
         _hindsight(torch.stack(by_passes).numpy(), judged.rows.targets(), task is None),
     )
 
