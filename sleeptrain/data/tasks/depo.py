@@ -233,8 +233,8 @@ class Depo:
             return edges
         most, size, counts = depo_window_edges(self._config), self._shape.context // windows, list[int]()
         for later in range(windows - 1, -1, -1):
-            left = len(edges) - sum(counts)
-            counts.append(draws.between(max(left - later * most, 0), min(left, most)))
+            remaining = len(edges) - sum(counts)
+            counts.append(draws.between(max(remaining - later * most, 0), min(remaining, most)))
         parts, first = list[Word](), 0
         for count in draws.shuffled(counts):
             window = edges[first : first + count]
