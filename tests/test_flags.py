@@ -56,6 +56,7 @@ REACHED: dict[str, list[str]] = {
     "sleeptrain/prepare/options.py": ["tools/prepare.py", "tools/tokenizer.py"],
     "sleeptrain/commands/evaluate.py": ["sleeptrain evaluate"],
     "sleeptrain/commands/calibrate.py": ["sleeptrain calibrate"],
+    "sleeptrain/train/calibration_rows.py": ["sleeptrain calibrate"],
     "tools/prepare.py": ["tools/prepare.py"],
     "tools/tokenizer.py": ["tools/tokenizer.py"],
     "tools/shards.py": ["tools/shards.py verify", "tools/shards.py index"],

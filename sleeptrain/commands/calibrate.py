@@ -7,9 +7,8 @@ import os
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sleeptrain.checkpoint.older import add_older
 from sleeptrain.config.schema.sleep import STOP_RULES
@@ -40,9 +39,10 @@ def main(arguments: Sequence[str]) -> int:
     for place, out in zip(options.places, folders, strict=True):
         checkpoint, calibration = _calibrated(options, place, out)
         calibrations.append(calibration)
-        for line in ([str(place)] if several else []) + lines(calibration, options.budget):
+        budget = _budget(calibration, options.budget)
+        for line in ([str(place)] if several else []) + lines(calibration, budget):
             say(printable(line, keep=""))
-        saved = json.dumps({"checkpoint": checkpoint} | asdict(calibration), indent=1).encode()
+        saved = json.dumps(report(checkpoint, calibration, budget), indent=1).encode()
         _write(out, {JSON_FILE: saved, FIGURE: png(draw_calibrations([calibration]))})
     if several:
         out = options.out or Path(os.path.commonpath([folder.absolute() for folder in folders])) / "calibration"
@@ -54,14 +54,15 @@ def _calibrated(options: Namespace, place: Location, out: Path) -> tuple[str, Ca
     """(the checkpoint, its calibration). out: the folder of a fitted gate."""
     from sleeptrain.commands.evaluate import open_checkpoint
     from sleeptrain.train.calibrate import calibrate
-    from sleeptrain.train.evaluate import held_out
+    from sleeptrain.train.calibration_rows import halves, held_out_rows
 
     passes = None if options.passes is None else [options.passes]
     consent = options.allow_source, options.allow_older
-    opened = open_checkpoint(place, passes, options.window, options.batches, options.device, *consent)
+    opened = open_checkpoint(place, passes, options.window, None, options.device, *consent)
     if opened.passes[-1] == 1:
         raise ConfigError("a stop rule chooses among passes, and this model has one: give --passes of 2 or more")
     source, config = opened.source, opened.config
+    rows = halves(held_out_rows(source, config, options.rows))
     if options.fit_gate:
         config = _with_gate(opened, out / GATE, options.fit_batches)
     rules = options.rules or [r for r in STOP_RULES if r == "change" or config.sleep.feedback == "features"]
@@ -69,8 +70,7 @@ def _calibrated(options: Namespace, place: Location, out: Path) -> tuple[str, Ca
         if options.rules and "gate" in options.rules:
             raise ConfigError("--rules gate needs a gate: add --fit-gate, or name one in sleep.stop_gate of the run")
         rules = [rule for rule in rules if rule != "gate"]
-    sets = partial(held_out, source, config)
-    return str(opened.checkpoint), calibrate(opened.model, sets, config, source.task, rules, options.thresholds)
+    return str(opened.checkpoint), calibrate(opened.model, rows, config, source.task, rules, options.thresholds)
 
 
 def parser() -> ArgumentParser:
@@ -88,7 +88,10 @@ def parser() -> ArgumentParser:
     root.add_argument("--window", type=int, metavar="L", help="default: as the model was trained last")
     root.add_argument("--thresholds", type=int, default=12, metavar="K", help="thresholds of each rule; default: 12")
     root.add_argument("--budget", type=float, metavar="X", help="mean passes; default: 1 + 0.6 of the sleep passes")
-    root.add_argument("--batches", type=int, metavar="K", help="default: train.eval_batches of the run")
+    root.add_argument(
+        "--rows", type=int, metavar="K",
+        help="held-out rows of each set, half of which choose thresholds; default: those of the run's evaluations",
+    )  # fmt: skip
     root.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     root.add_argument(
         "--out", type=Path, metavar="FOLDER",
@@ -115,22 +118,39 @@ def _with_gate(opened: Opened, path: Path, num_batches: int) -> Config:
     return replace(config, sleep=replace(config.sleep, stop_gate=str(path)))
 
 
-def lines(calibration: Calibration, budget: float | None) -> list[str]:
-    """The calibration for a human: the fixed numbers of passes, then each rule's best threshold within the budget."""
-    most = calibration.fixed[-1].passes
-    budget = 1 + 0.6 * (most - 1) if budget is None else budget
-    result = [f"N={int(p.passes)}  {_value(calibration, p)}" for p in calibration.fixed]
-    for rule in calibration.rules:
-        best = calibration.best(rule, budget)
-        if best is None:
-            result.append(f"{rule}: no threshold keeps to {budget:.2f} mean passes")
-        else:
-            settings = f"sleep.stop={rule} sleep.stop_threshold={best.setting:.4g}"
-            result.append(f"{settings}  {best.passes:.2f} mean passes  {_value(calibration, best)}")
+def report(checkpoint: str, calibration: Calibration, budget: float) -> dict[str, Any]:
+    """The contents of the JSON file: the calibration, the thresholds that the calibration rows chose, and the split."""
+    from sleeptrain.train.calibration_rows import RULE
+
+    choices = {rule: [asdict(c) for c in calibration.choices(rule, budget)] for rule in calibration.judged.rules}
+    return {"checkpoint": checkpoint, "split": RULE, "budget": budget, "choices": choices} | asdict(calibration)
+
+
+def lines(calibration: Calibration, budget: float) -> list[str]:
+    """The calibration for a human: the fixed numbers of passes, then each rule's chosen thresholds, on judged rows."""
+    rows, judged = calibration.rows, calibration.judged
+    result = [
+        f"thresholds chosen on {rows['calibration']:,} held-out rows (0, 2, 4, ... of each set), "
+        f"all results on the {rows['judged']:,} others"
+    ]
+    result += [f"N={int(p.passes)}  {_value(calibration, p)}" for p in judged.fixed]
+    for rule in judged.rules:
+        choices = calibration.choices(rule, budget)
+        result += [
+            f"sleep.stop={rule} sleep.stop_threshold={c.threshold:.4g}  {c.judged.passes:.2f} mean passes "
+            f"({c.share:.0%} of the sleep passes)  {_value(calibration, c.judged)}  {c.reason}"
+            for c in choices
+        ]
+        if not choices:
+            result.append(f"{rule}: no threshold keeps to {budget:.2f} mean passes or is as good as all passes")
     within = [p for p in calibration.hindsight if p.passes <= budget]
     if within:
         result.append(f"in hindsight  {within[-1].passes:.2f} mean passes  {_value(calibration, within[-1])}")
     return result
+
+
+def _budget(calibration: Calibration, requested: float | None) -> float:
+    return 1 + 0.6 * (calibration.judged.fixed[-1].passes - 1) if requested is None else requested
 
 
 def _value(calibration: Calibration, point: Point) -> str:

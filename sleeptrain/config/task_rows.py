@@ -39,10 +39,22 @@ def rule110_rows(config: Rule110Config) -> TaskRows:
 
 
 def depo_rows(config: DepoConfig) -> TaskRows:
-    """An edge has two words; a question has a hop count, a word, the marker of the answer and a word."""
+    """An edge has two words; a question has a hop count, a word, the marker of the answer and a word.
+
+    With `windows` each has room for twice its mean share of the edges, so that few and many may fall into it.
+    """
+    word, edges = config.max_word, config.nodes
     named = f"2 x data.depo.nodes ({config.nodes}) x data.depo.max_word ({config.max_word})"
-    context, word = 2 * config.nodes * config.max_word, config.max_word
+    if config.windows:
+        edges = config.windows * depo_window_edges(config)
+        named = f"data.depo.windows ({config.windows}) x {2 * depo_window_edges(config) * word}"
+    context = 2 * edges * word
     return TaskRows(context, config.queries * (2 + 2 * word), config.queries * (1 + word), named)
+
+
+def depo_window_edges(config: DepoConfig) -> int:
+    """The edges that a window of `windows` has room for."""
+    return -(-2 * config.nodes // config.windows)
 
 
 def row_length(data: DataConfig) -> int:
@@ -76,7 +88,7 @@ def check_task(data: DataConfig, windows: Sequence[tuple[str, int]]) -> None:
         _check_rule110(data.rule110)
         _check_windows(rule110_rows(data.rule110), windows)
     elif data.source == "depo":
-        _check_depo(data.depo)
+        _check_depo(data.depo, windows)
         _check_windows(depo_rows(data.depo), windows)
     else:
         _check_gsm(data.gsm_infinite, windows)
@@ -108,7 +120,16 @@ def _check_rule110(config: Rule110Config) -> None:
         )
 
 
-def _check_depo(config: DepoConfig) -> None:
+def _check_depo(config: DepoConfig, windows: Sequence[tuple[str, int]]) -> None:
+    if config.windows < 0 or config.windows == 1:
+        raise ConfigError(f"data.depo.windows={config.windows} must be 0, or 2 and more")
+    for name, window in windows if config.windows else ():
+        own, row = 2 * depo_window_edges(config) * config.max_word, depo_rows(config).sequence
+        if window not in (own, row):
+            raise ConfigError(
+                f"{name} ({window}) must be {own}, the tokens of each of data.depo.windows={config.windows}, which has "
+                f"room for twice its share of the edges; or {row}, the whole row, for full attention"
+            )
     if config.min_nodes > config.nodes:
         raise ConfigError(f"data.depo.min_nodes={config.min_nodes} must not exceed data.depo.nodes={config.nodes}")
     words = sum(config.symbols**length for length in range(1, config.max_word + 1))

@@ -52,9 +52,8 @@ from sleeptrain.sleep.step import (
     step_context,
     truncated,
 )
-from sleeptrain.sleep.stop_rule import StopRule
 from sleeptrain.sleep.totals import StepTotals, step_totals
-from sleeptrain.sleep.until_stopped import Stopped, run_until_stopped
+from sleeptrain.sleep.until_stopped import RuledRounds, Stopped, run_until_stopped
 from sleeptrain.watch.progress import Phase, Progress
 
 # Round plans depend on the data. Where every step has another plan, only a few schedules are worth caching.
@@ -279,20 +278,10 @@ class DistributedEngine:
         return micro_batch.losses
 
     @torch.no_grad()
-    def until_stopped(
-        self,
-        batch: Batch,
-        rounds: Sequence[Round],
-        settings: LoopSettings,
-        rule: StopRule,
-        read_logits: ReadLogits | None,
-    ) -> Stopped:
-        model, state = self.model, self.model.empty_state()
-        settings = replace(settings, on_round=self._progress.at)
+    def until_stopped(self, ruled: RuledRounds) -> Stopped:
+        model, ruled = self.model, ruled.reporting(self._progress.at)
         with in_precision(self._config.train, self.model, self._copies):
-            return self._zero.forward(
-                lambda _: run_until_stopped(model, batch, rounds, state, settings, rule, read_logits)
-            )
+            return self._zero.forward(lambda _: run_until_stopped(model, ruled, model.empty_state()))
 
     def local_tensors(self, carried: FastWeights | None) -> Tensors:
         memory = own_carried(carried, self._world.mesh, self._sharding, self._world.device)

@@ -1,4 +1,4 @@
-"""The figures of a calibration: the result against the mean passes, and where a rule spends its passes."""
+"""The figures of a calibration, on its judged rows: the result against the mean passes, and the passes of a rule."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def draw_calibrations(calibrations: Sequence[Calibration]) -> Figure:
 
     calibrations: of runs that differ in their seeds, each drawn with curves of its own.
     """
-    rules = list(dict.fromkeys(rule for c in calibrations for rule in c.rules))
-    spent = {rule: [_spent(c.rules.get(rule, [])) for c in calibrations] for rule in rules}
+    rules = list(dict.fromkeys(rule for c in calibrations for rule in c.judged.rules))
+    spent = {rule: [_spent(c.judged.rules.get(rule, [])) for c in calibrations] for rule in rules}
     spent = {rule: of_runs for rule, of_runs in spent.items() if any(of_runs)}
     with matplotlib.rc_context(STYLE):
         panels = 1 + len(spent)
@@ -40,13 +40,14 @@ def draw_calibrations(calibrations: Sequence[Calibration]) -> Figure:
 
 
 def _draw_curves(axes: Axes, calibration: Calibration, rules: Sequence[str], labelled: bool) -> None:
-    curves = {"fixed N": calibration.fixed, **{rule: calibration.rules.get(rule, []) for rule in rules}}
+    judged = calibration.judged
+    curves = {"fixed N": judged.fixed, **{rule: judged.rules.get(rule, []) for rule in rules}}
     for index, (name, points) in enumerate(curves.items()):
         marker = "o" if name == "fixed N" else "."
         axes.plot(*_line(points), marker=marker, label=name if labelled else None, **line_style(index))
     bound = "the best in hindsight, row by row" if labelled else None
     axes.plot(*_line(calibration.hindsight), color="black", linestyle=":", label=bound)
-    axes.set_title(f"held-out {calibration.quantity}")
+    axes.set_title(f"{calibration.quantity} of {calibration.rows['judged']:,} judged rows")
     axes.set_xlabel("mean passes of windows that may sleep")
     axes.set_ylabel("accuracy" if calibration.quantity == "accuracy" else "loss, nats a token")
 

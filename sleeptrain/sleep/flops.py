@@ -1,4 +1,5 @@
-"""Model FLOPs of a step, from the round plan: all passes are counted, recomputation is not.
+"""Model FLOPs of a step, from the round plan: all passes are counted, recomputation is not. Where a stop rule decides
+in a forward of its own, that counts, too: it is no repetition of the rounds that are trained.
 
 Only tokens that a round works on count (`Round.work`): pads do not, and in a sleep pass ended documents do not. The
 cost of a mixer is in its spec (`sleeptrain.model.mixers.spec.MixerFlops`).
@@ -86,9 +87,8 @@ def step_flops(
     The core has no backward in rounds whose results are read without gradients only.
     """
     head = 2 * config.dim * config.vocab_size * num_targets
-    forward = head + sum(round_flops(config, r, core, sliding_window) for r in rounds)
-    blocks = range(*core)
-    forward_only = sum(round_flops(config, r, core, sliding_window, blocks) for r in rounds_without_backward(rounds))
+    forward = head + forward_flops(config, rounds, core, sliding_window)
+    forward_only = forward_flops(config, rounds_without_backward(rounds), core, sliding_window, range(*core))
     return BACKWARD_AND_FORWARD * forward - (BACKWARD_AND_FORWARD - 1) * forward_only
 
 
@@ -101,3 +101,14 @@ def rounds_without_backward(rounds: Sequence[Round]) -> list[Round]:
         if not r.loss
         and all(any(b in d.rows for d in group if d.detached and d.pass_index > r.pass_index) for b in r.rows)
     ]
+
+
+def forward_flops(
+    config: ModelConfig,
+    rounds: Sequence[Round],
+    core: tuple[int, int],
+    sliding_window: int | None = None,
+    only: range | None = None,
+) -> int:
+    """FLOPs of the forward of rounds, without the head, such as one that lets a stop rule decide. only: these blocks."""
+    return sum(round_flops(config, r, core, sliding_window, only) for r in rounds)

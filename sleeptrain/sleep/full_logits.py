@@ -10,7 +10,7 @@ from sleeptrain.model.hybrid import Hybrid, at_least_fp32
 from sleeptrain.sleep.loop import loop_settings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_batch
 from sleeptrain.sleep.stop_rule import stop_rule
-from sleeptrain.sleep.until_stopped import run_until_stopped
+from sleeptrain.sleep.until_stopped import RuledRounds, deciding_rounds, run_until_stopped
 
 
 def whole_logits(
@@ -35,8 +35,9 @@ def whole_logits(
     rounds = plan_batch(batch, sleep.window, sleep.passes, sleep)
     settings = loop_settings(sleep, sleep.window, model.num_layers)
     rule = stop_rule(sleep, settings.core)
-    if rule is not None:
-        stopped = run_until_stopped(model, batch, rounds, model.empty_state(), settings, rule)
+    deciding = deciding_rounds(rounds)
+    if rule is not None and deciding:
+        stopped = run_until_stopped(model, RuledRounds(batch, deciding, settings, rule), model.empty_state())
         rounds = plan_batch(batch, sleep.window, stopped.passes_KB, sleep)
     run_rounds(model, batch, rounds, model.empty_state(), settings, keep)
     if not parts:

@@ -15,14 +15,14 @@ from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.sleep.flops import step_flops
+from sleeptrain.sleep.flops import forward_flops, step_flops
 from sleeptrain.sleep.graphs.round_graphs import RoundGraphs
 from sleeptrain.sleep.loop import LoopSettings, OnFeatures, loop_settings, run_rounds
 from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.round_layouts import retained_documents
 from sleeptrain.sleep.rounds import Round, plan_batch, windows_of
 from sleeptrain.sleep.stop_rule import StopRule, stop_rule
-from sleeptrain.sleep.until_stopped import run_until_stopped
+from sleeptrain.sleep.until_stopped import RuledRounds, deciding_rounds, run_until_stopped
 from sleeptrain.watch.progress import Phase, Progress
 
 T = TypeVar("T")
@@ -53,7 +53,8 @@ class StepResult:
     loss: mean cross entropy over the step's targets, nats per token; as one process's part of a result, its share.
     state: the memory after the last window, detached, for the step that continues these rows.
     num_rounds: the number of (window, pass) pairs that ran.
-    flops: model FLOPs of all passes; with several processes, this process's equal share.
+    flops: model FLOPs of all passes, and of the decisions of a stop rule; with several processes, this process's equal
+        share.
     """
 
     loss: float
@@ -193,13 +194,14 @@ def _sum_micro_batches(
     num_rows, num_targets = batch.tokens_BT.shape[0], int((batch.targets_BT != IGNORE).sum())
     divisor = divisor or max(num_targets, 1)
     total = torch.zeros((), dtype=torch.float64, device=model.device)  # read once, when the step has ended
-    final_state, planned = model.empty_state(), list[Round]()
+    final_state, planned, flops = model.empty_state(), list[Round](), 0
     # With drawn N the draw decides in training, so that the model learns every number of passes.
     rule = None if config.sleep.sample_passes else stop_rule(config.sleep, context.settings.core)
     for micro in micro_batches(batch, shape, config, carried, plans):
         state = start_state(model, micro, carried)
         if rule is not None:
-            micro = _decided(context, micro, shape, state, rule)
+            micro, spent = _decided(context, model, micro, shape, state, rule)
+            flops += spent
         for rounds in truncated(micro.rounds, config.sleep.bptt_windows):
             progress.begin(Phase.FORWARD)
             run = partial(
@@ -220,28 +222,25 @@ def _sum_micro_batches(
         final_state = final_state.put_rows(micro.rows(model.device), state, num_rows)
         planned += micro.rounds
     core, boundary = context.settings.core, context.settings.boundary
-    flops = step_flops(config.model, planned, num_targets, core, boundary.sliding_window)
+    flops += step_flops(config.model, planned, num_targets, core, boundary.sliding_window)
     return StepResult(float(total), final_state, len(planned), flops)
 
 
 def _decided(
-    context: StepContext, micro: MicroBatch, shape: StepShape, state: FastWeights, rule: StopRule
-) -> MicroBatch:
-    """The micro-batch with the rounds that a stop rule leaves, found by a forward without gradients."""
+    context: StepContext, model: Hybrid, micro: MicroBatch, shape: StepShape, state: FastWeights, rule: StopRule
+) -> tuple[MicroBatch, int]:
+    """The micro-batch with the rounds that a stop rule leaves, found by a forward without gradients, and its FLOPs."""
+    rounds = deciding_rounds(micro.rounds)
+    if not rounds:
+        return micro, 0
     context.progress.begin(Phase.FORWARD)
-    settings = replace(context.settings, on_features=None)
-    run = partial(
-        run_until_stopped,
-        batch=micro.batch,
-        rounds=micro.rounds,
-        state=state,
-        settings=settings,
-        rule=rule,
-        retained_BC=micro.retained_BC,
-    )
-    config, passes_KB = context.config, context.calls.forward(run).passes_KB
-    rounds = plan_batch(micro.batch, shape.window, passes_KB, config.sleep, config.parallel.token_parts)
-    return replace(micro, rounds=rounds)
+    config, settings = context.config, replace(context.settings, on_features=None)
+    ruled = RuledRounds(micro.batch, rounds, settings, rule, retained_BC=micro.retained_BC)
+    stopped = context.calls.forward(partial(run_until_stopped, ruled=ruled, state=state))
+    flops = forward_flops(config.model, stopped.rounds, settings.core, settings.boundary.sliding_window)
+    flops += stopped.num_decisions * rule.flops(config.model.dim, rounds[-1].pass_index, model.device)
+    planned = plan_batch(micro.batch, shape.window, stopped.passes_KB, config.sleep, config.parallel.token_parts)
+    return replace(micro, rounds=planned), flops
 
 
 def start_state(model: Hybrid, micro: MicroBatch, carried: FastWeights | None) -> FastWeights:

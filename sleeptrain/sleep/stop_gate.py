@@ -43,6 +43,11 @@ class StopGate(nn.Module):
         losses: torch.Tensor = self.losses(self.features(pooled_RD.float()) + self.facts(facts))
         return losses
 
+    @property
+    def flops(self) -> int:
+        """The FLOPs of the matrix products for a row."""
+        return sum(2 * m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
+
     def gain(self, pooled_RD: torch.Tensor, change_R: torch.Tensor, pass_index: int, most: int) -> torch.Tensor:
         """The most that further passes are worth, [R] nats a target and pass: the best of 1..most - pass_index of them.
 

@@ -80,6 +80,10 @@ class StopRule:
             return passed.step_RLD.new_full((passed.step_RLD.shape[0],), torch.inf, dtype=torch.float32)
         return step_difference(last.step_RLD, passed.step_RLD)
 
+    def flops(self, dim: int, most: int, device: torch.device) -> int:
+        """The FLOPs of a decision on a row, matrix products alone. dim: D. most: the most passes."""
+        return load_gate(self.gate, dim, most, device).flops if self.kind == "gate" else 0
+
     def stops(self, scores_R: torch.Tensor, pass_index: int) -> torch.Tensor:
         """True for the rows that take no further pass after this one. A score that is no number does not stop a row."""
         return (scores_R <= self.threshold) & (pass_index >= self.min_passes)

@@ -26,6 +26,28 @@ OnPassed = Callable[[int, tuple[int, ...], Passed], None]
 
 
 @dataclass(frozen=True)
+class RuledRounds:
+    """The rounds of a batch, and the stop rule that ends the sleep of its rows.
+
+    rounds: planned with the most passes; rows leave the plan as the rule says.
+    batch, settings, read_logits, retained_BC: as in `run_rounds`.
+    on_passed: as in `StoppedLoop`.
+    """
+
+    batch: Batch
+    rounds: Sequence[Round]
+    settings: LoopSettings
+    rule: StopRule
+    read_logits: ReadLogits | None = None
+    retained_BC: torch.Tensor | None = None
+    on_passed: OnPassed | None = None
+
+    def reporting(self, on_round: Callable[[Round], None]) -> RuledRounds:
+        """The same, with a call before each round."""
+        return replace(self, settings=replace(self.settings, on_round=on_round))
+
+
+@dataclass(frozen=True)
 class Stopped:
     """The results of a batch's rounds under a stop rule.
 
@@ -33,30 +55,31 @@ class Stopped:
     state: the memory after the last window.
     passes_KB: the passes of each row in each window of the batch, by window; 1 where the row does not sleep.
     scores: {(window, pass): (rows, their scores)} of all decisions.
+    rounds: those that ran, each with its rows.
     """
 
     losses: dict[int, torch.Tensor]
     state: FastWeights
     passes_KB: list[list[int]]
     scores: dict[tuple[int, int], tuple[tuple[int, ...], list[float]]]
+    rounds: list[Round]
+
+    @property
+    def num_decisions(self) -> int:
+        """Decisions, each of a row after a pass."""
+        return sum(len(rows) for rows, _ in self.scores.values())
+
+
+def deciding_rounds(rounds: Sequence[Round]) -> list[Round]:
+    """The rounds that must run to decide all passes: none after the last sleep pass, and none predicts."""
+    last = max((index for index, r in enumerate(rounds) if not r.is_wake), default=-1)
+    return [replace(r, loss=False) for r in rounds[: last + 1]]
 
 
 @torch.no_grad()
-def run_until_stopped(
-    model: Hybrid,
-    batch: Batch,
-    rounds: Sequence[Round],
-    state: FastWeights,
-    settings: LoopSettings,
-    rule: StopRule,
-    read_logits: ReadLogits | None = None,
-    retained_BC: torch.Tensor | None = None,
-    on_passed: OnPassed | None = None,
-) -> Stopped:
-    """Runs rounds that are planned with the most passes, without gradients; rows leave the plan as the rule says.
-
-    on_passed: as in `StoppedLoop`. The other arguments are those of `run_rounds`.
-    """
+def run_until_stopped(model: Hybrid, ruled: RuledRounds, state: FastWeights) -> Stopped:
+    """Runs rounds without gradients until the rule stops them. state: the memory before the first round."""
+    batch, rounds, settings, retained_BC = ruled.batch, ruled.rounds, ruled.settings, ruled.retained_BC
     if retained_BC is None:
         retained_BC = carried_documents(rounds, state)
     layouts = RoundLayouts(batch, model, settings.boundary.sliding_window, retained_BC)
@@ -67,10 +90,11 @@ def run_until_stopped(
     def inputs_of(r: Round) -> RoundInputs:
         return inputs_of_rounds(batch, [r], layouts, model.device)[0]
 
-    loop = StoppedLoop(RoundContext(model, settings, read_logits), num_rows, inputs_of, rule, on_passed)
+    context = RoundContext(model, settings, ruled.read_logits)
+    loop = StoppedLoop(context, num_rows, inputs_of, ruled.rule, ruled.on_passed)
     for group in windows_of(rounds):
         state = loop.window(group, state, passes_KB[group[0].window])
-    return Stopped(loop.losses, state, passes_KB, loop.scores)
+    return Stopped(loop.losses, state, passes_KB, loop.scores, loop.rounds)
 
 
 class StoppedLoop:
@@ -78,7 +102,7 @@ class StoppedLoop:
 
     inputs_of: the inputs of a round, which may have fewer rows than were planned.
     on_passed: called with the window, the rows and what the rule reads of them, before each decision.
-    losses, scores: of all rounds so far, as in `Stopped`.
+    losses, scores, rounds: of all rounds so far, as in `Stopped`.
     """
 
     def __init__(
@@ -93,6 +117,7 @@ class StoppedLoop:
         self._on_passed = on_passed
         self.losses: dict[int, torch.Tensor] = {}
         self.scores: dict[tuple[int, int], tuple[tuple[int, ...], list[float]]] = {}
+        self.rounds: list[Round] = []
 
     def window(self, rounds: Sequence[Round], boundary_state: FastWeights, passes_B: list[int]) -> FastWeights:
         """The memory after a window. passes_B: the passes of each row are written into it."""
@@ -143,6 +168,7 @@ class StoppedLoop:
         self, r: Round, previous: Sequence[Features], state: FastWeights, boundary_state: FastWeights
     ) -> tuple[Features, FastWeights]:
         inputs = self._inputs_of(r)
+        self.rounds.append(r)
         output, state, x_ND = run_on_rows(self._context, self._num_rows, r, inputs, previous, state, boundary_state)
         if x_ND is not None:
             loss = window_loss(self._context, x_ND, r, inputs)

@@ -1,12 +1,13 @@
 """What stop rules are worth on held-out data: the result against the mean passes, by rule and threshold.
 
-Beside the rules stand the fixed numbers of passes and the hindsight bound: the best that any rule could do that gives a
-row the same passes in all its windows.
+Thresholds are chosen on half of the held-out rows and judged on the others, so that a choice that suits a few rows by
+chance is not counted as a gain. Beside the rules stand the fixed numbers of passes and the hindsight bound: the best
+that any rule could do that gives a row the same passes in all its windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,17 +15,16 @@ import numpy as np
 import torch
 
 from sleeptrain.config.schema import Config
-from sleeptrain.data.batch import Batch
 from sleeptrain.data.tasks.task import Answered, Task
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.sleep.loop import LoopSettings, ReadLogits
 from sleeptrain.sleep.precision import in_precision
-from sleeptrain.sleep.rounds import Round
-from sleeptrain.sleep.stop_rule import StopRule
-from sleeptrain.sleep.until_stopped import Stopped
+from sleeptrain.sleep.until_stopped import RuledRounds, Stopped
+from sleeptrain.train.calibration_rows import Halves, Sets
 from sleeptrain.train.evaluate import ModelRunner, evaluate
 
 HINDSIGHT_POINTS = 24
+# How much worse than all passes a cheap threshold may be: half a point of accuracy, or this many nats a token.
+TOLERANCE = 0.005
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,68 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """The points of a checkpoint. quantity: `accuracy` or `loss`. rules: {rule: points by ascending threshold}."""
+class Curves:
+    """The points of a checkpoint on some rows.
 
-    quantity: str
+    fixed: by 1..N passes. rules: {rule: points by ascending threshold}.
+    """
+
     fixed: list[Point]
     rules: dict[str, list[Point]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A threshold that was chosen on the calibration rows.
+
+    reason: why it was chosen. calibrated, judged: its points on the rows that chose it and on the judged rows.
+    share: the share of the sleep passes that the judged rows take.
+    """
+
+    reason: str
+    threshold: float
+    calibrated: Point
+    judged: Point
+    share: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a checkpoint's stop rules are worth.
+
+    quantity: `accuracy` or `loss`. rows: {"calibration", "judged": number of rows}.
+    calibrated, judged: the points on the rows of each half; the thresholds of a rule are the same in both.
+    hindsight: of the judged rows.
+    """
+
+    quantity: str
+    rows: dict[str, int]
+    calibrated: Curves
+    judged: Curves
     hindsight: list[Point]
 
-    def best(self, rule: str, budget: float) -> Point | None:
-        """The best point of a rule within this mean number of passes; None if all its points need more."""
-        within = [point for point in self.rules[rule] if point.passes <= budget]
-        if not within:
-            return None
+    def choices(self, rule: str, budget: float) -> list[Choice]:
+        """The best threshold within this many mean passes, and the cheapest that is as good as all passes, within
+        `TOLERANCE`; each is left out if the calibration rows have none."""
+        points, most = self.calibrated.rules[rule], self.calibrated.fixed[-1]
         sign = 1 if self.quantity == "accuracy" else -1
-        return max(within, key=lambda point: (sign * point.value, -point.passes))
+        within = [i for i, p in enumerate(points) if p.passes <= budget]
+        good = [i for i, p in enumerate(points) if sign * (p.value - most.value) >= -TOLERANCE]
+        margin = "half a point" if self.quantity == "accuracy" else f"{TOLERANCE} nats"
+        found = []
+        if within:
+            best = max(within, key=lambda i: (sign * points[i].value, -points[i].passes))
+            found.append(self._choice(rule, best, f"the best within {budget:.2f} mean passes"))
+        if good:
+            cheapest = min(good, key=lambda i: (points[i].passes, -sign * points[i].value))
+            found.append(self._choice(rule, cheapest, f"the cheapest within {margin} of N={most.passes:.0f}"))
+        return found
+
+    def _choice(self, rule: str, index: int, reason: str) -> Choice:
+        calibrated, judged = self.calibrated.rules[rule][index], self.judged.rules[rule][index]
+        assert calibrated.setting is not None and calibrated.setting == judged.setting
+        share = (judged.passes - 1) / (self.judged.fixed[-1].passes - 1)
+        return Choice(reason, calibrated.setting, calibrated, judged, share)
 
 
 class _Rows:
@@ -91,22 +138,15 @@ class _ScoringRunner(ModelRunner):
 
     scores: list[float]
 
-    def until_stopped(
-        self,
-        batch: Batch,
-        rounds: Sequence[Round],
-        settings: LoopSettings,
-        rule: StopRule,
-        read_logits: ReadLogits | None,
-    ) -> Stopped:
-        stopped = super().until_stopped(batch, rounds, settings, rule, read_logits)
+    def until_stopped(self, ruled: RuledRounds) -> Stopped:
+        stopped = super().until_stopped(ruled)
         self.scores.extend(score for _, of_rows in stopped.scores.values() for score in of_rows)
         return stopped
 
 
 def calibrate(
     model: Hybrid,
-    sets: Callable[[], Mapping[str, Iterable[Batch]]],
+    halves: Halves,
     config: Config,
     task: Task | None,
     rules: Sequence[str],
@@ -114,41 +154,64 @@ def calibrate(
 ) -> Calibration:
     """The results at each fixed N up to `sleep.passes`, at thresholds of each rule, and in hindsight.
 
-    sets: returns the held-out batches, again for each evaluation. rules: among STOP_RULES; `gate` needs
-    `sleep.stop_gate`. num_thresholds: thresholds of a rule, at equal shares of the scores that it gives where no row
-    stops. The rows of each evaluation are the same.
+    halves: the rows that choose thresholds, and those that judge them. rules: among STOP_RULES; `gate` needs
+    `sleep.stop_gate`. num_thresholds: thresholds of a rule, at equal shares of the scores that it gives to the
+    calibration rows where no row stops.
     """
-    rows = _Rows(task)
+    passes, thresholds = config.sleep.passes, dict[str, list[float]]()
+    calibrated, judged = (_Judge(model, sets, config, task) for sets in (halves.calibration, halves.judged))
+    with in_precision(config.train, model):
+        for rule in rules:
+            thresholds[rule] = _thresholds(calibrated, rule, passes, num_thresholds)
+        curves, by_passes = list[Curves](), list[torch.Tensor]()
+        for judge in (calibrated, judged):
+            fixed, by_passes = [], []
+            for n in range(1, passes + 1):
+                fixed.append(judge.point(n, n, stop="fixed"))
+                by_passes.append(judge.rows.values_B())
+            points = {
+                rule: [judge.point(passes, t, stop=rule, stop_threshold=t) for t in of_rule]
+                for rule, of_rule in thresholds.items()
+            }
+            curves.append(Curves(fixed, points))
+    return Calibration(
+        "loss" if task is None else "accuracy",
+        {"calibration": _num_rows(halves.calibration), "judged": _num_rows(halves.judged)},
+        curves[0],
+        curves[1],
+        _hindsight(torch.stack(by_passes).numpy(), judged.rows.targets(), task is None),
+    )
 
-    def point(n: int, setting: float, runner: ModelRunner | None = None, **changes: Any) -> Point:
-        changed = replace(config, sleep=replace(config.sleep, **changes))
-        result = evaluate(model, sets(), changed, changed.sleep.window, [n], rows, runner or ModelRunner(model))  # type: ignore[arg-type]
-        key = str(n)
-        value = result["accuracy"][key] if task is not None else -float(rows.values_B().sum()) / rows.targets()
+
+class _Judge:
+    """Evaluates the same rows with any number of passes and under any rule."""
+
+    def __init__(self, model: Hybrid, sets: Sets, config: Config, task: Task | None) -> None:
+        self.model, self._sets, self._config, self._task = model, sets, config, task
+        self.rows = _Rows(task)
+
+    def point(self, n: int, setting: float, runner: ModelRunner | None = None, **changes: Any) -> Point:
+        """The result with at most n passes. changes: settings of `sleep`."""
+        config = replace(self._config, sleep=replace(self._config.sleep, **changes))
+        runner = runner or ModelRunner(self.model)
+        result = evaluate(self.model, self._sets, config, config.sleep.window, [n], self.rows, runner)  # type: ignore[arg-type]
+        key, rows = str(n), self.rows
+        value = -float(rows.values_B().sum()) / rows.targets() if self._task is None else result["accuracy"][key]
         return Point(result.get("passes", {}).get(key, float(n)), value, setting, result["metrics"][key])
 
-    with in_precision(config.train, model):
-        fixed, by_passes = [], []
-        for n in range(1, config.sleep.passes + 1):
-            fixed.append(point(n, n, stop="fixed"))
-            by_passes.append(rows.values_B())
-        hindsight = _hindsight(torch.stack(by_passes).numpy(), rows.targets(), task is None)
-        return Calibration(
-            "loss" if task is None else "accuracy",
-            fixed,
-            {rule: _of_rule(rule, point, model, config.sleep.passes, num_thresholds) for rule in rules},
-            hindsight,
-        )
 
-
-def _of_rule(rule: str, point: Callable[..., Point], model: Hybrid, passes: int, num_thresholds: int) -> list[Point]:
+def _thresholds(judge: _Judge, rule: str, passes: int, num_thresholds: int) -> list[float]:
+    """Thresholds at equal shares of the finite scores that the rule gives where no row stops; ascending."""
     scores: list[float] = []
-    point(passes, 0.0, _ScoringRunner(model, scores), stop=rule, min_passes=passes)  # no row stops
+    judge.point(passes, 0.0, _ScoringRunner(judge.model, scores), stop=rule, min_passes=passes)
     finite = np.array([max(score, 0.0) for score in scores if np.isfinite(score)])
     if not len(finite):
         return []
-    thresholds = np.unique(np.quantile(finite, np.linspace(0, 1, num_thresholds)))
-    return [point(passes, float(t), stop=rule, stop_threshold=float(t)) for t in thresholds]
+    return [float(t) for t in np.unique(np.quantile(finite, np.linspace(0, 1, num_thresholds)))]
+
+
+def _num_rows(sets: Sets) -> int:
+    return sum(len(batch.tokens_BT) for batches in sets.values() for batch in batches)
 
 
 def _hindsight(values_NB: np.ndarray, targets: int, is_loss: bool) -> list[Point]:

@@ -29,9 +29,8 @@ from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.recompute import with_recompute
 from sleeptrain.sleep.rounds import Round
 from sleeptrain.sleep.step import Plans, StepResult, forward_backward, plan_micro_batches, step_context
-from sleeptrain.sleep.stop_rule import StopRule
 from sleeptrain.sleep.totals import StepTotals
-from sleeptrain.sleep.until_stopped import Stopped, run_until_stopped
+from sleeptrain.sleep.until_stopped import RuledRounds, Stopped, run_until_stopped
 from sleeptrain.train.evaluate import Runner
 from sleeptrain.watch.progress import Progress
 
@@ -150,18 +149,10 @@ class LocalEngine:
         with in_precision(self._config.train, self.model):
             return run_rounds(self.model, batch, rounds, state, settings, read_logits)[0]
 
-    def until_stopped(
-        self,
-        batch: Batch,
-        rounds: Sequence[Round],
-        settings: LoopSettings,
-        rule: StopRule,
-        read_logits: ReadLogits | None,
-    ) -> Stopped:
-        settings = replace(settings, on_round=self._progress.at)
-        state = self.model.empty_state()
+    def until_stopped(self, ruled: RuledRounds) -> Stopped:
+        ruled = ruled.reporting(self._progress.at)
         with in_precision(self._config.train, self.model):
-            return run_until_stopped(self.model, batch, rounds, state, settings, rule, read_logits)
+            return run_until_stopped(self.model, ruled, self.model.empty_state())
 
     def local_tensors(self, carried: FastWeights | None) -> Tensors:
         tensors = {WEIGHTS + name: p.detach() for name, p in self.model.named_parameters()}

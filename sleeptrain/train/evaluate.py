@@ -20,8 +20,8 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.loop import LoopSettings, ReadLogits, loop_settings, run_rounds
 from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.rounds import Round, plan_batch, window_spans
-from sleeptrain.sleep.stop_rule import StopRule, stop_rule
-from sleeptrain.sleep.until_stopped import Stopped, run_until_stopped
+from sleeptrain.sleep.stop_rule import stop_rule
+from sleeptrain.sleep.until_stopped import RuledRounds, Stopped, run_until_stopped
 
 T = TypeVar("T")
 
@@ -39,14 +39,7 @@ class Runner(Protocol):
     ) -> Mapping[int, torch.Tensor]:
         """Each window's summed loss (a scalar). It is empty in processes without the model's last layer."""
 
-    def until_stopped(
-        self,
-        batch: Batch,
-        rounds: Sequence[Round],
-        settings: LoopSettings,
-        rule: StopRule,
-        read_logits: ReadLogits | None,
-    ) -> Stopped:
+    def until_stopped(self, ruled: RuledRounds) -> Stopped:
         """The rounds under a stop rule (`run_until_stopped`), where each process holds the whole depth of the model."""
 
 
@@ -117,18 +110,19 @@ class Answers:
         return torch.stack([self._predicted_BT.double(), self._loss_BT.double()])
 
 
-def _answered(batch: Batch, numbers: torch.Tensor, sleeps_2B: torch.Tensor | None) -> Answered:
+def _answered(batch: Batch, numbers: torch.Tensor, sleeps_BK: torch.Tensor | None) -> Answered:
     predicted_BT, loss_BT = numbers.view(2, *batch.targets_BT.shape)
-    passes_B = None if sleeps_2B is None else (sleeps_2B[0] / sleeps_2B[1]).float()
-    return Answered(batch, predicted_BT.long(), loss_BT.float(), passes_B)
+    passes_BK = None if sleeps_BK is None else torch.where(sleeps_BK > 0, sleeps_BK, torch.nan).float()
+    return Answered(batch, predicted_BT.long(), loss_BT.float(), passes_BK)
 
 
 def _sleeps(rounds: Sequence[Round], passes_KB: Sequence[Sequence[int]]) -> torch.Tensor:
-    """The passes of each row in its windows that may sleep, summed, and the number of these windows: fp64 [2, B]."""
-    sleeps_2B = torch.zeros(2, len(passes_KB[0]), dtype=torch.float64)
-    for window, row in {(r.window, row) for r in rounds if not r.is_wake for row in r.rows}:
-        sleeps_2B[:, row] += torch.tensor([passes_KB[window][row], 1.0])
-    return sleeps_2B
+    """The passes of each row in each window, fp64 [B, K]; 0 where the row may not sleep."""
+    may_sleep_BK = torch.zeros(len(passes_KB[0]), len(passes_KB), dtype=torch.float64)
+    for r in rounds:
+        if not r.is_wake:
+            may_sleep_BK[list(r.rows), r.window] = 1
+    return may_sleep_BK * torch.tensor(passes_KB, dtype=torch.float64).T
 
 
 @dataclass
@@ -231,10 +225,10 @@ def evaluate(
             metrics = task.metrics(answers)
             evaluation["accuracy"][str(n)] = metrics.pop("accuracy")
             evaluation["metrics"][str(n)] = metrics
-        sleeps = [sleeps_2B for result in by_set.values() for sleeps_2B in result.sleeps]
+        sleeps = [sleeps_BK for result in by_set.values() for sleeps_BK in result.sleeps]
         if sleeps:
-            num_passes, num_windows = torch.cat(sleeps, dim=1).sum(1).tolist()
-            evaluation.setdefault("passes", {})[str(n)] = num_passes / num_windows if num_windows else 1.0
+            taken = torch.cat(sleeps)
+            evaluation.setdefault("passes", {})[str(n)] = float(taken[taken > 0].mean()) if taken.any() else 1.0
         for name in evaluation.get("sets", {}):
             evaluation["sets"][name]["loss"][str(n)] = by_set[name].windows.means()
     return evaluation
@@ -249,7 +243,7 @@ def _join(results: Sequence[_SetResult], share: Share) -> None:
     for result in results:
         result.windows.sums = next(parts).tolist()
         result.answers = [next(parts) for _ in result.answers]
-        result.sleeps = [next(parts).view(2, -1) for _ in result.sleeps]
+        result.sleeps = [next(parts).view_as(sleeps_BK) for sleeps_BK in result.sleeps]
 
 
 @dataclass(frozen=True)
@@ -263,15 +257,8 @@ class ModelRunner:
     ) -> Mapping[int, torch.Tensor]:
         return run_rounds(self.model, batch, rounds, self.model.empty_state(), settings, read_logits)[0]
 
-    def until_stopped(
-        self,
-        batch: Batch,
-        rounds: Sequence[Round],
-        settings: LoopSettings,
-        rule: StopRule,
-        read_logits: ReadLogits | None,
-    ) -> Stopped:
-        return run_until_stopped(self.model, batch, rounds, self.model.empty_state(), settings, rule, read_logits)
+    def until_stopped(self, ruled: RuledRounds) -> Stopped:
+        return run_until_stopped(self.model, ruled, self.model.empty_state())
 
 
 def _run_set(
@@ -291,7 +278,7 @@ def _run_set(
     windows = _Windows([0.0] * len(spans), counts)
     numbers = [torch.zeros(2, *b.targets_BT.shape, dtype=torch.float64) for b in batches if reads_answers]
     rule = stop_rule(config.sleep, settings.core)
-    sleeps = [torch.zeros(2, b.targets_BT.shape[0], dtype=torch.float64) for b in batches if rule is not None]
+    sleeps = [torch.zeros(len(b.targets_BT), len(spans), dtype=torch.float64) for b in batches if rule is not None]
     plans = [plan_batch(b, window, passes, config.sleep, config.parallel.token_parts) for b in batches]
     for index, counted in share.turns(plans, stop):
         batch, answers = batches[index], Answers(batches[index])
@@ -300,7 +287,7 @@ def _run_set(
         if rule is None:
             losses = run.window_losses(batch, plans[index], settings, read_logits)
         else:
-            stopped = run.until_stopped(batch, plans[index], settings, rule, read_logits)
+            stopped = run.until_stopped(RuledRounds(batch, plans[index], settings, rule, read_logits))
             losses, passes_KB = stopped.losses, stopped.passes_KB
         if not counted:
             continue

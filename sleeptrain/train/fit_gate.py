@@ -16,7 +16,7 @@ from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.rounds import plan_batch
 from sleeptrain.sleep.stop_gate import StopGate
 from sleeptrain.sleep.stop_rule import Passed, StopRule, state_change
-from sleeptrain.sleep.until_stopped import run_until_stopped
+from sleeptrain.sleep.until_stopped import RuledRounds, run_until_stopped
 from sleeptrain.train.evaluate import Answers
 
 STEPS, SAMPLES, RATE = 1500, 1024, 3e-3
@@ -63,10 +63,11 @@ def _of_batch(model: Hybrid, batch: Batch, config: Config, settings: LoopSetting
         if n < most:
             run_rounds(model, batch, rounds, model.empty_state(), settings, answers.read)
         else:
-            run_until_stopped(
-                model, batch, rounds, model.empty_state(), settings, never, answers.read,
+            ruled = RuledRounds(
+                batch, rounds, settings, never, answers.read,
                 on_passed=lambda w, rows, passed: decisions.append((w, torch.tensor(rows), passed)),
             )  # fmt: skip
+            run_until_stopped(model, ruled, model.empty_state())
         losses.append(answers.numbers()[1])
     wanted_BT, position_T = batch.targets_BT >= 0, torch.arange(batch.tokens_BT.shape[1])
     parts = list[tuple[torch.Tensor, ...]]()

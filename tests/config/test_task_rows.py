@@ -10,6 +10,7 @@ from sleeptrain.errors import ConfigError
 
 RULE110 = DataConfig(source="rule110", rule110=Rule110Config(width=6, strings=3))
 DEPO = DataConfig(source="depo", depo=DepoConfig(nodes=10, min_nodes=3, max_word=2, queries=4))
+SPREAD = DataConfig(source="depo", depo=DepoConfig(nodes=10, min_nodes=3, max_word=2, queries=4, windows=2))
 GSM = DataConfig(source="gsm_infinite", gsm_infinite=GsmInfiniteConfig(min_tokens=30, max_tokens=40))
 
 
@@ -42,6 +43,7 @@ def test_windows_that_fit_a_row(data: DataConfig, window: int) -> None:
         (RULE110, 7, r"^sleep\.window \(7\) must divide the context of 18 tokens .*or be 21, the whole row"),
         (RULE110, 2, r"hold the 3 tokens of the answers"),
         (DEPO, 20, r"^sleep\.window \(20\) must .* hold the 24 tokens of the answers"),
+        (SPREAD, 80, r"^sleep\.window \(80\) must be 40, .*each of data\.depo\.windows=2, .*or 104, the whole row"),
         (GSM, 41, r"^sleep\.window \(41\) is longer than data\.gsm_infinite\.max_tokens \(40\)"),
     ],
 )
@@ -54,6 +56,7 @@ def test_windows_that_do_not_fit(data: DataConfig, window: int, message: str) ->
     ("data", "message"),
     [
         (DataConfig(source="rule110", rule110=Rule110Config(width=6, label=6)), r"label=6 must be less than .*width=6"),
+        (DataConfig(source="depo", depo=DepoConfig(windows=1)), r"data\.depo\.windows=1 must be 0, or 2 and more"),
         (DataConfig(source="depo", depo=DepoConfig(nodes=3, min_nodes=4)), r"min_nodes=4 must not exceed .*nodes=3"),
         (
             DataConfig(source="depo", depo=DepoConfig(nodes=4, min_nodes=3, symbols=7, max_word=1)),

@@ -154,6 +154,16 @@ def test_a_run_equals_that_of_one_process(
     assert_same(tmp_path, one_process)
 
 
+def test_replicas_under_a_stop_rule_equal_one_process(tmp_path: Path) -> None:
+    """Law 2: each replica decides on its own rows, which stop after different passes."""
+    rule = ("sleep.passes=3", "sleep.stop=change", "sleep.stop_threshold=0.975")
+    train(tmp_path / "one", *rule)
+    assert 2 < records(tmp_path / "one")[-1]["eval"]["passes"]["3"] < 3
+    for zero in (0, 1):
+        train(tmp_path / f"zero-{zero}", *rule, *layout(1, 1, zero), ranks=2)
+        assert_same(tmp_path / f"zero-{zero}", tmp_path / "one")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(("tensor", "pipeline", "data", "zero"), [(2, 2, 1, 1), (1, 2, 2, 2), (1, 4, 1, 1)])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import cycle, product
+from itertools import cycle, pairwise, product
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from sleeptrain.config.schema import SleepConfig
 from sleeptrain.model.hybrid import Hybrid
@@ -111,6 +112,38 @@ def test_rows_stop_as_in_the_training_loop(case):
             _, live = live_logits(model, [row[:length] for row in rows], sleep, [4])
             taken |= set(live.passes)
     assert len(taken) > 1, f"all rows took {taken} passes"
+
+
+def work(sleep: SleepConfig, filled: int) -> tuple[int, int]:
+    """(blocks run, FLOPs) of one token after `filled` tokens of a window, with the sleep that may follow."""
+    model, [row], blocks = tiny_model(), texts([4]), list[object]()
+    with torch.no_grad():
+        _, live = live_logits(model, [row[:filled]], sleep, [1])
+        for block in model.blocks.children():
+            block.register_forward_hook(lambda block, *_: blocks.append(block))
+        with FlopCounterMode(display=False) as counter:
+            _, live = read(model, live, row[None, filled : filled + 1], [1], [True], sleep)
+    return len(blocks), counter.get_total_flops()
+
+
+@pytest.mark.parametrize("stop", ["change", "acceleration"])
+def test_a_rule_leaves_tokens_as_they_are_and_a_sleep_costs_the_passes_that_it_takes(stop):
+    """Counted in work: a token inside a window costs the same, and the one that fills it the passes of the sleep."""
+    fixed = SleepConfig(passes=4, window=4)
+    layers = tiny_model().num_layers
+    # A rule with so high a threshold ends a sleep after `least` passes; `acceleration` has no score after the first.
+    least = [n for n in (1, 2, 3) if n > 1 or stop == "change"]
+    ruled = {n: SleepConfig(passes=4, window=4, stop=stop, stop_threshold=1e9, min_passes=n) for n in least}
+    ruled[4] = SleepConfig(passes=4, window=4, stop=stop)
+    assert {work(sleep, 2) for sleep in ruled.values()} == {work(fixed, 2)}
+    assert work(fixed, 2)[0] == layers
+    at_end = {n: work(sleep, 3) for n, sleep in ruled.items()}
+    assert {n: blocks for n, (blocks, _) in at_end.items()} == {n: n * layers for n in ruled}
+    assert at_end[4] == work(fixed, 3), "a rule that ends no sleep costs no more than none"
+    flops = [at_end[n][1] for n in least]
+    assert len({b - a for a, b in pairwise(flops)}) == 1 and flops == sorted(flops), (
+        "each pass costs as much as another"
+    )
 
 
 @pytest.mark.parametrize("predicts_from", [0, 3, 4, 6, 9])

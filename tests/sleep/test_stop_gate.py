@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from sleeptrain.errors import ConfigError
 from sleeptrain.sleep.loop import LoopSettings
@@ -29,6 +30,13 @@ def test_the_gain_is_that_of_the_best_number_of_further_passes(monkeypatch: pyte
     torch.testing.assert_close(gate.gain(pooled_RD, change_R, 1, 4), torch.tensor([0.4, -0.1]))
     torch.testing.assert_close(gate.gain(pooled_RD, change_R, 3, 4), torch.tensor([0.1, -0.1]))
     assert gate.gain(pooled_RD, change_R, 4, 4).tolist() == [-torch.inf] * 2
+
+
+def test_flops_are_those_that_torch_counts() -> None:
+    gate, rows = a_gate(), 5
+    with FlopCounterMode(display=False) as counter:
+        gate(torch.randn(rows, 16), torch.ones(rows), torch.ones(rows, dtype=torch.long))
+    assert counter.get_total_flops() == rows * gate.flops
 
 
 def test_rows_stop_alone_as_in_a_batch(tmp_path: Path) -> None:

@@ -1,24 +1,34 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
+from sleeptrain.config.schema import SleepConfig
 from sleeptrain.data.batch import IGNORE, PAD, Batch
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import Boundary, FastWeights, Recurrent
+from sleeptrain.sleep import live as live_module
+from sleeptrain.sleep import loop as loop_module
+from sleeptrain.sleep import until_stopped as until_stopped_module
 from sleeptrain.sleep.curriculum import StepShape
-from sleeptrain.sleep.loop import LoopSettings, run_rounds
-from sleeptrain.sleep.rounds import plan_rounds, window_facts
+from sleeptrain.sleep.flops import forward_flops, step_flops
+from sleeptrain.sleep.live import begin, read
+from sleeptrain.sleep.loop import LoopSettings, RoundContext, run_rounds
+from sleeptrain.sleep.rounds import Round, plan_rounds, window_facts
 from sleeptrain.sleep.step import StepResult, forward_backward, step_context
 from sleeptrain.sleep.stop_rule import StopRule
-from sleeptrain.sleep.until_stopped import Stopped, run_until_stopped
+from sleeptrain.sleep.until_stopped import RuledRounds, Stopped, deciding_rounds, run_until_stopped
 from tests.models import random_batch, tiny_model
 from tests.sleep.oracle import Stops, oracle_loss
 from tests.sleep.test_loop import EXACT, assert_same, total
 from tests.sleep.test_step import config
+from tests.sleep.trained import texts
 
 WINDOW, PASSES = 4, 4
 ROWS = [
@@ -37,7 +47,7 @@ def a_batch(target_share: float = 0.6) -> Batch:
 
 def run(model: Hybrid, batch: Batch, rule: StopRule, settings: LoopSettings, when: str, feedback: str) -> Stopped:
     rounds = plan_rounds(window_facts(batch, WINDOW), PASSES, when, feedback)
-    return run_until_stopped(model, batch, rounds, model.empty_state(), settings, rule)
+    return run_until_stopped(model, RuledRounds(batch, rounds, settings, rule), model.empty_state())
 
 
 def middle_threshold(model: Hybrid, batch: Batch, kind: str, settings: LoopSettings, when: str, feedback: str) -> float:
@@ -109,6 +119,57 @@ def test_equals_the_plan_made_from_its_decisions(core: tuple[int, int] | None, b
         torch.testing.assert_close(ours, theirs, **EXACT)
 
 
+def watch_rows_that_stopped(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> list[int]:
+    """Checks in each sleep pass that the memory of the rows that take no part stays as it is, bit for bit.
+
+    Returns the number of these rows in each pass, as passes run.
+    """
+    counts, run_on_rows = list[int](), module.run_on_rows
+
+    def checked(context: RoundContext, num_rows: int, r: Round, *rest: Any) -> Any:
+        output, after, x_ND = run_on_rows(context, num_rows, r, *rest)
+        stopped = torch.tensor([row for row in range(num_rows) if row not in r.rows], dtype=torch.long)
+        if not r.is_wake and len(stopped):
+            before = rest[2].rows(stopped).to_state_dict()
+            assert any("conv" in name for name in before), "convolutions carry their inputs"
+            kept = after.rows(stopped).to_state_dict()
+            assert before.keys() == kept.keys() and all(torch.equal(kept[name], t) for name, t in before.items())
+            counts.append(len(stopped))
+        return output, after, x_ND
+
+    monkeypatch.setattr(module, "run_on_rows", checked)
+    return counts
+
+
+@pytest.mark.parametrize("module", [loop_module, until_stopped_module, live_module], ids=lambda m: m.__name__)
+def test_a_row_that_stopped_keeps_its_memory(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:
+    """In the training loop, in evaluations and in generation: S, convolutions and retained keys and values."""
+    model, batch = tiny_model(), a_batch()
+    settings = LoopSettings((0, model.num_layers), Boundary(sliding_window=WINDOW, carry_conv=True))
+    threshold = middle_threshold(model, batch, "change", settings, "every", "features")
+    rule = StopRule("change", threshold, 1, settings.core)
+    generated = live_module is module
+    # Generation with the rule runs its sleep passes in the loop of the rule.
+    counts = watch_rows_that_stopped(monkeypatch, until_stopped_module if generated else module)
+    if generated:
+        sleep = SleepConfig(
+            passes=PASSES,
+            window=WINDOW,
+            stop="change",
+            stop_threshold=threshold,
+            eviction="sliding",
+            conv_state="carry",
+        )
+        live = begin(model, 4)
+        for tokens in torch.stack(texts([3 * WINDOW] * 4)).split(WINDOW, dim=1):
+            _, live = read(model, live, tokens, [WINDOW] * 4, [True] * 4, sleep)
+    else:
+        stopped = run(model, batch, rule, settings, "every", "features")
+        rounds = plan_rounds(window_facts(batch, WINDOW), stopped.passes_KB)
+        run_rounds(model, batch, rounds, model.empty_state(), settings)
+    assert counts and len(set(counts)) > 1, "rows stop after different passes"
+
+
 def test_thresholds_between_all_and_no_sleep() -> None:
     model, batch = tiny_model(), a_batch()
     settings = LoopSettings((0, model.num_layers))
@@ -121,6 +182,33 @@ def test_thresholds_between_all_and_no_sleep() -> None:
         assert max(itertools.chain.from_iterable(stopped.passes_KB)) == passes
     least = run(model, batch, StopRule("change", 10.0, 3, settings.core), settings, "every", "features")
     assert set(itertools.chain.from_iterable(least.passes_KB)) == {1, 3}, "1: rows that do not sleep"
+
+
+def test_nothing_runs_after_the_last_decision_and_nothing_predicts() -> None:
+    rounds = plan_rounds(window_facts(random_batch([[0] * 14]), WINDOW), 2)
+    deciding = deciding_rounds(rounds)
+    assert [(r.window, r.pass_index) for r in deciding] == [(w, n) for w in range(3) for n in (1, 2)]
+    assert not any(r.loss for r in deciding) and rounds[-1].window == 3
+    assert deciding_rounds(rounds[:1]) == [], "no row may sleep"
+
+
+def flops_of_a_ruled_step(model: Hybrid, batch: Batch, threshold: float, micro_batch: int) -> int:
+    """Those of the plan, and in each micro-batch of a forward up to the last window that may sleep, with the coda in
+    each pass: nobody knows yet which one is the last of a row."""
+    core, planned, deciding = (0, model.num_layers), list[Round](), list[Round]()
+    for first in range(0, len(ROWS), micro_batch):
+        part = batch.rows(first, first + micro_batch)
+        stopped = run(model, part, StopRule("change", threshold, 1, core), LoopSettings(core), "every", "features")
+        rounds = plan_rounds(window_facts(part, WINDOW), stopped.passes_KB)
+        sleeping = [r.window for r in plan_rounds(window_facts(part, WINDOW), PASSES) if not r.is_wake]
+        planned += rounds
+        deciding += [
+            replace(r, coda=True, loss=False, state_only=r.pass_index == PASSES)
+            for r in rounds
+            if sleeping and r.window <= max(sleeping)
+        ]
+    config, targets = model.config, int((batch.targets_BT != IGNORE).sum())
+    return step_flops(config, planned, targets, core) + forward_flops(config, deciding, core)
 
 
 def test_a_step_trains_with_the_passes_that_the_rule_leaves() -> None:
@@ -147,5 +235,6 @@ def test_a_step_trains_with_the_passes_that_the_rule_leaves() -> None:
         torch.testing.assert_close(gradients.get(name), parameter.grad, rtol=1e-9, atol=1e-12)
     fixed, _ = step()
     assert result.flops < fixed.flops and result.loss != fixed.loss
+    assert result.flops == flops_of_a_ruled_step(model, batch, threshold, 2)
     drawn, _ = step(sleep__stop="change", sleep__stop_threshold=threshold, sleep__sample_passes=True)
     assert drawn.loss == fixed.loss, "the draw decides in training"

@@ -12,7 +12,7 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep.loop import loop_settings, run_rounds
 from sleeptrain.sleep.rounds import plan_batch
 from sleeptrain.sleep.stop_rule import stop_rule
-from sleeptrain.sleep.until_stopped import run_until_stopped
+from sleeptrain.sleep.until_stopped import RuledRounds, run_until_stopped
 from tests.models import VOCABULARY
 
 
@@ -49,7 +49,7 @@ def trained_logits(
         rounds = plan_batch(batch, sleep.window, sleep.passes, sleep)
         rule = stop_rule(sleep, settings.core)
         if rule is not None:
-            stopped = run_until_stopped(model, batch, rounds, model.empty_state(), settings, rule)
+            stopped = run_until_stopped(model, RuledRounds(batch, rounds, settings, rule), model.empty_state())
             rounds = plan_batch(batch, sleep.window, stopped.passes_KB, sleep)
         run_rounds(model, batch, rounds, model.empty_state(), settings, keep)
     return [logits[b, : len(row)] for b, row in enumerate(rows)]

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ from tests.checkpoint.contents import contents
 from tests.parallel.processes import PATIENCE
 from tests.runs import on_open
 
+RULE = ("sleep.stop=change", "sleep.stop_threshold=0.235")  # of 3 passes some rows take 2
 TIMES = ("time", "tokens_per_second", "passes_per_second", "mfu", "memory_mb", "eta_seconds")
 
 
@@ -153,14 +155,14 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> No
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("seed", "rule"), [(0, ()), (1, RULE)], ids=["fixed", "rule"])
 @pytest.mark.slow
-def test_killed_at_a_random_step_and_restarted_equals_an_undisturbed_run(tmp_path, seed):
-    """Law 5: metrics and weights to the last bit, over changes of N and of the batch."""
-    curriculum = "sleep.curriculum=[{tokens: 280, passes: 3}, {tokens: 400, batch: 4}]"
+def test_killed_at_a_random_step_and_restarted_equals_an_undisturbed_run(tmp_path, seed, rule):
+    """Law 5: metrics and weights to the last bit, over changes of N and of the batch, also where rows stop alone."""
+    more = ("sleep.curriculum=[{tokens: 280, passes: 3}, {tokens: 400, batch: 4}]", *rule)
     undisturbed, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(undisturbed, curriculum).wait(timeout=PATIENCE) == 0
-    process = start(killed, curriculum)
+    assert start(undisturbed, *more).wait(timeout=PATIENCE) == 0
+    process = start(killed, *more)
     try:
         wait_for_step(killed, random.Random(seed).randint(1, 12), process)
     finally:
@@ -168,7 +170,7 @@ def test_killed_at_a_random_step_and_restarted_equals_an_undisturbed_run(tmp_pat
         ended = process.wait()
     status = read_status(killed / "r")
     assert status is not None and status["state"] == ("running" if ended else "finished"), "nobody could say otherwise"
-    assert start(killed, curriculum).wait(timeout=PATIENCE) == 0
+    assert start(killed, *more).wait(timeout=PATIENCE) == 0
     assert records(killed) == records(undisturbed)
     a, b = weights(killed), weights(undisturbed)
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -244,6 +246,21 @@ def test_memory_carried_in_the_middle_of_a_document_survives_a_restart(tmp_path,
     run(tmp_path / "whole", *more)
     saved = checkpoints(tmp_path / "whole" / "r" / "checkpoints")
     middle = next(p for p in saved if contents(p)["carried"] and contents(p)["step"] > 2)
+    assert_gone_on_to_the_same_weights(tmp_path, middle)
+
+
+def test_a_run_under_a_stop_rule_goes_on_bit_for_bit(tmp_path):
+    run(tmp_path / "whole", "sleep.passes=3", *RULE)
+    middle, _ = checkpoints(tmp_path / "whole" / "r" / "checkpoints")
+    assert_gone_on_to_the_same_weights(tmp_path, middle)
+    found, whole = records(tmp_path / "stopped"), records(tmp_path / "whole")
+    assert found == [r for r in whole if r["step"] > 9] and len(found) == 5, "three steps and two evaluations"
+    flops = [r["flops"] for r in whole if "loss" in r]
+    assert len({b - a for a, b in pairwise(flops)}) > 3, "another number of rows goes on in each step"
+
+
+def assert_gone_on_to_the_same_weights(tmp_path: Path, middle: Path) -> None:
+    """A run that begins with this checkpoint of the run `whole`, in the folder `stopped`, ends with its weights."""
     stopped = tmp_path / "stopped" / "r"
     (stopped / "checkpoints").mkdir(parents=True)
     shutil.copytree(middle, stopped / "checkpoints" / middle.name)

@@ -1,9 +1,10 @@
-"""Decoding with sleep: the cost of a token, which does not depend on N; the cost of a sleep; and constant memory."""
+"""Decoding with sleep: the cost of a token, which depends neither on N nor on a stop rule; the cost of a sleep, which
+falls with the passes that a rule takes; and constant memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
@@ -14,11 +15,13 @@ from sleeptrain.config.schema import AttentionConfig, GatedDeltaNetConfig, Model
 from sleeptrain.hf.model.cache import CACHE_NAME, SleepCache
 from sleeptrain.hf.model.configuration import SleepPretrainedConfig
 from sleeptrain.hf.model.modeling import SleepForCausalLM
+from sleeptrain.model.block import Block
 
 METHOD = (
     f"{timing.METHOD}; a token: one forward with the cache, over 32 tokens inside a window; a sleep: the "
-    "token that fills the window at N=4 less the same at N=1; memory: the peak bytes of tensors that reading a "
-    "prompt made, without the weights and the prompt's ids"
+    "token that fills the window less the same at N=1, where a rule takes n of 4 passes by a threshold that ends a "
+    "sleep as soon as sleep.min_passes=n allows; blocks: counted, each over one window; memory: the peak bytes of "
+    "tensors that reading a prompt made, without the weights and the prompt's ids"
 )
 WINDOW, SHORT, LONG = 256, 2048, 65_536
 MODEL = ModelConfig(
@@ -33,14 +36,85 @@ MODEL = ModelConfig(
 
 def run(quick: bool) -> list[Row]:
     torch.set_num_threads(1)
-    model = SleepForCausalLM(SleepPretrainedConfig(model=asdict(MODEL), sleep={"passes": 4, "window": WINDOW})).eval()
+    model = _model()
+    ruled = {n: _model(model, stop="change", stop_threshold=1e9, min_passes=n) for n in (2, 3)}
+    readers = {"N=1": Reader(model, 1), "N=4": Reader(model, 4)}
+    readers |= {f"change, {n} of 4 passes": Reader(of_rule, 4) for n, of_rule in ruled.items()}
     rounds = 7 if quick else 31
-    token, last_token = _tokens(model, rounds), _last_token(model, rounds)
-    lengths = (SHORT, LONG // (8 if quick else 1))
+    token, last_token = _tokens(readers, rounds), _last_token(readers, rounds)
+    rows = [Row(f"a token, {name}", 1e3 * seconds, "ms", better="lower") for name, seconds in token.items()]
+    rows += [
+        Row(f"a token, {name} against N=1", token[name] / token["N=1"], "x", 1.02, "lower")
+        for name in token
+        if name != "N=1"
+    ]
+    for name, reader in list(readers.items())[1:]:
+        seconds, blocks = last_token[name] - last_token["N=1"], _blocks_of_a_sleep(reader)
+        rows.append(Row(f"one sleep, {name}", 1e3 * seconds, "ms", better="lower"))
+        rows.append(Row(f"one sleep, {name}, blocks", blocks, "", better="lower"))
+    return rows + _memory_rows(model, quick)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model that reads with at most so many passes."""
+
+    model: SleepForCausalLM
+    passes: int
+
+
+def _model(weights: SleepForCausalLM | None = None, **sleep: object) -> SleepForCausalLM:
+    settings = {"passes": 4, "window": WINDOW} | sleep
+    model = SleepForCausalLM(SleepPretrainedConfig(model=asdict(MODEL), sleep=settings)).eval()
+    if weights is not None:
+        model.load_state_dict(weights.state_dict())
+    return model
+
+
+def _tokens(readers: Mapping[str, Reader], rounds: int) -> dict[str, float]:
+    """Seconds of one token in the middle of a window, by reader."""
+    count = WINDOW // 8  # short, so that other processes leave at least one round undisturbed
+    seconds = timing.round_robin(_candidates(readers, WINDOW // 4, count), rounds)
+    return {name: total / count for name, total in seconds.items()}
+
+
+def _last_token(readers: Mapping[str, Reader], rounds: int) -> dict[str, float]:
+    """Seconds of the token that fills a window, with the sleep that follows."""
+    return timing.round_robin(_candidates(readers, WINDOW - 1, 1), rounds)
+
+
+def _candidates(readers: Mapping[str, Reader], before: int, count: int) -> dict[str, Callable[[], object]]:
+    return {name: partial(_decode, reader, _read(reader, before), count) for name, reader in readers.items()}
+
+
+@torch.no_grad()
+def _read(reader: Reader, before: int) -> SleepCache:
+    """The cache after a window and `before` tokens of the next."""
+    return reader.model(_prompt(WINDOW + before), logits_to_keep=1, passes=reader.passes)[CACHE_NAME]
+
+
+@torch.no_grad()
+def _decode(reader: Reader, start: SleepCache, count: int) -> None:
+    cache, token = start.copy(), torch.zeros(1, 1, dtype=torch.long)
+    for _ in range(count):
+        logits = reader.model(token, cache=cache, passes=reader.passes).logits
+        token = logits[:, -1:].argmax(-1)
+
+
+def _blocks_of_a_sleep(reader: Reader) -> int:
+    """The blocks that run after the token that fills a window."""
+    cache, ran = _read(reader, WINDOW - 1), list[object]()
+    blocks = [block for block in reader.model.modules() if isinstance(block, Block)]
+    hooks = [block.register_forward_hook(lambda block, *_: ran.append(block)) for block in blocks]
+    _decode(reader, cache, 1)
+    for hook in hooks:
+        hook.remove()
+    return len(ran) - len(blocks)
+
+
+def _memory_rows(model: SleepForCausalLM, quick: bool) -> list[Row]:
+    lengths, rows = (SHORT, LONG // (8 if quick else 1)), list[Row]()
     kept, peak = zip(*(_memory(model, length) for length in lengths), strict=True)
-    rows = [Row(f"a token, N={n}", 1e3 * seconds, "ms", better="lower") for n, seconds in token.items()]
-    rows.append(Row("a token, N=4 against N=1", token["4"] / token["1"], "x", 1.02, "lower"))
-    rows.append(Row("one sleep, N=4", 1e3 * (last_token["4"] - last_token["1"]), "ms", better="lower"))
     for name, mib in (("kept", kept), ("reading", peak)):
         rows += [
             Row(f"{name}, {length} tokens", value / 2**20, "MiB", better="lower")
@@ -48,32 +122,6 @@ def run(quick: bool) -> list[Row]:
         ]
         rows.append(Row(f"{name}, {lengths[1]} tokens against {SHORT}", mib[1] / mib[0], "x", 1.05, "lower"))
     return rows
-
-
-def _tokens(model: SleepForCausalLM, rounds: int) -> dict[str, float]:
-    """Seconds of one token in the middle of a window, by N."""
-    count = WINDOW // 8  # short, so that other processes leave at least one round undisturbed
-    seconds = timing.round_robin(_candidates(model, WINDOW // 4, count), rounds)
-    return {n: total / count for n, total in seconds.items()}
-
-
-def _last_token(model: SleepForCausalLM, rounds: int) -> dict[str, float]:
-    """Seconds of the token that fills a window, with the sleep that follows."""
-    return timing.round_robin(_candidates(model, WINDOW - 1, 1), rounds)
-
-
-def _candidates(model: SleepForCausalLM, before: int, count: int) -> dict[str, Callable[[], object]]:
-    with torch.no_grad():
-        cache = model(_prompt(WINDOW + before), logits_to_keep=1)[CACHE_NAME]
-    return {str(n): partial(_decode, model, cache, count, n) for n in (1, 4)}
-
-
-@torch.no_grad()
-def _decode(model: SleepForCausalLM, start: SleepCache, count: int, passes: int) -> None:
-    cache, token = start.copy(), torch.zeros(1, 1, dtype=torch.long)
-    for _ in range(count):
-        logits = model(token, cache=cache, passes=passes).logits
-        token = logits[:, -1:].argmax(-1)
 
 
 def _memory(model: SleepForCausalLM, length: int) -> tuple[int, int]:

@@ -97,6 +97,13 @@ class DepoConfig:
     queries: int = setting(
         10, "questions of a row, at most one a node", at_least=1, at_most=MOST_ITEMS, on_resume="fixed"
     )
+    windows: int = setting(
+        0,
+        "windows of the context, each with a number of edges drawn for its row; 0: the edges stand one after another",
+        allowed="0, or 2 and more",
+        at_most=MOST_ITEMS,
+        on_resume="fixed",
+    )
     validation_samples: int = setting(1024, "held-out rows", at_least=1)
 
 

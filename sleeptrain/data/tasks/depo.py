@@ -5,11 +5,15 @@ questions: [hop k] [word] [ANSWER] [word]. The loss is on ANSWER and the word af
 symbols. The last symbol of a word has its own token ids, so words need no separator.
 Z. Allen-Zhu, "Physics of Language Models: Part 4.1", 2025, task Depo; sizes of the sleep paper (arXiv 2605.26099),
 section 6.2. The paper places the pads on the left; that pads write nothing into the memory is our choice.
+
+With `windows` the context is that many windows, and the row draws how many of its edges each has; ends fill the rest of
+a window. So windows of one row differ in how much there is to join, and show it.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -18,7 +22,7 @@ import numpy as np
 import torch
 
 from sleeptrain.config.schema import DepoConfig
-from sleeptrain.config.task_rows import depo_rows
+from sleeptrain.config.task_rows import depo_rows, depo_window_edges
 from sleeptrain.data.batch import IGNORE, PAD, PAD_TOKEN, Batch
 from sleeptrain.data.tasks.draws import Draws
 from sleeptrain.data.tasks.split import ATTEMPTS, is_held_out
@@ -30,7 +34,8 @@ PRIOR_SAMPLES = 256
 
 
 class Depo:
-    """A `Task`. Ids: 0 pad, `symbols` symbols inside a word, `symbols` symbols that end one, `hops` hop counts, ANSWER.
+    """A `Task`. Ids: 0 pad, `symbols` symbols inside a word, `symbols` symbols that end one, `hops` hop counts, ANSWER;
+    with `windows` END, the token after a window's edges.
 
     Raises ConfigError if the names make too few cycles to hold some out.
     """
@@ -44,7 +49,8 @@ class Depo:
         self._shape = depo_rows(config)
         self._first_hop = 2 * config.symbols + 1  # the id of k = 1
         self.answer_marker = self._first_hop + config.hops
-        self.vocab_size = self.answer_marker + 1
+        self.end = self.answer_marker + 1
+        self.vocab_size = self.end + bool(config.windows)
         self.sequence = self._shape.sequence
         self.num_held_out = config.validation_samples
         # Small cycles are more likely than large ones, as in the published generator.
@@ -77,7 +83,7 @@ class Depo:
 
     def metrics(self, answered: Sequence[Answered]) -> dict[str, Any]:
         """accuracy: share of answers whose word is right. accuracy_by_hops: the same for each k. loss_by_hops: nats per
-        target, the marker included, for each k."""
+        target, the marker included, for each k. With `windows` also accuracy_by_edges and passes_by_edges."""
         right, total, loss, targets = (np.zeros(self._config.hops + 1) for _ in range(4))
         for a in answered:
             for hops, answer, word in self.questions(a.batch):
@@ -86,11 +92,47 @@ class Depo:
                 loss[hops] += float(a.loss_BT[answer].double().sum())
                 targets[hops] += a.loss_BT[answer].numel()
         measured_hops = np.flatnonzero(total)
-        return {
+        metrics = {
             "accuracy": float(right.sum() / total.sum()),
             "accuracy_by_hops": {f"k={k}": float(right[k] / total[k]) for k in measured_hops},
             "loss_by_hops": {f"k={k}": float(loss[k] / targets[k]) for k in measured_hops},
         }
+        return metrics | (self._by_edges(answered) if self._config.windows else {})
+
+    def _by_edges(self, answered: Sequence[Answered]) -> dict[str, dict[str, float]]:
+        """accuracy_by_edges: accuracy by the number of edges in the window that holds the edge to the answer.
+        passes_by_edges: under a stop rule, the mean passes of the windows with each number of edges."""
+        right, passes = defaultdict[int, list[float]](list), defaultdict[int, list[float]](list)
+        for a in answered:
+            windows = [self.edges_of_windows(tokens) for tokens in a.batch.tokens_BT.tolist()]
+            for _, _, (row, word) in self.questions(a.batch):
+                answer = tuple(a.batch.targets_BT[row, word].tolist())
+                [edges] = [w for w in windows[row] if any(to == answer for _, to in w)]
+                right[len(edges)].append(float(a.right_BT[row, word].all()))
+            for of_row, taken in zip(windows, () if a.passes_BK is None else a.passes_BK.tolist(), strict=False):
+                for edges, number in zip(of_row, taken, strict=False):
+                    if math.isfinite(number):
+                        passes[len(edges)].append(number)
+        named = {"accuracy_by_edges": right} | ({"passes_by_edges": passes} if passes else {})
+        return {
+            name: {f"edges={n}": float(np.mean(by_edges[n])) for n in sorted(by_edges)}
+            for name, by_edges in named.items()
+        }
+
+    def edges_of_windows(self, tokens: Sequence[int]) -> list[list[tuple[Word, Word]]]:
+        """The edges in each window of the context of a row, read from its tokens. Needs `windows`."""
+        size, windows = self._shape.context // self._config.windows, list[list[tuple[Word, Word]]]()
+        for first in range(0, self._shape.context, size):
+            words, word = list[Word](), list[int]()
+            for token in tokens[first : first + size]:
+                if token == self.end:
+                    break
+                word.append(token)
+                if token > self._config.symbols:
+                    words.append(tuple(word))
+                    word = []
+            windows.append(list(zip(words[::2], words[1::2], strict=True)))
+        return windows
 
     def questions(self, batch: Batch) -> list[tuple[int, tuple[int, slice], tuple[int, slice]]]:
         """(hops, index of the answer's targets, index of the targets of the answer's word) of every question."""
@@ -126,7 +168,9 @@ class Depo:
         return {}
 
     def identity(self) -> dict[str, Any]:
-        names = ("nodes", "min_nodes", "hops", "symbols", "max_word", "queries")
+        names = ["nodes", "min_nodes", "hops", "symbols", "max_word", "queries"]
+        if self._config.windows:  # positions saved without it stay valid
+            names.append("windows")
         return {f"data.depo.{name}": getattr(self._config, name) for name in names}
 
     def _word(self, draws: Draws) -> Word:
@@ -139,6 +183,8 @@ class Depo:
             return f"{token}-"
         if token < self._first_hop:
             return str(token - symbols)
+        if token == self.end:
+            return "."
         return "=" if token == self.answer_marker else f"+{token - self._first_hop + 1}:"
 
     @cached_property
@@ -170,8 +216,8 @@ class Depo:
         """(tokens of the edges, tokens of the questions and answers, which of the latter have a loss)."""
         size = self._config.nodes if held_out else self._sizes[draws.weighted(self._weights)]
         cycle = self.cycle(draws, size, held_out)
-        edges = draws.shuffled(range(size))
-        context = [token for node in edges for token in cycle[node] + cycle[(node + 1) % size]]
+        edges = [cycle[node] + cycle[(node + 1) % size] for node in draws.shuffled(range(size))]
+        context = [token for edge in self._in_windows(draws, edges) for token in edge]
         questions, is_answer = list[int](), list[bool]()
         for start in draws.shuffled(range(size))[: self._config.queries]:
             hops = draws.choice(self._held_out_hops) if held_out else draws.between(1, self._config.hops)
@@ -179,6 +225,22 @@ class Depo:
             questions += [self._first_hop + hops - 1, *query, self.answer_marker, *answer]
             is_answer += [False] * (1 + len(query)) + [True] * (1 + len(answer))
         return context, questions, is_answer
+
+    def _in_windows(self, draws: Draws, edges: list[Word]) -> list[Word]:
+        """The edges with ends after those of each window, if the context has `windows`."""
+        windows = self._config.windows
+        if not windows:
+            return edges
+        most, size, counts = depo_window_edges(self._config), self._shape.context // windows, list[int]()
+        for later in range(windows - 1, -1, -1):
+            remaining = len(edges) - sum(counts)
+            counts.append(draws.between(max(remaining - later * most, 0), min(remaining, most)))
+        parts, first = list[Word](), 0
+        for count in draws.shuffled(counts):
+            window = edges[first : first + count]
+            parts += [*window, (self.end,) * (size - sum(map(len, window)))]
+            first += count
+        return parts
 
 
 def _content(cycle: Sequence[Word]) -> bytes:

@@ -20,14 +20,19 @@ class Answered:
 
     predicted_BT: int64, the most likely token at each target, IGNORE elsewhere.
     loss_BT: fp32, nats of each target, 0 elsewhere.
-    passes_B: fp32, where a stop rule ends sleep: the mean passes of each row's windows that may sleep, the wake pass
-        counted, NaN for a row without such windows; None without a rule.
+    passes_BK: fp32, where a stop rule ends sleep: the passes of each row in each window, the wake pass counted, NaN
+        where it may not sleep; None without a rule.
     """
 
     batch: Batch
     predicted_BT: torch.Tensor
     loss_BT: torch.Tensor
-    passes_B: torch.Tensor | None = None
+    passes_BK: torch.Tensor | None = None
+
+    @property
+    def passes_B(self) -> torch.Tensor | None:
+        """fp32: the mean passes of each row's windows that may sleep, NaN without such windows; None without a rule."""
+        return None if self.passes_BK is None else self.passes_BK.nanmean(1)
 
     @property
     def wanted_BT(self) -> torch.Tensor:

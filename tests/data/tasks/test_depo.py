@@ -16,6 +16,7 @@ from sleeptrain.errors import ConfigError
 
 PAPER = DepoConfig()
 SMALL = DepoConfig(nodes=9, hops=4, symbols=5, max_word=2, queries=4)
+WINDOWS = replace(SMALL, windows=3)  # each with room for six edges of four tokens
 
 
 class Read:
@@ -24,12 +25,12 @@ class Read:
     def __init__(self, config: DepoConfig, batch: Batch, row: int) -> None:
         self.config = config
         tokens = batch.tokens_BT[row].tolist()
-        self.context = 2 * config.nodes * config.max_word
+        self.context = 72 if config is WINDOWS else 2 * config.nodes * config.max_word
         self.pads = batch.documents_BT[row].tolist().count(PAD)
-        words = self.words([t for t in tokens[: self.context] if t])
+        marker = 2 * config.symbols + config.hops + 1
+        words = self.words([t for t in tokens[: self.context] if t not in (0, marker + 1)])
         self.edges = list(zip(words[::2], words[1::2], strict=True))
         self.questions, self.answers = [], []
-        marker = 2 * config.symbols + config.hops + 1
         at = self.context
         while at < len(tokens) and tokens[at]:
             hops = tokens[at] - 2 * config.symbols
@@ -56,7 +57,7 @@ class Read:
         return found
 
 
-@pytest.mark.parametrize("config", [PAPER, SMALL, replace(SMALL, max_word=1, symbols=24)])
+@pytest.mark.parametrize("config", [PAPER, SMALL, replace(SMALL, max_word=1, symbols=24), WINDOWS])
 @pytest.mark.parametrize("held_out", [False, True])
 def test_answers_are_those_of_a_walk_over_the_edges(config: DepoConfig, held_out: bool) -> None:
     task = Depo(config)
@@ -142,6 +143,53 @@ def test_metrics_against_a_count_by_hand() -> None:
     assert found["accuracy"] == 0.75
     assert found["accuracy_by_hops"] == pytest.approx({f"k={k}": right[k] / total[k] for k in sorted(total)})
     assert found["loss_by_hops"] == pytest.approx({f"k={k}": sum(losses[k]) / len(losses[k]) for k in sorted(total)})
+
+
+def test_windows_of_a_row_have_few_and_many_edges() -> None:
+    """Edges, then ends up to the window's end: no pad, which would part the document."""
+    task, end = Depo(WINDOWS), 2 * 5 + 4 + 2
+    batch = task.rows(0, 0, 60)
+    assert task.vocab_size == end + 1 and batch.tokens_BT.shape[1] == 72 + 4 * 6
+    counts = list[tuple[int, ...]]()
+    for row, tokens in enumerate(batch.tokens_BT.tolist()):
+        read, of_row = Read(WINDOWS, batch, row), list[int]()
+        for first in (0, 24, 48):
+            window = tokens[first : first + 24]
+            inside = window[: window.index(end)] if end in window else window
+            assert set(window[len(inside) :]) <= {end} and 0 not in inside
+            of_row.append(sum(token > WINDOWS.symbols for token in inside) // 2)
+        assert sum(of_row) == len(read.edges) and max(of_row) <= 6
+        assert [edge for edges in task.edges_of_windows(tokens) for edge in edges] == read.edges
+        assert [len(edges) for edges in task.edges_of_windows(tokens)] == of_row
+        counts.append(tuple(of_row))
+    assert bool((batch.documents_BT[:, :72] != PAD).all())
+    assert {n for of_row in counts for n in of_row} == set(range(7)) and len(set(counts)) > 25
+    means = [sum(of_row[k] for of_row in counts) / 60 for k in range(3)]
+    assert max(means) - min(means) < 1.2, "no window has more than another"
+    assert Depo(SMALL).identity().keys() == task.identity().keys() - {"data.depo.windows"}
+
+
+def test_scores_by_the_edges_of_windows() -> None:
+    """Answers are right where the window with the edge to the answer has less than four edges."""
+    task = Depo(WINDOWS)
+    batch = task.held_out(0, 8)
+    predicted_BT, total, passes_BK = batch.targets_BT.clone(), Counter[int](), torch.full((8, 4), torch.nan)
+    for row, tokens in enumerate(batch.tokens_BT.tolist()):
+        read, windows = Read(WINDOWS, batch, row), task.edges_of_windows(tokens)
+        passes_BK[row, :3] = torch.tensor([1.0 + len(edges) for edges in windows])
+        at = iter(read.answers)
+        for _, _, answer in read.questions:
+            _, *word = [next(at) - 1 for _ in range(1 + len(answer))]
+            [edges] = [len(edges) for edges in windows if answer in [to for _, to in edges]]
+            total[edges] += 1
+            if edges >= 4:
+                predicted_BT[row, word[0]] = 0
+    found = task.metrics([Answered(batch, predicted_BT, torch.zeros(batch.targets_BT.shape), passes_BK)])
+    assert found["accuracy_by_edges"] == {f"edges={n}": float(n < 4) for n in sorted(total)}
+    by_edges = found["passes_by_edges"]
+    assert len(by_edges) > 3 and all(by_edges[f"edges={n}"] == n + 1 for n in range(7) if f"edges={n}" in by_edges)
+    without = task.metrics([Answered(batch, predicted_BT, torch.zeros(batch.targets_BT.shape))])
+    assert without == {name: value for name, value in found.items() if name != "passes_by_edges"}
 
 
 def test_the_plateau_of_a_model_that_knows_only_the_nodes() -> None:
