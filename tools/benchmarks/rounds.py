@@ -15,7 +15,7 @@ from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import Batch
 from sleeptrain.distributed.gpus import GPUS
-from sleeptrain.plan.recompute import FullestProcess
+from sleeptrain.plan.recompute import SHARE, FullestProcess
 from sleeptrain.plan.roofline.kernel_times import Count
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.rounds import Parts, RoundRecords, all_but_kept, anything
@@ -64,6 +64,15 @@ class Case:
         """The fastest mode of recomputation whose planned memory fits the GPU."""
         config = with_recompute(self.config, AUTO)
         return FullestProcess(config, kernels=True).choose(self.workload, GPU.memory).mode
+
+    def with_graphs(self) -> Case:
+        """The same with CUDA graphs, under which nothing runs again."""
+        train = replace(self.config.train, cuda_graphs=True)
+        return replace(self, config=with_recompute(replace(self.config, train=train), "none"))
+
+    def planned_bytes(self) -> int:
+        """Bytes of memory in the configured mode of recomputation."""
+        return FullestProcess(self.config, kernels=True).bytes(self.workload)
 
     def kinds(self) -> dict[str, Parts]:
         """The parts of one round of each kind."""
@@ -136,3 +145,15 @@ def _steps(model: str, experiment: list[str], case: Case) -> Iterator[Row]:
                 name = f"{model}, N={passes}, {text}, {mode}, {'compiled' if compile else 'eager'}"
                 goal = GOAL_MFU if model == "2B" and compile and mode == fitting else None
                 yield Row(f"{name}: MFU", 100 * step.utilisation(GPU), "%", goal)
+        if model == "2B" and fitting == "none":
+            yield from _with_graphs(f"{model}, N={passes}, {text}, none, compiled, CUDA graphs", at.with_graphs())
+
+
+def _with_graphs(name: str, case: Case) -> Iterator[Row]:
+    step = count_step(case.config, case.workload, GPU, True, case.batch, case.records)
+    casts = 100 * step.work.seconds.get(Kind.CAST, 0.0) / step.work.total
+    yield Row(f"{name}: MFU", 100 * step.utilisation(GPU), "%", GOAL_MFU)
+    yield Row(f"{name}: share of casts", casts, "%", GOAL_CASTS, "lower")
+    yield Row(f"{name}: operators for which the host waits", step.work.waits, "", 0, "lower")
+    yield Row(f"{name}: host", step.work.host * 1e3, "ms", step.work.total * 1e3, "lower")
+    yield Row(f"{name}: planned memory", case.planned_bytes() / 1e9, "GB", SHARE * GPU.memory / 1e9, "lower")
