@@ -83,5 +83,6 @@ def test_what_surrounds_the_operator(
 
     assert worst(outcome(around, tensors), outcome(plain, tensors)) < 1e-5
     x, weight, bias = tensors[:3]
-    y, tail = fla_conv.causal_conv(x, weight, bias_D=bias, reset_BT=reset, valid_BT=valid, needs_tail=False)
+    masks = {"reset_BT": reset, "valid_BT": valid}
+    y, tail = fla_conv.causal_conv(x, weight, bias_D=bias, initial_state=None, **masks, needs_tail=False)
     assert tail is None and torch.allclose(y, plain(*tensors[:3])[0], atol=1e-5)

@@ -15,11 +15,12 @@ from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import Batch
 from sleeptrain.distributed.gpus import GPUS
+from sleeptrain.ops.row_stacks import STACKED
 from sleeptrain.plan.recompute import SHARE, FullestProcess
 from sleeptrain.plan.roofline.kernel_times import Count
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.rounds import Parts, RoundRecords, all_but_kept, anything
-from sleeptrain.plan.roofline.step import count_step
+from sleeptrain.plan.roofline.step import count_step, rows_together
 from sleeptrain.plan.workload import Workload, workloads
 from sleeptrain.sleep.recompute import AUTO, with_recompute
 from sleeptrain.sleep.rounds import Round, plan_batch
@@ -76,14 +77,17 @@ class Case:
 
     def kinds(self) -> dict[str, Parts]:
         """The parts of one round of each kind."""
-        inputs = self.records.inputs(self.batch, self.workload.rounds)
-        pairs = list(zip(self.workload.rounds, inputs, strict=True))
+        rounds, graphs = self.workload.rounds, self.config.train.cuda_graphs
+        inputs = self.records.inputs(self.batch, rounds, fixed_sizes=graphs)
+        pairs = list(zip(rounds, inputs, strict=True))
         chosen: dict[str, Callable[[Round], bool]] = {
             "wake": lambda r: r.is_wake,
             "middle sleep": lambda r: not r.is_wake and not r.state_only,
             "last sleep": lambda r: r.state_only,
         }
-        return {name: next(self.records.of(r, i) for r, i in pairs if fits(r)) for name, fits in chosen.items()}
+        found = {name: next((r, i) for r, i in pairs if fits(r)) for name, fits in chosen.items()}
+        stacked = {r: rows_together(r, rounds) if graphs else STACKED for r in rounds}
+        return {name: self.records.of(r, i, stacked=stacked[r]) for name, (r, i) in found.items()}
 
 
 def packed_batch(document: int) -> Batch:
@@ -100,11 +104,12 @@ def run(quick: bool) -> list[Row]:
         if quick and name != "2B":
             continue
         case = Case.of(experiment)
-        rows += [*_rounds(name, case.kinds(), goals=name == "2B"), *_steps(name, experiment, case)]
+        rows += [*_rounds(name, case, goals=name == "2B"), *_steps(name, experiment, case)]
     return rows
 
 
-def _rounds(model: str, kinds: dict[str, Parts], goals: bool) -> Iterator[Row]:
+def _rounds(model: str, case: Case, goals: bool) -> Iterator[Row]:
+    kinds, recorded = case.kinds(), case.with_graphs().kinds()
     for compile in (False, True):
         how = "compiled" if compile else "eager"
         for kind, parts in kinds.items():
@@ -119,7 +124,7 @@ def _rounds(model: str, kinds: dict[str, Parts], goals: bool) -> Iterator[Row]:
                 yield Row(f"{name}: run again under {mode}", count.total * 1e3, "ms", better="lower")
             yield Row(f"{name}: host", whole.host * 1e3, "ms", whole.total * 1e3 if goal else None, "lower")
             if compile:
-                with_graphs = parts.host_with_graphs(GPU) * 1e3
+                with_graphs = recorded[kind].host_with_graphs(GPU) * 1e3
                 yield Row(f"{name}: host with CUDA graphs", with_graphs, "ms", better="lower")
             if kind == "wake":
                 yield from _by_kind(name, whole, goals and compile)
