@@ -178,7 +178,7 @@ def test_other_trained_parameters_are_recorded_anew() -> None:
 
 
 @pytest.mark.parametrize("few", [0, 40], ids=["at once", "kept rows"])
-@pytest.mark.parametrize("changes", [{}, {"bptt_windows": 1, "micro_batch": 1}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"bptt_windows": 2, "micro_batch": 1}], ids=str)
 def test_working_copies_and_gradients_keep_their_place(
     few: int, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
