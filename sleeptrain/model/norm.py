@@ -93,11 +93,17 @@ def sum_and_norm(norm: nn.Module, x: torch.Tensor, y: torch.Tensor | None = None
     On a GPU it is one kernel, and in the backward, too, which adds the gradient of the sum to that of the norm's input.
     A norm that is no plain `RMSNorm` or has a hook, and tensors of two dtypes, are added and normed one by one.
     """
-    is_plain = type(norm) is RMSNorm and not is_called_with_hooks(norm)
-    if is_plain and runs_kernels(x) and x.numel() and (y is None or y.dtype == x.dtype):
-        return _SumAndNorm.apply(x.contiguous(), y, norm.factors().float(), norm.eps)
-    total = x if y is None else x + y
-    return total, norm(total)
+    of_one_dtype = y is None or y.dtype == x.dtype
+    if isinstance(norm, RMSNorm) and _is_plain(norm) and runs_kernels(x) and x.numel() and of_one_dtype:
+        total, normed = _SumAndNorm.apply(x.contiguous(), y, norm.factors().float(), norm.eps)
+    else:
+        total = x if y is None else x + y
+        normed = norm(total)
+    return total, normed
+
+
+def _is_plain(norm: RMSNorm) -> bool:
+    return type(norm) is RMSNorm and not is_called_with_hooks(norm)
 
 
 class _SumAndNorm(torch.autograd.Function):

@@ -39,8 +39,10 @@ def add_products(totals: Sequence[torch.Tensor], factors: Sequence[torch.Tensor]
 @operator("add_wide_products", changes=("totals",))
 def _add_wide_products(totals: Sequence[torch.Tensor], factors: Sequence[torch.Tensor], b: torch.Tensor) -> None:
     is_late = keeps_rows(totals, b)
-    late = [[t for t, waits in zip(each, is_late, strict=True) if waits] for each in (totals, factors)]
-    if late[0] and not keep_rows(*late, b):
+    late_totals, late_factors = (
+        [t for t, waits in zip(each, is_late, strict=True) if waits] for each in (totals, factors)
+    )
+    if late_totals and not keep_rows(late_totals, late_factors, b):
         is_late = [False] * len(totals)
     for total, a, waits in zip(totals, factors, is_late, strict=True):
         if not waits:
