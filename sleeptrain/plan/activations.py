@@ -183,8 +183,8 @@ def graph_bytes(model: ModelConfig, r: Round, residual: int) -> int:
     """
     state = len(r.rows) * sum(state_bytes(model, kind) for kind in model.layers if is_recurrent(kind))
     features = len(r.rows) * r.length * model.dim * residual
-    read, left = state + features * (not r.is_wake), state + features * ((not r.state_only) + r.is_wake)
-    return 2 * (read + left) + state * (not r.is_wake)
+    read, written = state + features * (not r.is_wake), state + features * ((not r.state_only) + r.is_wake)
+    return 2 * (read + written) + state * (not r.is_wake)
 
 
 def carried_bytes(config: Config, workload: Workload, model: ModelConfig, kind: str) -> int:

@@ -56,10 +56,10 @@ def test_the_passes_of_a_window_are_multiplied_together() -> None:
     def passes(last: int, length: int) -> list[Round]:
         return [Round(0, 0, 2048, n, (0,), skip=0 if n == 1 else 2048 - length) for n in range(1, last + 1)]
 
-    for last, length, together in ((4, 384, 1152), (8, 512, 7 * 512 // 3), (2, 384, 0), (4, 640, 0)):
+    for last, length, expected in ((4, 384, 1152), (8, 512, 7 * 512 // 3), (2, 384, 0), (4, 640, 0)):
         wake, *sleeps = rounds = passes(last, length)
         assert rows_together(wake, rounds) == 0
-        assert {rows_together(r, rounds) for r in sleeps} == {together}
+        assert {rows_together(r, rounds) for r in sleeps} == {expected}
 
 
 def test_the_plan_takes_its_efficiency_from_the_count() -> None:
