@@ -12,7 +12,7 @@ from sleeptrain.model.document_layout import DocumentLayout
 from sleeptrain.model.linear import adopt_linears
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.model.mlp import SwiGLU
-from sleeptrain.model.norm import RMSNorm
+from sleeptrain.model.norm import RMSNorm, sum_and_norm
 from sleeptrain.model.state import Boundary, LayerState
 
 
@@ -51,18 +51,24 @@ class Block(nn.Module):
         state_only: bool = False,
     ) -> tuple[torch.Tensor | None, LayerState]:
         """x_BTD, state -> (y_BTD, state). state_only: nobody reads the features: y is None, and the MLP is not run."""
-        mixer_input = x_BTD if self.post_norm else self.mixer_norm(x_BTD)
+        mixer_input = x_BTD
+        if not self.post_norm:
+            x_BTD, mixer_input = sum_and_norm(self.mixer_norm, x_BTD)
         y, state = self.mixer(mixer_input, state, layout, boundary, state_only)
         if y is None:
             return None, state
         if self.post_norm:
             x_BTD = self._add(x_BTD, self.mixer_norm(y))
             return self._add(x_BTD, self.mlp_norm(self.mlp(x_BTD))), state
-        x_BTD = self._add(x_BTD, self.mixer_post_norm(y) if self.sandwich else y)
+        y = self._scaled(self.mixer_post_norm(y) if self.sandwich else y)
         if not self.has_mlp:
-            return x_BTD, state
-        y = self.mlp(self.mlp_norm(x_BTD))
+            return x_BTD + y, state
+        x_BTD, mlp_input = sum_and_norm(self.mlp_norm, x_BTD, y)
+        y = self.mlp(mlp_input)
         return self._add(x_BTD, self.mlp_post_norm(y) if self.sandwich else y), state
 
     def _add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return x + (y if self.residual_multiplier == 1 else y * self.residual_multiplier)
+        return x + self._scaled(y)
+
+    def _scaled(self, y: torch.Tensor) -> torch.Tensor:
+        return y if self.residual_multiplier == 1 else y * self.residual_multiplier

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 DECAY_PARAMETERS = ("A_log", "dt_bias", "D")
 
@@ -18,7 +20,12 @@ class KeepsDecayWide(nn.Module):
 
     A decay is a factor just below 1, raised to the power of a window's length. The rounding error of bf16 exceeds its
     difference from 1.
+
+    rate: -exp(A_log), where it is known; None: each use computes it.
     """
+
+    A_log: nn.Parameter
+    rate: torch.Tensor | None = None
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
         wide = {
@@ -39,20 +46,39 @@ def decay_and_write(
     dt_bias: torch.Tensor,
     valid_BT: torch.Tensor | None,
     strongest: float = 1.0,
+    rate: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gated delta rule's log decay, -exp(A_log) softplus(a + dt_bias), and write strength, strongest * sigmoid(b).
 
-    Both are [B, T, H] in fp32 or wider. They are 0 at pads, so pads do not change the state.
+    Both are [B, T, H] in fp32 or wider. They are 0 at pads, so pads do not change the state. rate: -exp(A_log), if it
+    is known.
     """
     wide = torch.promote_types(a_BTH.dtype, torch.float32)
-    g = -A_log.to(wide).exp() * F.softplus(a_BTH.to(wide) + dt_bias.to(wide))
+    dt = F.softplus(a_BTH.to(wide) + dt_bias.to(wide))
+    g: torch.Tensor = -A_log.to(wide).exp() * dt if rate is None else _KnownRate.apply(A_log, rate, dt)
     beta = torch.sigmoid(b_BTH.to(wide))
     if strongest != 1:
         beta = beta * strongest
     if valid_BT is not None:
-        pad = ~valid_BT.unsqueeze(-1)
-        g, beta = g.masked_fill(pad, 0.0), beta.masked_fill(pad, 0.0)
+        valid = valid_BT.unsqueeze(-1)
+        g, beta = torch.where(valid, g, 0.0), torch.where(valid, beta, 0.0)
     return g, beta
+
+
+class _KnownRate(torch.autograd.Function):
+    """rate * dt, where the rate is the known value of -exp(A_log), whose derivative is the rate itself."""
+
+    @staticmethod
+    def forward(ctx: Any, A_log: torch.Tensor, rate: torch.Tensor, dt_BTH: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(rate, dt_BTH)
+        return rate * dt_BTH
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dg: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor]:
+        rate, dt = ctx.saved_tensors
+        ddt = dg * rate
+        return (ddt * dt).flatten(0, -2).sum(0).to(rate.dtype), None, ddt
 
 
 def random_decay(shape: Sequence[int], generator: torch.Generator) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from sleeptrain.ops.add_product import add_product, gradient_dtype
+from sleeptrain.ops.add_product import add_product, add_products, gradient_dtype
 
 
 class ComputeDtype:
@@ -92,8 +92,13 @@ def products_of(x: torch.Tensor, layers: Sequence[nn.Module]) -> list[torch.Tens
 
 
 def _multiplies_plainly(layer: Linear, dtype: torch.dtype) -> bool:
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    return layer.compute_dtype == dtype and layer.bias is None and not hooked
+    return layer.compute_dtype == dtype and layer.bias is None and not is_called_with_hooks(layer)
+
+
+def is_called_with_hooks(layer: nn.Module) -> bool:
+    """True if a call of the layer runs more than its forward."""
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    return any(map(bool, hooks))
 
 
 class _SharedProducts(torch.autograd.Function):
@@ -115,15 +120,19 @@ class _SharedProducts(torch.autograd.Function):
         needs_x, *needs_matrices = ctx.needs_input_grad
         dweights: list[torch.Tensor | None] = [None] * len(needs_matrices)
         dx, rows = None, x.flatten(0, -2)
+        totals, factors = list[torch.Tensor](), list[torch.Tensor]()
         for index, (dy, copy, gradient) in enumerate(zip(dys, copies, ctx.gradients, strict=True)):
             if dy is None:
                 continue
             flat = dy.flatten(0, -2)
             if needs_x:
                 dx = add_product(dx, flat, copy, x.dtype)
-            if needs_matrices[3 * index]:
-                dweight = add_product(gradient, flat.t(), rows, ctx.dtypes[index])
-                dweights[3 * index] = dweight if gradient is None else None
+            if needs_matrices[3 * index] and gradient is None:
+                dweights[3 * index] = add_product(None, flat.t(), rows, ctx.dtypes[index])
+            elif needs_matrices[3 * index]:
+                totals.append(gradient)
+                factors.append(flat.t())
+        add_products(totals, factors, rows)
         return None if dx is None else dx.view_as(x), *dweights
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from sleeptrain.model.linear import is_called_with_hooks
 from sleeptrain.ops import fla_elementwise
 from sleeptrain.ops.device import runs_kernels
 
@@ -62,9 +63,12 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self._scale() if self.zero_centred else self.weight, self.eps)
+        return rms_norm(x, self.factors(), self.eps)
 
-    def _scale(self) -> torch.Tensor:
+    def factors(self) -> torch.Tensor:
+        """What it multiplies by, [D]."""
+        if not self.zero_centred:
+            return self.weight
         if self.scale is None:
             return 1.0 + self.weight
         scale: torch.Tensor = _KnownScale.apply(self.weight, self.scale)
@@ -81,6 +85,52 @@ class _KnownScale(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         return grad, None
+
+
+def sum_and_norm(norm: nn.Module, x: torch.Tensor, y: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x + y, norm(x + y)); y: None for zeros.
+
+    On a GPU it is one kernel, and in the backward, too, which adds the gradient of the sum to that of the norm's input.
+    A norm that is no plain `RMSNorm` or has a hook, and tensors of two dtypes, are added and normed one by one.
+    """
+    of_one_dtype = y is None or y.dtype == x.dtype
+    if isinstance(norm, RMSNorm) and _is_plain(norm) and runs_kernels(x) and x.numel() and of_one_dtype:
+        total, normed = _SumAndNorm.apply(x.contiguous(), y, norm.factors().float(), norm.eps)
+    else:
+        total = x if y is None else x + y
+        normed = norm(total)
+    return total, normed
+
+
+def _is_plain(norm: RMSNorm) -> bool:
+    return type(norm) is RMSNorm and not is_called_with_hooks(norm)
+
+
+class _SumAndNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, y: torch.Tensor | None, scale: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if y is None:
+            total = x
+            normed, factor = fla_elementwise.rms_norm.overload(x, scale, eps)
+        else:
+            total, normed, factor = fla_elementwise.add_rms_norm(x, y.contiguous(), scale, eps)
+        ctx.save_for_backward(total, scale, factor)
+        ctx.set_materialize_grads(False)
+        ctx.adds = y is not None
+        return total.view_as(total), normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, dtotal: torch.Tensor | None, dnormed: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        total, scale, factor = ctx.saved_tensors
+        dx, dscale = dtotal, None
+        if dnormed is not None:
+            dx, dscale = fla_elementwise.rms_norm_backward(dnormed, total, scale, factor, dtotal)
+        return dx, dx if ctx.adds else None, dscale, None
 
 
 class HeadsRMSNorm(RMSNorm):

@@ -1,4 +1,4 @@
-"""What a step keeps of weights while none changes: narrow matrices, scales of norms, and gradients to add to.
+"""What a step keeps of weights while none changes: narrow matrices, scales of norms, decays, gradients to add to.
 
 A step uses each weight in every round. What depends on the weight alone is computed once, and the gradients of the uses
 are added up with few kernels: those of matrices where they are computed, those of vectors all together.
@@ -7,27 +7,29 @@ are added up with few kernels: those of matrices where they are computed, those 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import zip_longest
 from typing import TypeVar
 
 import torch
 from torch import nn
 
+from sleeptrain.model.decay import KeepsDecayWide
 from sleeptrain.model.linear import MatrixReader, Product
 from sleeptrain.model.norm import RMSNorm
-from sleeptrain.ops.add_product import adds_wide, stacking_rows
+from sleeptrain.ops.row_stacks import RowStacks, adds_wide, stacking_rows
 
 MOST_ELEMENTS = 2**17  # of a vector; the gradients of all its uses are held until the step's last backward has ended
 
 
 class KeptCopies:
-    """Keeps the copies of matrices and scales of norms in their place from step to step, for CUDA graphs read them.
+    """Keeps copies of matrices, scales and decays in their place from step to step, for CUDA graphs read them.
 
-    Products of few rows are then added to their totals at once: a graph cannot count the rows that are kept.
+    stacks: the memory of rows that products of few rows keep, to which graphs copy them.
     """
 
     def __init__(self) -> None:
+        self.stacks = RowStacks()
         self._tensors: dict[int, torch.Tensor] = {}
 
     def empty_like(self, module: object, weight: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
@@ -61,12 +63,14 @@ def working_copies(model: nn.Module, kept: KeptCopies | None = None) -> Iterator
         matrix.grad = None
     products = [(module, _used(module, matrix.detach())) for module, matrix in readers if isinstance(module, Product)]
     norms = [module for module in model.modules() if isinstance(module, RMSNorm) and module.zero_centred]
+    mixers = [module for module in model.modules() if isinstance(module, KeepsDecayWide)]
     _copy_matrices(products, kept)
     _compute_scales(norms, kept)
+    _compute_rates(mixers, kept)
     totals = [p.gradient for p, _ in products if p.gradient is not None and _adds_wide(p, p.gradient)]
     sums = LateSums([p for p in model.parameters() if p not in gradients and _is_summed_late(p)])
     try:
-        with stacking_rows(totals) if kept is None else nullcontext():
+        with stacking_rows(totals, None if kept is None else kept.stacks):
             yield
     finally:
         sums.close()
@@ -76,6 +80,8 @@ def working_copies(model: nn.Module, kept: KeptCopies | None = None) -> Iterator
             product.working_copy = None
         for norm in norms:
             norm.scale = None
+        for mixer in mixers:
+            mixer.rate = None
         for matrix, gradient in hidden.items():
             matrix.grad = gradient
 
@@ -110,6 +116,18 @@ def _compute_scales(norms: Sequence[RMSNorm], kept: KeptCopies | None) -> None:
         torch._foreach_add_(scales, 1.0)
     for norm, scale in zip(norms, scales, strict=True):
         norm.scale = scale
+
+
+@torch.no_grad()
+def _compute_rates(mixers: Sequence[KeepsDecayWide], kept: KeptCopies | None) -> None:
+    """Set the rate of each mixer: -exp(A_log)."""
+    rates = [_empty_like(kept, mixer, mixer.A_log, None) for mixer in mixers]
+    if rates:
+        torch._foreach_copy_(rates, [mixer.A_log for mixer in mixers])
+        torch._foreach_exp_(rates)
+        torch._foreach_neg_(rates)
+    for mixer, rate in zip(mixers, rates, strict=True):
+        mixer.rate = rate
 
 
 def _empty_like(

@@ -26,15 +26,17 @@ def causal_conv(
     reset_BT: torch.Tensor | None = None,
     valid_BT: torch.Tensor | None = None,
     segments: Segments | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    needs_tail: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """y_t = silu(bias + sum_w weight[:, w] x_{t - W + 1 + w}): returns (y_BTD, the tail for the next window).
 
     initial_state: [B, W-1, D], the tail of the window before; None: zeros. reset_BT: bool, a document starts at the
     token, and no tap reaches across that start. valid_BT: bool, tokens with False count as zeros and do not enter the
     tail. The tail [B, W-1, D] holds, for each row, the last W-1 valid inputs of the document that is open at the end,
     zeros if there are fewer. So a window of pads returns its initial tail. segments: `cut_at_resets(reset_BT)`, if it
-    is known; kernels cut by it. y has x's dtype, the tail the wider dtype of x and weight. Differentiable, once, in x,
-    weight, bias and initial_state, through y and the tail. Raises ConfigError on a GPU without flash-linear-attention.
+    is known; kernels cut by it. y has x's dtype, the tail the wider dtype of x and weight. needs_tail: False if nobody
+    reads the tail, which kernels then leave out (None). Differentiable, once, in x, weight, bias and initial_state,
+    through y and the tail. Raises ConfigError on a GPU without flash-linear-attention.
     """
     if runs_kernels(x_BTD) and weight_DW.shape[1] > 1:
         return fla_conv.causal_conv(
@@ -45,6 +47,7 @@ def causal_conv(
             reset_BT=reset_BT,
             valid_BT=valid_BT,
             segments=segments,
+            needs_tail=needs_tail,
         )
     tensors = (x_BTD, weight_DW, bias_D, initial_state)
     if torch.compiler.is_compiling():

@@ -27,7 +27,8 @@ def causal_conv(
     reset_BT: torch.Tensor | None,
     valid_BT: torch.Tensor | None,
     segments: Segments | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    needs_tail: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`sleeptrain.ops.causal_conv` on a GPU, for two taps or more. segments: `cut_at_resets(reset_BT)`, if known.
 
     Sums are fp32. The backward computes what SiLU read again and rounds it to x's dtype. Raises ConfigError if
@@ -35,13 +36,15 @@ def causal_conv(
     """
     reach, wide = weight_DW.shape[1] - 1, torch.promote_types(x_BTD.dtype, weight_DW.dtype)
     if valid_BT is not None:
-        x_BTD = x_BTD.masked_fill(~valid_BT.unsqueeze(-1), 0)
+        x_BTD = torch.where(valid_BT.unsqueeze(-1), x_BTD, 0.0)
     cache = None if initial_state is None else F.pad(initial_state.transpose(1, 2), (1, 0))
 
     def run(x: torch.Tensor, *rest: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-        return short_convolution(x, weight_DW, bias_D, *rest)
+        return short_convolution(x, weight_DW, bias_D, *rest, needs_tail and valid_BT is None)
 
     y, cache = run_on_segments(run, (x_BTD,), cache, reset_BT, segments)
+    if not needs_tail:
+        return y, None
     if valid_BT is None:
         return y, cache[..., 1:].transpose(1, 2).to(wide)
     documents = document_facts(x_BTD.shape[1], reach, reset_BT, valid_BT)
@@ -68,24 +71,30 @@ def short_convolution(
     cache: torch.Tensor | None,
     cu_seqlens: torch.Tensor | None,
     chunk_indices: torch.Tensor | None,
+    returns_cache: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(silu(bias + the convolution of x with the weight), the cache after the last token).
+    """(silu(bias + the convolution of x with the weight), the cache after the last token, else no elements).
 
     x: [B, T, D], which may be a slice of wider rows; weight: [D, W]; bias: [D]; cache: [N, D, W] of N sequences, None
     for zeros. cu_seqlens: int64 [N + 1], chunk_indices: int64 [chunks, 2] (`Segments`), both with B = 1, or none. The
     output and the cache have x's dtype; slot 0 of the cache has no gradient.
     """
-    return from_fla(CONV, "causal_conv1d_fwd")(
+    y, after = from_fla(CONV, "causal_conv1d_fwd")(
         x,
         weight,
         bias,
         None,
         initial_state=cache,
-        output_final_state=True,
+        output_final_state=returns_cache,
         activation="silu",
         cu_seqlens=cu_seqlens,
         chunk_indices=chunk_indices,
     )
+    return y, after if returns_cache else _no_cache(x, cu_seqlens)
+
+
+def _no_cache(x: torch.Tensor, cu_seqlens: torch.Tensor | None) -> torch.Tensor:
+    return x.new_empty(x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1, 0)
 
 
 @short_convolution.register_fake
@@ -95,10 +104,11 @@ def _(
     bias: torch.Tensor | None,
     cache: torch.Tensor | None,
     cu_seqlens: torch.Tensor | None,
-    *_: Any,
+    chunk_indices: torch.Tensor | None,
+    returns_cache: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    count = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    return x.new_empty(x.shape), x.new_empty(count, *weight.shape)
+    after = _no_cache(x, cu_seqlens)
+    return x.new_empty(x.shape), x.new_empty(len(after), *weight.shape) if returns_cache else after
 
 
 @operator("short_convolution_backward")
@@ -144,7 +154,8 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs)
+    ctx.save_for_backward(*inputs[:-1])
+    ctx.returns_cache = inputs[-1]
     ctx.set_materialize_grads(False)
 
 
@@ -153,8 +164,8 @@ def _gradient(ctx: Any, dy: torch.Tensor | None, dcache: torch.Tensor | None) ->
     x, _, bias, cache, *_ = saved
     if dy is None:
         dy = torch.zeros_like(x)
-    dx, dweight, dbias, dbefore = short_convolution_backward(dy, dcache, *saved)
-    return dx, dweight, None if bias is None else dbias, None if cache is None else dbefore, None, None
+    dx, dweight, dbias, dbefore = short_convolution_backward(dy, dcache if ctx.returns_cache else None, *saved)
+    return dx, dweight, None if bias is None else dbias, None if cache is None else dbefore, None, None, None
 
 
 short_convolution.register_autograd(_gradient, setup_context=_save)

@@ -35,22 +35,52 @@ def _(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, 
     return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.float32)
 
 
+@operator("add_rms_norm")
+@on_its_device
+def add_rms_norm(
+    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(x + y; `rms_norm` of the sum before it is rounded, and its factor). x, y: [..., D] of one dtype."""
+    y_rows, residual = (t.view(-1, x.shape[-1]) for t in (y, x))
+    normed, _, factor, total = from_fla(NORM, "layer_norm_fwd")(
+        y_rows, weight, None, eps, residual=residual, is_rms_norm=True
+    )
+    return total.view(x.shape), normed.view(x.shape), factor.view(x.shape[:-1])
+
+
+@add_rms_norm.register_fake
+def _(
+    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
 @operator("rms_norm_backward")
 @on_its_device
 def rms_norm_backward(
-    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, factor: torch.Tensor
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    factor: torch.Tensor,
+    dx_beside: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients of x and weight."""
+    """The gradients of x and weight. dx_beside: the gradient of x from elsewhere, which is added; None: zero."""
     dim = x.shape[-1]
     dx, dweight, *_ = from_fla(NORM, "layer_norm_bwd")(
-        dy.contiguous().view(-1, dim), x.view(-1, dim), weight, None, rstd=factor.view(-1), is_rms_norm=True
+        dy.contiguous().view(-1, dim),
+        x.view(-1, dim),
+        weight,
+        None,
+        rstd=factor.view(-1),
+        dres=None if dx_beside is None else dx_beside.contiguous().view(-1, dim),
+        is_rms_norm=True,
     )
     return dx.view(x.shape), dweight
 
 
 @rms_norm_backward.register_fake
 def _(
-    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, factor: torch.Tensor
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, factor: torch.Tensor, dx_beside: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
@@ -63,7 +93,7 @@ def _save_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, to
 
 
 def _norm_gradient(ctx: Any, dy: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
-    return *rms_norm_backward(dy, *ctx.saved_tensors), None
+    return *rms_norm_backward(dy, *ctx.saved_tensors, None), None
 
 
 rms_norm.register_autograd(_norm_gradient, setup_context=_save_norm)

@@ -88,7 +88,7 @@ def segment_states(initial_state: torch.Tensor | None, cut: Segments) -> torch.T
     if initial_state is None:
         return None
     continues = cut.continues.view(-1, *[1] * (initial_state.dim() - 1))
-    return initial_state.index_select(0, cut.row).masked_fill(~continues, 0.0)
+    return torch.where(continues, initial_state.index_select(0, cut.row), 0.0)
 
 
 def run_on_segments(

@@ -14,12 +14,13 @@ from math import prod
 import torch
 from torch import nn
 
+from sleeptrain.config.mixers import is_recurrent
 from sleeptrain.config.schema import Config, ModelConfig
 from sleeptrain.model.block import Block
 from sleeptrain.model.hybrid import keeps_logits, rows_at_once
 from sleeptrain.model.mixers.registry import block_spec, mixer_spec
 from sleeptrain.model.mixers.spec import WIDE, Precision
-from sleeptrain.ops.add_product import LARGE, STACKED
+from sleeptrain.ops.row_stacks import LARGE, STACKED
 from sleeptrain.parallel.tensor.sharding import local_config
 from sleeptrain.plan.workload import Workload
 from sleeptrain.sleep.precision import product_bytes, residual_bytes
@@ -141,11 +142,14 @@ class Activations:
         return self.narrow * (elements + head_rows * self.model.dim)
 
     def kept_rows(self, layers: range) -> int:
-        """Bytes of the rows that short passes keep for the gradients of large matrices (`stacking_rows`)."""
+        """Bytes of the rows that short passes keep for the gradients of matrices (`stacking_rows`).
+
+        An upper bound: products that share rows keep them once.
+        """
         if self.narrow == WIDE or not self.kernels:
             return 0
-        shapes = [shape for i in layers for shape in self._matrices[i].values() if prod(shape) >= LARGE]
-        return self.narrow * STACKED * sum(sum(shape) for shape in shapes)
+        shapes = [shape for i in layers for shape in self._matrices[i].values()]
+        return self.narrow * STACKED * sum(C + (D if C * D >= LARGE else 0) for C, D in shapes)
 
     @cached_property
     def _matrices(self) -> list[dict[str, torch.Size]]:
@@ -169,6 +173,18 @@ class Activations:
 def state_bytes(model: ModelConfig, kind: str) -> int:
     """Bytes of a layer's S for one row."""
     return WIDE * prod(mixer_spec(model, kind).state_shape)
+
+
+def graph_bytes(model: ModelConfig, r: Round, residual: int) -> int:
+    """Bytes of the tensors at the ends of a round's CUDA graphs: features and S, read and left, and their gradients.
+
+    A wake pass also leaves its embeddings, a sleep pass reads the memory at the window's start. residual: bytes of an
+    element of features.
+    """
+    state = len(r.rows) * sum(state_bytes(model, kind) for kind in model.layers if is_recurrent(kind))
+    features = len(r.rows) * r.length * model.dim * residual
+    read, written = state + features * (not r.is_wake), state + features * ((not r.state_only) + r.is_wake)
+    return 2 * (read + written) + state * (not r.is_wake)
 
 
 def carried_bytes(config: Config, workload: Workload, model: ModelConfig, kind: str) -> int:

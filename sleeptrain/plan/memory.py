@@ -7,13 +7,13 @@ from dataclasses import dataclass, fields
 from math import prod
 
 from sleeptrain.config.schema import Config
-from sleeptrain.ops.add_product import FEW
+from sleeptrain.ops.row_stacks import FEW
 from sleeptrain.parallel.pipeline.schedule import Schedule
 from sleeptrain.parallel.pipeline.stage_split import splits_head
 from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.parallel.tensor.sharding import local_config
 from sleeptrain.parallel.zero.working_weights import are_narrow
-from sleeptrain.plan.activations import Activations, carried_bytes, state_bytes
+from sleeptrain.plan.activations import Activations, carried_bytes, graph_bytes, state_bytes
 from sleeptrain.plan.live import Memory, Peak, peak_held
 from sleeptrain.plan.parameters import Held, training_state
 from sleeptrain.plan.shared_head import SharedHead
@@ -88,7 +88,7 @@ def stage_memory(
         state.weights, state.master, state.gradients, state.optimizer,
         state=state_size,
         boundary=peak.boundary,
-        activations=_graphs(counts, config, workload, layers) + copies,
+        activations=_graphs(counts, config, workload, layers) + copies + _cuda_graphs(counts, config, workload),
         logits=logits,
         messages=peak.messages,
     )  # fmt: skip
@@ -162,10 +162,27 @@ def _rounds_again(config: Config) -> bool:
     return config.parallel.pipeline == 1 and config.sleep.recompute in ("pass", "window")
 
 
+def _cuda_graphs(counts: Activations, config: Config, workload: Workload) -> int:
+    """Bytes that `train.cuda_graphs` takes besides activations and kept rows, at each place of a micro-batch.
+
+    Features and S that the graphs read and leave with their gradients, of whole windows, and the temporary memory of
+    the backward, which places do not share: gradients of the feed-forward's gate, value and product, and of features.
+    """
+    if not config.train.cuda_graphs:
+        return 0
+    model, size = counts.model, 0
+    for r in workload.rounds:
+        width = 3 * model.ffn_dim + 2 * model.dim
+        size += graph_bytes(model, r.whole(), counts.residual) + len(r.rows) * r.whole().length * width * counts.narrow
+    return size
+
+
 def _graphs(counts: Activations, config: Config, workload: Workload, layers: range) -> int:
     """Bytes of the graphs of a micro-batch that are alive at once: of one round if rounds run again, else of all."""
     one_round = config.parallel.pipeline > 1 or _rounds_again(config)
     groups = [[r] for r in workload.trained(config.parallel.pipeline)] if one_round else workload.stretches
+    if config.train.cuda_graphs:  # a place keeps its memory when its backward has ended
+        groups = [[r for group in groups for r in group]]
     known = {r: _graph(counts, config, workload, r, layers) for r in {alike(r) for group in groups for r in group}}
     graphs = [[known[alike(r)] for r in group] for group in groups]
     return max((sum(g.forward for g in group) + max(g.backward for g in group) for group in graphs if group), default=0)

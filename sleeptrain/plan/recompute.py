@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sleeptrain.config.schema import Config
 from sleeptrain.parallel.pipeline.schedule import schedule
 from sleeptrain.parallel.pipeline.stage_split import schedule_costs, split_stages
 from sleeptrain.plan.activations import Activations
+from sleeptrain.plan.live import Peak
 from sleeptrain.plan.memory import stage_memory, stage_peak
 from sleeptrain.plan.parameters import held_parameters
 from sleeptrain.plan.workload import Workload, workloads
@@ -67,17 +69,22 @@ class FullestProcess:
 
     def choose(self, work: Workload, memory: float) -> Choice:
         """The mode for this workload. memory: bytes of a process."""
+        return choose(self._config, partial(self._bytes, work, self._peaks(work)), memory)
+
+    def bytes(self, work: Workload) -> int:
+        """The bytes of the fullest process in the configured mode."""
+        return self._bytes(work, self._peaks(work), self._config)
+
+    def _peaks(self, work: Workload) -> list[Peak | None]:
         plan = schedule(work.plans, self._stages, self._costs)
-        peaks = [stage_peak(self._config, work, plan, s) for s in range(len(self._held))]
+        return [stage_peak(self._config, work, plan, s) for s in range(len(self._held))]
 
-        def fullest(tried: Config) -> int:
-            memories = (
-                stage_memory(tried, work, held, self._stages, s, self._counts, peaks[s])
-                for s, held in enumerate(self._held)
-            )
-            return max(m.total for m in memories)
-
-        return choose(self._config, fullest, memory)
+    def _bytes(self, work: Workload, peaks: Sequence[Peak | None], tried: Config) -> int:
+        memories = (
+            stage_memory(tried, work, held, self._stages, s, self._counts, peaks[s])
+            for s, held in enumerate(self._held)
+        )
+        return max(m.total for m in memories)
 
 
 def choose_stages(config: Config, replicas: int, memory: float, kernels: bool) -> list[tuple[int, Choice]]:

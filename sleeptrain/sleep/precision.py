@@ -22,7 +22,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 # Products of two matrices. Linear layers and the head use them, forward and backward. Recurrences and attention use
 # batched products, with other dtypes (docs/numerics.md).
-_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.sleeptrain.add_wide_product)
+_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.sleeptrain.add_wide_products)
 
 
 def product_bytes(train: TrainConfig) -> int:

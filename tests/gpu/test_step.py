@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from sleeptrain.ops import add_product
+from sleeptrain.ops import row_stacks
 from sleeptrain.sleep.loop import loop_settings, run_rounds
 from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.rounds import plan_batch
@@ -45,7 +45,7 @@ def test_kept_rows_add_up_as_single_products(
         pytest.skip("Triton's interpreter computes nonsense with bf16")
     found = []
     for large in (1, 2**40):
-        monkeypatch.setattr(add_product, "LARGE", large)
+        monkeypatch.setattr(row_stacks, "LARGE", large)
         model = model_on(place)
         step(model, packed(), "bf16", "none")
         found.append(torch.cat([p.grad.flatten().cpu() for p in model.parameters()]))

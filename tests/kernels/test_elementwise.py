@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from sleeptrain.model.mlp import swiglu
-from sleeptrain.model.norm import GatedRMSNorm, RMSNorm, rms_norm
+from sleeptrain.model.norm import GatedRMSNorm, RMSNorm, rms_norm, sum_and_norm
 from sleeptrain.ops import reference
 from tests.kernels.backends import OWN, Backend, parameters
 from tests.kernels.comparison import drawn, error, leaves_on
@@ -65,18 +66,33 @@ def test_the_norm_of_a_slice(backend: Backend, within: Within) -> None:
     within("RMSNorm", found)
 
 
-@of_all
-@pytest.mark.parametrize("dim", [64, 640])
-def test_the_norm_of_a_sum_that_is_returned_too(backend: Backend, within: Within, dim: int) -> None:
-    """A block's output is added to the residual features in fp32 and normed; the sum goes on."""
-    from fla.modules.norm.layernorm import rms_norm as fla_rms_norm
+class SumAndNorm(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(dim, EPS, "plain")
 
-    found = error(
-        lambda x, residual, weight: fla_rms_norm(x, weight, None, residual=residual, eps=EPS, prenorm=True),
-        lambda x, residual, weight: (unit(x + residual, weight), x + residual),
-        leaves_on(backend, drawn((2, 7, dim), (2, 7, dim), (dim,)), narrow=1),
-    )
-    within("RMSNorm of a sum", found)
+    def forward(self, x: torch.Tensor, *y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return sum_and_norm(self.norm, x, *y)
+
+
+@of_all
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("dim", [64, 640])
+def test_the_norm_of_a_sum_that_goes_on(backend: Backend, within: Within, dim: int, adds: bool) -> None:
+    """The gradient of the sum from elsewhere is added in the norm's backward."""
+    module = SumAndNorm(dim).to(backend.device)
+
+    def run(x: torch.Tensor, weight: torch.Tensor, *y: torch.Tensor):
+        return torch.func.functional_call(module, {"norm.weight": weight}, (x, *y))
+
+    def oracle(x: torch.Tensor, weight: torch.Tensor, *y: torch.Tensor):
+        total = sum(y, start=x)
+        return total, unit(total, weight)
+
+    shapes = ((2, 7, dim), (dim,), *((2, 7, dim),) * adds)
+    leaves = leaves_on(backend, drawn(*shapes), narrow=1)
+    leaves = [*leaves[:2], *(y.detach().to(leaves[0].dtype).requires_grad_() for y in leaves[2:])]
+    within("RMSNorm of a sum", error(run, oracle, leaves))
 
 
 @of_all

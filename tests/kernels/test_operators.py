@@ -83,16 +83,17 @@ def test_the_short_convolution(backend: Backend, documents: bool) -> None:
     wide, weight, bias = leaves_on(backend, drawn((1, 20, 24), (16, 4), (16,)), narrow=1)
     x = wide.detach()[..., 4:20].requires_grad_()
     if not documents:
-        check(fla_conv.short_convolution, x, weight, None, None, None, None)
+        check(fla_conv.short_convolution, x, weight, None, None, None, None, True)
         return
     cut = cut_at_resets(resets(1, 20).to(backend.device))
     cache = torch.zeros(len(cut.row), 16, 4, device=backend.device).requires_grad_()
-    check(fla_conv.short_convolution, x, weight, bias, cache, cut.cu_seqlens, cut.chunk_indices)
+    check(fla_conv.short_convolution, x, weight, bias, cache, cut.cu_seqlens, cut.chunk_indices, True)
 
 
 @of_narrow
 def test_norms_and_swiglu(backend: Backend) -> None:
     x, y, weight = leaves_on(backend, drawn((2, 5, 16), (2, 5, 16), (16,)), narrow=2)
     check(fla_elementwise.rms_norm, x, weight, 1e-6)
+    check(fla_elementwise.add_rms_norm, x, y, weight, 1e-6)
     check(fla_elementwise.gated_rms_norm, x, y, weight, 1e-6)
     check(fla_elementwise.swiglu, x, y)

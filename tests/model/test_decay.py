@@ -22,6 +22,15 @@ def test_pads_neither_decay_nor_write() -> None:
     assert not g[0, 1].any() and not beta[0, 1].any()
 
 
+def test_a_known_rate_has_the_gradient_of_its_logarithm() -> None:
+    a, b, A_log, dt_bias = (torch.randn(s, dtype=torch.float64).requires_grad_() for s in ((2, 3, 4), (2, 3, 4), 4, 4))
+    outcomes = []
+    for rate in (None, -A_log.detach().exp()):
+        g, _ = decay_and_write(a, b, A_log, dt_bias, None, rate=rate)
+        outcomes.append([g, *torch.autograd.grad(g.sin().sum(), (a, A_log, dt_bias))])
+    torch.testing.assert_close(*outcomes)
+
+
 @pytest.mark.parametrize(("dtype", "wide"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
 def test_decay_and_write_are_wide(dtype: torch.dtype, wide: torch.dtype) -> None:
     a = torch.ones(1, 1, 1, dtype=dtype)

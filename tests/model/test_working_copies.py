@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sleeptrain.model import working_copies as module
+from sleeptrain.model.decay import KeepsDecayWide
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.linear import computing_in
 from sleeptrain.model.working_copies import working_copies
@@ -67,3 +68,12 @@ def test_a_known_scale_has_the_gradient_of_the_weight() -> None:
         assert scale is not None and torch.equal(scale, 1 + norm.weight)
         found.square().sum().backward()
     assert torch.equal(found, expected) and torch.equal(norm.weight.grad, expected_gradient) and norm.scale is None
+
+
+def test_a_known_decay_is_that_of_the_weight() -> None:
+    model = Hybrid(tiny_config())
+    model.init_weights(0)
+    [mixer, *_] = [m for m in model.modules() if isinstance(m, KeepsDecayWide)]
+    with computing_in(model, BF16), working_copies(model):
+        assert mixer.rate is not None and torch.equal(mixer.rate, -mixer.A_log.exp())
+    assert mixer.rate is None

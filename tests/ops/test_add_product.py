@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -49,12 +49,13 @@ def kernel_on_a_cpu() -> Iterator[list[int]]:
     """Let the operator's own code add in fp32; yields the addresses of the totals that it was called with."""
     addresses: list[int] = []
 
-    def add(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-        addresses.append(total.data_ptr())
-        total.add_(a.float() @ b.float())
+    def add(totals: Sequence[torch.Tensor], factors: Sequence[torch.Tensor], b: torch.Tensor) -> None:
+        for total, a in zip(totals, factors, strict=True):
+            addresses.append(total.data_ptr())
+            total.add_(a.float() @ b.float())
 
     with torch.library._scoped_library("sleeptrain", "FRAGMENT") as library:
-        library.impl("add_wide_product", add, "CPU")
+        library.impl("add_wide_products", add, "CPU")
         yield addresses
 
 
@@ -71,7 +72,7 @@ class Uses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
         x, w = ctx.saved_tensors
-        module._add_wide_product(ctx.total, dy.t(), x)
+        module._add_wide_products([ctx.total], [dy.t()], x)
         return dy @ w, None, None
 
 
@@ -111,33 +112,4 @@ def test_the_graph_of_the_backward_has_the_operator() -> None:
     )
     with kernel_on_a_cpu():
         compiled(x).sum().backward()
-    assert "add_wide_product" not in graphs[0] and "add_wide_product" in graphs[1]
-
-
-def test_rows_are_kept_and_multiplied_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few rows are added when there are many, many at once, and the rest at the end."""
-    monkeypatch.setattr(module, "LARGE", 35)
-    monkeypatch.setattr(module, "STACKED", 40)
-    monkeypatch.setattr(module, "FEW", 17)
-    total, small = torch.ones(5, 7, dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64)
-    (a, b), expected, seen = factors(torch.float64), torch.ones(5, 7, dtype=torch.float64), []
-    with module.stacking_rows([total, small]):
-        for number, rows in enumerate((16, 16, 16, 2, 16, 17)):
-            x, y = (t.clone() for t in (a[:, :1].expand(5, rows) * (number + 1), b[:1].expand(rows, 7)))
-            add_product(total, x, y, torch.float64)
-            expected += x @ y
-            x.zero_(), y.zero_()  # compiled code reuses their memory
-            seen.append(torch.allclose(total, expected))
-        add_product(small, a[:2, :4], b[:4, :3], torch.float64)
-        torch.testing.assert_close(small, 1 + a[:2, :4] @ b[:4, :3])
-    assert seen == [False] * 6 and not module._stacks
-    torch.testing.assert_close(total, expected, rtol=1e-12, atol=0)
-
-
-def test_after_an_error_no_rows_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LARGE", 1)
-    (a, b), total = factors(torch.float64), torch.ones(5, 7, dtype=torch.float64)
-    with pytest.raises(ZeroDivisionError), module.stacking_rows([total]):
-        add_product(total, a, b, torch.float64)
-        raise ZeroDivisionError
-    assert not module._stacks and torch.equal(total, torch.ones(5, 7, dtype=torch.float64))
+    assert "add_wide_products" not in graphs[0] and "add_wide_products" in graphs[1]

@@ -128,6 +128,7 @@ def test_a_gpu_runs_it_in_bf16() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @CASES
 @AFTER
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
@@ -153,6 +154,7 @@ def test_the_kernel_equals_attention_under_a_mask(reach: int | None, earlier: bo
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_whole_rows_stay_on_a_fused_kernel(head_dim: int) -> None:
     """The causal call for windows of one document, grouped queries included."""

@@ -20,7 +20,7 @@ def test_shapes_are_known_without_the_package(documents: bool, with_bias: bool, 
         weight, bias, cache = (torch.empty(s, requires_grad=True) for s in ((6, 4), (6,), (count, 6, 4)))
         bounds = [torch.empty(4).long(), torch.empty(3, 2).long()] if documents else [None, None]
         y, after = fla_conv.short_convolution(
-            x, weight, bias if with_bias else None, cache if with_cache else None, *bounds
+            x, weight, bias if with_bias else None, cache if with_cache else None, *bounds, True
         )
         assert (y.shape, y.dtype, y.is_contiguous()) == ((1, 20, 6), torch.bfloat16, True)
         assert (after.shape, after.dtype) == ((count, 6, 4), torch.bfloat16)
@@ -28,6 +28,8 @@ def test_shapes_are_known_without_the_package(documents: bool, with_bias: bool, 
         for outputs in ([y, after], [y], [after]):
             gradients = torch.autograd.grad([t.sum() for t in outputs], inputs, retain_graph=True)
             assert [t.dtype for t in gradients] == [t.dtype for t in inputs]
+        y, after = fla_conv.short_convolution(x, weight, None, None, *bounds, False)
+        assert after.shape == (count, 0) and [g.shape for g in torch.autograd.grad(y.sum(), [x, weight])]
 
 
 def test_only_its_arguments_are_saved() -> None:
@@ -61,7 +63,7 @@ def test_what_surrounds_the_operator(
         y, tail = causal_conv(x, weight, bias_D=bias, initial_state=tail)
         return y, torch.nn.functional.pad(tail.transpose(1, 2), (1, 0))
 
-    def operator(x, weight, bias, cache, cu_seqlens, chunks):
+    def operator(x, weight, bias, cache, cu_seqlens, chunks, returns_cache):
         run = per_sequence(lambda x, cache: of_one(x, weight, bias, cache))
         return run(x, cache, cu_seqlens, chunks)
 
@@ -80,3 +82,7 @@ def test_what_surrounds_the_operator(
         return causal_conv(x, weight, bias_D=bias, initial_state=tail, reset_BT=reset, valid_BT=valid)
 
     assert worst(outcome(around, tensors), outcome(plain, tensors)) < 1e-5
+    x, weight, bias = tensors[:3]
+    masks = {"reset_BT": reset, "valid_BT": valid}
+    y, tail = fla_conv.causal_conv(x, weight, bias_D=bias, initial_state=None, **masks, needs_tail=False)
+    assert tail is None and torch.allclose(y, plain(*tensors[:3])[0], atol=1e-5)

@@ -87,7 +87,8 @@ def test_a_block_runs_forward_and_backward(kind: str, documents: bool, dtype: to
         assert (y.shape, y.dtype) == ((2, 8, 16), torch.float32)
         assert [(t.shape, t.dtype) for t in gradients] == [(t.shape, t.dtype) for t in leaves]
     backwards = {f"{name}_backward" for name in OPERATORS[kind]}
-    assert calls.called == OPERATORS[kind] | backwards
+    sums = {"add_rms_norm"} if dtype == torch.float32 else set()  # of tensors of one dtype
+    assert calls.called == OPERATORS[kind] | backwards | sums
 
 
 @pytest.mark.parametrize("kind", [kind for kind in OPERATORS if kind != "attention"])

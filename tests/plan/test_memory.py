@@ -27,3 +27,12 @@ def test_only_the_last_stage_has_logits_and_only_pipelines_send_messages() -> No
     assert alone.logits > 0 == alone.messages
     first, last = planned(text("parallel.pipeline=2", "train.micro_batch=4"), 2).steps[0].memory
     assert first.logits == 0 < last.logits and first.messages > 0 < last.messages
+
+
+def test_cuda_graphs_keep_the_memory_of_all_rounds() -> None:
+    settings = ("sleep.recompute=none", "sleep.passes=2", "data.sequence=64", "sleep.window=16")
+    truncated, whole, graphs = (
+        planned(text(*settings, *more)).steps[0].memory[0].activations
+        for more in (("sleep.bptt_windows=1",), (), ("sleep.bptt_windows=1", "train.cuda_graphs=true"))
+    )
+    assert truncated < whole < graphs

@@ -13,7 +13,7 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.linear import computing_in
 from sleeptrain.model.state import Boundary
 from sleeptrain.model.working_copies import working_copies
-from sleeptrain.ops import add_product
+from sleeptrain.ops import row_stacks
 from sleeptrain.sleep.loop import LoopSettings, run_rounds
 from sleeptrain.sleep.recompute import MODES, Recompute
 from sleeptrain.sleep.rounds import plan_rounds, window_facts
@@ -127,8 +127,8 @@ def test_kept_rows_give_the_gradients_of_single_products(mode: str, monkeypatch:
     """Packed documents with sleep in fp64, two micro-batches: products of few rows are computed together or alone."""
     found = []
     for large in (1, 2**40):
-        monkeypatch.setattr(add_product, "LARGE", large)
-        monkeypatch.setattr(add_product, "STACKED", 40)
+        monkeypatch.setattr(row_stacks, "LARGE", large)
+        monkeypatch.setattr(row_stacks, "STACKED", 40)
         model, batch = tiny_model(), random_batch(DOCUMENTS["documents inside windows"])
         rounds = plan_rounds(window_facts(batch, 4), 3)
         settings = LoopSettings((0, model.num_layers), recompute=Recompute(mode))

@@ -216,6 +216,7 @@ def test_tokens_before() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("eviction", ["hard", "sliding"])
 def test_a_gpu_in_bf16_agrees_with_masks_in_fp32(eviction: str) -> None:
     """No attention of a step falls back to torch's unfused one."""

@@ -15,11 +15,12 @@ from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import Batch
 from sleeptrain.distributed.gpus import GPUS
-from sleeptrain.plan.recompute import FullestProcess
+from sleeptrain.ops.row_stacks import STACKED
+from sleeptrain.plan.recompute import SHARE, FullestProcess
 from sleeptrain.plan.roofline.kernel_times import Count
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.rounds import Parts, RoundRecords, all_but_kept, anything
-from sleeptrain.plan.roofline.step import count_step
+from sleeptrain.plan.roofline.step import count_step, rows_together
 from sleeptrain.plan.workload import Workload, workloads
 from sleeptrain.sleep.recompute import AUTO, with_recompute
 from sleeptrain.sleep.rounds import Round, plan_batch
@@ -65,16 +66,28 @@ class Case:
         config = with_recompute(self.config, AUTO)
         return FullestProcess(config, kernels=True).choose(self.workload, GPU.memory).mode
 
+    def with_graphs(self) -> Case:
+        """The same with CUDA graphs, under which nothing runs again."""
+        train = replace(self.config.train, cuda_graphs=True)
+        return replace(self, config=with_recompute(replace(self.config, train=train), "none"))
+
+    def planned_bytes(self) -> int:
+        """Bytes of memory in the configured mode of recomputation."""
+        return FullestProcess(self.config, kernels=True).bytes(self.workload)
+
     def kinds(self) -> dict[str, Parts]:
         """The parts of one round of each kind."""
-        inputs = self.records.inputs(self.batch, self.workload.rounds)
-        pairs = list(zip(self.workload.rounds, inputs, strict=True))
+        rounds, graphs = self.workload.rounds, self.config.train.cuda_graphs
+        inputs = self.records.inputs(self.batch, rounds, fixed_sizes=graphs)
+        pairs = list(zip(rounds, inputs, strict=True))
         chosen: dict[str, Callable[[Round], bool]] = {
             "wake": lambda r: r.is_wake,
             "middle sleep": lambda r: not r.is_wake and not r.state_only,
             "last sleep": lambda r: r.state_only,
         }
-        return {name: next(self.records.of(r, i) for r, i in pairs if fits(r)) for name, fits in chosen.items()}
+        found = {name: next((r, i) for r, i in pairs if fits(r)) for name, fits in chosen.items()}
+        stacked = {r: rows_together(r, rounds) if graphs else STACKED for r in rounds}
+        return {name: self.records.of(r, i, stacked=stacked[r]) for name, (r, i) in found.items()}
 
 
 def packed_batch(document: int) -> Batch:
@@ -91,11 +104,12 @@ def run(quick: bool) -> list[Row]:
         if quick and name != "2B":
             continue
         case = Case.of(experiment)
-        rows += [*_rounds(name, case.kinds(), goals=name == "2B"), *_steps(name, experiment, case)]
+        rows += [*_rounds(name, case, goals=name == "2B"), *_steps(name, experiment, case)]
     return rows
 
 
-def _rounds(model: str, kinds: dict[str, Parts], goals: bool) -> Iterator[Row]:
+def _rounds(model: str, case: Case, goals: bool) -> Iterator[Row]:
+    kinds, recorded = case.kinds(), case.with_graphs().kinds()
     for compile in (False, True):
         how = "compiled" if compile else "eager"
         for kind, parts in kinds.items():
@@ -110,7 +124,7 @@ def _rounds(model: str, kinds: dict[str, Parts], goals: bool) -> Iterator[Row]:
                 yield Row(f"{name}: run again under {mode}", count.total * 1e3, "ms", better="lower")
             yield Row(f"{name}: host", whole.host * 1e3, "ms", whole.total * 1e3 if goal else None, "lower")
             if compile:
-                with_graphs = parts.host_with_graphs(GPU) * 1e3
+                with_graphs = recorded[kind].host_with_graphs(GPU) * 1e3
                 yield Row(f"{name}: host with CUDA graphs", with_graphs, "ms", better="lower")
             if kind == "wake":
                 yield from _by_kind(name, whole, goals and compile)
@@ -136,3 +150,15 @@ def _steps(model: str, experiment: list[str], case: Case) -> Iterator[Row]:
                 name = f"{model}, N={passes}, {text}, {mode}, {'compiled' if compile else 'eager'}"
                 goal = GOAL_MFU if model == "2B" and compile and mode == fitting else None
                 yield Row(f"{name}: MFU", 100 * step.utilisation(GPU), "%", goal)
+        if model == "2B" and fitting == "none":
+            yield from _with_graphs(f"{model}, N={passes}, {text}, none, compiled, CUDA graphs", at.with_graphs())
+
+
+def _with_graphs(name: str, case: Case) -> Iterator[Row]:
+    step = count_step(case.config, case.workload, GPU, True, case.batch, case.records)
+    casts = 100 * step.work.seconds.get(Kind.CAST, 0.0) / step.work.total
+    yield Row(f"{name}: MFU", 100 * step.utilisation(GPU), "%", GOAL_MFU)
+    yield Row(f"{name}: share of casts", casts, "%", GOAL_CASTS, "lower")
+    yield Row(f"{name}: operators for which the host waits", step.work.waits, "", 0, "lower")
+    yield Row(f"{name}: host", step.work.host * 1e3, "ms", step.work.total * 1e3, "lower")
+    yield Row(f"{name}: planned memory", case.planned_bytes() / 1e9, "GB", SHARE * GPU.memory / 1e9, "lower")

@@ -69,13 +69,14 @@ class GatedDeltaNet(KeepsDecayWide, nn.Module):
             reset_BT=layout.reset_RL,
             valid_BT=layout.valid_RL,
             segments=layout.segments,
+            needs_tail=boundary.carry_conv,
         )
         q, k, v = mixed.split([self.key_dim, self.key_dim, self.value_dim], dim=-1)
         o, S = gated_delta_rule(
             q.unflatten(-1, (c.num_k_heads, c.head_k_dim)),
             k.unflatten(-1, (c.num_k_heads, c.head_k_dim)),
             v.unflatten(-1, (c.num_v_heads, c.head_v_dim)),
-            *decay_and_write(a, b, self.A_log, self.dt_bias, layout.valid_RL, self.strongest),
+            *decay_and_write(a, b, self.A_log, self.dt_bias, layout.valid_RL, self.strongest, self.rate),
             initial_state=S,
             reset_BT=layout.reset_RL,
             segments=layout.segments,

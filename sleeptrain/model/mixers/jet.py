@@ -72,7 +72,7 @@ class Jet(KeepsDecayWide, nn.Module):
             F.silu(q).unflatten(-1, (c.num_heads, c.head_k_dim)),
             F.silu(k).unflatten(-1, (c.num_heads, c.head_k_dim)),
             v.unflatten(-1, (c.num_heads, c.head_v_dim)),
-            *decay_and_write(a, b, self.A_log, self.dt_bias, layout.valid_RL),
+            *decay_and_write(a, b, self.A_log, self.dt_bias, layout.valid_RL, rate=self.rate),
             initial_state=S,
             reset_BT=layout.reset_RL,
             segments=layout.segments,

@@ -73,12 +73,13 @@ class Mamba2(KeepsDecayWide, nn.Module):
             reset_BT=layout.reset_RL,
             valid_BT=layout.valid_RL,
             segments=layout.segments,
+            needs_tail=boundary.carry_conv,
         )
         x_BTHV, B_BTNK, C_BTNK = self.split_mixed(mixed)
         wide = torch.promote_types(dt.dtype, torch.float32)
         dt = F.softplus(dt.to(wide) + self.dt_bias.to(wide))
         if layout.valid_RL is not None:
-            dt = dt.masked_fill(~layout.valid_RL.unsqueeze(-1), 0.0)
+            dt = torch.where(layout.valid_RL.unsqueeze(-1), dt, 0.0)
         y, S = ssd(
             C_BTNK,
             B_BTNK,

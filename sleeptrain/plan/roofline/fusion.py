@@ -32,7 +32,7 @@ class Kernel:
     """
 
     kind: Kind
-    kernels: int
+    kernels: float
     bytes: int
     flops: int = 0
     h200: float = 0.0

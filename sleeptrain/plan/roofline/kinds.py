@@ -25,7 +25,7 @@ class Kind(Enum):
 
 
 # Names of packets in torch.ops.aten, without the underscore of work in place.
-PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "add_wide_product"})
+PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
 CASTS = frozenset({"_to_copy", "copy"})  # where the dtype changes
 REDUCTIONS = frozenset({"sum", "mean", "amax", "amin", "linalg_vector_norm", "linalg_vecdot", "prod", "any"})
 EMBEDDINGS = frozenset({"embedding", "embedding_dense_backward"})

@@ -40,35 +40,49 @@ class Opaque:
     h200: float = 0.0
 
 
-# Called with an operator's arguments, its keyword arguments, and the attending pairs of tokens where documents are cut.
-Cost = Callable[[Sequence[Any], Mapping[str, Any], int], Opaque]
+@dataclass(frozen=True)
+class Documents:
+    """The documents into which rows are cut.
+
+    pairs: attending pairs of tokens. chunks: of recurrences; None: as many as the operator gets, which for CUDA graphs
+    are more: empty ones belong to no document.
+    """
+
+    pairs: int = 0
+    chunks: int | None = None
+
+
+# Called with an operator's arguments, its keyword arguments, and the documents.
+Cost = Callable[[Sequence[Any], Mapping[str, Any], Documents], Opaque]
 
 
 def _norm(kernels: int) -> Cost:
-    return lambda args, kwargs, pairs: Opaque(Kind.NORM, kernels)
+    return lambda args, kwargs, documents: Opaque(Kind.NORM, kernels)
 
 
 def _loss(kernels: int) -> Cost:
-    return lambda args, kwargs, pairs: Opaque(Kind.LOSS, kernels)
+    return lambda args, kwargs, documents: Opaque(Kind.LOSS, kernels)
 
 
 def _recurrence(time: RecurrenceTime, first: int, times: float) -> Cost:
     """first: the place of k among the arguments; v follows. times: FLOPs against the forward."""
 
-    def cost(args: Sequence[Any], kwargs: Mapping[str, Any], pairs: int) -> Opaque:
+    def cost(args: Sequence[Any], kwargs: Mapping[str, Any], documents: Documents) -> Opaque:
         k, v = args[first : first + 2]
         (rows, length, _, K), (heads, V) = k.shape, v.shape[2:]
         per_token = 2 * CHUNK * (3 * K + 2 * V) + 6 * K * V
-        chunks = _chunks(args, length)
+        chunks = _chunks(args, length, documents)
         flops = int(times * rows * length * heads * per_token)
         return Opaque(Kind.RECURRENCE, time.kernels, flops, time.seconds(rows, chunks, rows * length, heads, K * V))
 
     return cost
 
 
-def _chunks(args: Sequence[Any], length: int) -> int:
+def _chunks(args: Sequence[Any], length: int, documents: Documents) -> int:
     """Chunks of a row: those of its documents where it has several (`Segments.chunk_indices`, [chunks, 2])."""
     found = [t.shape[0] for t in args if isinstance(t, torch.Tensor) and t.dim() == 2 and t.shape[1] == 2]
+    if found and documents.chunks is not None:
+        return documents.chunks
     return found[0] if found else -(-length // CHUNK)
 
 
@@ -92,7 +106,7 @@ def _attention(q: torch.Tensor, pairs: int, masked: bool, backward: bool, heads_
 def _dense(backward: bool) -> Cost:
     """torch's attention over whole rows. A masked one computes all pairs."""
 
-    def cost(args: Sequence[Any], kwargs: Mapping[str, Any], pairs: int) -> Opaque:
+    def cost(args: Sequence[Any], kwargs: Mapping[str, Any], documents: Documents) -> Opaque:
         q, k = args[1:3] if backward else args[:2]
         rows, queries, keys = q.shape[0], q.shape[2], k.shape[2]
         masked = kwargs.get("attn_mask") is not None
@@ -106,15 +120,16 @@ def _dense(backward: bool) -> Cost:
 def _varlen(backward: bool) -> Cost:
     """Attention over documents laid end to end, [tokens, heads, dim]."""
 
-    def cost(args: Sequence[Any], kwargs: Mapping[str, Any], pairs: int) -> Opaque:
+    def cost(args: Sequence[Any], kwargs: Mapping[str, Any], documents: Documents) -> Opaque:
         q = args[1 if backward else 0]
-        return _attention(q, pairs or q.shape[0] * (q.shape[0] + 1) // 2, False, backward, heads_dim=1)
+        return _attention(q, documents.pairs or q.shape[0] * (q.shape[0] + 1) // 2, False, backward, heads_dim=1)
 
     return cost
 
 
 OPAQUE: dict[str, Cost] = {
     "sleeptrain::rms_norm": _norm(1),
+    "sleeptrain::add_rms_norm": _norm(1),
     "sleeptrain::rms_norm_backward": _norm(2),  # then a sum of the weight's gradient over parts
     "sleeptrain::gated_rms_norm": _norm(1),
     "sleeptrain::gated_rms_norm_backward": _norm(2),
@@ -122,8 +137,8 @@ OPAQUE: dict[str, Cost] = {
     "sleeptrain::l2norm_backward": _norm(1),
     "sleeptrain::swiglu": _norm(1),
     "sleeptrain::swiglu_backward": _norm(1),
-    "sleeptrain::short_convolution": _norm(2),  # then the cache
-    "sleeptrain::short_convolution_backward": _norm(3),  # then sums of the weight's gradient, and the cache's
+    "sleeptrain::short_convolution": lambda args, kwargs, documents: Opaque(Kind.NORM, 1 + args[6]),  # then the cache
+    "sleeptrain::short_convolution_backward": _norm(3),  # what SiLU read, the gradients, the sum of the weight's
     "sleeptrain::cross_entropy": _loss(2),  # over parts of the vocabulary, then over the parts
     "sleeptrain::cross_entropy_backward": _loss(1),
     "sleeptrain::gated_delta_rule": _recurrence(DELTA_RULE, 1, FORWARD),

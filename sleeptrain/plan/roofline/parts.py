@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -19,9 +19,12 @@ from sleeptrain.model.linear import Product
 from sleeptrain.model.state import Boundary
 from sleeptrain.model.working_copies import is_hooked
 from sleeptrain.ops.device import as_on_gpu
+from sleeptrain.ops.row_stacks import STACKED, RecordedRows
+from sleeptrain.ops.segments import Segments
 from sleeptrain.plan.roofline.fusion import compiled, eager
 from sleeptrain.plan.roofline.kernel_times import SHARES, Count, count
-from sleeptrain.plan.roofline.record import Call, Recorder
+from sleeptrain.plan.roofline.opaque import CHUNK, Documents
+from sleeptrain.plan.roofline.record import LATE_PRODUCT, Call, Recorder
 from sleeptrain.sleep.inputs import RoundInputs
 from sleeptrain.sleep.loop import LoopSettings, RoundContext, at_targets, summed_loss
 from sleeptrain.sleep.precision import DTYPES, in_precision, residual_bytes
@@ -57,6 +60,11 @@ class Record:
     def count_backward(self, gpu: Gpu, compile: bool) -> Count:
         return self._once(gpu, compile, 1, None)
 
+    @property
+    def late_products(self) -> float:
+        """Products of kept rows, each as its share of a product of all rows that are multiplied together."""
+        return sum(call.kernels for call in self.backward if call.name == LATE_PRODUCT)
+
     def _once(self, gpu: Gpu, compile: bool, half: int, runs: RunsAgain | None) -> Count:
         key = (gpu, compile, half, runs)
         if key not in self._known:
@@ -77,24 +85,30 @@ class Part:
     """What a record is made under.
 
     model: the model of one tensor rank. train: the run's settings. inputs: of the round, on the CPU.
+    stacked: rows of kept products that are multiplied together; 0: each product is added at once.
     """
 
     model: ModelConfig
     train: TrainConfig
     round: Round
     inputs: RoundInputs
+    stacked: int = STACKED
 
     def block(self, layer: int, boundary: Boundary, state_only: bool, pairs: int) -> Record:
         """A block that starts from a state. pairs: of tokens that attend, in all rows."""
         model = replace(
             self.model, layers=[self.model.layers[layer]], mixer_only=[0] if layer in self.model.mixer_only else []
         )
+        segments = self.inputs.layout.segments
+        documents = Documents(pairs, None if segments is None else chunks(segments))
         with self._faked(model) as (hybrid, inputs):
             block, x = hybrid.blocks[0], self._features()
             with torch.no_grad():
                 state = tree_map(_leaf, block(x, None, inputs.layout, boundary, state_only)[1])
             run = partial(block, x, state, inputs.layout, boundary, state_only)
-            return _recorded(Recorder(pairs=pairs), hybrid, run, (x, state), _copied(block), compilable=True)
+            recorder = Recorder(documents=documents, rows_at_once=self.stacked)
+            with nullcontext() if self.stacked else RecordedRows(None).recording():
+                return _recorded(recorder, hybrid, run, (x, state), _copied(block), compilable=True)
 
     def embedding(self) -> Record:
         with self._faked(_ends(self.model)) as (hybrid, inputs):
@@ -136,6 +150,11 @@ class Part:
 def _ends(model: ModelConfig) -> ModelConfig:
     """A model of one block with the same embedding, norm and head."""
     return replace(model, layers=model.layers[:1], mixer_only=[])
+
+
+def chunks(segments: Segments) -> int:
+    """The chunks of all documents, without those that are padded."""
+    return int((-(-segments.cu_seqlens.diff() // CHUNK)).sum())
 
 
 def _leaf(value: Any) -> Any:

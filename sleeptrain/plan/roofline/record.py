@@ -11,12 +11,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sleeptrain.ops.add_product import STACKED, keeps_rows
+from sleeptrain.ops.row_stacks import STACKED, keeps_rows
 from sleeptrain.plan.roofline import kinds
 from sleeptrain.plan.roofline.kinds import Kind
-from sleeptrain.plan.roofline.opaque import OPAQUE, Opaque
+from sleeptrain.plan.roofline.opaque import OPAQUE, Documents, Opaque
 from sleeptrain.plan.roofline.waits import makes_the_host_wait
 
+LATE_PRODUCT = "add_late_product"  # of rows that are kept; it reads and writes its part of a total
 NARROW = 512  # a product with a dimension below it reaches a smaller share of the peak
 
 
@@ -38,7 +39,8 @@ class Use:
 class Call:
     """A call of an operator that launches kernels.
 
-    name: of its packet, without the underscore of work in place. kind: of its work. kernels: that it launches.
+    name: of its packet, without the underscore of work in place. kind: of its work. kernels: that it launches, or its
+    part of one.
     flops: of a product, an attention or a recurrence; a multiply-add is two.
     h200: seconds on an H200 of an operator with a published time, else 0.
     elements: that its kernel iterates over.
@@ -51,7 +53,7 @@ class Call:
 
     name: str
     kind: Kind
-    kernels: int
+    kernels: float
     flops: int
     h200: float
     elements: int
@@ -72,14 +74,18 @@ class Recorder(TorchDispatchMode):
     waits: names of operators for which the host would wait for a GPU.
     """
 
-    def __init__(self, head: bool = False, pairs: int = 0):
-        """head: the work is that of head and loss. pairs: attending pairs of tokens where documents are cut."""
+    def __init__(self, head: bool = False, documents: Documents | None = None, rows_at_once: int | None = None):
+        """head: the work is that of head and loss. documents: into which rows are cut; None: they are not.
+
+        rows_at_once: that are multiplied together where rows of products are kept; None: as many as are kept.
+        """
         super().__init__()
         self.calls: list[Call] = []
         self.dispatched = [0, 0]
         self.waits: list[str] = []
         self.backward = False
-        self._head, self._pairs = head, pairs
+        self._head, self._rows_at_once = head, rows_at_once or STACKED
+        self._documents = documents or Documents()
         self._numbers: dict[int, int] = {}
         self._versions: dict[int, int] = {}
         self._alive: list[torch.UntypedStorage] = []  # so that no address is used twice
@@ -100,7 +106,9 @@ class Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         if func.namespace != "prim" and name != "promote_types":
             self.dispatched[self.backward] += 1
-            if name not in kinds.FREE and not func.is_view:
+            if name == "add_wide_products":
+                self._add_products(*args)
+            elif name not in kinds.FREE and not func.is_view:
                 self._add(func, name, args, kwargs, result)
         return result
 
@@ -114,17 +122,12 @@ class Recorder(TorchDispatchMode):
         read = "out" in func._overloadname and all(any(t is x for x in _tensors(args)) for t in targets)
         if targets and (read or not (plain in ("copy", "zero", "fill") or "out" in func._overloadname)):
             inputs = [*targets, *inputs]  # work in place reads what it changes
-        stacked = plain == "add_wide_product" and keeps_rows(args[0], args[2])
         opaque = OPAQUE.get(f"{func.namespace}::{name}")
-        known = None if opaque is None else opaque(args, kwargs, self._pairs)
+        known = None if opaque is None else opaque(args, kwargs, self._documents)
         identity = None if targets else (str(func), self._signature((args, kwargs)))
         rows = max(map(_bytes, arguments[1:])) if plain in kinds.WRITE_ROWS else None
         reads = [self._use(t) for t in _touched(plain in kinds.READ_ROWS, inputs, outputs)]
         if rows is not None:  # of the table, too, it reads as much as it changes
-            reads[0] = replace(reads[0], bytes=rows)
-        if stacked:
-            self._copy_rows(args[1:])
-            rows = _bytes(args[0]) * len(args[2]) // STACKED  # its part of a total that many rows share
             reads[0] = replace(reads[0], bytes=rows)
         written = targets or outputs
         for t in written:
@@ -144,15 +147,33 @@ class Recorder(TorchDispatchMode):
             )
         )  # fmt: skip
 
-    def _copy_rows(self, factors: Sequence[torch.Tensor]) -> None:
-        """Add the copies of factors whose product is computed later."""
-        for t in factors:
-            use = self._use(t)
+    def _add_products(self, totals: Sequence[torch.Tensor], factors: Sequence[torch.Tensor], b: torch.Tensor) -> None:
+        """Add the products that `add_wide_products` adds to totals; of some it copies rows and computes them later."""
+        late = keeps_rows(totals, b)
+        if any(late):
+            self._copy_rows([*(a for a, is_late in zip(factors, late, strict=True) if is_late), b])
+        kind = Kind.HEAD if self._head else Kind.PRODUCT
+        for total, a, is_late in zip(totals, factors, late, strict=True):
+            share = len(b) / self._rows_at_once if is_late else 1  # of a product of many rows
+            size = int(_bytes(total) * share)
+            reads = (self._use(total, size), self._use(a), self._use(b))
+            self._versions[self._number(total)] = self._versions.get(self._number(total), 0) + 1
             call = Call(
-                "stack_rows", Kind.PRODUCT, 1, 0, 0.0, t.numel(), (use,), (use,), False, "", False, False, None, True
-            )
+                LATE_PRODUCT if is_late else "add_wide_product", kind, share, 2 * total.numel() * len(b), 0.0,
+                total.numel(), reads,
+                (self._use(total, size),), False, "", _smallest((a, b)) < NARROW, b.dtype == torch.float32, None,
+                self.backward,
+            )  # fmt: skip
             self.calls.append(call)
-            self.dispatched[1] += 2  # a slice and the copy
+
+    def _copy_rows(self, factors: Sequence[torch.Tensor]) -> None:
+        """Add the copy of factors whose products are computed later: one kernel."""
+        uses = tuple(self._use(t) for t in factors)
+        elements = sum(t.numel() for t in factors)
+        self.calls.append(
+            Call("stack_rows", Kind.PRODUCT, 1, 0, 0.0, elements, uses, uses, False, "", False, False, None, True)
+        )
+        self.dispatched[1] += 1 + len(factors)  # slices and the copy
 
     def _kind(
         self,

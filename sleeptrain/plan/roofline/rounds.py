@@ -17,7 +17,9 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.linear import computing_in
 from sleeptrain.model.mixers.registry import block_spec
 from sleeptrain.ops.device import as_on_gpu
+from sleeptrain.ops.row_stacks import STACKED
 from sleeptrain.parallel.tensor.sharding import local_config
+from sleeptrain.plan.activations import graph_bytes
 from sleeptrain.plan.roofline.fusion import Kernel
 from sleeptrain.plan.roofline.kernel_times import NOTHING, SHARES, Count, count
 from sleeptrain.plan.roofline.kinds import Kind
@@ -25,7 +27,7 @@ from sleeptrain.plan.roofline.parts import Part, Record, RunsAgain
 from sleeptrain.plan.roofline.record import Call
 from sleeptrain.sleep.inputs import RoundInputs, inputs_of_rounds
 from sleeptrain.sleep.loop import LoopSettings
-from sleeptrain.sleep.precision import DTYPES
+from sleeptrain.sleep.precision import DTYPES, residual_bytes
 from sleeptrain.sleep.round_layouts import RoundLayouts
 from sleeptrain.sleep.rounds import Round, Stretch, round_layers
 
@@ -33,6 +35,8 @@ from sleeptrain.sleep.rounds import Round, Stretch, round_layers
 KEPT = frozenset({Kind.PRODUCT, Kind.ATTENTION, Kind.RECURRENCE, Kind.HEAD, Kind.LOSS})
 
 AT_ONCE = 64  # pairs of tensors to which torch's `_foreach_add_` adds in a launch
+LATE_CALLS = 5  # of the host for a product of kept rows: slices of both factors, a view, the product
+GRAPH_COPIES = 12  # launches: inputs of four dtypes, results of two, gradients of both
 SUM_BYTES = 12  # that a sum reads and writes an element
 
 
@@ -49,11 +53,13 @@ class Parts:
     """The parts of a round with how often it runs each.
 
     blocks: the blocks. ends: the embedding, and the norm between passes. loss: the last norm, the head and the loss.
+    moved: bytes that CUDA graphs of the round copy in and out, forward and backward.
     """
 
     blocks: tuple[tuple[Record, int], ...]
     ends: tuple[tuple[Record, int], ...]
     loss: tuple[tuple[Record, int], ...]
+    moved: int
 
     @property
     def all(self) -> tuple[tuple[Record, int], ...]:
@@ -68,9 +74,14 @@ class Parts:
         return sum((record.count_forward(gpu, compile) * times for record, times in self.all), NOTHING)
 
     def host_with_graphs(self, gpu: Gpu) -> float:
-        """Seconds of the host, forward and backward, if all but the loss are two CUDA graphs."""
+        """Seconds of the host, forward and backward, if CUDA graphs run all but the loss and products of kept rows."""
         eager = ((r.count_forward(gpu, False) + r.count_backward(gpu, False)) * times for r, times in self.loss)
-        return 2 * SHARES.replay + sum(work.host for work in eager)
+        late = sum(record.late_products * times for record, times in self.blocks)
+        return 2 * SHARES.replay + sum(work.host for work in eager) + late * LATE_CALLS * SHARES.call
+
+    def graph_copies(self, gpu: Gpu) -> Count:
+        """The copies of what CUDA graphs of the round read and write."""
+        return count([Kernel(Kind.ELEMENTWISE, GRAPH_COPIES, 2 * self.moved)], gpu, 0.0)
 
     def again(self, gpu: Gpu, compile: bool, runs: RunsAgain) -> Count:
         """The forward that runs again, which has no loss."""
@@ -95,10 +106,11 @@ class RoundRecords:
         # By what tells steps apart: the parts of each kind of round (`sleeptrain.plan.roofline.step`).
         self.step_parts: dict[Hashable, dict[Hashable, Parts]] = {}
 
-    def inputs(self, batch: Batch, rounds: Sequence[Round]) -> list[RoundInputs]:
-        """The inputs of the rounds of a batch as a GPU would get them, on the CPU."""
+    def inputs(self, batch: Batch, rounds: Sequence[Round], fixed_sizes: bool = False) -> list[RoundInputs]:
+        """The inputs of the rounds of a batch as a GPU would get them, on the CPU. fixed_sizes: for CUDA graphs."""
         with as_on_gpu(), computing_in(self._empty, DTYPES[self._train.precision]):
-            layouts = RoundLayouts(batch, self._empty, self._settings.boundary.sliding_window)
+            window = self._settings.boundary.sliding_window
+            layouts = RoundLayouts(batch, self._empty, window, fixed_sizes=fixed_sizes)
         return inputs_of_rounds(batch, rounds, layouts, torch.device("cpu"))
 
     @cached_property
@@ -107,9 +119,12 @@ class RoundRecords:
         with torch.device("meta"):
             return Hybrid(self._model)
 
-    def of(self, r: Round, inputs: RoundInputs, keep: bool = True) -> Parts:
-        """The parts of a round. inputs: of the round, on the CPU. keep: its loss keeps the logits."""
-        model, part = self._model, Part(self._model, self._train, r, inputs)
+    def of(self, r: Round, inputs: RoundInputs, keep: bool = True, stacked: int = STACKED) -> Parts:
+        """The parts of a round.
+
+        inputs: of the round, on the CPU. keep: its loss keeps the logits. stacked: as of `Part`.
+        """
+        model, part = self._model, Part(self._model, self._train, r, inputs, stacked)
         shapes = tuple(tuple(t.shape) if isinstance(t, torch.Tensor) else t for t in tree_leaves(inputs.layout))
         size = (len(r.rows), r.length)
         blocks: Counter[Record] = Counter()
@@ -120,11 +135,12 @@ class RoundRecords:
             if not r.is_wake and layer < self._settings.core[1]:
                 boundary = replace(boundary, carry_conv=False)
             state_only = r.state_only and layer == layers[-1]
-            key = (*size, *shapes, pairs, model.layers[layer], layer in model.mixer_only, boundary, state_only)
+            key = (*size, *shapes, pairs, model.layers[layer], layer in model.mixer_only, boundary, state_only, stacked)
             if key not in self._known:
                 self._known[key] = part.block(layer, boundary, state_only, pairs)
             blocks[self._known[key]] += 1
-        return Parts(tuple(blocks.items()), self._ends(part, model, size), self._loss(part, size, keep))
+        ends, loss = self._ends(part, model, size), self._loss(part, size, keep)
+        return Parts(tuple(blocks.items()), ends, loss, graph_bytes(model, r, residual_bytes(self._train)))
 
     def _loss(self, part: Part, size: tuple[int, int], keep: bool) -> tuple[tuple[Record, int], ...]:
         if not part.round.loss:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.distributed.gpus import Gpu
+from sleeptrain.ops.row_stacks import FEW, STACKED
 from sleeptrain.plan.roofline.fusion import Kernel
 from sleeptrain.plan.roofline.kernel_times import NOTHING, Count, count
 from sleeptrain.plan.roofline.kinds import Kind
@@ -59,17 +60,22 @@ def count_step(
 ) -> StepCount:
     """Count a micro-batch of a step, with the whole depth of the model on one process of a tensor group.
 
-    Without the optimizer's update and without communication. compile: blocks are compiled. batch: of one micro-batch,
-    on the CPU, whose rounds the workload has; None: a typical one. records: of the same configuration, to record
-    nothing twice. mode: of recomputation; None: the configured one.
+    Without the optimizer's update and without communication. With `train.cuda_graphs` rounds are replayed, if none runs
+    again. compile: blocks are compiled. batch: of one micro-batch, on the CPU, whose rounds the workload has; None: a
+    typical one. records: of the same configuration, to record nothing twice. mode: of recomputation; None: the
+    configured one.
     """
     mode = mode or config.sleep.recompute
     records = records or RoundRecords(config, workload.settings)
     batch = typical_batch(config, workload.rows) if batch is None else batch
-    parts = _parts(workload, batch, records, keep=Recompute(mode).keeps_logits)
+    graphs = config.train.cuda_graphs and mode == "none"
+    parts = _parts(workload, batch, records, Recompute(mode).keeps_logits, graphs)
     trained = workload.trained(config.parallel.pipeline)
     work = sum((parts[r].forward(gpu, compile) for r in workload.rounds), NOTHING)
     work += sum((parts[r].backward(gpu, compile) for r in trained), NOTHING)
+    if graphs:
+        work += sum((parts[r].graph_copies(gpu) for r in workload.rounds), NOTHING)
+        work = replace(work, host=sum(parts[r].host_with_graphs(gpu) for r in workload.rounds))
     # The sums of a step's first round are no sums. Once in the step matrices are cast, and their gradients set to zero.
     uses = len(trained) * workload.num_micros
     work = work.without(Kind.SUM, 1 / uses if uses else 0.0)
@@ -88,18 +94,31 @@ def count_step(
     return StepCount(work, own / share, all_tokens / share, (all_tokens + again) / share)
 
 
-def _parts(workload: Workload, batch: Batch, records: RoundRecords, keep: bool) -> dict[Round, Parts]:
+def _parts(workload: Workload, batch: Batch, records: RoundRecords, keep: bool, graphs: bool) -> dict[Round, Parts]:
     """The parts of each round; rounds of windows that differ in nothing but their place are recorded once."""
-    kinds = [_kind(r, batch) for r in workload.rounds]
+    stacked = {r: rows_together(r, workload.rounds) if graphs else STACKED for r in workload.rounds}
+    kinds = [(*_kind(r, batch), stacked[r]) for r in workload.rounds]
     known = records.step_parts.setdefault((keep, *kinds), {})
     if not known:
         first = {kind: r for kind, r in zip(reversed(kinds), reversed(workload.rounds), strict=True)}
-        inputs = records.inputs(batch, list(first.values()))
-        known |= {kind: records.of(r, i, keep) for (kind, r), i in zip(first.items(), inputs, strict=True)}
+        inputs = records.inputs(batch, list(first.values()), fixed_sizes=graphs)
+        pairs = zip(first.items(), inputs, strict=True)
+        known |= {kind: records.of(r, i, keep, stacked[r]) for (kind, r), i in pairs}
     return {r: known[kind] for kind, r in zip(kinds, workload.rounds, strict=True)}
 
 
-def _kind(r: Round, batch: Batch) -> Hashable:
+def rows_together(r: Round, rounds: Sequence[Round]) -> int:
+    """Rows of products that CUDA graphs of a round multiply with others, on average; 0: each product is added at once.
+
+    The sleep passes of a window are together, as many as a stack holds.
+    """
+    rows, passes = len(r.rows) * r.length, sum(other.window == r.window and not other.is_wake for other in rounds)
+    if r.is_wake or passes < 2 or rows >= FEW:
+        return 0
+    return rows * passes // -(-passes // (STACKED // rows))
+
+
+def _kind(r: Round, batch: Batch) -> tuple[Hashable, ...]:
     """What the work of a round depends on, its place apart."""
     targets = int((batch.targets_BT[list(r.rows), r.start : r.stop] != IGNORE).sum()) if r.loss else 0
     return alike(r), r.window == 0, r.work, targets

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from sleeptrain.ops.row_stacks import RecordedRows
 from sleeptrain.sleep.graphs.buffers import Slot, copy_, zero_
 from sleeptrain.sleep.graphs.capture import Capture
 
@@ -43,8 +44,13 @@ class RecordedRound:
         length: int,
         capture: Capture,
         gradients: Mapping[nn.Parameter, torch.Tensor],
+        rows: RecordedRows,
     ) -> None:
-        """leaves: inputs of such a round; what is no tensor is a constant. length: the tokens of the pass."""
+        """leaves: inputs of such a round; what is no tensor is a constant. length: the tokens of the pass.
+
+        rows: that the backward keeps for products of many rows; none may wait now.
+        """
+        self._rows = rows
         self._run, self._slot, self._length, self._gradients = run, slot, length, gradients
         tensors, self._numbers = distinct(leaves)
         self._constants = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
@@ -83,6 +89,7 @@ class RecordedRound:
         pairs = list(zip(self._output_gradients, of_trained, strict=True))
         zero_(buffer for buffer, g in pairs if g is None)
         copy_([buffer for buffer, g in pairs if g is not None], [g for g in of_trained if g is not None])
+        self._rows.take()
         self._replay_backward()
         assert self._input_gradients is not None
         return [None if g is None else g.detach() for g in self._input_gradients]
@@ -121,12 +128,13 @@ class RecordedRound:
         assert self._between is not None
         (inputs, outputs), self._between = self._between, None
         parameters = list(self._gradients)
-        found = torch.autograd.grad(
-            [t for t in outputs if t.requires_grad],
-            [*(t for t in inputs if t.requires_grad), *parameters],
-            self._output_gradients,
-            allow_unused=True,
-        )
+        with self._rows.recording():
+            found = torch.autograd.grad(
+                [t for t in outputs if t.requires_grad],
+                [*(t for t in inputs if t.requires_grad), *parameters],
+                self._output_gradients,
+                allow_unused=True,
+            )
         of_trained = iter(found)
         of_inputs = [next(of_trained) if t.requires_grad else None for t in inputs]
         if self._input_gradients is None:

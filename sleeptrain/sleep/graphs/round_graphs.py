@@ -20,6 +20,7 @@ from sleeptrain.errors import ConfigError
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.state import FastWeights
 from sleeptrain.model.working_copies import KeptCopies
+from sleeptrain.ops.row_stacks import RecordedRows, RowStacks, fixed_place
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.features import Features
 from sleeptrain.sleep.graphs.buffers import FixedGradients, Slot
@@ -50,6 +51,7 @@ class RoundGraphs:
         self._seen: set[Hashable] = set()
         self._recorded: dict[Hashable, tuple[RecordedRound, _Layers]] = {}
         self._is_full = False
+        self.kept.stacks = RowStacks()
 
     @contextmanager
     def step(self, shape: StepShape) -> Iterator[None]:
@@ -109,9 +111,10 @@ class RoundGraphs:
         if layers.place not in self._slots:
             self._slots[layers.place] = Slot(self._capture.new_pool(), layers.window)
         slot = self._slots[layers.place]
-        length, gradients = layers.round.length, self._gradients.tensors
+        self.kept.stacks.multiply()  # the recording writes to the place of rows that may wait
+        arguments = (slot, layers.round.length, self._capture, self._gradients.tensors, layers.rows)
         with _naming_the_setting(layers.round):
-            self._recorded[key] = RecordedRound(layers, leaves, slot, length, self._capture, gradients), layers
+            self._recorded[key] = RecordedRound(layers, leaves, *arguments), layers
         return self._recorded[key]
 
 
@@ -142,6 +145,16 @@ class _Layers:
     def key(self) -> Hashable:
         settings = self.context.settings
         return self.place, self.round.coda, settings.core, settings.boundary, self.structure
+
+    @property
+    def rows(self) -> RecordedRows:
+        """Where the round keeps rows of products. Those of a window's sleep passes, of equal lengths, adjoin.
+
+        Backwards of other windows come between, or have other lengths; rows that wait are multiplied before.
+        """
+        r = self.round
+        is_alone = r.is_wake or (r.pass_index == 2 and r.coda)
+        return RecordedRows(None if is_alone else fixed_place(len(r.rows) * r.length, r.pass_index - 2))
 
     def __call__(self, leaves: Sequence[Any]) -> list[Any]:
         tokens_RL, layout, x_RLD, state, boundary_state = tree_unflatten(leaves, self.structure)

@@ -14,7 +14,8 @@ from tests.plan.roofline.counted import counted_2b
 H200 = GPUS["H200"]
 # Of a round of the 2B on packed text, one row of 2,048 tokens, forward and backward; a few per cent above the count.
 # {round: (kernels of each operator by itself, kernels with compiled blocks, GB, kernels of casts)}
-CEILINGS = {"wake": (2700, 2170, 72, 143), "middle": (3190, 2290, 14.3, 141), "last": (3040, 2170, 13.4, 133)}
+# Casts alone are those of each operator by itself: rotary positions cast two halves, which compiled blocks fuse.
+CEILINGS = {"wake": (2550, 1975, 71, 177), "middle": (2465, 1740, 13.1, 173), "last": (2335, 1665, 12.2, 157)}
 
 
 def round_of(kind: str, keep: bool = True) -> Parts:
@@ -41,10 +42,11 @@ def test_a_round_stays_below_its_ceilings(kind: str) -> None:
 
 
 def test_cuda_graphs_leave_the_loss_to_the_host() -> None:
-    for kind, most in (("wake", 2e-3), ("middle", 6e-4), ("last", 6e-4)):
+    """And products of rows that waited, which sleep rounds have."""
+    for kind in CEILINGS:
         parts = round_of(kind)
         host = (parts.forward(H200, True) + parts.backward(H200, True)).host
-        assert 2 * SHARES.replay <= parts.host_with_graphs(H200) < min(most, host / 4)
+        assert 2 * SHARES.replay <= parts.host_with_graphs(H200) < min(2e-3, host / 4)
 
 
 def test_selective_recomputation_keeps_products() -> None:

@@ -9,8 +9,9 @@ import pytest
 from sleeptrain.distributed.gpus import GPUS, find_gpu
 from sleeptrain.plan.layout import make_plan
 from sleeptrain.plan.roofline.kinds import Kind
-from sleeptrain.plan.roofline.step import StepCount, count_step
+from sleeptrain.plan.roofline.step import StepCount, count_step, rows_together
 from sleeptrain.plan.workload import workloads
+from sleeptrain.sleep.rounds import Round
 from tests.plan.planned import text
 from tests.plan.roofline.counted import counted_2b
 
@@ -40,6 +41,25 @@ def test_the_rounds_after_the_last_loss_have_no_backward() -> None:
     one = replace(workload, rounds=(wake,), stretches=((wake,),))
     alone = count_step(config, one, H200, False, batch, records, "none").work
     assert alone.kernels[Kind.SUM] == 1 < step("none").work.kernels[Kind.SUM]
+
+
+def test_cuda_graphs_copy_what_they_read_and_spare_the_host() -> None:
+    plain, graphs = (
+        count_step(config, workloads(config, 1)[0], H200, True)
+        for config in (text("sleep.recompute=none", f"train.cuda_graphs={on}", *SMALL) for on in ("false", "true"))
+    )
+    assert graphs.flops == plain.flops and graphs.work.host < plain.work.host
+    assert graphs.work.bytes[Kind.ELEMENTWISE] > plain.work.bytes[Kind.ELEMENTWISE]
+
+
+def test_the_passes_of_a_window_are_multiplied_together() -> None:
+    def passes(last: int, length: int) -> list[Round]:
+        return [Round(0, 0, 2048, n, (0,), skip=0 if n == 1 else 2048 - length) for n in range(1, last + 1)]
+
+    for last, length, expected in ((4, 384, 1152), (8, 512, 7 * 512 // 3), (2, 384, 0), (4, 640, 0)):
+        wake, *sleeps = rounds = passes(last, length)
+        assert rows_together(wake, rounds) == 0
+        assert {rows_together(r, rounds) for r in sleeps} == {expected}
 
 
 def test_the_plan_takes_its_efficiency_from_the_count() -> None:

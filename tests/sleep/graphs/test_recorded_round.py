@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from sleeptrain.ops.row_stacks import RecordedRows
 from sleeptrain.sleep.graphs.buffers import Slot
 from sleeptrain.sleep.graphs.recorded_round import RecordedRound, distinct
 from tests.sleep.graphs.recorder import Recorder
@@ -39,7 +40,8 @@ def inputs(seed: int, trained: bool = True) -> list[Any]:
 def recorded(layer: Layer, trained: bool = True) -> tuple[RecordedRound, dict[nn.Parameter, torch.Tensor], Recorder]:
     recorder, gradients = Recorder(), {p: torch.zeros_like(p) for p in (layer.weight, layer.unused)}
     slot = Slot(recorder.new_pool(), 8)
-    return RecordedRound(layer, inputs(0, trained), slot, LENGTH, recorder, gradients), gradients, recorder
+    recorded = RecordedRound(layer, inputs(0, trained), slot, LENGTH, recorder, gradients, RecordedRows(None))
+    return recorded, gradients, recorder
 
 
 def losses(results: list[Any]) -> torch.Tensor:

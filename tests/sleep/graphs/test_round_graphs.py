@@ -12,11 +12,16 @@ from sleeptrain.data.batch import Batch
 from sleeptrain.errors import ConfigError
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.linear import computing_in
+from sleeptrain.model.mixers.spec import WIDE
 from sleeptrain.model.state import FastWeights
+from sleeptrain.ops import row_stacks
+from sleeptrain.ops.row_stacks import RecordedRows
+from sleeptrain.plan.activations import graph_bytes
 from sleeptrain.sleep import precision
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.graphs import round_graphs
 from sleeptrain.sleep.graphs.round_graphs import RoundGraphs
+from sleeptrain.sleep.rounds import plan_batch
 from sleeptrain.sleep.step import StepResult, forward_backward, step_context
 from tests.models import random_batch, tiny_model
 from tests.sleep.graphs.recorder import Recorder
@@ -127,6 +132,20 @@ def test_the_second_round_of_a_kind_is_recorded_and_later_ones_are_replayed() ->
     assert recorder.pools == 3
 
 
+def test_the_plan_counts_what_graphs_read_and_leave() -> None:
+    """Except before the first window: no memory is read there."""
+    graphs, shape = RoundGraphs(model := tiny_model(), Recorder()), StepShape(3, WINDOW, 2)
+    config, batch = config_of(model, 3), random_batch([[0] * 32] * 2, continues=[True, True])
+    for _ in range(2):
+        forward_backward(step_context(config, shape, model, graphs=graphs), model, batch, shape, None)
+    rounds = plan_batch(batch, WINDOW, 3, config.sleep)
+    assert len(graphs._slots) == len(rounds) == 6
+    for r, slot in zip(rounds, graphs._slots.values(), strict=True):
+        found = sum(t.numel() for t in slot._memory.values() if t.is_floating_point())
+        counted = graph_bytes(model.config, r, WIDE) // WIDE
+        assert found == counted if r.window else found < counted
+
+
 def test_rounds_beyond_the_most_run_without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(round_graphs, "MOST_ROUNDS", 2)
     recorder = Recorder()
@@ -158,10 +177,22 @@ def test_other_trained_parameters_are_recorded_anew() -> None:
         assert recorder.recorded == recorded and (frozen.grad is not None) == trained
 
 
-def test_working_copies_and_gradients_keep_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in bf16, but in fp64: products add to gradients of matrices, those of vectors are added up at the end."""
+@pytest.mark.parametrize("few", [0, 40], ids=["at once", "kept rows"])
+@pytest.mark.parametrize("changes", [{}, {"bptt_windows": 2, "micro_batch": 1}], ids=str)
+def test_working_copies_and_gradients_keep_their_place(
+    few: int, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in bf16, but in fp64: products add to gradients of matrices, those of vectors are added up at the end.
+
+    few: products with fewer rows wait until many can be multiplied; passes of two rows have 14 to 22.
+    """
     monkeypatch.setattr(precision, "computing_in", lambda model, _: computing_in(model, torch.float64))
     monkeypatch.setitem(precision.DTYPES, "fp32", torch.float64)  # of the residual stream
+    for name, value in {"FEW": few, "STACKED": 44, "LARGE": 1}.items():
+        monkeypatch.setattr(row_stacks, name, value)
+    taken = list[int]()
+    take = RecordedRows.take
+    monkeypatch.setattr(RecordedRows, "take", lambda rows: (taken.append(len(rows._counts)), take(rows)))
     outcomes = []
     for recorder in (None, Recorder()):
         model = tiny_model(norm="zero_centred", tie_embeddings=True)
@@ -176,12 +207,13 @@ def test_working_copies_and_gradients_keep_their_place(monkeypatch: pytest.Monke
                 p.grad = view
 
         monkeypatch.setattr(model, "zero_grad", zero_grad)
-        config = config_of(model, 3)
+        config = config_of(model, 3, **changes)
         config.train.precision = "bf16"
         graphs = None if recorder is None else RoundGraphs(model, recorder)
         outcomes.append(steps(model, config, graphs))
         assert all(p.grad is view for p, view in zip(model.parameters(), views, strict=True))
     assert recorder is not None and recorder.replays > 0
+    assert bool(few) == any(taken), "replays that keep rows"
     assert_equal(outcomes[1], outcomes[0])
 
 
