@@ -31,15 +31,19 @@ def round_flops(config: ModelConfig, r: Round, core: tuple[int, int], sliding_wi
     stretches = _stretches(r, sliding_window)
     tokens = sum(s.tokens * times for s, times in stretches.items())
     layers = round_layers(r, config.layers, core, sliding_window is not None)
-    total = 0
-    for index in layers:
-        cost = layer_flops(config, index)
-        total += cost.state * tokens
-        if not (r.state_only and index == layers[-1]):
-            reach = _reach(config, index, r, sliding_window)
-            total += cost.features * tokens
-            total += cost.pair * sum(_pairs(s, reach) * times for s, times in stretches.items()) if cost.pair else 0
+    end = layers[-1:] if r.state_only else range(0)
+    total = sum(layer_flops(config, index).state * tokens for index in end)
+    for index, times in _alike(config, layers[: len(layers) - len(end)]).items():
+        cost, reach = layer_flops(config, index), _reach(config, index, r, sliding_window)
+        pairs = sum(_pairs(s, reach) * times for s, times in stretches.items()) if cost.pair else 0
+        total += times * ((cost.state + cost.features) * tokens + cost.pair * pairs)
     return total
+
+
+def _alike(config: ModelConfig, layers: range) -> Counter[int]:
+    """How often each kind of block is among the layers, by the first block of that kind."""
+    first: dict[tuple[str, bool], int] = {}
+    return Counter(first.setdefault((config.layers[i], i in config.mixer_only), i) for i in layers)
 
 
 def _stretches(r: Round, sliding_window: int | None) -> Counter[Stretch]:

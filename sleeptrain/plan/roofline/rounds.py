@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -13,19 +13,21 @@ from torch.utils._pytree import tree_leaves
 from sleeptrain.config.schema import Config, ModelConfig
 from sleeptrain.data.batch import Batch
 from sleeptrain.distributed.gpus import Gpu
-from sleeptrain.model.hybrid import Hybrid
+from sleeptrain.model.hybrid import Hybrid, keeps_logits, rows_at_once
 from sleeptrain.model.linear import computing_in
 from sleeptrain.model.mixers.registry import block_spec
+from sleeptrain.model.shards import VocabularyPart
 from sleeptrain.ops.device import as_on_gpu
 from sleeptrain.parallel.tensor.sharding import local_config
 from sleeptrain.plan.roofline.fusion import Kernel
 from sleeptrain.plan.roofline.kernel_times import NOTHING, SHARES, Count, count
 from sleeptrain.plan.roofline.kinds import Kind
-from sleeptrain.plan.roofline.parts import Part, Record, RunsAgain
+from sleeptrain.plan.roofline.parts import AnyRecord, LongRecord, Part, Record, RunsAgain
 from sleeptrain.plan.roofline.record import Call
+from sleeptrain.plan.workload import typical_batch
 from sleeptrain.sleep.inputs import RoundInputs, inputs_of_rounds
 from sleeptrain.sleep.loop import LoopSettings
-from sleeptrain.sleep.precision import DTYPES
+from sleeptrain.sleep.precision import DTYPES, product_bytes
 from sleeptrain.sleep.round_layouts import RoundLayouts
 from sleeptrain.sleep.rounds import Round, Stretch, round_layers
 
@@ -34,6 +36,7 @@ KEPT = frozenset({Kind.PRODUCT, Kind.ATTENTION, Kind.RECURRENCE, Kind.HEAD, Kind
 
 AT_ONCE = 64  # pairs of tensors to which torch's `_foreach_add_` adds in a launch
 SUM_BYTES = 12  # that a sum reads and writes an element
+PIECES = 2  # of a loss: the first ones, which are recorded of many
 
 
 def anything(call: Call) -> bool:
@@ -51,12 +54,12 @@ class Parts:
     blocks: the blocks. ends: the embedding, and the norm between passes. loss: the last norm, the head and the loss.
     """
 
-    blocks: tuple[tuple[Record, int], ...]
-    ends: tuple[tuple[Record, int], ...]
-    loss: tuple[tuple[Record, int], ...]
+    blocks: tuple[tuple[AnyRecord, int], ...]
+    ends: tuple[tuple[AnyRecord, int], ...]
+    loss: tuple[tuple[AnyRecord, int], ...]
 
     @property
-    def all(self) -> tuple[tuple[Record, int], ...]:
+    def all(self) -> tuple[tuple[AnyRecord, int], ...]:
         return self.blocks + self.ends + self.loss
 
     @property
@@ -72,9 +75,10 @@ class Parts:
         eager = ((r.count_forward(gpu, False) + r.count_backward(gpu, False)) * times for r, times in self.loss)
         return 2 * SHARES.replay + sum(work.host for work in eager)
 
-    def again(self, gpu: Gpu, compile: bool, runs: RunsAgain) -> Count:
-        """The forward that runs again, which has no loss."""
-        return sum((record.count_forward(gpu, compile, runs) * times for record, times in self.blocks), NOTHING)
+    def again(self, gpu: Gpu, compile: bool, runs: RunsAgain, loss: bool = False) -> Count:
+        """The forward that runs again. loss: with the loss."""
+        records = self.blocks + self.loss if loss else self.blocks
+        return sum((record.count_forward(gpu, compile, runs) * times for record, times in records), NOTHING)
 
     def backward(self, gpu: Gpu, compile: bool) -> Count:
         """The backward, with the round's share of the sums that are left to the step's end."""
@@ -91,15 +95,34 @@ class RoundRecords:
         """config: `model.vocab_size` is known."""
         self._model = local_config(config.model, config.parallel.tensor)
         self._train, self._settings = config.train, settings
-        self._known: dict[Hashable, Record] = {}
-        # By what tells steps apart: the parts of each kind of round (`sleeptrain.plan.roofline.step`).
-        self.step_parts: dict[Hashable, dict[Hashable, Parts]] = {}
+        self._known: dict[Hashable, AnyRecord] = {}
+        self._parts: dict[Hashable, Parts] = {}
+        self._inputs: dict[Hashable, RoundInputs] = {}
+        self._batches: dict[int, Batch] = {}
+        self._layouts: tuple[Batch, RoundLayouts] | None = None
 
     def inputs(self, batch: Batch, rounds: Sequence[Round]) -> list[RoundInputs]:
         """The inputs of the rounds of a batch as a GPU would get them, on the CPU."""
-        with as_on_gpu(), computing_in(self._empty, DTYPES[self._train.precision]):
-            layouts = RoundLayouts(batch, self._empty, self._settings.boundary.sliding_window)
+        if self._layouts is None or self._layouts[0] is not batch:
+            with as_on_gpu(), computing_in(self._empty, DTYPES[self._train.precision]):
+                self._layouts = batch, RoundLayouts(batch, self._empty, self._settings.boundary.sliding_window)
+        _, layouts = self._layouts
         return inputs_of_rounds(batch, rounds, layouts, torch.device("cpu"))
+
+    def typical_batch(self, config: Config, rows: int) -> Batch:
+        """As the function of that name. config: that of the records, but for the layout."""
+        if rows not in self._batches:
+            self._batches[rows] = typical_batch(config, rows)
+        return self._batches[rows]
+
+    def of_kind(self, kind: Hashable, batch: Batch, r: Round, keep: bool, head_parts: int) -> Parts:
+        """As `of`. kind: equal for rounds of all batches that have the same parts."""
+        if kind not in self._inputs:
+            [self._inputs[kind]] = self.inputs(batch, [r])
+        key = (kind, keep, head_parts)
+        if key not in self._parts:
+            self._parts[key] = self.of(r, self._inputs[kind], keep, head_parts)
+        return self._parts[key]
 
     @cached_property
     def _empty(self) -> Hybrid:
@@ -107,12 +130,15 @@ class RoundRecords:
         with torch.device("meta"):
             return Hybrid(self._model)
 
-    def of(self, r: Round, inputs: RoundInputs, keep: bool = True) -> Parts:
-        """The parts of a round. inputs: of the round, on the CPU. keep: its loss keeps the logits."""
+    def of(self, r: Round, inputs: RoundInputs, keep: bool = True, head_parts: int = 1) -> Parts:
+        """The parts of a round.
+
+        inputs: of the round, on the CPU. keep: its loss keeps the logits. head_parts: stages that share the head.
+        """
         model, part = self._model, Part(self._model, self._train, r, inputs)
         shapes = tuple(tuple(t.shape) if isinstance(t, torch.Tensor) else t for t in tree_leaves(inputs.layout))
         size = (len(r.rows), r.length)
-        blocks: Counter[Record] = Counter()
+        blocks: Counter[AnyRecord] = Counter()
         layers = round_layers(r, model.layers, self._settings.core, self._settings.boundary.sliding_window is not None)
         for layer in layers:
             pairs = attending_pairs(r, block_spec(model, layer).reach(size[1]))
@@ -121,18 +147,31 @@ class RoundRecords:
                 boundary = replace(boundary, carry_conv=False)
             state_only = r.state_only and layer == layers[-1]
             key = (*size, *shapes, pairs, model.layers[layer], layer in model.mixer_only, boundary, state_only)
-            if key not in self._known:
-                self._known[key] = part.block(layer, boundary, state_only, pairs)
-            blocks[self._known[key]] += 1
-        return Parts(tuple(blocks.items()), self._ends(part, model, size), self._loss(part, size, keep))
+            blocks[self._once(key, partial(part.block, layer, boundary, state_only, pairs))] += 1
+        loss = self._loss(part, size, keep, head_parts) if r.loss else ()
+        return Parts(tuple(blocks.items()), self._ends(part, model, size), loss)
 
-    def _loss(self, part: Part, size: tuple[int, int], keep: bool) -> tuple[tuple[Record, int], ...]:
-        if not part.round.loss:
-            return ()
-        key = ("head", *size, len(part.inputs.targets_N), keep)
-        if key not in self._known:
-            self._known[key] = part.head(keep)
-        return ((self._known[key], 1),)
+    def _loss(
+        self, part: Part, size: tuple[int, int], keep: bool, head_parts: int
+    ) -> tuple[tuple[AnyRecord, int], ...]:
+        """The loss of all stages. Of parts of the vocabulary the first stands for all, which have as many ids or one
+        more.
+        """
+        num_targets, vocab_size = len(part.inputs.targets_N), part.model.vocab_size
+        key, itemsize = ("head", *size, num_targets, keep, head_parts), product_bytes(self._train)
+        shared = VocabularyPart(0, head_parts) if head_parts > 1 else None
+        ids = vocab_size if shared is None else max(len(shared.rows(vocab_size)), 1)
+        keep = keep and keeps_logits(num_targets, ids, itemsize)
+        rows = rows_at_once(ids, kernels=shared is None)
+
+        def record(n: int | None = None) -> Record:
+            return part.head(keep, n) if shared is None else part.head_part(shared, keep, n)
+
+        head = self._once(key, lambda: in_pieces(record, num_targets, rows))
+        if shared is None:
+            return ((head, 1),)
+        ends = self._once(("head ends", *size, num_targets, head_parts), lambda: part.head_ends(head_parts))
+        return ((head, head_parts), (ends, 1))
 
     def _ends(self, part: Part, model: ModelConfig, size: tuple[int, int]) -> tuple[tuple[Record, int], ...]:
         r = part.round
@@ -141,10 +180,24 @@ class RoundRecords:
             parts.append((("embedding", *size), part.embedding))
         if model.norm_between_passes and not r.state_only:
             parts.append((("fed back", *size), part.fed_back))
-        for key, record in parts:
-            if key not in self._known:
-                self._known[key] = record()
-        return tuple((self._known[key], 1) for key, _ in parts)
+        return tuple((self._once(key, record), 1) for key, record in parts)
+
+    def _once(self, key: Hashable, record: Callable[[], AnyRecord]) -> AnyRecord:
+        if key not in self._known:
+            self._known[key] = record()
+        return self._known[key]
+
+
+def in_pieces(record: Callable[[int | None], Record], num_targets: int, rows: int) -> AnyRecord:
+    """The record of a loss of `num_targets` targets that is computed `rows` at a time.
+
+    record: called with a number of targets; None: all. Of many pieces two or three are recorded.
+    """
+    more = num_targets // rows - PIECES
+    if more < 2:
+        return record(None)
+    short = num_targets - more * rows
+    return LongRecord(record(short), record(short + rows), more)
 
 
 def attending_pairs(r: Round, reach: int) -> int:
