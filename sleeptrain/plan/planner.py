@@ -17,8 +17,8 @@ from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.plan.activations import Activations
 from sleeptrain.plan.links import LINK_SHARES, DataTraffic, TensorTraffic, data_traffic, sent_bytes, tensor_traffic
 from sleeptrain.plan.live import Peak
-from sleeptrain.plan.memory import StageMemory, stage_memory, stage_peak
-from sleeptrain.plan.parameters import WIDE, Held, held_parameters
+from sleeptrain.plan.memory import StageMemory, graph_bytes, stage_memory, stage_peak
+from sleeptrain.plan.parameters import WIDE, Held, ModelParameters
 from sleeptrain.plan.roofline.kernel_times import SHARES
 from sleeptrain.plan.roofline.rounds import RoundRecords
 from sleeptrain.plan.roofline.step import StepCount, count_step
@@ -87,7 +87,8 @@ class Planner:
     def held(self, config: Config) -> list[list[Held]]:
         """The parameters of a process of each pipeline stage."""
         key = ("held", config.parallel.tensor, *_pipeline(config))
-        return self._once(key, lambda: held_parameters(config, self.stages(config).bounds))
+        model = self._once(("model",), lambda: ModelParameters(config))
+        return self._once(key, lambda: model.stages(config, self.stages(config).bounds))
 
     def workloads(self, config: Config, replicas: int) -> list[Workload]:
         key = ("workloads", replicas, config.train.micro_batch, config.parallel.token_parts)
@@ -125,7 +126,9 @@ class Planner:
         def one(s: int, h: list[Held]) -> StageMemory:
             nothing = None if config.parallel.pipeline == 1 else Peak(0, 0)
             peak = self._peak(config, workload, s) if peaks else nothing
-            return stage_memory(config, workload, h, stages, s, counts, peak)
+            key = ("graphs", s, config.parallel.zero == 3, *_mode(config, workload))
+            graphs = self._once(key, lambda: graph_bytes(counts, config, workload, range(*stages.bounds[s : s + 2])))
+            return stage_memory(config, workload, h, stages, s, counts, peak, graphs)
 
         parallel = config.parallel
         key = ("memory", peaks, workload.replicas, parallel.zero, parallel.shard_replicas, *_mode(config, workload))
@@ -163,14 +166,15 @@ class Planner:
 
         return self._once(("times", *_pipeline(config), *_shape(config, workload)), make)
 
-    def least_compute(self, config: Config, processes: int, workload: Workload) -> float:
-        """Seconds of work and waiting that the step takes at least. Nothing is recorded for it.
+    def least_compute(self, config: Config, processes: int, workload: Workload, counted: bool) -> float:
+        """Seconds of work and waiting that the step takes at least.
 
-        Where the efficiency is counted, no kernel reaches more of the GPU's peak than wide products.
+        counted: at its efficiency; else nothing is recorded: no kernel reaches more of the peak than wide products.
         """
         assert self.gpu is not None
         busy, finish = self._least_times(config, workload)
-        share = SHARES.wide_product if self.efficiency is None else self.efficiency
+        named = SHARES.wide_product if self.efficiency is None else self.efficiency
+        share = self.efficiency_of(config, workload) if counted else named
         return self._executed(config, processes, workload, busy) / (self.gpu.flops * share) * finish / max(busy)
 
     def least_seconds(self, config: Config, processes: int, workload: Workload) -> float:
@@ -195,7 +199,8 @@ class Planner:
     def step_count(self, config: Config, workload: Workload) -> StepCount:
         assert self.gpu is not None
         gpu, tensor = self.gpu, config.parallel.tensor
-        records = self._once(("records", tensor, workload.settings), lambda: RoundRecords(config, workload.settings))
+        of = workload.settings  # of which a record reads the core and the boundary
+        records = self._once(("records", tensor, of.core, of.boundary), lambda: RoundRecords(config, of))
         stages, split = _pipeline(config)  # of the stages only a shared head's parts matter
         key = ("count", stages if split else min(stages, 2), split, config.sleep.recompute, tensor)
         key = (*key, *_shape(config, workload))

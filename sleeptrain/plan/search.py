@@ -197,7 +197,7 @@ class _Searcher:
         works = self._works(layout)
 
         def least(config: Config, work: Workload) -> float:
-            return self.planner.least_compute(config, self.processes, work)
+            return self.planner.least_compute(config, self.processes, work, counted=False)
 
         return _hours([min(least(config, work) for config in modes) for work in works], works)
 
@@ -212,6 +212,7 @@ class _Searcher:
         if not self._fits(configs, works, peaks=False):
             return
         pairs = list(zip(configs, works, strict=True))
+        yield _hours([self.planner.least_compute(c, self.processes, w, counted=True) for c, w in pairs], works)
         seconds = [self.planner.least_seconds(c, self.processes, w) for c, w in pairs]
         yield _hours(seconds, works)
         if layout.config.parallel.pipeline > 1:

@@ -126,9 +126,9 @@ class RoundRecords:
 
     @cached_property
     def _empty(self) -> Hybrid:
-        """The model without weights."""
+        """The model without weights, with one block of each kind: layouts depend on the kinds alone."""
         with torch.device("meta"):
-            return Hybrid(self._model)
+            return Hybrid(replace(self._model, layers=list(dict.fromkeys(self._model.layers)), mixer_only=[]))
 
     def of(self, r: Round, inputs: RoundInputs, keep: bool = True, head_parts: int = 1) -> Parts:
         """The parts of a round.
