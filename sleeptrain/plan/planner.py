@@ -202,8 +202,8 @@ class Planner:
         of = workload.settings  # of which a record reads the core and the boundary
         records = self._once(("records", tensor, of.core, of.boundary), lambda: RoundRecords(config, of))
         stages, split = _pipeline(config)  # of the stages only a shared head's parts matter
-        key = ("count", stages if split else min(stages, 2), split, config.sleep.recompute, tensor)
-        key = (*key, *_shape(config, workload))
+        heads = stages if split else min(stages, 2)
+        key = ("count", heads, split, config.sleep.recompute, tensor, *_shape(config, workload))
         return self._once(key, lambda: count_step(config, workload, gpu, config.train.compile, records=records))
 
     def tensor(self, config: Config, workload: Workload) -> tuple[TensorTraffic, ...]:

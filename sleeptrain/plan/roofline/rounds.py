@@ -173,7 +173,7 @@ class RoundRecords:
         ends = self._once(("head ends", *size, num_targets, head_parts), lambda: part.head_ends(head_parts))
         return ((head, head_parts), (ends, 1))
 
-    def _ends(self, part: Part, model: ModelConfig, size: tuple[int, int]) -> tuple[tuple[Record, int], ...]:
+    def _ends(self, part: Part, model: ModelConfig, size: tuple[int, int]) -> tuple[tuple[AnyRecord, int], ...]:
         r = part.round
         parts: list[tuple[tuple[Hashable, ...], Callable[[], Record]]] = []
         if r.is_wake or (not r.feeds_back and self._settings.core[0] == 0):
