@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from sleeptrain.terminal import say, say_json
 
 if TYPE_CHECKING:
     from sleeptrain.distributed.gpus import Gpu
+    from sleeptrain.plan.search import Search
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -63,12 +65,30 @@ def _search(config: Config, options: Namespace, gpu: tuple[str, Gpu] | None) -> 
 
     if gpu is None or options.processes is None or options.plot is not None:
         raise ConfigError("--search ranks layouts by time: give --processes N and --gpu NAME, and no --plot")
-    result = search(config, options.processes, gpu, options.efficiency)
+    progress = _nothing if options.json else _Progress()
+    result = search(config, options.processes, gpu, options.efficiency, progress)
     if options.json:
         say_json(json.dumps(search_to_json(result, options.processes, gpu[0])))
     else:
         say(search_to_text(result, options.processes, gpu[0]))
     return 0
+
+
+class _Progress:
+    """Prints how far a search is to standard error, for each tenth of its layouts."""
+
+    def __init__(self) -> None:
+        self._tenths = 0
+
+    def __call__(self, so_far: Search) -> None:
+        done = so_far.layouts - so_far.waiting
+        if (tenths := done * 10 // so_far.layouts) > self._tenths:
+            self._tenths = tenths
+            say(f"search: {done} of {so_far.layouts} layouts, {so_far.forecast} forecast", file=sys.stderr)
+
+
+def _nothing(so_far: Search) -> None:
+    pass
 
 
 def _job_path(path: Path) -> Path:

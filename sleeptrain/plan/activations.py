@@ -175,7 +175,7 @@ def state_bytes(model: ModelConfig, kind: str) -> int:
     return WIDE * prod(mixer_spec(model, kind).state_shape)
 
 
-def graph_bytes(model: ModelConfig, r: Round, residual: int) -> int:
+def cuda_graph_bytes(model: ModelConfig, r: Round, residual: int) -> int:
     """Bytes of the tensors at the ends of a round's CUDA graphs: features and S, read and left, and their gradients.
 
     A wake pass also leaves its embeddings, a sleep pass reads the memory at the window's start. residual: bytes of an

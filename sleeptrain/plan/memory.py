@@ -13,7 +13,7 @@ from sleeptrain.parallel.pipeline.stage_split import splits_head
 from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.parallel.tensor.sharding import local_config
 from sleeptrain.parallel.zero.working_weights import are_narrow
-from sleeptrain.plan.activations import Activations, carried_bytes, graph_bytes, state_bytes
+from sleeptrain.plan.activations import Activations, carried_bytes, cuda_graph_bytes, state_bytes
 from sleeptrain.plan.live import Memory, Peak, peak_held
 from sleeptrain.plan.parameters import Held, training_state
 from sleeptrain.plan.shared_head import SharedHead
@@ -58,11 +58,13 @@ def stage_memory(
     stage: int,
     counts: Activations,
     peak: Peak | None = None,
+    graphs: int | None = None,
 ) -> StageMemory:
     """The memory of pipeline stage `stage`.
 
     held: the parameters that its process holds. counts: of the configuration, in any mode of recomputation.
-    peak: what the stage keeps between its tasks (`stage_peak`); None without a pipeline.
+    peak: what the stage keeps between its tasks (`stage_peak`); None without a pipeline. graphs: its `graph_bytes`;
+    None: they are counted here.
     """
     layers = range(*stages.bounds[stage : stage + 2])
     mesh = (config.parallel.tensor, config.parallel.pipeline, workload.replicas)
@@ -73,6 +75,7 @@ def stage_memory(
         head_rows = shared.rows(stage)
     peak = Peak(_boundary(counts, config, workload), 0) if peak is None else peak
     stored = prod(mesh) > 1 and are_narrow(config.parallel.zero)  # the matrices are narrow themselves
+    graphs = graph_bytes(counts, config, workload, layers) if graphs is None else graphs
     copies = 0 if stored or config.parallel.zero == 3 else counts.copies(layers, head_rows)
     if config.parallel.zero < 2 and any(len(r.rows) * r.length < FEW for r in workload.rounds):
         copies += counts.kept_rows(layers)
@@ -88,7 +91,7 @@ def stage_memory(
         state.weights, state.master, state.gradients, state.optimizer,
         state=state_size,
         boundary=peak.boundary,
-        activations=_graphs(counts, config, workload, layers) + copies + _cuda_graphs(counts, config, workload),
+        activations=graphs + copies + _cuda_graphs(counts, config, workload),
         logits=logits,
         messages=peak.messages,
     )  # fmt: skip
@@ -173,11 +176,12 @@ def _cuda_graphs(counts: Activations, config: Config, workload: Workload) -> int
     model, size = counts.model, 0
     for r in workload.rounds:
         width = 3 * model.ffn_dim + 2 * model.dim
-        size += graph_bytes(model, r.whole(), counts.residual) + len(r.rows) * r.whole().length * width * counts.narrow
+        size += cuda_graph_bytes(model, r.whole(), counts.residual)
+        size += len(r.rows) * r.whole().length * width * counts.narrow
     return size
 
 
-def _graphs(counts: Activations, config: Config, workload: Workload, layers: range) -> int:
+def graph_bytes(counts: Activations, config: Config, workload: Workload, layers: range) -> int:
     """Bytes of the graphs of a micro-batch that are alive at once: of one round if rounds run again, else of all."""
     one_round = config.parallel.pipeline > 1 or _rounds_again(config)
     groups = [[r] for r in workload.trained(config.parallel.pipeline)] if one_round else workload.stretches

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from math import prod
 
@@ -50,26 +50,58 @@ class Held:
 
 def held_parameters(config: Config, bounds: Sequence[int]) -> list[list[Held]]:
     """The parameters of each pipeline stage. A stage has the layers between two neighbours in `bounds`."""
-    num_stages, size = len(bounds) - 1, config.parallel.tensor
-    shared = splits_head(config, num_stages)
-    head_parts = [VocabularyPart(stage, num_stages) if shared else None for stage in range(num_stages)]
-    with torch.device("meta"):
-        model = Hybrid(config.model)
-        parts = [Hybrid(config.model, range(*e), part) for e, part in zip(pairwise(bounds), head_parts, strict=True)]
-    whole, roles = dict(model.named_parameters()), with_rates(parameter_roles(model), config.optim)
+    return ModelParameters(config).stages(config, bounds)
 
-    def held(name: str, sharding: ModelSharding, narrow: bool) -> Held:
-        p = whole[name]
+
+class ModelParameters:
+    """The parameters of a model, from which those of the stages of any layout follow."""
+
+    def __init__(self, config: Config) -> None:
+        """config: its `parallel` is not read."""
+        with torch.device("meta"):
+            model = Hybrid(config.model)
+        self._whole, self._roles = dict(model.named_parameters()), with_rates(parameter_roles(model), config.optim)
+        self._narrow = narrow_parameters(config.train, model)
+        self._blocks: dict[int, list[list[Held]]] = {}  # by the number of tensor ranks, of each block
+
+    def stages(self, config: Config, bounds: Sequence[int]) -> list[list[Held]]:
+        """As `held_parameters`. config: with the same settings, but for `parallel`."""
+        num_stages, blocks, held = len(bounds) - 1, self._held_by_blocks(config), list[list[Held]]()
+        shared = splits_head(config, num_stages)
+        for stage, (start, stop) in enumerate(pairwise(bounds)):
+            part = VocabularyPart(stage, num_stages) if shared else None
+            before, after = self._around(config, start == 0, stop == bounds[-1], part)
+            held.append([*before, *(h for block in blocks[start:stop] for h in block), *after])
+        return held
+
+    def _held_by_blocks(self, config: Config) -> list[list[Held]]:
+        size = config.parallel.tensor
+        if size not in self._blocks:
+            sharding, found = ModelSharding(config.model, size), [list[Held]() for _ in config.model.layers]
+            for name in self._whole:
+                if name.startswith("blocks."):
+                    found[int(name.split(".")[1])].append(self._held(config, name, sharding, name in self._narrow))
+            self._blocks[size] = found
+        return self._blocks[size]
+
+    def _around(
+        self, config: Config, begins: bool, ends: bool, part: VocabularyPart | None
+    ) -> tuple[list[Held], list[Held]]:
+        """What a stage holds before and after its blocks; part: of the head. A model of three blocks has the same."""
+        small = replace(config.model, layers=config.model.layers[:1] * 3, mixer_only=[])
+        with torch.device("meta"):
+            stage = Hybrid(small, range(0 if begins else 1, 3 if ends else 2), part)
+        names = [name for name, _ in stage.named_parameters()]
+        sharding, narrow = ModelSharding(small, config.parallel.tensor, part), narrow_parameters(config.train, stage)
+        held = [None if n.startswith("blocks.") else self._held(config, n, sharding, n in narrow) for n in names]
+        first = held.index(None)
+        return [h for h in held[:first] if h], [h for h in held[first:] if h]
+
+    def _held(self, config: Config, name: str, sharding: ModelSharding, narrow: bool) -> Held:
+        p, role = self._whole[name], self._roles[name]
         local = sharding.take(name, p.detach(), 0)
-        always_frozen = len(roles[name].frozen) == num_frozen_stages(config.optim)
-        return Held(name, local.numel(), tuple(p.shape), roles[name], always_frozen, narrow)
-
-    narrow = [narrow_parameters(config.train, part) for part in parts]
-    shardings = [ModelSharding(config.model, size, part) for part in head_parts]
-    return [
-        [held(name, sharding, name in names) for name, _ in part.named_parameters()]
-        for part, sharding, names in zip(parts, shardings, narrow, strict=True)
-    ]
+        always_frozen = len(role.frozen) == num_frozen_stages(config.optim)
+        return Held(name, local.numel(), tuple(p.shape), role, always_frozen, narrow)
 
 
 def count_parameters(config: Config) -> tuple[int, int]:

@@ -9,15 +9,16 @@ from typing import Any, TypeVar
 from sleeptrain.config.schema import Config
 from sleeptrain.distributed.gpus import Gpu
 from sleeptrain.parallel.pipeline.graph import HeadMessage
+from sleeptrain.parallel.pipeline.least_times import least_times
 from sleeptrain.parallel.pipeline.schedule import Schedule, schedule
-from sleeptrain.parallel.pipeline.simulate import Simulation, least_times, simulate
+from sleeptrain.parallel.pipeline.simulate import Simulation, simulate
 from sleeptrain.parallel.pipeline.stage_split import schedule_costs, split_stages, splits_head
 from sleeptrain.parallel.pipeline.stages import PipelineStages
 from sleeptrain.plan.activations import Activations
 from sleeptrain.plan.links import LINK_SHARES, DataTraffic, TensorTraffic, data_traffic, sent_bytes, tensor_traffic
 from sleeptrain.plan.live import Peak
-from sleeptrain.plan.memory import StageMemory, stage_memory, stage_peak
-from sleeptrain.plan.parameters import WIDE, Held, held_parameters
+from sleeptrain.plan.memory import StageMemory, graph_bytes, stage_memory, stage_peak
+from sleeptrain.plan.parameters import WIDE, Held, ModelParameters
 from sleeptrain.plan.roofline.kernel_times import SHARES
 from sleeptrain.plan.roofline.rounds import RoundRecords
 from sleeptrain.plan.roofline.step import StepCount, count_step
@@ -28,6 +29,7 @@ from sleeptrain.plan.workload import Workload, workloads
 from sleeptrain.sleep.precision import residual_bytes
 
 T = TypeVar("T")
+SCHEDULES = 4  # that are kept, for they are large: those of the curriculum stages of a layout
 
 
 @dataclass(frozen=True)
@@ -68,24 +70,25 @@ class StepPlan:
 class Planner:
     """Plans layouts of one run on one GPU.
 
-    Its methods take configurations that differ in `parallel` (except `parallel.split_head`), `train.micro_batch` and
-    `sleep.recompute` only, with the size of the vocabulary; a workload is of such a configuration. `sleep.recompute` is
-    a mode, but in `workloads`.
+    Its methods take configurations that differ in `parallel`, `train.micro_batch` and `sleep.recompute` only, with the
+    size of the vocabulary; a workload is of such a configuration. `sleep.recompute` is a mode, but in `workloads`.
     """
 
     def __init__(self, gpu: Gpu | None, efficiency: float | None):
         """gpu: None: no forecast. efficiency: share of the GPU's peak, 0..1; None: it is counted."""
         self.gpu, self.efficiency = gpu, efficiency
         self._known: dict[Hashable, Any] = {}
+        self._schedules: dict[Hashable, tuple[Schedule, Simulation]] = {}
 
     def stages(self, config: Config) -> PipelineStages:
         pipeline = config.parallel.pipeline
-        return self._once(("stages", pipeline), lambda: split_stages(config, pipeline))
+        return self._once(("stages", *_pipeline(config)), lambda: split_stages(config, pipeline))
 
     def held(self, config: Config) -> list[list[Held]]:
         """The parameters of a process of each pipeline stage."""
-        key = ("held", config.parallel.tensor, config.parallel.pipeline)
-        return self._once(key, lambda: held_parameters(config, self.stages(config).bounds))
+        key = ("held", config.parallel.tensor, *_pipeline(config))
+        model = self._once(("model",), lambda: ModelParameters(config))
+        return self._once(key, lambda: model.stages(config, self.stages(config).bounds))
 
     def workloads(self, config: Config, replicas: int) -> list[Workload]:
         key = ("workloads", replicas, config.train.micro_batch, config.parallel.token_parts)
@@ -105,7 +108,12 @@ class Planner:
 
             return plan, simulate(plan, costs, feature, head_bytes=head_bytes)
 
-        return self._once(("schedule", config.parallel.pipeline, *_shape(config, workload)), make)
+        key = ("schedule", *_pipeline(config), *_shape(config, workload))
+        if key not in self._schedules:
+            if len(self._schedules) == SCHEDULES:
+                del self._schedules[next(iter(self._schedules))]
+            self._schedules[key] = make()
+        return self._schedules[key]
 
     def memory(self, config: Config, workload: Workload, peaks: bool = True) -> tuple[StageMemory, ...]:
         """The memory of the fullest process of each pipeline stage.
@@ -118,7 +126,9 @@ class Planner:
         def one(s: int, h: list[Held]) -> StageMemory:
             nothing = None if config.parallel.pipeline == 1 else Peak(0, 0)
             peak = self._peak(config, workload, s) if peaks else nothing
-            return stage_memory(config, workload, h, stages, s, counts, peak)
+            key = ("graphs", s, config.parallel.zero == 3, *_mode(config, workload))
+            graphs = self._once(key, lambda: graph_bytes(counts, config, workload, range(*stages.bounds[s : s + 2])))
+            return stage_memory(config, workload, h, stages, s, counts, peak, graphs)
 
         parallel = config.parallel
         key = ("memory", peaks, workload.replicas, parallel.zero, parallel.shard_replicas, *_mode(config, workload))
@@ -144,20 +154,33 @@ class Planner:
         if config.parallel.pipeline == 1:  # nothing waits
             busy, finish = self._least_times(config, workload)
         else:
-            _, simulation = self.schedule(config, workload)
-            busy, finish = list(simulation.busy), simulation.finish
+            busy, finish = self._times(config, workload)
         return self._speed(config, processes, workload, busy, finish, efficiency)
 
-    def least_compute(self, config: Config, processes: int, workload: Workload, efficiency: float) -> float:
-        """Seconds of work and waiting that the step takes at least, at no more than this share of the GPU's peak."""
+    def _times(self, config: Config, workload: Workload) -> tuple[list[float], float]:
+        """The time that each rank works, and the end of the step, by the schedule."""
+
+        def make() -> tuple[list[float], float]:
+            simulation = self.schedule(config, workload)[1]
+            return list(simulation.busy), simulation.finish
+
+        return self._once(("times", *_pipeline(config), *_shape(config, workload)), make)
+
+    def least_compute(self, config: Config, processes: int, workload: Workload, counted: bool) -> float:
+        """Seconds of work and waiting that the step takes at least.
+
+        counted: at its efficiency; else nothing is recorded: no kernel reaches more of the peak than wide products.
+        """
         assert self.gpu is not None
         busy, finish = self._least_times(config, workload)
-        return self._executed(config, processes, workload, busy) / (self.gpu.flops * efficiency) * finish / max(busy)
+        named = SHARES.wide_product if self.efficiency is None else self.efficiency
+        share = self.efficiency_of(config, workload) if counted else named
+        return self._executed(config, processes, workload, busy) / (self.gpu.flops * share) * finish / max(busy)
 
-    def least_seconds(self, config: Config, processes: int, workload: Workload, efficiency: float) -> float:
-        """Seconds that the step takes at least, links and update included. efficiency: as in `least_compute`."""
+    def least_seconds(self, config: Config, processes: int, workload: Workload) -> float:
+        """Seconds that the step takes at least, links and update included: stages wait as little as they can."""
         busy, finish = self._least_times(config, workload)
-        return self._speed(config, processes, workload, busy, finish, efficiency).seconds
+        return self._speed(config, processes, workload, busy, finish, self.efficiency_of(config, workload)).seconds
 
     def host_bound(self, config: Config, workload: Workload) -> bool:
         """True if the host needs longer for its calls than the GPU for its work; False if the efficiency is named."""
@@ -176,8 +199,11 @@ class Planner:
     def step_count(self, config: Config, workload: Workload) -> StepCount:
         assert self.gpu is not None
         gpu, tensor = self.gpu, config.parallel.tensor
-        records = self._once(("records", tensor, workload.settings), lambda: RoundRecords(config, workload.settings))
-        key = ("count", config.parallel.pipeline > 1, *_mode(config, workload))
+        of = workload.settings  # of which a record reads the core and the boundary
+        records = self._once(("records", tensor, of.core, of.boundary), lambda: RoundRecords(config, of))
+        stages, split = _pipeline(config)  # of the stages only a shared head's parts matter
+        heads = stages if split else min(stages, 2)
+        key = ("count", heads, split, config.sleep.recompute, tensor, *_shape(config, workload))
         return self._once(key, lambda: count_step(config, workload, gpu, config.train.compile, records=records))
 
     def tensor(self, config: Config, workload: Workload) -> tuple[TensorTraffic, ...]:
@@ -187,7 +213,7 @@ class Planner:
 
     def data(self, config: Config, workload: Workload) -> tuple[DataTraffic, ...]:
         parallel = config.parallel
-        key: tuple[Hashable, ...] = ("data", parallel.zero, workload.replicas, parallel.tensor, parallel.pipeline)
+        key: tuple[Hashable, ...] = ("data", parallel.zero, workload.replicas, parallel.tensor, *_pipeline(config))
         key = (*key, parallel.shard_replicas)
         if parallel.zero > 1:
             key = (*key, *_mode(config, workload))
@@ -227,7 +253,7 @@ class Planner:
         return (self._flops(config, workload)[1] + again) / processes * max(busy) * len(busy) / sum(busy)
 
     def _least_times(self, config: Config, workload: Workload) -> tuple[list[float], float]:
-        key = ("least", config.parallel.pipeline, *_shape(config, workload))
+        key = ("least", *_pipeline(config), *_shape(config, workload))
         return self._once(key, lambda: least_times(workload.plans, self.stages(config), schedule_costs(config)))
 
     def _traffic(self, config: Config, workload: Workload) -> Traffic:
@@ -255,12 +281,12 @@ class Planner:
         )
 
     def _peak(self, config: Config, workload: Workload, stage: int) -> Peak | None:
-        key = ("peak", stage, config.parallel.tensor, config.parallel.pipeline, *_shape(config, workload))
+        key = ("peak", stage, config.parallel.tensor, *_pipeline(config), *_shape(config, workload))
         return self._once(key, lambda: stage_peak(config, workload, self.schedule(config, workload)[0], stage))
 
     def _newton_schulz(self, config: Config, replicas: int) -> float:
         """FLOPs of Newton-Schulz on the process with the most work."""
-        key = ("newton_schulz", replicas, config.parallel.tensor, config.parallel.pipeline)
+        key = ("newton_schulz", replicas, config.parallel.tensor, *_pipeline(config))
         return self._once(key, lambda: max(newton_schulz_flops(config, h, replicas) for h in self.held(config)))
 
     def _tied(self, config: Config) -> int:
@@ -284,5 +310,9 @@ def _shape(config: Config, workload: Workload) -> tuple[Hashable, ...]:
 
 def _mode(config: Config, workload: Workload) -> tuple[Hashable, ...]:
     """What the work of a process depends on."""
-    parallel = config.parallel
-    return config.sleep.recompute, parallel.tensor, parallel.pipeline, *_shape(config, workload)
+    return config.sleep.recompute, config.parallel.tensor, *_pipeline(config), *_shape(config, workload)
+
+
+def _pipeline(config: Config) -> tuple[int, bool]:
+    """The number of pipeline stages, and whether they share the head."""
+    return config.parallel.pipeline, splits_head(config, config.parallel.pipeline)

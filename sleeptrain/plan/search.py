@@ -1,7 +1,7 @@
 """Search the layouts of a run: every one that a start allows, ranked by the forecast of the plan.
 
-A layout is tried only if it may be among the best: no step is faster than `Planner.least_seconds`. The best layouts are
-the same as if all were tried.
+A layout is tried only if it may be among the best: no step is faster than `Planner.least_compute` or `least_seconds`.
+The best layouts are the same as if all were tried.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from math import gcd, inf
@@ -57,6 +57,8 @@ class Found:
         """The settings as words of a command line."""
         parallel = self.config.parallel
         words = {f"parallel.{name}": getattr(parallel, name) for name in ("tensor", "pipeline", "zero")}
+        if parallel.pipeline > 1:
+            words["parallel.split_head"] = str(parallel.split_head).lower()
         if parallel.shard_replicas is not None:
             words["parallel.shard_replicas"] = parallel.shard_replicas
         words |= {"train.micro_batch": self.config.train.micro_batch, "sleep.recompute": self.config.sleep.recompute}
@@ -76,7 +78,7 @@ class Search:
     best: the fastest layout of each way to cut the model (tensor ranks, pipeline stages, ZeRO), fastest first.
     refused: layouts by the reason why a start refuses them; a cut that no further setting saves counts once.
     too_large: layouts that do not fit into the GPU's memory. slower: layouts that cannot be among the best.
-    forecast: layouts whose time was worked out.
+    forecast: layouts whose time was worked out. layouts, waiting: all that a start allows, and those to come.
     """
 
     best: list[Found] = field(default_factory=list)
@@ -84,15 +86,24 @@ class Search:
     too_large: int = 0
     slower: int = 0
     forecast: int = 0
+    layouts: int = 0
+    waiting: int = 0
 
 
-def search(config: Config, processes: int, gpu: tuple[str, Gpu], efficiency: float | None) -> Search:
+def search(
+    config: Config,
+    processes: int,
+    gpu: tuple[str, Gpu],
+    efficiency: float | None,
+    progress: Callable[[Search], None] = lambda so_far: None,
+) -> Search:
     """Try the layouts of a run on `processes` GPUs.
 
-    efficiency: as in `make_plan`. Raises ConfigError, with the refusals, if a start allows none.
+    efficiency: as in `make_plan`. progress: called with the counts before each layout.
+    Raises ConfigError, with the refusals, if a start allows none.
     """
     config = with_vocabulary(config, config.model.vocab_size or vocabulary(config))
-    return _Searcher(config, processes, gpu[1], efficiency).run()
+    return _Searcher(config, processes, gpu[1], efficiency, progress).run()
 
 
 @dataclass(frozen=True)
@@ -110,27 +121,33 @@ class _Layout:
 
 
 class _Searcher:
-    def __init__(self, config: Config, processes: int, gpu: Gpu, efficiency: float | None):
+    def __init__(
+        self, config: Config, processes: int, gpu: Gpu, efficiency: float | None, progress: Callable[[Search], None]
+    ):
         self.config, self.processes, self.gpu = config, processes, gpu
-        self.planner = Planner(gpu, efficiency)
+        self.planner, self.progress = Planner(gpu, efficiency), progress
         self.result = Search()
         self.best: dict[Cut, Found] = {}
 
     def run(self) -> Search:
-        """Take the layout with the least bound next, and work its bound out, or if it has one its time."""
-        every = ((layout, mode) for layout in self._layouts() for mode in (*layout.modes, AUTO))
+        """Take the layout with the least bound next, and work out a closer bound, or at the end its time.
+
+        Few pipeline stages come first: their schedules are short, and their times pass over most of the longer ones.
+        """
         waiting = [
-            (self._least_compute(layout, mode), n, False, layout, mode) for n, (layout, mode) in enumerate(every)
+            (layout.config.parallel.pipeline, self._least_compute(layout, mode), n, layout, self._bounds(layout, mode))
+            for n, (layout, mode) in enumerate((layout, m) for layout in self._layouts() for m in (*layout.modes, AUTO))
         ]
+        self.result.layouts = len(waiting)
         heapq.heapify(waiting)
         while waiting:
-            least, number, bounded, layout, mode = heapq.heappop(waiting)
+            self.result.waiting = len(waiting)
+            self.progress(self.result)
+            pipeline, least, number, layout, bounds = heapq.heappop(waiting)
             if least >= self._to_beat(layout):
                 self.result.slower += 1
-            elif bounded:
-                self._try(layout, mode)
-            elif (bound := self._least_hours(layout, mode)) is not None:
-                heapq.heappush(waiting, (max(bound, least), number, True, layout, mode))
+            elif (bound := next(bounds, None)) is not None:
+                heapq.heappush(waiting, (pipeline, max(bound, least), number, layout, bounds))
         if not self.best and not self.result.too_large:
             reasons = "; ".join(self.result.refused)
             raise ConfigError(f"a start on {self.processes} processes allows no layout of this run: {reasons}")
@@ -141,7 +158,7 @@ class _Searcher:
     def _layouts(self) -> Iterator[_Layout]:
         for tensor in _divisors(self.processes):
             for pipeline in _divisors(self.processes // tensor):
-                cut = _with(self.config, tensor, pipeline, 1, 1, "none")
+                cut = _with(self.config, tensor, pipeline, 1, 1, "none", False)
                 if tensor > GPUS_A_MACHINE:
                     self.result.refused[f"tensor ranks on more than one machine of {GPUS_A_MACHINE} GPUs"] += 1
                 elif self._allowed(cut) is not None:
@@ -151,11 +168,12 @@ class _Searcher:
         replicas = self.processes // (tensor * pipeline)
         rows = [b // replicas for _, b in values_in_force(self.config, "batch", self.config.data.batch, "data.batch")]
         sizes = [*_divisors(gcd(*rows)), *([0] if len(set(rows)) > 1 else [])]
-        for zero, size in product(ZERO_STAGES, sizes):
-            modes = [m for m in MODES if self._allowed(_with(self.config, tensor, pipeline, zero, size, m))]
+        heads = (False, True) if pipeline > 1 else (self.config.parallel.split_head,)
+        for zero, size, head in product(ZERO_STAGES, sizes, heads):
+            modes = [m for m in MODES if self._allowed(_with(self.config, tensor, pipeline, zero, size, m, head))]
             if not modes:
                 continue
-            layout = _with(self.config, tensor, pipeline, zero, size, modes[0])
+            layout = _with(self.config, tensor, pipeline, zero, size, modes[0], head)
             yield _Layout(layout, replicas, tuple(modes))
             shard = GPUS_A_MACHINE // tensor  # the replicas of a machine
             if zero == 1 and shard < replicas and replicas % shard == 0 and GPUS_A_MACHINE % tensor == 0:
@@ -179,26 +197,29 @@ class _Searcher:
         works = self._works(layout)
 
         def least(config: Config, work: Workload) -> float:
-            return self.planner.least_compute(config, self.processes, work, self._most(config, work))
+            return self.planner.least_compute(config, self.processes, work, counted=False)
 
         return _hours([min(least(config, work) for config in modes) for work in works], works)
 
-    def _least_hours(self, layout: _Layout, mode: str) -> float | None:
-        """Hours that a run takes at least, from its least memory on; None if it does not fit, which is counted."""
+    def _bounds(self, layout: _Layout, mode: str) -> Iterator[float]:
+        """Hours that a run takes at least, each bound closer and dearer than the one before, and then its time.
+
+        At first its memory is the least and stages wait as little as they can, then as in the schedule. A layout that
+        does not fit is counted.
+        """
         works = self._works(layout)
         configs = [self._chosen(with_recompute(layout.config, mode), work, peaks=False) for work in works]
         if not self._fits(configs, works, peaks=False):
-            return None
-        return self._bound(configs, works, [self._most(c, w) for c, w in zip(configs, works, strict=True)])
-
-    def _most(self, config: Config, work: Workload) -> float:
-        """A share of the GPU's peak that no layout of as many tensor ranks exceeds in this mode: all rows at once.
-
-        More rows let kernels do more work with the same weights and the same calls.
-        """
-        at_once = _with(config, config.parallel.tensor, min(config.parallel.pipeline, 2), 1, 0, config.sleep.recompute)
-        [same] = [w for w in self.planner.workloads(at_once, 1) if w.first_token == work.first_token]
-        return self.planner.efficiency_of(at_once, same)
+            return
+        pairs = list(zip(configs, works, strict=True))
+        yield _hours([self.planner.least_compute(c, self.processes, w, counted=True) for c, w in pairs], works)
+        seconds = [self.planner.least_seconds(c, self.processes, w) for c, w in pairs]
+        yield _hours(seconds, works)
+        if layout.config.parallel.pipeline > 1:
+            for stage, (config, work) in enumerate(pairs):
+                seconds[stage] = self.planner.speed(config, self.processes, work).seconds
+                yield _hours(seconds, works)
+        self._try(layout, mode)
 
     def _to_beat(self, layout: _Layout) -> float:
         """The hours from which on a layout is not among the best."""
@@ -215,10 +236,6 @@ class _Searcher:
             return  # the layout with this mode is tried by itself
         if not self._fits(configs, works):
             return
-        shares = [self.planner.efficiency_of(c, w) for c, w in zip(configs, works, strict=True)]
-        if self._bound(configs, works, shares) >= self._to_beat(layout):
-            self.result.slower += 1
-            return
         self.result.forecast += 1
         found = self._found(config, configs, works)
         if layout.cut not in self.best or found.hours < self.best[layout.cut].hours:
@@ -234,11 +251,6 @@ class _Searcher:
         most = max(self.planner.fullest(c, w, peaks) for c, w in zip(configs, works, strict=True))
         self.result.too_large += most > SHARE * self.gpu.memory
         return most <= SHARE * self.gpu.memory
-
-    def _bound(self, configs: Sequence[Config], works: Sequence[Workload], shares: Sequence[float]) -> float:
-        """Hours that a run takes at least, at no more than these shares of the GPU's peak."""
-        every = zip(configs, works, shares, strict=True)
-        return _hours([self.planner.least_seconds(c, self.processes, w, share) for c, w, share in every], works)
 
     def _found(self, config: Config, configs: Sequence[Config], works: Sequence[Workload]) -> Found:
         def total(values: Iterable[float]) -> float:
@@ -259,11 +271,16 @@ class _Searcher:
         )  # fmt: skip
 
 
-def _with(config: Config, tensor: int, pipeline: int, zero: int, micro_batch: int, mode: str) -> Config:
+def _with(
+    config: Config, tensor: int, pipeline: int, zero: int, micro_batch: int, mode: str, split_head: bool
+) -> Config:
+    parallel = replace(
+        config.parallel, tensor=tensor, pipeline=pipeline, zero=zero, shard_replicas=None, split_head=split_head
+    )
     return with_recompute(
         replace(
             config,
-            parallel=replace(config.parallel, tensor=tensor, pipeline=pipeline, zero=zero, shard_replicas=None),
+            parallel=parallel,
             train=replace(config.train, micro_batch=micro_batch),
         ),
         mode,

@@ -95,7 +95,7 @@ class Workload:
         core, sliding = self.settings.core, self.sliding_window
         flops = sum(times * round_flops(config.model, r, core, sliding) for r, times in rounds.items())
         head = 2 * config.model.dim * config.model.vocab_size
-        flops += sum(head * self.targets_of(r) * self.losses_again(config, r) for r in self.rounds)
+        flops += sum(head * self.targets_of(r) * self.losses_again(config, r) for r in self.rounds if r.loss)
         return flops * self.num_micros * self.replicas
 
     def losses_again(self, config: Config, r: Round) -> int:
@@ -168,18 +168,27 @@ def workloads(config: Config, replicas: int) -> list[Workload]:
     for start, shape, num_steps in mean.stages():
         replica_rows = shape.batch // replicas
         rows = config.train.micro_batch or replica_rows
-        batch = typical_batch(config, rows)
+        alike_rows = config.data.source == "shards"
+        batch = typical_batch(config, 1 if alike_rows else rows)
         rounds = tuple(plan_batch(batch, shape.window, shape.passes, config.sleep, config.parallel.token_parts))
+        num_targets = int((batch.targets_BT != IGNORE).sum())
+        if alike_rows:
+            rounds, num_targets = tuple(_on_rows(r, rows) for r in rounds), num_targets * rows
         result.append(
             Workload(
                 start, shape, num_steps, rows, replica_rows // rows, replicas, mean.step_tokens(shape), rounds,
-                num_targets=int((batch.targets_BT != IGNORE).sum()),
+                num_targets=num_targets,
                 carried=bool(batch.carried_B.any()),
                 stretches=tuple(tuple(s) for s in truncated(rounds, config.sleep.bptt_windows)),
                 settings=loop_settings(config.sleep, shape.window, len(config.model.layers), recompute="none"),
             )
         )  # fmt: skip
     return result
+
+
+def _on_rows(r: Round, rows: int) -> Round:
+    """A round of one row on many rows like it."""
+    return replace(r, rows=tuple(range(rows)), work=None if r.work is None else r.work * rows)
 
 
 def reachable(data: DataConfig) -> DataConfig:

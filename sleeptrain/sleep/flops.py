@@ -38,15 +38,24 @@ def round_flops(
     stretches = _stretches(r, sliding_window)
     tokens = sum(s.tokens * times for s, times in stretches.items())
     layers = round_layers(r, config.layers, core, sliding_window is not None)
-    total = 0
-    for index in layers if only is None else [layer for layer in layers if layer in only]:
-        cost = layer_flops(config, index)
-        total += cost.state * tokens
-        if not (r.state_only and index == layers[-1]):
-            reach = _reach(config, index, r, sliding_window)
-            total += cost.features * tokens
-            total += cost.pair * sum(_pairs(s, reach) * times for s, times in stretches.items()) if cost.pair else 0
+    end = layers[-1:] if r.state_only else range(0)
+    full = layers[: len(layers) - len(end)]
+    total = sum(layer_flops(config, index).state * tokens for index in _within(end, only))
+    for index, times in _alike(config, _within(full, only)).items():
+        cost, reach = layer_flops(config, index), _reach(config, index, r, sliding_window)
+        pairs = sum(_pairs(s, reach) * times for s, times in stretches.items()) if cost.pair else 0
+        total += times * ((cost.state + cost.features) * tokens + cost.pair * pairs)
     return total
+
+
+def _within(layers: range, only: range | None) -> range:
+    return layers if only is None else range(max(layers.start, only.start), min(layers.stop, only.stop))
+
+
+def _alike(config: ModelConfig, layers: range) -> Counter[int]:
+    """How often each kind of block is among the layers, by the first block of that kind."""
+    first: dict[tuple[str, bool], int] = {}
+    return Counter(first.setdefault((config.layers[i], i in config.mixer_only), i) for i in layers)
 
 
 def _stretches(r: Round, sliding_window: int | None) -> Counter[Stretch]:
@@ -110,5 +119,5 @@ def forward_flops(
     sliding_window: int | None = None,
     only: range | None = None,
 ) -> int:
-    """FLOPs of the forward of rounds, without the head, such as one that lets a stop rule decide. only: these blocks."""
+    """FLOPs of the forward of rounds, without the head. only: count these blocks; None: all."""
     return sum(round_flops(config, r, core, sliding_window, only) for r in rounds)

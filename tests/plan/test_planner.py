@@ -35,8 +35,8 @@ def test_bounds_are_below_what_a_plan_says(mode: str) -> None:
     [work] = planner.workloads(config, 2)
     [step] = planned(config, 4, "H100").steps
     assert step.speed is not None
-    compute = planner.least_compute(config, 4, work, 0.4)
-    assert 0 < compute < planner.least_seconds(config, 4, work, 0.4) <= step.speed.seconds
+    compute = planner.least_compute(config, 4, work, counted=True)
+    assert 0 < compute < planner.least_seconds(config, 4, work) <= step.speed.seconds
     assert planner.fullest(config, work, peaks=False) < max(m.total for m in step.memory)
     assert planner.speed(config, 4, work) == step.speed and planner.memory(config, work) == step.memory
 

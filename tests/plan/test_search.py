@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from math import inf
 
 import pytest
 
@@ -14,7 +15,7 @@ from sleeptrain.errors import ConfigError
 from sleeptrain.plan.layout import make_plan
 from sleeptrain.plan.recompute import SHARE
 from sleeptrain.plan.report import to_json, worst_total
-from sleeptrain.plan.search import Search, search
+from sleeptrain.plan.search import Search, _Searcher, search
 from sleeptrain.plan.search_report import search_to_json, search_to_text
 
 SETTINGS = (
@@ -56,8 +57,9 @@ def forecast(settings: str) -> tuple[float, int] | None:
 
 def every_layout() -> list[str]:
     return [
-        f"parallel.tensor={t} parallel.pipeline={p} parallel.zero={z} train.micro_batch={m} sleep.recompute={mode}"
-        for t, p in ((1, 1), (1, 2), (2, 1))
+        f"parallel.tensor={t} parallel.pipeline={p} parallel.zero={z} parallel.split_head={head} train.micro_batch={m} "
+        f"sleep.recompute={mode}"
+        for t, p, head in ((1, 1, "false"), (1, 2, "false"), (1, 2, "true"), (2, 1, "false"))
         for z in (0, 1, 2, 3)
         for m in (1, 2, 4)
         for mode in ("none", "selective", "block", "pass", "window", "auto")
@@ -88,6 +90,20 @@ def test_settings_can_be_pasted_into_a_plan() -> None:
         hours, memory = forecast(best.settings) or (0, 0)
         assert (best.hours, best.memory) == (pytest.approx(hours), memory)
         assert best.compute + best.bubble + best.links <= 1
+
+
+def test_what_is_passed_over_is_not_among_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    pruned, counts = named(), list[tuple[int, int]]()
+    monkeypatch.setattr(_Searcher, "_to_beat", lambda self, layout: inf)
+    every = search(config(), PROCESSES, small(), 0.4, lambda s: counts.append((s.waiting, s.layouts)))
+    assert pruned.best == every.best and {f.config.parallel.split_head for f in every.best} >= {True}
+    assert pruned.forecast < every.forecast and pruned.slower > every.slower == 0
+    assert counts[0] == (every.layouts, every.layouts) and counts[-1][0] == 1
+
+
+def test_a_shared_head_is_among_the_settings_of_a_pipeline() -> None:
+    stages = {"parallel.pipeline=2" in f.settings: "parallel.split_head=" in f.settings for f in named().best}
+    assert stages == {True: True, False: False}
 
 
 def test_refusals_are_those_of_a_start_and_are_counted() -> None:

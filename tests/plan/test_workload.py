@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from sleeptrain.config.compose import compose
-from sleeptrain.data.batch import PAD
+from sleeptrain.data.batch import IGNORE, PAD
 from sleeptrain.data.source import build_source
 from sleeptrain.data.tasks.build import build_task
 from sleeptrain.model import hybrid as hybrid_module
 from sleeptrain.model.hybrid import Hybrid
-from sleeptrain.plan.workload import lacks_tokenizer, reachable, workloads
+from sleeptrain.plan.workload import lacks_tokenizer, reachable, typical_batch, workloads
 from sleeptrain.sleep.recompute import MODES
+from sleeptrain.sleep.rounds import plan_batch
 from sleeptrain.sleep.step import forward_backward, step_context
 from tests.plan.planned import planned, rule110, text
 
@@ -110,3 +111,12 @@ def test_only_a_task_whose_tokenizer_does_not_exist_lacks_it(
     data = compose([f"data.source={source}", "experiment=rule110", f"data.gsm_infinite.tokenizer={named}"]).data
     assert lacks_tokenizer(data) is lacks
     assert reachable(data).gsm_infinite.tokenizer == ("" if lacks else str(named))
+
+
+def test_rows_of_text_are_planned_as_one() -> None:
+    config = text("sleep.passes=2", "train.micro_batch=4", "sleep.window=256")
+    [workload] = workloads(config, 1)
+    batch = typical_batch(config, 4)
+    whole = plan_batch(batch, config.sleep.window, 2, config.sleep)
+    assert list(workload.rounds) == whole and [r.work for r in workload.rounds] == [r.work for r in whole]
+    assert workload.num_targets == int((batch.targets_BT != IGNORE).sum())

@@ -5,11 +5,11 @@ It reads only the lists, not the graph they were made from, so it checks the sch
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from sleeptrain.parallel.pipeline.graph import AnyMessage, Direction, HeadMessage, Kind, Message
+from sleeptrain.parallel.pipeline.graph import AnyMessage, HeadMessage, Kind, Message
 from sleeptrain.parallel.pipeline.schedule import (
     DIRECTIONS,
     Backward,
@@ -21,9 +21,7 @@ from sleeptrain.parallel.pipeline.schedule import (
     Schedule,
     Send,
 )
-from sleeptrain.parallel.pipeline.stages import PipelineStages, num_trained
 from sleeptrain.parallel.pipeline.task_costs import Costs
-from sleeptrain.sleep.rounds import Round
 
 Link = tuple[int, int]  # (from, to)
 READERS: dict[Kind, type[Compute]] = {
@@ -249,39 +247,3 @@ def _bytes(schedule: Schedule, message: Message, bytes_per_token: int) -> int:
     """Bytes of a message: only the rows that are in both rounds are sent."""
     source, reader = (schedule.plans[message.micro_batch][index] for index in (message.source, message.reader))
     return len(set(source.rows) & set(reader.rows)) * source.length * bytes_per_token
-
-
-def least_times(plans: Sequence[Sequence[Round]], stages: PipelineStages, costs: Costs) -> tuple[list[float], float]:
-    """(the time that each rank works, a time before which no schedule of these plans can end), without a simulation.
-
-    A stage begins when the first round has come to it. The backward of that round is the stage's last one, and goes
-    back to the first stage.
-    """
-    busy, trained_busy = [0.0] * stages.num_stages, [0.0] * stages.num_stages
-    for rounds, times in _with_counts(plans):
-        trained = num_trained(rounds)
-        for index, r in enumerate(rounds):
-            for s in stages.visited(r):
-                directions = [Direction.FORWARD, *([Direction.BACKWARD] if index < trained else [])]
-                if r.loss and stages.split_head:
-                    directions += [Direction.HEAD_FORWARD, Direction.HEAD_BACKWARD]
-                work = times * sum(costs.time(r, stages, s, direction) for direction in directions)
-                busy[s] += work
-                trained_busy[s] += work * (index < trained)
-    least = max(busy, default=0.0)
-    first = plans[0][0] if plans and plans[0] else None
-    if first is None or any(rounds[:1] != (first,) or not num_trained(rounds) for rounds, _ in _with_counts(plans)):
-        return busy, least
-    there = back = 0.0
-    for s in stages.visited(first):
-        least = max(least, there + busy[s], there + trained_busy[s] + back)
-        there += costs.time(first, stages, s, Direction.FORWARD)
-        back += costs.time(first, stages, s, Direction.BACKWARD)
-    return busy, least
-
-
-def _with_counts(plans: Sequence[Sequence[Round]]) -> list[tuple[tuple[Round, ...], int]]:
-    """The plans with their counts. Micro-batches mostly share one plan, which is known by its identity."""
-    counts = Counter(map(id, plans))
-    known = {id(rounds): tuple(rounds) for rounds in plans}
-    return [(known[key], times) for key, times in counts.items()]

@@ -48,7 +48,7 @@ def splits_head(config: Config, num_stages: int) -> bool:
 
 def schedule_costs(config: Config) -> Costs:
     """The costs that the schedule is made for: the head, in units of an average layer's cost in one pass."""
-    flops = [_one_pass(config, layer, config.sleep.window) for layer in range(len(config.model.layers))]
+    flops = _one_pass(config, config.sleep.window)
     return Costs(head=_head(config) * len(flops) / sum(flops))
 
 
@@ -85,7 +85,7 @@ def split_costs(config: Config) -> SplitCosts:
         weights.append(weight)
         rings.append(any(r.feeds_back for r in rounds))
     model = config.model
-    sizes = [_one_pass(config, layer, config.sleep.window) / 2 for layer in range(len(model.layers))]
+    sizes = [flops / 2 for flops in _one_pass(config, config.sleep.window)]
     sizes[0] += model.vocab_size * model.dim
     if not config.parallel.split_head:
         sizes[-1] += model.vocab_size * model.dim
@@ -209,7 +209,7 @@ def _costs_of(config: Config, r: Round, rounds: Sequence[Round], window: int) ->
     model, sleep = config.model, config.sleep
     core = (sleep.core[0], sleep.core[1]) if sleep.core else (0, len(model.layers))
     layers = round_layers(r, model.layers, core, sleep.eviction == "sliding")
-    costs = [_one_pass(config, layer, window) if layer in layers else 0.0 for layer in range(len(model.layers))]
+    costs = [flops if layer in layers else 0.0 for layer, flops in enumerate(_one_pass(config, window))]
     if r.state_only and layers:
         costs[layers[-1]] = layer_flops(model, layers[-1]).state
     if r.loss and not config.parallel.split_head:
@@ -217,9 +217,15 @@ def _costs_of(config: Config, r: Round, rounds: Sequence[Round], window: int) ->
     return tuple(costs)
 
 
-def _one_pass(config: Config, layer: int, window: int) -> float:
-    cost, reach = layer_flops(config.model, layer), block_spec(config.model, layer).reach(window)
-    return cost.state + cost.features + cost.pair * (reach - reach**2 / (2 * window))
+def _one_pass(config: Config, window: int) -> list[float]:
+    """The forward FLOPs of each layer by token in a pass over a window."""
+    known: dict[tuple[str, bool], float] = {}
+    keys = [(kind, layer in config.model.mixer_only) for layer, kind in enumerate(config.model.layers)]
+    for layer, key in enumerate(keys):
+        if key not in known:
+            cost, reach = layer_flops(config.model, layer), block_spec(config.model, layer).reach(window)
+            known[key] = cost.state + cost.features + cost.pair * (reach - reach**2 / (2 * window))
+    return [known[key] for key in keys]
 
 
 def _head(config: Config) -> float:

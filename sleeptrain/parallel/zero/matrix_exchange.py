@@ -7,6 +7,7 @@ This takes one all-to-all each way.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -200,11 +201,11 @@ def _check_cover(name: str, shard: int, spans: set[tuple[int, int]], numel: int)
 
 def assign_owners(costs: Mapping[str, float], num_ranks: int) -> dict[str, int]:
     """Assign an owner to each name: the most expensive first, each to the least loaded rank (ties: the lowest)."""
-    loads = [0.0] * num_ranks
+    loads = [(0.0, rank) for rank in range(num_ranks)]  # a heap
     owners: dict[str, int] = {}
     for name in sorted(costs, key=lambda n: (-costs[n], n)):
-        owners[name] = min(range(num_ranks), key=lambda r: (loads[r], r))
-        loads[owners[name]] += costs[name]
+        load, owners[name] = loads[0]
+        heapq.heapreplace(loads, (load + costs[name], owners[name]))
     return owners
 
 

@@ -14,8 +14,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from sleeptrain.config.schema import ModelConfig, TrainConfig
 from sleeptrain.distributed.gpus import Gpu
+from sleeptrain.model.head_part import HeadPart
 from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.model.linear import Product
+from sleeptrain.model.shards import VocabularyPart
 from sleeptrain.model.state import Boundary
 from sleeptrain.model.working_copies import is_hooked
 from sleeptrain.ops.device import as_on_gpu
@@ -80,6 +82,44 @@ class Record:
         return count(kernels, gpu, sum(k.kernels for k in kernels) * SHARES.launch, waits)
 
 
+@dataclass(frozen=True, eq=False)
+class LongRecord:
+    """A part that does the same with one piece of its tokens after the other; all but some pieces are not recorded.
+
+    short, longer: the part with few pieces, and with one piece more. more: pieces that the part has beyond `short`.
+    """
+
+    short: Record
+    longer: Record
+    more: int
+
+    @property
+    def copied(self) -> int:
+        return self.short.copied
+
+    @property
+    def late(self) -> tuple[int, ...]:
+        return self.short.late
+
+    @property
+    def late_products(self) -> float:
+        return self.short.late_products
+
+    def count_forward(self, gpu: Gpu, compile: bool, runs: RunsAgain | None = None) -> Count:
+        return self._extended(
+            self.short.count_forward(gpu, compile, runs), self.longer.count_forward(gpu, compile, runs)
+        )
+
+    def count_backward(self, gpu: Gpu, compile: bool) -> Count:
+        return self._extended(self.short.count_backward(gpu, compile), self.longer.count_backward(gpu, compile))
+
+    def _extended(self, short: Count, longer: Count) -> Count:
+        return short * (1 - self.more) + longer * self.more
+
+
+AnyRecord = Record | LongRecord
+
+
 @dataclass(frozen=True)
 class Part:
     """What a record is made under.
@@ -119,10 +159,10 @@ class Part:
             x = self._features()
             return _recorded(Recorder(), hybrid, partial(hybrid.fed_back, x), (x,), 0)
 
-    def head(self, keep: bool) -> Record:
-        """The last norm, the head and the loss. keep: it keeps its logits."""
+    def head(self, keep: bool, num_targets: int | None = None) -> Record:
+        """The last norm, the head and the loss. keep: it keeps its logits. num_targets: the first ones; None: all."""
         with self._faked(_ends(self.model)) as (hybrid, inputs):
-            x = self._features()
+            x, inputs = self._at_head(inputs, num_targets)
             context = RoundContext(hybrid, LoopSettings((0, 1)))
 
             def run() -> torch.Tensor:
@@ -131,18 +171,60 @@ class Part:
             copied = _copied(hybrid) - _copied(hybrid.blocks)
             return _recorded(Recorder(head=True), hybrid, run, (x,), copied)
 
+    def head_part(self, part: VocabularyPart, keep: bool, num_targets: int | None = None) -> Record:
+        """The products and the statistics of one of the stages that share the head. The arguments: as in `head`."""
+        with self._faked(_ends(self.model), part) as (hybrid, inputs):
+            x, inputs = self._at_head(inputs, num_targets)
+            x_ND = hybrid.head_input(at_targets(x, inputs)).detach().requires_grad_()
+            head = HeadPart(hybrid)
+
+            def run() -> torch.Tensor:
+                with torch.no_grad():
+                    statistics_2N, kept = head.statistics(x_ND, inputs.targets_N, keep)
+                return head.objective(x_ND, inputs.targets_N, statistics_2N[0], kept)
+
+            return _recorded(Recorder(head=True), hybrid, run, (x_ND,), _copied(hybrid))
+
+    def head_ends(self, num_stages: int) -> Record:
+        """What the last stage does for a head that stages share: the norm, and sums of what the parts send it."""
+        with self._faked(_ends(self.model), VocabularyPart(0, num_stages)) as (hybrid, inputs):
+            x, inputs = self._at_head(inputs, None)
+            statistics = [torch.zeros(2, len(inputs.targets_N)) for _ in range(num_stages)]
+            gradients = [torch.zeros_like(hybrid.head_input(at_targets(x, inputs))) for _ in range(num_stages)]
+
+            def run() -> torch.Tensor:
+                with torch.no_grad():
+                    hybrid.join_statistics(statistics)
+                    for gradient in gradients[1:]:
+                        gradients[0] += gradient
+                return hybrid.head_input(at_targets(x, inputs))
+
+            return _recorded(Recorder(head=True), hybrid, run, (x,), 0)
+
+    def _at_head(self, inputs: RoundInputs, num_targets: int | None) -> tuple[torch.Tensor, RoundInputs]:
+        """The features that the head reads, and the inputs with the first targets."""
+        if num_targets is None:
+            return self._features(), inputs
+        cut, index = replace(inputs, targets_N=inputs.targets_N[:num_targets]), inputs.target_index_N
+        if index is not None:
+            return self._features(), replace(cut, target_index_N=index[:num_targets])
+        return self._features()[:1, :1].detach().expand(1, num_targets, -1).contiguous().requires_grad_(), cut
+
     def _features(self) -> torch.Tensor:
         r = self.round
         dtype = torch.bfloat16 if residual_bytes(self.train) == 2 else DTYPES["fp32"]
         return torch.zeros(len(r.rows), r.length, self.model.dim, dtype=dtype, requires_grad=True)
 
     @contextmanager
-    def _faked(self, model: ModelConfig) -> Iterator[tuple[Hybrid, RoundInputs]]:
-        """A model on fake tensors, as a GPU runs it in a step's precision, and the round's inputs."""
+    def _faked(self, model: ModelConfig, part: VocabularyPart | None = None) -> Iterator[tuple[Hybrid, RoundInputs]]:
+        """A model on fake tensors, as a GPU runs it in a step's precision, and the round's inputs.
+
+        part: of the head, with the last norm and without blocks; None: the whole model.
+        """
         mode = FakeTensorMode()
         inputs = tree_map(lambda t: mode.from_tensor(t) if isinstance(t, torch.Tensor) else t, self.inputs)
         with mode, as_on_gpu():
-            hybrid = Hybrid(model)
+            hybrid = Hybrid(model) if part is None else Hybrid(model, range(len(model.layers), len(model.layers)), part)
             with in_precision(self.train, hybrid):
                 yield hybrid, inputs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,11 +12,12 @@ from sleeptrain.config.schema import Config
 from sleeptrain.data.batch import IGNORE, Batch
 from sleeptrain.distributed.gpus import Gpu
 from sleeptrain.ops.row_stacks import FEW, STACKED
+from sleeptrain.parallel.pipeline.stage_split import splits_head
 from sleeptrain.plan.roofline.fusion import Kernel
 from sleeptrain.plan.roofline.kernel_times import NOTHING, Count, count
 from sleeptrain.plan.roofline.kinds import Kind
 from sleeptrain.plan.roofline.rounds import Parts, RoundRecords, all_but_kept, anything
-from sleeptrain.plan.workload import Workload, alike, reruns, typical_batch
+from sleeptrain.plan.workload import Extent, Workload, alike, reruns
 from sleeptrain.sleep.recompute import Recompute, with_recompute
 from sleeptrain.sleep.rounds import Round
 
@@ -67,15 +69,17 @@ def count_step(
     """
     mode = mode or config.sleep.recompute
     records = records or RoundRecords(config, workload.settings)
-    batch = typical_batch(config, workload.rows) if batch is None else batch
-    graphs = config.train.cuda_graphs and mode == "none"
-    parts = _parts(workload, batch, records, Recompute(mode).keeps_logits, graphs)
-    trained = workload.trained(config.parallel.pipeline)
-    work = sum((parts[r].forward(gpu, compile) for r in workload.rounds), NOTHING)
-    work += sum((parts[r].backward(gpu, compile) for r in trained), NOTHING)
+    batch = records.typical_batch(config, workload.rows) if batch is None else batch
+    pipeline, graphs = config.parallel.pipeline, config.train.cuda_graphs and mode == "none"
+    shared = pipeline if splits_head(config, pipeline) else 1
+    parts = _parts(workload, batch, records, Recompute(mode).keeps_logits, shared, graphs)
+    trained = workload.trained(pipeline)
+    kinds, trained_kinds = (Counter(parts[r] for r in rounds) for rounds in (workload.rounds, trained))
+    work = sum((part.forward(gpu, compile) * times for part, times in kinds.items()), NOTHING)
+    work += sum((part.backward(gpu, compile) * times for part, times in trained_kinds.items()), NOTHING)
     if graphs:
-        work += sum((parts[r].graph_copies(gpu) for r in workload.rounds), NOTHING)
-        work = replace(work, host=sum(parts[r].host_with_graphs(gpu) for r in workload.rounds))
+        work += sum((part.graph_copies(gpu) * times for part, times in kinds.items()), NOTHING)
+        work = replace(work, host=sum(part.host_with_graphs(gpu) * times for part, times in kinds.items()))
     # The sums of a step's first round are no sums. Once in the step matrices are cast, and their gradients set to zero.
     uses = len(trained) * workload.num_micros
     work = work.without(Kind.SUM, 1 / uses if uses else 0.0)
@@ -83,10 +87,12 @@ def count_step(
     once = [Kernel(Kind.CAST, 1, 6 * copied), Kernel(Kind.SUM, 1, 4 * copied)]
     work += count(once, gpu, 0.0) * (1 / workload.num_micros)
     config = with_recompute(config, mode)
-    for r, _ in reruns(config, workload):
-        work += parts[r].again(gpu, compile, anything)
+    for (part, extent), times in Counter((parts[r], extent) for r, extent in reruns(config, workload)).items():
+        loss = pipeline > 1 and extent is Extent.WHOLE and shared == 1  # a head of its own stage is part of the round
+        work += part.again(gpu, compile, anything, loss) * times
     if mode == "selective":
-        work += sum((parts[r].again(gpu, compile, all_but_kept) for r in trained), NOTHING)
+        for part, times in trained_kinds.items():
+            work += part.again(gpu, compile, all_but_kept) * times
     share = workload.num_micros * workload.replicas * config.parallel.tensor
     padded = workload.executed()
     again = padded.recompute_flops(config)
@@ -94,17 +100,15 @@ def count_step(
     return StepCount(work, own / share, all_tokens / share, (all_tokens + again) / share)
 
 
-def _parts(workload: Workload, batch: Batch, records: RoundRecords, keep: bool, graphs: bool) -> dict[Round, Parts]:
+def _parts(
+    workload: Workload, batch: Batch, records: RoundRecords, keep: bool, head_parts: int, graphs: bool
+) -> dict[Round, Parts]:
     """The parts of each round; rounds of windows that differ in nothing but their place are recorded once."""
-    stacked = {r: rows_together(r, workload.rounds) if graphs else STACKED for r in workload.rounds}
-    kinds = [(*_kind(r, batch), stacked[r]) for r in workload.rounds]
-    known = records.step_parts.setdefault((keep, *kinds), {})
-    if not known:
-        first = {kind: r for kind, r in zip(reversed(kinds), reversed(workload.rounds), strict=True)}
-        inputs = records.inputs(batch, list(first.values()), fixed_sizes=graphs)
-        pairs = zip(first.items(), inputs, strict=True)
-        known |= {kind: records.of(r, i, keep, stacked[r]) for (kind, r), i in pairs}
-    return {r: known[kind] for kind, r in zip(kinds, workload.rounds, strict=True)}
+    parts = {}
+    for r in workload.rounds:
+        stacked = rows_together(r, workload.rounds) if graphs else None
+        parts[r] = records.of_kind(_kind(r, batch), batch, r, keep, head_parts, stacked)
+    return parts
 
 
 def rows_together(r: Round, rounds: Sequence[Round]) -> int:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from sleeptrain.parallel.pipeline.graph import Kind, Message
 from sleeptrain.parallel.pipeline.schedule import Backward, Forward, Receive, Schedule, Send, schedule
-from sleeptrain.parallel.pipeline.simulate import ScheduleError, least_times, simulate
+from sleeptrain.parallel.pipeline.simulate import ScheduleError, simulate
 from sleeptrain.parallel.pipeline.task_costs import Costs
 from sleeptrain.sleep.rounds import WindowFacts, plan_rounds
-from tests.parallel.pipeline.cases import LENGTH, any_plans, any_stages, even_stages, plan
+from tests.parallel.pipeline.cases import LENGTH, even_stages, plan
 
 UNIT = Costs(forward=1 / LENGTH, backward=3 / LENGTH)  # a round on a stage of one layer takes 1 forward, 3 backward
 F, G = Message(Kind.FEATURES, 0, 0, 0), Message(Kind.GRADIENT, 0, 0, 0)
@@ -112,17 +110,3 @@ def test_only_the_rows_that_sleep_are_sent_back():
     link_bytes = simulate(schedule([plan_rounds(facts, 2)], even_stages(3)), bytes_per_token=1).link_bytes
     assert link_bytes[2, 0] == link_bytes[0, 2] == LENGTH
     assert link_bytes[0, 1] == (2 + 1 + 2) * LENGTH
-
-
-@settings(max_examples=60, deadline=None)
-@given(any_plans(), any_stages(), st.sampled_from([0.0, 3.0]))
-def test_no_schedule_ends_before_the_least_time(plans, stages, head):  # type: ignore[no-untyped-def]
-    costs = Costs(head=head)
-    busy, least = least_times(plans, stages, costs)
-    simulation = simulate(schedule(plans, stages, costs), costs)
-    assert busy == pytest.approx(list(simulation.busy)) and least <= simulation.finish * (1 + 1e-9)
-
-
-def test_the_least_time_of_a_plain_pipeline_is_exact() -> None:
-    plans, stages = [plan(1, 1)] * 4, even_stages(4)
-    assert least_times(plans, stages, Costs())[1] == simulate(schedule(plans, stages)).finish

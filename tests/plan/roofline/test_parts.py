@@ -6,10 +6,11 @@ import pytest
 
 from sleeptrain.config.compose import compose
 from sleeptrain.distributed.gpus import GPUS
+from sleeptrain.model.shards import VocabularyPart
 from sleeptrain.model.state import HARD, Boundary
 from sleeptrain.plan.roofline.kinds import Kind
-from sleeptrain.plan.roofline.parts import Part, Record
-from sleeptrain.plan.roofline.rounds import RoundRecords
+from sleeptrain.plan.roofline.parts import LongRecord, Part, Record
+from sleeptrain.plan.roofline.rounds import RoundRecords, in_pieces
 from sleeptrain.sleep.loop import loop_settings
 from sleeptrain.sleep.rounds import plan_batch
 from tests.plan.roofline.counted import packed_batch
@@ -55,6 +56,34 @@ def test_a_block_reads_the_window_before_under_sliding_eviction() -> None:
     hard, sliding = (p.block(0, boundary, False, 0) for boundary in (HARD, Boundary(sliding_window=1000)))
     keys = [sum(c.flops for c in record.forward if c.kind is Kind.ATTENTION) for record in (hard, sliding)]
     assert keys[1] == 2 * keys[0]
+
+
+def test_parts_of_a_shared_head_do_its_products_together() -> None:
+    p = part("train.precision=bf16")
+    whole, parts = p.head(keep=True), [p.head_part(VocabularyPart(i, 3), keep=True) for i in range(3)]
+    for half in ("forward", "backward"):
+        products = [sum(c.flops for c in getattr(r, half) if c.kind is Kind.HEAD) for r in (whole, *parts)]
+        assert products[0] == sum(products[1:]) > 0
+    assert whole.copied == sum(r.copied for r in parts) and {c.kind for c in parts[0].forward} == {Kind.HEAD, Kind.LOSS}
+    ends = p.head_ends(3)
+    assert not any(c.flops for c in ends.forward) and ends.count_forward(GPUS["H100"], False).total > 0
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("shared", [None, VocabularyPart(0, 2)])
+def test_a_long_loss_is_counted_from_its_first_pieces(keep: bool, shared: VocabularyPart | None) -> None:
+    p = part(f"model.vocab_size={2**21 if shared is None else 2**20}", "model.dim=32", "train.precision=bf16")
+
+    def record(targets: int | None) -> Record:
+        return p.head(keep, targets) if shared is None else p.head_part(shared, keep, targets)
+
+    found, whole = in_pieces(record, 1000, 128), record(None)
+    assert isinstance(found, LongRecord) and found.more == 5
+    assert (found.copied, found.late) == (whole.copied, whole.late)
+    for half in ("count_forward", "count_backward"):
+        long, exact = (getattr(r, half)(GPUS["H100"], False) for r in (found, whole))
+        assert long.kernels == exact.kernels and long.host == pytest.approx(exact.host)
+        assert long.total == pytest.approx(exact.total, rel=1e-3)
 
 
 def test_head_and_embedding() -> None:

@@ -80,3 +80,15 @@ def test_a_tensor_rank_does_its_part() -> None:
     )
     assert half.flops == whole.flops / 2
     assert 0.4 < half.work.bytes[Kind.PRODUCT] / whole.work.bytes[Kind.PRODUCT] < 1
+
+
+def test_stages_that_share_the_head_multiply_it_once() -> None:
+    """A head of its own stage runs again with its round; a part keeps its logits."""
+    config = text(*SMALL, "data.batch=4", "parallel.pipeline=2", "sleep.recompute=none")
+    whole, shared = (
+        count_step(changed, workloads(changed, 1)[0], H200, False)
+        for changed in (config, replace(config, parallel=replace(config.parallel, split_head=True)))
+    )
+    assert shared.flops == whole.flops and shared.executed < whole.executed
+    assert whole.work.kernels[Kind.HEAD] == 4 and shared.work.kernels[Kind.HEAD] == 2 * 3
+    assert shared.work.bytes[Kind.HEAD] < whole.work.bytes[Kind.HEAD]

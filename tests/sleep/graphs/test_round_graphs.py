@@ -16,7 +16,7 @@ from sleeptrain.model.mixers.spec import WIDE
 from sleeptrain.model.state import FastWeights
 from sleeptrain.ops import row_stacks
 from sleeptrain.ops.row_stacks import RecordedRows
-from sleeptrain.plan.activations import graph_bytes
+from sleeptrain.plan.activations import cuda_graph_bytes
 from sleeptrain.sleep import precision
 from sleeptrain.sleep.curriculum import StepShape
 from sleeptrain.sleep.graphs import round_graphs
@@ -142,7 +142,7 @@ def test_the_plan_counts_what_graphs_read_and_leave() -> None:
     assert len(graphs._slots) == len(rounds) == 6
     for r, slot in zip(rounds, graphs._slots.values(), strict=True):
         found = sum(t.numel() for t in slot._memory.values() if t.is_floating_point())
-        counted = graph_bytes(model.config, r, WIDE) // WIDE
+        counted = cuda_graph_bytes(model.config, r, WIDE) // WIDE
         assert found == counted if r.window else found < counted
 
 
