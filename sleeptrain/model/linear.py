@@ -120,7 +120,8 @@ class _SharedProducts(torch.autograd.Function):
         needs_x, *needs_matrices = ctx.needs_input_grad
         dweights: list[torch.Tensor | None] = [None] * len(needs_matrices)
         dx, rows = None, x.flatten(0, -2)
-        totals, factors = list[torch.Tensor](), list[torch.Tensor]()
+        totals: list[torch.Tensor] = []  # torch.compile does not trace a call of `list[torch.Tensor]`
+        factors: list[torch.Tensor] = []
         for index, (dy, copy, gradient) in enumerate(zip(dys, copies, ctx.gradients, strict=True)):
             if dy is None:
                 continue

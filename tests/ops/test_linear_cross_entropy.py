@@ -83,8 +83,9 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = func(*args, **(kwargs or {}))
-        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.sleeptrain.add_wide_product):
-            mats = [a for a in args if isinstance(a, torch.Tensor)][-2:]
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.sleeptrain.add_wide_products):
+            mats = [t for arg in args for t in (arg if isinstance(arg, list | tuple) else [arg])]
+            mats = [t for t in mats if isinstance(t, torch.Tensor)][-2:]
             self.products.append((mats[0].dtype, mats[1].dtype))
         if isinstance(out, torch.Tensor):
             self.largest = max(self.largest, out.numel())

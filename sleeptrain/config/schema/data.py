@@ -101,6 +101,7 @@ class DepoConfig:
         0,
         "windows of the context, each with a number of edges drawn for its row; 0: the edges stand one after another",
         allowed="0, or 2 and more",
+        at_least=0,
         at_most=MOST_ITEMS,
         on_resume="fixed",
     )
