@@ -124,8 +124,8 @@ def _view(figure: Figure, all_axes: Sequence[Axes]) -> tuple[float, float, float
     """(left, top, width, height) of the axes with their labels, in units."""
     boxes = [box for axes in all_axes if (box := axes.get_tightbbox()) is not None]
     box, height = Bbox.union(boxes), figure.get_figheight() * UNITS
-    left, top = box.x0 - MARGIN, height - box.y1 - MARGIN
-    return round(left, 1), round(top, 1), round(box.width + 2 * MARGIN, 1), round(box.height + 2 * MARGIN, 1)
+    x, y = box.x0 - MARGIN, height - box.y1 - MARGIN
+    return round(x, 1), round(y, 1), round(box.width + 2 * MARGIN, 1), round(box.height + 2 * MARGIN, 1)
 
 
 def _svg(
