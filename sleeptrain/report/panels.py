@@ -157,7 +157,8 @@ def _color(color: str) -> str:
 
 
 def _data(figure: Figure, all_axes: Sequence[Axes]) -> dict[str, Any]:
-    first, curves, names = all_axes[0], [], {}
+    first, curves = all_axes[0], []
+    names: dict[str, str] = {}
     for axes in all_axes:
         box = _box(figure, axes)
         for name, line in _named(axes):
