@@ -9,6 +9,7 @@ GPU ?= $(or $(INSTALLED),$(shell nvidia-smi >/dev/null 2>&1 && echo 1 || echo 0)
 LOCK := requirements/$(if $(filter 1,$(GPU)),gpu,cpu).txt
 INSTALL := GPU=$(GPU) PYTHON=$(PYTHON) requirements/install.sh
 SLURM_PACKAGES := slurmctld slurmd slurm-client munge
+BROWSER_PACKAGES := chromium chromium-driver
 # `slurm` are all of them; the slow ones are part of `make test-full`.
 SLURM_TESTS ?= slurm and not slow
 SLURM_FILES ?= tests/slurm
@@ -17,7 +18,7 @@ WORKERS ?= 2
 TEST := OMP_NUM_THREADS=2 $(BIN)/python -m pytest
 SHARED_OPTIONS := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 SHARED := OMP_NUM_THREADS=1 $(BIN)/python $(SHARED_OPTIONS)
-FAST := -m "not slow and not gpu and not slurm and not kernels"
+FAST := -m "not slow and not gpu and not slurm and not browser and not kernels"
 # The tests of what reaches into other libraries, or leans on how they behave.
 INSIDES := tests/config tests/hf tests/doctor/test_packages.py tests/doctor/test_libraries.py \
 	tests/data/test_hf_tokenizer.py tests/data/test_shard_writer.py tests/data/test_shards.py \
@@ -33,7 +34,7 @@ NO_CUDA := --excludes requirements/cuda.txt
 NO_TRITON := --excludes requirements/triton.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train rule110 test test-full test-slurm test-docker test-kernels gpu-report docs check check-latest check-lowest lock clean
+.PHONY: help install train rule110 test test-full test-slurm test-browser test-docker test-kernels gpu-report docs check check-latest check-lowest lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,14 +53,20 @@ test: install ## the fast tests
 	$(SHARED) $(FAST)
 
 test-full: install ## all tests; those that need a GPU skip themselves without one
-	$(SHARED) -m "not gpu and not slurm and not kernels"
-	$(TEST) -m "gpu or slurm"
+	$(SHARED) -m "not gpu and not slurm and not browser and not kernels"
+	$(TEST) -m "gpu or slurm or browser"
 
 test-slurm: install ## the batch scripts on a local Slurm cluster, installed where you are root on Debian or Ubuntu
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! ls /usr/sbin/slurmctld /usr/sbin/slurmd /usr/sbin/munged /usr/bin/sbatch >/dev/null 2>&1; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES); \
 	fi
 	$(TEST) $(SLURM_FILES) -m "$(SLURM_TESTS)"
+
+test-browser: install ## a report in Chromium, which is installed where you are root on Debian or Ubuntu
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! ls /usr/bin/chromium /usr/bin/chromedriver >/dev/null 2>&1; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(BROWSER_PACKAGES); \
+	fi
+	SLEEPTRAIN_BROWSER_TESTS=1 $(TEST) tests/report -m browser
 
 test-docker: install ## build the container image on a stand-in base and train in it (root, buildah, mmdebstrap)
 	docker/check.sh

@@ -22,9 +22,10 @@ from sleeptrain.report.curves import (
     quantities,
     span,
 )
-from sleeptrain.report.groups import Group, Section
+from sleeptrain.report.groups import Group, Section, seeds
 from sleeptrain.report.norms_figure import draw_norms
-from sleeptrain.report.run_figure import draw_run
+from sleeptrain.report.run_figure import draw_run, draw_run_panels
+from sleeptrain.report.runs import ReadRun
 from sleeptrain.report.style import STYLE, legend, line_style, over, say, smooth
 from sleeptrain.terminal import printable
 
@@ -38,16 +39,18 @@ GUESSES = {
     "commonest": "always the commonest answer",
 }
 GUESS_DASHES = (":", "-.", "--", (0, (1, 4)))
+AWAKE = ", kept awake (N=1)"
 X_AXES = ("steps", "training FLOPs")
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure of a page. name: of its file, without the suffix."""
+    """A figure of a page. name: of its file, without the suffix. on_page: drawn for the page, if not `figure` is."""
 
     name: str
     title: str
     figure: Figure
+    on_page: Figure | None = None
 
 
 def draw_section(section: Section) -> list[Drawn]:
@@ -71,7 +74,7 @@ def draw_section(section: Section) -> list[Drawn]:
         drawn.append(Drawn("norms", "Size of features by pass, and of memory by layer", draw_norms(section)))
     if len(section.runs) == 1 and with_steps:
         [run] = with_steps
-        drawn.append(Drawn("run", "The run", draw_run(run.config.run.name, run.records)))
+        drawn.append(Drawn("run", "The run", draw_run(run.config.run.name, run.records), draw_run_panels(run.records)))
     return drawn
 
 
@@ -118,12 +121,13 @@ def draw_breakdown_ends(section: Section, breakdown: Breakdown) -> Figure:
             for awake in (False, True) if breakdown.by == "window" and _slept(group) else (False,):
                 bands = [(key, band(group, breakdown.of(key), awake)) for key in breakdown.keys]
                 known = [(breakdown.keys.index(key), b) for key, b in bands if b.steps]
-                label = group.name + (", kept awake (N=1)" if awake else "")
+                label = group.name + (AWAKE if awake else "")
                 label += _at_steps(section, [(group, b) for _, b in known])
                 _ends(axes, [x for x, _ in known], [b for _, b in known], breakdown.share, label, index, awake)
         many = max(1, len(breakdown.keys) // 16)
         axes.set_xticks(range(0, len(breakdown.keys), many), [printable(key) for key in breakdown.keys[::many]])
         axes.set(xlabel=breakdown.by, ylabel=_y_label(breakdown))
+        axes.fmt_xdata = lambda x: printable(breakdown.keys[round(x)])  # at the pointer
         legend(figure, axes)
     return figure
 
@@ -150,7 +154,9 @@ def _training(axes: Axes, section: Section, groups: list[Group]) -> None:
             steps, losses = smooth(run.records.column("step")[finite], run.records.column("loss")[finite])
             later += losses[len(losses) // 50 :].tolist()
             style = line_style(section.colors[group.label])
-            axes.plot(steps, losses, linewidth=1.2, alpha=0.8, label=group.label, **style)
+            [line] = axes.plot(steps, losses, linewidth=1.2, alpha=0.8, label=group.label, **style)
+            if len(group.runs) > 1:
+                line.set_gid(_one_seed(group, run))
     if later:
         margin = 0.08 * (max(later) - min(later)) or 0.1
         axes.set_ylim(min(later) - margin, max(later) + margin)
@@ -181,7 +187,7 @@ def _panel(axes: Axes, section: Section, groups: list[Group], quantity: Quantity
             if by_flops and b.flops is None:
                 unknown = next((run.flops for run in group.runs if isinstance(run.flops, str)), unknown)
                 continue
-            text = label + (", kept awake (N=1)" if one_pass else "")
+            text = label + (AWAKE if one_pass else "")
             _seeds(axes, group, quantity, by_flops, one_pass, index, None if b.steps else f"{text}: {b.no_end}")
             _mean(axes, b, by_flops, quantity.share, text, index, one_pass)
     values = guessing(groups, quantity)
@@ -207,7 +213,8 @@ def _seeds(
         x = [run.flops_until(step) if by_flops else step for step in points]
         if x and None not in x:
             y = [_percent(value, quantity.share) for value in points.values()]
-            axes.plot(x, y, linewidth=0.8, alpha=0.5, label=label, **line_style(index))  # type: ignore[arg-type]
+            [line] = axes.plot(x, y, linewidth=0.8, alpha=0.5, label=label, **line_style(index))  # type: ignore[arg-type]
+            line.set_gid(_one_seed(group, run) + (AWAKE if awake else ""))
 
 
 def _mean(axes: Axes, b: Band, by_flops: bool, share: bool, label: str, index: int, awake: bool) -> None:
@@ -235,6 +242,11 @@ def _ends(
     reach = [[m - v for m, v in zip(mean, low, strict=True)], [v - m for m, v in zip(mean, high, strict=True)]]
     style = line_style(index) | ({"linestyle": ":"} if awake else {})
     axes.errorbar(x, mean, yerr=reach, marker="o", markersize=4, capsize=3, label=label + _of_seeds(bands), **style)
+
+
+def _one_seed(group: Group, run: ReadRun) -> str:
+    """The name of the curve of one run, where it is shown at the pointer."""
+    return f"{group.label}, seed {' and '.join(str(seed) for seed in dict.fromkeys(seeds(run)))}"
 
 
 def _at_steps(section: Section, ends: Sequence[tuple[Group, Band]]) -> str:

@@ -30,7 +30,6 @@ def gain(evaluation: Record) -> tuple[int, float | None, float | None]:
 
 def draw_run(name: str, records: Records) -> Figure:
     """Draw a run with at least one training record. It may have no evaluation."""
-    evaluations = records.evaluations
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 10), layout="constrained")
         rows = figure.add_gridspec(3, 1, height_ratios=[3, 1.3, 2.6])
@@ -40,16 +39,32 @@ def draw_run(name: str, records: Records) -> Figure:
         step, tokens = records.columns["step"][-1], records.column("tokens")
         title = f"{name}   {step:,} steps, {_tokens(tokens[-1])} tokens"
         figure.suptitle(wrapped(title, 100), fontsize=13)
-        draw_loss(top, records)
-        draw_curriculum(middle, records)
-        draw_gain(figure.add_subplot(bottom[0], sharex=top), evaluations)
-        small = figure.add_subplot(bottom[1])
-        if evaluations and "accuracy" in evaluations[-1]["eval"]:
-            draw_accuracy(small, evaluations)
-        else:
-            draw_windows(small, evaluations)
-        top.set_xlim(0, 1.01 * max(int(tokens.max()), *(record["tokens"] for record in evaluations), 0))
+        _fill(records, top, middle, figure.add_subplot(bottom[0], sharex=top), figure.add_subplot(bottom[1]))
     return figure
+
+
+def draw_run_panels(records: Records) -> Figure:
+    """The panels of `draw_run` in equal sizes, for a page that places them by its width."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(13, 8))  # without a layout: a page shows each panel by itself
+        (loss, curriculum), (sleep, last) = figure.subplots(2, 2)
+        _fill(records, loss, curriculum, sleep, last)
+        for axes in (loss, curriculum):
+            axes.set_xlabel("wake tokens seen")
+    return figure
+
+
+def _fill(records: Records, loss: Axes, curriculum: Axes, sleep: Axes, last: Axes) -> None:
+    draw_loss(loss, records)
+    draw_curriculum(curriculum, records)
+    draw_gain(sleep, records.evaluations)
+    if records.evaluations and "accuracy" in records.evaluations[-1]["eval"]:
+        draw_accuracy(last, records.evaluations)
+    else:
+        draw_windows(last, records.evaluations)
+    seen = [int(records.column("tokens").max()), *(record["tokens"] for record in records.evaluations)]
+    for axes in (loss, curriculum, sleep):
+        axes.set_xlim(0, 1.01 * max(seen))
 
 
 def draw_loss(axes: Axes, records: Records) -> None:
@@ -75,12 +90,12 @@ def draw_curriculum(axes: Axes, records: Records) -> None:
     """Draw N and L over tokens. A record holds those of the step that ends at its tokens (`where="pre"`)."""
     tokens = np.concatenate([[0], records.column("tokens")])
     passes, windows = (np.concatenate([values[:1], values]) for values in map(records.column, ("passes", "window")))
-    axes.step(*thin(tokens, passes), where="pre", color=SLEEP, linewidth=1.8)
+    axes.step(*thin(tokens, passes), where="pre", color=SLEEP, linewidth=1.8, gid="passes N")
     axes.set(title="Curriculum", ylim=(0, max(passes) * 1.25))
     axes.set_ylabel("passes N", color=SLEEP)
     _few_ticks(axes, passes)
     right = axes.twinx()
-    right.step(*thin(tokens, windows), where="pre", color=WINDOW, linewidth=1.8, linestyle=(0, (5, 2)))
+    right.step(*thin(tokens, windows), where="pre", color=WINDOW, linewidth=1.8, linestyle=(0, (5, 2)), gid="window L")
     right.set(ylim=(0, max(windows) * 1.5))
     right.set_ylabel("window L (tokens)", color=WINDOW)
     _few_ticks(right, windows)

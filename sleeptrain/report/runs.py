@@ -7,10 +7,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from sleeptrain.checkpoint.folder import checkpoints, checkpoints_of, find_damage, read_state
+from safetensors import SafetensorError, safe_open
+
+from sleeptrain.checkpoint.folder import TENSORS, checkpoints, checkpoints_of, find_damage, read_state
 from sleeptrain.config import load_resolved
 from sleeptrain.config.schema import Config
 from sleeptrain.config.validate import validate
@@ -101,6 +104,20 @@ class ReadRun:
         except DataError as error:
             return saved[-1], str(error)
 
+    @cached_property
+    def parameters(self) -> int | None:
+        """The number of the model's parameters, from the headers of the newest checkpoint; None without a sound one.
+
+        A tensor in fragments counts once: each element is in one of them. Read without torch.
+        """
+        if self.newest is None or self.newest[1] is not None:
+            return None
+        files = sorted(Path(str(self.newest[0])).glob(TENSORS))
+        try:
+            return sum(map(_elements, files))
+        except (SafetensorError, OSError):
+            return None
+
     @property
     def versions(self) -> dict[str, str]:
         """Versions of torch and Python in the newest checkpoint. Empty if there is none, or it is damaged."""
@@ -177,6 +194,12 @@ def _folders(path: Path, seen: set[Path], closed: list[str]) -> Iterator[Path]:
     for inside in below:
         if not (is_run and inside.name in INNER_FOLDERS):
             yield from _folders(inside, seen, closed)
+
+
+def _elements(file: Path) -> int:
+    """The elements of the model's tensors in a safetensors file."""
+    with safe_open(file, framework="np") as opened:
+        return sum(prod(opened.get_slice(key).get_shape()) for key in sorted(opened.keys()) if key.startswith("model/"))
 
 
 def _read(folder: Path) -> ReadRun:

@@ -21,7 +21,7 @@ from sleeptrain.terminal import printable
 
 Numbers = npt.NDArray[Any]
 
-INK, GRID = "#2b2b33", "#e4e4ea"
+INK, GRID, EDGE, FAINT = "#2b2b33", "#e4e4ea", "#9a9aa5", "#8a8a95"
 TRAIN, SLEEP, AWAKE, WINDOW = "#5b5f97", "#1b6ca8", "#d1603d", "#6a994e"
 # Colors of curves, in order. With more curves the colors repeat and the lines are dashed.
 COLORS = ("#d1603d", "#e0a030", "#6a994e", "#1b6ca8", "#5b5f97", "#a23b72", "#7f7f7f", "#3aa6a0")
@@ -32,7 +32,7 @@ STYLE: dict[Any, Any] = {
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.edgecolor": "#9a9aa5",
+    "axes.edgecolor": EDGE,
     "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -55,12 +55,16 @@ SAMPLE = 8  # width of the line sample of an entry, in characters
 
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file. Control characters in its texts are escaped, as on the page."""
-    for text in figure.findobj(Text):
-        text.set_text(printable(text.get_text()))
+    escape_texts(figure)
     file = BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(file, format="png", dpi=110)
     return file.getvalue()
+
+
+def escape_texts(figure: Figure) -> None:
+    for text in figure.findobj(Text):
+        text.set_text(printable(text.get_text()))
 
 
 def line_style(index: int) -> dict[str, Any]:
@@ -108,17 +112,17 @@ def wrapped(text: str, width: int) -> str:
 
 def say(axes: Axes, text: str) -> None:
     """Show a text instead of curves."""
-    axes.text(0.5, 0.5, text, color="#8a8a95", ha="center", va="center", wrap=True, transform=axes.transAxes)
+    axes.text(0.5, 0.5, text, color=FAINT, ha="center", va="center", wrap=True, transform=axes.transAxes)
 
 
-def thin(x: Numbers, y: Numbers) -> tuple[Numbers, Numbers]:
+def thin(x: Numbers, y: Numbers, most: int = MOST_POINTS) -> tuple[Numbers, Numbers]:
     """The points of a curve that a figure can show: the lowest and the highest of each of many intervals.
 
-    So no leap is lost. Short curves keep all points. x, y: [n].
+    So no leap is lost. Curves of at most `most` points keep all of them. x, y: [n].
     """
-    if len(y) <= MOST_POINTS:
+    if len(y) <= most:
         return x, y
-    edges = np.linspace(0, len(y), MOST_POINTS // 2 + 1).astype(int)
+    edges = np.linspace(0, len(y), most // 2 + 1).astype(int)
     intervals = list(pairwise(edges))
     indices = [first + int(find(y[first:end])) for first, end in intervals for find in (np.argmin, np.argmax)]
     index = np.unique(indices)

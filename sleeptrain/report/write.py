@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 from sleeptrain.errors import DataError
 from sleeptrain.files import write_whole
-from sleeptrain.report.figures import draw_section
+from sleeptrain.report.figures import Drawn, draw_section
 from sleeptrain.report.groups import Section
-from sleeptrain.report.page import MARK, page
+from sleeptrain.report.page import MARK, Picture, digest, page
+from sleeptrain.report.panels import keys, panels
 from sleeptrain.report.style import png
 
 INDEX = "index.html"
@@ -25,9 +25,8 @@ def write_report(sections: Sequence[Section], unreadable: Sequence[str], out: Pa
     folder for a report, or cannot be written.
     """
     check_out(out)
-    drawn = [(section, [(d, png(d.figure)) for d in draw_section(section)]) for section in sections]
-    contents = {_file_name(section.source, d.name): content for section, figures in drawn for d, content in figures}
-    parts = [(section, [(d.title, content) for d, content in figures]) for section, figures in drawn]
+    parts = [(section, [_picture(section, drawn) for drawn in draw_section(section)]) for section in sections]
+    contents = {picture.file: picture.png for _, pictures in parts for picture in pictures}
     html = page(title, parts, unreadable).encode()
     try:
         _remove_old(out, contents)
@@ -60,12 +59,19 @@ def _remove_old(out: Path, contents: Mapping[str, bytes]) -> None:
     """Remove the figures of the old page that the new page does not have."""
     old = _old_page(out)
     for path in out.glob("*.png"):
-        if path.name not in contents and b64encode(path.read_bytes()) in old:
+        if path.name not in contents and digest(path.read_bytes()).encode() in old:
             path.unlink(missing_ok=True)
 
 
 def _old_page(out: Path) -> bytes:
     return (out / INDEX).read_bytes() if (out / INDEX).is_file() else b""
+
+
+def _picture(section: Section, drawn: Drawn) -> Picture:
+    """The picture of a page. The file first: panels are drawn without titles and legends."""
+    content, on_page = png(drawn.figure), drawn.on_page or drawn.figure
+    shared = keys(on_page.axes) if on_page.legends else []
+    return Picture(drawn.title, _file_name(section.source, drawn.name), content, shared, panels(on_page))
 
 
 def _file_name(source: str, name: str) -> str:

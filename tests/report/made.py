@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cache
+from copy import deepcopy
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from sleeptrain.config import save_resolved
 from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
 from sleeptrain.report.groups import Section, sections
-from sleeptrain.report.runs import find_runs
+from sleeptrain.report.records import collect
+from sleeptrain.report.runs import ReadRun, find_runs
 
 STEP = 21 * 8  # tokens of a step of SMALL
 SMALL = ("sleep.passes=1", "data.batch=8", "train.tokens=1680")
@@ -67,11 +69,47 @@ def make_run(
     return folder
 
 
+def section_of(*runs: ReadRun) -> Section:
+    [found] = sections(runs)
+    return found
+
+
+def read_run(
+    settings: dict[str, Any],
+    records: Sequence[dict[str, Any]],
+    state: str | None = "finished",
+    base: tuple[str, ...] = (),
+) -> ReadRun:
+    """A run as it is read, with recorded FLOPs: without files, a composition of its own, and torch.
+
+    settings: {name: value}, set in the configuration of the overrides `base`.
+    """
+    config = deepcopy(composed(*base))
+    for name, value in settings.items():
+        *path, last = name.split(".")
+        setattr(reduce(getattr, path, config), last, value)
+    status = None if state is None else {"state": state, "reason": None}
+    read = collect({"flops": record["tokens"]} | record for record in records)
+    return ReadRun(Path("absent") / "-".join(map(str, settings.values())), config, read, status)
+
+
 GUESSING = {"chance": 0.5, "majority": 0.6, "majority_bits": 0.61, "sampled": 0.52}
 
 
 def grid(root: Path) -> Path:
-    """N in {1, 2} and seeds 0, 1: accuracies 0.5, 0.7 and 0.8, 0.9 at step 10; 0.1 to 0.4 at step 5."""
+    """The runs of `grid_runs` as folders."""
+    for settings, records in grid_runs():
+        n, seed = settings["sleep.passes"], settings["train.seed"]
+        make_run(root / f"n{n}-{seed}", [f"{name}={value}" for name, value in settings.items()], records)
+    return root
+
+
+def grid_runs() -> list[tuple[dict[str, int], list[dict[str, Any]]]]:
+    """N in {1, 2} and seeds 0, 1: accuracies 0.5, 0.7 and 0.8, 0.9 at step 10; 0.1 to 0.4 at step 5.
+
+    Returns (settings, records) of each run.
+    """
+    runs = []
     for n, ends in ((1, (0.5, 0.7)), (2, (0.8, 0.9))):
         for seed, end in enumerate(ends):
             early = (2 * n + seed - 1) / 10
@@ -82,8 +120,8 @@ def grid(root: Path) -> Path:
                 *(step(number, 3 - number / 10, passes=n) for number in (6, 8, 10)),
                 accuracy(10, end, n, **GUESSING),
             ]
-            make_run(root / f"n{n}-{seed}", [f"sleep.passes={n}", f"train.seed={seed}", f"data.seed={seed}"], records)
-    return root
+            runs.append(({"sleep.passes": n, "train.seed": seed, "data.seed": seed}, records))
+    return runs
 
 
 def only_section(root: Path) -> Section:

@@ -129,11 +129,14 @@ def test_a_damaged_checkpoint_is_reported(tmp_path: Path) -> None:
     }
     for number in (1, 2):
         save = folder / "checkpoints" / f"step-{number:08d}"
-        write(save, {"a": torch.zeros(1)}, documents, alone(), nothing)
+        tensors = {"model/a": torch.zeros(3, 2), "model/b": torch.zeros(()), "optim/a": torch.zeros(9)}
+        write(save, tensors, documents, alone(), nothing)
     [run], _ = find_runs([tmp_path])
+    assert run.parameters == 7
     assert run.versions == {"torch": "2.0"} and not any("damaged" in note for note in run.notes)
     flip(save / "state.json", 0.5)
     [run], _ = find_runs([tmp_path])
+    assert run.parameters is None
     assert run.versions == {} and any("step-00000002, is damaged: the checksum of" in note for note in run.notes)
 
 
