@@ -19,20 +19,21 @@ if [ "$gpu" != 1 ] && [ "$(uname -s)" = Linux ] && ! pip config list | grep find
     index=(--extra-index-url "$cpu_index")
 fi
 
-# Half of the time would go to bytecode of modules that most machines never import. A cluster's are compiled now: many
-# processes import them at once, from a folder that they share.
-options=(${index[@]+"${index[@]}"})
-[ "$gpu" = 1 ] || options+=(--no-compile)
+options=(--no-compile ${index[@]+"${index[@]}"})
 
 if [ "$lock" = latest ]; then
     extras=dev
     [ "$gpu" != 1 ] || extras=dev,gpu
-    pip install --upgrade --upgrade-strategy eager ${options[@]+"${options[@]}"} -e ".[$extras]"
+    pip install --upgrade --upgrade-strategy eager "${options[@]}" -e ".[$extras]"
 else
     # What builds a package that has no wheel comes from the lock too; pip before 25.3 knows the first name alone.
-    PIP_CONSTRAINT=$lock PIP_BUILD_CONSTRAINT=$lock pip install ${options[@]+"${options[@]}"} -r "$lock"
+    PIP_CONSTRAINT=$lock PIP_BUILD_CONSTRAINT=$lock pip install "${options[@]}" -r "$lock"
     pip install --no-deps --no-build-isolation -e .
 fi
+
+# pip compiles one file after another, which takes as long as all the rest. Some packages have templates that are no
+# Python and cannot be compiled.
+"$venv/bin/python" -m compileall -q -j 0 "$venv/lib" sleeptrain >/dev/null 2>&1 || true
 
 # Triton may come where the lock names it: the environment of `make test-kernels` interprets it on a CPU.
 packages=
