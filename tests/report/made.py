@@ -20,8 +20,13 @@ STEP = 21 * 8  # tokens of a step of SMALL
 SMALL = ("sleep.passes=1", "data.batch=8", "train.tokens=1680")
 
 
-@cache
 def composed(*overrides: str) -> Config:
+    """A copy, which a test may change, of what is composed once."""
+    return deepcopy(_composed(*overrides))
+
+
+@cache
+def _composed(*overrides: str) -> Config:
     """The configuration of `experiment=rule110`, unless the overrides name another."""
     experiment = [] if any(o.startswith("experiment=") for o in overrides) else ["experiment=rule110"]
     config = compose([*experiment, *SMALL, *overrides])
@@ -84,7 +89,7 @@ def read_run(
 
     settings: {name: value}, set in the configuration of the overrides `base`.
     """
-    config = deepcopy(composed(*base))
+    config = composed(*base)
     for name, value in settings.items():
         *path, last = name.split(".")
         setattr(reduce(getattr, path, config), last, value)
