@@ -104,7 +104,7 @@ def test_tasks_have_sections_of_their_own_and_nothing_is_hidden(
     assert main(["report", "a", "b", "c", "d"]) == 0
     page = read_page(Path("report/index.html"))
     assert [part.text for part in page.iter("h2")] == ["Rule 110", "Depo", "GSM-Infinite", "Text"]
-    listed = [part.text or "" for part in page.iter("li") if item.text]
+    listed = [part.text for part in page.iter("li") if part.text]
     assert len(listed) == 1 and "b: FAILED at step 3" in listed[0] and "<lost> a disk" in listed[0]
     text = "".join(page.itertext())
     assert "no evaluation yet" in text and "FLOPs not known" in text and "absent" in text
