@@ -65,7 +65,7 @@ REACHED: dict[str, list[str]] = {
 ELSEWHERE = {("sleeptrain/prepare/inputs.py", "--force"): ["tools/prepare.py"]}
 OF_ALL = {"--help"}
 COMMAND = re.compile(r"tools/\w+\.py(?: (?:verify|index))?|sleeptrain (?:convert (?:export|import)|data \w+|[a-z]\w+)")
-FLAG = re.compile(r"(?<![\w-])(?<!var\()--[a-z][a-z-]*")  # not the variables of a style sheet
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
 
 def options_of(command: str) -> set[str]:

@@ -20,7 +20,7 @@ from sleeptrain.terminal import printable, shown
 MARK = '<meta name="generator" content="sleeptrain report"/>'  # marks a page as a report
 FOLDER = Path(__file__).parent
 # Nothing is loaded from elsewhere, whatever a name or a setting may hold.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 SCALE = 1.3  # pixels in a unit of a panel, where the screen is wide enough
 NOTE = (
     "Training FLOPs: forward and backward of every pass, recomputation and evaluation left out, from the plan of a "

@@ -87,7 +87,7 @@ def keys(all_axes: Iterable[Axes]) -> list[Key]:
                 has_line = line.get_linestyle() in DASHES
                 dashes = DASHES[str(line.get_linestyle())] if has_line else None
                 found.setdefault(label, Key(label, _color(matplotlib.colors.to_hex(line.get_color())), dashes))
-    return sorted(found.values(), key=lambda key: key.stroke == "var(--guess)")
+    return sorted(found.values(), key=lambda key: key.stroke == _color("#000000"))
 
 
 def _drawn(figure: Figure, titled: Sequence[Axes]) -> ElementTree.Element:

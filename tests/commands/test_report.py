@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from sleeptrain.cli import main
+from sleeptrain.report.page import FOLDER, POLICY, digest
 from sleeptrain.train.logging.metrics import read_metrics
 from tests.hostile import HOSTILE, IN_FILE_NAMES, SURROGATE, is_harmless
 from tests.report.made import accuracy, attempt, evaluation, grid, make_run, step
@@ -28,14 +29,20 @@ def read_page(path: Path) -> ElementTree.Element:
     text = path.read_text()
     root = ElementTree.fromstring(text.removeprefix("<!DOCTYPE html>\n"))
     assert {element.tag for element in root.iter()}.isdisjoint({"link", "iframe", "object", "base"})
-    assert "default-src 'none'" in text and all(not script.get("src") for script in root.iter("script"))
+    code = {script.text for script in root.iter("script") if script.get("type") != "application/json"}
+    assert code == {f"//\n{(FOLDER / 'page.js').read_text()}//"} and f'content="{POLICY}"' in text
     said = re.sub(r"http://www\.w3\.org/[\w/]+", "", text)  # the names of SVG's elements, which nobody loads
     assert not re.search(r"(?i)https?:|url\((?!#)|@import|javascript:|srcset", said)
     for element in root.iter():
         for name, value in element.attrib.items():
-            assert name != "onload" and (name != "href" or re.fullmatch(r"#.+|[\w.%-]+\.png", value))
-            assert name != "src" or value.startswith("data:image/png;base64,")
+            assert name not in ("src", "onload") and (name != "href" or re.fullmatch(r"#.+|[\w.%-]+\.png", value))
     return root
+
+
+def entries(page: ElementTree.Element) -> list[str]:
+    """The entries of all lists but legends."""
+    lists = [part for part in page.iter("ul") if part.get("class") != "keys"]
+    return [entry.text or "" for part in lists for entry in part.iter("li")]
 
 
 def cells(page: ElementTree.Element, title: str) -> list[dict[str, str]]:
@@ -74,9 +81,9 @@ def test_the_page_holds_the_numbers_and_all_pictures(tmp_path: Path, capsys: pyt
         ("10", "1,680", "finished", "v1")
     }
     assert {row["wall time"] for row in every} == {"0 min 10 s"}
-    linked = sorted(link.get("href") or "" for link in page.iter("a") if (link.get("href") or "").endswith(".png"))
+    pictures = [(link.get("href"), link.get("data-sha256")) for link in page.iter("a") if link.get("data-sha256")]
     files = sorted(out.glob("*.png"))
-    assert linked == [path.name for path in files] and len(files) == 5
+    assert sorted(pictures) == [(path.name, digest(path.read_bytes())) for path in files] and len(files) == 5
     commands = (page.findtext("body/pre") or "").splitlines()
     assert len(commands) == 4 and "experiment=rule110 run.name=n2-1" in commands[3] and "train.seed=1" in commands[3]
 
@@ -87,8 +94,7 @@ def test_runs_that_cannot_be_read_are_listed_at_the_head(tmp_path: Path, capsys:
     assert main(["report", str(tmp_path)]) == 0
     reason = f"{tmp_path / 'bad'} is the folder of a run that has no config.yaml; bring it back, or name the other runs"
     assert f"NOT READABLE and left out: {reason}" in capsys.readouterr().out.splitlines()
-    listed = [item.text for item in read_page(tmp_path / "report" / "index.html").iter("li") if item.text]
-    assert listed == [reason]
+    assert entries(read_page(tmp_path / "report" / "index.html")) == [reason]
 
 
 @pytest.mark.slow
@@ -104,7 +110,7 @@ def test_tasks_have_sections_of_their_own_and_nothing_is_hidden(
     assert main(["report", "a", "b", "c", "d"]) == 0
     page = read_page(Path("report/index.html"))
     assert [part.text for part in page.iter("h2")] == ["Rule 110", "Depo", "GSM-Infinite", "Text"]
-    listed = [part.text for part in page.iter("li") if part.text]
+    listed = entries(page)
     assert len(listed) == 1 and "b: FAILED at step 3" in listed[0] and "<lost> a disk" in listed[0]
     text = "".join(page.itertext())
     assert "no evaluation yet" in text and "FLOPs not known" in text and "absent" in text
