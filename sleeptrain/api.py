@@ -12,7 +12,7 @@ import torch
 from sleeptrain.checkpoint.find import named_checkpoint
 from sleeptrain.checkpoint.folder import CONFIG, read_state
 from sleeptrain.checkpoint.read import TensorFiles
-from sleeptrain.checkpoint.weights import assign_weights
+from sleeptrain.checkpoint.weights import load_weights
 from sleeptrain.commands.evaluate import evaluate_opened, open_checkpoint
 from sleeptrain.config import load_resolved
 from sleeptrain.config.resolved import run_folder
@@ -108,9 +108,7 @@ def load_checkpoint(place: str | Path, allow_older: bool = False) -> tuple[Hybri
     checkpoint = named_checkpoint(named_place(str(place)), world, allow_older=allow_older)
     config = load_resolved(checkpoint / CONFIG)
     shape = last_shape(config, read_state(checkpoint))
-    with torch.device("meta"):
-        model = Hybrid(config.model)
-    assign_weights(model, TensorFiles(checkpoint))
+    model = load_weights(config.model, TensorFiles(checkpoint))
     sleep = replace(config.sleep, passes=shape.passes, window=shape.window, curriculum=[])
     return model, replace(config, sleep=sleep)
 

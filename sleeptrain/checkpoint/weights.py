@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import torch
+
 from sleeptrain.checkpoint.fit import WEIGHTS, check_start
 from sleeptrain.checkpoint.read import SavedTensors
+from sleeptrain.config.schema import ModelConfig
 from sleeptrain.model.hybrid import Hybrid
+
+
+def load_weights(config: ModelConfig, saved: SavedTensors) -> Hybrid:
+    """The whole model with the weights of a checkpoint, as `assign_weights` gives them, and raises."""
+    with torch.device("meta"):
+        model = Hybrid(config)
+    assign_weights(model, saved)
+    return model
 
 
 def assign_weights(model: Hybrid, saved: SavedTensors) -> None:

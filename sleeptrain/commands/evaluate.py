@@ -119,13 +119,12 @@ def open_checkpoint(
     from sleeptrain.checkpoint.folder import CONFIG, read_state
     from sleeptrain.checkpoint.read import TensorFiles
     from sleeptrain.checkpoint.vocabulary import check_same_tokenizer
-    from sleeptrain.checkpoint.weights import assign_weights
+    from sleeptrain.checkpoint.weights import load_weights
     from sleeptrain.config import load_resolved
     from sleeptrain.data.source import build_source
     from sleeptrain.distributed.launch import find_device
     from sleeptrain.distributed.mesh import Mesh
     from sleeptrain.distributed.world import World
-    from sleeptrain.model.hybrid import Hybrid
     from sleeptrain.sleep.curriculum import last_shape
 
     checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")), allow_older=allow_older)
@@ -136,9 +135,7 @@ def open_checkpoint(
     config = _with_options(config, numbers[-1], shape.window if window is None else window, batches, stop or {})
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    with torch.device("meta"):
-        model = Hybrid(config.model)
-    assign_weights(model, files)
+    model = load_weights(config.model, files)
     model.to(find_device(device))
     source = build_source(config.data)
     check_same_tokenizer(checkpoint, source.tokenizer_hash)

@@ -103,13 +103,11 @@ def step_flops(
 
 def rounds_without_backward(rounds: Sequence[Round]) -> list[Round]:
     """The rounds that predict nothing, and whose rows all have a later pass that is detached (`sleep.bptt_passes`)."""
-    return [
-        r
-        for group in windows_of(rounds)
-        for r in group
-        if not r.loss
-        and all(any(b in d.rows for d in group if d.detached and d.pass_index > r.pass_index) for b in r.rows)
-    ]
+    found = list[Round]()
+    for group in windows_of(rounds):
+        detached = {b: r.pass_index for r in group if r.detached for b in r.rows}
+        found += [r for r in group if not r.loss and all(detached.get(b, 0) > r.pass_index for b in r.rows)]
+    return found
 
 
 def forward_flops(

@@ -163,23 +163,13 @@ def calibrate(
     with in_precision(config.train, model):
         for rule in rules:
             thresholds[rule] = _thresholds(calibrated, rule, passes, num_thresholds)
-        curves, by_passes = list[Curves](), list[torch.Tensor]()
-        for judge in (calibrated, judged):
-            fixed, by_passes = [], []
-            for n in range(1, passes + 1):
-                fixed.append(judge.point(n, n, stop="fixed"))
-                by_passes.append(judge.rows.values_B())
-            points = {
-                rule: [judge.point(passes, t, stop=rule, stop_threshold=t) for t in of_rule]
-                for rule, of_rule in thresholds.items()
-            }
-            curves.append(Curves(fixed, points))
+        (chosen_on, _), (judged_on, values_NB) = (judge.curves(passes, thresholds) for judge in (calibrated, judged))
     return Calibration(
         "loss" if task is None else "accuracy",
         {"calibration": _num_rows(halves.calibration), "judged": _num_rows(halves.judged)},
-        curves[0],
-        curves[1],
-        _hindsight(torch.stack(by_passes).numpy(), judged.rows.targets(), task is None),
+        chosen_on,
+        judged_on,
+        _hindsight(values_NB.numpy(), judged.rows.targets(), task is None),
     )
 
 
@@ -189,6 +179,18 @@ class _Judge:
     def __init__(self, model: Hybrid, sets: Sets, config: Config, task: Task | None) -> None:
         self.model, self._sets, self._config, self._task = model, sets, config, task
         self.rows = _Rows(task)
+
+    def curves(self, most: int, thresholds: Mapping[str, Sequence[float]]) -> tuple[Curves, torch.Tensor]:
+        """(the points, [most, B]: what each row is worth with 1, 2, ... passes). thresholds: of each rule."""
+        fixed, values = list[Point](), list[torch.Tensor]()
+        for n in range(1, most + 1):
+            fixed.append(self.point(n, n, stop="fixed"))
+            values.append(self.rows.values_B())
+        points = {
+            rule: [self.point(most, t, stop=rule, stop_threshold=t) for t in of_rule]
+            for rule, of_rule in thresholds.items()
+        }
+        return Curves(fixed, points), torch.stack(values)
 
     def point(self, n: int, setting: float, runner: ModelRunner | None = None, **changes: Any) -> Point:
         """The result with at most n passes. changes: settings of `sleep`."""

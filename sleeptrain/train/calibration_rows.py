@@ -11,7 +11,7 @@ from sleeptrain.config.schema import Config, DataConfig
 from sleeptrain.data.batch import Batch
 from sleeptrain.data.source import Source, build_source
 from sleeptrain.errors import ConfigError
-from sleeptrain.train.evaluate import held_out
+from sleeptrain.train.evaluate import held_out, rows_of_a_batch
 
 # The rows of a half: every second row of each held-out set, counted from its first.
 CALIBRATION, JUDGED = range(2)
@@ -38,8 +38,7 @@ def held_out_rows(source: Source, config: Config, num_rows: int | None = None) -
         return {name: list(batches) for name, batches in held_out(source, config).items()}
     if num_rows < 2:
         raise ConfigError("--rows must be at least 2: half of the rows choose thresholds, the others judge them")
-    rows = config.data.batch
-    size = min(rows, 8) if source.task is None else config.train.micro_batch or rows
+    size = rows_of_a_batch(source, config)
     if source.task is not None:
         source = build_source(_with_samples(config.data, num_rows))
     sets = {name: list(source.validation_batches(name, size, -(-num_rows // size))) for name in source.held_out}

@@ -170,12 +170,16 @@ def held_out(source: Source, config: Config) -> dict[str, Iterator[Batch]]:
     For shards: at most `train.eval_batches` batches of at most 8 rows. For a task: the rows of `train.eval_batches`
     batches of `data.batch`, in micro-batches of the training.
     """
-    rows = config.data.batch
-    num_batches, batch_rows = config.train.eval_batches, min(rows, 8)
+    num_batches, batch_rows = config.train.eval_batches, rows_of_a_batch(source, config)
     if source.task is not None:
-        batch_rows = config.train.micro_batch or rows
-        num_batches = -(-num_batches * rows // batch_rows)
+        num_batches = -(-num_batches * config.data.batch // batch_rows)
     return {name: source.validation_batches(name, batch_rows, num_batches) for name in source.held_out}
+
+
+def rows_of_a_batch(source: Source, config: Config) -> int:
+    """The rows that an evaluation holds at once."""
+    rows = config.data.batch
+    return min(rows, 8) if source.task is None else config.train.micro_batch or rows
 
 
 @torch.no_grad()
