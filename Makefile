@@ -41,10 +41,8 @@ help: ## list the targets
 
 install: .venv/.ok ## make .venv and install the package for this machine (CPU or CUDA)
 
-train: install ## train a small sleeping model on Python's standard library and draw its curves
-	$(BIN)/python tools/prepare.py --stdlib --out data/stdlib
-	$(BIN)/sleeptrain train experiment=stdlib
-	$(BIN)/sleeptrain report runs/stdlib
+train: install ## the whole way: text, two processes that are killed and go on, a task where sleep helps, export, a page
+	$(BIN)/python tools/first_run.py
 
 rule110: install ## the smallest proof: more passes, more of a row that is gone
 	$(BIN)/python tools/rule110.py

@@ -120,8 +120,9 @@ class FirstRun:
 
     def _train_task(self, passes: int) -> None:
         folder, log = self.task(passes), self.task(passes).with_suffix(".log")
-        words = [override("run.root", self.root), f"run.name={folder.name}", f"sleep.passes={passes}", "train.threads=1"]
-        _call(_sleeptrain("train", "experiment=first_rule110", *words, *(BRIEF_TASK if self.brief else [])), log)
+        words = [override("run.root", str(self.root)), f"run.name={folder.name}", f"sleep.passes={passes}"]
+        more = ["train.threads=1", *(BRIEF_TASK if self.brief else [])]
+        _call(_sleeptrain("train", "experiment=first_rule110", *words, *more), log)
 
 
 def _announce(stage: int, text: str) -> None:
