@@ -37,8 +37,8 @@ LAYOUTS = [
     Layout(2, 2, 1, 1),
 ]
 SHARED_HEAD = 6
-# Each layout once before and once after; the last one reads whole tensors.
-CHAIN = [5, 3, 4, 6, 1, 2, 0, 5]
+# Stages of replicas, ZeRO-3, tensor ranks in stages with a shared head, and one process, which reads whole tensors.
+CHAIN = [5, 3, 6, 0]
 PAIRS = [(before, after) for before in range(7) for after in range(7)]
 STEP_TOKENS = 4 * 40
 

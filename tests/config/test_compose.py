@@ -89,7 +89,7 @@ def test_the_papers_runs(experiment: str, steps: int, passes: int, updates: int 
     [
         ("gsm_jet_2b_hard", 775, 2000, [7, 21]),
         pytest.param("gsm_ouro_hard", 1090, 2000, None, marks=pytest.mark.slow),
-        ("gsm_ouro_warmup", 325, 512, None),
+        pytest.param("gsm_ouro_warmup", 325, 512, None, marks=pytest.mark.slow),
         pytest.param("gsm_ouro_sliding", 650, 512, None, marks=pytest.mark.slow),
     ],
 )

@@ -39,6 +39,7 @@ class Watched(TaskSource):
 
 def train(rank: int, store: str, out: Path, fails_at: int | None) -> None:
     """Trains in two data-parallel groups of two peers each, and writes the batches that the rank got."""
+    torch.set_num_threads(1)  # a fork of a process that has OpenMP threads may not use them
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS, timeout=timedelta(seconds=240)
     )
@@ -56,7 +57,7 @@ def train(rank: int, store: str, out: Path, fails_at: int | None) -> None:
 
 
 def run(tmp_path: Path, fails_at: int | None = None) -> list[dict]:
-    mp.spawn(train, (str(tmp_path / "store"), tmp_path, fails_at), nprocs=RANKS)
+    mp.start_processes(train, (str(tmp_path / "store"), tmp_path, fails_at), nprocs=RANKS, start_method="fork")
     return [torch.load(tmp_path / str(rank)) for rank in range(RANKS)]
 
 

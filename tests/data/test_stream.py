@@ -34,7 +34,7 @@ from tests.data.numbered import (
 )
 from tests.data.oracle import Oracle
 
-FEW = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+FEW = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 MANY = settings(max_examples=1500, deadline=None, derandomize=True, database=None)
 LENGTHS = [[2, 3, 40], [5, 131], [17, 2, 64, 9], [30], [2, 21]]
 CODE = [[7, 1, 12], [33, 4, 4, 4], [50]]

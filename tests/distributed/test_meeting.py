@@ -140,6 +140,7 @@ def test_a_rank_0_that_does_not_come_is_reported(monkeypatch: pytest.MonkeyPatch
         while_listening(lambda limit: meeting.meet(1, 2, "r", 0.0, limit), StopRequest())
 
 
+@pytest.mark.slow
 def test_the_runs_of_a_sweep_meet_at_one_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train, folders = trainer.train, [tmp_path / name for name in ("first", "second")]
     monkeypatch.setattr(trainer, "train", lambda _: max(train(config_of(folder)) for folder in folders))

@@ -110,7 +110,7 @@ def norms(folder: Path) -> list[dict[str, dict[str, float]]]:
 @pytest.mark.parametrize(
     ("spread", "more", "ranks"),
     [
-        (layout(1, 2, 1), (), 4),
+        pytest.param(layout(1, 2, 1), (), 4, marks=pytest.mark.slow),
         pytest.param(layout(2, 1, 1), ("parallel.sequence=true",), 2, marks=pytest.mark.slow),
     ],
     ids=["stages of replicas", "tensor ranks with split tokens"],

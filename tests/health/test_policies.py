@@ -144,7 +144,7 @@ def train_without(folder: Path, monkeypatch: pytest.MonkeyPatch, bad: int, good:
     ("factor", "setting", "batch", "good"),
     [
         (100.0, "health.on_spike", BAD, GOOD),
-        (torch.inf, "health.on_nonfinite", BAD, GOOD),
+        pytest.param(torch.inf, "health.on_nonfinite", BAD, GOOD, marks=pytest.mark.slow),
         (torch.inf, "health.on_nonfinite", 4, 0),  # the first checkpoint has no optimizer state yet
     ],
 )

@@ -46,6 +46,7 @@ def passes(folder: Path) -> list[int]:
     return [r["passes"] for r in read_metrics(folder / "r" / "metrics.jsonl") if "passes" in r]
 
 
+@pytest.mark.slow
 def test_jet_nemotron_is_imported_trained_and_exported(tmp_path: Path):
     run(tmp_path / "first", *JET)
     export(tmp_path / "first" / "r", tmp_path / "theirs")

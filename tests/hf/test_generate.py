@@ -43,7 +43,7 @@ def test_greedy_equals_the_training_forward_token_for_token(sleep):
 
 
 @pytest.mark.parametrize("window", [WINDOW, 2])  # longer and shorter than the reach of a sliding layer
-@pytest.mark.parametrize("when", ["every", "unlabelled"])
+@pytest.mark.parametrize("when", ["every", pytest.param("unlabelled", marks=pytest.mark.slow)])
 def test_sliding_eviction_of_a_layer_that_reaches_less_than_a_window(when, window):
     """At one step some rows sleep, and others do not, because they have predicted. N grows inside a text."""
     layers = ["sliding_attention", "jet", "attention"]

@@ -167,6 +167,7 @@ def test_a_continuation_is_greedy_where_all_of_it_is(folder):
     assert [is_greedy for _, is_greedy in scorer._scores([(context, [*other, after])])] == [False]
 
 
+@pytest.mark.slow
 def test_rolling_holds_the_logits_of_one_window(folder):
     """Memory grows with the text by no more than its ids."""
     scorer = Sleeping(str(folder), device="cpu")

@@ -69,6 +69,7 @@ def train(root: Path, *more: str) -> dict[int, dict[str, torch.Tensor]]:
     return {int(folder.name.removeprefix("step-")): tensors(folder) for folder in folders}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(150)
 @pytest.mark.usefixtures("imported")
 def test_two_tensor_ranks_and_two_stages_train_as_one_process_does(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def products(config: Config) -> dict[str, set[torch.dtype]]:
         (Layout(1, 1, 2, 1), ("sleep.recompute=pass",)),
         pytest.param(Layout(1, 1, 2, 2), ("sleep.recompute=window",), marks=pytest.mark.slow),
         (Layout(1, 1, 2, 3), ()),
-        (Layout(2, 1, 1, 1), ("sleep.recompute=block",)),
+        pytest.param(Layout(2, 1, 1, 1), ("sleep.recompute=block",), marks=pytest.mark.slow),
         (Layout(1, 2, 1, 1), ("sleep.recompute=block",)),
     ],
 )

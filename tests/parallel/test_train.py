@@ -141,7 +141,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory, imported: None) -> Pat
 @pytest.mark.parametrize(
     ("tensor", "pipeline", "data", "zero"),
     [
-        (1, 1, 2, 0),
+        pytest.param(1, 1, 2, 0, marks=pytest.mark.slow),
         (1, 2, 2, 2),
         pytest.param(2, 2, 1, 1, marks=pytest.mark.slow),
         pytest.param(2, 1, 2, 2, marks=pytest.mark.slow),
@@ -210,7 +210,10 @@ def test_tokens_between_mixers_split_over_tensor_ranks(
     "more",
     [
         pytest.param(("sleep.bptt_windows=1", "sleep.recompute=block"), marks=pytest.mark.slow),
-        ("sleep.curriculum=[{tokens: 160, passes: 3, batch: 8}]", "parallel.split_head=true"),
+        pytest.param(
+            ("sleep.curriculum=[{tokens: 160, passes: 3, batch: 8}]", "parallel.split_head=true"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda more: more[0],
 )

@@ -31,9 +31,9 @@ CLUSTERS = [
     ("pretrain_7b", 32, 2**21),
     ("pretrain_7b_256", 256, 2**21),
     ("pretrain_7b_1024", 1024, 2**21),
-    ("pretrain_30b", 256, 2**22),
+    pytest.param("pretrain_30b", 256, 2**22, marks=pytest.mark.slow),
     ("pretrain_30b", 1024, 2**22),
-    ("pretrain_70b", 256, 2**22),
+    pytest.param("pretrain_70b", 256, 2**22, marks=pytest.mark.slow),
     ("pretrain_70b", 1024, 2**22),
 ]
 
@@ -105,6 +105,7 @@ def test_too_few_micro_batches_for_the_ring(more, said):
         assert re.search(said, warning), warning
 
 
+@pytest.mark.slow
 def test_a_plan_needs_no_tokenizer_of_a_task(tmp_path: Path) -> None:
     """The tokenizer of an imported model does not exist yet when a run is planned. The plan states the lengths."""
     settings = [f"{name}={value}" for name, value in {"min_tokens": 96, "max_tokens": 160}.items()]

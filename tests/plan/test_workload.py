@@ -81,6 +81,7 @@ def test_windows_are_run_again_up_to_their_last_round():
     assert again("pass") < again("window") < 2 * again("pass")
 
 
+@pytest.mark.slow
 def test_pads_of_a_task_are_no_tokens_of_a_step() -> None:
     """Rows of Depo are shorter than the longest one: only tokens that are no pads count for the steps."""
     config = compose(["experiment=depo_small"])

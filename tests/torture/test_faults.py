@@ -178,6 +178,7 @@ def test_a_disk_that_stays_full_ends_the_run_and_the_next_start_goes_on(
     assert_same_end(small_disk / "runs", straight(STAGES))
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_on_one_rank_ends_all_before_it_is_used(
     text: Path, tmp_path: Path, straight: Callable[[Layout], Path]
 ) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from sleeptrain.data.batch import IGNORE
@@ -32,6 +33,7 @@ def test_samples_hold_the_loss_of_later_targets_by_further_passes() -> None:
     assert bool(samples.loss_MN[2:, 2].isnan().all())
 
 
+@pytest.mark.slow
 def test_a_gate_learns_which_rows_gain_by_passes() -> None:
     """Rows whose first feature is positive lose 1 nat by two passes; others gain nothing."""
     generator = torch.Generator().manual_seed(0)

@@ -167,6 +167,7 @@ def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
     return Stopped(folder, process.returncode, stderr, calls.read_text() if calls.exists() else "", listened)
 
 
+@pytest.mark.slow
 def test_a_signal_saves_in_all(stopped_run: Stopped) -> None:
     assert stopped_run.code == EXIT_STOPPED, stopped_run.stderr
     saved = contents(checkpoints(stopped_run.folder / "r" / "checkpoints")[-1])

@@ -311,6 +311,7 @@ sys.meta_path.insert(0, Hold())
 """
 
 
+@pytest.mark.slow
 def test_signals_while_the_command_is_loading_are_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter reads `sitecustomize` first, and halts just before it loads torch."""
     (tmp_path / "sitecustomize.py").write_text(HOLD.format(folder=str(tmp_path)))

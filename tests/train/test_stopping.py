@@ -33,6 +33,7 @@ def test_wrong_clocks_are_named_once_a_machine() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("imported")
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_a_clock_that_is_an_hour_ahead_ends_no_run(

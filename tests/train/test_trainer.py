@@ -96,7 +96,8 @@ def losses(folder: Path) -> list[object]:
     return [r["loss"] for r in records(folder) if "loss" in r]
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
 def test_a_run_with_compiled_blocks_learns_the_same(tmp_path, backend, monkeypatch, capsys):
     monkeypatch.setattr(compiled, "BACKEND", backend)
     run(tmp_path / "eager")
@@ -176,7 +177,7 @@ def test_killed_at_a_random_step_and_restarted_equals_an_undisturbed_run(tmp_pat
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
     process = start(tmp_path, "checkpoint.every=0", f"train.tokens={10_000 * 56}")
     try:
@@ -190,6 +191,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
     assert records(tmp_path)[-1]["step"] == saved["step"]
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_whole_sweep(tmp_path):
     process = start(tmp_path, "-m", "train.seed=0,1", f"train.tokens={10_000 * 56}")
     jobs, deadline = tmp_path / "multirun" / "r", time.monotonic() + PATIENCE

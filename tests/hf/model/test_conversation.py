@@ -42,7 +42,7 @@ def test_rows_end_at_different_steps():
     assert min(lengths) < max(lengths) == NEW
 
 
-@pytest.mark.parametrize("sleep", CASES, ids=str)
+@pytest.mark.parametrize("sleep", [*CASES[:1], *(pytest.param(c, marks=pytest.mark.slow) for c in CASES[1:])], ids=str)
 def test_several_turns_of_new_text(sleep: dict[str, str]):
     """Questions are longer or shorter than the text of the turn before, of different lengths or of one length."""
     model = sleeping(**sleep)

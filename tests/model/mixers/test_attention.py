@@ -84,7 +84,7 @@ def compiled_case(lengths: list[int], counts: list[int]) -> tuple[DocumentLayout
     return replace(layout, bounds_after={4: bounds}), leaves
 
 
-@pytest.mark.parametrize("retains", [False, True])
+@pytest.mark.parametrize("retains", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_compiled_block_reads_bounds_in_one_graph(by_bounds: list[torch.Tensor], retains: bool) -> None:
     """Also where the next windows have other documents, for which one more graph is enough."""
     block, graphs = tiny_model(["attention"]).blocks[0], list[int]()

@@ -112,7 +112,7 @@ def test_equals_one_process_with_an_untied_head(zero: int) -> None:
     assert_equal(results, cases.single_process(untied))
 
 
-@pytest.mark.parametrize("zero", [slow(0), 1, slow(2), 3])
+@pytest.mark.parametrize("zero", [slow(0), 1, slow(2), slow(3)])
 def test_nothing_is_clipped_without_a_limit_and_the_norm_is_still_returned(zero: int) -> None:
     config = OptimConfig(clip_norm=0.0, muon_scaling="moonshot")
     wanted = cases.single_process(steps=2, config=config)
@@ -184,8 +184,8 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_is_right(zero: i
 @pytest.mark.parametrize(
     ("zero", "pieces"),
     [
-        *((zero, cases.whole_rounds) for zero in (1, 3)),
-        *(slow(zero, cases.whole_rounds) for zero in (0, 2)),
+        (1, cases.whole_rounds),
+        *(slow(zero, cases.whole_rounds) for zero in (0, 2, 3)),
         (2, cases.differently),
     ],
 )
