@@ -34,7 +34,7 @@ NO_CUDA := --excludes requirements/cuda.txt
 NO_TRITON := --excludes requirements/triton.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train rule110 test test-full test-slurm test-browser test-docker test-kernels gpu-report docs check check-latest check-lowest lock clean
+.PHONY: help install train rule110 test test-full test-slurm test-browser test-docker test-wheel test-kernels gpu-report docs check check-latest check-lowest lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ test-browser: install ## a report in Chromium, which is installed where you are 
 
 test-docker: install ## build the container image on a stand-in base and train in it (root, buildah, mmdebstrap)
 	docker/check.sh
+
+test-wheel: install ## build the wheel, and train with it in an environment of its own
+	requirements/check_wheel.sh .venv
 
 test-kernels: .venv-kernels/.ok ## flash-linear-attention's Triton kernels against fp64, interpreted on the CPU, in .venv-kernels
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 .venv-kernels/bin/python $(SHARED_OPTIONS) -m kernels tests/kernels tests/gpu/test_step.py tests/gpu/test_loss.py
