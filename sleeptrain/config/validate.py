@@ -41,6 +41,7 @@ def validate(config: Config) -> None:
     _check_curriculum(config.sleep)
     _check_core(config)
     _check_stop(config)
+    _check_gate(config.sleep)
     _check_data(config)
     _check_batches(config)
     _check_health(config)
@@ -48,7 +49,10 @@ def validate(config: Config) -> None:
 
 
 def validate_model(model: ModelConfig, sleep: SleepConfig) -> None:
-    """As `validate`, for the model and sleep settings only, if nothing is trained."""
+    """As `validate`, for the model and sleep settings only, if nothing is trained.
+
+    `sleep.stop=gate` needs no file here: an exported model holds its gate.
+    """
     config = Config(model=model, sleep=sleep, train=TrainConfig(tokens=1))
     check_ranges(config)
     _check_model(model)
@@ -224,15 +228,17 @@ def _check_stop(config: Config) -> None:
             f"sleep.stop={sleep.stop} reads features that go from pass to pass, and with sleep.feedback=none none do: "
             "use sleep.stop=change, or sleep.feedback=features"
         )
-    if sleep.stop == "gate" and not sleep.stop_gate:
-        raise ConfigError(
-            "sleep.stop=gate needs sleep.stop_gate, the file that sleeptrain calibrate --fit-gate writes; exported "
-            "models follow sleep.stop=change and acceleration only"
-        )
     if sleep.stop != "fixed" and sleep.min_passes > most_passes:
         raise ConfigError(
             f"sleep.min_passes ({sleep.min_passes}) is more than the most passes of a window ({most_passes}), so "
             f"sleep.stop={sleep.stop} would never end a sleep: lower it, or raise sleep.passes"
+        )
+
+
+def _check_gate(sleep: SleepConfig) -> None:
+    if sleep.stop == "gate" and not sleep.stop_gate:
+        raise ConfigError(
+            "sleep.stop=gate needs sleep.stop_gate: name the file that sleeptrain calibrate --fit-gate writes"
         )
 
 

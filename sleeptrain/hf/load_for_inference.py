@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from sleeptrain.distributed.world import World
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.convert.card import sleep_settings
 from sleeptrain.hf.convert.exporting import DTYPES, check_vocabulary
+from sleeptrain.hf.convert.gate_file import GATE_PASSES, run_gate
 from sleeptrain.hf.model.configuration import SleepPretrainedConfig
 from sleeptrain.hf.model.load import usable_device
 from sleeptrain.hf.model.modeling import SleepForCausalLM
@@ -32,9 +34,9 @@ def open_model(
 ) -> tuple[SleepForCausalLM, Tokenizer]:
     """The model of a run (its newest checkpoint), a checkpoint, or a folder with `config.json`, and the tokenizer.
 
-    N and L of a run are those of the curriculum at the checkpoint. tokenizer: replaces that of the run or the folder.
-    dtype: float32, bfloat16, float16, or auto for that of the files. device: auto takes a GPU if there is one.
-    allow_older: see `named_checkpoint`. Raises UserError.
+    N and L of a run are those of the curriculum at the checkpoint; its stop rule is that of its settings. tokenizer:
+    replaces that of the run or the folder. dtype: float32, bfloat16, float16, or auto for that of the files. device:
+    auto takes a GPU if there is one. allow_older: see `named_checkpoint`. Raises UserError.
     """
     if dtype not in (*DTYPES, "auto"):
         raise ConfigError(f"dtype={dtype}: allowed: auto, {', '.join(DTYPES)}")
@@ -67,9 +69,14 @@ def _run_tokenizer(place: Location, checkpoint: Location) -> Path:
 
 def _model_of_checkpoint(checkpoint: Location) -> SleepForCausalLM:
     config, files = load_resolved(checkpoint / CONFIG), TensorFiles(checkpoint)
+    shape = last_shape(config, read_state(checkpoint))
+    gate = run_gate(config.sleep, config.model.dim, shape.passes)
+    settings: dict[str, Any] = {"model": asdict(config.model), "sleep": sleep_settings(config.sleep, shape)}
+    if gate is not None:
+        settings[GATE_PASSES] = gate.most_passes
     with torch.device("meta"):
-        sleep = sleep_settings(config.sleep, last_shape(config, read_state(checkpoint)))
-        model = SleepForCausalLM(SleepPretrainedConfig(model=asdict(config.model), sleep=sleep))
+        model = SleepForCausalLM(SleepPretrainedConfig(**settings))
+    model.stop_gate = gate
     assign_weights(model.model, files)
     return model
 

@@ -9,18 +9,25 @@ from sleeptrain.data.batch import IGNORE, PAD, Batch
 from sleeptrain.model.hybrid import Hybrid, at_least_fp32
 from sleeptrain.sleep.loop import loop_settings, run_rounds
 from sleeptrain.sleep.rounds import Round, plan_batch
+from sleeptrain.sleep.stop_gate import StopGate
 from sleeptrain.sleep.stop_rule import stop_rule
 from sleeptrain.sleep.until_stopped import RuledRounds, deciding_rounds, run_until_stopped
 
 
 def whole_logits(
-    model: Hybrid, tokens_BT: torch.Tensor, valid_BT: torch.Tensor, predicts_BT: torch.Tensor, sleep: SleepConfig
+    model: Hybrid,
+    tokens_BT: torch.Tensor,
+    valid_BT: torch.Tensor,
+    predicts_BT: torch.Tensor,
+    sleep: SleepConfig,
+    gate: StopGate | None = None,
 ) -> torch.Tensor:
     """The logits [P, V] at the P tokens marked in `predicts_BT`, row by row, fp32 or wider, with gradients.
 
     tokens_BT: int64. predicts_BT: bool. valid_BT: bool, True at the tokens of the row's only document. All other tokens
     are pads, at any position; windows are counted from the document's first token. Under `sleep.when=unlabelled` only
-    windows without a marked token sleep. A stop rule decides in a forward of its own, without gradients.
+    windows without a marked token sleep. A stop rule decides in a forward of its own, without gradients. gate: that of
+    `sleep.stop=gate`; None takes the file `sleep.stop_gate`.
     """
     order_BT, counts_B = compact(valid_BT)
     batch = _batch(tokens_BT.gather(1, order_BT), counts_B, predicts_BT.gather(1, order_BT))
@@ -34,7 +41,7 @@ def whole_logits(
 
     rounds = plan_batch(batch, sleep.window, sleep.passes, sleep)
     settings = loop_settings(sleep, sleep.window, model.num_layers)
-    rule = stop_rule(sleep, settings.core)
+    rule = stop_rule(sleep, settings.core, gate)
     deciding = deciding_rounds(rounds)
     if rule is not None and deciding:
         stopped = run_until_stopped(model, RuledRounds(batch, deciding, settings, rule), model.empty_state())

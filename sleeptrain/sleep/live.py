@@ -22,7 +22,8 @@ from sleeptrain.sleep.features import Features
 from sleeptrain.sleep.inputs import RoundInputs
 from sleeptrain.sleep.loop import LoopSettings, RoundContext, loop_settings, run_layers, run_on_rows
 from sleeptrain.sleep.rounds import Round, WindowFacts, plan_rounds
-from sleeptrain.sleep.stop_rule import Passed, pooled, stop_rule
+from sleeptrain.sleep.stop_gate import StopGate
+from sleeptrain.sleep.stop_rule import Passed, StopRule, pooled, stop_rule
 from sleeptrain.sleep.until_stopped import StoppedLoop
 
 T = TypeVar("T")
@@ -90,6 +91,7 @@ def read(
     counts: Sequence[int],
     predicts: Sequence[bool],
     sleep: SleepConfig,
+    gate: StopGate | None = None,
 ) -> tuple[torch.Tensor, Live]:
     """The wake pass over the next counts[b] tokens of each row, at most to its window's end; full windows sleep.
 
@@ -97,6 +99,7 @@ def read(
     predicts: True for rows whose logits the caller reads; under `sleep.when=unlabelled` their windows get one pass.
     sleep: passes, window, when, feedback, eviction, conv_state, core and the stop rule are read. Only `passes` and
         `stop_threshold` may differ from those of earlier calls.
+    gate: that of `sleep.stop=gate`, which may differ, too; None takes the file `sleep.stop_gate`.
     Returns the features [B, M, D] that the head reads, and the new state of the rows.
     """
     settings = loop_settings(sleep, sleep.window, model.num_layers, "none")
@@ -125,7 +128,9 @@ def read(
     predicted = tuple(p or q for p, q in zip(live.predicted, predicts, strict=True))
     live = Live(state, live.at_start, fed_back, filled, predicted, live.boundaries, live.passes, step)
     full = [b for b, f in enumerate(filled) if f == sleep.window]
-    return x_BMD, _cross(model, live, full, sleep, settings) if full else live
+    if not full:
+        return x_BMD, live
+    return x_BMD, _cross(model, live, full, settings, sleep, stop_rule(sleep, settings.core, gate))
 
 
 def _put(buffer_BLD: torch.Tensor | None, x_BMD: torch.Tensor, layout: DocumentLayout, window: int) -> torch.Tensor:
@@ -141,7 +146,9 @@ def _inputs(tokens_RL: torch.Tensor, layout: DocumentLayout) -> RoundInputs:
     return RoundInputs(tokens_RL, layout, tokens_RL.new_empty(0))
 
 
-def _cross(model: Hybrid, live: Live, full: list[int], sleep: SleepConfig, settings: LoopSettings) -> Live:
+def _cross(
+    model: Hybrid, live: Live, full: list[int], settings: LoopSettings, sleep: SleepConfig, rule: StopRule | None
+) -> Live:
     """Runs the sleep passes of full windows that sleep, and begins the next windows of their rows."""
     assert live.fed_back_BLD is not None
     device, num_rows = live.fed_back_BLD.device, len(live.filled)
@@ -152,7 +159,7 @@ def _cross(model: Hybrid, live: Live, full: list[int], sleep: SleepConfig, setti
     if sleep.passes > 1 and sleeping:
         part_R = torch.tensor(sleeping, device=device)
         rows = replace(live, state=model.empty_state()).rows([full[i] for i in sleeping])
-        slept, taken = _sleep(model, rows, states_R.rows(part_R), sleep, settings)
+        slept, taken = _sleep(model, rows, states_R.rows(part_R), settings, sleep, rule)
         passes |= {full[i]: n for i, n in zip(sleeping, taken, strict=True)}
         states_R = slept if len(sleeping) == len(full) else states_R.put_rows(part_R, slept, len(full))
     is_full = [b in passes for b in range(num_rows)]
@@ -170,7 +177,12 @@ def _cross(model: Hybrid, live: Live, full: list[int], sleep: SleepConfig, setti
 
 
 def _sleep(
-    model: Hybrid, live: Live, state: FastWeights, sleep: SleepConfig, settings: LoopSettings
+    model: Hybrid,
+    live: Live,
+    state: FastWeights,
+    settings: LoopSettings,
+    sleep: SleepConfig,
+    rule: StopRule | None,
 ) -> tuple[FastWeights, list[int]]:
     """The memory of R rows after passes 2..N over their full windows, and the passes that each row took.
 
@@ -189,7 +201,6 @@ def _sleep(
     context = RoundContext(model, settings)
     # Without feedback each pass reads the core's input in the wake pass, else the output of the previous pass.
     features = [Features(rounds[0].rows, live.fed_back_BLD, live.fed_back_BLD)]
-    rule = stop_rule(sleep, settings.core)
     if rule is not None:
         step = live.fed_back_BLD if live.step_BLD is None else live.step_BLD
         mean_RD = pooled(live.fed_back_BLD, None)

@@ -9,6 +9,7 @@ reward and no schedule, and cannot collapse onto one pass as gates that are trai
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,7 +25,10 @@ HIDDEN = 32
 
 
 class StopGate(nn.Module):
-    """dim: of the features. most_passes: N, the most passes that it knows."""
+    """dim: of the features. most_passes: N, the most passes that it knows.
+
+    It stays fp32 when a model that holds it is cast, so that the same passes are chosen in every dtype of the weights.
+    """
 
     def __init__(self, dim: int, most_passes: int) -> None:
         super().__init__()
@@ -32,6 +36,14 @@ class StopGate(nn.Module):
         self.features = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, HIDDEN))
         self.facts = nn.Linear(1 + most_passes, HIDDEN)
         self.losses = nn.Sequential(nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, most_passes))
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+        before = {name: p.detach().clone() for name, p in self.named_parameters()}
+        super()._apply(fn, recurse)
+        for name, parameter in self.named_parameters():
+            if parameter.dtype != torch.float32:
+                parameter.data = before[name].to(parameter.device)
+        return self
 
     def forward(self, pooled_RD: torch.Tensor, change_R: torch.Tensor, pass_R: torch.Tensor) -> torch.Tensor:
         """The predicted mean loss, nats a target, after 0..N-1 further passes: fp32 [R, N].
@@ -83,12 +95,24 @@ def load_gate(path: str, dim: int, most_passes: int, device: torch.device) -> St
 @lru_cache(4)
 def _read_gate(path: str, device: str) -> StopGate:
     try:
-        tensors = load_file(path)
-        gate = StopGate(len(tensors["features.0.weight"]), len(tensors["losses.3.weight"]))
-        gate.load_state_dict(tensors)
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        return read_gate(path).to(device)
+    except ValueError as error:
         raise ConfigError(
-            f"sleep.stop_gate={path} is no gate that can be read ({error}): name the file of sleeptrain calibrate "
-            "--fit-gate"
+            f"sleep.stop_gate={path} is no gate that can be read ({error}): put the file of sleeptrain calibrate "
+            "--fit-gate there, or name it"
         ) from error
-    return gate.to(device).requires_grad_(False)
+
+
+def read_gate(path: str | Path) -> StopGate:
+    """The gate of a file of `save_gate`, fp32 on the CPU, without gradients.
+
+    Raises ValueError, with a reason of one line: the file cannot be read, or holds no gate.
+    """
+    try:
+        tensors = load_file(path)
+        with torch.device("meta"):  # the sizes are those of the file's tensors: nothing larger is allocated
+            gate = StopGate(len(tensors["features.0.weight"]), len(tensors["losses.3.weight"]))
+        gate.load_state_dict(tensors, assign=True)
+    except (OSError, SafetensorError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    return gate.float().requires_grad_(False)

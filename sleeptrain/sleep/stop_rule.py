@@ -22,7 +22,7 @@ import torch
 
 from sleeptrain.config.schema import SleepConfig
 from sleeptrain.model.state import FastWeights, Recurrent
-from sleeptrain.sleep.stop_gate import load_gate
+from sleeptrain.sleep.stop_gate import StopGate, load_gate
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class StopRule:
     threshold: a row stops when its score is at most this.
     min_passes: no row stops earlier; the wake pass counts.
     core: the blocks [first, last) that sleep passes repeat.
-    gate: the file of the gate.
+    gate: the gate, on the rows' device, or the file of one.
     """
 
     kind: str
     threshold: float
     min_passes: int
     core: tuple[int, int]
-    gate: str = ""
+    gate: StopGate | str = ""
 
     def scores(self, passed: Passed, last: Passed | None, most: int) -> torch.Tensor:
         """The score of each row, [R] fp32 or wider on the rows' device; infinite where the rule has none.
@@ -71,7 +71,7 @@ class StopRule:
         """
         if self.kind == "gate":
             pooled = passed.pooled_RD
-            gate = load_gate(self.gate, pooled.shape[1], most, pooled.device)
+            gate = self._gate(pooled.shape[1], most, pooled.device)
             change_R = state_change(passed.before, passed.after, self.core)
             return gate.gain(pooled, change_R, passed.pass_index, most)
         if self.kind == "change":
@@ -82,18 +82,21 @@ class StopRule:
 
     def flops(self, dim: int, most: int, device: torch.device) -> int:
         """The FLOPs of a decision on a row, matrix products alone. dim: D. most: the most passes."""
-        return load_gate(self.gate, dim, most, device).flops if self.kind == "gate" else 0
+        return self._gate(dim, most, device).flops if self.kind == "gate" else 0
+
+    def _gate(self, dim: int, most: int, device: torch.device) -> StopGate:
+        return load_gate(self.gate, dim, most, device) if isinstance(self.gate, str) else self.gate
 
     def stops(self, scores_R: torch.Tensor, pass_index: int) -> torch.Tensor:
         """True for the rows that take no further pass after this one. A score that is no number does not stop a row."""
         return (scores_R <= self.threshold) & (pass_index >= self.min_passes)
 
 
-def stop_rule(sleep: SleepConfig, core: tuple[int, int]) -> StopRule | None:
-    """The configured rule; None if all rows take all passes."""
+def stop_rule(sleep: SleepConfig, core: tuple[int, int], gate: StopGate | None = None) -> StopRule | None:
+    """The configured rule; None if all rows take all passes. gate: None takes that of the file `sleep.stop_gate`."""
     if sleep.stop == "fixed":
         return None
-    return StopRule(sleep.stop, sleep.stop_threshold, sleep.min_passes, core, sleep.stop_gate)
+    return StopRule(sleep.stop, sleep.stop_threshold, sleep.min_passes, core, gate or sleep.stop_gate)
 
 
 def state_change(before: FastWeights, after: FastWeights, core: tuple[int, int]) -> torch.Tensor:

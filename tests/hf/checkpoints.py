@@ -43,6 +43,14 @@ def run_config(model: ModelConfig, tokenizer: str = "") -> Config:
     return Config(RunConfig(name="small"), model, sleep, data, train=TrainConfig(tokens=10_000))
 
 
+def stopping_config(model: ModelConfig, tokenizer: str = "", **sleep: Any) -> Config:
+    """`run_config` with N=4, L=4 and a stop rule, `change` unless `sleep` has another."""
+    config = run_config(model, tokenizer)
+    rule = {"passes": 4, "window": 4, "stop": "change", "stop_threshold": 0.5, "min_passes": 2} | sleep
+    config.sleep = SleepConfig(**rule)
+    return config
+
+
 def documents_of(config: Config, **more: Any) -> dict[str, bytes]:
     state = STATE | more | {"shape": asdict(stage_shape(config, STATE["tokens"]))}
     return {"state.json": json.dumps(state).encode(), "config.yaml": resolved_yaml(config)}

@@ -8,8 +8,9 @@ import torch
 from transformers.utils import logging
 
 from sleeptrain.config.schema import SleepConfig as Sleep
-from sleeptrain.hf.model.configuration import SleepPretrainedConfig
+from sleeptrain.hf.model.configuration import SleepPretrainedConfig, sleep_dict
 from sleeptrain.hf.model.modeling import SleepForCausalLM
+from sleeptrain.sleep.stop_gate import read_gate
 from tests.models import tiny_config, tiny_model
 
 logging.disable_progress_bar()
@@ -21,6 +22,19 @@ def sleeping(layers: list[str] | None = None, **sleep: object) -> SleepForCausal
     settings = {"passes": 3, "window": WINDOW, **sleep}
     model = SleepForCausalLM(SleepPretrainedConfig(model=asdict(tiny_config(layers)), sleep=settings)).double().eval()
     model.model.load_state_dict(tiny_model(layers).state_dict())
+    return model
+
+
+def gated(settings: Sleep) -> SleepForCausalLM:
+    """A model that holds the gate of these settings, as one that was exported with them."""
+    gate = read_gate(settings.stop_gate)
+    config = SleepPretrainedConfig(
+        model=asdict(tiny_config()), sleep=sleep_dict(settings), stop_gate_passes=gate.most_passes
+    )
+    model = SleepForCausalLM(config).double().eval()
+    model.model.load_state_dict(tiny_model().state_dict())
+    assert model.stop_gate is not None
+    model.stop_gate.load_state_dict(gate.state_dict())
     return model
 
 

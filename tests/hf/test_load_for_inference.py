@@ -11,11 +11,14 @@ import torch
 from sleeptrain.data.tokenizer import Tokenizer, train_tokenizer
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.load_for_inference import encode_prompt, open_model
+from sleeptrain.hf.model.configuration import sleep_dict
 from sleeptrain.model.hybrid import Hybrid
 from tests.data.texts import make_texts
-from tests.hf.checkpoints import run_config, save_checkpoint
+from tests.hf.checkpoints import run_config, save_checkpoint, stopping_config
 from tests.hf.models import disturbed
 from tests.models import tiny_config
+from tests.sleep.gates import a_gate, gated_settings
+from tests.sleep.trained import texts
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,22 @@ def test_a_checkpoint_sleeps_as_it_did_at_its_step(
     assert all(torch.equal(p, weights[name]) for name, p in opened.model.named_parameters())
     narrow, _ = open_model(checkpoint, device="cpu", dtype="bfloat16")
     assert narrow.dtype == torch.bfloat16
+
+
+def test_a_checkpoint_follows_the_stop_rule_of_its_run(
+    model: Hybrid, tokenizer: tuple[Path, Tokenizer], tmp_path: Path
+) -> None:
+    path, own = tokenizer
+    config = stopping_config(model.config, str(path))
+    checkpoint = save_checkpoint(tmp_path / "change", model, config, tokenizer=own.hash)
+    opened, _ = open_model(checkpoint, device="cpu")
+    assert sleep_dict(opened.config.sleep_settings()) == sleep_dict(config.sleep) and opened.stop_gate is None
+    config.sleep = gated_settings(model.double(), texts([13, 9, 18, 16]), tmp_path / "gate.safetensors")
+    checkpoint = save_checkpoint(tmp_path / "gate", model.float(), config, tokenizer=own.hash)
+    opened, _ = open_model(checkpoint, device="cpu", dtype="bfloat16")
+    assert sleep_dict(opened.config.sleep_settings()) == sleep_dict(config.sleep) and opened.stop_gate is not None
+    for found, expected in zip(opened.stop_gate.parameters(), a_gate().parameters(), strict=True):
+        assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
 
 
 def test_a_folder_of_transformers_is_read_as_it_is(

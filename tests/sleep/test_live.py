@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import cycle, pairwise, product
 
 import pytest
@@ -14,12 +15,15 @@ from sleeptrain.model.hybrid import Hybrid
 from sleeptrain.sleep import live as live_module
 from sleeptrain.sleep.live import begin, read
 from tests.models import VOCABULARY, tiny_model
-from tests.sleep.trained import texts, trained_logits
+from tests.sleep.gates import a_gate, gated_settings
+from tests.sleep.trained import texts, trained_decisions, trained_logits
 
 EXACT = dict(rtol=1e-9, atol=1e-10)
 
 
-def live_logits(model: Hybrid, rows: list[torch.Tensor], sleep: SleepConfig, pieces: Sequence[int], predicts_from=0):
+def live_logits(
+    model: Hybrid, rows: list[torch.Tensor], sleep: SleepConfig, pieces: Sequence[int], predicts_from=0, gate=None
+):
     """The logits of texts that are read in pieces of at most these sizes, row by row in turn."""
     live, found = begin(model, len(rows)), [torch.empty(0, VOCABULARY, dtype=torch.float64) for _ in rows]
     sizes = cycle(pieces)
@@ -33,7 +37,7 @@ def live_logits(model: Hybrid, rows: list[torch.Tensor], sleep: SleepConfig, pie
         for b, n in enumerate(counts):
             tokens[b, :n] = rows[b][len(found[b]) : len(found[b]) + n]
         predicts = [len(f) + n > predicts_from for f, n in zip(found, counts, strict=True)]
-        x, live = read(model, live, tokens, counts, predicts, sleep)
+        x, live = read(model, live, tokens, counts, predicts, sleep, gate)
         found = [torch.cat([f, model.logits(x[b, :n])]) for b, (f, n) in enumerate(zip(found, counts, strict=True))]
     return found, live
 
@@ -112,6 +116,22 @@ def test_rows_stop_as_in_the_training_loop(case):
             _, live = live_logits(model, [row[:length] for row in rows], sleep, [4])
             taken |= set(live.passes)
     assert len(taken) > 1, f"all rows took {taken} passes"
+
+
+@pytest.mark.parametrize("eviction", ["hard", "sliding"])
+def test_a_gate_decides_as_in_the_training_loop(eviction, tmp_path):
+    model, rows = tiny_model(), texts([13, 9, 18, 16])
+    sleep = gated_settings(model, rows, tmp_path / "gate.safetensors", eviction=eviction)
+    compare(model, rows, sleep, [3, 1, 4])
+    expected = trained_decisions(model, rows, sleep).passes_KB
+    held = replace(sleep, stop_gate="")  # as an exported model, which holds its gate
+    with torch.no_grad():
+        for window in (0, 1, 2):
+            whole = [b for b, row in enumerate(rows) if len(row) > 4 * (window + 1)]  # the last window does not sleep
+            read_so_far = [rows[b][: 4 * (window + 1)] for b in whole]
+            for settings, gate in ((sleep, None), (held, a_gate())):
+                _, live = live_logits(model, read_so_far, settings, [4], gate=gate)
+                assert list(live.passes) == [expected[window][b] for b in whole]
 
 
 def work(sleep: SleepConfig, filled: int) -> tuple[int, int]:

@@ -67,12 +67,15 @@ _MEANINGS = {
     "core": "blocks [first, last) that sleep passes repeat; null: all",
     "conv_state": "short convolutions restart in each window, or carry on",
     "when": "every: each window sleeps; unlabelled: those without a target",
+    "stop": "what ends the sleep of a row before N passes",
+    "stop_threshold": "a row stops when its score is at most this",
+    "min_passes": "passes before a row may stop, the wake pass counted",
 }
 
 
 def sleep_settings(sleep: SleepConfig, shape: StepShape) -> dict[str, Any]:
-    """The sleep settings of the last training step, for `config.json`."""
-    return {
+    """The sleep settings of the last training step, for `config.json`. Those of a stop rule are there if it has one."""
+    settings = {
         "passes": shape.passes,
         "window": shape.window,
         "eviction": sleep.eviction,
@@ -81,6 +84,13 @@ def sleep_settings(sleep: SleepConfig, shape: StepShape) -> dict[str, Any]:
         "conv_state": sleep.conv_state,
         "when": sleep.when,
     }
+    return settings if sleep.stop == "fixed" else settings | _rule(sleep, shape.passes)
+
+
+def _rule(sleep: SleepConfig, passes: int) -> dict[str, Any]:
+    # A curriculum may still be below the least passes: then no row stops early, whatever the scores are.
+    least = min(sleep.min_passes, passes)
+    return {"stop": sleep.stop, "stop_threshold": sleep.stop_threshold, "min_passes": least}
 
 
 def read_sleep(config_dict: dict[str, Any]) -> SleepConfig:

@@ -18,7 +18,13 @@ from sleeptrain.small_files import read_json
 
 WAY_OUT = "name the folder of a model as transformers saves it"
 # Upper bounds: transformers creates or reads lists of these lengths. sleeptrain does not use labels.
-_LIMITS = {"num_hidden_layers": MOST_LAYERS, "layer_types": MOST_LAYERS, "num_labels": 2**16, "layers": MOST_LAYERS}
+_LIMITS = {
+    "num_hidden_layers": MOST_LAYERS,
+    "layer_types": MOST_LAYERS,
+    "num_labels": 2**16,
+    "layers": MOST_LAYERS,
+    "stop_gate_passes": 2**16,
+}
 _SECTIONS = ("text_config", "vision_config", "model")
 
 

@@ -25,6 +25,7 @@ from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.files import staged_folder
 from sleeptrain.hf.convert.card import SLEEP_KEY, model_card, sleep_settings, training_facts
 from sleeptrain.hf.convert.check import PASSES, WINDOWS, check
+from sleeptrain.hf.convert.gate_file import GATE_PASSES, run_gate, write_gate
 from sleeptrain.hf.convert.tokenizer_export import find_tokenizers, write_tokenizer
 from sleeptrain.hf.convert.weight_files import SHARD_BYTES, write_weights
 from sleeptrain.hf.families import FAMILIES, Family, Read, expressing, family_of, stays_wide
@@ -67,11 +68,15 @@ def export(
     model_type: the family; None takes the first one that can express the model. dtype: that of the weights; decay
     parameters stay fp32. tokenizer: replaces that of the run's data. allow_older: see `named_checkpoint`. Raises
     UserError and leaves nothing in `out`: the family cannot express the model, the ids of the tokenizer differ from
-    those of training, the tokenizer cannot be converted, or the check of the logits fails.
+    those of training, the tokenizer cannot be converted, the gate of `sleep.stop=gate` cannot be read or is another
+    model's, or the check of the logits fails.
     """
     checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")), allow_older=allow_older)
     config, files = load_resolved(checkpoint / CONFIG), TensorFiles(checkpoint)
     check_start(files.forms, config.model)
+    state = read_state(checkpoint)
+    shape = last_shape(config, state)
+    gate = run_gate(config.sleep, config.model.dim, shape.passes)
     family = choose_family(config.model, model_type)
     tokenizers = find_tokenizers(config, tokenizer, tokenizer_of(checkpoint)) if with_tokenizer else None
     if tokenizers is not None:
@@ -82,9 +87,12 @@ def export(
 
     with staged_folder(out) as folder:
         write_family_weights(folder, family, config.model, read, DTYPES[dtype])
-        state, ids = read_state(checkpoint), {} if tokenizers is None else tokenizers.ids
+        ids = {} if tokenizers is None else tokenizers.ids
         settings = family.to_config(config.model) | ids | {"dtype": dtype}
-        settings[SLEEP_KEY] = sleep_settings(config.sleep, last_shape(config, state))
+        settings[SLEEP_KEY] = sleep_settings(config.sleep, shape)
+        if gate is not None:
+            write_gate(folder, gate)
+            settings[GATE_PASSES] = gate.most_passes
         _write_json(folder / "config.json", settings)
         _write_json(folder / "generation_config.json", ids | {"use_cache": settings["use_cache"]})
         texts = None if tokenizers is None else write_tokenizer(folder, tokenizers, config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from sleeptrain.errors import DataError
 from sleeptrain.files import staged_folder
 from sleeptrain.hf.convert.check import check
 from sleeptrain.hf.convert.exporting import check_vocabulary
+from sleeptrain.hf.convert.gate_file import GATE_FILE, write_gate
 from sleeptrain.hf.convert.read_config import Described, describe
 from sleeptrain.hf.convert.weight_files import WeightFiles, write_shards
 from sleeptrain.hf.families import Family
@@ -57,10 +58,10 @@ class Imported:
 
 def import_folder(folder: Path, out: Path, check_tokens: int = 256) -> Imported:
     """Write the weights of `folder` to the new checkpoint `out`, with the tokenizer's files and the model's settings as
-    an option of hydra's group `model`.
+    an option of hydra's group `model`. A gate of `sleep.stop=gate` becomes a file that the settings of sleep name.
 
     Raises UserError and leaves nothing in `out`: sleeptrain has no such model, tensors are missing, unexpected or of
-    another shape, a file is damaged or a pickle, the tokenizer has too many ids, or the check fails.
+    another shape, a file is missing, damaged or a pickle, the tokenizer has too many ids, or the check fails.
     """
     described = describe(folder)
     family, config = described.family, described.model
@@ -69,7 +70,7 @@ def import_folder(folder: Path, out: Path, check_tokens: int = 256) -> Imported:
     with staged_folder(out) as target:
         write_checkpoint_weights(target, files, family, config)
         tokenizer = _copy_tokenizer(folder, target, config)
-        _write_documents(target, option_name(out), described, tokenizer)
+        _write_documents(target, out, described, tokenizer)
         ours = TensorFiles(target)
         error = check(config, lambda name: ours.tensor(WEIGHTS + name), folder, family, check_tokens)
     return Imported(family.model_type, config, files.left_out, described.remarks, tokenizer is not None, error)
@@ -131,17 +132,21 @@ def _copy_tokenizer(folder: Path, target: Path, config: ModelConfig) -> str | No
     return tokenizer.hash
 
 
-def _write_documents(target: Path, name: str, described: Described, tokenizer: str | None) -> None:
+def _write_documents(target: Path, out: Path, described: Described, tokenizer: str | None) -> None:
     """Write the other files of a checkpoint at step 0, and the option of the group `model`.
 
-    name: of the run and of the option. tokenizer: sha256 of the folder's tokenizer.
+    out: the later place of `target`. tokenizer: sha256 of the folder's tokenizer.
     """
-    train = TrainConfig(tokens=0)
-    config = Config(run=RunConfig(name=name), model=described.model, sleep=described.sleep, train=train)
+    name, sleep = option_name(out), described.sleep
+    if described.gate is not None:
+        sleep = replace(sleep, stop_gate=os.path.abspath(out / GATE_FILE))
+    config = Config(run=RunConfig(name=name), model=described.model, sleep=sleep, train=TrainConfig(tokens=0))
     (target / CONFIG).write_bytes(resolved_yaml(config))
     state = {"step": 0, "tokens": 0, "shape": None, TOKENIZER: tokenizer}
     (target / STATE).write_text(json.dumps(state, indent=1))
     write_manifest(target, entries(sorted(path for path in target.iterdir())))
+    if described.gate is not None:
+        write_gate(target, described.gate)
     (target / "model").mkdir()
     settings = OmegaConf.to_yaml(OmegaConf.structured(described.model))
     (target / "model" / f"{name}.yaml").write_text(f"# Imported from a {described.model_type} model.\n{settings}")

@@ -11,8 +11,10 @@ from sleeptrain.config.validate import validate_model
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.convert.card import read_sleep
 from sleeptrain.hf.convert.config_file import read_config, understanding
+from sleeptrain.hf.convert.gate_file import GATE_PASSES, check_gate, folder_gate
 from sleeptrain.hf.convert.native import complete_config
 from sleeptrain.hf.families import FAMILIES, Family, family_of
+from sleeptrain.sleep.stop_gate import StopGate
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Described:
     model_type: the value in the file.
     model: settings of the model.
     sleep: settings of sleep.
+    gate: the gate of `sleep.stop=gate`; None under another rule.
     remarks: `Family.remarks`.
     """
 
@@ -30,13 +33,15 @@ class Described:
     model_type: str
     model: ModelConfig
     sleep: SleepConfig
+    gate: StopGate | None
     remarks: list[str]
 
 
 def describe(folder: Path) -> Described:
     """Read `config.json`. Missing keys get transformers' defaults if transformers has the family.
 
-    Raises UserError: the file cannot be read, a key is missing, or sleeptrain has no model with such a value.
+    Raises UserError: the file or that of the gate cannot be read, a key is missing, or sleeptrain has no model with
+    such a value.
     """
     path = folder / "config.json"
     written = read_config(folder)
@@ -49,6 +54,8 @@ def describe(folder: Path) -> Described:
     sleep = read_sleep(written)
     try:
         validate_model(model, sleep)
+        gate = folder_gate(folder, model.dim, written.get(GATE_PASSES)) if sleep.stop == "gate" else None
+        check_gate(sleep, gate.most_passes if gate else 0)
     except ConfigError as error:
         raise DataError(f"{path} describes no model that sleeptrain has: {error}") from error
-    return Described(family, written["model_type"], model, sleep, remarks)
+    return Described(family, written["model_type"], model, sleep, gate, remarks)

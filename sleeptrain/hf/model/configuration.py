@@ -15,8 +15,10 @@ from sleeptrain.config.suggest import suggest
 from sleeptrain.config.validate import validate_model
 from sleeptrain.errors import ConfigError
 from sleeptrain.hf.convert.config_file import read_config, understanding
+from sleeptrain.hf.convert.gate_file import GATE_PASSES, check_gate
 from sleeptrain.hf.convert.native import text_config
 from sleeptrain.hf.families import FAMILIES, family_of
+from sleeptrain.kinds import is_count
 
 MODEL_TYPE = "sleeptrain"
 # The settings `sleep.*` that change the model's output; the others concern training.
@@ -39,6 +41,7 @@ class SleepPretrainedConfig(PreTrainedConfig):
 
     model: the settings `model.*` (`sleeptrain.config.schema.ModelConfig`).
     sleep: the settings `sleep.*` in SLEEP_SETTINGS; missing ones have their defaults.
+    stop_gate_passes: the most passes that the gate of `sleep.stop=gate` knows, whose weights the model holds; 0: none.
 
     `from_pretrained` also reads the `config.json` of a family of `sleeptrain.hf.families`, such as `qwen3_5_text`, with
     the settings of sleep under the extra key `sleep`. Its arguments `model` and `sleep` replace single values of the
@@ -51,6 +54,7 @@ class SleepPretrainedConfig(PreTrainedConfig):
     sleep: dict[str, Any] | None = None
     vocab_size: int = 0
     use_cache: bool = True
+    stop_gate_passes: int = 0
     # Tied embeddings are one parameter in `Hybrid`: transformers has nothing to tie.
     tie_word_embeddings: bool = False
 
@@ -58,6 +62,8 @@ class SleepPretrainedConfig(PreTrainedConfig):
         self.model = asdict(self.model_config())
         self.sleep = sleep_dict(_typed(schema.SleepConfig, self.sleep, "sleep", SLEEP_SETTINGS))
         self.vocab_size = self.model["vocab_size"]
+        if not is_count(self.stop_gate_passes):
+            raise ConfigError(f"config.json: {GATE_PASSES}={self.stop_gate_passes!r} is no number of passes")
         self.sleep_settings()
         super().__post_init__(**kwargs)
 
@@ -86,6 +92,7 @@ class SleepPretrainedConfig(PreTrainedConfig):
         changes = {"passes": passes, "window": window}
         settings = replace(settings, **{name: value for name, value in changes.items() if value is not None})
         validate_model(self.model_config(), settings)
+        check_gate(settings, self.stop_gate_passes)
         return settings
 
 
@@ -104,7 +111,7 @@ def from_family(config_dict: Mapping[str, Any]) -> dict[str, Any]:
             config_dict |= text_config(AutoConfig.for_model(**config_dict), config_dict).to_dict()
     with understanding("config.json"):
         model = family_of(config_dict["model_type"]).from_config(config_dict)
-    copied = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype")
+    copied = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", GATE_PASSES)
     ours = {"model_type": MODEL_TYPE, "model": asdict(model), "sleep": config_dict.get("sleep")}
     return ours | {key: config_dict[key] for key in copied if config_dict.get(key) is not None}
 
@@ -127,6 +134,10 @@ def _typed(kind: type, values: Mapping[str, Any] | None, section: str, names: tu
     Raises ConfigError: a setting is unknown, or its value has a wrong type.
     """
     for name in values or ():
+        if name == "stop_gate":
+            raise ConfigError(
+                "sleep.stop_gate names a file, and an exported model holds its gate: set it in the run, and export that"
+            )
         if names and name not in names:
             raise ConfigError(f"config.json: unknown setting {section}.{name}; {suggest(name, names)}")
     return from_dict(kind, values or {}, f"config.json: {section}")

@@ -14,6 +14,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from sleeptrain.config.schema import ModelConfig
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.convert.config_file import WAY_OUT, read_config, understanding
+from sleeptrain.hf.convert.gate_file import folder_gate
 from sleeptrain.hf.convert.weight_files import INDEX_NAME, WeightFiles
 from sleeptrain.hf.families import FAMILIES, family_of
 from sleeptrain.hf.model.configuration import MODEL_TYPE, SleepPretrainedConfig
@@ -48,7 +49,7 @@ def load_native(
 
     kind: `SleepForCausalLM` or a subclass. dtype: None and `auto` take that of the files. torch_dtype: its older name.
     device_map: one device for the model. others: settings of `SleepPretrainedConfig` that replace the folder's. Raises
-    ConfigError: an unknown argument; DataError: the folder does not hold the model of its `config.json`.
+    ConfigError: an unknown argument; DataError: the folder does not hold the model or the gate of its `config.json`.
     """
     settings = _settings(folder, config, others)
     wanted, device = _wanted_dtype(torch_dtype if dtype is None else dtype), single_device(device_map)
@@ -56,6 +57,8 @@ def load_native(
         model = kind(settings)
     weights = native_weights(folder, settings.model_config(), wanted)
     model.model.load_state_dict(weights, assign=True)
+    if settings.stop_gate_passes:
+        model.stop_gate = folder_gate(folder, settings.model_config().dim, settings.stop_gate_passes)
     if device is not None:
         nn.Module.to(model, device)
     if (generation := read_generation_config(folder)) is not None:

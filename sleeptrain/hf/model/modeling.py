@@ -28,12 +28,14 @@ from sleeptrain.model.decay import DECAY_PARAMETERS
 from sleeptrain.model.hybrid import Hybrid, at_least_fp32
 from sleeptrain.sleep.full_logits import compact, whole_logits
 from sleeptrain.sleep.live import read
+from sleeptrain.sleep.stop_gate import StopGate
 
 
 class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMixin):
     """A `Hybrid` that reads window by window, sleeps at each boundary and predicts the next token.
 
     `config.sleep` holds the settings; `forward` and `generate` also take N and L (`passes=4, window=512`).
+    stop_gate: the gate of `sleep.stop=gate`, fp32; None if the model holds none. It is saved with the weights.
     """
 
     config_class = SleepPretrainedConfig
@@ -50,6 +52,9 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
         if config.vocab_size == 0:
             raise ConfigError("model.vocab_size must be set: how many ids the model knows")
         self.model = Hybrid(config.model_config())
+        self.stop_gate = None
+        if config.stop_gate_passes:
+            self.stop_gate = StopGate(self.model.config.dim, config.stop_gate_passes).float().requires_grad_(False)
         self._sleeps: dict[tuple[int | None, int | None, str], schema.SleepConfig] = {}
         if self.model.device.type != "meta":
             self.model.init_weights(seed=0)
@@ -88,6 +93,8 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
                 raise DataError(
                     f"{pretrained_model_name_or_path}: {len(info[kind])} {kind.replace('_', ' ')} ({listed})"
                 )
+        if model.stop_gate is not None:
+            model.stop_gate.requires_grad_(False)
         if device is not None:
             nn.Module.to(model, device)
         return (model, info) if wants_info else model
@@ -206,7 +213,7 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
         fill = torch.zeros_like(predicts_BT[:, -keep:], dtype=self._logits_dtype)
         fill = fill.masked_fill((valid_BT & ~predicts_BT)[:, -keep:], float("nan")).unsqueeze(-1)
         ids_BT = input_ids.masked_fill(~valid_BT, 0)  # pads may hold ids that the model does not have
-        predicted_PV = whole_logits(self.model, ids_BT, valid_BT, predicts_BT, sleep)
+        predicted_PV = whole_logits(self.model, ids_BT, valid_BT, predicts_BT, sleep, self.stop_gate)
         logits = fill.expand(-1, -1, self.config.vocab_size)
         return logits.masked_scatter(predicts_BT[:, -keep:].unsqueeze(-1), predicted_PV)
 
@@ -233,7 +240,7 @@ class SleepForCausalLM(Refusing, PreTrainedModel, SleepGeneration, GenerationMix
             kept_BM = column_BM >= first_kept
             tokens_BM = input_ids.gather(1, column_BM.clamp(min=0))
             predicts = kept_BM.any(1).tolist()
-            x_BMD, cache.live = read(self.model, cache.live, tokens_BM, counts, predicts, sleep)
+            x_BMD, cache.live = read(self.model, cache.live, tokens_BM, counts, predicts, sleep, self.stop_gate)
             row_N, index_N = kept_BM.nonzero(as_tuple=True)
             if len(row_N):
                 column_N = column_BM[row_N, index_N] - first_kept

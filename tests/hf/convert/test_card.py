@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -27,6 +27,16 @@ def test_passes_and_window_are_those_of_the_last_step() -> None:
     assert {name: found[name] for name in written} == written
 
 
+def test_a_stop_rule_is_written_and_read_back() -> None:
+    sleep = SleepConfig(passes=1, stop="acceleration", stop_threshold=0.25, min_passes=2)
+    written = sleep_settings(sleep, StepShape(3, 16, 8))
+    assert (written["stop"], written["stop_threshold"], written["min_passes"]) == ("acceleration", 0.25, 2)
+    assert read_sleep({"sleep": written}) == replace(sleep, passes=3, window=16)
+    assert sleep_settings(sleep, StepShape(1, 16, 8))["min_passes"] == 1, "the curriculum is below the least passes"
+    rows = re.findall(r"^\| `(\w+)` \|", card(sleep=sleep), re.MULTILINE)
+    assert rows[-3:] == ["stop", "stop_threshold", "min_passes"]
+
+
 def test_without_settings_the_defaults_are_written() -> None:
     assert read_sleep({}) == read_sleep({"sleep": None}) == SleepConfig()
     assert sleep_settings(SleepConfig(), StepShape(1, 16, 8))["core"] is None
@@ -46,8 +56,8 @@ def test_other_settings_are_refused(written: object, message: str) -> None:
     assert isinstance(refused.value, ConfigError | DataError)
 
 
-def card(in_transformers: bool = True, dtype: str = "float32", folder: str = "hf") -> str:
-    settings = {"model_type": "qwen3_5_text", "dtype": dtype, "sleep": sleep_settings(SLEEP, StepShape(3, 16, 8))}
+def card(in_transformers: bool = True, dtype: str = "float32", folder: str = "hf", sleep: SleepConfig = SLEEP) -> str:
+    settings = {"model_type": "qwen3_5_text", "dtype": dtype, "sleep": sleep_settings(sleep, StepShape(3, 16, 8))}
     return model_card("small", folder, settings, in_transformers, {"steps": "12"}, "checked: the same logits")
 
 

@@ -23,6 +23,7 @@ PATH = Path("config.json")
         ({"num_hidden_layers": 1e300}, "num_hidden_layers"),
         ({"num_hidden_layers": float("nan")}, "num_hidden_layers"),
         ({"num_labels": 2**40}, "num_labels"),
+        ({"stop_gate_passes": 2**40}, "stop_gate_passes"),
         ({"text_config": {"num_hidden_layers": 2**63}}, "num_hidden_layers"),
         ({"model": {"layers": ["attention"] * 2000}}, "layers is or has 2000"),
         ({"text_config": 3}, "text_config is no object"),

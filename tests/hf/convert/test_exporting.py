@@ -13,6 +13,7 @@ from benchmarks.live_bytes import LiveBytes
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sleeptrain.checkpoint.folder import find_damage
 from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.cli import main
 from sleeptrain.config import load_resolved
@@ -24,15 +25,20 @@ from sleeptrain.hf.convert.exporting import export, write_family_weights
 from sleeptrain.hf.convert.importing import import_folder, write_checkpoint_weights
 from sleeptrain.hf.convert.weight_files import WeightFiles
 from sleeptrain.hf.families import family_of
+from sleeptrain.hf.model.configuration import sleep_dict
+from sleeptrain.hf.model.modeling import SleepForCausalLM
 from sleeptrain.model.hybrid import Hybrid
 from tests.checkpoint.test_folder import flip
 from tests.data.test_hf_tokenizer import BOS, EOS, OTHER
 from tests.data.test_hf_tokenizer import make as make_tokenizer
 from tests.data.texts import make_texts
-from tests.hf.checkpoints import run_config, save_checkpoint, save_half, weights_of
+from tests.hf.checkpoints import run_config, save_checkpoint, save_half, stopping_config, weights_of
 from tests.hf.models import MODELS, QUICK_OR_SLOW, disturbed, granite
+from tests.hf.sleeping import padded
 from tests.models import tiny_config
 from tests.parallel.processes import run_ranks
+from tests.sleep.gates import gated_settings
+from tests.sleep.trained import texts, trained_logits
 
 SLEEP = {
     "passes": 3, "window": 16, "eviction": "hard", "feedback": "none", "core": [0, 2], "conv_state": "restart",
@@ -55,6 +61,49 @@ def test_an_export_is_imported_bit_for_bit(model_type: str, config: ModelConfig,
     assert resolved.model == back.config
     passes = 1 if set(config.layers) == {"attention"} else 3
     assert {key: getattr(resolved.sleep, key) for key in SLEEP} == SLEEP | {"passes": passes}
+
+
+@pytest.mark.parametrize("stop", ["change", "acceleration"])
+def test_a_stop_rule_goes_there_and_back(stop: str, tmp_path: Path):
+    ours = disturbed(MODELS["qwen3_5_text"][1])
+    config = stopping_config(ours.config, stop=stop)
+    export(save_checkpoint(tmp_path / "c", ours, config), tmp_path / "hf", check_tokens=16)
+    model = SleepForCausalLM.from_pretrained(tmp_path / "hf")
+    assert sleep_dict(model.config.sleep_settings()) == sleep_dict(config.sleep)
+    import_folder(tmp_path / "hf", tmp_path / "back", check_tokens=16)
+    assert load_resolved(tmp_path / "back/config.yaml").sleep == config.sleep
+
+
+def test_a_gate_goes_there_and_back_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ours, rows = disturbed(MODELS["qwen3_5_text"][1]), texts([13, 9, 18, 16])
+    sleep = gated_settings(ours.double(), rows, tmp_path / "gate.safetensors")
+    bits = (tmp_path / "gate.safetensors").read_bytes()
+    config = run_config(ours.float().config)
+    config.sleep = sleep
+    export(save_checkpoint(tmp_path / "c", ours, config), tmp_path / "hf", check_tokens=16)
+    assert [path.name for path in (tmp_path / "hf").glob("*.safetensors")] == ["model.safetensors"]
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "hf")).__module__.startswith("transformers.models.")
+    monkeypatch.chdir(tmp_path)
+    import_folder(Path("hf"), Path("back"), check_tokens=16)
+    (tmp_path / "gate.safetensors").unlink()
+    model = SleepForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float64)
+    back = load_resolved(tmp_path / "back/config.yaml").sleep
+    assert Path(back.stop_gate).is_absolute() and Path(back.stop_gate).read_bytes() == bits
+    assert dataclasses.replace(back, stop_gate="") == dataclasses.replace(sleep, stop_gate="")
+    assert find_damage(tmp_path / "back") is None
+    with torch.no_grad():
+        logits = model(**padded(rows, "right")).logits
+    for b, expected in enumerate(trained_logits(ours.double(), rows, back)):
+        torch.testing.assert_close(logits[b, : len(expected)], expected, rtol=1e-9, atol=1e-10)
+
+
+def test_a_run_whose_gate_is_missing_is_not_exported(tmp_path: Path):
+    ours = disturbed(MODELS["qwen3_5_text"][1])
+    config = stopping_config(ours.config, stop="gate", stop_gate=str(tmp_path / "absent"))
+    checkpoint = save_checkpoint(tmp_path / "c", ours, config)
+    with pytest.raises(ConfigError, match=r"sleep\.stop_gate=.*absent is no gate that can be read .*--fit-gate"):
+        export(checkpoint, tmp_path / "hf", check_tokens=16)
+    assert not (tmp_path / "hf").exists()
 
 
 def test_the_folder_needs_no_code_of_sleeptrain(tmp_path: Path):

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from sleeptrain.hf.convert.gate_file import write_gate
 from tests.hf.convert.folders import change_config, native_folder, refused
+from tests.sleep.gates import a_gate
 
 SETTINGS = [
     ("qwen3_5_text", {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported for qwen3_5_text, only 'silu'"),
@@ -40,6 +42,8 @@ SLEEPS = [
     ({"passes": 0}, "config.json describes no model .*: sleep.passes must be at least 1, not 0"),
     ({"when": "never"}, "sleep.when: unknown value 'never'"),
     ({"core": [5, 9]}, "sleep.core must be .* not .5, 9."),
+    ({"passes": 2, "stop": "gate"}, r"sleep/gate\.safetensors is missing, the gate of sleep\.stop=gate"),
+    ({"stop": "gate", "stop_gate": "x"}, "config.json: sleep has stop_gate, which sleeptrain does not know"),
 ]
 
 
@@ -92,3 +96,9 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path):
     assert "is not the JSON that it should be" in str(refused(tmp_path / "hf"))
     (tmp_path / "hf/config.json").write_text("{}")
     assert "names no model_type" in str(refused(tmp_path / "hf"))
+
+
+def test_a_gate_for_fewer_passes_than_the_folder_takes_is_refused(folder: Path):
+    write_gate(folder, a_gate())
+    change_config(folder, sleep={"passes": 9, "stop": "gate"}, stop_gate_passes=4)
+    assert re.search("describes no model .*: sleep.passes=9: the gate .* knows at most 4", str(refused(folder)))

@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.model.cache import SleepCache
-from tests.hf.sleeping import padded, sleeping
+from tests.hf.sleeping import gated, padded, sleeping
+from tests.models import tiny_model
+from tests.sleep.gates import gated_settings
 from tests.sleep.trained import texts
 
 NEW = 9
@@ -48,8 +50,33 @@ def test_saved_and_restored(sleep, tmp_path):
     assert torch.equal(other.generate(ids, past_key_values=again, **GREEDY), expected)
 
 
-def test_restored_in_a_fresh_process(tmp_path):
-    model = sleeping()
+def gated_model(tmp_path):
+    return gated(gated_settings(tiny_model(), texts([13, 9, 18, 16]), tmp_path / "gate.safetensors"))
+
+
+def test_a_memory_of_a_gated_model_goes_on_as_it_would_have(tmp_path):
+    model, other, path = gated_model(tmp_path), gated_model(tmp_path), tmp_path / "memory.safetensors"
+    memory = model.read(**padded(texts([14, 7])))
+    memory.save(path)
+    again, taken = SleepCache.load(path, other), set()
+    read_at_start, found = memory.live.at_start.to_state_dict(), again.live.at_start.to_state_dict()
+    assert read_at_start and found.keys() == read_at_start.keys()
+    assert all(torch.equal(found[name], t) for name, t in read_at_start.items())
+    for piece in torch.stack(texts([24, 24], seed=1)).split(4, dim=1):
+        model.read(piece, cache=memory)
+        other.read(piece, cache=again)
+        assert again.passes == memory.passes
+        taken |= set(memory.passes)
+    assert len(taken) > 1
+    states = (cache.live.state.to_state_dict() for cache in (memory, again))
+    assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in states), strict=True))
+    with pytest.raises(ConfigError, match=r"sleep.stop=change: the cache was filled with gate"):
+        SleepCache.load(path, sleeping(passes=4, stop="change"))
+
+
+@pytest.mark.parametrize("make", [lambda _: sleeping(), gated_model], ids=["fixed", "gate"])
+def test_restored_in_a_fresh_process(make, tmp_path):
+    model = make(tmp_path)
     model.save_pretrained(tmp_path / "model")
     memory = model.read(**padded(texts([14, 7])))
     memory.save(tmp_path / "memory.safetensors")

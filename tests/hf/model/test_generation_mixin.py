@@ -14,8 +14,10 @@ from sleeptrain.errors import ConfigError
 from sleeptrain.hf.model.cache import CACHE_NAME, SleepCache
 from sleeptrain.hf.model.generation_mixin import SleepGeneration
 from sleeptrain.hf.model.modeling import SleepForCausalLM
-from tests.hf.sleeping import padded, sleeping
-from tests.sleep.trained import texts
+from tests.hf.sleeping import gated, padded, sleeping
+from tests.models import tiny_model
+from tests.sleep.gates import gated_settings
+from tests.sleep.trained import texts, trained_logits
 
 GREEDY = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 17}
 NAMES = ("cache", "past_key_values")
@@ -99,3 +101,16 @@ def test_a_prompt_of_bos_alone():
     found = model.generate(**GREEDY, bos_token_id=1, num_return_sequences=2, num_beams=2)
     assert torch.equal(found, model.generate(torch.tensor([[1]]), **GREEDY, num_return_sequences=2, num_beams=2))
     assert len(found) == 2
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_gated_model_generates_what_the_training_loop_predicts(use_cache, tmp_path):
+    rows = texts([13, 9, 18, 16])
+    settings = gated_settings(tiny_model(), rows, tmp_path / "gate.safetensors")
+    model = gated(settings)
+    options = GREEDY | {"max_new_tokens": 14, "use_cache": use_cache}
+    out = model.generate(**padded(rows), **options)
+    for b, row in enumerate(rows):
+        text = torch.cat([row, out[b, out.shape[1] - 14 :]])
+        [logits] = trained_logits(model.model, [text], settings)
+        assert torch.equal(logits[len(row) - 1 : -1].argmax(-1), text[len(row) :])

@@ -13,12 +13,14 @@ from transformers import AutoModelForCausalLM
 
 from sleeptrain.errors import ConfigError, DataError, UserError
 from sleeptrain.hf.convert.exporting import export
+from sleeptrain.hf.convert.gate_file import GATE_FILE, write_gate
 from sleeptrain.hf.families import FAMILIES
 from sleeptrain.hf.model.configuration import SleepPretrainedConfig
 from sleeptrain.hf.model.modeling import SleepForCausalLM
 from tests.hf.checkpoints import save_checkpoint
 from tests.hf.models import disturbed, granite, native
 from tests.models import tiny_config
+from tests.sleep.gates import a_gate
 
 
 @pytest.fixture
@@ -85,6 +87,22 @@ def test_loading_info(folder: Path, tmp_path: Path):
     model.save_pretrained(tmp_path / "saved")
     _, theirs = SleepForCausalLM.from_pretrained(tmp_path / "saved", output_loading_info=True)
     assert info == theirs
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_an_exported_gate_is_held_in_fp32_and_saved_with_the_weights(folder: Path, tmp_path: Path, dtype: str):
+    write_gate(folder, a_gate())
+    written = json.loads((folder / "config.json").read_text())
+    sleep = {"passes": 3, "window": 4, "stop": "gate", "stop_threshold": 0.1}
+    (folder / "config.json").write_text(json.dumps(written | {"sleep": sleep, "stop_gate_passes": 4}))
+    SleepForCausalLM.from_pretrained(folder, dtype=dtype).save_pretrained(tmp_path / "saved")
+    again = SleepForCausalLM.from_pretrained(tmp_path / "saved", device_map="cpu")
+    assert again.stop_gate is not None and str(again.dtype) == f"torch.{dtype}"
+    for found, expected in zip(again.stop_gate.parameters(), a_gate().parameters(), strict=True):
+        assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
+    (folder / GATE_FILE).unlink()
+    with pytest.raises(DataError, match=r"gate\.safetensors is missing, the gate of sleep\.stop=gate in config\.json"):
+        SleepForCausalLM.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("mixer", ["gated_deltanet", "mamba2"])

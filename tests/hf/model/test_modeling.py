@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import copy
+import json
 from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache
 
 from sleeptrain.errors import ConfigError, DataError
 from sleeptrain.hf.families import FAMILIES
 from sleeptrain.hf.model.configuration import SleepPretrainedConfig
 from sleeptrain.hf.model.modeling import SleepForCausalLM
+from sleeptrain.sleep.stop_gate import save_gate
 from tests.hf.models import MODELS, disturbed, native
-from tests.hf.sleeping import WINDOW, padded, settings_of, sleeping
-from tests.models import VOCABULARY, tiny_config
-from tests.sleep.trained import texts, trained_logits
+from tests.hf.sleeping import WINDOW, gated, padded, settings_of, sleeping
+from tests.models import VOCABULARY, tiny_config, tiny_model
+from tests.sleep.gates import gated_settings
+from tests.sleep.trained import texts, trained_decisions, trained_logits
 
 EXACT = dict(rtol=1e-9, atol=1e-10)
 STACKS = {
@@ -109,6 +113,66 @@ def test_pieces_of_a_text_with_a_cache(stack):
     assert cache.get_seq_length() == 15
 
 
+@pytest.mark.parametrize("sleep", [{}, {"eviction": "sliding", "min_passes": 2}], ids=str)
+def test_a_gate_that_the_model_holds_decides_as_in_training(sleep, tmp_path):
+    rows = texts([13, 9, 18, 16])
+    settings = gated_settings(tiny_model(), rows, tmp_path / "gate.safetensors", **sleep)
+    model = gated(settings)
+    (tmp_path / "gate.safetensors").unlink()
+    assert model.stop_gate is not None and {p.dtype for p in model.stop_gate.parameters()} == {torch.float32}
+    save_gate(model.stop_gate, tmp_path / "gate.safetensors")
+    expected = trained_logits(model.model, rows, settings)
+    for side, cached in product(["left", "right"], [True, False]):
+        batch = padded(rows, side)
+        with torch.no_grad():
+            logits = model(**batch, use_cache=cached).logits
+        for b in range(len(rows)):
+            torch.testing.assert_close(logits[b][batch["attention_mask"][b].bool()], expected[b], **EXACT)
+    decided = trained_decisions(model.model, rows, settings).passes_KB
+    for b, row in enumerate(rows):
+        cache, taken = None, []
+        for piece in row.split(WINDOW):
+            cache = model.read(piece[None], cache=cache)
+            taken.append(cache.passes[0])
+        windows = (len(row) - 1) // WINDOW  # training never lets the last window of a text sleep
+        assert taken[:windows] == [passes[b] for passes in decided[:windows]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_gate_is_saved_and_loaded_with_the_weights(dtype, tmp_path):
+    rows = texts([13, 9, 18, 16])
+    model = gated(gated_settings(tiny_model(), rows, tmp_path / "gate.safetensors"))
+    model.save_pretrained(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=dtype)
+    assert (again.dtype, again.config.sleep) == (dtype, model.config.sleep)
+    for (name, ours), found in zip(model.stop_gate.named_parameters(), again.stop_gate.parameters(), strict=True):
+        assert torch.equal(found.view(torch.int32), ours.view(torch.int32)), name
+        assert not found.requires_grad
+    other = SleepForCausalLM.from_pretrained(tmp_path / "saved", sleep={"stop": "change"}, dtype=dtype)
+    with torch.no_grad():
+        logits = again(**padded(rows)).logits
+        assert torch.equal(logits, model.to(dtype)(**padded(rows)).logits)
+        assert not torch.equal(other(**padded(rows)).logits, logits)
+
+
+def test_a_folder_without_its_gate_is_refused(tmp_path):
+    gated(gated_settings(tiny_model(), texts([13, 9, 18, 16]), tmp_path / "gate.safetensors")).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    without = {name: t for name, t in tensors.items() if not name.startswith("stop_gate.")}
+    save_file(without, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match=r"10 missing keys \(stop_gate\.facts\.bias, "):
+        SleepForCausalLM.from_pretrained(tmp_path)
+    damaged = tensors | {"stop_gate.losses.3.bias": torch.zeros(9)}
+    save_file(damaged, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match=r"1 mismatched keys \(.*stop_gate\.losses\.3\.bias"):
+        SleepForCausalLM.from_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["stop_gate_passes"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"sleep\.stop=gate: this model holds no gate; export a run with"):
+        SleepForCausalLM.from_pretrained(tmp_path)
+
+
 def test_only_the_last_features_reach_the_head():
     model, rows = sleeping(), texts([11, 6])
     with torch.no_grad():
@@ -162,8 +226,6 @@ def test_a_native_export_is_the_same_model_within_a_window(name, tmp_path):
 
 
 def test_a_native_export_says_how_it_sleeps(tmp_path):
-    import json
-
     config = tiny_config(["attention", "gated_deltanet"])
     ours = disturbed(config)
     native(FAMILIES["qwen3_5_text"], ours, tmp_path)
@@ -198,8 +260,6 @@ def test_saved_and_loaded_by_the_auto_classes(auto, tmp_path):
 
 
 def test_a_file_without_a_weight_is_refused(tmp_path):
-    from safetensors.torch import load_file, save_file
-
     sleeping().save_pretrained(tmp_path / "own")
     native(FAMILIES["qwen3_5_text"], disturbed(tiny_config(["attention"])), tmp_path)
     for folder, lost in (
