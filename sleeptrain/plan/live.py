@@ -2,13 +2,16 @@
 
 The holders are: rounds that save inputs for their backward (`StageMicroBatch`), parts of a shared head that do so
 (`HeadMicroBatch`), features for later passes and gradients for earlier rounds (`StageStep`), and messages (`Mailbox`).
-Every tensor has a name, so that a tensor with several holders counts once.
+Every tensor has a name, so that a tensor with several holders counts once. Micro-batches share no tensor. So the count
+follows one micro-batch at a time, and only one of those whose rounds and actions are alike, which most are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from sleeptrain.parallel.pipeline.feature_flow import FeatureFlow, Held, Output
 from sleeptrain.parallel.pipeline.graph import AnyMessage, HeadMessage, Kind, Message
@@ -62,13 +65,42 @@ class Memory:
 
 def peak_held(plan: Schedule, rank: int, memory: Memory) -> Peak:
     """The peak of one rank over a step."""
-    holdings = _Holdings(plan, rank, memory)
-    boundary, messages = holdings.bytes()
+    steps = [iter(held) for held in _held_by_micro_batch(plan, rank, memory)]
+    boundary, messages = (sum(each) for each in zip((0, 0), *map(next, steps), strict=True))
+    most_boundary, most_messages = boundary, messages
     for action in plan.ranks[rank]:
-        holdings.act(action)
-        current = holdings.bytes()
-        boundary, messages = max(boundary, current[0]), max(messages, current[1])
-    return Peak(boundary, messages)
+        more_boundary, more_messages = next(steps[_micro_batch(action)])
+        boundary, messages = boundary + more_boundary, messages + more_messages
+        most_boundary, most_messages = max(most_boundary, boundary), max(most_messages, messages)
+    return Peak(most_boundary, most_messages)
+
+
+def _held_by_micro_batch(plan: Schedule, rank: int, memory: Memory) -> list[list[tuple[int, int]]]:
+    """For each micro-batch what the rank holds of it at first, and then what each of its actions adds, of each kind."""
+    flow, actions = FeatureFlow(plan, rank), defaultdict[int, list[Action]](list)
+    for action in plan.ranks[rank]:
+        actions[_micro_batch(action)].append(action)
+    known: dict[Hashable, list[tuple[int, int]]] = {}
+    held = []
+    for mb, rounds in enumerate(plan.plans):
+        key = (id(rounds), *map(_unnumbered, actions[mb]))
+        if key not in known:
+            totals = list(_Holdings(plan, flow, rank, memory, mb).follow(actions[mb]))
+            known[key] = [(b - a, d - c) for (a, c), (b, d) in pairwise([(0, 0), *totals])]
+        held.append(known[key])
+    return held
+
+
+def _micro_batch(action: Action) -> int:
+    return action.message.micro_batch if isinstance(action, Send | Receive) else action.micro_batch
+
+
+def _unnumbered(action: Action) -> Hashable:
+    """The action without the number of its micro-batch."""
+    if isinstance(action, Send | Receive):
+        kind, _, *ends = action.message
+        return type(action), kind, *ends
+    return type(action), action.round
 
 
 class _Counter:
@@ -91,33 +123,39 @@ class _Counter:
 
 
 class _Holdings:
-    """The tensors that a rank holds.
+    """The tensors of a micro-batch that a rank holds.
 
     boundary: the tensors of rounds and of the micro-batches' memory. all: the tensors of all holders.
     """
 
-    def __init__(self, plan: Schedule, rank: int, memory: Memory):
+    def __init__(self, plan: Schedule, flow: FeatureFlow, rank: int, memory: Memory, micro_batch: int):
         self.plan, self.stages, self.rank, self.memory = plan, plan.stages, rank, memory
         self.layers = range(*self.stages.bounds[rank : rank + 2])
-        self.flow = FeatureFlow(plan, rank)
+        self.flow = flow
         self.sizes: dict[Name, int] = {}
         self.boundary, self.all = _Counter(self.sizes), _Counter(self.sizes)
-        self.state: dict[int, dict[int, Name]] = {}
         self.at_start: dict[int, tuple[int, list[Name]]] = {}
         self.saved: dict[tuple[int, int], list[Name]] = {}
         self.saved_by_head: dict[tuple[int, int], list[Name]] = {}
         self.last = len(plan.ranks) - 1
         self.outputs: dict[int, dict[int, list[Name]]] = {}
         self.tensors: dict[tuple[int, int], dict[str, Name]] = {}
-        for mb in range(len(plan.plans)):
-            first = {i: self._name("S", mb, i, -1, size=memory.state[i]) for i in self.layers if memory.carried}
-            self.state[mb] = first
-            self._hold(list(first.values()))
+        carried = self.layers if memory.carried else ()
+        first = {i: self._name("S", micro_batch, i, -1, size=memory.state[i]) for i in carried}
+        self.state = {micro_batch: first}
+        self._hold(list(first.values()))
 
-    def bytes(self) -> tuple[int, int]:
+    def follow(self, actions: Sequence[Action]) -> Iterator[tuple[int, int]]:
+        """The bytes of each kind before the first action and after each."""
+        yield self._bytes()
+        for action in actions:
+            self._act(action)
+            yield self._bytes()
+
+    def _bytes(self) -> tuple[int, int]:
         return self.boundary.total, self.all.total - self.boundary.total
 
-    def act(self, action: Action) -> None:
+    def _act(self, action: Action) -> None:
         match action:
             case Forward(mb, index):
                 self._forward(mb, index)

@@ -20,6 +20,7 @@ from sleeptrain.config.vocabulary import with_vocabulary
 from sleeptrain.distributed.gpus import Gpu
 from sleeptrain.errors import ConfigError
 from sleeptrain.parallel.layout_check import ZERO_STAGES, check_layout
+from sleeptrain.plan.collector import paused_collector
 from sleeptrain.plan.layout import vocabulary
 from sleeptrain.plan.planner import Planner
 from sleeptrain.plan.recompute import SHARE, choose
@@ -103,7 +104,8 @@ def search(
     Raises ConfigError, with the refusals, if a start allows none.
     """
     config = with_vocabulary(config, config.model.vocab_size or vocabulary(config))
-    return _Searcher(config, processes, gpu[1], efficiency, progress).run()
+    with paused_collector():
+        return _Searcher(config, processes, gpu[1], efficiency, progress).run()
 
 
 @dataclass(frozen=True)
@@ -133,21 +135,23 @@ class _Searcher:
         """Take the layout with the least bound next, and work out a closer bound, or at the end its time.
 
         Few pipeline stages come first: their schedules are short, and their times pass over most of the longer ones.
+        Among equally many, a layout that has a schedule goes on first, for only the last few schedules are kept.
         """
         waiting = [
-            (layout.config.parallel.pipeline, self._least_compute(layout, mode), n, layout, self._bounds(layout, mode))
-            for n, (layout, mode) in enumerate((layout, m) for layout in self._layouts() for m in (*layout.modes, AUTO))
+            (layout.config.parallel.pipeline, 1, self._least_compute(layout, m), n, layout, self._bounds(layout, m))
+            for n, (layout, m) in enumerate((layout, m) for layout in self._layouts() for m in (*layout.modes, AUTO))
         ]
         self.result.layouts = len(waiting)
         heapq.heapify(waiting)
         while waiting:
             self.result.waiting = len(waiting)
             self.progress(self.result)
-            pipeline, least, number, layout, bounds = heapq.heappop(waiting)
+            pipeline, _, least, number, layout, bounds = heapq.heappop(waiting)
             if least >= self._to_beat(layout):
                 self.result.slower += 1
-            elif (bound := next(bounds, None)) is not None:
-                heapq.heappush(waiting, (pipeline, max(bound, least), number, layout, bounds))
+            elif (closer := next(bounds, None)) is not None:
+                bound, scheduled = closer
+                heapq.heappush(waiting, (pipeline, 1 - scheduled, max(bound, least), number, layout, bounds))
         if not self.best and not self.result.too_large:
             reasons = "; ".join(self.result.refused)
             raise ConfigError(f"a start on {self.processes} processes allows no layout of this run: {reasons}")
@@ -201,24 +205,24 @@ class _Searcher:
 
         return _hours([min(least(config, work) for config in modes) for work in works], works)
 
-    def _bounds(self, layout: _Layout, mode: str) -> Iterator[float]:
+    def _bounds(self, layout: _Layout, mode: str) -> Iterator[tuple[float, bool]]:
         """Hours that a run takes at least, each bound closer and dearer than the one before, and then its time.
 
-        At first its memory is the least and stages wait as little as they can, then as in the schedule. A layout that
-        does not fit is counted.
+        With each: True if it takes a schedule. At first its memory is the least and stages wait as little as they can,
+        then as in the schedule. A layout that does not fit is counted.
         """
         works = self._works(layout)
         configs = [self._chosen(with_recompute(layout.config, mode), work, peaks=False) for work in works]
         if not self._fits(configs, works, peaks=False):
             return
         pairs = list(zip(configs, works, strict=True))
-        yield _hours([self.planner.least_compute(c, self.processes, w, counted=True) for c, w in pairs], works)
+        yield _hours([self.planner.least_compute(c, self.processes, w, counted=True) for c, w in pairs], works), False
         seconds = [self.planner.least_seconds(c, self.processes, w) for c, w in pairs]
-        yield _hours(seconds, works)
+        yield _hours(seconds, works), False
         if layout.config.parallel.pipeline > 1:
             for stage, (config, work) in enumerate(pairs):
                 seconds[stage] = self.planner.speed(config, self.processes, work).seconds
-                yield _hours(seconds, works)
+                yield _hours(seconds, works), True
         self._try(layout, mode)
 
     def _to_beat(self, layout: _Layout) -> float:

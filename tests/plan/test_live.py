@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from sleeptrain.parallel.pipeline.schedule import Schedule, schedule
+from sleeptrain.parallel.pipeline.schedule import Receive, Schedule, schedule
 from sleeptrain.parallel.pipeline.stage_split import schedule_costs, split_stages
 from sleeptrain.plan.live import Memory, Peak, peak_held
 from sleeptrain.plan.shared_head import SharedHead
+from tests.parallel.pipeline.cases import even_stages, plan
 from tests.plan.planned import planned, text
 
 FEATURES = 8 * 128 * 128 * 4  # bytes of a message: rows, tokens, width, fp32
@@ -64,3 +65,17 @@ def test_a_carried_state_exists_before_and_after(rank: int, state: int) -> None:
 def test_every_sequence_in_flight_adds_to_the_first_rank() -> None:
     one, two = (peak_held(scheduled(sequences), 0, memory()) for sequences in (1, 2))
     assert (two.boundary, two.messages - one.messages) == (2 * one.boundary, 2 * FEATURES)
+
+
+def test_micro_batches_that_share_a_plan_hold_what_they_hold_one_by_one() -> None:
+    """The last micro-batch, whose receives come first, is followed by itself, though its rounds are those of others."""
+    one, other = tuple(plan(3, 3)), tuple(plan(2, 2))
+    plans, sizes = (one, other, one, one, one), Memory(8, [10, 20, 30, 40], 1, True, False)
+    made = schedule(plans, even_stages(2))
+    early = [a for a in made.ranks[1] if isinstance(a, Receive) and a.message.micro_batch == 4]
+    late = [a for a in made.ranks[1] if a not in early]
+    shared = replace(made, ranks=(made.ranks[0], (*early, *late)))
+    copies = replace(shared, plans=tuple(tuple(list(rounds)) for rounds in plans))
+    assert len({id(rounds) for rounds in copies.plans}) == len(plans) and len(early) > 1
+    assert [peak_held(shared, r, sizes) for r in range(2)] == [peak_held(copies, r, sizes) for r in range(2)]
+    assert peak_held(shared, 1, sizes).messages > peak_held(made, 1, sizes).messages

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Hashable
 from dataclasses import replace
 from functools import cache
 from math import inf
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,10 @@ from sleeptrain.config.compose import compose
 from sleeptrain.config.schema import Config
 from sleeptrain.distributed.gpus import Gpu, find_gpu
 from sleeptrain.errors import ConfigError
+from sleeptrain.parallel.pipeline.schedule import Schedule, schedule
+from sleeptrain.parallel.pipeline.stages import PipelineStages
+from sleeptrain.parallel.pipeline.task_costs import Costs
+from sleeptrain.plan import planner
 from sleeptrain.plan.layout import make_plan
 from sleeptrain.plan.recompute import SHARE
 from sleeptrain.plan.report import to_json, worst_total
@@ -99,6 +106,25 @@ def test_what_is_passed_over_is_not_among_the_best(monkeypatch: pytest.MonkeyPat
     assert pruned.best == every.best and {f.config.parallel.split_head for f in every.best} >= {True}
     assert pruned.forecast < every.forecast and pruned.slower > every.slower == 0
     assert counts[0] == (every.layouts, every.layouts) and counts[-1][0] == 1
+
+
+def test_each_schedule_is_made_once_though_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = list[tuple[Hashable, ...]]()
+
+    def counted(plans: list[Any], stages: PipelineStages, costs: Costs) -> Schedule:
+        made.append((stages, tuple(plans)))
+        return schedule(plans, stages, costs)
+
+    monkeypatch.setattr(planner, "schedule", counted)
+    monkeypatch.setattr(planner, "SCHEDULES", 2)  # as many as stages of the curriculum
+    search(config(), PROCESSES, small(), 0.4)
+    assert len(made) == len(set(made)) > 2
+
+
+def test_the_garbage_collector_is_paused() -> None:
+    enabled = list[bool]()
+    search(config(), PROCESSES, small(), 0.4, lambda _: enabled.append(gc.isenabled()))
+    assert set(enabled) == {False} and gc.isenabled()
 
 
 def test_a_shared_head_is_among_the_settings_of_a_pipeline() -> None:

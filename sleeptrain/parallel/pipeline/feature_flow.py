@@ -29,8 +29,11 @@ class FeatureFlow:
 
     def __init__(self, schedule: Schedule, rank: int) -> None:
         self._plans, self._stages, self._rank = schedule.plans, schedule.stages, rank
-        self._sources = [feature_sources(plan) for plan in schedule.plans]
-        self._num_trained = [num_trained(plan) for plan in schedule.plans]
+        plans = {id(plan): plan for plan in schedule.plans}  # micro-batches mostly share one plan
+        sources = {key: feature_sources(plan) for key, plan in plans.items()}
+        trained = {key: num_trained(plan) for key, plan in plans.items()}
+        self._sources = [sources[id(plan)] for plan in schedule.plans]
+        self._num_trained = [trained[id(plan)] for plan in schedule.plans]
 
     def round(self, mb: int, index: int) -> Round:
         return self._plans[mb][index]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from sleeptrain.parallel.pipeline.graph import Direction, Graph, Task
 from sleeptrain.parallel.pipeline.stages import PipelineStages
-from sleeptrain.parallel.pipeline.task_costs import Costs
+from sleeptrain.parallel.pipeline.task_costs import Costs, TaskTimes
 from sleeptrain.sleep.rounds import Round
 
 # Rounds that stages run while the others work on the head of a round: in its forward, and in its backward.
@@ -37,31 +37,34 @@ def order_tasks(
     waits = {task: len(before) for task, before in graph.before.items()}
     sizes, limits = _group_sizes(graph, stages, group_of), live_limits(graph, plans, stages, group_of)
     queues = [_Queue(graph, group_of, *arguments) for arguments in zip(sizes, limits, strict=True)]
+    times = TaskTimes(plans, stages, costs)
     for task, count in waits.items():
         if count == 0:
             queues[task.stage].add(task)
     ends: dict[Task, float] = {}
     running: list[tuple[float, Task]] = []
-    idle, now = set(range(stages.num_stages)), 0.0
+    idle, now = [True] * stages.num_stages, 0.0
+    changed = set(range(stages.num_stages))  # stages whose queue may have a task to start that it had not before
     while True:
-        for stage in sorted(idle):
-            if (started := queues[stage].take()) is not None:
-                time = costs.time(plans[started.micro_batch][started.round], stages, stage, started.direction)
-                heapq.heappush(running, (now + time, started))
-                idle.remove(stage)
+        for stage in changed:
+            if idle[stage] and (started := queues[stage].take()) is not None:
+                heapq.heappush(running, (now + times.of(*started), started))
+                idle[stage] = False
         if not running:
             return ends
-        now = running[0][0]
+        now, changed = running[0][0], set()
         # All tasks that end now must be counted before a stage chooses; else the choice would depend on stage numbers.
         while running and running[0][0] == now:
             _, ended = heapq.heappop(running)
             ends[ended] = now
-            idle.add(ended.stage)
+            idle[ended.stage] = True
+            changed.add(ended.stage)
             queues[ended.stage].done(ended)
             for task in followers[ended]:
                 waits[task] -= 1
                 if waits[task] == 0:
                     queues[task.stage].add(task)
+                    changed.add(task.stage)
 
 
 def timed(
@@ -69,11 +72,10 @@ def timed(
 ) -> dict[Task, float]:
     """The time at which each task ends if each stage keeps the order of `order`, with task times from `costs`."""
     ends: dict[Task, float] = {}
-    free = [0.0] * stages.num_stages
+    free, times = [0.0] * stages.num_stages, TaskTimes(plans, stages, costs)
     for task in sorted(order, key=order.__getitem__):
         start = max([free[task.stage], *(ends[other] for other in graph.before[task])])
-        time = costs.time(plans[task.micro_batch][task.round], stages, task.stage, task.direction)
-        ends[task] = free[task.stage] = start + time
+        ends[task] = free[task.stage] = start + times.of(*task)
     return ends
 
 
@@ -163,4 +165,4 @@ class _Queue:
         return self.num_live + sum(self.to_come[:group]) < self.limit
 
     def _is_trained(self, task: Task) -> bool:
-        return task._replace(direction=Direction.BACKWARD) in self.graph.before
+        return Task(Direction.BACKWARD, *task[1:]) in self.graph.before

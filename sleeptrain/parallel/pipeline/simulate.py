@@ -9,28 +9,27 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sleeptrain.parallel.pipeline.graph import AnyMessage, HeadMessage, Kind, Message
+from sleeptrain.parallel.pipeline.graph import AnyMessage, Direction, HeadMessage, Kind, Message
 from sleeptrain.parallel.pipeline.schedule import (
+    ACTIONS,
     DIRECTIONS,
     Backward,
     Compute,
-    Forward,
-    HeadBackward,
-    HeadForward,
     Receive,
     Schedule,
     Send,
 )
-from sleeptrain.parallel.pipeline.task_costs import Costs
+from sleeptrain.parallel.pipeline.task_costs import Costs, TaskTimes
 
 Link = tuple[int, int]  # (from, to)
-READERS: dict[Kind, type[Compute]] = {
-    Kind.FEATURES: Forward,
-    Kind.GRADIENT: Backward,
-    Kind.HEAD_INPUT: HeadForward,
-    Kind.STATISTICS: HeadForward,
-    Kind.LOG_SUMS: HeadBackward,
-    Kind.HEAD_GRADIENT: HeadBackward,
+Reader = tuple[Direction, int, int]  # a task of a rank: direction, micro-batch, round
+READERS: dict[Kind, Direction] = {
+    Kind.FEATURES: Direction.FORWARD,
+    Kind.GRADIENT: Direction.BACKWARD,
+    Kind.HEAD_INPUT: Direction.HEAD_FORWARD,
+    Kind.STATISTICS: Direction.HEAD_FORWARD,
+    Kind.LOG_SUMS: Direction.HEAD_BACKWARD,
+    Kind.HEAD_GRADIENT: Direction.HEAD_BACKWARD,
 }
 
 
@@ -100,9 +99,10 @@ def simulate(
     busy = [0.0] * len(schedule.ranks)
     for span in execution.spans:
         busy[span.rank] += span.end - span.start
+    num_bytes = _message_bytes(schedule, bytes_per_token)
 
     def size(message: AnyMessage) -> int:
-        return head_bytes(message) if isinstance(message, HeadMessage) else _bytes(schedule, message, bytes_per_token)
+        return head_bytes(message) if isinstance(message, HeadMessage) else num_bytes(message)
 
     return Simulation(
         schedule,
@@ -120,6 +120,7 @@ class _Execution:
 
     place: the index of each rank's next action. clock: each rank's time.
     sent, posted: by link and in order, each message with the time of its send or of its posted receive.
+    unread, waiting: of each rank, the messages whose receive is posted, by the task that reads them, and their number.
     streams: by two ranks, what runs between them; None: every message is on its way from its send on.
     """
 
@@ -128,15 +129,19 @@ class _Execution:
     ):
         num_ranks = len(schedule.ranks)
         self.schedule, self.costs = schedule, costs
+        self.times = TaskTimes(schedule.plans, schedule.stages, costs)
         self.blocking_receives, self.rendezvous_sends = blocking_receives, rendezvous_sends
         self.place, self.clock = [0] * num_ranks, [0.0] * num_ranks
         self.sent: dict[Link, list[tuple[AnyMessage, float]]] = defaultdict(list)
         self.posted: dict[Link, list[tuple[AnyMessage, float]]] = defaultdict(list)
         self.streams: dict[frozenset[int], _PairStream] | None = defaultdict(_PairStream) if pair_streams else None
         self.num_returned: dict[Link, int] = defaultdict(int)
-        self.unread: list[dict[Compute, list[tuple[Link, int]]]] = [{} for _ in range(num_ranks)]
+        self.unread: list[dict[Reader, list[tuple[Link, int]]]] = [{} for _ in range(num_ranks)]
+        self.waiting = [0] * num_ranks
         self.spans: list[Span] = []
-        self.trained = [{a for a in actions if isinstance(a, Backward)} for actions in schedule.ranks]
+        self.trained = [
+            {(a.micro_batch, a.round) for a in actions if isinstance(a, Backward)} for actions in schedule.ranks
+        ]
         self.live, self.peak_live, self.peak_waiting = [0] * num_ranks, [0] * num_ranks, [0] * num_ranks
 
     def run(self) -> None:
@@ -151,20 +156,20 @@ class _Execution:
             if self.place[rank] < len(actions):
                 raise ScheduleError(f"deadlock: rank {rank} waits forever at {actions[self.place[rank]]}")
             if self.unread[rank]:
-                raise ScheduleError(f"rank {rank} receives what no later task reads: {list(self.unread[rank])}")
+                tasks = [ACTIONS[direction](*task) for direction, *task in self.unread[rank]]
+                raise ScheduleError(f"rank {rank} receives what no later task reads: {tasks}")
         for link in self.sent.keys() | self.posted.keys():
             if [m for m, _ in self.sent[link]] != [m for m, _ in self.posted[link]]:
                 raise ScheduleError(f"rank {link[1]} does not receive what rank {link[0]} sends it, in that order")
 
     def _advance(self, rank: int) -> bool:
         """Run a rank's next action; False if it still has to wait."""
-        match self.schedule.ranks[rank][self.place[rank]]:
-            case Send(peer, message):
-                return self._send(rank, peer, message)
-            case Receive(peer, message):
-                return self._receive(rank, peer, message)
-            case task:
-                return self._compute(rank, task)
+        action = self.schedule.ranks[rank][self.place[rank]]
+        if isinstance(action, Send):
+            return self._send(rank, action.peer, action.message)
+        if isinstance(action, Receive):
+            return self._receive(rank, action.peer, action.message)
+        return self._compute(rank, action)
 
     def _send(self, rank: int, peer: int, message: AnyMessage) -> bool:
         link = (rank, peer)
@@ -191,24 +196,27 @@ class _Execution:
             self.clock[rank] = max(self.clock[rank], arrival)
         self.num_returned[link] += 1
         read_in = message.round if isinstance(message, HeadMessage) else message.reader
-        reader = READERS[message.kind](message.micro_batch, read_in)
+        reader = (READERS[message.kind], message.micro_batch, read_in)
         self.unread[rank].setdefault(reader, []).append((link, index))
-        self.peak_waiting[rank] = max(self.peak_waiting[rank], sum(map(len, self.unread[rank].values())))
+        self.waiting[rank] += 1
+        self.peak_waiting[rank] = max(self.peak_waiting[rank], self.waiting[rank])
         return True
 
     def _compute(self, rank: int, task: Compute) -> bool:
-        arrivals = [self._arrival(*each) for each in self.unread[rank].get(task, [])]
-        known = [arrival for arrival in arrivals if arrival is not None]
-        if len(known) < len(arrivals):
-            return False
-        start = max([self.clock[rank], *known])
-        self.unread[rank].pop(task, None)
-        r = self.schedule.plans[task.micro_batch][task.round]
-        self.clock[rank] = start + self.costs.time(r, self.schedule.stages, rank, DIRECTIONS[type(task)])
+        direction, mb, index = DIRECTIONS[type(task)], task.micro_batch, task.round
+        start, messages = self.clock[rank], self.unread[rank].get((direction, mb, index), ())
+        for each in messages:
+            if (arrival := self._arrival(*each)) is None:
+                return False
+            start = max(start, arrival)
+        if messages:
+            self.waiting[rank] -= len(messages)
+            del self.unread[rank][direction, mb, index]
+        self.clock[rank] = start + self.times.of(direction, mb, index, rank)
         self.spans.append(Span(rank, task, start, self.clock[rank]))
-        if isinstance(task, Backward):
+        if direction is Direction.BACKWARD:
             self.live[rank] -= 1
-        elif isinstance(task, Forward) and Backward(task.micro_batch, task.round) in self.trained[rank]:
+        elif direction is Direction.FORWARD and (mb, index) in self.trained[rank]:
             self.live[rank] += 1
             self.peak_live[rank] = max(self.peak_live[rank], self.live[rank])
         return True
@@ -243,7 +251,16 @@ class _PairStream:
             self.ends[one] = self._free
 
 
-def _bytes(schedule: Schedule, message: Message, bytes_per_token: int) -> int:
-    """Bytes of a message: only the rows that are in both rounds are sent."""
-    source, reader = (schedule.plans[message.micro_batch][index] for index in (message.source, message.reader))
-    return len(set(source.rows) & set(reader.rows)) * source.length * bytes_per_token
+def _message_bytes(schedule: Schedule, bytes_per_token: int) -> Callable[[Message], int]:
+    """The bytes of a message: only the rows that are in both rounds are sent. Micro-batches mostly share one plan."""
+    known: dict[tuple[int, int, int], int] = {}
+
+    def num_bytes(message: Message) -> int:
+        plan = schedule.plans[message.micro_batch]
+        key = (id(plan), message.source, message.reader)
+        if key not in known:
+            source, reader = plan[message.source], plan[message.reader]
+            known[key] = len(set(source.rows) & set(reader.rows)) * source.length * bytes_per_token
+        return known[key]
+
+    return num_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sleeptrain.errors import ConfigError
@@ -42,3 +43,20 @@ class Costs:
         head = self.head if r.loss and stage == stages.num_stages - 1 and not stages.split_head else 0.0
         each = self.backward if direction is Direction.BACKWARD else self.forward
         return each * (stages.layers_on(r, stage) + head) * tokens
+
+
+class TaskTimes:
+    """The times of a step's tasks. Micro-batches mostly share one plan, so each time is worked out once for a plan."""
+
+    def __init__(self, plans: Sequence[Sequence[Round]], stages: PipelineStages, costs: Costs) -> None:
+        self._plans, self._stages, self._costs = plans, stages, costs
+        self._plan_of = [id(rounds) for rounds in plans]
+        self._known: dict[tuple[int, int, int, int], float] = {}
+
+    def of(self, direction: Direction, micro_batch: int, index: int, stage: int) -> float:
+        """index: of the round in the plan of its micro-batch."""
+        key = (direction, self._plan_of[micro_batch], index, stage)
+        if (time := self._known.get(key)) is None:
+            time = self._costs.time(self._plans[micro_batch][index], self._stages, stage, direction)
+            self._known[key] = time
+        return time

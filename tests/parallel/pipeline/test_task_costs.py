@@ -8,7 +8,7 @@ import pytest
 
 from sleeptrain.errors import ConfigError
 from sleeptrain.parallel.pipeline.graph import Direction
-from sleeptrain.parallel.pipeline.task_costs import LEAST_HEAD, Costs
+from sleeptrain.parallel.pipeline.task_costs import LEAST_HEAD, Costs, TaskTimes
 from tests.parallel.pipeline.cases import plan
 from tests.parallel.pipeline.test_stages import PARTIAL
 
@@ -32,3 +32,19 @@ def test_stages_share_the_time_of_a_head() -> None:
     assert [costs.time(wake, shared, s, Direction.HEAD_FORWARD) for s in range(4)] == [8] * 4
     assert [costs.time(wake, shared, s, Direction.HEAD_BACKWARD) for s in range(4)] == [16] * 4
     assert replace(costs, head=0).time(wake, shared, 0, Direction.HEAD_FORWARD) == 4 * LEAST_HEAD
+
+
+def test_times_of_tasks_are_those_of_their_rounds_also_where_micro_batches_share_a_plan() -> None:
+    shared, other, costs = plan(2, 2), plan(2, 3), Costs(forward=1, backward=3, head=5)
+    plans, stages = [shared, other, shared], replace(PARTIAL, split_head=True)
+    times = TaskTimes(plans, stages, costs)
+    tasks = [
+        (direction, mb, index, stage)
+        for mb, rounds in enumerate(plans)
+        for index in range(len(rounds))
+        for stage in range(stages.num_stages)
+        for direction in Direction
+    ]
+    found = [times.of(*task) for task in tasks]
+    assert found == [costs.time(plans[mb][i], stages, stage, direction) for direction, mb, i, stage in tasks]
+    assert len(set(found)) > 3
