@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sleeptrain.checkpoint.older import add_older
+from sleeptrain.commands.stop_options import add_stop_options, stop_settings
 from sleeptrain.config.overrides import override, shell_command
 from sleeptrain.config.ranges import settings
 from sleeptrain.errors import ConfigError
@@ -37,6 +38,7 @@ def parser() -> ArgumentParser:
     tokenizer = out.add_mutually_exclusive_group()
     tokenizer.add_argument("--tokenizer", type=Path, metavar="PATH", help="default: the run's data.shards.tokenizer")
     tokenizer.add_argument("--no-tokenizer", action="store_true", help="export none")
+    add_stop_options(out)
     add_older(out)
     out.set_defaults(convert=_export)
     into = directions.add_parser("import", help="a model's folder to a checkpoint for run.init_from")
@@ -60,6 +62,7 @@ def _export(options: Namespace) -> int:
         not options.no_tokenizer,
         options.check_tokens,
         options.allow_older,
+        stop_settings(options),
     )
     tokenizer = "with its tokenizer" if exported.tokenizer else "without a tokenizer"
     say(f"{options.out}: {exported.model_type}, {exported.num_parameters:,} parameters in {options.dtype}, {tokenizer}")

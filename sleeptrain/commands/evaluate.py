@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sleeptrain.checkpoint.older import add_older
-from sleeptrain.config.schema.sleep import STOP_RULES
+from sleeptrain.commands.stop_options import add_stop_options, stop_settings
 from sleeptrain.data.consent import add_consent, with_consent
 from sleeptrain.errors import ConfigError
 from sleeptrain.remote import Location, named_place
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         options.device,
         options.allow_source,
         options.allow_older,
-        {name: getattr(options, name) for name in ("stop", "stop_threshold", "stop_gate", "min_passes")},
+        stop_settings(options),
     )
     report = evaluate_opened(opened)
     if options.json:
@@ -49,10 +49,7 @@ def parser() -> ArgumentParser:
         "--passes", type=int, nargs="+", metavar="N", help="default: 1, and as the model was trained last"
     )
     root.add_argument("--window", type=int, metavar="L", help="default: as the model was trained last")
-    root.add_argument("--stop", choices=("fixed", *STOP_RULES), help="default: sleep.stop of the run")
-    root.add_argument("--stop-gate", metavar="FILE", help="default: sleep.stop_gate of the run")
-    root.add_argument("--stop-threshold", type=float, metavar="X", help="default: sleep.stop_threshold of the run")
-    root.add_argument("--min-passes", type=int, metavar="N", help="default: sleep.min_passes of the run")
+    add_stop_options(root)
     root.add_argument("--batches", type=int, metavar="K", help="default: train.eval_batches of the run")
     root.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     root.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -110,7 +107,7 @@ def open_checkpoint(
     place: a run folder (its newest checkpoint) or a checkpoint. passes: None takes 1 and N of the curriculum at the
     checkpoint. window: None takes L of the curriculum there. batches: replaces `train.eval_batches`. allow_sources:
     commands and URLs of the run's data that may be used (`data.consent`). allow_older: see `named_checkpoint`.
-    stop: replaces settings of `sleep`, by name; None keeps that of the run. Raises UserError.
+    stop: replaces settings of `sleep`, by name. Raises UserError.
     """
     # These imports are inside the function: the help needs no torch.
     import torch
@@ -178,8 +175,7 @@ def _with_options(config: Config, passes: int, window: int, batches: int | None,
 
     if batches is not None and batches < 1:
         raise ConfigError("--batches must be at least 1")
-    changed = {name: value for name, value in stop.items() if value is not None}
-    sleep = replace(config.sleep, curriculum=[], passes=passes, window=window, **changed)
+    sleep = replace(config.sleep, curriculum=[], passes=passes, window=window, **stop)
     train = replace(config.train, eval_batches=batches or config.train.eval_batches)
     config = replace(config, sleep=sleep, train=train)
     validate(config)

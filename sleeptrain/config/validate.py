@@ -41,7 +41,7 @@ def validate(config: Config) -> None:
     _check_curriculum(config.sleep)
     _check_core(config)
     _check_stop(config)
-    _check_gate(config.sleep)
+    check_gate_file(config.sleep)
     _check_data(config)
     _check_batches(config)
     _check_health(config)
@@ -235,7 +235,8 @@ def _check_stop(config: Config) -> None:
         )
 
 
-def _check_gate(sleep: SleepConfig) -> None:
+def check_gate_file(sleep: SleepConfig) -> None:
+    """Raises ConfigError: `sleep.stop=gate` without its file."""
     if sleep.stop == "gate" and not sleep.stop_gate:
         raise ConfigError(
             "sleep.stop=gate needs sleep.stop_gate: name the file that sleeptrain calibrate --fit-gate writes"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from sleeptrain.checkpoint.folder import CONFIG, read_state
 from sleeptrain.checkpoint.read import TensorFiles
 from sleeptrain.checkpoint.vocabulary import tokenizer_of
 from sleeptrain.config import load_resolved
-from sleeptrain.config.schema import ModelConfig
+from sleeptrain.config.schema import ModelConfig, SleepConfig
+from sleeptrain.config.validate import check_gate_file, validate_model
 from sleeptrain.data.tokenizer import Tokenizer
 from sleeptrain.distributed.mesh import Mesh
 from sleeptrain.distributed.world import World
@@ -30,7 +31,7 @@ from sleeptrain.hf.convert.tokenizer_export import find_tokenizers, write_tokeni
 from sleeptrain.hf.convert.weight_files import SHARD_BYTES, write_weights
 from sleeptrain.hf.families import FAMILIES, Family, Read, expressing, family_of, stays_wide
 from sleeptrain.remote import Location
-from sleeptrain.sleep.curriculum import last_shape
+from sleeptrain.sleep.curriculum import StepShape, last_shape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -62,13 +63,15 @@ def export(
     with_tokenizer: bool = True,
     check_tokens: int = 256,
     allow_older: bool = False,
+    stop: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Write the checkpoint `place`, or the newest one of the run `place`, to the new folder `out`.
 
     model_type: the family; None takes the first one that can express the model. dtype: that of the weights; decay
-    parameters stay fp32. tokenizer: replaces that of the run's data. allow_older: see `named_checkpoint`. Raises
-    UserError and leaves nothing in `out`: the family cannot express the model, the ids of the tokenizer differ from
-    those of training, the tokenizer cannot be converted, the gate of `sleep.stop=gate` cannot be read or is another
+    parameters stay fp32. tokenizer: replaces that of the run's data. allow_older: see `named_checkpoint`. stop:
+    replaces settings of `sleep`, by name: the stop rule. Raises UserError and leaves nothing in `out`: the family
+    cannot express the model, the ids of the tokenizer differ from those of training, the tokenizer cannot be converted,
+    the settings of the stop rule do not go together, the gate of `sleep.stop=gate` cannot be read or is another
     model's, or the check of the logits fails.
     """
     checkpoint = named_checkpoint(place, World(Mesh.single(), torch.device("cpu")), allow_older=allow_older)
@@ -76,7 +79,8 @@ def export(
     check_start(files.forms, config.model)
     state = read_state(checkpoint)
     shape = last_shape(config, state)
-    gate = run_gate(config.sleep, config.model.dim, shape.passes)
+    sleep = with_stop_rule(config.model, config.sleep, shape, stop or {})
+    gate = run_gate(sleep, config.model.dim, shape.passes)
     family = choose_family(config.model, model_type)
     tokenizers = find_tokenizers(config, tokenizer, tokenizer_of(checkpoint)) if with_tokenizer else None
     if tokenizers is not None:
@@ -89,7 +93,7 @@ def export(
         write_family_weights(folder, family, config.model, read, DTYPES[dtype])
         ids = {} if tokenizers is None else tokenizers.ids
         settings = family.to_config(config.model) | ids | {"dtype": dtype}
-        settings[SLEEP_KEY] = sleep_settings(config.sleep, shape)
+        settings[SLEEP_KEY] = sleep_settings(sleep, shape)
         if gate is not None:
             write_gate(folder, gate)
             settings[GATE_PASSES] = gate.most_passes
@@ -105,6 +109,16 @@ def export(
         card = model_card(config.run.name, out.name, settings, family.in_transformers, facts, result)
         (folder / "README.md").write_text(card)
     return Exported(family.model_type, num_parameters, error, tokenizers is not None, texts)
+
+
+def with_stop_rule(model: ModelConfig, sleep: SleepConfig, shape: StepShape, stop: Mapping[str, Any]) -> SleepConfig:
+    """The settings of a run with another stop rule. Raises ConfigError if they do not go with N and L of `shape`."""
+    if not stop:
+        return sleep
+    sleep = replace(sleep, curriculum=[], passes=shape.passes, window=shape.window, **stop)
+    validate_model(model, sleep)
+    check_gate_file(sleep)
+    return sleep
 
 
 def choose_family(config: ModelConfig, model_type: str | None) -> Family:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +73,31 @@ def test_a_stop_rule_goes_there_and_back(stop: str, tmp_path: Path):
     assert sleep_dict(model.config.sleep_settings()) == sleep_dict(config.sleep)
     import_folder(tmp_path / "hf", tmp_path / "back", check_tokens=16)
     assert load_resolved(tmp_path / "back/config.yaml").sleep == config.sleep
+
+
+def test_an_export_may_follow_another_stop_rule_than_its_run(tmp_path: Path):
+    ours = disturbed(MODELS["qwen3_5_text"][1])
+    config = stopping_config(ours.config, stop="change")
+    checkpoint = save_checkpoint(tmp_path / "c", ours, run_config(ours.config))
+    rule = {name: getattr(config.sleep, name) for name in ("stop", "stop_threshold", "min_passes")}
+    export(checkpoint, tmp_path / "hf", check_tokens=16, stop=rule)
+    exported = SleepForCausalLM.from_pretrained(tmp_path / "hf").config.sleep_settings()
+    assert {name: getattr(exported, name) for name in rule} == rule
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"stop": "gate", "feedback": "features"}, r"sleep\.stop=gate needs sleep\.stop_gate"),
+        ({"stop": "acceleration"}, r"sleep\.stop=acceleration reads features .* sleep\.feedback=none"),
+        ({"stop": "change", "min_passes": 99}, r"sleep\.min_passes \(99\) is more than"),
+    ],
+)
+def test_a_stop_rule_that_cannot_be_followed_is_refused(rule: dict[str, Any], message: str, tmp_path: Path):
+    checkpoint = save_checkpoint(tmp_path / "c", disturbed(MODELS["qwen3_5_text"][1]))
+    with pytest.raises(ConfigError, match=message):
+        export(checkpoint, tmp_path / "hf", check_tokens=16, stop=rule)
+    assert not (tmp_path / "hf").exists()
 
 
 def test_a_gate_goes_there_and_back_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
