@@ -12,6 +12,7 @@ from sleeptrain.ops import row_stacks
 from sleeptrain.sleep.loop import loop_settings, run_rounds
 from sleeptrain.sleep.precision import in_precision
 from sleeptrain.sleep.rounds import plan_batch
+from tests.gpu.conftest import SLOW_ON_CPU
 from tests.gpu.small import MODEL, SHAPE, config_of, model_on, packed, relative, step
 
 # The relative error of a step's gradient in the Euclidean norm. fp32 products of Triton are TF32 on a GPU: 10 bits.
@@ -65,14 +66,11 @@ def no_wait(device: torch.device) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("place", SLOW_ON_CPU, indirect=True)
 @pytest.mark.parametrize("kind", MODEL.layers)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_rounds_do_not_wait_for_the_device(
-    request: pytest.FixtureRequest, place: torch.device, precision: str, kind: str
-) -> None:
+def test_rounds_do_not_wait_for_the_device(place: torch.device, precision: str, kind: str) -> None:
     """Forward and backward of a step's rounds are launched ahead; only the loss is read, after them."""
-    if precision == "bf16" and "interpreted" in request.node.name:
-        pytest.skip("Triton's interpreter computes nonsense with bf16")
     model, batch = model_on(place, layers=["gated_deltanet", kind]), packed()
     config = config_of(model, precision, "pass")
     rounds = plan_batch(batch, SHAPE.window, SHAPE.passes, config.sleep)
