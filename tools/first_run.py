@@ -11,7 +11,6 @@ was interrupted goes on where it was; a stage that is complete is not repeated. 
 from __future__ import annotations
 
 import argparse
-import shlex
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sleeptrain.checkpoint.folder import MANIFEST
-from sleeptrain.config.overrides import override
+from sleeptrain.config.overrides import override, shell_command
 from sleeptrain.errors import UserError
 from sleeptrain.terminal import say
 from sleeptrain.train.logging.metrics import read_metrics
@@ -95,7 +94,7 @@ class FirstRun:
     def _train_and_kill(self) -> None:
         """Train until there is a checkpoint and a step after it, and kill the run without a warning."""
         command = self._text_command()
-        say("$ " + shlex.join(command), flush=True)
+        say(f"$ {shell_command(*command)}", flush=True)
         with subprocess.Popen(command, cwd=ROOT) as process:
             while not self._checkpoints():
                 if process.poll() is not None:
@@ -140,14 +139,16 @@ def _finished(run: Path) -> bool:
 
 def _call(command: Sequence[str], log: Path | None = None) -> None:
     """Run a command; its output goes to the terminal or to a log. Raises UserError with its code if it fails."""
-    say("$ " + shlex.join(command) + (f" > {shlex.quote(str(log))}" if log else "") + "\n", end="", flush=True)
+    say(f"$ {shell_command(*command)}{f' > {shell_command(log)}' if log else ''}\n", end="", flush=True)
     if log is None:
         code = subprocess.run(command, cwd=ROOT, check=False).returncode
     else:
         with open(log, "a") as file:
             code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
     if code:
-        raise UserError(f"this command ended with code {code}{f'; see {log}' if log else ''}: {shlex.join(command)}")
+        raise UserError(
+            f"this command ended with code {code}{f'; see {log}' if log else ''}: {shell_command(*command)}"
+        )
 
 
 def main() -> int:
