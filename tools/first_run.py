@@ -146,9 +146,8 @@ def _call(command: Sequence[str], log: Path | None = None) -> None:
         with open(log, "a") as file:
             code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
     if code:
-        raise UserError(
-            f"this command ended with code {code}{f'; see {log}' if log else ''}: {shell_command(*command)}"
-        )
+        see = f"; see {log}" if log else ""
+        raise UserError(f"this command ended with code {code}{see}: {shell_command(*command)}")
 
 
 def main() -> int:
