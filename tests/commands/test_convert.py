@@ -45,9 +45,30 @@ def test_an_export_prints_what_was_compared(
         return Exported("qwen3_5_text", 12_345, 1.23e-7, tokenizer, texts)
 
     monkeypatch.setattr(convert, "export", export)
-    words = ["export", "run", "out", "--to", "qwen3_5_text", "--dtype", "bfloat16", "--no-tokenizer"]
+    words = [
+        "export",
+        "run",
+        "out",
+        "--to",
+        "qwen3_5_text",
+        "--dtype",
+        "bfloat16",
+        "--no-tokenizer",
+        "--stop",
+        "change",
+    ]
     assert convert.main([*words, "--check-tokens", "16"]) == 0
-    assert received == [Path("run"), Path("out"), "qwen3_5_text", "bfloat16", None, False, 16, False]
+    assert received == [
+        Path("run"),
+        Path("out"),
+        "qwen3_5_text",
+        "bfloat16",
+        None,
+        False,
+        16,
+        False,
+        {"stop": "change"},
+    ]
     first, checked, *rest = capsys.readouterr().out.splitlines()
     assert first == f"out: qwen3_5_text, 12,345 parameters in bfloat16, {lines[0]}"
     assert checked == "checked: the logits of both models differ by 1.2e-07 of the largest"
