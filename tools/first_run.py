@@ -24,7 +24,7 @@ from sleeptrain.config.overrides import override, shell_command
 from sleeptrain.errors import UserError
 from sleeptrain.terminal import say
 from sleeptrain.train.logging.metrics import read_metrics
-from sleeptrain.train.status import State, read_status
+from sleeptrain.train.status import is_finished
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = 7
@@ -65,7 +65,7 @@ class FirstRun:
         _announce(1, f"corpus, tokenizer and token shards: Python's standard library in {self.data}")
         _call([sys.executable, str(ROOT / "tools" / "prepare.py"), "--stdlib", "--out", str(self.data)])
         _announce(2, "train on this text as two pipeline processes; one pass over each window, then two, then four")
-        if not _finished(self.text):
+        if not is_finished(self.text):
             if not self._checkpoints():
                 self._train_and_kill()
             _announce(3, "the same command goes on from the newest checkpoint")
@@ -109,7 +109,7 @@ class FirstRun:
         return [folder for folder in found if not folder.name.endswith("-00000000")]
 
     def _train_tasks(self) -> None:
-        todo = [passes for passes in (4, 1) if not _finished(self.task(passes))]
+        todo = [passes for passes in (4, 1) if not is_finished(self.task(passes))]
         with ThreadPoolExecutor() as pool:
             list(pool.map(self._train_task, todo))
         for passes in (4, 1):
@@ -130,11 +130,6 @@ def _announce(stage: int, text: str) -> None:
 
 def _sleeptrain(*words: str | Path) -> list[str]:
     return [sys.executable, "-m", "sleeptrain", *map(str, words)]
-
-
-def _finished(run: Path) -> bool:
-    status = read_status(run)
-    return status is not None and status["state"] == State.FINISHED
 
 
 def _call(command: Sequence[str], log: Path | None = None) -> None:

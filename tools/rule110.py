@@ -22,7 +22,7 @@ from sleeptrain.commands.report import main as report
 from sleeptrain.config.overrides import override
 from sleeptrain.errors import UserError
 from sleeptrain.terminal import say
-from sleeptrain.train.status import State, read_status
+from sleeptrain.train.status import is_finished
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ class Trial:
 
     @property
     def finished(self) -> bool:
-        status = read_status(self.root / self.name)
-        return status is not None and status["state"] == State.FINISHED
+        return is_finished(self.root / self.name)
 
     def train(self, overrides: list[str]) -> Trial:
         """Train the run in a process. Raises UserError if it fails."""

@@ -153,6 +153,12 @@ def read_status(folder: Path) -> dict[str, Any] | None:
     return status if isinstance(status, dict) and _is_status(status) else None
 
 
+def is_finished(folder: Path) -> bool:
+    """True if the run in `folder` says that it is finished."""
+    status = read_status(folder)
+    return status is not None and status["state"] == State.FINISHED
+
+
 def _is_status(fields: dict[str, Any]) -> bool:
     """True if the fields that are read later are present and have the right type."""
     attempt, progress_at, saving = fields.get("attempt", 0), fields.get("progress_at"), fields.get("save_seconds", 0.0)

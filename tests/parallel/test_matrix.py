@@ -4,7 +4,7 @@ Two clipped steps of AdamW and Muon on text: rows of three windows in which docu
 in the next step; blocks of every kind before, in and after the loop; one row at a time, with gradients accumulated
 (under ZeRO-3 all at once). Losses, norms, held-out losses, weights, optimizer state and memory are compared.
 
-The fast tests have every layout, and over all of them every value of every option; the full product is slow. N=1
+The fast tests have four layouts, and over them every value of every option; the full product is slow. N=1
 without feedback is omitted: it has no sleep pass. `test_nothing_else_is_omitted` runs the validation on all the others.
 """
 

@@ -79,7 +79,7 @@ def export(
     check_start(files.forms, config.model)
     state = read_state(checkpoint)
     shape = last_shape(config, state)
-    sleep = with_stop_rule(config.model, config.sleep, shape, stop or {})
+    sleep = _with_stop_rule(config.model, config.sleep, shape, stop or {})
     gate = run_gate(sleep, config.model.dim, shape.passes)
     family = choose_family(config.model, model_type)
     tokenizers = find_tokenizers(config, tokenizer, tokenizer_of(checkpoint)) if with_tokenizer else None
@@ -111,7 +111,7 @@ def export(
     return Exported(family.model_type, num_parameters, error, tokenizers is not None, texts)
 
 
-def with_stop_rule(model: ModelConfig, sleep: SleepConfig, shape: StepShape, stop: Mapping[str, Any]) -> SleepConfig:
+def _with_stop_rule(model: ModelConfig, sleep: SleepConfig, shape: StepShape, stop: Mapping[str, Any]) -> SleepConfig:
     """The settings of a run with another stop rule. Raises ConfigError if they do not go with N and L of `shape`."""
     if not stop:
         return sleep
